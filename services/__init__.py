@@ -1,0 +1,1 @@
+"""The two services: payments and orders. They meet through events alone."""

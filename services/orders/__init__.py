@@ -1,0 +1,1 @@
+"""Orders: they are taken, await their payment, and end as success or failed."""

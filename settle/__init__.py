@@ -1,0 +1,1 @@
+"""The operator's command line: the whole system, up and down, on one machine."""

@@ -1,0 +1,22 @@
+"""The delivery engine: outbox, relay, inbox, dead letters. It knows no service by name.
+
+A service adds events in its own transactions with `add`, describes itself with a `Service`, and
+takes the engine's tables into its migrations from `shared.outbox.migrations`.
+"""
+
+from shared.outbox.event import Event, ReceivedEvent
+from shared.outbox.service import Outcome, Service, Subscription, Verdict
+from shared.outbox.store import add, add_all
+from shared.outbox.wakeup import notify_after_commit
+
+__all__ = [
+    "Event",
+    "Outcome",
+    "ReceivedEvent",
+    "Service",
+    "Subscription",
+    "Verdict",
+    "add",
+    "add_all",
+    "notify_after_commit",
+]

@@ -1,0 +1,125 @@
+"""What the delivery engine must know of a service: its name, its events, its handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import entry_points
+from uuid import UUID
+
+from marshmallow import Schema
+from sqlalchemy.orm import Session
+
+from shared.errors import SettleError
+from shared.outbox.event import ReceivedEvent
+
+ENTRY_POINT_GROUP = "settle.services"
+
+
+class Outcome(StrEnum):
+    """What became of an event; kept in its inbox row."""
+
+    APPLIED = "applied"
+    SKIPPED = "skipped"  # of an unknown type: recorded, nothing to do
+    ANOMALY = "anomaly"  # contradicts what is final: recorded, not applied
+    PARKED = "parked"  # cannot be applied: in the dead letters, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A handler's word on an event that it did not apply.
+
+    Args:
+        outcome: ANOMALY or PARKED.
+        reason: a stable short name, such as ``unknown_order``.
+        detail: a sentence with ids, for a person.
+    """
+
+    outcome: Outcome
+    reason: str
+    detail: str
+
+
+Handler = Callable[[Session, Sequence[ReceivedEvent]], Mapping[UUID, Verdict]]
+"""Applies events, in their order, inside the caller's transaction; never commits.
+
+Returns a verdict for each event that it did not apply, by event id; an event without one was
+applied. Raises to have the whole batch rolled back and the culprit found.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One type of event that a service consumes.
+
+    Args:
+        topic: where it comes from.
+        type: the CloudEvents type.
+        schema: validates the data; unknown fields are ignored.
+        handle: applies a run of such events.
+    """
+
+    topic: str
+    type: str
+    schema: Schema
+    handle: Handler
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service to the delivery engine.
+
+    Args:
+        name: as on the command line; also the consumer group and the ``ce_source``.
+        aggregatetypes: of the events that it publishes.
+        subscriptions: the events that it consumes.
+    """
+
+    name: str
+    aggregatetypes: tuple[str, ...]
+    subscriptions: tuple[Subscription, ...]
+
+    @property
+    def source(self) -> str:
+        """The ``ce_source`` of the events that it publishes."""
+        return f"/{self.name}"
+
+    @property
+    def published_topics(self) -> tuple[str, ...]:
+        """The topics that its relay writes."""
+        return tuple(topic_of(aggregatetype) for aggregatetype in self.aggregatetypes)
+
+    @property
+    def consumed_topics(self) -> tuple[str, ...]:
+        """The topics that its consumer reads, each once."""
+        return tuple(sorted({subscription.topic for subscription in self.subscriptions}))
+
+
+class UnknownServiceError(SettleError):
+    """No service has that name."""
+
+
+def topic_of(aggregatetype: str) -> str:
+    """The topic of an aggregate type's events; the rule that Debezium's EventRouter is set to."""
+    return f"{aggregatetype}.events"
+
+
+def service_names() -> list[str]:
+    """The names of the services that are installed."""
+    return sorted(entry_points(group=ENTRY_POINT_GROUP).names)
+
+
+def load_service(name: str) -> Service:
+    """Find a service by its name among the entry points of the group ``settle.services``.
+
+    Raises:
+        UnknownServiceError: naming those that exist.
+    """
+    found = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    if not found:
+        known = ", ".join(service_names()) or "none is installed"
+        raise UnknownServiceError(f"There is no service {name!r}. Services: {known}.")
+    (entry_point,) = found
+    service: Service = entry_point.load()
+    return service

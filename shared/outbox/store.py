@@ -1,0 +1,89 @@
+"""Adding events to the outbox, inside the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from shared.errors import SettleError
+from shared.outbox.wakeup import mark_for_wakeup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from shared.outbox.event import Event
+
+# A broker takes records of up to 1 MiB unless told otherwise (message.max.bytes); the rest is
+# room for the headers and the batch around the record.
+PAYLOAD_MAX_BYTES = 900_000
+
+
+class EventTooLargeError(SettleError):
+    """An event's payload is larger than a broker takes."""
+
+
+_ADD = text(
+    """
+    WITH added AS (
+        INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, requestid, traceparent)
+        SELECT id, aggregatetype, aggregateid, type, payload, requestid, traceparent
+        FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:aggregatetypes AS text[]), CAST(:aggregateids AS text[]),
+            CAST(:types AS text[]), CAST(:payloads AS bytea[]), CAST(:requestids AS text[]),
+            CAST(:traceparents AS text[])
+        ) WITH ORDINALITY AS event (
+            id, aggregatetype, aggregateid, type, payload, requestid, traceparent, position
+        )
+        ORDER BY position
+        RETURNING shard, seq, id
+    )
+    INSERT INTO outbox_pending (shard, seq, id) SELECT shard, seq, id FROM added
+    """
+)
+
+
+def add(session: Session, event: Event) -> None:
+    """Add an event to the outbox. It is sent if, and only if, the caller's transaction commits.
+
+    A use case that locks its aggregate adds its event after taking the lock: events of one key
+    are sent in the order in which they were added.
+
+    Raises:
+        EventTooLargeError: the payload is over `PAYLOAD_MAX_BYTES`.
+    """
+    add_all(session, [event])
+
+
+def add_all(session: Session, events: Sequence[Event]) -> None:
+    """Add events in their order, by one statement; see `add`."""
+    if not events:
+        return
+    session.execute(
+        _ADD,
+        {
+            "ids": [str(event.id) for event in events],
+            "aggregatetypes": [event.aggregatetype for event in events],
+            "aggregateids": [event.aggregateid for event in events],
+            "types": [event.type for event in events],
+            "payloads": [_payload(event) for event in events],
+            "requestids": [event.trace.request_id for event in events],
+            "traceparents": [event.trace.traceparent for event in events],
+        },
+    )
+    mark_for_wakeup(session)
+
+
+def _payload(event: Event) -> bytes:
+    payload = json.dumps(
+        event.data, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    ).encode()
+    if len(payload) > PAYLOAD_MAX_BYTES:
+        raise EventTooLargeError(
+            f"Event {event.id} ({event.type}, key {event.aggregateid}) has a payload of "
+            f"{len(payload)} bytes; at most {PAYLOAD_MAX_BYTES} can be sent."
+        )
+    return payload

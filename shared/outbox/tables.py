@@ -1,0 +1,129 @@
+"""The engine's tables, as SQLAlchemy knows them; `migrations` creates them.
+
+Each service has all of them in its own database. What each is for stands in its comment there.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Computed,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData()
+
+
+def _timestamp(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+# Debezium's outbox columns (id, aggregatetype, aggregateid, type, payload), and one for each
+# header that is not a constant. Rows are inserted once and never updated.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column(
+        "shard", Integer, Computed("outbox_shard(aggregateid)", persisted=True), nullable=False
+    ),
+    Column("aggregatetype", Text, nullable=False),
+    Column("aggregateid", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("requestid", Text),
+    Column("traceparent", Text),
+    _timestamp("created_at"),
+    postgresql_partition_by="RANGE (id)",
+)
+
+outbox_pending = Table(
+    "outbox_pending",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Uuid, nullable=False),
+)
+
+outbox_shards = Table(
+    "outbox_shards",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+)
+
+outbox_topics = Table(
+    "outbox_topics",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("topic_id", Uuid, nullable=False),
+    _timestamp("noted_at"),
+)
+
+outbox_refused = Table(
+    "outbox_refused",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Uuid, nullable=False),
+    Column("reason", Text, nullable=False),
+    _timestamp("refused_at"),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("requestid", Text),
+    Column("outcome", Text, nullable=False),
+    Column("detail", Text),
+    _timestamp("received_at"),
+    Index(
+        "inbox_not_applied",
+        "received_at",
+        postgresql_where=text("outcome <> 'applied'"),
+    ),
+    postgresql_partition_by="RANGE (id)",
+)
+
+inbox_horizon = Table(
+    "inbox_horizon",
+    metadata,
+    Column("before", Uuid, primary_key=True),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False, unique=True),
+    Column("event_id", Uuid),
+    Column("type", Text),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("timestamp_ms", BigInteger),
+    Column("key", LargeBinary),
+    Column("value", LargeBinary),
+    Column("headers", JSONB, nullable=False),
+    Column("requestid", Text),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    _timestamp("parked_at"),
+)

@@ -1,0 +1,128 @@
+"""Settings of a service's processes, read from the environment once, at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from environs import Env, EnvError, validate
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from shared.errors import SettleError
+
+DAY_S = 24 * 60 * 60
+DRIVER = "postgresql+psycopg2"
+
+
+class SettingsError(SettleError):
+    """A setting is missing or wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process of one service needs to know. Units stand last in the names.
+
+    `outbox_shards` is the count the operator expects; the database holds the true one, and a
+    relay refuses to start when the two differ. None expects nothing.
+    """
+
+    service: str
+    database_url: str
+    kafka_bootstrap_servers: tuple[str, ...]
+    topic_partitions: int
+    topic_replication: int
+    topic_retention_s: int
+    outbox_shards: int | None
+    outbox_retention_s: int
+    inbox_retention_s: int
+    replay_window_s: int
+    relay_batch: int
+    relay_poll_s: float
+    consumer_batch: int
+    health_dir: str | None
+    log_level: str
+    log_format: str
+
+
+def read_settings(service: str) -> Settings:
+    """Read the settings of one service's process from the environment.
+
+    Args:
+        service: the service's name; its database is named by ``<SERVICE>_DATABASE_URL``.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
+    env = Env()
+    whole = partial(_whole, env)
+    try:
+        settings = Settings(
+            service=service,
+            database_url=_database_url(env, f"{service.upper()}_DATABASE_URL"),
+            kafka_bootstrap_servers=tuple(
+                env.list("KAFKA_BOOTSTRAP_SERVERS", validate=validate.Length(min=1))
+            ),
+            topic_partitions=whole("TOPIC_PARTITIONS", 6, least=1, most=10_000),
+            topic_replication=whole("TOPIC_REPLICATION", 1, least=1, most=100),
+            topic_retention_s=whole("TOPIC_RETENTION_S", 7 * DAY_S, least=60),
+            outbox_shards=(
+                whole("OUTBOX_SHARDS", 1, least=1, most=1024)
+                if env.str("OUTBOX_SHARDS", "")
+                else None
+            ),
+            outbox_retention_s=whole("OUTBOX_RETENTION_S", 7 * DAY_S, least=DAY_S),
+            inbox_retention_s=whole("INBOX_RETENTION_S", 30 * DAY_S, least=DAY_S),
+            replay_window_s=whole("REPLAY_WINDOW_S", 7 * DAY_S, least=60),
+            relay_batch=whole("RELAY_BATCH", 500, least=1, most=10_000),
+            relay_poll_s=env.float(
+                "RELAY_POLL_S", 1.0, validate=validate.Range(min=0.01, max=60.0)
+            ),
+            consumer_batch=whole("CONSUMER_BATCH", 500, least=1, most=500),
+            health_dir=env.str("HEALTH_DIR", "") or None,
+            log_level=env.str(
+                "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+            ),
+            log_format=env.str(
+                "LOG_FORMAT", "auto", validate=validate.OneOf(["auto", "json", "console"])
+            ),
+        )
+    except EnvError as error:
+        raise SettingsError(str(error)) from error
+    _check_windows(settings)
+    return settings
+
+
+def _whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
+    return env.int(name, default, validate=validate.Range(min=least, max=most))
+
+
+def _database_url(env: Env, name: str) -> str:
+    text = env.str(name)
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise SettingsError(f"{name} is not a database URL: expected {DRIVER}://...") from error
+    if url.drivername != DRIVER:
+        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3, which is not what runs here.
+        raise SettingsError(f"{name} must begin with {DRIVER}:// (found {url.drivername}://)")
+    return text
+
+
+def _check_windows(settings: Settings) -> None:
+    """Hold the windows in the order that keeps duplicates out.
+
+    An event can reach the inbox as late as its topic keeps it, plus as far back as a replay
+    goes; the inbox must still know it then.
+    """
+    latest_s = settings.topic_retention_s + settings.replay_window_s
+    if settings.inbox_retention_s <= latest_s:
+        raise SettingsError(
+            f"INBOX_RETENTION_S ({settings.inbox_retention_s}) must be greater than "
+            f"TOPIC_RETENTION_S + REPLAY_WINDOW_S ({latest_s}), or a late duplicate is applied twice"
+        )
+    if settings.replay_window_s > settings.outbox_retention_s:
+        raise SettingsError(
+            f"REPLAY_WINDOW_S ({settings.replay_window_s}) must not be greater than "
+            f"OUTBOX_RETENTION_S ({settings.outbox_retention_s}): what is dropped is not replayed"
+        )
