@@ -93,6 +93,18 @@ def read_settings(service: str) -> Settings:
     return settings
 
 
+def read_database_url(service: str) -> str:
+    """Read the URL of one service's database from the environment; all that a migration needs.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
+    try:
+        return _database_url(Env(), f"{service.upper()}_DATABASE_URL")
+    except EnvError as error:
+        raise SettingsError(str(error)) from error
+
+
 def _whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
     return env.int(name, default, validate=validate.Range(min=least, max=most))
 

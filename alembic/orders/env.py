@@ -1,0 +1,9 @@
+"""Runs the migrations of orders: ``alembic -n orders upgrade head``."""
+
+from __future__ import annotations
+
+from services.orders.models import metadata
+from shared import migrations
+from shared.outbox import tables
+
+migrations.run([metadata, tables.metadata])

@@ -1,0 +1,9 @@
+"""Runs the migrations of payments: ``alembic -n payments upgrade head``."""
+
+from __future__ import annotations
+
+from services.payments.models import metadata
+from shared import migrations
+from shared.outbox import tables
+
+migrations.run([metadata, tables.metadata])

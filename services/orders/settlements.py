@@ -1,0 +1,131 @@
+"""Giving orders their final status, a whole batch by two statements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, text
+
+from services.orders.models import CREATED, orders
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The result of an order's payment.
+
+    Args:
+        order_id: the order.
+        user_id: who was to pay.
+        amount: what was to be paid, in minor units.
+        status: the order's final status: success or failed.
+        failure_reason: None on success.
+    """
+
+    order_id: UUID
+    user_id: UUID
+    amount: int
+    status: str
+    failure_reason: str | None
+
+
+class Refusal(Enum):
+    """Why a settlement was not applied."""
+
+    UNKNOWN_ORDER = "unknown_order"
+    MISMATCH = "mismatch"
+    ALREADY_FINAL = "already_final"
+    CONTRADICTS_FINAL_STATUS = "contradicts_final_status"
+
+    @property
+    def sentence(self) -> str:
+        """The reason for a person."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Refusal.UNKNOWN_ORDER: "there is no such order.",
+    Refusal.MISMATCH: "its user or amount is not the order's.",
+    Refusal.ALREADY_FINAL: "the order has that final status already.",
+    Refusal.CONTRADICTS_FINAL_STATUS: "the order has another final status.",
+}
+
+
+@dataclass(slots=True)
+class _Order:
+    user_id: UUID
+    amount: int
+    status: str
+
+
+# By id: two that lock several orders take them in one order, and cannot deadlock.
+_LOCK_ORDERS = (
+    select(orders.c.id, orders.c.user_id, orders.c.amount, orders.c.status)
+    .order_by(orders.c.id)
+    .with_for_update()
+)
+
+_UPDATE_STATUSES = text(
+    """
+    UPDATE orders
+    SET status = settled.status,
+        failure_reason = settled.failure_reason,
+        updated_at = greatest(clock_timestamp(), orders.created_at)
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:failure_reasons AS text[])
+    ) AS settled (id, status, failure_reason)
+    WHERE orders.id = settled.id
+    """
+)
+
+
+def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal | None]:
+    """Give orders their final status; one that is final stays as it is.
+
+    Returns:
+        For each settlement, in their order, None when it was applied, else why not.
+    """
+    known = _lock(session, {each.order_id for each in settlements})
+    refusals: list[Refusal | None] = []
+    applied = []
+    for each in settlements:
+        order = known.get(each.order_id)
+        refusal = _refusal(each, order)
+        if order is not None and refusal is None:
+            order.status = each.status
+            applied.append(each)
+        refusals.append(refusal)
+    if applied:
+        session.execute(
+            _UPDATE_STATUSES,
+            {
+                "ids": [str(each.order_id) for each in applied],
+                "statuses": [each.status for each in applied],
+                "failure_reasons": [each.failure_reason for each in applied],
+            },
+        )
+    return refusals
+
+
+def _lock(session: Session, order_ids: set[UUID]) -> dict[UUID, _Order]:
+    rows = session.execute(_LOCK_ORDERS.where(orders.c.id.in_(order_ids)))
+    return {order_id: _Order(user_id, amount, status) for order_id, user_id, amount, status in rows}
+
+
+def _refusal(settlement: Settlement, order: _Order | None) -> Refusal | None:
+    if order is None:
+        return Refusal.UNKNOWN_ORDER
+    if (settlement.user_id, settlement.amount) != (order.user_id, order.amount):
+        return Refusal.MISMATCH
+    if order.status == CREATED:
+        return None
+    if order.status == settlement.status:
+        return Refusal.ALREADY_FINAL
+    return Refusal.CONTRADICTS_FINAL_STATUS

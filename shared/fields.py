@@ -1,0 +1,134 @@
+"""Fields of the wire formats, HTTP bodies and events alike: strict about what they take.
+
+marshmallow's own fields convert where they can (``"12"``, ``12.0`` and ``true`` are integers to
+them); money and identities must be said exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+INT64_MAX = 2**63 - 1
+
+_NIL = UUID(int=0)
+# UUID() also takes braces, urn:uuid:, and digits without hyphens: several spellings of one id.
+_CANONICAL_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def format_time(moment: datetime) -> str:
+    """A moment as ``2025-06-17T20:55:35.806222Z``: UTC, always with microseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class OpenSchema(Schema):
+    """A schema that ignores fields it does not know, so that either side can add some."""
+
+    class Meta:
+        """Options, as marshmallow wants them."""
+
+        unknown = EXCLUDE
+
+
+class Amount(fields.Integer):
+    """An integer of minor units, from 1 to 2^63-1. A float, string or bool is refused."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  # marshmallow's own
+        metadata = {"minimum": 1, "maximum": INT64_MAX, "format": "int64"}
+        super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
+
+    def _deserialize(
+        self,
+        value: object,
+        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **_: object,
+    ) -> int:
+        if type(value) is not int:  # a bool is an int to isinstance
+            raise ValidationError("Must be an integer, in minor units.")
+        if not 1 <= value <= INT64_MAX:
+            raise ValidationError(f"Must be from 1 to {INT64_MAX}.")
+        return value
+
+
+class CanonicalUUID(fields.UUID):
+    """A UUID of 36 characters with hyphens, in any case (RFC 9562, section 4)."""
+
+    def _deserialize(
+        self,
+        value: object,
+        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **_: object,
+    ) -> UUID:
+        if not isinstance(value, str) or not _CANONICAL_UUID.fullmatch(value):
+            raise ValidationError("Must be a UUID such as 8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a.")
+        return UUID(value)
+
+
+class UserId(CanonicalUUID):
+    """A user's UUID. The nil UUID stands for nobody and is refused."""
+
+    def _deserialize(
+        self, value: object, attr: str | None, data: Mapping[str, Any] | None, **options: object
+    ) -> UUID:
+        user_id = super()._deserialize(value, attr, data, **options)
+        if user_id == _NIL:
+            raise ValidationError("Must not be the nil UUID.")
+        return user_id
+
+
+class Text(fields.String):
+    """A string that PostgreSQL and UTF-8 can hold: without NUL and lone surrogates.
+
+    Args:
+        max_length: in characters (code points).
+        min_length: in characters.
+    """
+
+    def __init__(self, *, max_length: int, min_length: int = 0, **options: Any) -> None:  # noqa: ANN401
+        metadata = {"minLength": min_length, "maxLength": max_length}
+        super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
+        self._max_length = max_length
+        self._min_length = min_length
+
+    def _deserialize(
+        self,
+        value: object,
+        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **_: object,
+    ) -> str:
+        if not isinstance(value, str):
+            raise ValidationError("Must be a string.")
+        if not self._min_length <= len(value) <= self._max_length:
+            raise ValidationError(
+                f"Must be of {self._min_length} to {self._max_length} characters."
+            )
+        if "\0" in value:
+            raise ValidationError("Must not contain the NUL character.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValidationError("Must not contain a lone surrogate.") from error
+        return value
+
+
+class Time(fields.DateTime):
+    """A moment, written as `format_time` does."""
+
+    def _serialize(
+        self,
+        value: datetime | None,
+        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
+        obj: object,  # noqa: ARG002
+        **_: object,
+    ) -> str | None:
+        return None if value is None else format_time(value)
