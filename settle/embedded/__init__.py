@@ -1,0 +1,1 @@
+"""PostgreSQL and a Kafka-protocol broker from wheels, for machines without Docker."""

@@ -1,0 +1,65 @@
+"""The user that PostgreSQL runs as: it refuses to be root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class RunAs(TypedDict, total=False):
+    """What `subprocess` needs to become another user."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A user other than root; `switch` says whether it differs from the one running now."""
+
+    uid: int
+    gid: int
+    switch: bool
+
+    @property
+    def run_as(self) -> RunAs:
+        """Arguments for `subprocess` that make a child run as this user."""
+        if not self.switch:
+            return {}
+        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def become(self) -> None:
+        """Make the running process this user's, for good."""
+        if self.switch:
+            os.setgroups([])
+            os.setgid(self.gid)
+            os.setuid(self.uid)
+
+    def give(self, path: Path, mode: int) -> None:
+        """Make a file or folder this user's, with these permissions."""
+        if self.switch:
+            os.chown(path, self.uid, self.gid)
+        path.chmod(mode)
+
+    def reaches(self, path: Path) -> bool:
+        """Whether this user may enter the folder, or run the file, at `path`."""
+        # Asked of the kernel as that user: modes, ACLs and mounts are too many to work out here.
+        asked = subprocess.run(
+            ["/usr/bin/env", "test", "-x", str(path)], cwd="/", check=False, **self.run_as
+        )
+        return asked.returncode == 0
+
+
+def server_owner() -> Owner:
+    """The user for server processes: the one running now, or `nobody` when that is root."""
+    if os.geteuid() != 0:
+        return Owner(os.geteuid(), os.getegid(), switch=False)
+    nobody = pwd.getpwnam("nobody")
+    return Owner(nobody.pw_uid, nobody.pw_gid, switch=True)

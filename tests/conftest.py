@@ -1,0 +1,111 @@
+"""The real servers that tests run against, started by the test session itself, on free ports."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shared.migrations import upgrade
+from support.broker import Broker
+from support.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Set where every test must run: a test that is skipped there fails the session.
+REQUIRE_ALL = "SETTLE_REQUIRE_ALL"
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL, shared by the session. Never stop it: take `own_postgres` for that."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.discard()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL of this test alone, to stop and kill."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.discard()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A running broker, shared by the session. Never stop it: take `own_broker` for that."""
+    server = Broker()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Broker]:
+    """A running broker of this test alone, to stop and kill."""
+    server = Broker()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Callable[[str], str]:
+    """The name of a service's template database, by the service's name: migrated once."""
+    made: dict[str, str] = {}
+
+    def template(service: str) -> str:
+        if service not in made:
+            name = f"{service}_template"
+            upgrade(service, postgres.create_database(name))
+            made[service] = name
+        return made[service]
+
+    return template
+
+
+def _fresh(service: str, postgres: PostgresServer, template: str) -> Iterator[str]:
+    name = f"{service}_{next(_numbers)}"
+    yield postgres.create_database(name, template=template)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def payments_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    """A fresh database of payments, migrated and empty."""
+    yield from _fresh("payments", postgres, databases("payments"))
+
+
+@pytest.fixture
+def orders_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    """A fresh database of orders, migrated and empty."""
+    yield from _fresh("orders", postgres, databases("orders"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and os.environ.get(REQUIRE_ALL):
+        terminalreporter.write_line(f"{REQUIRE_ALL} is set, and {len(skipped)} tests were skipped.")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get(REQUIRE_ALL) and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,113 @@
+"""A PostgreSQL server of a test's own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg2
+from sqlalchemy.engine import make_url
+
+from settle.embedded.postgres import Cluster, open_cluster
+from support.ports import free_port
+from support.waiting import wait_until
+
+# A test's data need not outlive the machine; speed is worth more.
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_connections": "300",
+    "shared_buffers": "64MB",
+}
+STOP_TIMEOUT_S = 20
+
+
+class PostgresServer:
+    """A server on a free port of 127.0.0.1, with a data directory that goes away with it."""
+
+    def __init__(self) -> None:
+        # Not pytest's tmp_path: run by root, that one is closed to the server's user.
+        self._folder = Path(tempfile.mkdtemp(prefix="settle-test-postgres-"))
+        self._folder.chmod(0o755)
+        self._cluster: Cluster = open_cluster(self._folder / "postgres")
+        self._cluster.initialise(durable=False)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+
+    @property
+    def log(self) -> Path:
+        return self._folder / "postgres.log"
+
+    def url(self, database: str = "postgres") -> str:
+        """The address of a database, as its superuser."""
+        return self._cluster.url(self.port, database)
+
+    def start(self) -> None:
+        """Start the server and wait until it serves."""
+        self._cluster.running_pid()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._cluster.command(self.port, **FAST),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **self._cluster.owner.run_as,
+            )
+        wait_until(self._serves, timeout_s=30, what="PostgreSQL to serve")
+
+    def _serves(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"PostgreSQL ended at its start:\n{self.log.read_text()}")
+        try:
+            self.execute("SELECT 1")
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop the server as an operator would: connections are cut, nothing is lost."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill the server with no warning, its children with it."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        self._process.wait(STOP_TIMEOUT_S)
+        self._process = None
+
+    def execute(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run one statement outside any transaction, and return its rows."""
+        dsn = make_url(self.url(database)).set(drivername="postgresql")
+        opened = psycopg2.connect(dsn.render_as_string(hide_password=False), connect_timeout=3)
+        try:
+            opened.autocommit = True
+            with opened.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            opened.close()
+
+    def create_database(self, name: str, *, template: str = "template1") -> str:
+        """Create a database and return its address."""
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def discard(self) -> None:
+        """End the server and remove what it kept."""
+        self.stop()
+        shutil.rmtree(self._cluster.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
