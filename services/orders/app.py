@@ -1,0 +1,42 @@
+"""The app of orders: ``gunicorn 'services.orders.app:create_app()'``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import sessionmaker
+
+from services.orders.api import STATUSES, blueprint
+from shared import migrations, outbox
+from shared.database import make_engine
+from shared.log import configure_logging
+from shared.settings import Settings, read_settings
+from shared.web import POOL_SIZE, make_app
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Make the app, after fork.
+
+    Args:
+        settings: read from the environment, and logging set up by them, unless given.
+
+    Raises:
+        SettingsError: a setting is missing or wrong.
+    """
+    if settings is None:
+        settings = read_settings("orders")
+        configure_logging(level=settings.log_level, form=settings.log_format)
+    engine = make_engine(settings.database_url, application_name="orders-api", pool_size=POOL_SIZE)
+    sessions = sessionmaker(engine)
+    outbox.notify_after_commit(sessions, settings.database_url)
+    return make_app(
+        __name__,
+        title="Settle orders",
+        blueprints=[blueprint],
+        session_factory=sessions,
+        revision=migrations.head("orders"),
+        statuses=STATUSES,
+    )

@@ -1,0 +1,90 @@
+"""Opening accounts, depositing, asking for the balance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from services.payments.models import AMOUNT_MAX, accounts
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy.orm import Session
+
+
+class AccountExistsError(SettleError):
+    """The user has an account already."""
+
+
+class UnknownAccountError(SettleError):
+    """The user has no account."""
+
+
+class BalanceOverflowError(SettleError):
+    """A deposit would raise the balance above what can be stored."""
+
+
+_CREATE = (
+    insert(accounts)
+    .on_conflict_do_nothing(index_elements=[accounts.c.user_id])
+    .returning(accounts.c.id)
+)
+
+_BALANCE = select(accounts.c.balance)
+
+_DEPOSIT = text(
+    """
+    WITH credited AS (
+        UPDATE accounts SET balance = balance + :amount
+        WHERE user_id = :user_id AND balance <= :balance_max
+        RETURNING id
+    )
+    INSERT INTO transfers (from_account_id, to_account_id, amount, kind)
+    SELECT world.id, credited.id, :amount, 'deposit'
+    FROM credited, accounts AS world
+    WHERE world.name = 'world'
+    RETURNING id
+    """
+)
+
+
+def create(session: Session, user_id: UUID) -> None:
+    """Open a user's account, with nothing in it.
+
+    Raises:
+        AccountExistsError: the user has one.
+    """
+    if session.scalar(_CREATE, {"user_id": user_id, "balance": 0}) is None:
+        raise AccountExistsError(f"User {user_id} has an account already.")
+
+
+def deposit(session: Session, user_id: UUID, amount: int) -> None:
+    """Move an amount, in minor units, from the world to a user's account.
+
+    Raises:
+        UnknownAccountError: the user has no account.
+        BalanceOverflowError: the balance would be above `AMOUNT_MAX`.
+    """
+    parameters = {"user_id": user_id, "amount": amount, "balance_max": AMOUNT_MAX - amount}
+    if session.scalar(_DEPOSIT, parameters) is None:
+        found = balance(session, user_id)
+        raise BalanceOverflowError(
+            f"A deposit of {amount} would raise the balance of user {user_id}, {found}, above"
+            f" {AMOUNT_MAX}."
+        )
+
+
+def balance(session: Session, user_id: UUID) -> int:
+    """A user's balance, in minor units.
+
+    Raises:
+        UnknownAccountError: the user has no account.
+    """
+    found: int | None = session.scalar(_BALANCE.where(accounts.c.user_id == user_id))
+    if found is None:
+        raise UnknownAccountError(f"User {user_id} has no account.")
+    return found

@@ -1,0 +1,42 @@
+"""The app of payments: ``gunicorn 'services.payments.app:create_app()'``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import sessionmaker
+
+from services.payments.api import STATUSES, blueprint
+from shared import migrations
+from shared.database import make_engine
+from shared.log import configure_logging
+from shared.settings import Settings, read_settings
+from shared.web import POOL_SIZE, make_app
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Make the app, after fork.
+
+    Args:
+        settings: read from the environment, and logging set up by them, unless given.
+
+    Raises:
+        SettingsError: a setting is missing or wrong.
+    """
+    if settings is None:
+        settings = read_settings("payments")
+        configure_logging(level=settings.log_level, form=settings.log_format)
+    engine = make_engine(
+        settings.database_url, application_name="payments-api", pool_size=POOL_SIZE
+    )
+    return make_app(
+        __name__,
+        title="Settle payments",
+        blueprints=[blueprint],
+        session_factory=sessionmaker(engine),
+        revision=migrations.head("payments"),
+        statuses=STATUSES,
+    )

@@ -1,0 +1,115 @@
+"""Reading request bodies: strict JSON, and nothing left unread on the wire."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from flask import Response, request
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+
+from shared.web.problems import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask, Request
+    from marshmallow import Schema, ValidationError
+
+MAX_BYTES = 1024 * 1024
+
+# A client that is still sending when the connection is closed may never see the answer: what it
+# sends is read and thrown away, up to this much.
+_DRAIN_MAX_BYTES = 64 * 1024 * 1024
+_DRAIN_CHUNK_BYTES = 64 * 1024
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadRequest(f"The body is not JSON: {name} is no number there (RFC 8259, section 6).")
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def read_json(incoming: Request) -> Any:  # whatever JSON holds
+    """Parse a request's body as JSON (RFC 8259), in UTF-8.
+
+    Raises:
+        BadRequest: it is not JSON, or nested too deeply to be read.
+        InvalidInputError: it holds an integer of more digits than Python reads.
+        RequestEntityTooLarge: it is over `MAX_BYTES`.
+        UnsupportedMediaType: it does not say that it is JSON.
+    """
+    if not incoming.is_json:
+        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
+    try:
+        return _decoder.decode(incoming.get_data(cache=False).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRequest("The body is not JSON: it is not UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise BadRequest(
+            f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+        ) from error
+    except RecursionError as error:
+        raise BadRequest("The body is nested too deeply.") from error
+    except ValueError as error:
+        # Python bounds the digits of an integer (sys.set_int_max_str_digits).
+        raise InvalidInputError([{"pointer": "#", "detail": "A number is too long."}]) from error
+
+
+class Parser(FlaskParser):
+    """Parses bodies and queries by a marshmallow schema; what is wrong is raised as a problem."""
+
+    def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002
+        """Read the body; it must be a JSON object."""
+        data = read_json(req)
+        if not isinstance(data, dict):
+            raise InvalidInputError([{"pointer": "#", "detail": "Must be a JSON object."}])
+        return data
+
+    def handle_error(
+        self,
+        error: ValidationError,
+        req: Request,  # noqa: ARG002  # the signature is webargs's
+        schema: Schema,  # noqa: ARG002
+        *,
+        error_status_code: int | None,  # noqa: ARG002
+        error_headers: Mapping[str, str] | None,  # noqa: ARG002
+    ) -> NoReturn:
+        """Raise what marshmallow found."""
+        raise InvalidInputError(
+            [
+                _fault(location, field, detail)
+                for location, messages in _by_location(error).items()
+                for field, details in messages.items()
+                for detail in details
+            ]
+        ) from error
+
+
+def _by_location(error: ValidationError) -> dict[str, dict[str, list[str]]]:
+    found: dict[str, dict[str, list[str]]] = error.normalized_messages()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _fault(location: str, field: str, detail: str) -> dict[str, str]:
+    if location == "json":
+        return {"pointer": f"#/{field}", "detail": detail}
+    return {"parameter": field, "detail": detail}
+
+
+def register(app: Flask) -> None:
+    """Bound the bodies of an app, and read those that an error left unread."""
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
+    app.after_request(_drain)
+
+
+def _drain(response: Response) -> Response:
+    stream = request.environ["wsgi.input"]
+    # Only where the server ends the stream at the body's end; else a read could wait for ever.
+    if response.status_code >= 400 and request.environ.get("wsgi.input_terminated"):  # noqa: PLR2004
+        for _ in range(_DRAIN_MAX_BYTES // _DRAIN_CHUNK_BYTES):
+            if not stream.read(_DRAIN_CHUNK_BYTES):
+                break
+    return response
