@@ -19,4 +19,4 @@ class Trace:
     traceparent: str | None = None
 
 
-current_trace: ContextVar[Trace] = ContextVar("current_trace", default=Trace())
+current_trace: ContextVar[Trace] = ContextVar("current_trace", default=Trace())  # noqa: B039 - frozen

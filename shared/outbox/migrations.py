@@ -61,7 +61,7 @@ CREATE TABLE outbox_pending (
     PRIMARY KEY (shard, seq)
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000);
 COMMENT ON TABLE outbox_pending IS
-    'Events that are still to be sent: a row comes with its event and goes when it is acknowledged.';
+    'Events still to be sent: a row comes with its event and goes when it is acknowledged.';
 
 CREATE TABLE outbox_topics (
     topic    text PRIMARY KEY,
@@ -117,7 +117,7 @@ CREATE TABLE dead_letters (
     timestamp_ms bigint,
     key          bytea,
     value        bytea,
-    headers      jsonb NOT NULL,
+    headers      json NOT NULL,
     requestid    text,
     reason       text NOT NULL,
     detail       text NOT NULL,
@@ -128,7 +128,7 @@ COMMENT ON TABLE dead_letters IS
 COMMENT ON COLUMN dead_letters.fingerprint IS
     'SHA-256 of the record and its place: one delivered again is not parked again.';
 COMMENT ON COLUMN dead_letters.headers IS
-    'An array of [name, value in Base64], in the order received.';
+    'In the order received: [name, text], or [name, {"base64": ...}] when it is not UTF-8.';
 """
 
 

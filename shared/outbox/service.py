@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from marshmallow import Schema
 from sqlalchemy.orm import Session
 
 from shared.errors import SettleError
 from shared.outbox.event import ReceivedEvent
+
+if TYPE_CHECKING:
+    from marshmallow import Schema
 
 ENTRY_POINT_GROUP = "settle.services"
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON
 
 metadata = MetaData()
 
@@ -37,9 +37,7 @@ outbox = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
-    Column(
-        "shard", Integer, Computed("outbox_shard(aggregateid)", persisted=True), nullable=False
-    ),
+    Column("shard", Integer, Computed("outbox_shard(aggregateid)", persisted=True), nullable=False),
     Column("aggregatetype", Text, nullable=False),
     Column("aggregateid", Text, nullable=False),
     Column("type", Text, nullable=False),
@@ -121,7 +119,7 @@ dead_letters = Table(
     Column("timestamp_ms", BigInteger),
     Column("key", LargeBinary),
     Column("value", LargeBinary),
-    Column("headers", JSONB, nullable=False),
+    Column("headers", JSON, nullable=False),
     Column("requestid", Text),
     Column("reason", Text, nullable=False),
     Column("detail", Text, nullable=False),

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import psycopg2
 import structlog
 from sqlalchemy import event
-from sqlalchemy.orm import Session, sessionmaker
 
 from shared.database import connect_autocommit
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
+    from sqlalchemy.orm import Session, sessionmaker
 
 CHANNEL = "outbox"
 _MARK = "outbox_added"

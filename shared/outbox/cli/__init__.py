@@ -1,0 +1,1 @@
+"""The engine's command lines: outbox-relay and inbox-consumer."""

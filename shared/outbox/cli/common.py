@@ -1,0 +1,95 @@
+"""What both command lines share: the service argument, the start, and how errors are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from datetime import timedelta
+from functools import wraps
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+import psycopg2
+from kafka.errors import KafkaError
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.errors import SettleError
+from shared.log import configure_logging
+from shared.outbox.failpoints import arm
+from shared.outbox.process import Stop
+from shared.outbox.service import Service, load_service
+from shared.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DURATION = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class Duration(click.ParamType[timedelta]):
+    """A length of time such as ``90s``, ``30m``, ``2h`` or ``7d``."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Read it, or say what it should look like."""
+        if isinstance(value, timedelta):
+            return value
+        match = _DURATION.fullmatch(str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is no duration; write 90s, 30m, 2h or 7d", param, ctx)
+        try:
+            return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        except OverflowError:
+            self.fail(f"{value!r} is too long", param, ctx)
+
+
+def start(service_name: str) -> tuple[Service, Settings]:
+    """Find the service, read its settings, set up the logs: the beginning of every command."""
+    service = load_service(service_name)
+    settings = read_settings(service.name)
+    configure_logging(level=settings.log_level, form=settings.log_format)
+    arm(os.environ)
+    return service, settings
+
+
+def stopped_by_signals() -> Stop:
+    """A stop that SIGTERM and SIGINT request."""
+    stop = Stop()
+    stop.listen()
+    return stop
+
+
+def told_in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """Tell expected trouble on stderr, in one sentence, with exit code 1; never a traceback."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except SettleError as error:
+            _fail(str(error))
+        except KafkaError as error:
+            _fail(f"Kafka cannot be reached or refuses: {error}. Check KAFKA_BOOTSTRAP_SERVERS.")
+        except (SQLAlchemyError, psycopg2.Error) as error:
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            _fail(f"The database cannot be reached or refuses: {reason}")
+
+    return wrapper
+
+
+def _fail(sentence: str) -> None:
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(EXIT_FAILED)
+
+
+service_argument = click.argument("service", metavar="SERVICE")
+version_option = click.version_option(version("settle"), package_name="settle")

@@ -1,0 +1,112 @@
+"""inbox-consumer: takes events from Kafka into a service's inbox, and has them applied once."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import click
+from sqlalchemy import text
+
+from shared.database import make_engine
+from shared.outbox.cli.common import (
+    service_argument,
+    start,
+    stopped_by_signals,
+    told_in_a_sentence,
+    version_option,
+)
+from shared.outbox.consumer import Consumer
+
+_LIST = text(
+    """
+    SELECT id, parked_at, reason, detail, topic, partition, "offset", timestamp_ms, event_id,
+           type, requestid, key, value, headers
+    FROM dead_letters ORDER BY id DESC LIMIT :most
+    """
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
+def main() -> None:
+    r"""Take events from Kafka into a service's inbox, and have each applied exactly once.
+
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS.
+
+    \b
+    Exit codes: 0 done, or stopped as asked; 1 failed; 2 wrong usage.
+    """
+
+
+@main.command()
+@service_argument
+@told_in_a_sentence
+def run(service: str) -> None:
+    r"""Consume the events that SERVICE subscribes to, until SIGTERM or SIGINT.
+
+    Any number may run, up to one a partition. A batch under way is finished first.
+
+    \b
+    Example: inbox-consumer run payments
+    """
+    found, settings = start(service)
+    Consumer(found, settings, stopped_by_signals()).run()
+
+
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Records that could not be applied."""
+
+
+@dead_letters.command("list")
+@service_argument
+@click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the record whole.")
+@told_in_a_sentence
+def list_dead_letters(service: str, limit: int, *, as_json: bool) -> None:
+    r"""Show what SERVICE could not apply, newest first, and why.
+
+    \b
+    Example: inbox-consumer dead-letters list payments --json
+    """
+    found, settings = start(service)
+    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    with engine.connect() as connection:
+        rows = [dict(row) for row in connection.execute(_LIST, {"most": limit}).mappings()]
+    engine.dispose()
+    if not rows and not as_json:
+        click.echo(f"No dead letters in {found.name}.")
+    for row in rows:
+        click.echo(json.dumps(_whole(row), ensure_ascii=False) if as_json else _short(row))
+
+
+def _short(row: dict[str, Any]) -> str:
+    return (
+        f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}\n"
+        f"    {row['topic']}[{row['partition']}]@{row['offset']}"
+        f"  event {row['event_id'] or '-'}  type {row['type'] or '-'}"
+        f"  request {row['requestid'] or '-'}\n"
+        f"    {row['detail']}"
+    )
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {
+        "parked_at": row["parked_at"].isoformat(),
+        "event_id": str(row["event_id"]) if row["event_id"] else None,
+        "key": _bytes(row["key"]),
+        "value": _bytes(row["value"]),
+    }
+
+
+def _bytes(value: Any) -> Any:
+    """Text where it is text, Base64 where it is not."""
+    if value is None:
+        return None
+    raw = bytes(value)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(raw).decode()}

@@ -1,0 +1,92 @@
+"""Kafka clients, with every option that matters given explicitly; none is left to a default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+# A relay holds its shards for at most MAX_BLOCK + DELIVERY, 9 s; the database ends its
+# transaction after LEASE (see relay), so the sum must stay below that.
+MAX_BLOCK_MS = 3_000
+REQUEST_TIMEOUT_MS = 3_000
+DELIVERY_TIMEOUT_MS = 6_000
+BOOTSTRAP_TIMEOUT_MS = 3_000
+# An embedded broker makes a joining member wait for half of it.
+SESSION_TIMEOUT_MS = 6_000
+HEARTBEAT_MS = 1_500
+MAX_POLL_INTERVAL_MS = 300_000
+
+_RECONNECT = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 1_000}
+
+
+def make_admin(settings: Settings, client_id: str) -> KafkaAdminClient:
+    """Connect an administration client.
+
+    Raises:
+        KafkaError: no broker can be reached.
+    """
+    return KafkaAdminClient(
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        client_id=client_id,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
+        **_RECONNECT,
+    )
+
+
+def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
+    """Connect a producer whose records are acknowledged by all replicas, each kept once.
+
+    Keys are placed by the default partitioner, murmur2, as Java's clients place them.
+
+    Raises:
+        KafkaError: no broker can be reached.
+    """
+    return KafkaProducer(
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        max_in_flight_requests_per_connection=5,
+        allow_auto_create_topics=False,
+        max_block_ms=MAX_BLOCK_MS,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
+        linger_ms=5,
+        batch_size=128 * 1024,
+        max_request_size=1024 * 1024,
+        **_RECONNECT,
+    )
+
+
+def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
+    """Connect a consumer that commits offsets only when told, and starts with the oldest record.
+
+    Raises:
+        KafkaError: no broker can be reached.
+    """
+    return KafkaConsumer(
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        client_id=f"inbox-consumer-{group_id}",
+        group_id=group_id,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        allow_auto_create_topics=False,
+        max_poll_records=settings.consumer_batch,
+        max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        heartbeat_interval_ms=HEARTBEAT_MS,
+        request_timeout_ms=10_000,
+        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
+        fetch_min_bytes=1,
+        fetch_max_wait_ms=500,
+        fetch_max_bytes=8 * 1024 * 1024,
+        max_partition_fetch_bytes=2 * 1024 * 1024,
+        metadata_max_age_ms=30_000,
+        **_RECONNECT,
+    )

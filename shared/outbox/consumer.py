@@ -1,0 +1,186 @@
+"""The consumer: it takes events from the broker into the inbox and has them applied."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from kafka import OffsetAndMetadata
+from kafka.errors import CommitFailedError, KafkaError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import sessionmaker
+
+from shared.database import make_engine
+from shared.outbox.applier import Applier
+from shared.outbox.clients import make_admin, make_consumer
+from shared.outbox.failpoints import failpoint
+from shared.outbox.partitions import inbox_partitions, maintain
+from shared.outbox.process import Health, Outage, Stop
+from shared.outbox.topics import close_quietly, ensure_topics
+from shared.outbox.wakeup import notify_after_commit
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
+    from sqlalchemy import Engine
+
+    from shared.outbox.service import Service
+    from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Also how long a SIGTERM may go unnoticed.
+POLL_MS = 500
+COMMIT_TIMEOUT_MS = 5_000
+CLOSE_TIMEOUT_MS = 3_000
+TOPIC_CHECK_S = 5.0
+MAINTENANCE_S = 600.0
+
+_Batch = dict["TopicPartition", list["ConsumerRecord"]]
+
+
+class Consumer:
+    """One consumer of a service's group. Any number may run, up to one a partition.
+
+    Args:
+        service: whose inbox and handlers; its name is the group's.
+        settings: of that service's process.
+        stop: ends it, the batch under way finished.
+    """
+
+    def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
+        self._service = service
+        self._settings = settings
+        self._stop = stop
+        self._engine: Engine = make_engine(
+            settings.database_url, application_name=f"inbox-consumer {service.name}", pool_size=1
+        )
+        sessions = sessionmaker(self._engine)
+        notify_after_commit(sessions, settings.database_url)
+        self._applier = Applier(service, sessions)
+        self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
+        self._broker = Outage("consumer.broker")
+        self._database = Outage("consumer.database")
+        self._admin: KafkaAdminClient | None = None
+        self._consumer: KafkaConsumer | None = None
+        self._topic_ids: dict[str, UUID | None] = {}
+        self._topics_checked_at = 0.0
+        self._maintained_at: float | None = None
+
+    def run(self) -> None:
+        """Consume until asked to stop."""
+        log.info("consumer.started", service=self._service.name, pid=os.getpid())
+        self._health.beat("starting")
+        try:
+            while not self._stop.requested:
+                self._turn()
+        finally:
+            self._disconnect()
+            self._engine.dispose()
+        log.info("consumer.stopped", service=self._service.name)
+
+    def _turn(self) -> None:
+        """One poll and what it brought. Trouble with a neighbour is waited out."""
+        try:
+            self._maintain_if_due()
+            consumer = self._connect()
+            batch: _Batch = consumer.poll(
+                timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
+            )
+            if batch:
+                self._take(consumer, batch)
+            else:
+                self._check_topics_if_due()
+            self._broker.over()
+            self._health.beat("ready" if consumer.assignment() else "starting", "joining the group")
+        except KafkaError as error:
+            # Whatever was read and not committed is read again; the inbox knows it.
+            self._disconnect()
+            self._pause(self._broker, error, "broker")
+        except SQLAlchemyError as error:
+            self._pause(self._database, error, "database")
+
+    def _pause(self, outage: Outage, error: Exception, neighbour: str) -> None:
+        self._health.beat("waiting", neighbour)
+        self._stop.wait(outage.trouble(error))
+
+    def _take(self, consumer: KafkaConsumer, batch: _Batch) -> None:
+        """Apply a batch, however long the database is away, then commit its offsets."""
+        records = [record for partition in batch.values() for record in partition]
+        if not self._apply(records):
+            return
+        failpoint("consumer.applied")
+        offsets = {
+            partition: OffsetAndMetadata(
+                batch[partition][-1].offset + 1, "", batch[partition][-1].leader_epoch
+            )
+            for partition in batch
+        }
+        try:
+            consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
+        except CommitFailedError as error:
+            # The group gave the partitions to another member, which reads these records again.
+            log.info("consumer.commit_refused", error=str(error).splitlines()[0])
+        failpoint("consumer.committed")
+
+    def _apply(self, records: list[ConsumerRecord]) -> bool:
+        """Apply records; False when asked to stop before it could be done.
+
+        Heartbeats go on meanwhile, on the client's own thread. Should the database be away for
+        longer than max_poll_interval_ms, another member is given the records; the inbox lets only
+        one of the two apply each.
+        """
+        while not self._stop.requested:
+            try:
+                self._applier.apply(records)
+            except SQLAlchemyError as error:
+                self._pause(self._database, error, "database")
+                continue
+            self._database.over()
+            return True
+        return False
+
+    def _connect(self) -> KafkaConsumer:
+        if self._consumer is None:
+            self._topic_ids = self._ensure_topics()
+            consumer = make_consumer(self._settings, self._service.name)
+            consumer.subscribe(list(self._service.consumed_topics))
+            self._consumer = consumer
+        return self._consumer
+
+    def _disconnect(self) -> None:
+        if self._consumer is not None:
+            try:
+                self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+            except (KafkaError, OSError, RuntimeError) as error:
+                log.debug("consumer.close_failed", error=str(error))
+            self._consumer = None
+        if self._admin is not None:
+            close_quietly(self._admin)
+            self._admin = None
+
+    def _check_topics_if_due(self) -> None:
+        """Start over when a topic is not the one it was: its offsets mean something else now."""
+        if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
+            return
+        ids = self._ensure_topics()
+        if ids != self._topic_ids:
+            log.warning("consumer.topic_lost", topics=sorted(ids))
+            self._disconnect()
+
+    def _ensure_topics(self) -> dict[str, UUID | None]:
+        if self._admin is None:
+            self._admin = make_admin(self._settings, f"inbox-consumer-admin-{self._service.name}")
+        self._topics_checked_at = time.monotonic()
+        return ensure_topics(self._admin, self._service.consumed_topics, self._settings)
+
+    def _maintain_if_due(self) -> None:
+        now = time.monotonic()
+        if self._maintained_at is None or now - self._maintained_at >= MAINTENANCE_S:
+            maintain(self._engine, inbox_partitions(self._settings.inbox_retention_s))
+            self._maintained_at = now
+            self._database.over()

@@ -1,0 +1,78 @@
+"""Waiting for the next event: a notification, or the next poll, whichever comes first."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import psycopg2
+import structlog
+
+from shared.database import connect_autocommit
+from shared.outbox.wakeup import CHANNEL
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+
+    from shared.outbox.process import Stop
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_EVERY_S = 5.0
+
+
+class Listener:
+    """Listens on a connection of its own. When that is lost, polling goes on alone.
+
+    Args:
+        database_url: where the notifications come from.
+        stop: ends every wait.
+    """
+
+    def __init__(self, database_url: str, stop: Stop) -> None:
+        self._database_url = database_url
+        self._stop = stop
+        self._connection: connection | None = None
+        self._lost = False
+        self._retry_at = 0.0
+
+    def ensure(self) -> None:
+        """Listen, if possible. Call it before looking for events, or one may slip between."""
+        if self._connection is not None or time.monotonic() < self._retry_at:
+            return
+        try:
+            self._connection = connect_autocommit(
+                self._database_url, application_name="outbox-listener"
+            )
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {CHANNEL}")
+        except psycopg2.Error as error:
+            self._lose(error)
+            return
+        if self._lost:
+            log.info("relay.listener_back")
+            self._lost = False
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a notification, the stop, or the time to pass."""
+        others = [] if self._connection is None else [self._connection]
+        if not self._stop.wait(seconds, *others) or self._connection is None:
+            return
+        try:
+            self._connection.poll()
+            self._connection.notifies.clear()
+        except psycopg2.Error as error:
+            self._lose(error)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _lose(self, error: psycopg2.Error) -> None:
+        if not self._lost:
+            log.warning("relay.listener_lost", error=str(error).strip(), instead="polling")
+            self._lost = True
+        self._connection = None
+        self._retry_at = time.monotonic() + RECONNECT_EVERY_S

@@ -1,0 +1,127 @@
+"""What a long-running process here needs: to be stopped, to say that it lives, to wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 5.0
+HEALTH_EVERY_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Stop:
+    """Whether the process was asked to stop, by SIGTERM or SIGINT; it wakes whoever waits."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT as the request. Only the main thread can."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def request(self) -> None:
+        """Ask for the stop: what is under way is finished first."""
+        if not self.requested:
+            self.requested = True
+            os.write(self._write, b"x")
+
+    def wait(self, seconds: float, *others: Any) -> list[Any]:
+        """Wait for the request, for one of the others to be readable, or for the time to pass.
+
+        Args:
+            seconds: at most.
+            others: whatever has a ``fileno()``.
+
+        Returns:
+            Those of the others that are readable.
+        """
+        readable, _, _ = select.select([self._read, *others], [], [], max(0.0, seconds))
+        return [one for one in readable if one is not self._read]
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.request()
+
+
+class Outage:
+    """Trouble with a neighbour: a log line when it starts, one when it ends, and how long to wait.
+
+    Args:
+        name: the lines' event names begin with it: ``relay.broker``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since: float | None = None
+        self._tries = 0
+
+    def trouble(self, error: BaseException) -> float:
+        """Note a failure.
+
+        Returns:
+            Seconds to wait before the next try: doubled each time, bounded, and spread by chance,
+            so that many waiters do not come back at once.
+        """
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning(f"{self._name}_down", error=f"{type(error).__name__}: {str(error).strip()}")
+        delay_s: float = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(self._tries, 10))
+        self._tries += 1
+        return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - not for secrets
+
+    def over(self) -> None:
+        """Note a success."""
+        if self._since is not None:
+            log.info(
+                f"{self._name}_up",
+                after_s=round(time.monotonic() - self._since, 3),
+                tries=self._tries,
+            )
+            self._since = None
+        self._tries = 0
+
+
+class Health:
+    """A file that says that the process's loop still turns; rewritten about every second.
+
+    Args:
+        directory: where; None writes nothing.
+        process: the file's name without ``.json``.
+    """
+
+    def __init__(self, directory: str | None, process: str) -> None:
+        self._path = Path(directory, f"{process}.json") if directory else None
+        self._last: tuple[str, str] | None = None
+        self._next_at = 0.0
+
+    def beat(self, state: str, detail: str = "") -> None:
+        """Tell the state: ``starting``, ``ready`` or ``waiting``, and what it waits for."""
+        now = time.monotonic()
+        if self._path is None or (self._last == (state, detail) and now < self._next_at):
+            return
+        self._last, self._next_at = (state, detail), now + HEALTH_EVERY_S
+        content = {"pid": os.getpid(), "at": time.time(), "state": state, "detail": detail}
+        written = self._path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            written.write_text(json.dumps(content))
+            written.replace(self._path)
+        except OSError as error:
+            # A full disk must not stop delivery; the stale file tells the supervisor.
+            log.warning("health.not_written", path=str(self._path), error=str(error))
+            self._next_at = now + 60 * HEALTH_EVERY_S

@@ -1,0 +1,185 @@
+"""Reading a record of a topic as a CloudEvent, and saying exactly why it is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
+
+from marshmallow import ValidationError
+
+from shared.errors import SettleError
+from shared.outbox.event import ReceivedEvent
+from shared.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kafka.consumer.fetcher import ConsumerRecord
+
+    from shared.outbox.service import Subscription
+
+HEADER_MAX_LENGTH = 1000
+_TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUIRED = ("ce_id", "ce_type", "ce_source", "ce_specversion")
+
+
+class InvalidRecordError(SettleError):
+    """A record that is no event of ours.
+
+    Args:
+        reason: a stable short name, such as ``not_json``.
+        detail: a sentence.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A record, and the event in it or why there is none; exactly one of the two.
+
+    Args:
+        record: as it came.
+        event: its data validated when its type is subscribed to, else empty.
+        subscription: None for a type that nobody here knows.
+        invalid: why it is no event.
+    """
+
+    record: ConsumerRecord
+    event: ReceivedEvent | None = None
+    subscription: Subscription | None = None
+    invalid: InvalidRecordError | None = None
+
+
+def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscription]) -> Parsed:
+    """Read a record in CloudEvents' binary mode.
+
+    Args:
+        record: from the consumer.
+        subscriptions: by topic and type.
+    """
+    try:
+        headers = _headers(record)
+        subscription = subscriptions.get((record.topic, headers["ce_type"]))
+        data = {} if subscription is None else _validated(subscription, _data(record, headers))
+        event = ReceivedEvent(
+            id=_event_id(headers["ce_id"]),
+            type=headers["ce_type"],
+            source=headers["ce_source"],
+            time=_time(headers.get("ce_time")),
+            trace=_trace(headers),
+            data=data,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+    except InvalidRecordError as error:
+        return Parsed(record, invalid=error)
+    return Parsed(record, event=event, subscription=subscription)
+
+
+def fingerprint(record: ConsumerRecord) -> bytes:
+    """SHA-256 of a record and its place, each part preceded by its length."""
+    digest = hashlib.sha256()
+    parts: list[bytes | None] = [
+        f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}".encode(),
+        record.key,
+        record.value,
+    ]
+    for name, value in record.headers or ():
+        parts += [name.encode(errors="surrogatepass"), value]
+    for part in parts:
+        digest.update(b"-" if part is None else b"%d:" % len(part) + part)
+    return digest.digest()
+
+
+def _headers(record: ConsumerRecord) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in record.headers or ():
+        if not name.startswith("ce_") and name not in ("content-type", "traceparent"):
+            continue
+        if name in found:
+            _refuse("doubled_header", f"The header {name} stands twice.")
+        found[name] = _header_text(name, value)
+    for name in _REQUIRED:
+        if name not in found:
+            _refuse("missing_header", f"The header {name} is missing.")
+    if found["ce_specversion"] != "1.0":
+        _refuse("wrong_specversion", f"ce_specversion is {found['ce_specversion']!r}, not '1.0'.")
+    return found
+
+
+def _header_text(name: str, value: bytes | None) -> str:
+    try:
+        decoded = (value or b"").decode()
+    except UnicodeDecodeError:
+        _refuse("invalid_header", f"The header {name} is not UTF-8.")
+    if len(decoded) > HEADER_MAX_LENGTH or not _TEXT.fullmatch(decoded):
+        _refuse(
+            "invalid_header",
+            f"The header {name} is empty, has control characters, or is too long.",
+        )
+    return decoded
+
+
+def _event_id(header: str) -> UUID:
+    try:
+        return UUID(header)
+    except ValueError:
+        _refuse("invalid_id", f"ce_id {header!r} is not a UUID.")
+
+
+def _time(header: str | None) -> datetime | None:
+    """Informative only: a time that cannot be read is no reason to refuse the event."""
+    try:
+        return datetime.fromisoformat(header) if header else None
+    except ValueError:
+        return None
+
+
+def _trace(headers: Mapping[str, str]) -> Trace:
+    request_id = headers.get("ce_requestid")
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        request_id = None
+    return Trace(request_id=request_id, traceparent=headers.get("traceparent"))
+
+
+def _data(record: ConsumerRecord, headers: Mapping[str, str]) -> Any:
+    content_type = headers.get("content-type", "application/json")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        _refuse("wrong_content_type", f"content-type is {content_type!r}, not application/json.")
+    if record.value is None:
+        _refuse("no_value", "The record has no value (a tombstone).")
+    try:
+        return json.loads(record.value.decode(), parse_constant=_not_json)
+    except UnicodeDecodeError:
+        _refuse("not_utf8", "The value is not UTF-8.")
+    except (ValueError, RecursionError) as error:
+        _refuse("not_json", f"The value is not JSON: {error}.")
+
+
+def _validated(subscription: Subscription, data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        _refuse("not_an_object", f"The value is a JSON {type(data).__name__}, not an object.")
+    try:
+        loaded: Mapping[str, Any] = subscription.schema.load(data)
+    except ValidationError as error:
+        _refuse("invalid_data", f"The data does not fit {subscription.type}: {error.messages}.")
+    return loaded
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _refuse(reason: str, detail: str) -> NoReturn:
+    raise InvalidRecordError(reason, detail.replace("\x00", "\\x00"))

@@ -1,0 +1,271 @@
+"""The relay: it takes events from the outbox to the broker, in order, however often it dies."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+from kafka.errors import KafkaError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.database import make_engine
+from shared.errors import SettleError
+from shared.outbox.clients import make_admin
+from shared.outbox.failpoints import failpoint
+from shared.outbox.listener import Listener
+from shared.outbox.partitions import maintain, outbox_partitions
+from shared.outbox.pending import lock_shards, mark_sent, queue_again, read_pending, refuse
+from shared.outbox.process import Health, Outage, Stop
+from shared.outbox.sender import PERMANENT, Sender
+from shared.outbox.topics import close_quietly, ensure_topics
+from shared.outbox.uuid7 import least_id
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from kafka import KafkaAdminClient
+    from sqlalchemy import Engine
+
+    from shared.outbox.pending import PendingEvent
+    from shared.outbox.service import Service
+    from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Of the shards with events, so many at once; the others are left to other relays.
+SHARDS_PER_BATCH = 8
+# A relay that is frozen in a transaction loses it, and its shards, after this time.
+LEASE_MS = 10_000
+TOPIC_CHECK_S = 5.0
+MAINTENANCE_S = 600.0
+
+_BEGIN = text(
+    f"""
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL idle_in_transaction_session_timeout = {LEASE_MS};
+    SET LOCAL lock_timeout = 5000;
+    SET LOCAL statement_timeout = 30000
+    """
+)
+_KNOWN_TOPIC = text("SELECT topic_id FROM outbox_topics WHERE topic = :topic FOR UPDATE")
+_NOTE_TOPIC = text(
+    """
+    INSERT INTO outbox_topics (topic, topic_id) VALUES (:topic, :topic_id)
+    ON CONFLICT (topic) DO UPDATE SET topic_id = excluded.topic_id, noted_at = now()
+    """
+)
+
+
+class ShardCountError(SettleError):
+    """The setting OUTBOX_SHARDS and the database disagree."""
+
+
+class Relay:
+    """One relay of a service's outbox. Any number may run at once.
+
+    Args:
+        service: whose outbox.
+        settings: of that service's process.
+        stop: ends it, the batch under way finished.
+    """
+
+    def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
+        self._service = service
+        self._settings = settings
+        self._stop = stop
+        self._engine: Engine = make_engine(
+            settings.database_url, application_name=f"outbox-relay {service.name}", pool_size=1
+        )
+        self._listener = Listener(settings.database_url, stop)
+        self._health = Health(settings.health_dir, f"outbox-relay-{service.name}")
+        self._broker = Outage("relay.broker")
+        self._database = Outage("relay.database")
+        self._admin: KafkaAdminClient | None = None
+        self._sender: Sender | None = None
+        self._topics_checked_at = 0.0
+        self._maintained_at: float | None = None
+        self._singly = 0
+
+    def run(self) -> None:
+        """Relay until asked to stop.
+
+        Raises:
+            ShardCountError: OUTBOX_SHARDS is set, and is not what the database has.
+        """
+        log.info("relay.started", service=self._service.name, pid=os.getpid())
+        self._health.beat("starting")
+        try:
+            while not self._stop.requested:
+                self._turn()
+        finally:
+            self._disconnect()
+            self._listener.close()
+            self._engine.dispose()
+        log.info("relay.stopped", service=self._service.name)
+
+    def _turn(self) -> None:
+        """One batch, or one wait. Trouble with a neighbour is waited out, outside transactions."""
+        try:
+            self._maintain_if_due()
+            self._listener.ensure()
+            sender = self._connect()
+            relayed = self._relay_batch(sender)
+            self._database.over()
+            self._broker.over()
+            self._health.beat("ready")
+            if not relayed:
+                self._listener.wait(self._settings.relay_poll_s)
+                self._check_topics_if_due()
+        except KafkaError as error:
+            self._disconnect()
+            self._pause(self._broker, error, "broker")
+        except SQLAlchemyError as error:
+            # The transaction, and with it the shards, may be another's by now: what this
+            # producer still holds must not be sent.
+            self._disconnect()
+            self._pause(self._database, error, "database")
+
+    def _pause(self, outage: Outage, error: Exception, neighbour: str) -> None:
+        self._health.beat("waiting", neighbour)
+        self._stop.wait(outage.trouble(error))
+
+    def _connect(self) -> Sender:
+        """Reach the broker, see to its topics, and only then take up sending."""
+        if self._sender is None:
+            self._check_topics()
+            self._sender = Sender(self._settings, self._service.source)
+        return self._sender
+
+    def _disconnect(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        if self._admin is not None:
+            close_quietly(self._admin)
+            self._admin = None
+
+    def _relay_batch(self, sender: Sender) -> int:
+        """Send one batch; the shards are held from before the reading to after the marking.
+
+        Returns:
+            How many events it found.
+
+        Raises:
+            KafkaError: some were not acknowledged; those that were are marked.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(_BEGIN)
+            shards = lock_shards(connection, 1 if self._singly else SHARDS_PER_BATCH)
+            if not shards:
+                return 0
+            most = 1 if self._singly else self._settings.relay_batch
+            events = read_pending(connection, shards, most)
+            failpoint("relay.locked")
+            sent = sender.send(events)
+            failpoint("relay.sent")
+            mark_sent(connection, sent.acknowledged)
+            self._look_for_refused(connection, events, sent.error)
+        failpoint("relay.marked")
+        if sent.acknowledged:
+            log.info(
+                "relay.sent",
+                events=len(sent.acknowledged),
+                last=sent.acknowledged[-1].seq,
+                requests=[event.requestid for event in sent.acknowledged if event.requestid],
+            )
+        if isinstance(sent.error, PERMANENT):
+            self._sender = None  # closed by its fence; the broker itself is well
+        elif sent.error is not None:
+            raise sent.error
+        return len(events)
+
+    def _look_for_refused(
+        self, connection: Connection, events: list[PendingEvent], error: Exception | None
+    ) -> None:
+        """Find the event that the broker will never take.
+
+        A broker may refuse a whole batch for one record; so the events are sent singly for a
+        while, and only one that is refused when alone is given up.
+        """
+        self._singly = max(0, self._singly - 1)
+        if not isinstance(error, PERMANENT):
+            return
+        if len(events) > 1:
+            self._singly = len(events)
+            return
+        (event,) = events
+        refuse(connection, event, f"{type(error).__name__}: {error}")
+        log.error(
+            "relay.refused",
+            id=str(event.id),
+            seq=event.seq,
+            type=event.type,
+            requestid=event.requestid,
+            error=str(error),
+        )
+
+    def _check_topics_if_due(self) -> None:
+        if time.monotonic() - self._topics_checked_at >= TOPIC_CHECK_S:
+            self._check_topics()
+
+    def _check_topics(self) -> None:
+        """Create missing topics; when one is not the one known, send its events again.
+
+        A broker that lost its topics, or an operator who made one anew, would otherwise leave
+        events unsent that are noted as sent.
+        """
+        if self._admin is None:
+            self._admin = make_admin(self._settings, f"outbox-relay-admin/{self._service.name}")
+        ids = ensure_topics(self._admin, self._service.published_topics, self._settings)
+        self._topics_checked_at = time.monotonic()
+        for aggregatetype, topic in zip(
+            self._service.aggregatetypes, self._service.published_topics, strict=True
+        ):
+            self._reconcile_topic(aggregatetype, topic, ids.get(topic))
+
+    def _reconcile_topic(self, aggregatetype: str, topic: str, topic_id: UUID | None) -> None:
+        if topic_id is None:
+            return  # this broker gives no ids
+        with self._engine.begin() as connection:
+            connection.execute(_BEGIN)
+            known = connection.execute(_KNOWN_TOPIC, {"topic": topic}).scalar_one_or_none()
+            if known == topic_id:
+                return
+            queued = 0
+            if known is not None:
+                since = datetime.now(UTC) - timedelta(seconds=self._settings.replay_window_s)
+                connection.execute(text("SET LOCAL lock_timeout = 20000"))
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                queued = queue_again(connection, [aggregatetype], least_id(since))
+            connection.execute(_NOTE_TOPIC, {"topic": topic, "topic_id": topic_id})
+        if known is not None:
+            log.warning("relay.topic_lost", topic=topic, queued_again=queued)
+
+    def _maintain_if_due(self) -> None:
+        now = time.monotonic()
+        if self._maintained_at is not None and now - self._maintained_at < MAINTENANCE_S:
+            return
+        self._check_shard_count()
+        maintain(self._engine, outbox_partitions(self._settings.outbox_retention_s))
+        self._maintained_at = now
+
+    def _check_shard_count(self) -> None:
+        with self._engine.connect() as connection:
+            shards, rows = connection.execute(
+                text("SELECT outbox_shard_count(), (SELECT count(*) FROM outbox_shards)")
+            ).one()
+        expected = self._settings.outbox_shards
+        if rows != shards:
+            raise ShardCountError(
+                f"The database of {self._service.name} is inconsistent: outbox_shard_count() is "
+                f"{shards}, but outbox_shards has {rows} rows."
+            )
+        if expected is not None and expected != shards:
+            raise ShardCountError(
+                f"OUTBOX_SHARDS is {expected}, but the database of {self._service.name} has "
+                f"{shards} shards. Remove the setting, or correct it."
+            )

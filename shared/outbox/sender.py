@@ -1,0 +1,152 @@
+"""Sending a batch so that no key's events appear in the topic before an earlier one of that key.
+
+kafka-python goes on with a partition's later batches after one of them failed. The fence: the
+first failure stops the producer, in the thread that sends, before it takes up the next batch;
+what is acknowledged by then is marked up to the first gap of each key, and the rest is sent anew
+by another producer. Duplicates are allowed; gaps that are filled later are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+import structlog
+from kafka.errors import (
+    IllegalStateError,
+    InvalidRecordError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+)
+
+from shared.outbox.clients import DELIVERY_TIMEOUT_MS, make_producer
+from shared.outbox.service import topic_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kafka import KafkaProducer
+
+    from shared.outbox.pending import PendingEvent
+    from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# A record that is refused for these is refused each time, whatever is done.
+PERMANENT = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
+_THREAD_END_S = 2.0
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of a batch.
+
+    Args:
+        acknowledged: in the broker, and before them every earlier event of their keys.
+        error: the first failure; None when all were acknowledged.
+    """
+
+    acknowledged: list[PendingEvent] = field(default_factory=list)
+    error: KafkaError | None = None
+
+
+class Sender:
+    """A producer behind a fence. After a failure it is closed; make another.
+
+    Args:
+        settings: where the broker is.
+        source: the ``ce_source`` of the events.
+    """
+
+    def __init__(self, settings: Settings, source: str) -> None:
+        self._source = source.encode()
+        self._producer: KafkaProducer = make_producer(settings, f"outbox-relay{source}")
+
+    def send(self, events: Sequence[PendingEvent]) -> Sent:
+        """Send events in their order and wait until each is acknowledged or has failed.
+
+        Takes at most MAX_BLOCK_MS + DELIVERY_TIMEOUT_MS. Never raises for the broker's sake.
+        """
+        sent = Sent()
+        futures = []
+        try:
+            for event in events:
+                future = self._producer.send(
+                    topic_of(event.aggregatetype),
+                    value=event.payload,
+                    key=event.aggregateid.encode(),
+                    headers=self._headers(event),
+                )
+                future.add_errback(self._stop)
+                futures.append(future)
+            self._producer.flush(timeout=DELIVERY_TIMEOUT_MS / 1000)
+        except KafkaError as error:
+            sent.error = error
+        if sent.error is not None or any(not future.succeeded() for future in futures):
+            self.close()
+        _collect(sent, events, futures)
+        return sent
+
+    def close(self) -> None:
+        """Stop at once; what is not yet acknowledged fails."""
+        self._stop()
+        # KafkaProducer.close() flushes first, and when that times out it raises and leaves its
+        # thread sending; by now the thread has nothing left to send.
+        thread = self._producer._sender  # noqa: SLF001
+        thread.join(_THREAD_END_S)
+        if thread.is_alive():
+            log.warning("relay.producer_thread_lingers")
+        try:
+            self._producer.close(timeout=0)
+        except KafkaError as error:
+            log.debug("relay.producer_close_failed", error=str(error))
+
+    def _stop(self, *_failure: object) -> None:
+        # Called by the sending thread itself when a batch fails, before it takes up another.
+        self._producer._sender.force_close()  # noqa: SLF001 - close(timeout=0) would flush first
+
+    def _headers(self, event: PendingEvent) -> list[tuple[str, bytes]]:
+        """CloudEvents 1.0, Kafka protocol binding, binary content mode."""
+        headers = [
+            ("ce_id", str(event.id).encode()),
+            ("ce_type", event.type.encode()),
+            ("ce_source", self._source),
+            ("ce_specversion", b"1.0"),
+            (
+                "ce_time",
+                event.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z").encode(),
+            ),
+            ("ce_sequence", str(event.seq).encode()),
+            ("content-type", b"application/json"),
+        ]
+        if event.requestid is not None:
+            headers.append(("ce_requestid", event.requestid.encode()))
+        if event.traceparent is not None:
+            headers.append(("traceparent", event.traceparent.encode()))
+        return headers
+
+
+def _collect(sent: Sent, events: Sequence[PendingEvent], futures: Sequence[object]) -> None:
+    """Take, of each key, the events before its first that was not acknowledged."""
+    gaps: set[tuple[str, str]] = set()
+    for position, event in enumerate(events):
+        key = (event.aggregatetype, event.aggregateid)
+        future = futures[position] if position < len(futures) else None
+        if future is not None and future.succeeded():  # type: ignore[attr-defined]
+            if key not in gaps:
+                sent.acknowledged.append(event)
+            continue
+        gaps.add(key)
+        if future is not None and future.failed():  # type: ignore[attr-defined]
+            sent.error = _telling(sent.error, future.exception)  # type: ignore[attr-defined]
+    if gaps and sent.error is None:
+        sent.error = KafkaError("not acknowledged in time")
+
+
+def _telling(known: KafkaError | None, other: KafkaError) -> KafkaError:
+    """Of two failures of a batch, the one that tells why: the fence itself fails the rest."""
+    if known is None or isinstance(other, PERMANENT):
+        return other
+    return other if isinstance(known, IllegalStateError) else known
