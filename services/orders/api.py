@@ -27,7 +27,7 @@ blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
 
 @blueprint.route("/orders", methods=["POST"])
-@blueprint.arguments(NewOrderSchema)
+@blueprint.arguments(NewOrderSchema())
 @blueprint.response(HTTPStatus.ACCEPTED, AcceptedSchema)
 def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Place an order; it settles shortly after."""
@@ -46,7 +46,7 @@ def get_order(order_id: UUID) -> dict[str, object]:
 
 
 @blueprint.route("/orders", methods=["GET"])
-@blueprint.arguments(OrdersQuerySchema, location="query")
+@blueprint.arguments(OrdersQuerySchema(), location="query")
 @blueprint.response(HTTPStatus.OK, OrderSchema(many=True))
 def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """List orders, newest first; a Link header leads to the next page."""

@@ -33,7 +33,7 @@ blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and 
 
 
 @blueprint.route("/accounts", methods=["POST"])
-@blueprint.arguments(NewAccountSchema)
+@blueprint.arguments(NewAccountSchema())
 @blueprint.response(HTTPStatus.CREATED, MessageSchema)
 @blueprint.alt_response(HTTPStatus.CONFLICT, HTTPStatus.CONFLICT.name)
 def create_account(body: dict[str, Any]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def create_account(body: dict[str, Any]) -> dict[str, str]:
 
 
 @blueprint.route("/accounts/<uuid:user_id>/deposit", methods=["POST"])
-@blueprint.arguments(DepositSchema)
+@blueprint.arguments(DepositSchema())
 @blueprint.response(HTTPStatus.OK, MessageSchema)
 @blueprint.alt_response(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.name)
 @blueprint.alt_response(HTTPStatus.CONFLICT, HTTPStatus.CONFLICT.name)
@@ -58,7 +58,7 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
 
 
 @blueprint.route("/accounts/balance", methods=["GET"])
-@blueprint.arguments(BalanceQuerySchema, location="query")
+@blueprint.arguments(BalanceQuerySchema(), location="query")
 @blueprint.response(HTTPStatus.OK, BalanceSchema)
 @blueprint.alt_response(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.name)
 def get_balance(query: dict[str, Any]) -> dict[str, int]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from marshmallow import Schema
+
     View = Callable[..., Any]
 
 
@@ -25,8 +27,11 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         def route(self, rule: str, *, methods: list[str]) -> Callable[[View], View]:
             """Register a view at an address."""
 
-        def arguments(self, schema: type, *, location: str = "json") -> Callable[[View], View]:
-            """Parse the body or the query by a schema into the view's first argument."""
+        def arguments(self, schema: Schema, *, location: str = "json") -> Callable[[View], View]:
+            """Parse the body or the query by a schema into the view's first argument.
+
+            It takes an instance: webargs would make one of a class for each request.
+            """
 
         def response(self, status_code: int, schema: object) -> Callable[[View], View]:
             """Answer with what the view returns, written by a schema."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import flask_swagger_ui
 from flask import Blueprint, Response, jsonify
 from flask_smorest import Api
-from marshmallow import Schema, fields
+from marshmallow import fields
 
+from shared.fields import OpenSchema
 from shared.web.problems import MEDIA_TYPE
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _FILES = Path(flask_swagger_ui.__file__).parent / "dist"
 _FILES_PATH = "/docs/files"
 
 
-class FaultSchema(Schema):
+class FaultSchema(OpenSchema):
     """One fault in a request: `pointer` into the body, or `parameter` of the query."""
 
     pointer = fields.String(metadata={"description": "A JSON Pointer into the body."})
@@ -28,7 +29,7 @@ class FaultSchema(Schema):
     detail = fields.String(required=True)
 
 
-class ProblemSchema(Schema):
+class ProblemSchema(OpenSchema):
     """A problem document (RFC 9457)."""
 
     type = fields.String(required=True)
@@ -43,9 +44,12 @@ class _Api(Api):  # type: ignore[misc]  # it has no type information
 
     def _register_responses(self) -> None:
         """Describe errors as problem documents."""
-        usual, self.DEFAULT_RESPONSE_CONTENT_TYPE = self.DEFAULT_RESPONSE_CONTENT_TYPE, MEDIA_TYPE
+        self.DEFAULT_RESPONSE_CONTENT_TYPE = MEDIA_TYPE
         super()._register_responses()
-        self.DEFAULT_RESPONSE_CONTENT_TYPE = usual
+        del self.DEFAULT_RESPONSE_CONTENT_TYPE  # the class's own again, for what succeeds
+
+    def _register_pagination_header(self) -> None:
+        """Leave out flask-smorest's own paging, which is by offset."""
 
     def _register_error_handlers(self) -> None:
         """Leave errors to `shared.web.problems`."""
