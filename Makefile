@@ -1,0 +1,70 @@
+# Everything starts from here: `make up` and `make test` do all set-up themselves.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PACKAGES := .[embedded,test,dev]
+
+# The first Python that fits and can make a virtual environment; PYTHON=... names another.
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "Ports and more are set by the environment: make up PAYMENTS_PORT=9080"
+
+.PHONY: install
+install: $(INSTALLED) ## Make the virtual environment .venv and install everything into it
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 with venv is needed;" \
+		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(BIN)/python -c '$(FITS)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '$(PACKAGES)'
+	@touch $(INSTALLED)
+
+.PHONY: up
+up: $(INSTALLED) ## Start the whole system, and say where it is and what to try
+	@$(BIN)/settle up
+
+.PHONY: down
+down: $(INSTALLED) ## Stop it; what is stored stays
+	@$(BIN)/settle down
+
+.PHONY: status
+status: $(INSTALLED) ## Show every process: state, pid, uptime, address
+	@$(BIN)/settle status
+
+.PHONY: demo
+demo: $(INSTALLED) ## Open an account and place two orders, step by step
+	@$(BIN)/settle demo
+
+.PHONY: test
+test: $(INSTALLED) ## Run all tests; ARGS="tests/unit -k name" chooses some
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: $(INSTALLED) ## Run everything a change must pass: lint, format, types, layers, tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure it; the figures depend on the machine
+	@for script in benchmarks/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
+
+.PHONY: clean
+clean: ## Stop it, remove .venv and caches; the data in .settle stay
+	@if test -x $(BIN)/settle; then $(BIN)/settle down; fi
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""How gunicorn runs either API; supervisord.conf gives the port."""
+
+import os
+from pathlib import Path
+
+bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
+worker_class = "gthread"
+workers = 2
+threads = 8
+# Requests beyond the threads wait here; they are not refused.
+backlog = 2048
+
+# Seconds. A request under way at a stop may end; supervisord waits longer than this.
+graceful_timeout = 20
+timeout = 30
+keepalive = 5
+
+# Its default path is the user's, the same for every master: the second would fail.
+control_socket_disable = True
+# Workers touch a file to show they live; on a busy disk that can stall.
+if Path("/dev/shm").is_dir():  # noqa: S108 - a folder of gunicorn's own is made in it
+    worker_tmp_dir = "/dev/shm"  # noqa: S108

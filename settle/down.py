@@ -1,0 +1,55 @@
+"""Stops the whole stack: those who use a server before the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from settle.leftovers import end_leftovers
+from settle.stack import APIS, BROKER, POSTGRES, WORKERS, running_stack
+from settle.supervisor import Supervisor, SupervisorError, wait_for
+
+if TYPE_CHECKING:
+    from settle.state import StateFolder
+
+# Above each program's stopwaitsecs in deploy/supervisord.conf, after which supervisord kills it.
+STAGES = (((*APIS, *WORKERS), 40.0), ((BROKER,), 15.0), ((POSTGRES,), 70.0))
+SHUTDOWN_TIMEOUT_S = 20.0
+
+
+def take_down(state: StateFolder) -> bool:
+    """Stop everything, and leave no process behind.
+
+    Returns:
+        Whether there was anything to stop.
+    """
+    with state.locked():
+        stack = running_stack(state)
+        supervisor = Supervisor(state.socket)
+        pid = supervisor.pid()
+        if pid is not None:
+            _stop_by(supervisor, pid)
+        # Also when all went well: workers of a killed gunicorn may be there for a moment yet.
+        left = end_leftovers(state, stack.cluster if stack is not None else None)
+        state.env.unlink(missing_ok=True)
+        return pid is not None or left > 0
+
+
+def _stop_by(supervisor: Supervisor, pid: int) -> None:
+    try:
+        for names, timeout_s in STAGES:
+            supervisor.stop(names, timeout_s=timeout_s)
+        supervisor.shutdown()
+    except SupervisorError:
+        pass  # it hangs, or dies under us; what is left is ended below
+    if not wait_for(lambda: not _alive(pid), timeout_s=SHUTDOWN_TIMEOUT_S):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""Whether a process of the stack does its work: asked of itself, not only of supervisord."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import requests
+
+from settle.databases import why_silent
+from settle.embedded.postgres import SUPERUSER
+from settle.stack import APIS, BROKER, POSTGRES
+from settle.supervisor import POLL_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from settle.stack import Stack
+    from settle.supervisor import Process, Supervisor
+
+ASK_TIMEOUT_S = 2.0
+# A relay or consumer writes its file about every second, but for a long batch.
+STALE_AFTER_S = 15.0
+HEALTH_NAMES = {"relay": "outbox-relay", "consumer": "inbox-consumer"}
+
+
+def why_not_ready(stack: Stack, process: Process) -> str | None:
+    """Why a process is not ready, for a person; None when it is."""
+    if process.pid is None:
+        return process.state.lower()
+    if process.name == POSTGRES:
+        return _ask_postgres(stack)
+    if process.name == BROKER:
+        return _ask_broker(stack)
+    if process.name in APIS:
+        return _ask_api(stack, process.name.removesuffix("-api"))
+    return _read_health(stack, process)
+
+
+def _ask_postgres(stack: Stack) -> str | None:
+    if stack.cluster is None:
+        return None
+    return why_silent(stack.cluster.url(stack.ports["POSTGRES_PORT"], SUPERUSER))
+
+
+def _ask_broker(stack: Stack) -> str | None:
+    try:
+        address = ("127.0.0.1", stack.ports["KAFKA_PORT"])
+        socket.create_connection(address, timeout=ASK_TIMEOUT_S).close()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _ask_api(stack: Stack, service: str) -> str | None:
+    try:
+        answer = requests.get(f"{stack.base_url(service)}/readyz", timeout=ASK_TIMEOUT_S)
+    except requests.RequestException:
+        return "does not answer"
+    if answer.status_code == requests.codes.ok:
+        return None
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"/readyz answers {answer.status_code}"
+
+
+def _read_health(stack: Stack, process: Process) -> str | None:
+    service, _, part = process.name.partition("-")
+    path = stack.state.health / f"{HEALTH_NAMES[part]}-{service}.json"
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return "starting"
+    if told["pid"] != process.pid:
+        return "starting"
+    if told["state"] != "ready":
+        return f"{told['state']}: {told['detail']}" if told["detail"] else str(told["state"])
+    age_s = time.time() - told["at"]
+    return None if age_s < STALE_AFTER_S else f"has said nothing for {age_s:.0f} s"
+
+
+def wait_ready(
+    stack: Stack, supervisor: Supervisor, names: Iterable[str], *, timeout_s: float
+) -> dict[str, str]:
+    """Wait until the programs are ready.
+
+    Returns:
+        Those that were not in time, and why not.
+
+    Raises:
+        SupervisorError: supervisord does not answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    missing = dict.fromkeys(names, "")
+    while True:
+        processes = supervisor.processes()
+        reasons = {name: why_not_ready(stack, processes[name]) for name in missing}
+        missing = {name: reason for name, reason in reasons.items() if reason is not None}
+        if not missing or time.monotonic() > deadline:
+            return missing
+        time.sleep(POLL_S)

@@ -1,0 +1,196 @@
+"""What the stack is made of: its programs, where each listens, and their environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from environs import Env, EnvError, validate
+
+from settle.embedded.postgres import Cluster, open_cluster
+from shared.errors import SettleError
+from shared.settings import SettingsError, read_database_url
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from settle.state import StateFolder
+
+SERVICES = ("payments", "orders")
+PORTS = {"PAYMENTS_PORT": 8080, "ORDERS_PORT": 8081, "POSTGRES_PORT": 15432, "KAFKA_PORT": 19092}
+DATABASE_URLS = {service: f"{service.upper()}_DATABASE_URL" for service in SERVICES}
+BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
+# What may be set, and must stay as it is while the stack runs.
+FIXED = (*PORTS, "BIND_ADDRESS", *DATABASE_URLS.values(), BOOTSTRAP)
+# Names what of the above is ours: a shell that has read `.settle/env` has every one of them set.
+EMBEDDED = "SETTLE_EMBEDDED"
+
+POSTGRES = "postgres"
+BROKER = "broker"
+APIS = tuple(f"{service}-api" for service in SERVICES)
+PORT_VARIABLES = {
+    POSTGRES: "POSTGRES_PORT",
+    BROKER: "KAFKA_PORT",
+    **{f"{service}-api": f"{service.upper()}_PORT" for service in SERVICES},
+}
+# Consumers first: joining their group takes the longest.
+WORKERS = tuple(f"{service}-{part}" for part in ("consumer", "relay") for service in SERVICES)
+
+
+class AlreadyRunningError(SettleError):
+    """The stack runs with other settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One stack, as it runs or is about to.
+
+    Args:
+        state: its folder.
+        ports: by the name of the variable that sets each.
+        bind_address: where the APIs listen.
+        cluster: the embedded PostgreSQL, or None when both databases are given.
+        database_urls: by service.
+        bootstrap: the broker's addresses, comma-separated.
+        embedded: what is not given but ours: services whose database is, and the broker.
+    """
+
+    state: StateFolder
+    ports: Mapping[str, int]
+    bind_address: str
+    cluster: Cluster | None
+    database_urls: Mapping[str, str]
+    bootstrap: str
+    embedded: frozenset[str]
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The embedded servers, in the order of starting."""
+        postgres = (POSTGRES,) if self.cluster is not None else ()
+        broker = (BROKER,) if BROKER in self.embedded else ()
+        return (*postgres, *broker)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What supervisord runs, in the order of starting."""
+        return (*self.servers, *WORKERS, *APIS)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What supervisord and the programs are told, beside what the caller's environment says."""
+        return {
+            "SETTLE_HOME": str(self.state.home),
+            "SETTLE_RUN_DIR": str(self.state.run),
+            "SETTLE_LOG_DIR": str(self.state.logs),
+            "SETTLE_SOCKET": str(self.state.socket),
+            "SETTLE_AUTOSTART": "false",
+            "SETTLE_INCLUDE": " ".join(f"embedded/{server}.conf" for server in self.servers),
+            EMBEDDED: " ".join(sorted(self.embedded)),
+            **{name: str(port) for name, port in self.ports.items()},
+            "BIND_ADDRESS": self.bind_address,
+            **{DATABASE_URLS[service]: self.database_urls[service] for service in SERVICES},
+            BOOTSTRAP: self.bootstrap,
+            "HEALTH_DIR": str(self.state.health),
+        }
+
+    def base_url(self, service: str) -> str:
+        """Where to reach a service's API from this machine."""
+        everywhere = self.bind_address in {"0.0.0.0", "::"}  # noqa: S104 - read, not bound
+        host = "127.0.0.1" if everywhere else self.bind_address
+        return f"http://{host}:{self.ports[f'{service.upper()}_PORT']}"
+
+    def address(self, program: str) -> str | None:
+        """Where a program can be reached; None for one that does not listen."""
+        if program in APIS:
+            return self.base_url(program.removesuffix("-api"))
+        variable = PORT_VARIABLES.get(program)
+        return f"127.0.0.1:{self.ports[variable]}" if variable else None
+
+
+def planned_stack(state: StateFolder) -> Stack:
+    """The stack that the environment asks for; makes the embedded cluster when it needs one.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+        EmbeddedPostgresError: the embedded PostgreSQL cannot be prepared.
+    """
+    ports = _read_ports()
+    embedded = _embedded()
+    cluster = None
+    if not embedded.isdisjoint(SERVICES):
+        cluster = open_cluster(state.postgres)
+        cluster.initialise()
+    return Stack(
+        state=state,
+        ports=ports,
+        bind_address=os.environ.get("BIND_ADDRESS") or "127.0.0.1",
+        cluster=cluster,
+        database_urls={
+            service: cluster.url(ports["POSTGRES_PORT"], service, role=service)
+            if cluster is not None and service in embedded
+            else read_database_url(service)
+            for service in SERVICES
+        },
+        bootstrap=(
+            f"127.0.0.1:{ports['KAFKA_PORT']}" if BROKER in embedded else os.environ[BOOTSTRAP]
+        ),
+        embedded=embedded,
+    )
+
+
+def _embedded() -> frozenset[str]:
+    ours = os.environ.get(EMBEDDED, "").split()
+    variables = {**DATABASE_URLS, BROKER: BOOTSTRAP}
+    return frozenset(
+        name for name, variable in variables.items() if name in ours or not os.environ.get(variable)
+    )
+
+
+def _read_ports() -> dict[str, int]:
+    env = Env()
+    try:
+        ports = {
+            name: env.int(name, default, validate=validate.Range(min=1, max=65535))
+            for name, default in PORTS.items()
+        }
+    except EnvError as error:
+        raise SettingsError(str(error)) from error
+    names: dict[int, str] = {}
+    for name, port in ports.items():
+        if port in names:
+            raise SettingsError(f"{names[port]} and {name} are both {port}: change one of them.")
+        names[port] = name
+    return ports
+
+
+def running_stack(state: StateFolder) -> Stack | None:
+    """The stack that was started last and not taken down; None when there is none."""
+    kept = state.read_env()
+    if not kept:
+        return None
+    embedded = frozenset(kept[EMBEDDED].split())
+    return Stack(
+        state=state,
+        ports={name: int(kept[name]) for name in PORTS},
+        bind_address=kept["BIND_ADDRESS"],
+        cluster=None if embedded.isdisjoint(SERVICES) else open_cluster(state.postgres),
+        database_urls={service: kept[name] for service, name in DATABASE_URLS.items()},
+        bootstrap=kept[BOOTSTRAP],
+        embedded=embedded,
+    )
+
+
+def refuse_other_settings(running: Stack) -> None:
+    """Refuse settings given now that differ from those the stack runs with.
+
+    Raises:
+        AlreadyRunningError: naming the first variable that differs.
+    """
+    for name in FIXED:
+        given, runs_with = os.environ.get(name), running.environment[name]
+        if given and given != runs_with:
+            shown = "another value" if name in DATABASE_URLS.values() else runs_with
+            raise AlreadyRunningError(
+                f"Settle is running already, with {name}={shown}: run settle down first."
+            )

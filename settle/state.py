@@ -1,0 +1,144 @@
+"""Where the stack keeps what it keeps: one folder, `.settle` in the checkout or $SETTLE_HOME."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shlex
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DEPLOY = CHECKOUT / "deploy"
+LOCK_TIMEOUT_S = 180
+# sun_path holds 108 bytes with its end; supervisord first binds a name with ".<pid>" behind it.
+LONGEST_SOCKET_PATH = 107 - len(".4194304")
+
+
+class StateError(SettleError):
+    """The state folder cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """The paths within one state folder."""
+
+    home: Path
+
+    @property
+    def logs(self) -> Path:
+        """One file per process."""
+        return self.home / "logs"
+
+    @property
+    def run(self) -> Path:
+        """What matters only while the stack runs."""
+        return self.home / "run"
+
+    @property
+    def health(self) -> Path:
+        """Where relays and consumers say how they are."""
+        return self.run / "health"
+
+    @property
+    def supervisor_pid(self) -> Path:
+        """Written by supervisord."""
+        return self.run / "supervisord.pid"
+
+    @property
+    def socket(self) -> Path:
+        """The control socket of supervisord."""
+        path = self.run / "supervisor.sock"
+        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+            return path
+        name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path(tempfile.gettempdir(), f"settle-{os.geteuid()}", f"{name}.sock")
+
+    @property
+    def env(self) -> Path:
+        """The environment of the running stack, as a shell reads it: `. .settle/env`."""
+        return self.home / "env"
+
+    @property
+    def postgres(self) -> Path:
+        """The embedded PostgreSQL."""
+        return self.home / "postgres"
+
+    def make(self) -> None:
+        """Make the folders that are missing, closed to others.
+
+        Raises:
+            StateError: the folder for the socket belongs to someone else.
+        """
+        for folder in (self.home, self.logs, self.run, self.health):
+            folder.mkdir(parents=True, exist_ok=True)
+        # PostgreSQL, run as another user, passes through the first; nobody else sees into the rest.
+        self.home.chmod(0o711)
+        self.logs.chmod(0o700)
+        self.run.chmod(0o700)
+        if self.socket.parent != self.run:
+            self.socket.parent.mkdir(mode=0o700, exist_ok=True)
+            found = self.socket.parent.lstat()
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise StateError(f"{self.socket.parent} must be yours alone: remove it.")
+
+    def write_env(self, environment: Mapping[str, str]) -> None:
+        """Keep the environment of the running stack; it holds passwords."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+        new = self.env.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        new.rename(self.env)
+
+    def read_env(self) -> dict[str, str]:
+        """The environment that was kept; empty when the stack is down."""
+        try:
+            words = shlex.split(self.env.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return dict(word.split("=", 1) for word in words if word != "export")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against another `settle up` or `settle down`.
+
+        Raises:
+            StateError: another one held it for three minutes.
+        """
+        self.make()
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        with (self.home / "lock").open("w", encoding="ascii") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise StateError(
+                            f"Another settle up or down has held {lock.name} "
+                            f"for {LOCK_TIMEOUT_S} s: end it first."
+                        ) from None
+                    time.sleep(0.1)
+            yield
+
+
+def open_state() -> StateFolder:
+    """The state folder of this checkout, or the one that ``SETTLE_HOME`` names.
+
+    Raises:
+        StateError: this is not a checkout.
+    """
+    if not (DEPLOY / "supervisord.conf").exists():
+        raise StateError(f"settle runs from a checkout, and {CHECKOUT} has no deploy folder.")
+    given = os.environ.get("SETTLE_HOME")
+    return StateFolder(Path(given).absolute() if given else CHECKOUT / ".settle")

@@ -1,0 +1,203 @@
+"""Talks to supervisord, which keeps every process of the stack alive."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sysconfig
+import time
+import xmlrpc.client
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Any
+
+from settle.state import CHECKOUT, DEPLOY
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from settle.stack import Stack
+
+CALL_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 20.0
+POLL_S = 0.05
+STOPPED = frozenset({"STOPPED", "EXITED", "FATAL", "UNKNOWN"})
+ALREADY_STARTED, NOT_RUNNING = 60, 70  # supervisor.xmlrpc.Faults
+
+
+class SupervisorError(SettleError):
+    """Supervisord does not do what it was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What supervisord knows of a program.
+
+    Args:
+        name: the program's.
+        state: RUNNING, STARTING, BACKOFF, STOPPED, ...
+        pid: None when there is no process.
+        uptime_s: None when there is no process.
+    """
+
+    name: str
+    state: str
+    pid: int | None
+    uptime_s: int | None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether supervisord does nothing about it."""
+        return self.state in STOPPED
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CALL_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CALL_TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+class _Transport(xmlrpc.client.Transport):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> HTTPConnection:  # noqa: ARG002 - the base's
+        return _Connection(self._path)
+
+
+class Supervisor:
+    """One supervisord, by its control socket."""
+
+    def __init__(self, path: Path) -> None:
+        """Names it only; nothing is sent yet.
+
+        Args:
+            path: the control socket.
+        """
+        self._proxy = xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(path))
+
+    def _call(self, name: str, *arguments: object) -> Any:
+        try:
+            return getattr(self._proxy.supervisor, name)(*arguments)
+        except (OSError, HTTPException) as error:
+            raise SupervisorError(f"supervisord does not answer ({error}).") from error
+
+    def pid(self) -> int | None:
+        """The pid of a supervisord that answers; None when there is none."""
+        try:
+            return int(self._call("getPID"))
+        except SupervisorError:
+            return None
+
+    def processes(self) -> dict[str, Process]:
+        """Every program by its name.
+
+        Raises:
+            SupervisorError: it does not answer.
+        """
+        return {
+            info["name"]: Process(
+                name=info["name"],
+                state=info["statename"],
+                pid=info["pid"] or None,
+                uptime_s=max(info["now"] - info["start"], 0) if info["pid"] else None,
+            )
+            for info in self._call("getAllProcessInfo")
+        }
+
+    def start(self, names: Iterable[str]) -> None:
+        """Start programs, without waiting for them.
+
+        Raises:
+            SupervisorError: it does not answer, or cannot start one.
+        """
+        for name in names:
+            self._order("startProcess", name, unless=ALREADY_STARTED)
+
+    def stop(self, names: Iterable[str], *, timeout_s: float) -> None:
+        """Stop programs, all at once, and wait for their end. Kills are supervisord's business.
+
+        Args:
+            names: of the programs; those it does not know are passed over.
+            timeout_s: how long to wait; above each program's `stopwaitsecs`.
+
+        Raises:
+            SupervisorError: it does not answer, or one has not ended in time.
+        """
+        found = self.processes()
+        wanted = [name for name in names if name in found]
+        for name in wanted:
+            if not found[name].stopped:
+                self._order("stopProcess", name, unless=NOT_RUNNING)
+
+        def all_stopped() -> bool:
+            now = self.processes()
+            return all(now[name].stopped for name in wanted)
+
+        if not wait_for(all_stopped, timeout_s=timeout_s):
+            raise SupervisorError(f"{', '.join(wanted)} did not all stop within {timeout_s:.0f} s.")
+
+    def _order(self, call: str, name: str, *, unless: int) -> None:
+        try:
+            self._call(call, name, False)  # noqa: FBT003 - wait=False; the protocol has no names
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != unless:
+                raise SupervisorError(f"{call} {name}: {fault.faultString}") from fault
+
+    def shutdown(self) -> None:
+        """Have it stop what still runs, and end.
+
+        Raises:
+            SupervisorError: it does not answer.
+        """
+        self._call("shutdown")
+
+
+def wait_for(condition: Callable[[], bool], *, timeout_s: float) -> bool:
+    """Ask until the answer is yes; whether it was in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def start_supervisor(stack: Stack) -> Supervisor:
+    """Start supervisord, detached, with nothing running in it yet.
+
+    Raises:
+        SupervisorError: it does not come up; with what it said.
+    """
+    scripts = sysconfig.get_path("scripts")
+    environment = {**os.environ, **stack.environment}
+    environment["PATH"] = f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    done = subprocess.run(
+        [f"{scripts}/supervisord", "--configuration", str(DEPLOY / "supervisord.conf")],
+        cwd=CHECKOUT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
+    supervisor = Supervisor(stack.state.socket)
+    if done.returncode != 0 or not wait_for(
+        lambda: supervisor.pid() is not None, timeout_s=START_TIMEOUT_S
+    ):
+        raise SupervisorError(
+            f"supervisord did not start: {done.stdout.strip() or 'it said nothing'} "
+            f"(see {stack.state.logs / 'supervisord.log'})"
+        )
+    return supervisor
