@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
-worker_class = "gthread"
+# gthread, answering in problem documents where gunicorn answers itself.
+worker_class = "shared.web.server.Worker"
 workers = 2
 threads = 8
 # Requests beyond the threads wait here; they are not refused.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flask import Flask
+from flask import Flask, request
 from flask.json.provider import DefaultJSONProvider
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import RequestRedirect
 
 from shared.web import bodies, docs, health, problems, sessions, tracing
 
@@ -24,6 +26,12 @@ POOL_SIZE = 10
 class _Json(DefaultJSONProvider):
     sort_keys = False
     ensure_ascii = False
+
+
+def _refuse_redirects() -> None:
+    """Answer 404 where routing would redirect, ``/order//1`` say, with a page of HTML."""
+    if isinstance(request.routing_exception, RequestRedirect):
+        raise NotFound
 
 
 def make_app(
@@ -47,10 +55,9 @@ def make_app(
     """
     app = Flask(name, static_folder=None)
     app.json = _Json(app)
-    # "/order//1" is nothing, instead of a redirect with a page of HTML.
-    app.url_map.merge_slashes = False
     sessions.register(app, session_factory)
     tracing.register(app)
+    app.before_request(_refuse_redirects)
     bodies.register(app)
     api = docs.register(app, title=title)
     for blueprint in blueprints:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flask import Response, request
+from gunicorn.http.errors import ParseException
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from shared.web.problems import InvalidInputError
 
@@ -24,6 +27,9 @@ MAX_BYTES = 1024 * 1024
 _DRAIN_MAX_BYTES = 64 * 1024 * 1024
 _DRAIN_CHUNK_BYTES = 64 * 1024
 
+# What gunicorn raises when the chunks of a body are malformed, or end before the last.
+_UNREADABLE = (OSError, ParseException)
+
 
 def _refuse_constant(name: str) -> NoReturn:
     raise BadRequest(f"The body is not JSON: {name} is no number there (RFC 8259, section 6).")
@@ -36,7 +42,7 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
     """Parse a request's body as JSON (RFC 8259), in UTF-8.
 
     Raises:
-        BadRequest: it is not JSON, or nested too deeply to be read.
+        BadRequest: it is not JSON, or nested too deeply, or cannot be read.
         InvalidInputError: it holds an integer of more digits than Python reads.
         RequestEntityTooLarge: it is over `MAX_BYTES`.
         UnsupportedMediaType: it does not say that it is JSON.
@@ -44,7 +50,7 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
     if not incoming.is_json:
         raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
     try:
-        return _decoder.decode(incoming.get_data(cache=False).decode("utf-8"))
+        return _decoder.decode(_read(incoming).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRequest("The body is not JSON: it is not UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -56,6 +62,17 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
     except ValueError as error:
         # Python bounds the digits of an integer (sys.set_int_max_str_digits).
         raise InvalidInputError([{"pointer": "#", "detail": "A number is too long."}]) from error
+
+
+def _read(incoming: Request) -> bytes:
+    try:
+        body = incoming.get_data(cache=False)
+    except _UNREADABLE as error:
+        raise BadRequest("The body cannot be read: its chunks are malformed.") from error
+    if incoming.content_length is None and len(body) >= MAX_BYTES:
+        # Of a body without a length, werkzeug gives the first MAX_BYTES and says no more.
+        raise RequestEntityTooLarge
+    return body
 
 
 class Parser(FlaskParser):
@@ -108,8 +125,10 @@ def register(app: Flask) -> None:
 def _drain(response: Response) -> Response:
     stream = request.environ["wsgi.input"]
     # Only where the server ends the stream at the body's end; else a read could wait for ever.
-    if response.status_code >= 400 and request.environ.get("wsgi.input_terminated"):  # noqa: PLR2004
-        for _ in range(_DRAIN_MAX_BYTES // _DRAIN_CHUNK_BYTES):
-            if not stream.read(_DRAIN_CHUNK_BYTES):
-                break
+    terminated = request.environ.get("wsgi.input_terminated", False)
+    if terminated and response.status_code >= HTTPStatus.BAD_REQUEST:
+        with suppress(*_UNREADABLE):
+            for _ in range(_DRAIN_MAX_BYTES // _DRAIN_CHUNK_BYTES):
+                if not stream.read(_DRAIN_CHUNK_BYTES):
+                    break
     return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import structlog
 from flask import Blueprint, Response, jsonify
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,6 +15,8 @@ from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from flask import Flask
+
+log = structlog.get_logger(__name__)
 
 _REVISION = text("SELECT version_num FROM alembic_version")
 
@@ -39,8 +42,8 @@ def register(app: Flask, *, revision: str) -> None:
             with transaction() as session:
                 found = session.scalar(_REVISION)
         except SQLAlchemyError as error:
-            reason = str(error).partition("\n")[0]
-            return _not_ready(f"The database cannot be asked for its revision: {reason}")
+            log.warning("web.not_ready", error=str(error).partition("\n")[0])
+            return _not_ready("The database cannot be asked for its revision.")
         if found != revision:
             return _not_ready(
                 f"The database is at revision {found}, this needs {revision}: run the migrations."

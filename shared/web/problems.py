@@ -122,7 +122,11 @@ def _on_database_error(error: DBAPIError) -> Response:
 
 
 def _on_database_trouble(error: Exception) -> Response:
-    log.warning("web.database_unavailable", error=str(error).partition("\n")[0])
+    log.warning(
+        "web.database_unavailable",
+        error=str(error).partition("\n")[0],
+        request_id=current_trace.get().request_id,
+    )
     return problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The database cannot be reached just now. Nothing was changed unless its answer was lost"
@@ -132,9 +136,10 @@ def _on_database_trouble(error: Exception) -> Response:
 
 
 def _on_defect(error: Exception) -> Response:
-    log.error("web.request_failed", exc_info=error)
+    request_id = current_trace.get().request_id
+    log.error("web.request_failed", exc_info=error, request_id=request_id)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "Something went wrong here. The log tells what, under this request_id.",
-        request_id=current_trace.get().request_id,
+        request_id=request_id,
     )
