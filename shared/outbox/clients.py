@@ -9,11 +9,11 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 if TYPE_CHECKING:
     from shared.settings import Settings
 
-# A relay holds its shards for at most MAX_BLOCK + DELIVERY, 9 s; the database ends its
-# transaction after LEASE (see relay), so the sum must stay below that.
-MAX_BLOCK_MS = 3_000
+# A relay holds its shards for at most these two and the 2 s that its sender's thread has to end:
+# 9 s. The database ends its transaction after LEASE_MS (see relay); the sum must stay below.
+MAX_BLOCK_MS = 2_000
 REQUEST_TIMEOUT_MS = 3_000
-DELIVERY_TIMEOUT_MS = 6_000
+DELIVERY_TIMEOUT_MS = 5_000
 BOOTSTRAP_TIMEOUT_MS = 3_000
 # An embedded broker makes a joining member wait for half of it.
 SESSION_TIMEOUT_MS = 6_000
