@@ -1,0 +1,44 @@
+"""The services' clients, each on a fresh database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.orm import Session
+
+from support.web import open_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from werkzeug.test import Client
+
+
+@pytest.fixture
+def payments(payments_url: str) -> Iterator[Client]:
+    """A client of the payments API."""
+    with open_app("payments", payments_url) as app:
+        yield app.test_client()
+
+
+@pytest.fixture
+def orders(orders_url: str) -> Iterator[Client]:
+    """A client of the orders API."""
+    with open_app("orders", orders_url) as app:
+        yield app.test_client()
+
+
+@pytest.fixture
+def payments_session(payments_url: str) -> Iterator[Session]:
+    """A session on the database of payments; what it began is rolled back in the end."""
+    with Session(create_engine(payments_url, poolclass=NullPool)) as session:
+        yield session
+
+
+@pytest.fixture
+def orders_session(orders_url: str) -> Iterator[Session]:
+    """A session on the database of orders; what it began is rolled back in the end."""
+    with Session(create_engine(orders_url, poolclass=NullPool)) as session:
+        yield session

@@ -1,0 +1,235 @@
+"""Bad input of every kind gets a 4xx problem document on every call, never 500."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from support.web import open_app, problem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from werkzeug.test import Client, TestResponse
+
+    from support.postgres import PostgresServer
+
+USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
+JSON = "application/json"
+CALLS = {
+    "create": ("payments", "/accounts", {"user_id": USER}),
+    "deposit": ("payments", f"/accounts/{USER}/deposit", {"user_id": USER, "amount": 5}),
+    "order": ("orders", "/orders", {"user_id": USER, "amount": 5, "description": "x"}),
+}
+FIELDS = [(call, field) for call, (_, _, body) in CALLS.items() for field in body]
+
+NOT_JSON = [
+    b"",
+    b" ",
+    b"x",
+    b"{",
+    b"{'a': 1}",
+    b'{"amount": 1,}',
+    b'{"amount": 01}',
+    b'{"amount": .5}',
+    b'{"amount": NaN}',
+    b'{"amount": Infinity}',
+    b'{"amount": -Infinity}',
+    b'{"unknown": NaN}',
+    b'{"description": "\xff"}',
+    b'{"description": "\xed\xa0\x80"}',  # a surrogate, in UTF-8 that nobody may write
+    b'{"description": "\x00"}',  # a control character must be escaped
+    b'\xef\xbb\xbf{"amount": 1}',
+    '{"amount": 1}'.encode("utf-16"),
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"a":[' * 50_000 + b"]}" * 50_000,
+    b"\x00",
+    b"user_id=1&amount=2",
+    b"<a/>",
+]
+NO_OBJECT = [b"null", b"true", b"1", b"1.5", b'"x"', b"[]", b'[{"amount": 1}]']
+
+WRONG_ANYWHERE: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.0,
+    1.5,
+    -0.0,
+    1e308,
+    2**63,
+    -(2**63) - 1,
+    10**400,
+    [],
+    {},
+    [1],
+    {"a": 1},
+    "\0",
+    "a\0b",
+    "\ud800",
+    "\udfff x",
+    "x" * 10_001,
+]
+WRONG_USERS = ["", "x", "1", str(uuid4())[:-1], USER.replace("-", ""), f"{{{USER}}}", f" {USER}",
+               f"urn:uuid:{USER}", "00000000-0000-0000-0000-000000000000"]  # fmt: skip
+WRONG_AMOUNTS = ["", "5", "x", "1e3"]
+
+
+@pytest.fixture(scope="module")
+def clients(
+    postgres: PostgresServer, databases: Callable[[str], str]
+) -> Iterator[dict[str, Client]]:
+    """Clients on databases that these tests share; none looks at what is in them."""
+    with ExitStack() as stack:
+        made = {}
+        for service in ("payments", "orders"):
+            name = f"{service}_bad_input"
+            url = postgres.create_database(name, template=databases(service))
+            stack.callback(postgres.drop_database, name)
+            made[service] = stack.enter_context(open_app(service, url)).test_client()
+        yield made
+
+
+def post(client: Client, path: str, body: object) -> TestResponse:
+    # Escaped: a lone surrogate is JSON, and cannot be UTF-8.
+    return client.post(path, data=json.dumps(body, ensure_ascii=True), content_type=JSON)
+
+
+def shown(value: object) -> str:
+    return ascii(value)[:30]
+
+
+@pytest.fixture(params=CALLS)
+def call(request: pytest.FixtureRequest, clients: dict[str, Client]) -> tuple[Client, str]:
+    """A call that takes a body: its client and its address."""
+    service, path, _ = CALLS[request.param]
+    return clients[service], path
+
+
+def test_what_is_not_json_is_a_bad_request(call: tuple[Client, str]) -> None:
+    client, path = call
+    for body in NOT_JSON:
+        problem_of(client.post(path, data=body, content_type=JSON), 400)
+
+
+def test_what_is_no_object_is_refused(call: tuple[Client, str]) -> None:
+    client, path = call
+    for body in NO_OBJECT:
+        document = problem_of(client.post(path, data=body, content_type=JSON), 422)
+        assert document["errors"] == [{"pointer": "#", "detail": "Must be a JSON object."}]
+
+
+def test_an_empty_object_lacks_what_is_required(call: tuple[Client, str]) -> None:
+    client, path = call
+    document = problem_of(client.post(path, json={}), 422)
+    assert document["errors"]
+
+
+def test_a_number_of_5000_digits_is_refused(call: tuple[Client, str]) -> None:
+    client, path = call
+    body = b'{"amount": ' + b"9" * 5000 + b"}"
+    problem_of(client.post(path, data=body, content_type=JSON), 422)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "x",
+        "text/plain",
+        "text/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/xml",
+    ],
+)
+def test_a_body_must_say_that_it_is_json(
+    call: tuple[Client, str], content_type: str | None
+) -> None:
+    client, path = call
+    body = json.dumps({"user_id": USER, "amount": 5})
+    problem_of(client.post(path, data=body, content_type=content_type), 415)
+
+
+def test_a_large_body_is_refused(call: tuple[Client, str]) -> None:
+    client, path = call
+    body = b'{"description": "' + b"x" * 10_000_000 + b'"}'
+    problem_of(client.post(path, data=body, content_type=JSON), 413)
+
+
+def test_a_wrong_method_is_refused(call: tuple[Client, str]) -> None:
+    client, path = call
+    for method in ("PUT", "PATCH", "DELETE", "TRACE", "FOO"):
+        response = client.open(path, method=method, json={})
+        problem_of(response, 405)
+        assert "POST" in response.headers["Allow"]
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_a_wrong_value_is_refused_in_every_field(
+    clients: dict[str, Client], name: str, field: str
+) -> None:
+    service, path, body = CALLS[name]
+    wrong = WRONG_ANYWHERE + {"user_id": WRONG_USERS, "amount": WRONG_AMOUNTS}.get(field, [])
+    for value in wrong:
+        response = post(clients[service], path, body | {field: value})
+        document = problem_of(response, 422)
+        assert [error["pointer"] for error in document["errors"]] == [f"#/{field}"], shown(value)
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_an_unknown_field_may_hold_anything(
+    clients: dict[str, Client], name: str, field: str
+) -> None:
+    """Only the fields that are known are looked at: the account decides, not the rest."""
+    service, path, body = CALLS[name]
+    for value in WRONG_ANYWHERE:
+        response = post(clients[service], path, body | {f"{field}_": value})
+        assert response.status_code in {200, 201, 202, 404, 409}, shown(value)
+
+
+@pytest.mark.parametrize("service", ["payments", "orders"])
+@pytest.mark.parametrize(
+    "path",
+    ["/x", "/accounts/", "/orders/", "/order", "/order/", "/accounts//deposit", "/.env", "/%00",
+     "/%ff", "/%2e%2e/%2e%2e/etc/passwd", "/" + "x" * 3000],
+)  # fmt: skip
+def test_an_unknown_address_is_a_problem(
+    clients: dict[str, Client], service: str, path: str
+) -> None:
+    for method in ("GET", "POST", "FOO"):
+        problem_of(clients[service].open(path, method=method), 404)
+
+
+@pytest.mark.parametrize("user_id", [None, *WRONG_USERS, "\0", "\ud83d\ude00", "x" * 3000])
+def test_a_balance_of_a_wrong_user_is_refused(
+    clients: dict[str, Client], user_id: str | None
+) -> None:
+    query = {} if user_id is None else {"user_id": user_id.encode("utf-8", "surrogatepass")}
+    document = problem_of(clients["payments"].get("/accounts/balance", query_string=query), 422)
+    assert [error["parameter"] for error in document["errors"]] == ["user_id"]
+
+
+def test_every_fault_of_a_body_is_told(clients: dict[str, Client]) -> None:
+    body = {"user_id": 1, "amount": "5", "description": None}
+    document = problem_of(clients["orders"].post("/orders", json=body), 422)
+    assert {error["pointer"] for error in document["errors"]} == {
+        "#/user_id",
+        "#/amount",
+        "#/description",
+    }
+
+
+def test_json_may_be_named_with_a_charset_or_a_suffix(clients: dict[str, Client]) -> None:
+    body = json.dumps({"user_id": USER, "amount": 5})
+    for content_type in ("application/json; charset=utf-8", "application/vnd.order+json"):
+        response = clients["orders"].post("/orders", data=body, content_type=content_type)
+        assert response.status_code == 202

@@ -1,0 +1,188 @@
+"""Every error of an app becomes a problem document, and tells no more than it should."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from flask import Flask, Response, abort
+from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import sessionmaker
+
+from shared.errors import SettleError
+from shared.trace import Trace, current_trace
+from shared.web import make_app
+from support.web import problem_of
+
+if TYPE_CHECKING:
+    from werkzeug.test import Client
+
+VALID_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class OddError(SettleError):
+    """An error of a use case."""
+
+
+class OdderError(OddError):
+    """A special case of it."""
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = make_app(
+        __name__,
+        title="Test",
+        blueprints=[],
+        session_factory=sessionmaker(),
+        revision="1",
+        statuses={OddError: 409},
+    )
+    raised = {
+        "domain": OdderError("The order is odd."),
+        "connection": OperationalError("SELECT 1", {}, psycopg2.OperationalError("secret")),
+        "pool": PoolTimeoutError("secret"),
+        "data": DataError("SELECT 1", {}, psycopg2.DataError("secret")),
+        "defect": RuntimeError("secret"),
+    }
+
+    @app.post("/raise/<name>")
+    def raise_(name: str) -> Response:
+        raise raised[name]
+
+    @app.get("/abort/<int:status>")
+    def abort_(status: int) -> Response:
+        abort(status)
+
+    @app.get("/trace")
+    def trace() -> dict[str, str | None]:
+        found = current_trace.get()
+        return {"request_id": found.request_id, "traceparent": found.traceparent}
+
+    return app
+
+
+@pytest.fixture
+def client(app: Flask) -> Client:
+    return app.test_client()
+
+
+def test_an_error_of_a_use_case_has_its_status_and_sentence(client: Client) -> None:
+    """A class not named itself takes the status of its base."""
+    assert problem_of(client.post("/raise/domain"), 409)["detail"] == "The order is odd."
+
+
+@pytest.mark.parametrize("name", ["connection", "pool"])
+def test_database_trouble_asks_to_come_again(client: Client, name: str) -> None:
+    response = client.post(f"/raise/{name}")
+    problem_of(response, 503)
+    assert response.headers["Retry-After"] == "1"
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("name", ["defect", "data"])
+def test_a_defect_tells_nothing_but_where_to_look(
+    client: Client, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = client.post(f"/raise/{name}", headers={"X-Request-ID": "r-1"})
+    assert problem_of(response, 500)["request_id"] == "r-1"
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 408, 409, 410, 418, 429, 500, 501, 503])
+def test_what_the_framework_raises_is_a_problem(client: Client, status: int) -> None:
+    problem_of(client.get(f"/abort/{status}"), status)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/abort//404", "/%00", "/%ff", "/docs/files/no"])
+def test_an_unknown_address_is_a_problem(client: Client, path: str) -> None:
+    problem_of(client.get(path), 404)
+
+
+def test_an_empty_path_is_no_redirect_with_html(client: Client) -> None:
+    """As of a request in absolute form: GET http://host HTTP/1.1."""
+    problem_of(client.get("/", environ_overrides={"PATH_INFO": ""}), 404)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "TRACE", "FOO"])
+def test_a_wrong_method_is_told_the_right_ones(client: Client, method: str) -> None:
+    response = client.open("/raise/domain", method=method)
+    problem_of(response, 405)
+    assert set(response.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+
+
+def test_head_has_the_headers_of_a_problem_without_it(client: Client) -> None:
+    response = client.head("/nothing")
+    assert response.status_code == 404
+    assert response.content_type == "application/problem+json"
+    assert response.data == b""
+
+
+def test_the_docs_need_nothing_from_elsewhere(client: Client) -> None:
+    page = client.get("/docs").text
+    assert "http://" not in page
+    assert "https://" not in page
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js"):
+        with client.get(f"/docs/files/{name}") as response:
+            assert response.status_code == 200
+            assert f"/docs/files/{name}" in page
+
+
+def test_the_index_leads_to_the_docs(client: Client) -> None:
+    assert client.get("/").json == {
+        "service": "Test",
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+    }
+    assert client.get("/openapi.json").json["openapi"] == "3.1.0"
+
+
+@pytest.mark.parametrize("request_id", ["a", "A-b.c_9", "x" * 128])
+def test_a_request_id_is_kept(client: Client, request_id: str) -> None:
+    response = client.get("/trace", headers={"X-Request-ID": request_id})
+    assert response.headers["X-Request-ID"] == request_id
+    assert response.json["request_id"] == request_id
+
+
+@pytest.mark.parametrize("request_id", [None, "", "x" * 129, "a b", "ü", 'a"b', "a/b"])
+def test_a_request_id_is_given_in_place_of_none_or_a_wrong_one(
+    client: Client, request_id: str | None
+) -> None:
+    headers = {} if request_id is None else {"X-Request-ID": request_id}
+    response = client.get("/trace", headers=headers)
+    assert response.headers["X-Request-ID"] == response.json["request_id"]
+    assert response.json["request_id"] not in {None, request_id}
+
+
+@pytest.mark.parametrize(
+    "traceparent", [VALID_TRACEPARENT, f"cc{VALID_TRACEPARENT[2:]}-what-comes-later"]
+)
+def test_a_trace_context_is_passed_through(client: Client, traceparent: str) -> None:
+    response = client.get("/trace", headers={"traceparent": traceparent})
+    assert response.json["traceparent"] == traceparent
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        "x",
+        VALID_TRACEPARENT.upper(),
+        f"{VALID_TRACEPARENT}-more",
+        f"ff{VALID_TRACEPARENT[2:]}",
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        VALID_TRACEPARENT[:-1],
+    ],
+)
+def test_a_malformed_trace_context_is_dropped(client: Client, traceparent: str) -> None:
+    response = client.get("/trace", headers={"traceparent": traceparent})
+    assert response.json["traceparent"] is None
+
+
+def test_a_trace_ends_with_its_request(client: Client) -> None:
+    client.get("/trace", headers={"X-Request-ID": "r-1"})
+    assert current_trace.get() == Trace()
