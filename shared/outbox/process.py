@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from shared.errors import SettleError
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -95,6 +97,54 @@ class Outage:
             )
             self._since = None
         self._tries = 0
+
+
+class StuckError(SettleError):
+    """A process that should be running gives no sign of life."""
+
+
+def check_health(directory: str | None, process: str, max_age_s: float) -> str:
+    """Read the file that `Health` writes.
+
+    Args:
+        directory: where; the setting HEALTH_DIR.
+        process: the file's name without ``.json``.
+        max_age_s: how old the last sign of life may be.
+
+    Returns:
+        A sentence on the state of the process, which lives and turns.
+
+    Raises:
+        StuckError: it never wrote, ended, or is alive but does not turn.
+    """
+    if directory is None:
+        raise StuckError("HEALTH_DIR is not set: there is nowhere to look for signs of life.")
+    path = Path(directory, f"{process}.json")
+    try:
+        content = json.loads(path.read_text())
+        pid, at, state = int(content["pid"]), float(content["at"]), str(content["state"])
+    except FileNotFoundError as error:
+        raise StuckError(f"{process} has given no sign of life: there is no {path}.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StuckError(f"{path} cannot be read: {error}.") from error
+    age_s = time.time() - at
+    if age_s > max_age_s:
+        alive = "is alive but stuck" if _is_alive(pid) else "has ended"
+        raise StuckError(
+            f"{process} (pid {pid}) {alive}: its last sign of life is {age_s:.0f} s old."
+        )
+    detail = f", {content['detail']}" if content.get("detail") else ""
+    return f"{process} (pid {pid}) is {state}{detail}; seen {max(0.0, age_s):.1f} s ago."
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it is another user's
+    return True
 
 
 class Health:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared.errors import SettleError
 from shared.log import configure_logging
 from shared.outbox.failpoints import arm
-from shared.outbox.process import Stop
+from shared.outbox.process import Stop, check_health
 from shared.outbox.service import Service, load_service
 from shared.settings import Settings, read_settings
 
@@ -91,5 +91,24 @@ def _fail(sentence: str) -> None:
     sys.exit(EXIT_FAILED)
 
 
+def print_health(process: str, service_name: str, max_age_s: float) -> None:
+    """Tell whether a service's process turns, from what it writes to HEALTH_DIR.
+
+    Raises:
+        StuckError: it does not.
+    """
+    service = load_service(service_name)
+    directory = os.environ.get("HEALTH_DIR") or None
+    click.echo(check_health(directory, f"{process}-{service.name}", max_age_s))
+
+
+max_age_option = click.option(
+    "--max-age",
+    "max_age_s",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds without a sign of life that are too many.",
+)
 service_argument = click.argument("service", metavar="SERVICE")
-version_option = click.version_option(version("settle"), package_name="settle")
+version_option = click.version_option(version("settle"), message="%(prog)s %(version)s")

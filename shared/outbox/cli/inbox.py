@@ -11,6 +11,8 @@ from sqlalchemy import text
 
 from shared.database import make_engine
 from shared.outbox.cli.common import (
+    max_age_option,
+    print_health,
     service_argument,
     start,
     stopped_by_signals,
@@ -53,6 +55,22 @@ def run(service: str) -> None:
     """
     found, settings = start(service)
     Consumer(found, settings, stopped_by_signals()).run()
+
+
+@main.command()
+@service_argument
+@max_age_option
+@told_in_a_sentence
+def healthcheck(service: str, max_age_s: float) -> None:
+    r"""Tell whether the consumer of SERVICE turns: exit 1 when it ended, or is alive but stuck.
+
+    For supervisors and containers; reads what the consumer writes to HEALTH_DIR. One that waits for
+    a neighbour is well.
+
+    \b
+    Example: inbox-consumer healthcheck orders
+    """
+    print_health("inbox-consumer", service, max_age_s)
 
 
 @main.group("dead-letters")

@@ -10,6 +10,8 @@ import click
 from shared.database import make_engine
 from shared.outbox.cli.common import (
     Duration,
+    max_age_option,
+    print_health,
     service_argument,
     start,
     stopped_by_signals,
@@ -77,6 +79,22 @@ def replay(service: str, since: timedelta) -> None:
         count = queue_again(connection, found.aggregatetypes, least_id(datetime.now(UTC) - since))
     engine.dispose()
     click.echo(f"{count} events of {found.name} are in line to be sent again.")
+
+
+@main.command()
+@service_argument
+@max_age_option
+@told_in_a_sentence
+def healthcheck(service: str, max_age_s: float) -> None:
+    r"""Tell whether the relay of SERVICE turns: exit 1 when it ended, or is alive but stuck.
+
+    For supervisors and containers; reads what the relay writes to HEALTH_DIR. One that waits for
+    a neighbour is well.
+
+    \b
+    Example: outbox-relay healthcheck orders
+    """
+    print_health("outbox-relay", service, max_age_s)
 
 
 @main.command()
