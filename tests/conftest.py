@@ -10,6 +10,7 @@ import pytest
 
 from shared.migrations import upgrade
 from support.broker import Broker
+from support.delivery import Delivery
 from support.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def payments_url(postgres: PostgresServer, databases: Callable[[str], str]) -> I
 def orders_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
     """A fresh database of orders, migrated and empty."""
     yield from _fresh("orders", postgres, databases("orders"))
+
+
+@pytest.fixture
+def delivery(payments_url: str, orders_url: str, own_broker: Broker) -> Delivery:
+    """Both databases, fresh, and a broker of this test alone."""
+    return Delivery(payments_url, orders_url, own_broker.bootstrap)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

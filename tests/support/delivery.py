@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,11 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from uuid import UUID
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
 
+from services.orders import orders
+from services.payments import accounts
+from shared import outbox
+from shared.outbox import Event
 from shared.outbox.clients import make_admin, make_producer
 from shared.outbox.consumer import Consumer
 from shared.outbox.process import Stop
@@ -27,11 +34,51 @@ from shared.settings import Settings, read_settings
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import signal
+    from collections.abc import Iterable, Iterator
 
     from kafka.consumer.fetcher import ConsumerRecord
 
 BIN = Path(sys.executable).parent
+PARTITIONS = 6
+ORDERS = "orders.events"
+PAYMENTS = "payments.events"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record to be put into a topic by hand."""
+
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    key: bytes = b"key"
+    partition: int | None = None
+
+
+def headers(type_: str, event_id: UUID | None = None, **changed: Any) -> list[tuple[str, Any]]:
+    """The headers of a good event; `changed` by the part after ``ce_``, None leaves one out."""
+    good = {
+        "id": str(event_id or uuid7()),
+        "type": type_,
+        "source": "/test",
+        "specversion": "1.0",
+    } | changed
+    found: list[tuple[str, Any]] = [
+        (f"ce_{name}", value.encode() if isinstance(value, str) else value)
+        for name, value in good.items()
+        if value is not None
+    ]
+    return [*found, ("content-type", b"application/json")]
+
+
+def order_created(
+    user_id: UUID, amount: int, *, order_id: UUID | None = None, **changed: Any
+) -> Record:
+    """A good `order.created` event, but for what is changed in its headers."""
+    data = {"order_id": str(order_id or uuid7()), "user_id": str(user_id), "amount": amount}
+    return Record(
+        json.dumps(data).encode(), headers("order.created", **changed), str(user_id).encode()
+    )
 
 
 @dataclass
@@ -77,6 +124,60 @@ class Delivery:
         count: int = self.query(service, "SELECT count(*) FROM outbox_pending")[0][0]
         return count
 
+    def wait_sent(self, service: str, *, timeout_s: float = 20) -> None:
+        wait_until(
+            lambda: self.pending(service) == 0,
+            timeout_s=timeout_s,
+            what=f"the outbox of {service} to be sent",
+        )
+
+    def add(self, key: str, *data: Any, service: str = "orders") -> None:
+        """Add one event a datum to an outbox, in one transaction."""
+        with self.session(service) as session:
+            outbox.add_all(session, [Event(service, key, "order.created", each) for each in data])
+
+    # Money and orders, without HTTP.
+
+    def open_account(self, balance: int) -> UUID:
+        user_id = uuid7()
+        with self.session("payments") as session:
+            accounts.create(session, user_id)
+            accounts.deposit(session, user_id, balance)
+        return user_id
+
+    def balance(self, user_id: UUID) -> int:
+        with self.session("payments") as session:
+            return accounts.balance(session, user_id)
+
+    def place(self, user_id: UUID, amount: int, *, count: int = 1) -> list[UUID]:
+        with self.session("orders") as session:
+            return [
+                orders.place(session, user_id=user_id, amount=amount, description="")
+                for _ in range(count)
+            ]
+
+    def statuses(self) -> dict[str, int]:
+        return dict(self.query("orders", "SELECT status, count(*) FROM orders GROUP BY status"))
+
+    def charges(self) -> list[UUID]:
+        """The orders that were charged, one a transfer."""
+        return list(
+            self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'")
+        )
+
+    def inbox(self, service: str) -> dict[str, int]:
+        """How many events had which outcome."""
+        return dict(self.query(service, "SELECT outcome, count(*) FROM inbox GROUP BY outcome"))
+
+    def received(self, service: str) -> int:
+        count: int = self.query(service, "SELECT count(*) FROM inbox")[0][0]
+        return count
+
+    def dead_letters(self, service: str) -> list[Any]:
+        return self.query(service, "SELECT * FROM dead_letters ORDER BY id")
+
+    # The engine, in threads and in processes.
+
     @contextmanager
     def relay(self, service: str | Service, **changed: Any) -> Iterator[Stop]:
         """A relay in a thread of this process."""
@@ -102,39 +203,84 @@ class Delivery:
         finally:
             process.discard()
 
-    def produce(
-        self,
-        topic: str,
-        value: bytes | None,
-        headers: list[tuple[str, bytes]],
-        *,
-        key: bytes = b"key",
-        partition: int | None = None,
-    ) -> None:
-        """Put a record into a topic by hand, and wait until the broker has it."""
+    def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """A command line of ours, to its end."""
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            env={**os.environ, **self.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    # The topics.
+
+    def produce(self, topic: str, *records: Record) -> list[int]:
+        """Put records into a topic, and wait until the broker has them; their offsets."""
         settings = self.settings("orders")
         admin = make_admin(settings, "test")
         ensure_topics(admin, [topic], settings)
         admin.close()
         producer = make_producer(settings, "test")
-        producer.send(topic, value=value, key=key, headers=headers, partition=partition).get(10)
-        producer.close()
+        try:
+            futures = [
+                producer.send(
+                    topic,
+                    value=record.value,
+                    key=record.key,
+                    headers=record.headers,
+                    partition=record.partition,
+                )
+                for record in records
+            ]
+            return [future.get(10).offset for future in futures]
+        finally:
+            producer.close()
 
-    def records(self, topic: str, *, partitions: int = 6) -> list[ConsumerRecord]:
+    def records(self, topic: str) -> list[ConsumerRecord]:
         """All that a topic holds now, a partition after the other."""
         reader = KafkaConsumer(
-            bootstrap_servers=self.bootstrap, group_id=None, enable_auto_commit=False
+            bootstrap_servers=self.bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            fetch_max_wait_ms=50,
         )
-        found: list[ConsumerRecord] = []
         try:
-            for number in range(partitions):
-                place = TopicPartition(topic, number)
-                reader.assign([place])
-                reader.seek(place, 0)
-                found += _read_to_end(reader, place)
+            return _read_to_end(reader, [TopicPartition(topic, n) for n in range(PARTITIONS)])
         finally:
             reader.close()
-        return found
+
+    def committed(self, service: str) -> int:
+        """How many records the service's group is done with, over all partitions."""
+        admin = make_admin(self.settings(service), "test")
+        try:
+            offsets = admin.list_group_offsets(service)
+        except KafkaError:
+            return 0
+        finally:
+            admin.close()
+        return sum(
+            max(0, each.offset) for group in offsets.values() for each in group.values()
+        )
+
+
+def header(record: ConsumerRecord, name: str) -> str:
+    """A header that must be there once."""
+    (value,) = [value for key, value in record.headers if key == name]
+    return str(value.decode())
+
+
+def first_appearances(records: Iterable[ConsumerRecord]) -> dict[str, list[Any]]:
+    """By key, the events' data in the order in which each was first in the topic."""
+    found: dict[str, list[Any]] = {}
+    seen = set()
+    for record in records:
+        event_id = header(record, "ce_id")
+        if event_id not in seen:
+            seen.add(event_id)
+            found.setdefault(record.key.decode(), []).append(json.loads(record.value))
+    return found
 
 
 class Process:
@@ -153,17 +299,35 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
     def _read(self) -> None:
         assert self._popen.stderr is not None
-        self.lines.extend([])
-        for line in self._popen.stderr:
-            self.lines.append(line)
+        self.lines.extend(self._popen.stderr)
 
-    def logged(self, event: str) -> list[str]:
-        return [line for line in list(self.lines) if f'"event": "{event}"' in line]
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of that event."""
+        lines = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
 
     def wait_logged(self, event: str, *, timeout_s: float = 20) -> None:
-        wait_until(lambda: self.logged(event), timeout_s=timeout_s, what=f"the log line {event}")
+        def seen() -> bool:
+            assert self.running or self.logged(event), f"it ended: {self.lines}"
+            return bool(self.logged(event))
+
+        wait_until(seen, timeout_s=timeout_s, what=f"the log line {event}")
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped by SIGSTOP."""
+        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "T"
 
     def signal(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)
@@ -175,24 +339,28 @@ class Process:
         return code
 
     def discard(self) -> None:
-        if self._popen.poll() is None:
+        if self.running:
             self._popen.kill()
         self.wait()
         assert self._popen.stderr is not None
         self._popen.stderr.close()
 
 
-def _read_to_end(reader: KafkaConsumer, place: TopicPartition) -> list[ConsumerRecord]:
+def _read_to_end(reader: KafkaConsumer, places: list[TopicPartition]) -> list[ConsumerRecord]:
     """The embedded broker's end_offsets is wrong; the high-water mark after a fetch is right."""
-    found: list[ConsumerRecord] = []
+    reader.assign(places)
+    for place in places:
+        reader.seek(place, 0)
+    found: dict[TopicPartition, list[ConsumerRecord]] = {place: [] for place in places}
 
     def read() -> bool:
-        found.extend(reader.poll(timeout_ms=200).get(place, []))
-        end = reader.highwater(place)
-        return end is not None and reader.position(place) >= end
+        for place, records in reader.poll(timeout_ms=200).items():
+            found[place] += records
+        ends = {place: reader.highwater(place) for place in places}
+        return all(end is not None and reader.position(place) >= end for place, end in ends.items())
 
-    wait_until(read, timeout_s=10, what=f"the end of {place}")
-    return found
+    wait_until(read, timeout_s=10, what=f"the end of {places[0].topic}")
+    return [record for place in places for record in found[place]]
 
 
 @contextmanager
