@@ -1,0 +1,259 @@
+"""The relay takes what was committed, all of it, in order, to the broker."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
+from uuid_utils.compat import uuid7
+
+from shared import outbox
+from shared.outbox import Event, notify_after_commit
+from shared.outbox.store import PAYLOAD_MAX_BYTES, EventTooLargeError
+from shared.trace import Trace
+from support.delivery import ORDERS, Delivery, first_appearances, header
+from support.waiting import wait_until
+from support.writers import Writers
+
+if TYPE_CHECKING:
+    from support.broker import Broker
+    from support.postgres import PostgresServer
+
+
+def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
+    trace = Trace("request-1", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    event = Event("orders", "käy", "order.created", {"amount": 1, "text": "grün"}, trace=trace)
+    plain = Event("orders", "käy", "order.created", {})
+    with delivery.session("orders") as session:
+        outbox.add_all(session, [event, plain])
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+
+    rows = delivery.query("orders", "SELECT id, seq, created_at FROM outbox ORDER BY seq")
+    first, second = delivery.records(ORDERS)
+    assert (first.key, first.value) == ("käy".encode(), '{"amount":1,"text":"grün"}'.encode())
+    assert dict(first.headers) == {
+        "ce_id": str(event.id).encode(),
+        "ce_type": b"order.created",
+        "ce_source": b"/orders",
+        "ce_specversion": b"1.0",
+        "ce_time": rows[0].created_at.isoformat().replace("+00:00", "Z").encode(),
+        "ce_sequence": str(rows[0].seq).encode(),
+        "ce_requestid": b"request-1",
+        "content-type": b"application/json",
+        "traceparent": trace.traceparent.encode(),
+    }
+    assert len(first.headers) == 9
+    assert UUID(header(first, "ce_id")).version == 7
+    assert not {"ce_requestid", "traceparent"} & dict(second.headers).keys()
+
+
+def test_only_what_commits_is_sent_and_a_late_committer_is(delivery: Delivery) -> None:
+    engine = create_engine(delivery.orders_url)
+    with delivery.relay("orders"), Session(engine) as late, Session(engine) as undone:
+        outbox.add(late, Event("orders", "a", "order.created", {"n": "late"}))
+        outbox.add(undone, Event("orders", "a", "order.created", {"n": "undone"}))
+        undone.rollback()
+        delivery.add("a", {"n": "early"})
+        delivery.wait_sent("orders")  # of what is committed
+        assert len(delivery.records(ORDERS)) == 1
+        late.commit()
+        delivery.wait_sent("orders")
+        records = delivery.records(ORDERS)
+    engine.dispose()
+    assert first_appearances(records) == {"a": [{"n": "early"}, {"n": "late"}]}
+    # The late one has the lower number: a cursor of the highest would have passed it by.
+    assert int(header(records[0], "ce_sequence")) > int(header(records[1], "ce_sequence"))
+
+
+@pytest.mark.parametrize("relays", [2, 3])
+def test_relays_together_keep_each_keys_order_under_concurrent_adds(
+    delivery: Delivery, relays: int
+) -> None:
+    writers = Writers(delivery.orders_url, keys=4, threads=4, each=150)
+    with ExitStack() as running:
+        for _ in range(relays):
+            running.enter_context(delivery.relay("orders", relay_batch=20, relay_poll_s=0.05))
+        writers.run()
+        delivery.wait_sent("orders")
+    writers.check(delivery.records(ORDERS))
+
+
+def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
+    delivery.add("a", *range(2000))
+    with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH="50") as relay:
+        relay.wait_logged("relay.sent")
+        relay.signal(signal.SIGTERM)
+        assert relay.wait(timeout_s=10) == 0
+        assert relay.logged("relay.stopped")
+    left = delivery.pending("orders")
+    # What it finished is marked: it stopped between two batches, not in one.
+    assert 0 < left < 2000
+    assert len(delivery.records(ORDERS)) == 2000 - left
+
+
+def test_broker_down_is_told_once_and_waited_out(
+    delivery: Delivery, own_broker: Broker
+) -> None:
+    own_broker.kill()
+    delivery.add("a", 1)
+    with delivery.process("outbox-relay", "run", "orders") as relay:
+        relay.wait_logged("relay.broker_down")
+        own_broker.start()
+        delivery.wait_sent("orders")
+        relay.wait_logged("relay.broker_up")
+
+        own_broker.kill()
+        delivery.add("a", 2)
+        wait_until(lambda: len(relay.logged("relay.broker_down")) == 2, what="the second outage")
+        tries = len(relay.lines)
+        own_broker.start()
+        wait_until(lambda: len(relay.logged("relay.broker_up")) == 2, what="its end")
+        delivery.wait_sent("orders")
+        assert len(relay.lines) - tries < 10
+        assert len(relay.logged("relay.broker_down")) == len(relay.logged("relay.broker_up")) == 2
+        relay.signal(signal.SIGTERM)
+        assert relay.wait() == 0
+    assert first_appearances(delivery.records(ORDERS)) == {"a": [1, 2]}
+
+
+def test_a_broker_that_comes_back_empty_is_given_everything_again(
+    delivery: Delivery, own_broker: Broker
+) -> None:
+    with delivery.process("outbox-relay", "run", "orders") as relay:
+        for n in range(50):
+            delivery.add(f"key{n % 3}", n)
+        delivery.wait_sent("orders")
+        own_broker.kill()
+        for n in range(50, 80):
+            delivery.add(f"key{n % 3}", n)
+        own_broker.start()
+        relay.wait_logged("relay.topic_lost")
+        delivery.wait_sent("orders")
+        assert relay.logged("relay.topic_lost")[0]["queued_again"] == 50
+    found = first_appearances(delivery.records(ORDERS))
+    assert found == {f"key{k}": list(range(k, 80, 3)) for k in range(3)}
+
+
+def test_replay_sends_again_what_was_published(delivery: Delivery) -> None:
+    delivery.add("a", 1, 2)
+    old = Event("orders", "a", "order.created", 0, id=UUID("01900000-0000-7000-8000-000000000000"))
+    with delivery.session("orders") as session:
+        outbox.add(session, old)
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+        before = delivery.records(ORDERS)
+        done = delivery.run("outbox-relay", "replay", "orders", "--since", "1h")
+        assert (done.returncode, done.stdout) == (
+            0,
+            "2 events of orders are in line to be sent again.\n",
+        )
+        delivery.wait_sent("orders")
+    after = delivery.records(ORDERS)
+    # The one that lies further back is not among them.
+    assert [header(each, "ce_id") for each in after[len(before) :]] == [
+        header(each, "ce_id") for each in before[:2]
+    ]
+
+
+def test_a_lost_listener_leaves_polling(delivery: Delivery, postgres: PostgresServer) -> None:
+    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="0.2") as relay:
+        delivery.add("a", 1)
+        delivery.wait_sent("orders")
+        ended = delivery.query(
+            "orders",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'outbox-listener' AND datname = current_database()",
+        )
+        assert ended == [(True,)]
+        relay.wait_logged("relay.listener_lost")
+        delivery.add("a", 2)
+        delivery.wait_sent("orders", timeout_s=2)
+        assert not relay.logged("relay.listener_back")  # it was sent by polling alone
+        relay.wait_logged("relay.listener_back")
+        assert len(relay.logged("relay.listener_lost")) == 1
+        assert not relay.logged("relay.database_down")
+
+
+def test_a_notification_wakes_the_relay_long_before_its_poll(delivery: Delivery) -> None:
+    engine = create_engine(delivery.orders_url)
+    sessions = sessionmaker(engine)
+    notify_after_commit(sessions, delivery.orders_url)
+    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="30") as relay:
+        delivery.add("a", 0)
+        relay.wait_logged("relay.sent")
+        for n in range(1, 4):
+            started = time.monotonic()
+            with sessions.begin() as session:
+                outbox.add(session, Event("orders", "a", "order.created", n))
+            delivery.wait_sent("orders", timeout_s=5)
+            assert time.monotonic() - started < 5
+    engine.dispose()
+
+
+def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: Delivery) -> None:
+    delivery.add("a", 1)
+    delivery.add("b", 1)
+    with delivery.session("orders") as session:
+        session.execute(
+            text(
+                "WITH added AS (INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
+                " VALUES (:id, 'orders', 'a', 'order.created', CAST(:payload AS bytea))"
+                " RETURNING shard, seq, id)"
+                " INSERT INTO outbox_pending SELECT shard, seq, id FROM added"
+            ),
+            {"id": uuid7(), "payload": b'"' + b"x" * 1024 * 1024 + b'"'},
+        )
+    delivery.add("a", 2)
+    delivery.add("b", 2)
+    with delivery.process("outbox-relay", "run", "orders") as relay:
+        delivery.wait_sent("orders")
+        delivery.add("a", 3)
+        delivery.wait_sent("orders")
+        # The broker itself is well, and not blamed.
+        assert not relay.logged("relay.broker_down")
+        assert len(relay.logged("relay.refused")) == 1
+    assert first_appearances(delivery.records(ORDERS)) == {"a": [1, 2, 3], "b": [1, 2]}
+    ((seq, reason),) = delivery.query("orders", "SELECT seq, reason FROM outbox_refused")
+    assert (seq, "MessageSizeTooLargeError" in reason) == (3, True)
+    # Nor is it tried again by a replay.
+    assert delivery.run("outbox-relay", "replay", "orders", "--since", "1h").stdout.startswith("5 ")
+
+
+@pytest.mark.parametrize("expected", ["17", "x"])
+def test_another_count_of_shards_refuses_to_start(delivery: Delivery, expected: str) -> None:
+    done = delivery.run("outbox-relay", "run", "orders", OUTBOX_SHARDS=expected)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "OUTBOX_SHARDS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_add_refuses_what_the_broker_would(delivery: Delivery) -> None:
+    with delivery.session("orders") as session:
+        most = "x" * (PAYLOAD_MAX_BYTES - 2)
+        outbox.add(session, Event("orders", "a", "order.created", most))
+        with pytest.raises(EventTooLargeError, match="900001 bytes"):
+            outbox.add(session, Event("orders", "a", "order.created", most + "x"))
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            outbox.add(session, Event("orders", "a", "order.created", {"amount": math.nan}))
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+    assert len(delivery.records(ORDERS)) == 1
+
+
+def test_add_never_commits(delivery: Delivery) -> None:
+    with pytest.raises(RuntimeError), delivery.session("orders") as session:
+        outbox.add(session, Event("orders", "a", "order.created", 1))
+        assert session.in_transaction()
+        assert delivery.query("orders", "SELECT id FROM outbox") == []
+        raise RuntimeError
+    assert delivery.query("orders", "SELECT id FROM outbox") == []
+    assert delivery.pending("orders") == 0
