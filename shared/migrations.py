@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = Path(__file__).resolve().parent.parent / "alembic.ini"
 
 # Any constant will do: the lock is of one database, and nothing else there takes this number.
-_ADVISORY_LOCK = 7_310_415_091
+ADVISORY_LOCK = 7_310_415_091
 
 # How long to wait for another migration to end; then, for a lock that a running service holds
 # (a waiting DDL statement blocks all who come after it); and for one statement to run.
@@ -82,7 +82,7 @@ def run(target_metadata: Sequence[MetaData]) -> None:
     )
     with engine.begin() as connection:
         _set_timeouts(connection, lock=_WAIT_FOR_TURN, statement=_WAIT_FOR_TURN)
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         _set_timeouts(connection, lock=_LOCK_TIMEOUT, statement=_STATEMENT_TIMEOUT)
         partitions = _partitions(connection)
 

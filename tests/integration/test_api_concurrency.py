@@ -1,0 +1,83 @@
+"""Requests at the same time, on threads of one app, each with a connection of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from sqlalchemy import func, select
+
+from services.payments.models import transfers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+    from werkzeug.test import Client
+
+# As many as the app's pool has connections; the rest of the calls queue behind them.
+THREADS = 10
+
+
+def at_once(calls: int, call: Callable[[], int]) -> Counter[int]:
+    """How often each status was answered."""
+    start = Barrier(THREADS)
+
+    def wait_and_call(number: int) -> int:
+        if number < THREADS:
+            start.wait()
+        return call()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return Counter(pool.map(wait_and_call, range(calls)))
+
+
+def test_50_creates_of_one_account_make_one(payments: Client) -> None:
+    app, body = payments.application, {"user_id": str(uuid4())}
+
+    def create() -> int:
+        return app.test_client().post("/accounts", json=body).status_code
+
+    assert at_once(50, create) == {201: 1, 409: 49}
+
+
+def test_100_deposits_add_up(payments: Client, payments_session: Session) -> None:
+    app, user_id = payments.application, str(uuid4())
+    payments.post("/accounts", json={"user_id": user_id})
+
+    def deposit() -> int:
+        path = f"/accounts/{user_id}/deposit"
+        return app.test_client().post(path, json={"amount": 7}).status_code
+
+    assert at_once(100, deposit) == {200: 100}
+    found = payments.get("/accounts/balance", query_string={"user_id": user_id})
+    assert found.json == {"balance": 700}
+    moved = select(func.count(), func.sum(transfers.c.amount))
+    assert payments_session.execute(moved).one() == (100, 700)
+
+
+def test_a_balance_at_its_end_takes_one_of_many_deposits(payments: Client) -> None:
+    app, user_id = payments.application, str(uuid4())
+    payments.post("/accounts", json={"user_id": user_id})
+    path = f"/accounts/{user_id}/deposit"
+    payments.post(path, json={"amount": 2**63 - 1 - 5})
+
+    def deposit() -> int:
+        return app.test_client().post(path, json={"amount": 5}).status_code
+
+    assert at_once(20, deposit) == {200: 1, 409: 19}
+
+
+def test_100_orders_are_queued_not_refused(orders: Client) -> None:
+    app, user_id = orders.application, str(uuid4())
+
+    def place() -> int:
+        body = {"user_id": user_id, "amount": 1}
+        return app.test_client().post("/orders", json=body).status_code
+
+    assert at_once(100, place) == {202: 100}
+    listed = orders.get("/orders?limit=1000").json
+    assert len({order["ID"] for order in listed}) == 100

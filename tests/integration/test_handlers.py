@@ -1,0 +1,270 @@
+"""What the services do with the events that they consume, without the engine around them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import insert, select, text
+
+from services.orders import orders
+from services.orders.events import settle_orders
+from services.orders.models import orders as orders_table
+from services.payments import accounts
+from services.payments.events import charge_orders
+from services.payments.models import accounts as accounts_table
+from services.payments.models import payments as payments_table
+from services.payments.models import transfers
+from shared.outbox import Outcome, ReceivedEvent
+from shared.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+TRACE = Trace(request_id="r-1")
+
+
+def event(event_type: str, **data: Any) -> ReceivedEvent:
+    return ReceivedEvent(uuid4(), event_type, "/test", None, TRACE, data, "test", 0, 0)
+
+
+def created(user_id: UUID, amount: int, order_id: UUID | None = None) -> ReceivedEvent:
+    return event("order.created", order_id=order_id or uuid4(), user_id=user_id, amount=amount)
+
+
+def told(session: Session) -> list[tuple[str, str, dict[str, Any]]]:
+    """The events in the outbox: key, type and data."""
+    rows = session.execute(
+        text("SELECT aggregateid, type, payload, requestid FROM outbox ORDER BY seq")
+    ).all()
+    assert {row.requestid for row in rows} <= {TRACE.request_id, None}
+    return [(row.aggregateid, row.type, json.loads(bytes(row.payload))) for row in rows]
+
+
+@pytest.fixture
+def user_id(payments_session: Session) -> UUID:
+    """A user with a balance of 1000."""
+    new = uuid4()
+    accounts.create(payments_session, new)
+    accounts.deposit(payments_session, new, 1000)
+    return new
+
+
+def statuses(session: Session, events: Sequence[ReceivedEvent]) -> list[str | None]:
+    found = dict(session.execute(select(payments_table.c.order_id, payments_table.c.reason)).all())
+    return [found[each.data["order_id"]] for each in events]
+
+
+def test_an_order_that_the_balance_covers_is_charged(
+    payments_session: Session, user_id: UUID
+) -> None:
+    order = created(user_id, 1000)
+    assert charge_orders(payments_session, [order]) == {}
+    order_id = str(order.data["order_id"])
+    assert accounts.balance(payments_session, user_id) == 0
+    assert told(payments_session) == [
+        (
+            order_id,
+            "payment.succeeded",
+            {"order_id": order_id, "user_id": str(user_id), "amount": 1000, "balance": 0},
+        )
+    ]
+
+
+def test_an_order_above_the_balance_fails_and_is_not_revived(
+    payments_session: Session, user_id: UUID
+) -> None:
+    order = created(user_id, 1001)
+    assert charge_orders(payments_session, [order]) == {}
+    order_id = str(order.data["order_id"])
+    failed = {"order_id": order_id, "user_id": str(user_id), "amount": 1001}
+    assert told(payments_session) == [
+        (order_id, "payment.failed", failed | {"reason": "insufficient_funds"})
+    ]
+    accounts.deposit(payments_session, user_id, 1)
+    again = created(user_id, 1001, order.data["order_id"])
+    (verdict,) = charge_orders(payments_session, [again]).values()
+    assert verdict.outcome is Outcome.ANOMALY
+    assert accounts.balance(payments_session, user_id) == 1001
+    assert len(told(payments_session)) == 1
+
+
+def test_an_order_of_a_user_without_an_account_fails(payments_session: Session) -> None:
+    stranger = uuid4()
+    order = created(stranger, 1)
+    assert charge_orders(payments_session, [order]) == {}
+    order_id = str(order.data["order_id"])
+    failed = {"order_id": order_id, "user_id": str(stranger), "amount": 1}
+    assert told(payments_session) == [
+        (order_id, "payment.failed", failed | {"reason": "account_not_found"})
+    ]
+
+
+def test_the_orders_of_a_batch_are_decided_in_their_order(
+    payments_session: Session, user_id: UUID
+) -> None:
+    """A large one that fails does not keep a small one behind it from being paid."""
+    batch = [created(user_id, amount) for amount in (400, 700, 600, 1)]
+    assert charge_orders(payments_session, batch) == {}
+    short = "insufficient_funds"
+    assert statuses(payments_session, batch) == [None, short, None, short]
+    assert [data.get("balance") for _, _, data in told(payments_session)] == [600, None, 0, None]
+    assert accounts.balance(payments_session, user_id) == 0
+
+
+def test_ten_of_fifty_orders_are_paid_where_the_balance_covers_ten(
+    payments_session: Session, user_id: UUID
+) -> None:
+    batch = [created(user_id, 100) for _ in range(50)]
+    assert charge_orders(payments_session, batch) == {}
+    assert statuses(payments_session, batch) == [None] * 10 + ["insufficient_funds"] * 40
+    charged = select(transfers.c.order_id).where(transfers.c.kind == "charge")
+    assert payments_session.scalars(charged.order_by(transfers.c.id)).all() == [
+        order.data["order_id"] for order in batch[:10]
+    ]
+
+
+def test_users_of_a_batch_have_a_balance_each(payments_session: Session, user_id: UUID) -> None:
+    other = uuid4()
+    accounts.create(payments_session, other)
+    accounts.deposit(payments_session, other, 50)
+    batch = [created(user_id, 300), created(other, 50), created(user_id, 300), created(other, 1)]
+    assert charge_orders(payments_session, batch) == {}
+    assert statuses(payments_session, batch) == [None, None, None, "insufficient_funds"]
+    balances = select(accounts_table.c.user_id, accounts_table.c.balance)
+    found = dict(payments_session.execute(balances).all())
+    assert (found[user_id], found[other]) == (400, 0)
+
+
+def test_an_order_twice_in_one_batch_is_charged_once(
+    payments_session: Session, user_id: UUID
+) -> None:
+    first = created(user_id, 100)
+    second = created(user_id, 100, first.data["order_id"])
+    verdicts = charge_orders(payments_session, [first, second])
+    assert list(verdicts) == [second.id]
+    assert verdicts[second.id].outcome is Outcome.ANOMALY
+    assert verdicts[second.id].reason == "payment_already_decided"
+    assert str(first.data["order_id"]) in verdicts[second.id].detail
+    assert accounts.balance(payments_session, user_id) == 900
+    assert len(told(payments_session)) == 1
+
+
+def test_an_order_that_comes_again_with_another_amount_is_not_charged_again(
+    payments_session: Session, user_id: UUID
+) -> None:
+    first = created(user_id, 100)
+    charge_orders(payments_session, [first])
+    second = created(user_id, 500, first.data["order_id"])
+    assert list(charge_orders(payments_session, [second])) == [second.id]
+    assert accounts.balance(payments_session, user_id) == 900
+
+
+@pytest.fixture
+def order(orders_session: Session) -> dict[str, Any]:
+    """What identifies an order that has been placed."""
+    user_id = uuid4()
+    order_id = orders.place(orders_session, user_id=user_id, amount=7, description="")
+    return {"order_id": order_id, "user_id": user_id, "amount": 7}
+
+
+def state(session: Session, order_id: UUID) -> tuple[str, str | None]:
+    row = session.execute(
+        select(orders_table.c.status, orders_table.c.failure_reason).where(
+            orders_table.c.id == order_id
+        )
+    ).one()
+    return row.status, row.failure_reason
+
+
+def succeeded(order: dict[str, Any]) -> ReceivedEvent:
+    return event("payment.succeeded", **order)
+
+
+def failed(order: dict[str, Any], reason: str = "insufficient_funds") -> ReceivedEvent:
+    return event("payment.failed", **order, reason=reason)
+
+
+def test_a_payment_settles_its_order(orders_session: Session, order: dict[str, Any]) -> None:
+    assert settle_orders(orders_session, [succeeded(order)]) == {}
+    assert state(orders_session, order["order_id"]) == ("success", None)
+    row = orders_session.execute(select(orders_table)).one()
+    assert row.updated_at > row.created_at
+
+
+def test_a_failed_payment_fails_its_order(orders_session: Session, order: dict[str, Any]) -> None:
+    assert settle_orders(orders_session, [failed(order)]) == {}
+    assert state(orders_session, order["order_id"]) == ("failed", "insufficient_funds")
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in two"])
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (succeeded, succeeded, "already_final"),
+        (failed, failed, "already_final"),
+        (succeeded, failed, "contradicts_final_status"),
+        (failed, succeeded, "contradicts_final_status"),
+    ],
+)
+def test_a_second_result_is_an_anomaly_and_changes_nothing(
+    orders_session: Session,
+    order: dict[str, Any],
+    first: Any,
+    second: Any,
+    reason: str,
+    together: bool,  # noqa: FBT001
+) -> None:
+    one, two = first(order), second(order)
+    if together:
+        verdicts = settle_orders(orders_session, [one, two])
+    else:
+        assert settle_orders(orders_session, [one]) == {}
+        verdicts = settle_orders(orders_session, [two])
+    assert list(verdicts) == [two.id]
+    assert verdicts[two.id].outcome is Outcome.ANOMALY
+    assert verdicts[two.id].reason == reason
+    expected = ("success", None) if first is succeeded else ("failed", "insufficient_funds")
+    assert state(orders_session, order["order_id"]) == expected
+
+
+def test_a_result_for_an_unknown_order_is_parked(
+    orders_session: Session, order: dict[str, Any]
+) -> None:
+    """And does not keep the results beside it from being applied."""
+    unknown = succeeded({**order, "order_id": uuid4()})
+    verdicts = settle_orders(orders_session, [unknown, succeeded(order)])
+    assert list(verdicts) == [unknown.id]
+    assert verdicts[unknown.id].outcome is Outcome.PARKED
+    assert verdicts[unknown.id].reason == "unknown_order"
+    assert state(orders_session, order["order_id"]) == ("success", None)
+
+
+@pytest.mark.parametrize("wrong", [{"amount": 8}, {"user_id": uuid4()}])
+def test_a_result_that_is_not_of_the_order_is_parked(
+    orders_session: Session, order: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    result = succeeded(order | wrong)
+    verdicts = settle_orders(orders_session, [result])
+    assert verdicts[result.id].outcome is Outcome.PARKED
+    assert verdicts[result.id].reason == "mismatch"
+    assert state(orders_session, order["order_id"]) == ("created", None)
+
+
+def test_a_clock_that_went_back_still_settles(
+    orders_session: Session, order: dict[str, Any]
+) -> None:
+    """The database's clock may be behind that of the process that placed the order."""
+    later = uuid4()
+    row = orders_session.execute(select(orders_table)).one()._asdict()
+    future = text("now() + interval '1 hour'")
+    orders_session.execute(
+        insert(orders_table).values(row | {"id": later, "created_at": future, "updated_at": future})
+    )
+    assert settle_orders(orders_session, [succeeded({**order, "order_id": later})]) == {}
+    found = orders_session.execute(select(orders_table).where(orders_table.c.id == later)).one()
+    assert found.updated_at >= found.created_at

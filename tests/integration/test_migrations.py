@@ -1,0 +1,120 @@
+"""The migrations make what the code knows, whoever runs them, and however often."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import NullPool, create_engine, inspect, text
+
+from shared import migrations
+from shared.outbox import tables
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from support.postgres import PostgresServer
+
+SERVICES = ["payments", "orders"]
+EMPTY = "migrations_test"
+
+# The constraints, as the database writes them; of the engine's tables their own tests take care.
+_CONSTRAINTS = text(
+    """
+    SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+    FROM pg_constraint
+    WHERE conrelid::regclass::text = ANY(:tables) AND contype <> 'n'
+    ORDER BY 1, 2
+    """
+)
+
+
+@pytest.fixture
+def engine(postgres: PostgresServer) -> Iterator[Engine]:
+    """An empty database."""
+    engine = create_engine(postgres.create_database(EMPTY), poolclass=NullPool)
+    yield engine
+    postgres.drop_database(EMPTY)
+
+
+def url_of(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+def config_of(service: str, engine: Engine) -> Config:
+    config = Config(migrations.CONFIG_FILE, ini_section=service)
+    config.attributes["database_url"] = url_of(engine)
+    return config
+
+
+def tables_of(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names())
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_models_and_migrations_do_not_drift(engine: Engine, service: str) -> None:
+    """Tables, columns, types, defaults and indexes, by alembic's comparison."""
+    migrations.upgrade(service, url_of(engine))
+    command.check(config_of(service, engine))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_constraints_of_models_and_migrations_do_not_drift(engine: Engine, service: str) -> None:
+    """What alembic does not compare, CHECK constraints above all."""
+    metadata = import_module(f"services.{service}.models").metadata
+    names = {"tables": list(metadata.tables)}
+    migrations.upgrade(service, url_of(engine))
+    with engine.begin() as connection:
+        migrated = connection.execute(_CONSTRAINTS, names).all()
+        connection.execute(text(f"DROP TABLE {', '.join(names['tables'])}"))
+        metadata.create_all(connection)
+        modelled = connection.execute(_CONSTRAINTS, names).all()
+    assert migrated
+    assert modelled == migrated
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_up_down_and_up_again(engine: Engine, service: str) -> None:
+    migrations.upgrade(service, url_of(engine))
+    made = tables_of(engine)
+    known = set(import_module(f"services.{service}.models").metadata.tables)
+    assert made >= known | set(tables.metadata.tables)
+    command.downgrade(config_of(service, engine), "base")
+    assert tables_of(engine) == {"alembic_version"}
+    migrations.upgrade(service, url_of(engine))
+    assert tables_of(engine) == made
+
+
+def waiting_for_a_lock(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_of_two_at_once_one_waits_and_finds_nothing_to_do(engine: Engine, service: str) -> None:
+    """As when several machines start together; one is held where the other has the lock."""
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as connection:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:key)"), {"key": migrations.ADVISORY_LOCK}
+            )
+            running = pool.submit(migrations.upgrade, service, url_of(engine))
+            wait_until(lambda: waiting_for_a_lock(engine), what="the migration to wait")
+            assert tables_of(engine) == set()
+        running.result(timeout=30)
+    migrations.upgrade(service, url_of(engine))
+    assert "outbox" in tables_of(engine)
+
+
+def test_head_is_what_a_database_gets(engine: Engine) -> None:
+    migrations.upgrade("orders", url_of(engine))
+    with engine.connect() as connection:
+        found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    assert found == migrations.head("orders")
