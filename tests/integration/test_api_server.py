@@ -1,0 +1,154 @@
+"""The orders API in gunicorn, as it is deployed: what only a real server and sockets show."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+from sqlalchemy import NullPool, create_engine, text
+
+from shared.web.problems import MEDIA_TYPE
+from support.ports import free_port
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.postgres import PostgresServer
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = "services.orders.app:create_app()"
+DATABASE = "orders_server"
+BODY = b"x" * 10_000_000
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    yield postgres.create_database(DATABASE, template=databases("orders"))
+    postgres.drop_database(DATABASE)
+
+
+@pytest.fixture(scope="module")
+def port(database_url: str) -> Iterator[int]:
+    """Where gunicorn listens."""
+    free = free_port()
+    environ = os.environ | {
+        "PORT": str(free),
+        "ORDERS_DATABASE_URL": database_url,
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    }
+    command = [
+        "-m",
+        "gunicorn",
+        "-c",
+        "deploy/gunicorn.conf.py",
+        "services.orders.app:create_app()",
+    ]
+    server = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environ)
+    try:
+        wait_until(lambda: is_ready(free), timeout_s=30, what="gunicorn")
+        yield free
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def is_ready(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/orders", 413), ("PUT", "/orders", 405), ("POST", "/x", 404), ("GET", "/x", 404)],
+)
+def test_a_client_that_sends_10_mb_sees_the_answer(
+    port: int, method: str, path: str, status: int, *, connection: str, chunked: bool
+) -> None:
+    """And not a reset connection: what it still sends is read."""
+    response = requests.request(
+        method,
+        f"http://127.0.0.1:{port}{path}",
+        data=iter([BODY]) if chunked else BODY,
+        headers={"Content-Type": "application/json", "Connection": connection},
+        timeout=30,
+    )
+    assert response.status_code == status
+    assert response.headers["Content-Type"] == MEDIA_TYPE
+    assert response.json()["status"] == status
+
+
+CHUNKED = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 10_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nBad Header: x\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: much\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"zz\r\n",
+        b"POST /orders HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"5\r\nabcdeXX\r\n",
+        b"POST /x HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"5\r\nabcdeXX\r\n",
+        b"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_what_is_hardly_http_gets_a_problem_document(port: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(sent)
+        head = client.recv(65536).partition(b"\r\n\r\n")[0].decode()
+    assert head.startswith("HTTP/1.1 4")
+    assert f"Content-Type: {MEDIA_TYPE}" in head
+
+
+def place(port: int) -> requests.Response:
+    body = {"user_id": str(uuid4()), "amount": 1}
+    return requests.post(f"http://127.0.0.1:{port}/orders", json=body, timeout=30)
+
+
+def test_100_orders_at_once_are_queued(port: int) -> None:
+    with ThreadPoolExecutor(100) as pool:
+        answers = Counter(pool.map(lambda _: place(port).status_code, range(100)))
+    assert answers == {202: 100}
+
+
+def test_a_lost_database_connection_is_a_503_and_then_over(port: int, database_url: str) -> None:
+    """As after a restart of the database: each worker finds out once, and opens new ones."""
+    place(port)
+    engine = create_engine(database_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'orders-api' AND datname = current_database()"
+            )
+        )
+    seen = []
+
+    def recovered() -> bool:
+        seen.append(place(port))
+        return [each.status_code for each in seen[-10:]] == [202] * 10
+
+    wait_until(recovered, what="ten orders in a row to be accepted")
+    assert {each.status_code for each in seen} <= {202, 503}
+    for refused in (each for each in seen if each.status_code == 503):
+        assert refused.headers["Content-Type"] == MEDIA_TYPE
+        assert refused.headers["Retry-After"]

@@ -1,0 +1,88 @@
+"""Two consumers with the same accounts or orders, as for a moment after a rebalance."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import NullPool, create_engine, func, select
+from sqlalchemy.orm import Session
+
+from services.payments import accounts
+from services.payments.events import charge_orders
+from services.payments.models import transfers
+from shared.outbox import ReceivedEvent
+from shared.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+
+    from shared.outbox import Verdict
+
+
+@pytest.fixture
+def engine(payments_url: str) -> Engine:
+    return create_engine(payments_url, poolclass=NullPool)
+
+
+@pytest.fixture
+def user_ids(engine: Engine) -> list[UUID]:
+    """Two users with a balance of 1000 each."""
+    made = [uuid4(), uuid4()]
+    with Session(engine) as session, session.begin():
+        for user_id in made:
+            accounts.create(session, user_id)
+            accounts.deposit(session, user_id, 1000)
+    return made
+
+
+def created(user_id: UUID, order_id: UUID) -> ReceivedEvent:
+    data: dict[str, Any] = {"order_id": order_id, "user_id": user_id, "amount": 100}
+    return ReceivedEvent(uuid4(), "order.created", "/test", None, Trace(), data, "test", 0, 0)
+
+
+def charge_at_once(
+    engine: Engine, batches: list[list[ReceivedEvent]]
+) -> list[Mapping[UUID, Verdict]]:
+    start = Barrier(len(batches))
+
+    def charge(batch: list[ReceivedEvent]) -> Mapping[UUID, Verdict]:
+        with Session(engine) as session, session.begin():
+            session.connection()
+            start.wait()
+            return charge_orders(session, batch)
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        return list(pool.map(charge, batches))
+
+
+def charges(engine: Engine) -> int:
+    with Session(engine) as session:
+        kind = transfers.c.kind == "charge"
+        return session.scalar(select(func.count()).select_from(transfers).where(kind)) or 0
+
+
+def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:
+    """50 orders of 100 for each user of 1000, in batches that name the users in turns."""
+    batches = [
+        [created(user_id, uuid4()) for _ in range(5) for user_id in users]
+        for users in [user_ids, user_ids[::-1]] * 5
+    ]
+    charge_at_once(engine, batches)
+    assert charges(engine) == 20
+    with Session(engine) as session:
+        assert [accounts.balance(session, user_id) for user_id in user_ids] == [0, 0]
+
+
+def test_an_order_in_two_hands_is_charged_once(engine: Engine, user_ids: list[UUID]) -> None:
+    """Under two event ids, so that no inbox row stops the second."""
+    for _ in range(5):
+        order_id = uuid4()
+        verdicts = charge_at_once(engine, [[created(user_ids[0], order_id)] for _ in range(4)])
+        assert sorted(len(each) for each in verdicts) == [0, 1, 1, 1]
+    assert charges(engine) == 5
