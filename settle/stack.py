@@ -85,7 +85,9 @@ class Stack:
             "SETTLE_LOG_DIR": str(self.state.logs),
             "SETTLE_SOCKET": str(self.state.socket),
             "SETTLE_AUTOSTART": "false",
-            "SETTLE_INCLUDE": " ".join(f"embedded/{server}.conf" for server in self.servers),
+            "SETTLE_INCLUDE": " ".join(
+                f"programs/{program}.conf" for program in (*self.servers, *SERVICES)
+            ),
             EMBEDDED: " ".join(sorted(self.embedded)),
             **{name: str(port) for name, port in self.ports.items()},
             "BIND_ADDRESS": self.bind_address,
