@@ -1,7 +1,9 @@
 """How gunicorn runs either API; supervisord.conf gives the port."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
@@ -21,3 +23,14 @@ control_socket_disable = True
 # Workers touch a file to show they live; on a busy disk that can stall.
 if Path("/dev/shm").is_dir():  # noqa: S108 - a folder of gunicorn's own is made in it
     worker_tmp_dir = "/dev/shm"  # noqa: S108
+
+
+def when_ready(_server: Any) -> None:
+    """Tell `settle` that this master has the port.
+
+    For a moment after a master is killed, its workers hold the port and answer in its place.
+    """
+    directory = os.environ.get("HEALTH_DIR")
+    if directory:
+        path = Path(directory, f"{os.environ['SUPERVISOR_PROCESS_NAME']}.json")
+        path.write_text(json.dumps({"pid": os.getpid()}), encoding="ascii")

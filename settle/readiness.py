@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ASK_TIMEOUT_S = 2.0
 # A relay or consumer writes its file about every second, but for a long batch.
 STALE_AFTER_S = 15.0
+STARTING = "starting"
 HEALTH_NAMES = {"relay": "outbox-relay", "consumer": "inbox-consumer"}
 
 
@@ -35,7 +36,7 @@ def why_not_ready(stack: Stack, process: Process) -> str | None:
     if process.name == BROKER:
         return _ask_broker(stack)
     if process.name in APIS:
-        return _ask_api(stack, process.name.removesuffix("-api"))
+        return _ask_api(stack, process)
     return _read_health(stack, process)
 
 
@@ -54,7 +55,10 @@ def _ask_broker(stack: Stack) -> str | None:
     return None
 
 
-def _ask_api(stack: Stack, service: str) -> str | None:
+def _ask_api(stack: Stack, process: Process) -> str | None:
+    if _told(stack, process.name).get("pid") != process.pid:
+        return STARTING  # even when /readyz answers: those are a killed one's workers
+    service = process.name.removesuffix("-api")
     try:
         answer = requests.get(f"{stack.base_url(service)}/readyz", timeout=ASK_TIMEOUT_S)
     except requests.RequestException:
@@ -69,17 +73,22 @@ def _ask_api(stack: Stack, service: str) -> str | None:
 
 def _read_health(stack: Stack, process: Process) -> str | None:
     service, _, part = process.name.partition("-")
-    path = stack.state.health / f"{HEALTH_NAMES[part]}-{service}.json"
-    try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return "starting"
-    if told["pid"] != process.pid:
-        return "starting"
+    told = _told(stack, f"{HEALTH_NAMES[part]}-{service}")
+    if told.get("pid") != process.pid:
+        return STARTING
     if told["state"] != "ready":
         return f"{told['state']}: {told['detail']}" if told["detail"] else str(told["state"])
     age_s = time.time() - told["at"]
     return None if age_s < STALE_AFTER_S else f"has said nothing for {age_s:.0f} s"
+
+
+def _told(stack: Stack, name: str) -> dict[str, Any]:
+    """What a process wrote last; empty when nothing that can be read."""
+    try:
+        told: dict[str, Any] = json.loads((stack.state.health / f"{name}.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told
 
 
 def wait_ready(

@@ -95,7 +95,10 @@ def read_status(state: StateFolder) -> Status:
     processes = supervisor.processes()
     uptime_s = int(time.time() - state.supervisor_pid.stat().st_mtime)
     rows = [Row("supervisord", "ready", pid, uptime_s, str(state.socket))]
-    rows += [_row(stack, processes[name]) for name in stack.programs]
+    rows += [
+        _row(stack, processes.get(name) or Process(name, "UNKNOWN", None, None))
+        for name in stack.programs
+    ]
     ready = all(row.state == "ready" for row in rows)
     return Status(Health.UP if ready else Health.PARTLY_UP, rows, _places(stack))
 

@@ -67,6 +67,8 @@ def bring_up(state: StateFolder, tell: Tell) -> Stack:
         running = running_stack(state) if supervisor.pid() is not None else None
         if running is not None:
             refuse_other_settings(running)
+            if not supervisor.processes().keys() >= set(running.programs):
+                raise UpError("Settle was started by another version: run settle down first.")
             tell("Settle is running already; starting what is not.")
             stack = running
         else:

@@ -1,0 +1,168 @@
+"""The whole stack, as `settle up` starts it, in a folder of its own and on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import requests
+
+from settle.leftovers import find_leftovers
+from settle.stack import BOOTSTRAP, DATABASE_URLS, EMBEDDED, PORTS
+from settle.state import StateFolder
+from support.ports import free_port
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+COMMAND_TIMEOUT_S = 150
+REQUEST_TIMEOUT_S = 10
+
+
+class Stack:
+    """A stack of a test's own; `settle` acts on it and on no other."""
+
+    def __init__(self) -> None:
+        # Not pytest's tmp_path: run by root, that one is closed to PostgreSQL's user.
+        self.home = Path(tempfile.mkdtemp(prefix="settle-test-"))
+        self.home.chmod(0o755)
+        self.ports = {name: free_port() for name in PORTS}
+        given = {BOOTSTRAP, EMBEDDED, *DATABASE_URLS.values()}
+        self.env = {
+            **{name: value for name, value in os.environ.items() if name not in given},
+            **{name: str(port) for name, port in self.ports.items()},
+            "SETTLE_HOME": str(self.home),
+        }
+        self.payments = f"http://127.0.0.1:{self.ports['PAYMENTS_PORT']}"
+        self.orders = f"http://127.0.0.1:{self.ports['ORDERS_PORT']}"
+
+    def settle(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `settle` and return how it ended."""
+        return subprocess.run(  # noqa: PLW1510 - the caller looks at how it ended
+            [f"{sysconfig.get_path('scripts')}/settle", *arguments],
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+        )
+
+    def up(self) -> str:
+        """Bring the stack up and return what was said."""
+        done = self.settle("up")
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.settle("status", "--json").stdout)
+        return status
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """What `settle status` says of each process, by its name."""
+        return {process["process"]: process for process in self.status()["processes"]}
+
+    def running(self) -> list[int]:
+        """Every process that belongs to the stack, watched or not."""
+        return find_leftovers(StateFolder(self.home))
+
+    def open_account(self, amount: int) -> str:
+        """Open an account, fill it, and return its user's id."""
+        user_id = str(uuid.uuid4())
+        self._post_until_taken("/accounts", {"user_id": user_id}, 201)
+        self._post_until_taken(f"/accounts/{user_id}/deposit", {"amount": amount}, 200)
+        return user_id
+
+    def _post_until_taken(self, path: str, body: dict[str, Any], expected: int) -> None:
+        """Post, again after a 503, which says that nothing was changed."""
+
+        def taken() -> bool:
+            answer = requests.post(f"{self.payments}{path}", json=body, timeout=REQUEST_TIMEOUT_S)
+            assert answer.status_code in {expected, 503}, answer.text
+            return answer.status_code == expected
+
+        wait_until(taken, what=f"{path} to be taken")
+
+    def balance(self, user_id: str) -> int:
+        url = f"{self.payments}/accounts/balance?user_id={user_id}"
+
+        def answered() -> requests.Response:
+            answer = requests.get(url, timeout=REQUEST_TIMEOUT_S)
+            assert answer.status_code == 200, answer.text
+            return answer
+
+        return int(wait_until(answered, what="the balance").json()["balance"])
+
+    def place_order(self, user_id: str, amount: int) -> str | None:
+        """Place an order; its path, or None when it was not accepted."""
+        body = {"user_id": user_id, "amount": amount}
+        try:
+            answer = requests.post(f"{self.orders}/orders", json=body, timeout=REQUEST_TIMEOUT_S)
+        except requests.RequestException:
+            return None
+        return answer.headers["Location"] if answer.status_code == 202 else None
+
+    def order_status(self, path: str) -> str:
+        answer = requests.get(f"{self.orders}{path}", timeout=REQUEST_TIMEOUT_S)
+        assert answer.status_code == 200, answer.text  # not yet, to wait_until
+        return str(answer.json()["status"])
+
+    def wait_settled(self, paths: list[str], *, timeout_s: float = 40) -> list[str]:
+        """Wait until every order has a final status, and return those."""
+        final: dict[str, str] = {}
+
+        def all_settled() -> bool:
+            for path in paths:
+                status = final.get(path) or self.order_status(path)
+                if status != "created":
+                    final[path] = status
+            assert len(final) == len(paths), f"{len(final)} of {len(paths)}"
+            return True
+
+        wait_until(all_settled, timeout_s=timeout_s, what="every order to settle")
+        return [final[path] for path in paths]
+
+    def discard(self) -> None:
+        """Take the stack down and remove what it kept."""
+        done = self.settle("down")
+        left = self.running()
+        shutil.rmtree(self.home, ignore_errors=True)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert left == []
+
+
+class Load:
+    """Places small orders one after the other, in the background, as long as it is entered."""
+
+    def __init__(self, stack: Stack, user_id: str, amount: int) -> None:
+        self.accepted: list[str] = []
+        self._stack, self._user_id, self._amount = stack, user_id, amount
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.02):  # a light load: it is about what is lost, not how fast
+            path = self._stack.place_order(self._user_id, self._amount)
+            if path is not None:
+                self.accepted.append(path)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        wait_until(lambda: len(self.accepted) > 5, what="the load to start")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
