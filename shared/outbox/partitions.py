@@ -97,10 +97,10 @@ def _attempt(engine: Engine, partitioned: Partitioned, day: datetime, action: _A
     try:
         with engine.begin() as connection:
             connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-            alone = connection.execute(
-                text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY}
-            ).scalar_one()
-            if alone and action(connection, partitioned, day):
+            # Waited for, for as long as any lock: a day that was passed by because another
+            # process was at the next one would be missing until the next call.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY})
+            if action(connection, partitioned, day):
                 log.info(
                     f"partition.{action.__name__.strip('_')}",
                     partition=_name(partitioned.table, day),
@@ -114,14 +114,16 @@ def _attempt(engine: Engine, partitioned: Partitioned, day: datetime, action: _A
 def _make(connection: Connection, partitioned: Partitioned, day: datetime) -> bool:
     """Create a table beside, fill it from the default partition, and attach it.
 
-    CREATE TABLE ... PARTITION OF would lock the parent against everyone; ATTACH does not, and
-    refuses while the default partition still holds rows of the range.
+    CREATE TABLE ... PARTITION OF would lock the parent against readers too, and refuses while the
+    default partition still holds rows of the range. Writers have to wait: one that found its way
+    to the default partition before the new one was attached would be refused there after it.
     """
     table, name = partitioned.table, _name(partitioned.table, day)
     if connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one():
         return False
     low, high = least_id(day), least_id(day + DAY)
     bounds = {"low": low, "high": high}
+    connection.execute(text(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE"))
     connection.execute(text(f"LOCK TABLE {table}_default IN ACCESS EXCLUSIVE MODE"))
     connection.execute(
         text(

