@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 if TYPE_CHECKING:
+    from kafka.cluster import ClusterMetadata
+
     from shared.settings import Settings
 
 # A relay holds its shards for at most these two and the 2 s that its sender's thread has to end:
@@ -46,7 +48,7 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
     Raises:
         KafkaError: no broker can be reached.
     """
-    return KafkaProducer(
+    producer = KafkaProducer(
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=client_id,
         acks="all",
@@ -62,6 +64,8 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
         max_request_size=1024 * 1024,
         **_RECONNECT,
     )
+    _never_create_topics(producer._metadata)  # noqa: SLF001
+    return producer
 
 
 def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
@@ -70,7 +74,7 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     Raises:
         KafkaError: no broker can be reached.
     """
-    return KafkaConsumer(
+    consumer = KafkaConsumer(
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=f"inbox-consumer-{group_id}",
         group_id=group_id,
@@ -92,3 +96,14 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
         metadata_max_age_ms=30_000,
         **_RECONNECT,
     )
+    _never_create_topics(consumer._cluster)  # noqa: SLF001
+    return consumer
+
+
+def _never_create_topics(cluster: ClusterMetadata) -> None:
+    """Give `allow_auto_create_topics` to where kafka-python 3.0.12 asks for it, but never puts it.
+
+    A broker that forgot a topic would make it anew for whoever is still connected, with a
+    partition count of its own.
+    """
+    cluster.config["allow_auto_create_topics"] = False

@@ -99,9 +99,7 @@ def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
     assert len(delivery.records(ORDERS)) == 2000 - left
 
 
-def test_broker_down_is_told_once_and_waited_out(
-    delivery: Delivery, own_broker: Broker
-) -> None:
+def test_broker_down_is_told_once_and_waited_out(delivery: Delivery, own_broker: Broker) -> None:
     own_broker.kill()
     delivery.add("a", 1)
     with delivery.process("outbox-relay", "run", "orders") as relay:
@@ -138,6 +136,9 @@ def test_a_broker_that_comes_back_empty_is_given_everything_again(
         relay.wait_logged("relay.topic_lost")
         delivery.wait_sent("orders")
         assert relay.logged("relay.topic_lost")[0]["queued_again"] == 50
+        # By us, and not by the broker for a producer that was still connected.
+        assert relay.logged("topic.created")[-1]["partitions"] == 6
+        assert len(relay.logged("topic.created")) == 2
     found = first_appearances(delivery.records(ORDERS))
     assert found == {f"key{k}": list(range(k, 80, 3)) for k in range(3)}
 

@@ -161,9 +161,7 @@ class Delivery:
 
     def charges(self) -> list[UUID]:
         """The orders that were charged, one a transfer."""
-        return list(
-            self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'")
-        )
+        return list(self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'"))
 
     def inbox(self, service: str) -> dict[str, int]:
         """How many events had which outcome."""
@@ -260,9 +258,7 @@ class Delivery:
             return 0
         finally:
             admin.close()
-        return sum(
-            max(0, each.offset) for group in offsets.values() for each in group.values()
-        )
+        return sum(max(0, each.offset) for group in offsets.values() for each in group.values())
 
 
 def header(record: ConsumerRecord, name: str) -> str:
