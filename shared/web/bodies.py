@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flask import Response, request
@@ -117,16 +116,22 @@ def _fault(location: str, field: str, detail: str) -> dict[str, str]:
 
 
 def register(app: Flask) -> None:
-    """Bound the bodies of an app, and read those that an error left unread."""
+    """Bound the bodies of an app, and read those that its calls leave unread."""
     app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
+    app.before_request(_refuse_large)
     app.after_request(_drain)
+
+
+def _refuse_large() -> None:
+    """Refuse a large body also where none is read, as of a GET."""
+    if request.routing_exception is None and (request.content_length or 0) > MAX_BYTES:
+        raise RequestEntityTooLarge
 
 
 def _drain(response: Response) -> Response:
     stream = request.environ["wsgi.input"]
     # Only where the server ends the stream at the body's end; else a read could wait for ever.
-    terminated = request.environ.get("wsgi.input_terminated", False)
-    if terminated and response.status_code >= HTTPStatus.BAD_REQUEST:
+    if request.environ.get("wsgi.input_terminated", False):
         with suppress(*_UNREADABLE):
             for _ in range(_DRAIN_MAX_BYTES // _DRAIN_CHUNK_BYTES):
                 if not stream.read(_DRAIN_CHUNK_BYTES):
