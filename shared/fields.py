@@ -40,7 +40,7 @@ class OpenSchema(Schema):
 class Amount(fields.Integer):
     """An integer of minor units, from 1 to 2^63-1. A float, string or bool is refused."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401  # marshmallow's own
+    def __init__(self, **options: Any) -> None:
         metadata = {"minimum": 1, "maximum": INT64_MAX, "format": "int64"}
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
 
@@ -93,7 +93,7 @@ class Text(fields.String):
         min_length: in characters.
     """
 
-    def __init__(self, *, max_length: int, min_length: int = 0, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, *, max_length: int, min_length: int = 0, **options: Any) -> None:
         metadata = {"minLength": min_length, "maxLength": max_length}
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
         self._max_length = max_length
