@@ -38,6 +38,8 @@ def make_engine(url: str, *, application_name: str, pool_size: int) -> Engine:
         max_overflow=0,
         pool_timeout=10,
         pool_recycle=1800,
+        # An error's text goes to the log; what users wrote must not go with it.
+        hide_parameters=True,
         connect_args={"application_name": application_name, **CONNECT_ARGS},
     )
 

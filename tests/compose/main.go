@@ -1,0 +1,31 @@
+// Prints a Compose file as Docker Compose understands it: this is the parser that it uses itself.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+)
+
+func load(path string) ([]byte, error) {
+	options, err := cli.NewProjectOptions([]string{path}, cli.WithOsEnv)
+	if err != nil {
+		return nil, err
+	}
+	project, err := options.LoadProject(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	return project.MarshalJSON()
+}
+
+func main() {
+	parsed, err := load(os.Args[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(string(parsed))
+}
