@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
+from kafka.net.compat import KafkaNetClient
+
+from shared.outbox.header_names import accept_any_header_name
 
 if TYPE_CHECKING:
     from kafka.cluster import ClusterMetadata
 
     from shared.settings import Settings
+
+_Client = TypeVar("_Client")
 
 # A relay holds its shards for at most these two and the 2 s that its sender's thread has to end:
 # 9 s. The database ends its transaction after LEASE_MS (see relay); the sum must stay below.
@@ -31,7 +37,8 @@ def make_admin(settings: Settings, client_id: str) -> KafkaAdminClient:
     Raises:
         KafkaError: no broker can be reached.
     """
-    return KafkaAdminClient(
+    return _connected(
+        KafkaAdminClient,
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=client_id,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
@@ -48,7 +55,8 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
     Raises:
         KafkaError: no broker can be reached.
     """
-    producer = KafkaProducer(
+    producer = _connected(
+        KafkaProducer,
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=client_id,
         acks="all",
@@ -74,7 +82,9 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     Raises:
         KafkaError: no broker can be reached.
     """
-    consumer = KafkaConsumer(
+    accept_any_header_name()
+    consumer = _connected(
+        KafkaConsumer,
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=f"inbox-consumer-{group_id}",
         group_id=group_id,
@@ -98,6 +108,26 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     )
     _never_create_topics(consumer._cluster)  # noqa: SLF001
     return consumer
+
+
+def _connected(client_class: type[_Client], **options: Any) -> _Client:
+    """Make a client; if no broker answers, leave nothing of it behind.
+
+    kafka-python 3.0.12 starts a client's thread before it connects, and does not end it when that
+    fails: an hour's outage would leave hundreds.
+    """
+    nets: list[KafkaNetClient] = []
+
+    def net_client(**net_options: Any) -> KafkaNetClient:
+        nets.append(KafkaNetClient(**net_options))
+        return nets[-1]
+
+    try:
+        return client_class(kafka_client=net_client, **options)
+    except KafkaError:
+        for net in nets:
+            net.close()
+        raise
 
 
 def _never_create_topics(cluster: ClusterMetadata) -> None:
