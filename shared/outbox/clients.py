@@ -11,6 +11,8 @@ from kafka.net.compat import KafkaNetClient
 from shared.outbox.header_names import accept_any_header_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kafka.cluster import ClusterMetadata
 
     from shared.settings import Settings
@@ -110,7 +112,7 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     return consumer
 
 
-def _connected(client_class: type[_Client], **options: Any) -> _Client:
+def _connected(client_class: Callable[..., _Client], **options: Any) -> _Client:
     """Make a client; if no broker answers, leave nothing of it behind.
 
     kafka-python 3.0.12 starts a client's thread before it connects, and does not end it when that

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("make", [clients.make_admin, clients.make_producer, clients.make_consumer])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kafka's sockets
 def test_a_client_that_finds_no_broker_leaves_no_thread(
     make: Callable[[Settings, str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
