@@ -61,7 +61,7 @@ check: $(INSTALLED) ## Run everything a change must pass: lint, format, types, l
 
 .PHONY: bench
 bench: $(INSTALLED) ## Measure it; the figures depend on the machine
-	@for script in benchmarks/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
+	@$(BIN)/python benchmarks/post_orders.py $(ARGS)
 
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay
