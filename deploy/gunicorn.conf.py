@@ -8,6 +8,8 @@ from typing import Any
 bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
 worker_class = "shared.web.server.Worker"
+# Its lines in the form of ours, by LOG_LEVEL and LOG_FORMAT; the app logs the requests.
+logger_class = "shared.web.server.Logger"
 workers = 2
 threads = 8
 # Requests beyond the threads wait here; they are not refused.

@@ -80,12 +80,8 @@ def read_settings(service: str) -> Settings:
             ),
             consumer_batch=whole("CONSUMER_BATCH", 500, least=1, most=500),
             health_dir=env.str("HEALTH_DIR", "") or None,
-            log_level=env.str(
-                "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
-            ),
-            log_format=env.str(
-                "LOG_FORMAT", "auto", validate=validate.OneOf(["auto", "json", "console"])
-            ),
+            log_level=_log_level(env),
+            log_format=_log_format(env),
         )
     except EnvError as error:
         raise SettingsError(str(error)) from error
@@ -103,6 +99,29 @@ def read_database_url(service: str) -> str:
         return _database_url(Env(), f"{service.upper()}_DATABASE_URL")
     except EnvError as error:
         raise SettingsError(str(error)) from error
+
+
+def read_log_settings() -> tuple[str, str]:
+    """Read the logs' level and form from the environment; all that gunicorn's master needs.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
+    env = Env()
+    try:
+        return _log_level(env), _log_format(env)
+    except EnvError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _log_level(env: Env) -> str:
+    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
+    return env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(levels))
+
+
+def _log_format(env: Env) -> str:
+    forms = ["auto", "json", "console"]
+    return env.str("LOG_FORMAT", "auto", validate=validate.OneOf(forms))
 
 
 def _whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
