@@ -41,7 +41,13 @@ class Amount(fields.Integer):
     """An integer of minor units, from 1 to 2^63-1. A float, string or bool is refused."""
 
     def __init__(self, **options: Any) -> None:
-        metadata = {"minimum": 1, "maximum": INT64_MAX, "format": "int64"}
+        metadata = {
+            "description": "In minor units (cents, say): an integer from 1 to 2^63-1.",
+            "minimum": 1,
+            "maximum": INT64_MAX,
+            "format": "int64",
+            "examples": [3900],
+        }
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
 
     def _deserialize(
@@ -75,6 +81,13 @@ class CanonicalUUID(fields.UUID):
 
 class UserId(CanonicalUUID):
     """A user's UUID. The nil UUID stands for nobody and is refused."""
+
+    def __init__(self, **options: Any) -> None:
+        metadata = {
+            "description": "A UUID in any case, but not the nil UUID.",
+            "examples": ["8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"],
+        }
+        super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
 
     def _deserialize(
         self, value: object, attr: str | None, data: Mapping[str, Any] | None, **options: object
@@ -123,6 +136,10 @@ class Text(fields.String):
 
 class Time(fields.DateTime):
     """A moment, written as `format_time` does."""
+
+    def __init__(self, **options: Any) -> None:
+        metadata = {"format": "date-time", "examples": ["2025-06-17T20:55:35.806222Z"]}
+        super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
 
     def _serialize(
         self,

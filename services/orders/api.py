@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from services.orders import orders
+from services.orders.models import SUCCESS
 from services.orders.schemas import (
     AcceptedSchema,
     NewOrderSchema,
@@ -25,31 +26,98 @@ STATUSES: dict[type[SettleError], int] = {orders.UnknownOrderError: HTTPStatus.N
 
 blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
+# Of the examples.
+_USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
+_ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
+
 
 @blueprint.route("/orders", methods=["POST"])
-@blueprint.arguments(NewOrderSchema())
-@blueprint.response(HTTPStatus.ACCEPTED, AcceptedSchema)
+@blueprint.arguments(
+    NewOrderSchema(), example={"user_id": _USER, "amount": 3900, "description": "Lunch"}
+)
+@blueprint.response(
+    HTTPStatus.ACCEPTED,
+    AcceptedSchema,
+    description="The order is stored, and will settle.",
+    example={"message": "Order accepted"},
+    headers={
+        "Location": {
+            "description": "Where to ask for the order's status.",
+            "schema": {"type": "string", "format": "uri-reference"},
+            "example": f"/order/{_ORDER}",
+        }
+    },
+)
 def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Place an order; it settles shortly after."""
+    """Place an order.
+
+    It settles shortly after: its status turns to `success` when the user's balance covered the
+    amount, which is then charged, or to `failed` when not, or when the user has no account.
+    Two orders are two, also when they look alike: one whose answer was lost may have been stored.
+    """
     with transaction() as session:
         order_id = orders.place(session, **body)
     return {"message": "Order accepted"}, {"Location": f"/order/{order_id}"}
 
 
-@blueprint.route("/order/<uuid:order_id>", methods=["GET"])
-@blueprint.response(HTTPStatus.OK, OrderStatusSchema)
-@blueprint.alt_response(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.name)
+@blueprint.route(
+    "/order/<uuid:order_id>",
+    methods=["GET"],
+    parameters=[
+        {
+            "in": "path",
+            "name": "order_id",
+            "description": "The order's id, as Location told it.",
+            "example": _ORDER,
+        }
+    ],
+)
+@blueprint.response(
+    HTTPStatus.OK,
+    OrderStatusSchema,
+    description="How the order stands.",
+    example={"id": _ORDER, "status": SUCCESS},
+)
+@blueprint.problem(HTTPStatus.NOT_FOUND, f"There is no order {_ORDER}.")
 def get_order(order_id: UUID) -> dict[str, object]:
-    """Tell an order's status: created, success or failed."""
+    """Tell an order's status.
+
+    `success` and `failed` are final.
+    """
     with transaction() as session:
         return {"id": order_id, "status": orders.status(session, order_id)}
 
 
 @blueprint.route("/orders", methods=["GET"])
 @blueprint.arguments(OrdersQuerySchema(), location="query")
-@blueprint.response(HTTPStatus.OK, OrderSchema(many=True))
+@blueprint.response(
+    HTTPStatus.OK,
+    OrderSchema(many=True),
+    description="A page of orders.",
+    example=[
+        {
+            "ID": _ORDER,
+            "UserID": _USER,
+            "Amount": 3900,
+            "Description": "Lunch",
+            "Status": SUCCESS,
+            "CreatedAt": "2025-06-17T20:55:35.806222Z",
+            "UpdatedAt": "2025-06-17T20:55:35.871904Z",
+        }
+    ],
+    headers={
+        "Link": {
+            "description": "Where the next page is (RFC 8288); the last page has none.",
+            "schema": {"type": "string"},
+            "example": '</orders?limit=100&cursor=AAY3yw...>; rel="next"',
+        }
+    },
+)
 def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
-    """List orders, newest first; a Link header leads to the next page."""
+    """List orders, newest first.
+
+    Follow the links to page on: orders that come meanwhile do not move the pages.
+    """
     cursor: Cursor | None = query.pop("cursor", None)
     after = (cursor.created_at, cursor.id) if cursor else None
     with transaction() as session:

@@ -35,6 +35,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     return make_app(
         __name__,
         title="Settle orders",
+        description="Takes orders and tells their status."
+        " An order is paid through events, by the payments service.",
         blueprints=[blueprint],
         session_factory=sessions,
         revision=migrations.head("orders"),

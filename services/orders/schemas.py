@@ -4,36 +4,48 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from services.orders.models import DESCRIPTION_MAX
+from services.orders.models import CREATED, DESCRIPTION_MAX, FAILED, SUCCESS
 from shared.fields import Amount, OpenSchema, Text, Time, UserId
 from shared.web import CursorField, Limit
+
+_STATUS = {
+    "description": "`created` until the payment is decided; then `success` or `failed`, for good.",
+    "enum": [CREATED, SUCCESS, FAILED],
+}
+_TIME = "UTC, in RFC 3339's form, always with microseconds."
 
 
 class NewOrderSchema(OpenSchema):
     """An order to be placed."""
 
-    user_id = UserId(required=True)
+    user_id = UserId(
+        required=True, metadata={"description": "Who pays: a UUID in any case, not the nil UUID."}
+    )
     amount = Amount(required=True)
-    description = Text(max_length=DESCRIPTION_MAX, load_default="")
+    description = Text(
+        max_length=DESCRIPTION_MAX,
+        load_default="",
+        metadata={"description": "Free text, without the NUL character."},
+    )
 
 
 class AcceptedSchema(OpenSchema):
     """What was done; the order is in the Location header."""
 
-    message = fields.String(required=True)
+    message = fields.String(required=True, metadata={"description": "What was done."})
 
 
 class OrderStatusSchema(OpenSchema):
     """How an order stands: created, success or failed."""
 
-    id = fields.UUID(required=True)
-    status = fields.String(required=True)
+    id = fields.UUID(required=True, metadata={"description": "The order."})
+    status = fields.String(required=True, metadata=_STATUS)
 
 
 class OrdersQuerySchema(OpenSchema):
     """Which orders to list."""
 
-    user_id = UserId()
+    user_id = UserId(metadata={"description": "Whose; everybody's when left out."})
     limit = Limit()
     cursor = CursorField()
 
@@ -41,10 +53,20 @@ class OrdersQuerySchema(OpenSchema):
 class OrderSchema(OpenSchema):
     """An order in the list."""
 
-    id = fields.UUID(data_key="ID")
-    user_id = fields.UUID(data_key="UserID")
-    amount = fields.Integer(data_key="Amount", metadata={"format": "int64"})
-    description = fields.String(data_key="Description")
-    status = fields.String(data_key="Status")
-    created_at = Time(data_key="CreatedAt")
-    updated_at = Time(data_key="UpdatedAt")
+    id = fields.UUID(required=True, data_key="ID", metadata={"description": "The order."})
+    user_id = fields.UUID(required=True, data_key="UserID", metadata={"description": "Who pays."})
+    amount = Amount(required=True, data_key="Amount")
+    description = fields.String(
+        required=True, data_key="Description", metadata={"description": "As it was sent."}
+    )
+    status = fields.String(required=True, data_key="Status", metadata=_STATUS)
+    created_at = Time(
+        required=True,
+        data_key="CreatedAt",
+        metadata={"description": f"When it was placed. {_TIME}"},
+    )
+    updated_at = Time(
+        required=True,
+        data_key="UpdatedAt",
+        metadata={"description": f"When its status changed, or as CreatedAt. {_TIME}"},
+    )

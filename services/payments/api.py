@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from werkzeug.exceptions import Conflict
 
 from services.payments import accounts
+from services.payments.models import AMOUNT_MAX
 from services.payments.schemas import (
     BalanceQuerySchema,
     BalanceSchema,
@@ -31,25 +32,60 @@ STATUSES: dict[type[SettleError], int] = {
 
 blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and balances")
 
+_USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"  # of the examples
+_NO_ACCOUNT = f"User {_USER} has no account."
+
 
 @blueprint.route("/accounts", methods=["POST"])
-@blueprint.arguments(NewAccountSchema())
-@blueprint.response(HTTPStatus.CREATED, MessageSchema)
-@blueprint.alt_response(HTTPStatus.CONFLICT, HTTPStatus.CONFLICT.name)
+@blueprint.arguments(NewAccountSchema(), example={"user_id": _USER})
+@blueprint.response(
+    HTTPStatus.CREATED,
+    MessageSchema,
+    description="The account is open, with nothing in it.",
+    example={"message": "Account created"},
+)
+@blueprint.problem(HTTPStatus.CONFLICT, f"User {_USER} has an account already.")
 def create_account(body: dict[str, Any]) -> dict[str, str]:
-    """Open a user's account."""
+    """Open a user's account.
+
+    A user has one account at most.
+    """
     with transaction() as session:
         accounts.create(session, body["user_id"])
     return {"message": "Account created"}
 
 
-@blueprint.route("/accounts/<uuid:user_id>/deposit", methods=["POST"])
-@blueprint.arguments(DepositSchema())
-@blueprint.response(HTTPStatus.OK, MessageSchema)
-@blueprint.alt_response(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.name)
-@blueprint.alt_response(HTTPStatus.CONFLICT, HTTPStatus.CONFLICT.name)
+@blueprint.route(
+    "/accounts/<uuid:user_id>/deposit",
+    methods=["POST"],
+    parameters=[
+        {
+            "in": "path",
+            "name": "user_id",
+            "description": "Whose account: the user's id.",
+            "example": _USER,
+        }
+    ],
+)
+@blueprint.arguments(DepositSchema(), example={"user_id": _USER, "amount": 103_900})
+@blueprint.response(
+    HTTPStatus.OK,
+    MessageSchema,
+    description="The amount is in the account.",
+    example={"message": "Balance refilled"},
+)
+@blueprint.problem(HTTPStatus.NOT_FOUND, _NO_ACCOUNT)
+@blueprint.problem(
+    HTTPStatus.CONFLICT,
+    f"The body's user_id, 4b1ddf0c-58f0-4a0e-9b65-2f1f6f3c9a11, is not the address's, {_USER}.",
+    f"A deposit of 103900 would raise the balance of user {_USER}, {AMOUNT_MAX}, above"
+    f" {AMOUNT_MAX}.",
+)
 def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
-    """Deposit into a user's account."""
+    """Deposit into a user's account.
+
+    Two deposits are two, also when they look alike: one whose answer was lost may have been made.
+    """
     if body.get("user_id", user_id) != user_id:
         raise Conflict(f"The body's user_id, {body['user_id']}, is not the address's, {user_id}.")
     with transaction() as session:
@@ -59,9 +95,14 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
 
 @blueprint.route("/accounts/balance", methods=["GET"])
 @blueprint.arguments(BalanceQuerySchema(), location="query")
-@blueprint.response(HTTPStatus.OK, BalanceSchema)
-@blueprint.alt_response(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.name)
+@blueprint.response(
+    HTTPStatus.OK, BalanceSchema, description="The balance now.", example={"balance": 103_900}
+)
+@blueprint.problem(HTTPStatus.NOT_FOUND, _NO_ACCOUNT)
 def get_balance(query: dict[str, Any]) -> dict[str, int]:
-    """Tell a user's balance."""
+    """Tell a user's balance.
+
+    It is what was deposited, less what was charged for orders; never below zero.
+    """
     with transaction() as session:
         return {"balance": accounts.balance(session, query["user_id"])}

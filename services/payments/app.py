@@ -35,6 +35,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return make_app(
         __name__,
         title="Settle payments",
+        description="Keeps the accounts of users: deposits, balances, and the charges for orders.",
         blueprints=[blueprint],
         session_factory=sessionmaker(engine),
         revision=migrations.head("payments"),

@@ -16,7 +16,9 @@ class NewAccountSchema(OpenSchema):
 class DepositSchema(OpenSchema):
     """What to deposit; `user_id` may be left out, and must be the account's when given."""
 
-    user_id = UserId()
+    user_id = UserId(
+        metadata={"description": "May be left out; when given, it must be the address's."}
+    )
     amount = Amount(required=True)
 
 
@@ -29,10 +31,17 @@ class BalanceQuerySchema(OpenSchema):
 class BalanceSchema(OpenSchema):
     """A balance, in minor units."""
 
-    balance = fields.Integer(required=True, metadata={"format": "int64"})
+    balance = fields.Integer(
+        required=True,
+        metadata={
+            "description": "In minor units (cents, say), from 0 to 2^63-1.",
+            "minimum": 0,
+            "format": "int64",
+        },
+    )
 
 
 class MessageSchema(OpenSchema):
     """What was done."""
 
-    message = fields.String(required=True)
+    message = fields.String(required=True, metadata={"description": "What was done."})

@@ -9,7 +9,7 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
-from shared.web import bodies, docs, health, problems, sessions, tracing
+from shared.web import access, bodies, docs, health, openapi, problems, sessions, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ def make_app(
     name: str,
     *,
     title: str,
+    description: str,
     blueprints: Sequence[Blueprint],
     session_factory: sessionmaker[Session],
     revision: str,
@@ -48,6 +49,7 @@ def make_app(
     Args:
         name: the service's package.
         title: the service, for a person.
+        description: what it is for, in a sentence or two.
         blueprints: its calls.
         session_factory: sessions on its database.
         revision: the migration that its code is made for.
@@ -55,13 +57,14 @@ def make_app(
     """
     app = Flask(name, static_folder=None)
     app.json = _Json(app)
+    access.register(app)
     sessions.register(app, session_factory)
     tracing.register(app)
     app.before_request(_refuse_redirects)
     bodies.register(app)
-    api = docs.register(app, title=title)
-    for blueprint in blueprints:
+    api = openapi.make_api(app, title=title, description=description)
+    for blueprint in (*blueprints, health.make_blueprint(revision)):
         api.register_blueprint(blueprint)
-    health.register(app, revision=revision)
+    docs.register(app, api, title=title, description=description)
     problems.register(app, statuses)
     return app

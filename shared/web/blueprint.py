@@ -1,40 +1,73 @@
-"""Blueprints whose arguments are parsed strictly."""
+"""Blueprints whose arguments are parsed strictly, and whose calls are described in full."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flask_smorest
 
 from shared.web.bodies import Parser
+from shared.web.openapi import describe_common, problem_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Mapping, Sequence
 
     from marshmallow import Schema
 
     View = Callable[..., Any]
+    Decorator = Callable[[View], View]
 
 
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no type information
-    """A flask-smorest blueprint with this project's parser."""
+    """A flask-smorest blueprint with this project's parser and errors."""
 
     ARGUMENTS_PARSER = Parser()
 
+    def __init__(self, name: str, import_name: str, *, description: str) -> None:
+        super().__init__(name, import_name, description=description)
+        self._prepare_doc_cbks.append(describe_common)
+
+    def problem(self, status: int, *details: str) -> Decorator:
+        """Describe an error of the call, by a sentence for each case.
+
+        What every call can answer, and every one with a body, is described without this.
+        It stands below `response`, next to the view.
+        """
+
+        def decorate(view: View) -> View:
+            described: dict[str, Any] = view.__dict__.setdefault("_apidoc", {})
+            responses = described.setdefault("response", {}).setdefault("responses", {})
+            responses[status] = [{"content_type": None, **problem_response(status, *details)}]
+            return view
+
+        return decorate
+
     if TYPE_CHECKING:
 
-        def route(self, rule: str, *, methods: list[str]) -> Callable[[View], View]:
-            """Register a view at an address."""
+        def route(
+            self,
+            rule: str,
+            *,
+            methods: list[str],
+            parameters: Sequence[Mapping[str, Any]] | None = None,
+        ) -> Decorator:
+            """Register a view at an address, whose parameters are described."""
 
-        def arguments(self, schema: Schema, *, location: str = "json") -> Callable[[View], View]:
+        def arguments(
+            self, schema: Schema, *, location: str = "json", example: object = None
+        ) -> Decorator:
             """Parse the body or the query by a schema into the view's first argument.
 
             It takes an instance: webargs would make one of a class for each request.
             """
 
-        def response(self, status_code: int, schema: object) -> Callable[[View], View]:
+        def response(
+            self,
+            status_code: int,
+            schema: object,
+            *,
+            description: str,
+            example: object,
+            headers: Mapping[str, Any] | None = None,
+        ) -> Decorator:
             """Answer with what the view returns, written by a schema."""
-
-        def alt_response(self, status_code: int, response: str) -> Callable[[View], View]:
-            """Describe another answer."""

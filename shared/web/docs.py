@@ -1,86 +1,106 @@
-"""The API's description at ``/openapi.json``, for a person at ``/docs``."""
+"""The pages for those who come to know a service: ``/``, ``/openapi.json`` and ``/docs``."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flask_swagger_ui
-from flask import Blueprint, Response, jsonify
-from flask_smorest import Api
-from marshmallow import fields
-
-from shared.fields import OpenSchema
-from shared.web.problems import MEDIA_TYPE
+from flask import Blueprint, Response, current_app, jsonify, request
 
 if TYPE_CHECKING:
     from flask import Flask
 
+    from shared.web.openapi import OpenApi
+
+# From the files of a package, not from elsewhere: the docs work offline.
 _FILES = Path(flask_swagger_ui.__file__).parent / "dist"
-_FILES_PATH = "/docs/files"
+
+_HEADERS = {
+    # Nothing from elsewhere, and none of this in a frame. Swagger UI styles elements in place, and
+    # its icons are data.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self';"
+    " style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+_INDEX = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<h1>{title}</h1>
+<p>{description}</p>
+<ul>
+<li><a href="docs">The API, described, to be tried out</a>
+<li><a href="openapi.json">The same for programs (OpenAPI)</a>
+<li><a href="readyz">Whether the service is ready</a>
+</ul>
+</html>
+"""
+
+_DOCS = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<link rel="stylesheet" href="docs/files/swagger-ui.css">
+<link rel="icon" href="docs/files/favicon-32x32.png">
+<div id="docs"></div>
+<script src="docs/files/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</html>
+"""
+
+# validatorUrl: unless told not to, the page asks a server of Swagger's to judge the description.
+_START = """\
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#docs",
+  deepLinking: true,
+  validatorUrl: null,
+});
+"""
 
 
-class FaultSchema(OpenSchema):
-    """One fault in a request: `pointer` into the body, or `parameter` of the query."""
-
-    pointer = fields.String(metadata={"description": "A JSON Pointer into the body."})
-    parameter = fields.String(metadata={"description": "A parameter of the query."})
-    detail = fields.String(required=True)
-
-
-class ProblemSchema(OpenSchema):
-    """A problem document (RFC 9457)."""
-
-    type = fields.String(required=True)
-    title = fields.String(required=True)
-    status = fields.Integer(required=True)
-    detail = fields.String(required=True)
-    errors = fields.List(fields.Nested(FaultSchema))
-
-
-class _Api(Api):  # type: ignore[misc]  # it has no type information
-    ERROR_SCHEMA = ProblemSchema
-
-    def _register_responses(self) -> None:
-        """Describe errors as problem documents."""
-        self.DEFAULT_RESPONSE_CONTENT_TYPE = MEDIA_TYPE
-        super()._register_responses()
-        del self.DEFAULT_RESPONSE_CONTENT_TYPE  # the class's own again, for what succeeds
-
-    def _register_pagination_header(self) -> None:
-        """Leave out flask-smorest's own paging, which is by offset."""
-
-    def _register_error_handlers(self) -> None:
-        """Leave errors to `shared.web.problems`."""
-
-
-def register(app: Flask, *, title: str) -> Api:
-    """Describe an app's API.
+def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
+    """Add the pages to an app.
 
     Args:
         app: the app.
+        api: the description of its API.
         title: the service, for a person.
-
-    Returns:
-        The API, to register blueprints with.
+        description: what it is for, in a sentence or two.
     """
-    app.config.update(
-        API_TITLE=title,
-        API_VERSION=version("settle"),
-        OPENAPI_VERSION="3.1.0",
-        OPENAPI_URL_PREFIX="/",
-        OPENAPI_JSON_PATH="openapi.json",
-        OPENAPI_SWAGGER_UI_PATH="/docs",
-        # From the files of a package, not from elsewhere: the docs work offline.
-        OPENAPI_SWAGGER_UI_URL=f"{_FILES_PATH}/",
-    )
-    app.register_blueprint(
-        Blueprint("docs", __name__, static_folder=_FILES, static_url_path=_FILES_PATH)
-    )
+    pages = Blueprint("docs", __name__, static_folder=_FILES, static_url_path="/docs/files")
+    texts = {"title": escape(title), "description": escape(description)}
 
-    @app.get("/")
+    @pages.get("/")
     def index() -> Response:
+        kinds = ["application/json", "text/html"]
+        if request.accept_mimetypes.best_match(kinds) == "text/html":
+            return Response(_INDEX.format_map(texts), mimetype="text/html")
         return jsonify(service=title, docs="/docs", openapi="/openapi.json")
 
-    return _Api(app)
+    @pages.get("/docs")
+    def docs() -> Response:
+        return Response(_DOCS.format_map(texts), mimetype="text/html")
+
+    @pages.get("/docs/start.js")
+    def start() -> Response:
+        return Response(_START, mimetype="text/javascript")
+
+    @pages.get("/openapi.json")
+    def openapi() -> Response:
+        described = current_app.json.dumps(api.spec.to_dict())
+        return Response(described, mimetype="application/json")
+
+    @pages.after_request
+    def secure(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        return response
+
+    app.register_blueprint(pages)

@@ -6,54 +6,74 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
-from flask import Blueprint, Response, jsonify
+from marshmallow import fields
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.web.problems import RETRY_AFTER_S, problem
+from shared.fields import OpenSchema
+from shared.web.blueprint import Blueprint
+from shared.web.problems import unavailable
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from flask import Response
 
 log = structlog.get_logger(__name__)
 
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 
-def register(app: Flask, *, revision: str) -> None:
-    """Add ``/livez`` and ``/readyz``.
+class HealthSchema(OpenSchema):
+    """That all is well."""
+
+    status = fields.String(required=True, metadata={"enum": ["ok"]})
+
+
+_OK = {"status": "ok"}
+
+
+def make_blueprint(revision: str) -> Blueprint:
+    """Make ``/livez`` and ``/readyz``.
 
     Readiness asks the database alone: with the broker down, requests are taken all the same.
 
     Args:
-        app: the app.
         revision: the migration that the app's code is made for.
     """
-    health = Blueprint("health", __name__)
+    blueprint = Blueprint("health", __name__, description="For those who watch the service")
 
-    @health.get("/livez")
-    def livez() -> Response:
-        return jsonify(status="ok")
+    @blueprint.route("/livez", methods=["GET"])
+    @blueprint.response(HTTPStatus.OK, HealthSchema, description="It lives.", example=_OK)
+    def livez() -> dict[str, str]:
+        """Tell whether the process lives.
 
-    @health.get("/readyz")
-    def readyz() -> Response:
+        It asks nothing but itself: a process that does not answer should be started again.
+        """
+        return _OK
+
+    @blueprint.route("/readyz", methods=["GET"])
+    @blueprint.response(HTTPStatus.OK, HealthSchema, description="It is ready.", example=_OK)
+    @blueprint.problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The database cannot be asked for its revision.",
+        f"The database is at revision 0000, this needs {revision}: run the migrations.",
+    )
+    def readyz() -> dict[str, str] | Response:
+        """Tell whether the service can take requests.
+
+        The database must be reached, and its migrations must be those that the code needs. The
+        broker is not asked: without it orders are accepted, and settle later.
+        """
         try:
             with transaction() as session:
                 found = session.scalar(_REVISION)
         except SQLAlchemyError as error:
             log.warning("web.not_ready", error=str(error).partition("\n")[0])
-            return _not_ready("The database cannot be asked for its revision.")
+            return unavailable("The database cannot be asked for its revision.")
         if found != revision:
-            return _not_ready(
+            return unavailable(
                 f"The database is at revision {found}, this needs {revision}: run the migrations."
             )
-        return jsonify(status="ok")
+        return _OK
 
-    app.register_blueprint(health)
-
-
-def _not_ready(detail: str) -> Response:
-    return problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)}
-    )
+    return blueprint

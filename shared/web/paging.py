@@ -67,6 +67,11 @@ class Cursor:
 class CursorField(fields.String):
     """A cursor in a query, as a `next` link gave it."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            metadata={"description": "Where the page begins, as a `next` link has it; opaque."}
+        )
+
     def _deserialize(
         self,
         value: object,
@@ -84,7 +89,14 @@ class Limit(fields.Integer):
     """How many rows a page has at most, in decimal digits."""
 
     def __init__(self) -> None:
-        super().__init__(load_default=LIMIT_DEFAULT, metadata={"minimum": 1, "maximum": LIMIT_MAX})
+        super().__init__(
+            load_default=LIMIT_DEFAULT,
+            metadata={
+                "description": "How many there are at most.",
+                "minimum": 1,
+                "maximum": LIMIT_MAX,
+            },
+        )
 
     def _deserialize(
         self,

@@ -30,6 +30,14 @@ _DETAILS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than 1 MiB.",
 }
 
+AWAY = (
+    "The database cannot be reached just now. Nothing was changed unless its answer was lost on the"
+    " way; try again."
+)
+TOO_SLOW = "The database did not answer in time. Nothing was changed; try again."
+# statement_timeout and lock_timeout (PostgreSQL's documentation, appendix A).
+_TIMED_OUT = {"57014", "55P03"}
+
 log = structlog.get_logger(__name__)
 
 
@@ -63,16 +71,21 @@ def problem(
         headers: to be sent with it.
         members: extension members (RFC 9457, section 3.2).
     """
-    document = {
+    document = document_of(status, detail, **members)
+    response = Response(current_app.json.dumps(document), status=status, mimetype=MEDIA_TYPE)
+    response.headers.update(headers or {})
+    return response
+
+
+def document_of(status: int, detail: str, **members: Any) -> dict[str, Any]:
+    """The members of a problem document; the arguments are those of `problem`."""
+    return {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": int(status),
         "detail": detail,
         **members,
     }
-    response = Response(current_app.json.dumps(document), status=status, mimetype=MEDIA_TYPE)
-    response.headers.update(headers or {})
-    return response
 
 
 def register(app: Flask, statuses: Mapping[type[SettleError], int]) -> None:
@@ -116,22 +129,26 @@ def _on_invalid_input(error: InvalidInputError) -> Response:
 
 
 def _on_database_error(error: DBAPIError) -> Response:
+    if getattr(error.orig, "pgcode", None) in _TIMED_OUT:
+        return _on_database_trouble(error, TOO_SLOW)
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return _on_database_trouble(error)
     return _on_defect(error)
 
 
-def _on_database_trouble(error: Exception) -> Response:
+def _on_database_trouble(error: Exception, detail: str = AWAY) -> Response:
     log.warning(
         "web.database_unavailable",
         error=str(error).partition("\n")[0],
         request_id=current_trace.get().request_id,
     )
+    return unavailable(detail)
+
+
+def unavailable(detail: str) -> Response:
+    """Make a problem document that asks to come again."""
     return problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "The database cannot be reached just now. Nothing was changed unless its answer was lost"
-        " on the way; try again.",
-        headers={"Retry-After": str(RETRY_AFTER_S)},
+        HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)}
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
 REQUEST_ID = "X-Request-ID"
+TRACEPARENT = "traceparent"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # W3C Trace Context, section 3.2.2: lowercase, no version ff, neither id all zeros; a version above
@@ -34,7 +35,7 @@ def register(app: Flask) -> None:
 def _begin() -> None:
     given = request.headers.get(REQUEST_ID, "")
     request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid4())
-    traceparent = request.headers.get("traceparent")
+    traceparent = request.headers.get(TRACEPARENT)
     if traceparent is not None and not _is_valid(traceparent):
         traceparent = None
     g.trace_token = current_trace.set(Trace(request_id, traceparent))

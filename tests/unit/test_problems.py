@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -35,6 +36,7 @@ def app() -> Flask:
     app = make_app(
         __name__,
         title="Test",
+        description="For tests.",
         blueprints=[],
         session_factory=sessionmaker(),
         revision="1",
@@ -122,22 +124,37 @@ def test_head_has_the_headers_of_a_problem_without_it(client: Client) -> None:
 
 
 def test_the_docs_need_nothing_from_elsewhere(client: Client) -> None:
-    page = client.get("/docs").text
-    assert "http://" not in page
-    assert "https://" not in page
-    for name in ("swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js"):
-        with client.get(f"/docs/files/{name}") as response:
+    page = client.get("/docs")
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    needed = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert "docs/files/swagger-ui-bundle.js" in needed
+    for name in needed:
+        with client.get(f"/{name}") as response:
             assert response.status_code == 200
-            assert f"/docs/files/{name}" in page
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "http" not in policy
 
 
-def test_the_index_leads_to_the_docs(client: Client) -> None:
-    assert client.get("/").json == {
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json"])
+def test_the_index_leads_programs_to_the_docs(client: Client, accept: str | None) -> None:
+    headers = {} if accept is None else {"Accept": accept}
+    assert client.get("/", headers=headers).json == {
         "service": "Test",
         "docs": "/docs",
         "openapi": "/openapi.json",
     }
     assert client.get("/openapi.json").json["openapi"] == "3.1.0"
+
+
+def test_the_index_leads_a_person_to_the_docs(client: Client) -> None:
+    page = client.get("/", headers={"Accept": "text/html,application/xml;q=0.9,*/*;q=0.8"})
+    assert page.mimetype == "text/html"
+    links = re.findall(r'href="([^"]+)"', page.text)
+    assert links == ["docs", "openapi.json", "readyz"]
 
 
 @pytest.mark.parametrize("request_id", ["a", "A-b.c_9", "x" * 128])

@@ -1,0 +1,220 @@
+"""The description of an API (OpenAPI 3.1): what all calls have in common is declared here, once."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from flask_smorest import Api
+from marshmallow import fields
+
+from shared.fields import OpenSchema
+from shared.web.problems import AWAY, MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, document_of
+from shared.web.tracing import REQUEST_ID, TRACEPARENT
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    Doc = dict[str, Any]  # a part of the description
+
+_DESCRIPTION = """\
+
+
+Amounts are integers of minor units (cents, say), from 1 to 2^63-1. A field that is unknown is
+ignored. Every error is a problem document (RFC 9457), also where the address is unknown (404) or
+does not take the method (405).
+"""
+
+
+class FaultSchema(OpenSchema):
+    """One fault in a request: `pointer` into the body, or `parameter` of the query."""
+
+    pointer = fields.String(
+        metadata={
+            "description": "Where it is in the body: a JSON Pointer (RFC 6901).",
+            "examples": ["#/amount"],
+        }
+    )
+    parameter = fields.String(
+        metadata={"description": "Which parameter of the query it is.", "examples": ["limit"]}
+    )
+    detail = fields.String(
+        required=True,
+        metadata={
+            "description": "What is wrong there.",
+            "examples": ["Must be an integer, in minor units."],
+        },
+    )
+
+
+class ProblemSchema(OpenSchema):
+    """A problem document (RFC 9457)."""
+
+    type = fields.String(
+        required=True,
+        metadata={
+            "description": "Always `about:blank`: the status says what kind it is.",
+            "examples": ["about:blank"],
+        },
+    )
+    title = fields.String(required=True, metadata={"description": "The phrase of the status."})
+    status = fields.Integer(required=True, metadata={"description": "The HTTP status."})
+    detail = fields.String(
+        required=True, metadata={"description": "A sentence on this occurrence, for a person."}
+    )
+    errors = fields.List(
+        fields.Nested(FaultSchema),
+        metadata={"description": "With 422: every fault that was found."},
+    )
+    request_id = fields.String(
+        metadata={"description": "With 500: the id under which the log tells what went wrong."}
+    )
+
+
+_REQUEST_ID_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}
+_PARAMETERS: dict[str, Doc] = {
+    REQUEST_ID: {
+        "description": "An id by which the logs of every process can be searched for this request."
+        " One is given where there is none, or one of another form.",
+        "schema": _REQUEST_ID_SCHEMA,
+    },
+    TRACEPARENT: {
+        "description": "W3C Trace Context, passed on with the event that the request causes.",
+        "schema": {
+            "type": "string",
+            "examples": ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+        },
+    },
+}
+_HEADERS: dict[str, Doc] = {
+    REQUEST_ID: {"description": "The request's id, as sent or given.", "schema": _REQUEST_ID_SCHEMA}
+}
+_RETRY_AFTER: Doc = {
+    "description": "After how many seconds to try again.",
+    "schema": {"type": "integer", "examples": [RETRY_AFTER_S]},
+}
+
+
+def problem_response(status: int, *details: str, **members: Any) -> Doc:
+    """Describe an answer that is a problem document.
+
+    Args:
+        status: the HTTP status.
+        details: when it comes, a sentence for each case, as it stands in the document.
+        members: further members of the documents.
+    """
+    described: Doc = {
+        "description": "\n\n".join(details),
+        "headers": {REQUEST_ID: REQUEST_ID},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": ProblemSchema,
+                "examples": {
+                    f"case {number}": {
+                        "summary": detail,
+                        "value": document_of(status, detail, **members),
+                    }
+                    for number, detail in enumerate(details, 1)
+                },
+            }
+        },
+    }
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        described["headers"] |= {"Retry-After": _RETRY_AFTER}
+    return described
+
+
+# What any call can answer, one with a body, and one with arguments.
+_ANY = (
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+_WITH_BODY = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+_PROBLEMS: dict[HTTPStatus, Doc] = {
+    status: problem_response(status, *details, **members)
+    for status, details, members in (
+        (
+            HTTPStatus.BAD_REQUEST,
+            ["The body is not JSON: Expecting value (line 1, column 1)."],
+            {},
+        ),
+        (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, ["The body is larger than 1 MiB."], {}),
+        (
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            ["The body must be JSON, with Content-Type: application/json."],
+            {},
+        ),
+        (
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            ["The request is well-formed, but some of it cannot be accepted."],
+            {"errors": [{"pointer": "#/user_id", "detail": "Must not be the nil UUID."}]},
+        ),
+        (
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            ["Something went wrong here. The log tells what, under this request_id."],
+            {"request_id": "3f0f6e62-93a4-4c0b-9d0c-4c3ec1b7e1a5"},
+        ),
+        (
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            [AWAY, TOO_SLOW],
+            {},
+        ),
+    )
+}
+
+
+def describe_common(doc: Doc, _: Doc, **__: Any) -> Doc:
+    """Add to the description of a call what it has in common with all."""
+    responses = doc.setdefault("responses", {})
+    for status in (*_ANY, *(_WITH_BODY if "requestBody" in doc else ())):
+        responses.setdefault(status, status.name)
+    for response in responses.values():
+        if isinstance(response, dict):
+            response.setdefault("headers", {})[REQUEST_ID] = REQUEST_ID
+    doc.setdefault("parameters", []).extend(_PARAMETERS)
+    return doc
+
+
+class OpenApi(Api):  # type: ignore[misc]  # it has no type information
+    """An API whose errors are problem documents."""
+
+    DEFAULT_ERROR_RESPONSE_NAME = None  # each call names the errors that it can give
+
+    def _register_responses(self) -> None:
+        for name, parameter in _PARAMETERS.items():
+            self.spec.components.parameter(name, "header", {"name": name, **parameter})
+        for name, header in _HEADERS.items():
+            self.spec.components.header(name, header)
+        for status, described in _PROBLEMS.items():
+            self.spec.components.response(status.name, described)
+
+    def _register_pagination_header(self) -> None:
+        """Leave out flask-smorest's own paging, which is by offset."""
+
+    def _register_error_handlers(self) -> None:
+        """Leave errors to `shared.web.problems`."""
+
+
+def make_api(app: Flask, *, title: str, description: str) -> OpenApi:
+    """Make the description of an app's API, still without its calls.
+
+    Args:
+        app: the app.
+        title: the service, for a person.
+        description: what it is for, in a sentence or two.
+    """
+    return OpenApi(
+        app,
+        spec_kwargs={
+            "title": title,
+            "version": version("settle"),
+            "openapi_version": "3.1.0",
+            "info": {
+                "description": description + _DESCRIPTION,
+                "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+            },
+            "servers": [{"url": "/", "description": "This one"}],
+        },
+    )
