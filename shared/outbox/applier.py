@@ -10,11 +10,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy.exc import (
-    DataError,
-    IntegrityError,
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.outbox.failpoints import failpoint
 from shared.outbox.inbox import note_verdict, park, record_new
@@ -35,9 +32,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# The event's own fault; every other error of the database is trouble that passes or that an
-# operator ends, and is retried, never parked.
+# The event's own fault, as is what the database's own functions raise (class P0 of SQLSTATE, such
+# as a trigger's RAISE EXCEPTION). Every other error of the database is trouble that passes or that
+# an operator ends, and is retried, never parked.
 _EVENTS_FAULT = (DataError, IntegrityError)
+_RAISED_BY_FUNCTION = "P0"
+# The database's errors, and its pool's; the others of SQLAlchemy's come from the handler's doing:
+# a row that is not there, a parameter that was not given.
+_DATABASES_TROUBLE = (DBAPIError, PoolTimeoutError)
 
 
 class Applier:
@@ -71,7 +73,7 @@ class Applier:
             with self._sessions.begin() as session:
                 self._apply_in(session, items)
         except Exception as error:
-            if isinstance(error, SQLAlchemyError) and not isinstance(error, _EVENTS_FAULT):
+            if _is_trouble(error):
                 raise
             if len(items) > 1:
                 middle = len(items) // 2
@@ -132,6 +134,13 @@ class Applier:
             requestid=item.event.trace.request_id if item.event else None,
             exc_info=error,
         )
+
+
+def _is_trouble(error: Exception) -> bool:
+    if not isinstance(error, _DATABASES_TROUBLE) or isinstance(error, _EVENTS_FAULT):
+        return False
+    code = getattr(getattr(error, "orig", None), "pgcode", None) or ""
+    return not code.startswith(_RAISED_BY_FUNCTION)
 
 
 def _event(item: Parsed) -> ReceivedEvent:

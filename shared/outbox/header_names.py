@@ -1,8 +1,8 @@
-"""Reading records whose headers have names that are not UTF-8.
+r"""Reading records whose headers have names that are not UTF-8.
 
 kafka-python 3.0.12 takes such a record for a corrupt one: its poll raises once, and then never
-returns. Other clients read it. Here the bytes of the name that are no text are read as ``\\xff``, and
-it is like any header that nobody knows.
+returns. Other clients read it. Here the bytes of the name that are no text are read as ``\xff``,
+and it is like any header that nobody knows.
 """
 
 from __future__ import annotations

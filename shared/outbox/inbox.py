@@ -107,9 +107,14 @@ def park(
             "headers": json.dumps([_header(name, value) for name, value in record.headers or ()]),
             "requestid": event.trace.request_id if event else None,
             "reason": reason,
-            "detail": detail.replace("\x00", "\\x00"),
+            "detail": _storable(detail),
         },
     )
+
+
+def _storable(detail: str) -> str:
+    """Without what PostgreSQL has no place for: it may quote the event that is to be parked."""
+    return detail.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
 
 
 def _header(name: str, value: bytes | None) -> list[Any]:
