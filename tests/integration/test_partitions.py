@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,7 +19,7 @@ from shared.outbox.partitions import horizon, inbox_partitions, maintain, outbox
 from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy import Engine
 
@@ -155,43 +156,32 @@ def test_partitions_are_made_under_writers_by_several_at_once(engine: Engine) ->
     """A row on its way to the default partition is not refused because its day is made."""
     most = 12
     both = [outbox_partitions(60 * RETENTION_S), inbox_partitions(60 * RETENTION_S)]
-    failures: list[BaseException] = []
     done = threading.Event()
-    counts = [0, 0]
 
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    def write(writer: int) -> None:
+    def write(writer: int) -> int:
         number = 0
         while not done.is_set():
             number += 2
             ids = [id_at(NOON + day * DAY, number + writer) for day in range(most + 3)]
             add(engine, *ids)
             receive(engine, *ids)
-            counts[writer] += len(ids)
+        return number // 2 * (most + 3)
 
     def look_after() -> None:
         for day in range(most):
             for partitioned in both:
                 maintain(engine, partitioned, NOON + day * DAY)
 
-    writers = [threading.Thread(target=guarded, args=(lambda n=n: write(n),)) for n in (0, 1)]
-    keepers = [threading.Thread(target=guarded, args=(look_after,)) for _ in range(3)]
-    for thread in [*writers, *keepers]:
-        thread.start()
-    for thread in keepers:
-        thread.join(60)
-    done.set()
-    for thread in writers:
-        thread.join(60)
-    assert not failures
-    assert query(engine, "SELECT count(*) FROM outbox") == [sum(counts)]
-    assert query(engine, "SELECT count(*) FROM outbox_pending") == [sum(counts)]
-    assert query(engine, "SELECT count(*) FROM inbox") == [sum(counts)]
+    with ThreadPoolExecutor() as threads:
+        writers = [threads.submit(write, number) for number in (0, 1)]
+        keepers = [threads.submit(look_after) for _ in range(3)]
+        wait(keepers, 60)
+        done.set()
+        written = sum(writer.result() for writer in writers)
+        for keeper in keepers:
+            keeper.result()
+    for table in ("outbox", "outbox_pending", "inbox"):
+        assert query(engine, f"SELECT count(*) FROM {table}") == [written]
     for partitioned in both:  # a day that was locked all the time is made at the next call
         maintain(engine, partitioned, NOON + (most - 1) * DAY)
         assert query(engine, f"SELECT id FROM {partitioned.table}_default LIMIT 1") == []

@@ -251,10 +251,10 @@ def test_add_refuses_what_the_broker_would(delivery: Delivery) -> None:
 
 
 def test_add_never_commits(delivery: Delivery) -> None:
-    with pytest.raises(RuntimeError), delivery.session("orders") as session:
+    engine = create_engine(delivery.orders_url)
+    with Session(engine) as session:
         outbox.add(session, Event("orders", "a", "order.created", 1))
-        assert session.in_transaction()
         assert delivery.query("orders", "SELECT id FROM outbox") == []
-        raise RuntimeError
+    engine.dispose()
     assert delivery.query("orders", "SELECT id FROM outbox") == []
     assert delivery.pending("orders") == 0

@@ -1,0 +1,308 @@
+"""The consumer applies each event once, parks what it cannot, and goes on with the rest."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from marshmallow import EXCLUDE, Schema, fields
+from sqlalchemy import text
+from sqlalchemy.exc import NoResultFound
+from uuid_utils.compat import uuid7
+
+from shared.outbox import Service, Subscription
+from shared.outbox.uuid7 import time_of
+from support.delivery import ORDERS, PAYMENTS, Delivery, Record, headers, order_created
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from shared.outbox import ReceivedEvent, Verdict
+
+INT64_OVER = 2**63
+USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
+DEEP = b"[" * 100_000
+
+
+class RawName(str):
+    """The name of a header that need not be UTF-8: ``\\udcff`` stands for the byte 0xff."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return super().encode("utf-8", "surrogateescape")
+
+
+def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes | None]]:
+    """Name: reason and value; the good data with one thing wrong."""
+
+    def but(**changed: Any) -> bytes:
+        return json.dumps(data | changed).encode()
+
+    good = but()
+    return {
+        "not JSON": ("not_json", b"{"),
+        "empty": ("not_json", b""),
+        "NaN": ("not_json", but(amount=float("nan"))),
+        "infinity": ("not_json", but(amount=float("inf"))),
+        "5,000 digits": ("not_json", good.replace(b'"amount": 5', b'"amount": ' + b"9" * 5000)),
+        "deep": ("not_json", DEEP),
+        "deep in a field": ("not_json", b'{"order_id": ' + DEEP),
+        "not UTF-8": ("not_utf8", b'{"order_id": "\xff"}'),
+        "tombstone": ("no_value", None),
+        "array": ("not_an_object", b"[]"),
+        "null": ("not_an_object", b"null"),
+        "string": ("not_an_object", b'"x"'),
+        "no fields": ("invalid_data", b"{}"),
+        "no order": ("invalid_data", but(order_id=None)),
+        "order a number": ("invalid_data", but(order_id=7)),
+        "order a list": ("invalid_data", but(order_id=[])),
+        "order a surrogate": ("invalid_data", but(order_id="\ud800" * 36)),
+        "nil user": ("invalid_data", but(user_id=str(UUID(int=0)))),
+        "NUL in user": ("invalid_data", but(user_id="\0" * 36)),
+        "float": ("invalid_data", but(amount=5.0)),
+        "exponent": ("invalid_data", good.replace(b'"amount": 5', b'"amount": 5e2')),
+        "number in a string": ("invalid_data", but(amount="5")),
+        "bool": ("invalid_data", but(amount=True)),
+        "zero": ("invalid_data", but(amount=0)),
+        "negative": ("invalid_data", but(amount=-5)),
+        "2^63": ("invalid_data", but(amount=INT64_OVER)),
+        "object": ("invalid_data", but(amount={"$gt": 0})),
+    }
+
+
+def headers_of_no_event(type_: str) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
+    """Name: reason and headers; good ones with one thing wrong."""
+    good = headers(type_)
+    return {
+        "none": ("missing_header", []),
+        "no ce_id": ("missing_header", headers(type_, id=None)),
+        "no ce_type": ("missing_header", headers(type_, type=None)),
+        "no ce_source": ("missing_header", headers(type_, source=None)),
+        "no ce_specversion": ("missing_header", headers(type_, specversion=None)),
+        "ce_id twice": ("doubled_header", [*good, ("ce_id", str(uuid7()).encode())]),
+        "ce_id no UUID": ("invalid_id", headers(type_, id="7")),
+        "ce_id empty": ("invalid_header", [("ce_id", b""), *good[1:]]),
+        "ce_id not UTF-8": ("invalid_header", headers(type_, id=b"\xff")),
+        "ce_id with NUL": ("invalid_header", headers(type_, id=b"\0" * 36)),
+        "a name not UTF-8": ("invalid_header", [*good, (RawName("ce_\udcff"), b"\xff")]),
+        "ce_type of 2,000": ("invalid_header", headers(type_, type="x" * 2000)),
+        "specversion 2.0": ("wrong_specversion", headers(type_, specversion="2.0")),
+        "Avro": ("wrong_content_type", [*good[:-1], ("content-type", b"application/avro")]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("service", "topic", "type_"),
+    [("payments", ORDERS, "order.created"), ("orders", PAYMENTS, "payment.succeeded")],
+)
+def test_poison_of_every_kind_is_parked_between_good_events(
+    delivery: Delivery, service: str, topic: str, type_: str
+) -> None:
+    user = delivery.open_account(100)
+    before, after = delivery.place(user, 5, count=2)
+
+    def good(order_id: UUID) -> Record:
+        data = {"order_id": str(order_id), "user_id": str(user), "amount": 5}
+        return Record(json.dumps(data).encode(), headers(type_))
+
+    data = {"order_id": str(uuid7()), "user_id": str(user), "amount": 5}
+    bad = [
+        (reason, Record(value, headers(type_)))
+        for reason, value in values_that_are_no_order(data).values()
+    ] + [
+        (reason, Record(json.dumps(data).encode(), wrong))
+        for reason, wrong in headers_of_no_event(type_).values()
+    ]
+    unknown = Record(b"not even JSON", headers("order.eaten"))
+    odd = Record(good(after).value, [*headers(type_), (RawName("odd\udcff"), b"\xff")])
+    # One key, one partition: what follows the poison waits for it.
+    delivery.produce(topic, good(before), *[record for _, record in bad], unknown, odd)
+
+    with delivery.consumer(service, consumer_batch=20):
+        wait_until(lambda: delivery.received(service) == 3, timeout_s=30, what="the good ones")
+        parked = delivery.dead_letters(service)
+    assert delivery.inbox(service) == {"applied": 2, "skipped": 1}
+    if service == "payments":
+        assert delivery.balance(user) == 90
+        assert {each.order_id for each in delivery.charges()} == {before, after}
+    else:
+        assert delivery.statuses() == {"success": 2}
+    assert [
+        (each.reason, each.value and bytes(each.value), bytes(each.key)) for each in parked
+    ] == [(reason, record.value, record.key) for reason, record in bad]
+    assert [each.offset for each in parked] == list(range(1, len(bad) + 1))
+
+    shown = delivery.run("inbox-consumer", "dead-letters", "list", service)
+    assert shown.returncode == 0
+    assert all(reason in shown.stdout for reason, _ in bad)
+    asked = delivery.run("inbox-consumer", "dead-letters", "list", service, "--json")
+    lines = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert [line["reason"] for line in reversed(lines)] == [reason for reason, _ in bad]
+    assert {"key", "value", "headers", "topic", "partition", "offset", "detail"} <= lines[0].keys()
+    (tombstone,) = [line for line in lines if line["reason"] == "no_value"]
+    assert tombstone["value"] is None
+    (garbled,) = [line for line in lines if line["reason"] == "not_utf8"]
+    assert garbled["value"] == {"base64": "eyJvcmRlcl9pZCI6ICL/In0="}
+    assert any(["ce_id", {"base64": "/w=="}] in line["headers"] for line in lines)
+    assert any(["ce_\\xff", {"base64": "/w=="}] in line["headers"] for line in lines)
+
+
+def test_duplicates_are_applied_once(delivery: Delivery) -> None:
+    """Also to other partitions, and under another event id."""
+    user = delivery.open_account(100)
+    order = uuid7()
+    same = order_created(user, 7, order_id=order)
+    again = order_created(user, 7, order_id=order)  # another id: an anomaly
+    strewn = [Record(same.value, same.headers, same.key, partition=n) for n in range(6)]
+    delivery.produce(ORDERS, same, same, same, *strewn, again, order_created(user, 1))
+    with delivery.consumer("payments", consumer_batch=4):
+        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=20, what="all")
+    assert delivery.balance(user) == 92
+    assert len(delivery.charges()) == 2
+    assert delivery.inbox("payments") == {"applied": 2, "anomaly": 1}
+    assert delivery.pending("payments") == 2
+    assert delivery.dead_letters("payments") == []
+
+
+def test_results_that_do_not_fit_leave_the_order_as_it_is(delivery: Delivery) -> None:
+    user = uuid7()
+    paid, failed, open_, other = delivery.place(user, 5, count=4)
+
+    def result(order: UUID, type_: str, amount: int = 5) -> Record:
+        data = {"order_id": str(order), "user_id": str(user), "amount": amount}
+        return Record(json.dumps(data | {"reason": "insufficient_funds"}).encode(), headers(type_))
+
+    unknown = uuid7()
+    delivery.produce(
+        PAYMENTS,
+        result(paid, "payment.succeeded"),
+        result(failed, "payment.failed"),
+        result(paid, "payment.failed"),
+        result(failed, "payment.succeeded"),
+        result(paid, "payment.succeeded"),
+        result(unknown, "payment.succeeded"),
+        result(open_, "payment.succeeded", amount=6),
+        result(other, "payment.succeeded"),
+    )
+    with delivery.consumer("orders"):
+        wait_until(lambda: delivery.received("orders") == 8, timeout_s=20, what="all")
+    rows = delivery.query("orders", "SELECT id, status FROM orders")
+    assert {row.id: row.status for row in rows} == {
+        paid: "success",
+        failed: "failed",
+        open_: "created",
+        other: "success",
+    }
+    assert delivery.inbox("orders") == {"applied": 3, "anomaly": 3, "parked": 2}
+    details = delivery.query("orders", "SELECT detail FROM inbox WHERE outcome = 'anomaly'")
+    assert sorted(detail.split(":")[0] for (detail,) in details) == [
+        "already_final",
+        "contradicts_final_status",
+        "contradicts_final_status",
+    ]
+    letters = delivery.dead_letters("orders")
+    assert [each.reason for each in letters] == ["unknown_order", "mismatch"]
+    assert str(unknown) in letters[0].detail
+
+
+class NumberSchema(Schema):
+    class Meta:
+        unknown = EXCLUDE
+
+    number = fields.Integer(required=True)
+
+
+def failing_service(*, fails: Mapping[int, str]) -> Service:
+    """A service of this test's own, whose handler fails for some numbers, each in its way."""
+
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
+        for event in events:
+            number = event.data["number"]
+            session.execute(
+                text("INSERT INTO effects (number) VALUES (:number)"), {"number": number}
+            )
+            failure = fails.get(number)
+            if failure == "raises":
+                raise RuntimeError(f"cannot do {number}: \0 \ud800")
+            if failure == "finds nothing":
+                raise NoResultFound(f"no row of {number}")
+            if failure:
+                session.execute(text(failure))
+        return {}
+
+    subscription = Subscription(ORDERS, "number", NumberSchema(), handle)
+    return Service("orders", (), (subscription,))
+
+
+FAILURES = {
+    17: "raises",
+    40: "finds nothing",
+    41: "SELECT 1 / 0",
+    42: "INSERT INTO effects (number) VALUES (1)",
+    90: "DO $$ BEGIN RAISE EXCEPTION 'a rule of the database'; END $$",
+}
+
+
+def test_the_culprit_of_a_batch_is_parked_alone(delivery: Delivery) -> None:
+    delivery.query("orders", "CREATE TABLE effects (number integer PRIMARY KEY)")
+    records = [Record(json.dumps({"number": n}).encode(), headers("number")) for n in range(100)]
+    delivery.produce(ORDERS, *records)
+    with delivery.consumer(failing_service(fails=FAILURES)):
+        wait_until(lambda: delivery.received("orders") == 100, timeout_s=20, what="all")
+    numbers = delivery.query("orders", "SELECT number FROM effects")
+    assert {number for (number,) in numbers} == set(range(100)) - FAILURES.keys()
+    assert delivery.inbox("orders") == {"applied": 95, "parked": 5}
+    letters = delivery.dead_letters("orders")
+    assert [(each.offset, each.reason) for each in letters] == [
+        (number, "handler_failed") for number in FAILURES
+    ]
+    assert letters[0].detail == "RuntimeError: cannot do 17: \\x00 \\ud800"
+    assert [str(each.event_id) for each in letters] == [
+        dict(records[number].headers)["ce_id"].decode() for number in FAILURES
+    ]
+
+
+def test_an_event_from_before_the_inbox_is_parked(delivery: Delivery) -> None:
+    user = delivery.open_account(100)
+    old, new, foreign = uuid7(), uuid7(), UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")
+    assert time_of(foreign) is None
+    delivery.query(
+        "payments", "INSERT INTO inbox_horizon VALUES (CAST(:before AS uuid))", before=str(new)
+    )
+    delivery.produce(
+        ORDERS,
+        *[order_created(user, 5, id=str(each)) for each in (old, new, foreign)],
+    )
+    with delivery.consumer("payments"):
+        wait_until(lambda: delivery.received("payments") == 2, timeout_s=20, what="the new ones")
+        wait_until(lambda: delivery.dead_letters("payments"), what="the dead letter")
+    (letter,) = delivery.dead_letters("payments")
+    assert (letter.reason, letter.event_id) == ("older_than_inbox", old)
+    assert str(new) in letter.detail
+    assert delivery.balance(user) == 90
+
+
+def test_members_that_join_and_leave_charge_each_order_once(delivery: Delivery) -> None:
+    users = [delivery.open_account(1000) for _ in range(10)]
+    with delivery.relay("orders"), delivery.consumer("payments", consumer_batch=5):
+        delivery.place(users[0], 1)
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=20, what="the first")
+        for user in users:
+            delivery.place(user, 1, count=10)
+        with delivery.consumer("payments", consumer_batch=5):
+            for user in users:
+                delivery.place(user, 1, count=10)
+            wait_until(lambda: delivery.received("payments") == 201, timeout_s=60, what="all")
+        for user in users:
+            delivery.place(user, 1)
+        wait_until(lambda: delivery.received("payments") == 211, timeout_s=60, what="the last")
+    charged = [each.order_id for each in delivery.charges()]
+    assert len(charged) == len(set(charged)) == 211
+    assert [delivery.balance(user) for user in users] == [978] + [979] * 9
+    assert delivery.inbox("payments") == {"applied": 211}
