@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 from kafka import OffsetAndMetadata
 from kafka.errors import CommitFailedError, KafkaError
+from kafka.structs import MemberState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
@@ -38,6 +39,9 @@ POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 TOPIC_CHECK_S = 5.0
+# Joining takes half of the session's time-out on an idle group, and the whole of it when a member
+# of the group has just died.
+JOIN_STUCK_S = 15.0
 MAINTENANCE_S = 600.0
 
 _Batch = dict["TopicPartition", list["ConsumerRecord"]]
@@ -67,6 +71,7 @@ class Consumer:
         self._database = Outage("consumer.database")
         self._admin: KafkaAdminClient | None = None
         self._consumer: KafkaConsumer | None = None
+        self._joining_since: float | None = None
         self._topic_ids: dict[str, UUID | None] = {}
         self._topics_checked_at = 0.0
         self._maintained_at: float | None = None
@@ -93,10 +98,10 @@ class Consumer:
             )
             if batch:
                 self._take(consumer, batch)
-            else:
-                self._check_topics_if_due()
+            joined = self._has_joined(consumer)
+            self._check_topics_if_due(consumer, joined=joined)
             self._broker.over()
-            self._health.beat("ready" if consumer.assignment() else "starting", "joining the group")
+            self._health.beat(*("ready", "") if joined else ("starting", "joining the group"))
         except KafkaError as error:
             # Whatever was read and not committed is read again; the inbox knows it.
             self._disconnect()
@@ -150,6 +155,7 @@ class Consumer:
             consumer = make_consumer(self._settings, self._service.name)
             consumer.subscribe(list(self._service.consumed_topics))
             self._consumer = consumer
+            self._joining_since = None
         return self._consumer
 
     def _disconnect(self) -> None:
@@ -163,20 +169,53 @@ class Consumer:
             close_quietly(self._admin)
             self._admin = None
 
-    def _check_topics_if_due(self) -> None:
-        """Start over when a topic is not the one it was: its offsets mean something else now."""
+    def _has_joined(self, consumer: KafkaConsumer) -> bool:
+        """Whether the group has taken this consumer in; when that never ends, it is ended."""
+        if consumer.group_metadata().state is MemberState.STABLE:
+            self._joining_since = None
+            return True
+        now = time.monotonic()
+        if self._joining_since is None:
+            self._joining_since = now
+        elif now - self._joining_since > JOIN_STUCK_S:
+            self._joining_since = now
+            self._forget_group()
+        return False
+
+    def _forget_group(self) -> None:
+        """Have the broker forget a group that waits for a member who is gone.
+
+        The embedded broker waits for ever for one that ended while it joined. No broker deletes a
+        group that has members, so where another member is merely slow, nothing happens. With the
+        group go its offsets: records come again, and the inbox drops what it knows.
+        """
+        answer = self._administration().delete_groups([self._service.name])
+        log.warning("consumer.join_stuck", group=self._service.name, answer=answer)
+
+    def _check_topics_if_due(self, consumer: KafkaConsumer, *, joined: bool) -> None:
+        """Read a topic from its beginning when it is not the one it was.
+
+        Its offsets mean something else now. A consumer that has not joined has none to correct.
+        """
         if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
             return
         ids = self._ensure_topics()
-        if ids != self._topic_ids:
-            log.warning("consumer.topic_lost", topics=sorted(ids))
-            self._disconnect()
+        if joined and ids != self._topic_ids:
+            changed = {topic for topic in ids if ids[topic] != self._topic_ids.get(topic)}
+            places = [place for place in consumer.assignment() if place.topic in changed]
+            if places:  # of none, it would take all
+                consumer.seek_to_beginning(*places)
+            self._topic_ids = ids
+            log.warning("consumer.topic_lost", topics=sorted(changed))
 
     def _ensure_topics(self) -> dict[str, UUID | None]:
+        self._topics_checked_at = time.monotonic()
+        return ensure_topics(self._administration(), self._service.consumed_topics, self._settings)
+
+    def _administration(self) -> KafkaAdminClient:
         if self._admin is None:
             self._admin = make_admin(self._settings, f"inbox-consumer-admin-{self._service.name}")
-        self._topics_checked_at = time.monotonic()
-        return ensure_topics(self._admin, self._service.consumed_topics, self._settings)
+        return self._admin
 
     def _maintain_if_due(self) -> None:
         now = time.monotonic()
