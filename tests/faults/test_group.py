@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shared.outbox import consumer
 from shared.outbox.clients import make_consumer
+from support.delivery import Record
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
 ) -> None:
     """The embedded broker waits for such a member without end, whoever comes after it."""
     monkeypatch.setattr(consumer, "JOIN_STUCK_S", 5.0)
-    delivery.produce("orders.events", b"{}", [("ce_id", b"no event, but a record to be taken")])
+    delivery.produce("orders.events", Record(b"{}", headers=[]))
     joining = make_consumer(delivery.settings("payments"), "payments")
     joining.subscribe(["orders.events"])
     joining.poll(timeout_ms=700)
