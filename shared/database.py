@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING
 
 import psycopg2
 from psycopg2.extensions import make_dsn
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InvalidatePoolError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from psycopg2.extensions import connection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 # Time-outs in seconds, but for tcp_user_timeout (ms). Keep-alives end a connection whose peer
 # vanished without a word, in about 10 s.
@@ -23,16 +28,25 @@ CONNECT_ARGS = {
     "tcp_user_timeout": 10_000,
 }
 
+_USED = "settle-used"
 
-def make_engine(url: str, *, application_name: str, pool_size: int) -> Engine:
+
+def make_engine(
+    url: str,
+    *,
+    application_name: str,
+    pool_size: int,
+    session_settings: Mapping[str, str] | None = None,
+) -> Engine:
     """Create an engine. Call it after fork: a connection must not cross one.
 
     Args:
-        url: ``postgresql+psycopg2://...``.
+        url: ``postgresql+psycopg2://...``; its ``options`` go before the session settings.
         application_name: shown in ``pg_stat_activity``.
         pool_size: connections kept, and the most there will be.
+        session_settings: of PostgreSQL, for every session, such as ``statement_timeout``.
     """
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -40,8 +54,39 @@ def make_engine(url: str, *, application_name: str, pool_size: int) -> Engine:
         pool_recycle=1800,
         # An error's text goes to the log; what users wrote must not go with it.
         hide_parameters=True,
-        connect_args={"application_name": application_name, **CONNECT_ARGS},
+        connect_args={
+            "application_name": application_name,
+            "options": _options(url, session_settings or {}),
+            **CONNECT_ARGS,
+        },
     )
+    event.listen(engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _options(url: str, session_settings: Mapping[str, str]) -> str:
+    ours = [f"-c {name}={value}" for name, value in session_settings.items()]
+    given = make_url(url).normalized_query.get("options", ())
+    return " ".join([*ours, *given])  # of two for one setting, the last one counts
+
+
+def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:
+    """Keep a connection that the server has closed, when it restarted say, from being used.
+
+    Something to read where nothing was asked is the end of the connection; to look costs a system
+    call, not a round trip. All others of the pool are as old, so they go as well.
+    """
+    # Under TLS a server may send more after the handshake; the first answer takes it along.
+    is_new = _USED not in record.info
+    record.info[_USED] = True
+    if not is_new and (pooled.closed or _is_readable(pooled)):
+        raise InvalidatePoolError("The database server closed the connection.")
+
+
+def _is_readable(pooled: connection) -> bool:
+    poll = select.poll()
+    poll.register(pooled.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def connect_autocommit(url: str, *, application_name: str) -> connection:

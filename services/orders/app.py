@@ -11,7 +11,7 @@ from shared import migrations, outbox
 from shared.database import make_engine
 from shared.log import configure_logging
 from shared.settings import Settings, read_settings
-from shared.web import POOL_SIZE, make_app
+from shared.web import POOL_SIZE, SESSION_SETTINGS, make_app
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -29,7 +29,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings is None:
         settings = read_settings("orders")
         configure_logging(level=settings.log_level, form=settings.log_format)
-    engine = make_engine(settings.database_url, application_name="orders-api", pool_size=POOL_SIZE)
+    engine = make_engine(
+        settings.database_url,
+        application_name="orders-api",
+        pool_size=POOL_SIZE,
+        session_settings=SESSION_SETTINGS,
+    )
     sessions = sessionmaker(engine)
     outbox.notify_after_commit(sessions, settings.database_url)
     return make_app(

@@ -11,7 +11,7 @@ from shared import migrations
 from shared.database import make_engine
 from shared.log import configure_logging
 from shared.settings import Settings, read_settings
-from shared.web import POOL_SIZE, make_app
+from shared.web import POOL_SIZE, SESSION_SETTINGS, make_app
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -30,7 +30,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         settings = read_settings("payments")
         configure_logging(level=settings.log_level, form=settings.log_format)
     engine = make_engine(
-        settings.database_url, application_name="payments-api", pool_size=POOL_SIZE
+        settings.database_url,
+        application_name="payments-api",
+        pool_size=POOL_SIZE,
+        session_settings=SESSION_SETTINGS,
     )
     return make_app(
         __name__,

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 # A worker has 8 threads (deploy/gunicorn.conf.py), each with one connection at most; two to spare.
 POOL_SIZE = 10
 
+# No request waits for longer: behind a lock whose holder is frozen, it ends as a 503. A worker that
+# is frozen itself gives back what it locked.
+SESSION_SETTINGS = {
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
+}
+
 
 class _Json(DefaultJSONProvider):
     sort_keys = False

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 import requests
-from sqlalchemy import NullPool, create_engine, text
 
 from shared.web.problems import MEDIA_TYPE
-from support.ports import free_port
-from support.waiting import wait_until
+from support.web import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from support.postgres import PostgresServer
 
-ROOT = Path(__file__).resolve().parents[2]
-APP = "services.orders.app:create_app()"
 DATABASE = "orders_server"
 CHUNKS = {True: {"Transfer-Encoding": "chunked"}, False: {}}
 BODY = b"x" * 10_000_000
@@ -42,35 +34,11 @@ def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> I
 
 
 @pytest.fixture(scope="module")
-def port(database_url: str) -> Iterator[int]:
+def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Where gunicorn listens."""
-    free = free_port()
-    environ = os.environ | {
-        "PORT": str(free),
-        "ORDERS_DATABASE_URL": database_url,
-        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
-    }
-    command = [
-        "-m",
-        "gunicorn",
-        "-c",
-        "deploy/gunicorn.conf.py",
-        "services.orders.app:create_app()",
-    ]
-    server = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environ)
-    try:
-        wait_until(lambda: is_ready(free), timeout_s=30, what="gunicorn")
-        yield free
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def is_ready(port: int) -> bool:
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).ok
-    except requests.ConnectionError:
-        return False
+    log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+    with serve("orders", database_url, log) as url:
+        yield int(url.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
@@ -139,27 +107,3 @@ def test_100_orders_at_once_are_queued(port: int) -> None:
     with ThreadPoolExecutor(100) as pool:
         answers = Counter(pool.map(lambda _: place(port).status_code, range(100)))
     assert answers == {202: 100}
-
-
-def test_a_lost_database_connection_is_a_503_and_then_over(port: int, database_url: str) -> None:
-    """As after a restart of the database: each worker finds out once, and opens new ones."""
-    place(port)
-    engine = create_engine(database_url, poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE application_name = 'orders-api' AND datname = current_database()"
-            )
-        )
-    seen = []
-
-    def recovered() -> bool:
-        seen.append(place(port))
-        return [each.status_code for each in seen[-10:]] == [202] * 10
-
-    wait_until(recovered, what="ten orders in a row to be accepted")
-    assert {each.status_code for each in seen} <= {202, 503}
-    for refused in (each for each in seen if each.status_code == 503):
-        assert refused.headers["Content-Type"] == MEDIA_TYPE
-        assert refused.headers["Retry-After"]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import requests
+
 from shared.settings import read_settings
+from support.ports import free_port
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask import Flask
     from werkzeug.test import TestResponse
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
@@ -30,6 +39,61 @@ def open_app(service: str, database_url: str) -> Iterator[Flask]:
     app.testing = True
     yield app
     app.extensions["settle-sessions"].kw["bind"].dispose()
+
+
+def gunicorn(
+    service: str, database_url: str, port: int, log: Path, **environ: str
+) -> subprocess.Popen[bytes]:
+    """Start a service's API as it is deployed, without waiting for it.
+
+    Args:
+        service: which.
+        database_url: of its database.
+        port: where it shall listen.
+        log: the file for all that it writes.
+        environ: further settings.
+    """
+    settings = {
+        "PORT": str(port),
+        f"{service.upper()}_DATABASE_URL": database_url,
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",  # never asked
+    }
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                *("-m", "gunicorn", "--config", "deploy/gunicorn.conf.py"),
+                f"services.{service}.app:create_app()",
+            ],
+            cwd=ROOT,
+            env=os.environ | settings | environ,
+            stdout=output,
+            stderr=output,
+        )
+
+
+@contextmanager
+def serve(service: str, database_url: str, log: Path, **environ: str) -> Iterator[str]:
+    """Run a service's API as it is deployed; yields its address, once it answers there.
+
+    The arguments are those of `gunicorn`.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = gunicorn(service, database_url, port, log, **environ)
+    try:
+        wait_until(lambda: _lives(url), timeout_s=30, what=f"gunicorn; see {log}")
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _lives(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/livez", timeout=5).ok
+    except requests.ConnectionError:
+        return False
 
 
 def problem_of(response: TestResponse, *statuses: int) -> dict[str, Any]:

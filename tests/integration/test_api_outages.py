@@ -1,0 +1,116 @@
+"""What a client sees while the database is away, locked or just back; in gunicorn, as deployed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+from sqlalchemy import NullPool, create_engine, text
+
+from shared.migrations import upgrade
+from shared.web.problems import MEDIA_TYPE
+from support.ports import free_port
+from support.waiting import wait_until
+from support.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.postgres import PostgresServer
+
+# Far below any client's patience; the longest wait of ours is a statement's, 5 s.
+TIMEOUT_S = 15
+
+
+@pytest.fixture
+def payments_api(payments_url: str, tmp_path: Path) -> Iterator[str]:
+    with serve("payments", payments_url, tmp_path / "payments-api.log") as url:
+        yield url
+
+
+def refused(response: requests.Response) -> bool:
+    """Whether it is the answer that asks to come again, in its right form."""
+    if response.status_code != 503:
+        return False
+    assert response.headers["Content-Type"] == MEDIA_TYPE
+    assert response.headers["Retry-After"] == "1"
+    assert response.json()["status"] == 503
+    return True
+
+
+def test_a_request_behind_a_lock_whose_holder_is_frozen_ends(
+    payments_api: str, payments_url: str
+) -> None:
+    user_id = str(uuid4())
+    requests.post(f"{payments_api}/accounts", json={"user_id": user_id}, timeout=TIMEOUT_S)
+    deposit = f"{payments_api}/accounts/{user_id}/deposit"
+    with create_engine(payments_url, poolclass=NullPool).connect() as holder:
+        holder.execute(text("SELECT FROM accounts WHERE user_id = :id FOR UPDATE"), {"id": user_id})
+        began = time.monotonic()
+        response = requests.post(deposit, json={"amount": 5}, timeout=TIMEOUT_S)
+        assert refused(response)
+        assert "in time" in response.json()["detail"]
+        assert 1.5 < time.monotonic() - began < 5
+    assert requests.post(deposit, json={"amount": 5}, timeout=TIMEOUT_S).status_code == 200
+    balance = requests.get(f"{payments_api}/accounts/balance?user_id={user_id}", timeout=TIMEOUT_S)
+    assert balance.json() == {"balance": 5}
+
+
+def test_a_request_behind_a_locked_table_ends(payments_api: str, payments_url: str) -> None:
+    """As behind a migration that hangs; readers wait for such a lock as well."""
+    with create_engine(payments_url, poolclass=NullPool).connect() as holder:
+        holder.execute(text("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE"))
+        url = f"{payments_api}/accounts/balance?user_id={uuid4()}"
+        assert refused(requests.get(url, timeout=TIMEOUT_S))
+
+
+def test_a_database_that_restarts_between_requests_is_not_noticed(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Both workers hold connections that are dead after it; neither fails a request over them."""
+    url = own_postgres.create_database("orders")
+    upgrade("orders", url)
+    with serve("orders", url, tmp_path / "orders-api.log") as api:
+
+        def place() -> requests.Response:
+            body = {"user_id": str(uuid4()), "amount": 1}
+            return requests.post(f"{api}/orders", json=body, timeout=TIMEOUT_S)
+
+        for stop in (own_postgres.stop, own_postgres.kill):
+            assert {place().status_code for _ in range(40)} == {202}
+            stop()
+            own_postgres.start()
+            assert {place().status_code for _ in range(40)} == {202}
+
+
+def test_a_database_that_goes_away_and_comes_back(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Alive throughout, not ready meanwhile, and ready again without a restart."""
+    url = own_postgres.create_database("payments")
+    upgrade("payments", url)
+    with serve("payments", url, tmp_path / "payments-api.log") as api:
+
+        def get(path: str) -> requests.Response:
+            return requests.get(f"{api}{path}", timeout=TIMEOUT_S)
+
+        assert get("/readyz").json() == {"status": "ok"}
+        own_postgres.stop()
+        for _ in range(5):
+            assert get("/livez").json() == {"status": "ok"}
+            assert refused(get("/readyz"))
+            assert refused(get(f"/accounts/balance?user_id={uuid4()}"))
+        own_postgres.start()
+        wait_until(lambda: get("/readyz").ok, what="readiness")
+
+
+@pytest.mark.parametrize("service", ["payments", "orders"])
+def test_a_service_without_its_database_starts_all_the_same(service: str, tmp_path: Path) -> None:
+    """So that services and databases may be started in any order; and no broker is asked."""
+    away = f"postgresql+psycopg2://settle@127.0.0.1:{free_port()}/{service}"
+    with serve(service, away, tmp_path / "api.log") as api:
+        assert refused(requests.get(f"{api}/readyz", timeout=TIMEOUT_S))
