@@ -4,60 +4,44 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import sysconfig
 import time
 import uuid
-from functools import wraps
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 import click
 
+from settle.checks import Verdict, worst
 from settle.demo import Demo
+from settle.doctor import examine
 from settle.down import take_down
+from settle.logs import NAMES, find_logs, follow, last_lines
+from settle.progress import shown_steps
+from settle.reset import reset as remove_all
 from settle.stack import running_stack
 from settle.state import open_state
 from settle.status import read_status
 from settle.supervisor import Supervisor
 from settle.up import bring_up
+from shared.cli import EXIT_FAILED, Group, told_in_a_sentence, version_option
 from shared.errors import SettleError
 from shared.log import configure_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from settle.checks import Check
+    from settle.logs import Line
     from settle.stack import Stack
 
-P = ParamSpec("P")
-EXIT_FAILED = 1
+COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+NAME_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
-def _told_in_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
-    """Tell expected trouble on stderr, in one sentence, with exit code 1; never a traceback."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except SettleError as error:
-            _fail(str(error))
-        except BrokenPipeError:
-            raise  # whoever read our lines has gone; click ends quietly
-        except OSError as error:
-            _fail(f"{error.strerror or error}: {error.filename}")
-
-    return wrapper
-
-
-def _fail(sentence: str) -> None:
-    click.echo(f"settle: {sentence}", err=True)
-    sys.exit(EXIT_FAILED)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("settle"), message="settle %(version)s")
+@click.group(cls=Group)
+@version_option
 def main() -> None:
     r"""Run both services, with what they need, on this machine.
 
@@ -67,19 +51,34 @@ def main() -> None:
     \b
     Ports: PAYMENTS_PORT (8080), ORDERS_PORT (8081), POSTGRES_PORT (15432), KAFKA_PORT (19092).
     All that is kept lies in one folder: .settle, or the one SETTLE_HOME names.
+
+    \b
+    Examples:
+      settle up
+      settle logs orders-relay --follow
+      settle doctor --quick
     """
 
 
 @main.command()
-@_told_in_a_sentence
+@told_in_a_sentence
 def up() -> None:
-    """Start everything, and return when all of it is ready.
+    r"""Start everything, and return when all of it is ready.
 
-    Where it runs already, what has stopped is started.
+    Where it runs already, what has stopped is started, and what runs older code than is here is
+    started again. Both databases are migrated. Interrupted, it stops what it has started.
+
+    \b
+    Example: settle up
+    Example: PAYMENTS_PORT=9080 ORDERS_PORT=9081 settle up
     """
     configure_logging(level="WARNING", form="auto")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has the second ignored
+            signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
-    stack = bring_up(open_state(), click.echo)
+    with shown_steps() as steps:
+        stack = bring_up(open_state(), steps)
     click.echo(f"\nSettle is up, after {time.monotonic() - began:.1f} s.\n")
     click.echo(_next_steps(stack))
 
@@ -94,6 +93,7 @@ def _next_steps(stack: Stack) -> str:
 
 Try next:
   {settle} demo
+  {settle} logs --follow
   {settle} status
   curl -i {payments}/accounts -H 'Content-Type: application/json' \\
        -d '{{"user_id": "{uuid.uuid4()}"}}'
@@ -102,21 +102,28 @@ Try next:
 
 
 @main.command()
-@_told_in_a_sentence
+@told_in_a_sentence
 def down() -> None:
-    """Stop everything. What is stored stays; orders in flight settle after the next start."""
+    r"""Stop everything. What is stored stays; orders in flight settle after the next start.
+
+    Where nothing runs, that is said, and is no failure.
+
+    \b
+    Example: settle down
+    """
     stopped = take_down(open_state())
     click.echo("Settle is down." if stopped else "Settle is not running.")
 
 
-@main.command()
+@main.command(epilog="Exit codes: 0 all ready; 1 something is not; 2 wrong usage; 3 nothing runs.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@_told_in_a_sentence
+@told_in_a_sentence
 def status(*, as_json: bool) -> None:
     r"""Show every process: state, pid, uptime, address.
 
     \b
-    Exit codes: 0 all ready, 1 something is not, 3 nothing runs.
+    Example: settle status
+    Example: settle status --json
     """
     found = read_status(open_state())
     if as_json:
@@ -128,14 +135,112 @@ def status(*, as_json: bool) -> None:
 
 
 @main.command()
-@_told_in_a_sentence
+@told_in_a_sentence
 def demo() -> None:
-    """Open an account, deposit, and place two orders: one is paid, one fails for lack of money."""
+    r"""Open an account, deposit, and place two orders: one is paid, one fails for lack of money.
+
+    \b
+    Example: settle demo
+    """
     state = open_state()
     stack = running_stack(state)
     if stack is None or Supervisor(state.socket).pid() is None:
         raise SettleError(f"Settle is not running: run {_as_typed('settle')} up first.")
     Demo(stack, click.echo).run()
+
+
+def _complete_process(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in NAMES if name.startswith(incomplete)]
+
+
+@main.command()
+@click.argument("process", required=False, shell_complete=_complete_process)
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on until interrupted.")
+@click.option(
+    "-n",
+    "lines",
+    default=100,
+    show_default=True,
+    type=click.IntRange(0, 1_000_000),
+    help="How many of the last lines to begin with.",
+)
+@told_in_a_sentence
+def logs(process: str | None, lines: int, *, following: bool) -> None:
+    r"""Show what PROCESS has logged, or all of them, merged by time.
+
+    PROCESS is a name that settle status shows. The files are in the folder that it shows as well.
+
+    \b
+    Example: settle logs orders-relay --follow
+    Example: settle logs -n 1000 | grep 7808585c-4dcb-4d25-9750-7095259f0bbf
+    """
+    found = find_logs(open_state(), process)
+    try:
+        for line in last_lines(found, lines):
+            click.echo(_log_line(line, alone=process is not None))
+        if following:
+            for line in follow(found):
+                click.echo(_log_line(line, alone=process is not None))
+    except KeyboardInterrupt:
+        return  # how one stops following
+
+
+def _log_line(line: Line, *, alone: bool) -> str:
+    if alone:
+        return line.text
+    colour = NAME_COLOURS[NAMES.index(line.process) % len(NAME_COLOURS)]
+    width = max(map(len, NAMES))
+    return f"{click.style(f'{line.process:<{width}}', fg=colour)}  {line.text}"
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
+@told_in_a_sentence
+def reset(*, yes: bool) -> None:
+    r"""Stop everything and remove all that is kept: accounts, orders, topics, logs.
+
+    \b
+    Example: settle reset
+    Example: settle reset --yes
+    """
+    state = open_state()
+    if not yes:
+        click.confirm(f"Remove every account, order and log kept in {state.home}?", abort=True)
+    removed = remove_all(state)
+    for path in removed:
+        click.echo(f"Removed {path}")
+    if not removed:
+        click.echo("There is nothing to remove.")
+
+
+@main.command(epilog="Exit codes: 0 nothing fails; 1 something does; 2 wrong usage.")
+@click.option(
+    "--quick", is_flag=True, required=True, help="What keeps the stack from starting; seconds."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@told_in_a_sentence
+def doctor(*, quick: bool, as_json: bool) -> None:  # noqa: ARG001 - required, and told by name
+    r"""Look for what is wrong, and say what to do about it: one line a check.
+
+    \b
+    Example: settle doctor --quick
+    Example: settle doctor --quick --json
+    """
+    checks = []
+    for check in examine(open_state()):
+        checks.append(check)
+        if not as_json:
+            click.echo(_check_line(check))
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    if worst(checks) is Verdict.FAIL:
+        sys.exit(EXIT_FAILED)
+
+
+def _check_line(check: Check) -> str:
+    verdict = click.style(f"{check.verdict:<4}", fg=COLOURS[check.verdict])
+    remedy = f" -> {check.remedy}" if check.remedy else ""
+    return f"{verdict}  {check.name:<17} {check.found}{remedy}"
 
 
 def _as_typed(command: str) -> str:

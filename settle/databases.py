@@ -27,6 +27,25 @@ def why_silent(url: str) -> str | None:
     return None
 
 
+def revision(url: str) -> str | None:
+    """The migration that a database is at; None for one that has seen none.
+
+    Raises:
+        psycopg2.Error: it cannot be asked.
+    """
+    opened = connect_autocommit(url, application_name=NAME)
+    try:
+        with opened.cursor() as run:
+            run.execute("SELECT to_regclass('alembic_version') IS NOT NULL")
+            if run.fetchone() != (True,):
+                return None
+            run.execute("SELECT version_num FROM alembic_version")
+            found = run.fetchone()
+            return str(found[0]) if found else None
+    finally:
+        opened.close()
+
+
 def create_databases(cluster: Cluster, port: int) -> None:
     """Create a role and a database for each service, where missing.
 
@@ -47,7 +66,7 @@ def _create(run: cursor, service: str, password: str) -> None:
     verb = sql.SQL("CREATE" if run.fetchone() is None else "ALTER")
     run.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD %s").format(verb, name), (password,))
     run.execute("SELECT FROM pg_database WHERE datname = %s", (service,))
-    if run.fetchone() is not None:
-        return
-    run.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
+    if run.fetchone() is None:
+        run.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
+    # Also of one that was there: whoever made it may have been interrupted right after.
     run.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))

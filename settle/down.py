@@ -24,16 +24,23 @@ def take_down(state: StateFolder) -> bool:
     Returns:
         Whether there was anything to stop.
     """
+    if not state.home.exists():
+        return False
     with state.locked():
-        stack = running_stack(state)
-        supervisor = Supervisor(state.socket)
-        pid = supervisor.pid()
-        if pid is not None:
-            _stop_by(supervisor, pid)
-        # Also when all went well: workers of a killed gunicorn may be there for a moment yet.
-        left = end_leftovers(state, stack.cluster if stack is not None else None)
-        state.env.unlink(missing_ok=True)
-        return pid is not None or left > 0
+        return stop_all(state)
+
+
+def stop_all(state: StateFolder) -> bool:
+    """Do what `take_down` does, for one who holds the folder."""
+    stack = running_stack(state)
+    supervisor = Supervisor(state.socket)
+    pid = supervisor.pid()
+    if pid is not None:
+        _stop_by(supervisor, pid)
+    # Also when all went well: workers of a killed gunicorn may be there for a moment yet.
+    left = end_leftovers(state, stack.cluster if stack is not None else None)
+    state.env.unlink(missing_ok=True)
+    return pid is not None or left > 0
 
 
 def _stop_by(supervisor: Supervisor, pid: int) -> None:

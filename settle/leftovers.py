@@ -38,17 +38,15 @@ def find_leftovers(state: StateFolder) -> list[int]:
         environment = _strings(folder / "environ")
         if pid == os.getpid() or home not in environment:
             continue
-        if not names.isdisjoint(environment) or _is_supervisor(pid, state):
+        if not names.isdisjoint(environment) or _is_supervisor(folder):
             found.append(pid)
     return found
 
 
-def _is_supervisor(pid: int, state: StateFolder) -> bool:
-    try:
-        written = state.supervisor_pid.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return False
-    return written == str(pid)
+def _is_supervisor(folder: Path) -> bool:
+    """By its command, not its pid file: that one may be stale, or not be written yet."""
+    command = _strings(folder / "cmdline")
+    return any(word.endswith("deploy/supervisord.conf") for word in command)
 
 
 def _strings(path: Path) -> set[str]:

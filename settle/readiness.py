@@ -17,6 +17,7 @@ from settle.supervisor import POLL_S
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from settle.progress import Tell
     from settle.stack import Stack
     from settle.supervisor import Process, Supervisor
 
@@ -92,9 +93,14 @@ def _told(stack: Stack, name: str) -> dict[str, Any]:
 
 
 def wait_ready(
-    stack: Stack, supervisor: Supervisor, names: Iterable[str], *, timeout_s: float
+    stack: Stack,
+    supervisor: Supervisor,
+    names: Iterable[str],
+    *,
+    timeout_s: float,
+    tell: Tell,
 ) -> dict[str, str]:
-    """Wait until the programs are ready.
+    """Wait until the programs are ready, and tell meanwhile which are not.
 
     Returns:
         Those that were not in time, and why not.
@@ -110,4 +116,5 @@ def wait_ready(
         missing = {name: reason for name, reason in reasons.items() if reason is not None}
         if not missing or time.monotonic() > deadline:
             return missing
+        tell(f"waiting for {', '.join(missing)}")
         time.sleep(POLL_S)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from environs import Env, EnvError, validate
 
+from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
 from shared.errors import SettleError
 from shared.settings import SettingsError, read_database_url
@@ -102,6 +103,10 @@ class Stack:
         host = "127.0.0.1" if everywhere else self.bind_address
         return f"http://{host}:{self.ports[f'{service.upper()}_PORT']}"
 
+    def host(self, program: str) -> str:
+        """The address that a program listens on."""
+        return self.bind_address if program in APIS else "127.0.0.1"
+
     def address(self, program: str) -> str | None:
         """Where a program can be reached; None for one that does not listen."""
         if program in APIS:
@@ -115,10 +120,13 @@ def planned_stack(state: StateFolder) -> Stack:
 
     Raises:
         SettingsError: naming the variable and what is wrong with it.
+        EmbeddedBrokerError: the embedded broker is not installed.
         EmbeddedPostgresError: the embedded PostgreSQL cannot be prepared.
     """
-    ports = _read_ports()
-    embedded = _embedded()
+    ports = read_ports()
+    embedded = read_embedded()
+    if BROKER in embedded:
+        find_binary()  # said now, rather than by a program that does not start
     cluster = None
     if not embedded.isdisjoint(SERVICES):
         cluster = open_cluster(state.postgres)
@@ -141,7 +149,8 @@ def planned_stack(state: StateFolder) -> Stack:
     )
 
 
-def _embedded() -> frozenset[str]:
+def read_embedded() -> frozenset[str]:
+    """What is not given but ours: services whose database is, and the broker."""
     ours = os.environ.get(EMBEDDED, "").split()
     variables = {**DATABASE_URLS, BROKER: BOOTSTRAP}
     return frozenset(
@@ -149,7 +158,12 @@ def _embedded() -> frozenset[str]:
     )
 
 
-def _read_ports() -> dict[str, int]:
+def read_ports() -> dict[str, int]:
+    """The ports that the environment asks for, by the names of their variables.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
     env = Env()
     try:
         ports = {
@@ -167,20 +181,24 @@ def _read_ports() -> dict[str, int]:
 
 
 def running_stack(state: StateFolder) -> Stack | None:
-    """The stack that was started last and not taken down; None when there is none."""
+    """The stack that was started last and not taken down; None when there is none.
+
+    What another version kept, or someone has edited, is as good as none.
+    """
     kept = state.read_env()
-    if not kept:
+    try:
+        embedded = frozenset(kept[EMBEDDED].split())
+        return Stack(
+            state=state,
+            ports={name: int(kept[name]) for name in PORTS},
+            bind_address=kept["BIND_ADDRESS"],
+            cluster=None if embedded.isdisjoint(SERVICES) else open_cluster(state.postgres),
+            database_urls={service: kept[name] for service, name in DATABASE_URLS.items()},
+            bootstrap=kept[BOOTSTRAP],
+            embedded=embedded,
+        )
+    except (KeyError, ValueError):
         return None
-    embedded = frozenset(kept[EMBEDDED].split())
-    return Stack(
-        state=state,
-        ports={name: int(kept[name]) for name in PORTS},
-        bind_address=kept["BIND_ADDRESS"],
-        cluster=None if embedded.isdisjoint(SERVICES) else open_cluster(state.postgres),
-        database_urls={service: kept[name] for service, name in DATABASE_URLS.items()},
-        bootstrap=kept[BOOTSTRAP],
-        embedded=embedded,
-    )
 
 
 def refuse_other_settings(running: Stack) -> None:

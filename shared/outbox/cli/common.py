@@ -1,35 +1,22 @@
-"""What both command lines share: the service argument, the start, and how errors are told."""
+"""What the delivery engine's two command lines share: the service argument and the start."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from datetime import timedelta
-from functools import wraps
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import psycopg2
-from kafka.errors import KafkaError
-from sqlalchemy.exc import SQLAlchemyError
 
-from shared.errors import SettleError
 from shared.log import configure_logging
 from shared.outbox.failpoints import arm
 from shared.outbox.process import Stop, check_health
-from shared.outbox.service import Service, load_service
+from shared.outbox.service import Service, load_service, service_names
 from shared.settings import Settings, read_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _DURATION = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 
 class Duration(click.ParamType[timedelta]):
@@ -68,29 +55,6 @@ def stopped_by_signals() -> Stop:
     return stop
 
 
-def told_in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
-    """Tell expected trouble on stderr, in one sentence, with exit code 1; never a traceback."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except SettleError as error:
-            _fail(str(error))
-        except KafkaError as error:
-            _fail(f"Kafka cannot be reached or refuses: {error}. Check KAFKA_BOOTSTRAP_SERVERS.")
-        except (SQLAlchemyError, psycopg2.Error) as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            _fail(f"The database cannot be reached or refuses: {reason}")
-
-    return wrapper
-
-
-def _fail(sentence: str) -> None:
-    click.echo(f"Error: {sentence}", err=True)
-    sys.exit(EXIT_FAILED)
-
-
 def print_health(process: str, service_name: str, max_age_s: float) -> None:
     """Tell whether a service's process turns, from what it writes to HEALTH_DIR.
 
@@ -102,6 +66,10 @@ def print_health(process: str, service_name: str, max_age_s: float) -> None:
     click.echo(check_health(directory, f"{process}-{service.name}", max_age_s))
 
 
+def _complete_service(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in service_names() if name.startswith(incomplete)]
+
+
 max_age_option = click.option(
     "--max-age",
     "max_age_s",
@@ -110,5 +78,4 @@ max_age_option = click.option(
     type=click.FloatRange(min=1),
     help="Seconds without a sign of life that are too many.",
 )
-service_argument = click.argument("service", metavar="SERVICE")
-version_option = click.version_option(version("settle"), message="%(prog)s %(version)s")
+service_argument = click.argument("service", metavar="SERVICE", shell_complete=_complete_service)

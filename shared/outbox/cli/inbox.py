@@ -9,6 +9,7 @@ from typing import Any
 import click
 from sqlalchemy import text
 
+from shared.cli import Group, told_in_a_sentence, version_option
 from shared.database import make_engine
 from shared.outbox.cli.common import (
     max_age_option,
@@ -16,8 +17,6 @@ from shared.outbox.cli.common import (
     service_argument,
     start,
     stopped_by_signals,
-    told_in_a_sentence,
-    version_option,
 )
 from shared.outbox.consumer import Consumer
 
@@ -30,15 +29,12 @@ _LIST = text(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     r"""Take events from Kafka into a service's inbox, and have each applied exactly once.
 
     Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS.
-
-    \b
-    Exit codes: 0 done, or stopped as asked; 1 failed; 2 wrong usage.
     """
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shared.cli import Group, told_in_a_sentence, version_option
 from shared.database import make_engine
 from shared.outbox.cli.common import (
     Duration,
@@ -15,8 +16,6 @@ from shared.outbox.cli.common import (
     service_argument,
     start,
     stopped_by_signals,
-    told_in_a_sentence,
-    version_option,
 )
 from shared.outbox.clients import make_admin
 from shared.outbox.pending import queue_again
@@ -28,15 +27,12 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group)
 @version_option
 def main() -> None:
     r"""Take a service's events from its outbox to Kafka.
 
     Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS.
-
-    \b
-    Exit codes: 0 done, or stopped as asked; 1 failed; 2 wrong usage.
     """
 
 

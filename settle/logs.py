@@ -1,0 +1,149 @@
+"""Reads the log files of the stack's processes: the last lines, merged by time, or as they come."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from settle.stack import APIS, BROKER, POSTGRES, WORKERS
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from settle.state import StateFolder
+
+SUPERVISORD = "supervisord"
+NAMES = (SUPERVISORD, POSTGRES, BROKER, *APIS, *WORKERS)
+POLL_S = 0.2
+LONGEST_LINE = 300  # characters of a line that is quoted in a sentence
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)[.,]?(\d{0,6})")
+_TROUBLE = re.compile(
+    r'"level": "(error|critical)"|\b(ERROR|CRITICAL|FATAL|PANIC)\b'
+    r"|^Error: |^[\w.]+(Error|Exception)\b"
+)
+
+
+class LogError(SettleError):
+    """There is no such log."""
+
+
+class Line(NamedTuple):
+    """One line of a process's log; `at` is in seconds, its own or that of a line before it."""
+
+    at: float
+    process: str
+    text: str
+
+
+def find_logs(state: StateFolder, process: str | None) -> dict[str, Path]:
+    """The log files to read, by the names of their processes.
+
+    Raises:
+        LogError: there is no such process, or nothing has been logged yet.
+    """
+    if process is not None and process not in NAMES:
+        raise LogError(f"There is no process {process!r}. Processes: {', '.join(NAMES)}.")
+    wanted = NAMES if process is None else (process,)
+    found = {name: state.logs / f"{name}.log" for name in wanted}
+    found = {name: path for name, path in found.items() if path.exists()}
+    if not found:
+        what = process or "Settle"
+        raise LogError(f"{what} has logged nothing in {state.logs} yet: run settle up first.")
+    return found
+
+
+def last_lines(logs: dict[str, Path], count: int) -> list[Line]:
+    """The last lines of all of them together, by their time."""
+    lines = [line for name, path in logs.items() for line in _timed(name, _tail(path, count))]
+    lines.sort(key=lambda line: line.at)  # stable: a file's own order stays
+    return lines[-count:] if count else []
+
+
+def follow(logs: dict[str, Path]) -> Iterator[Line]:
+    """What is written from now on, without an end; files that rotate are followed."""
+    opened = {name: _at_end(path) for name, path in logs.items()}
+    try:
+        while True:
+            for name, path in logs.items():
+                for text in _read_on(opened, name, path):
+                    yield Line(0.0, name, text)
+            time.sleep(POLL_S)
+    finally:
+        for file in opened.values():
+            file.close()
+
+
+def last_trouble(log: Path) -> str | None:
+    """The last line that tells an error; else the last line; None when nothing was logged."""
+    try:
+        lines = [line for line in _tail(log, 200) if line.strip()]
+    except OSError:
+        return None
+    found = [line for line in lines if _TROUBLE.search(line)] or lines
+    return found[-1].strip()[:LONGEST_LINE] if found else None
+
+
+def _tail(path: Path, count: int) -> list[str]:
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        size = 64 * 1024
+        while True:
+            file.seek(max(end - size, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+            if len(lines) > count or size >= end:
+                return lines[-count:] if count else []
+            size *= 4
+
+
+def _timed(process: str, lines: Iterable[str]) -> Iterator[Line]:
+    at = 0.0
+    for text in lines:
+        found = _TIME.search(text)
+        if found:
+            read = datetime.fromisoformat(f"{found[1]}T{found[2]}.{found[3] or '0':0<6}")
+            # supervisord alone writes the machine's own time.
+            at = (
+                read.timestamp() if process == SUPERVISORD else read.replace(tzinfo=UTC).timestamp()
+            )
+        yield Line(at, process, text)
+
+
+def _at_end(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def _read_on(opened: dict[str, BinaryIO], name: str, path: Path) -> list[str]:
+    """The lines that came since; a file that was moved away is read to its end first."""
+    file = opened[name]
+    texts = _whole_lines(file)
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # between the two renames of a rotation
+        return texts
+    before = os.fstat(file.fileno())
+    if (found.st_ino, found.st_dev) != (before.st_ino, before.st_dev):
+        file.close()
+        opened[name] = path.open("rb")
+        texts += _whole_lines(opened[name])
+    elif found.st_size < file.tell():  # emptied in place
+        file.seek(0)
+    return texts
+
+
+def _whole_lines(file: BinaryIO) -> list[str]:
+    texts = []
+    while line := file.readline():
+        if not line.endswith(b"\n"):  # the rest of it is still to come
+            file.seek(-len(line), os.SEEK_CUR)
+            break
+        texts.append(line.decode(errors="replace").rstrip("\n"))
+    return texts
