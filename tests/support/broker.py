@@ -15,18 +15,29 @@ STOP_TIMEOUT_S = 10
 class Broker:
     """The embedded broker on a free port of 127.0.0.1. It forgets everything when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, advertised_port: int | None = None) -> None:
+        """Take a port.
+
+        Args:
+            advertised_port: what it tells clients; that of a proxy before it.
+        """
         self.port = free_port()
+        self._advertised_port = advertised_port or self.port
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def _advertised_url(self) -> str:
+        return f"tcp://127.0.0.1:{self._advertised_port}"
+
     def start(self) -> None:
         """Start the broker, on the port it had before, and wait until it serves."""
         self._process = subprocess.Popen(
-            command(self.port),
+            # Of an option given twice, it would take neither.
+            [*command(self.port)[:-1], f"--advertised-listener-url={self._advertised_url}"],
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,0 +1,80 @@
+"""Produce requests that fail midway: per key, the first appearances stay in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from kafka import KafkaProducer
+
+from shared.outbox import sender
+from support.broker import Broker
+from support.delivery import ORDERS, Delivery
+from support.ports import free_port
+from support.proxy import CUT_AFTER, CUT_BEFORE, REFUSE, Proxy
+from support.writers import Writers
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+# Which produce requests fail, by their number from 1; between them, others get through.
+HOW = {
+    "one refused": {3: REFUSE},
+    "some refused": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), REFUSE),
+    "cut before": dict.fromkeys((3, 12), CUT_BEFORE),
+    "cut after": dict.fromkeys((3, 12), CUT_AFTER),
+    "mixed": {3: CUT_AFTER, 8: REFUSE, 14: CUT_BEFORE, 20: REFUSE},
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_failed_requests_leave_neither_gap_nor_disorder(
+    payments_url: str, orders_url: str, how: str
+) -> None:
+    relay_through_failures(payments_url, orders_url, HOW[how])
+
+
+@pytest.mark.parametrize("how", ["one refused", "some refused"])
+def test_the_fence_holds_where_the_producer_goes_on(
+    payments_url: str, orders_url: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Apache Kafka, a producer bumps its epoch after a failure and sends what comes next.
+
+    The embedded broker knows no bump, and such a failure is the end of an idempotent producer
+    there; one without idempotence goes on anywhere.
+    """
+    monkeypatch.setattr(sender, "make_producer", make_producer_that_goes_on)
+    relay_through_failures(payments_url, orders_url, HOW[how])
+
+
+def make_producer_that_goes_on(settings: Settings, client_id: str) -> KafkaProducer:
+    return KafkaProducer(
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=False,
+        # What is in flight behind a failed batch, a broker refuses by its sequence number; here
+        # there are none, and nothing may be in flight.
+        max_in_flight_requests_per_connection=1,
+        linger_ms=5,
+        batch_size=128 * 1024,
+    )
+
+
+def relay_through_failures(payments_url: str, orders_url: str, fails: dict[int, str]) -> None:
+    port = free_port()
+    broker = Broker(advertised_port=port)
+    delivery = Delivery(payments_url, orders_url, f"127.0.0.1:{port}")
+    # Several batches of each partition are in flight at once: that is when a failed one is passed.
+    writers = Writers(orders_url, keys=4, threads=1, each=300, padding=20_000)
+    writers.run()
+    try:
+        broker.start()
+        with Proxy(port, broker.port, fails.get).serving() as proxy:
+            with delivery.relay("orders"):
+                delivery.wait_sent("orders", timeout_s=60)
+            assert proxy.failed, "the proxy failed nothing"
+            records = delivery.records(ORDERS)
+    finally:
+        broker.stop()
+    writers.check(records)

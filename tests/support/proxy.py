@@ -1,0 +1,168 @@
+"""A TCP proxy before a broker that answers some produce requests in its stead, or not at all."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from kafka.errors import UnknownError
+from kafka.protocol.producer import ProduceRequest, ProduceResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# How to fail a request: told so by an error of the broker's, or by a connection that is cut
+# before the broker has it, or after, its answer lost.
+REFUSE, CUT_BEFORE, CUT_AFTER = "refuse", "cut before", "cut after"
+
+
+class Proxy:
+    """Clients connect to `port`; what they send goes to `broker_port`.
+
+    Args:
+        broker_port: on 127.0.0.1; its broker must tell clients the proxy's port as its own.
+        fails: asked for each produce request, by its number from 1: how it fails, or None.
+    """
+
+    def __init__(self, port: int, broker_port: int, fails: Callable[[int], str | None]) -> None:
+        self._broker_port = broker_port
+        self._fails = fails
+        self._lock = threading.Lock()
+        self.produced = 0
+        self.failed = 0
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self._open: list[socket.socket] = [self._listening]
+
+    @contextmanager
+    def serving(self) -> Iterator[Proxy]:
+        """Serve; everything is cut at the end."""
+        accepting = threading.Thread(target=self._accept)
+        accepting.start()
+        try:
+            yield self
+        finally:
+            self._listening.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            for each in self._open:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+
+    def _accept(self) -> None:
+        threads = []
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                break
+            broker = socket.create_connection(("127.0.0.1", self._broker_port))
+            self._open += [client, broker]
+            pair = _Pair(self, client, broker)
+            threads += [threading.Thread(target=pair.up), threading.Thread(target=pair.down)]
+            for thread in threads[-2:]:
+                thread.daemon = True
+                thread.start()
+
+    def how(self, api_key: int) -> str | None:
+        """How the next request fails."""
+        if api_key != ProduceRequest.API_KEY:
+            return None
+        with self._lock:
+            self.produced += 1
+            how = self._fails(self.produced)
+            self.failed += how is not None
+            return how
+
+
+class _Pair:
+    """A client's connection and the one to the broker in its stead."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, broker: socket.socket) -> None:
+        self._proxy, self._client, self._broker = proxy, client, broker
+        self._sending = threading.Lock()
+        self._cut_at: int | None = None
+
+    def up(self) -> None:
+        with suppress(OSError):
+            while frame := _frame(self._client):
+                api_key, version, correlation_id = struct.unpack_from(">hhi", frame)
+                how = self._proxy.how(api_key)
+                if how == REFUSE:
+                    answer = _refusal(frame, version, correlation_id)
+                    with self._sending:
+                        _send(self._client, answer)
+                    continue
+                if how == CUT_BEFORE:
+                    break
+                if how == CUT_AFTER:
+                    self._cut_at = correlation_id
+                _send(self._broker, frame)
+        self._cut()
+
+    def down(self) -> None:
+        with suppress(OSError):
+            while frame := _frame(self._broker):
+                (correlation_id,) = struct.unpack_from(">i", frame)
+                if correlation_id == self._cut_at:
+                    break
+                with self._sending:
+                    _send(self._client, frame)
+        self._cut()
+
+    def _cut(self) -> None:
+        for each in (self._client, self._broker):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def _frame(source: socket.socket) -> bytes:
+    head = _exactly(source, 4)
+    return _exactly(source, *struct.unpack(">i", head)) if head else b""
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = source.recv(size)
+        if not part:
+            return b""
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _send(target: socket.socket, frame: bytes) -> None:
+    target.sendall(struct.pack(">i", len(frame)) + frame)
+
+
+def _refusal(frame: bytes, version: int, correlation_id: int) -> bytes:
+    """What a broker answers that could not write any of the request's batches."""
+    request = ProduceRequest.decode(frame, version=version, header=True)
+    response = ProduceResponse(
+        version=version,
+        responses=[
+            ProduceResponse.TopicProduceResponse(
+                version=version,
+                name=topic.name,
+                partition_responses=[
+                    ProduceResponse.TopicProduceResponse.PartitionProduceResponse(
+                        version=version,
+                        index=partition.index,
+                        error_code=UnknownError.errno,
+                        base_offset=-1,
+                        log_append_time_ms=-1,
+                        log_start_offset=-1,
+                    )
+                    for partition in topic.partition_data
+                ],
+            )
+            for topic in request.topic_data
+        ],
+        throttle_time_ms=0,
+    )
+    response.with_header(correlation_id=correlation_id)
+    encoded: bytes = response.encode(header=True)
+    return encoded
