@@ -2,8 +2,11 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+from shared.settings import SettingsError, read_settings
 
 bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
@@ -25,6 +28,17 @@ control_socket_disable = True
 # Workers touch a file to show they live; on a busy disk that can stall.
 if Path("/dev/shm").is_dir():  # noqa: S108 - a folder of gunicorn's own is made in it
     worker_tmp_dir = "/dev/shm"  # noqa: S108
+
+
+def on_starting(server: Any) -> None:
+    """Refuse wrong settings with a sentence, before there are workers to fail over them."""
+    package, _, rest = server.app.app_uri.partition(".")
+    if package == "services":
+        try:
+            read_settings(rest.partition(".")[0])
+        except SettingsError as error:
+            server.log.error(str(error))  # noqa: TRY400 - the sentence tells all
+            sys.exit(1)
 
 
 def when_ready(_server: Any) -> None:

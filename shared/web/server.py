@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
-import structlog
 from gunicorn import glogging, util
-from gunicorn.arbiter import Arbiter
 from gunicorn.workers.gthread import ThreadWorker
 
-from shared.errors import SettleError
 from shared.log import configure_logging
 from shared.settings import SettingsError, read_log_settings
 from shared.web.problems import MEDIA_TYPE
@@ -20,8 +16,6 @@ if TYPE_CHECKING:
     from socket import socket
 
     from gunicorn.config import Config
-
-log = structlog.get_logger(__name__)
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type information
@@ -53,14 +47,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         """Put `write_problem` in the place from which gunicorn calls it."""
         util.write_error = write_problem
         super().init_process()
-
-    def load_wsgi(self) -> None:
-        """Make the app; where a setting forbids that, end with its sentence, not a traceback."""
-        try:
-            super().load_wsgi()
-        except SettleError as error:
-            log.error("web.not_started", error=str(error))  # noqa: TRY400 - the sentence tells all
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 def write_problem(client: socket, status: int, reason: str, detail: str) -> None:

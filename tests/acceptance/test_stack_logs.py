@@ -1,0 +1,90 @@
+"""The logs of the whole stack: one id leads through every process that an order passed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+from sqlalchemy.engine import make_url
+
+from settle.stack import DATABASE_URLS
+from settle.state import StateFolder
+from support.stack import Stack
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.acceptance
+
+# In the order of the way; payments-api has no part in it.
+ON_THE_WAY = (
+    "orders-api",
+    "orders-relay",
+    "payments-consumer",
+    "payments-relay",
+    "orders-consumer",
+)
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    made = Stack()
+    try:
+        made.up()
+        yield made
+    finally:
+        made.discard()
+
+
+def grep(stack: Stack, text: str) -> dict[str, list[str]]:
+    """The lines that hold a text, by the process that wrote them."""
+    logs = sorted((stack.home / "logs").glob("*.log"))
+    found = subprocess.run(
+        ["grep", "--with-filename", "--fixed-strings", text, *logs],
+        capture_output=True,
+        text=True,
+        check=False,  # finding nothing is an answer too
+    )
+    lines: dict[str, list[str]] = {}
+    for line in found.stdout.splitlines():
+        path, _, written = line.partition(":")
+        lines.setdefault(path.rpartition("/")[2].removesuffix(".log"), []).append(written)
+    return lines
+
+
+def test_one_grep_follows_an_order_through_every_process(stack: Stack) -> None:
+    user_id = stack.open_account(1_000)
+    request_id = f"order-of-{uuid.uuid4()}"
+    placed = requests.post(
+        f"{stack.orders}/orders",
+        json={"user_id": user_id, "amount": 10, "description": "a secret wish"},
+        headers={"X-Request-ID": request_id},
+        timeout=10,
+    )
+    assert placed.headers["X-Request-ID"] == request_id
+    assert stack.wait_settled([placed.headers["Location"]]) == ["success"]
+
+    def followed() -> bool:
+        found = grep(stack, request_id)
+        assert set(found) == set(ON_THE_WAY)
+        return True
+
+    wait_until(followed, what="a line of every process")
+    told = {name: json.loads(lines[0]) for name, lines in grep(stack, request_id).items()}
+    assert told["orders-api"]["event"] == "web.request"
+    assert told["orders-api"]["status"] == 202
+    assert grep(stack, "a secret wish") == {}
+
+
+def test_no_log_holds_a_password(stack: Stack) -> None:
+    environment = StateFolder(stack.home).read_env()
+    passwords = {make_url(environment[name]).password for name in DATABASE_URLS.values()}
+    assert len(passwords) == 2
+    for password in passwords:
+        assert password
+        assert grep(stack, password) == {}

@@ -1,0 +1,126 @@
+"""What an API writes to its log, in gunicorn, as it is deployed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from support.ports import free_port
+from support.waiting import wait_until
+from support.web import gunicorn, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECRET = "hunter2"
+USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    """Its lines; each must be JSON, gunicorn's own among them."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def requests_in(log: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(log) if line["event"] == "web.request"]
+
+
+def test_each_request_has_a_line(payments_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    with serve("payments", payments_url, log) as url:
+        headers = {"X-Request-ID": "r-1"}
+        body = {"user_id": USER}
+        requests.post(f"{url}/accounts", json=body, headers=headers, timeout=10)
+        given = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
+        requests.get(f"{url}/nothing", timeout=10)
+        requests.delete(f"{url}/accounts", timeout=10)
+    placed, asked, unknown, refused = requests_in(log)
+    assert 0 < placed.pop("ms") < 10_000
+    assert placed.pop("at").endswith("Z")
+    assert placed == {
+        "event": "web.request",
+        "level": "info",
+        "method": "POST",
+        "path": "/accounts",
+        "status": 201,
+        "request_id": "r-1",
+    }
+    assert asked["path"] == "/accounts/balance"  # without the query
+    assert asked["request_id"] == given.headers["X-Request-ID"]
+    assert (unknown["path"], unknown["status"]) == ("/nothing", 404)
+    assert (refused["method"], refused["status"]) == ("DELETE", 405)
+    events = {line["event"].split(":")[0] for line in lines(log)}
+    assert {"Starting gunicorn 27.0.1", "Listening at", "Booting worker with pid"} <= events
+
+
+def test_probes_are_told_at_debug(payments_url: str, tmp_path: Path) -> None:
+    seen = {}
+    for level in ("INFO", "DEBUG"):
+        log = tmp_path / f"{level}.log"
+        with serve("payments", payments_url, log, LOG_LEVEL=level) as url:
+            requests.get(f"{url}/readyz", timeout=10)
+        seen[level] = {line["path"] for line in requests_in(log)}
+    assert seen == {"INFO": set(), "DEBUG": {"/livez", "/readyz"}}
+
+
+def test_no_password_and_no_body_is_ever_logged(tmp_path: Path) -> None:
+    """At the level that tells most, where everything fails."""
+    log = tmp_path / "api.log"
+    away = f"postgresql+psycopg2://settle:{SECRET}@127.0.0.1:{free_port()}/orders"
+    with serve("orders", away, log, LOG_LEVEL="DEBUG") as url:
+        requests.get(f"{url}/readyz", timeout=10)
+        body = {"user_id": USER, "amount": 7, "description": "lunch with Eve"}
+        assert requests.post(f"{url}/orders", json=body, timeout=10).status_code == 503
+        body = {"user_id": "lunch with Eve", "amount": 7}
+        assert requests.post(f"{url}/orders", json=body, timeout=10).status_code == 422
+    written = log.read_text()
+    assert "web.database_unavailable" in written
+    assert SECRET not in written
+    assert "Eve" not in written
+    assert USER not in written
+
+
+def test_a_defect_is_logged_with_its_request_but_not_its_values(
+    payments_url: str, payments_session: Any, tmp_path: Path
+) -> None:
+    log = tmp_path / "api.log"
+    payments_session.connection().exec_driver_sql("ALTER TABLE accounts RENAME TO gone")
+    payments_session.commit()
+    with serve("payments", payments_url, log) as url:
+        headers = {"X-Request-ID": "r-2"}
+        response = requests.post(
+            f"{url}/accounts", json={"user_id": USER}, headers=headers, timeout=10
+        )
+    assert response.status_code == 500
+    (failed,) = [line for line in lines(log) if line["event"] == "web.request_failed"]
+    assert failed["request_id"] == "r-2"
+    assert "UndefinedTable" in failed["exception"]
+    assert USER not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
+        ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
+        ({"ORDERS_DATABASE_URL": ""}, "ORDERS_DATABASE_URL"),
+        ({"OUTBOX_SHARDS": "many"}, "OUTBOX_SHARDS"),
+        ({"ORDERS_DATABASE_URL": f"postgresql://settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
+        ({"ORDERS_DATABASE_URL": f"settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_a_sentence(
+    environ: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "api.log"
+    url = "postgresql+psycopg2://h/orders"
+    server = gunicorn("orders", url, free_port(), log, **environ)
+    wait_until(lambda: server.poll() is not None, timeout_s=30, what="gunicorn to give up")
+    assert server.returncode != 0
+    written = log.read_text()
+    assert sentence in written
+    assert "Traceback" not in written
+    assert SECRET not in written
