@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sys
 import sysconfig
@@ -32,6 +31,7 @@ from settle.stack import (
     read_embedded,
     read_ports,
 )
+from settle.state import LEAST_FREE_MB
 from settle.supervisor import Supervisor
 from shared.errors import SettleError
 from shared.migrations import head
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 PROGRAMS = ("supervisord", "gunicorn", "outbox-relay", "inbox-consumer")
 INSTALL = "run make install"
-LEAST_FREE_MB = 200  # a new database takes about 60 MB, and its log grows
 ENOUGH_FREE_MB = 1024
 ASK_TIMEOUT_S = 2.0
 
@@ -118,16 +117,15 @@ def _installed(name: str) -> bool:
 def check_folder(state: StateFolder) -> Iterator[Check]:
     """Whether the state folder can be written to, and has room."""
     name = "folder"
-    nearest = next(path for path in (state.home, *state.home.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with tempfile.TemporaryFile(dir=state.nearest):
             pass
     except OSError as error:
         remedy = "make it writable, or have SETTLE_HOME name another folder"
-        yield _fail(name, f"{nearest}: {error.strerror}", remedy)
+        yield _fail(name, f"{state.nearest}: {error.strerror}", remedy)
         return
     yield _ok(name, f"{state.home} is writable")
-    free_mb = shutil.disk_usage(nearest).free // 1024**2
+    free_mb = state.free_mb
     found = f"{free_mb} MB free"
     if free_mb < LEAST_FREE_MB:
         yield _fail("disk", found, f"free some space: {LEAST_FREE_MB} MB at the least")

@@ -30,12 +30,18 @@ def _holder(port: int) -> str | None:
         return None
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            held = {str(fd.readlink()) for fd in (folder / "fd").iterdir()}
-            if not wanted.isdisjoint(held):
+            if any(_target(fd) in wanted for fd in (folder / "fd").iterdir()):
                 return f"{(folder / 'comm').read_text().strip()}, pid {folder.name}"
         except OSError:  # ended meanwhile, or someone else's
             continue
     return None
+
+
+def _target(fd: Path) -> str:
+    try:
+        return str(fd.readlink())
+    except FileNotFoundError:  # closed meanwhile
+        return ""
 
 
 def _listening(port: int) -> set[str]:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shlex
+import shutil
 import tempfile
 import time
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEPLOY = CHECKOUT / "deploy"
 LOCK_TIMEOUT_S = 180
+LEAST_FREE_MB = 150  # new databases take about 60 MB, and their log grows
 # sun_path holds 108 bytes with its end; supervisord first binds a name with ".<pid>" behind it.
 LONGEST_SOCKET_PATH = 107 - len(".4194304")
 
@@ -79,6 +81,16 @@ class StateFolder:
     def postgres(self) -> Path:
         """The embedded PostgreSQL."""
         return self.home / "postgres"
+
+    @property
+    def nearest(self) -> Path:
+        """The folder, or where it would be made."""
+        return next(path for path in (self.home, *self.home.parents) if path.exists())
+
+    @property
+    def free_mb(self) -> int:
+        """How much room there is."""
+        return shutil.disk_usage(self.nearest).free // 1024**2
 
     def make(self) -> None:
         """Make the folders that are missing, closed to others.

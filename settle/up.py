@@ -25,10 +25,11 @@ from settle.stack import (
     SERVICES,
     WORKERS,
     planned_stack,
+    read_embedded,
     refuse_other_settings,
     running_stack,
 )
-from settle.state import CHECKOUT
+from settle.state import CHECKOUT, LEAST_FREE_MB
 from settle.supervisor import Supervisor, start_supervisor
 from shared.errors import SettleError
 from shared.migrations import upgrade
@@ -115,6 +116,8 @@ def _newest_code() -> float:
 
 def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
     with steps.step("Checking settings and ports", "Settings, ports and data folder are in order"):
+        if not read_embedded().isdisjoint(SERVICES):
+            refuse_full_disk(state)
         stack = planned_stack(state)
         _take_settings(stack)
         refuse_taken_ports(stack, stack.programs)
@@ -129,6 +132,20 @@ def _take_settings(stack: Stack) -> None:
     os.environ.update(stack.environment)
     for service in SERVICES:
         read_settings(service)  # refuses a wrong setting before anything is started
+
+
+def refuse_full_disk(state: StateFolder) -> None:
+    """Refuse to start a database that would soon stop for lack of space.
+
+    Raises:
+        UpError: telling how much is free.
+    """
+    free_mb = state.free_mb
+    if free_mb < LEAST_FREE_MB:
+        raise UpError(
+            f"Only {free_mb} MB are free in {state.home}, and a database needs {LEAST_FREE_MB}: "
+            "free some space, or have SETTLE_HOME name a folder elsewhere."
+        )
 
 
 def refuse_taken_ports(stack: Stack, programs: Iterable[str]) -> None:

@@ -39,7 +39,11 @@ EXPECTED = (
     subprocess.TimeoutExpired,
 )
 
-version_option = click.version_option(version("settle"), message="%(prog)s %(version)s")
+
+def version_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command line its --version."""
+    # Made anew for each: click's keeps the name of the first command line it is used in.
+    return click.version_option(version("settle"), message="%(prog)s %(version)s")(command)
 
 
 class Command(click.Command):

@@ -31,16 +31,22 @@ REQUEST_TIMEOUT_S = 10
 class Stack:
     """A stack of a test's own; `settle` acts on it and on no other."""
 
-    def __init__(self) -> None:
-        # Not pytest's tmp_path: run by root, that one is closed to PostgreSQL's user.
-        self.home = Path(tempfile.mkdtemp(prefix="settle-test-"))
-        self.home.chmod(0o755)
+    def __init__(self, checkout: Path | None = None) -> None:
+        if checkout is None:
+            # Not pytest's tmp_path: run by root, that one is closed to PostgreSQL's user.
+            self.home = Path(tempfile.mkdtemp(prefix="settle-test-"))
+            self.home.chmod(0o755)
+            place = {"SETTLE_HOME": str(self.home)}
+        else:
+            # Another checkout than this one: its code is found first, and it has its own folder.
+            self.home = checkout / ".settle"
+            place = {"PYTHONPATH": str(checkout)}
         self.ports = {name: free_port() for name in PORTS}
-        given = {BOOTSTRAP, EMBEDDED, *DATABASE_URLS.values()}
+        given = {BOOTSTRAP, EMBEDDED, "SETTLE_HOME", *DATABASE_URLS.values()}
         self.env = {
             **{name: value for name, value in os.environ.items() if name not in given},
             **{name: str(port) for name, port in self.ports.items()},
-            "SETTLE_HOME": str(self.home),
+            **place,
         }
         self.payments = f"http://127.0.0.1:{self.ports['PAYMENTS_PORT']}"
         self.orders = f"http://127.0.0.1:{self.ports['ORDERS_PORT']}"
@@ -53,6 +59,17 @@ class Stack:
             capture_output=True,
             text=True,
             timeout=COMMAND_TIMEOUT_S,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `settle` in a session of its own, as a shell does, and do not wait for it."""
+        return subprocess.Popen(
+            [f"{sysconfig.get_path('scripts')}/settle", *arguments],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def up(self) -> str:
@@ -131,7 +148,7 @@ class Stack:
 
     def discard(self) -> None:
         """Take the stack down and remove what it kept."""
-        done = self.settle("down")
+        done = self.settle("reset", "--yes")
         left = self.running()
         shutil.rmtree(self.home, ignore_errors=True)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,0 +1,121 @@
+"""Every command of every command line: its help, its exit codes, its errors, its completion."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sysconfig
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+from settle.cli import main as settle
+from settle.logs import NAMES
+from shared.outbox.cli.inbox import main as inbox_consumer
+from shared.outbox.cli.relay import main as outbox_relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLIS = {"settle": settle, "outbox-relay": outbox_relay, "inbox-consumer": inbox_consumer}
+# What a command wants beside its service; a command that wants more must be added here.
+NEEDED = {"outbox-relay replay": ["--since", "1h"]}
+
+
+def walk(path: tuple[str, ...], command: click.Command) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from walk((*path, name), inner)
+
+
+COMMANDS = [path for name, cli in CLIS.items() for path in walk((name,), cli)]
+
+
+def find(path: tuple[str, ...]) -> click.Command:
+    command: click.Command = CLIS[path[0]]
+    for name in path[1:]:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+def run(path: tuple[str, ...], *arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(CLIS[path[0]], [*path[1:], *arguments], prog_name=path[0])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+WITH_SERVICE = [
+    path for path in COMMANDS if any(each.name == "service" for each in find(path).params)
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_the_exit_codes(path: tuple[str, ...]) -> None:
+    code, out, err = run(path, "--help")
+    assert (code, err) == (0, "")
+    assert "Exit codes: 0 " in out
+    if not isinstance(find(path), click.Group):
+        assert f"Example: {' '.join(path)}" in out
+    assert run(path, "-h") == (0, out, "")
+
+
+@pytest.mark.parametrize("path", WITH_SERVICE, ids=" ".join)
+def test_an_unknown_service_is_answered_with_those_there_are(path: tuple[str, ...]) -> None:
+    code, out, err = run(path, "shipping", *NEEDED.get(" ".join(path), []))
+    assert (code, out) == (1, "")
+    assert err == "Error: There is no service 'shipping'. Services: orders, payments.\n"
+
+
+def test_all_commands_of_the_engine_take_a_service() -> None:
+    groups = {("outbox-relay",), ("inbox-consumer",), ("inbox-consumer", "dead-letters")}
+    assert {path for path in COMMANDS if path[0] != "settle"} == {*WITH_SERVICE, *groups}
+
+
+@pytest.mark.parametrize("name", CLIS)
+def test_version_and_wrong_usage(name: str) -> None:
+    code, out, _ = run((name,), "--version")
+    assert code == 0
+    assert out.startswith(f"{name} 0.")
+    code, out, err = run((name,), "no-such-command")
+    assert (code, out) == (2, "")
+    assert "Error: No such command 'no-such-command'" in err
+
+
+def test_a_wrong_process_is_answered_with_those_there_are() -> None:
+    code, out, err = run(("settle", "logs"), "orders")
+    assert (code, out) == (1, "")
+    assert err == f"Error: There is no process 'orders'. Processes: {', '.join(NAMES)}.\n"
+
+
+def test_completion_knows_services_and_processes() -> None:
+    def completed(name: str, *words: str) -> list[str]:
+        complete = ShellComplete(CLIS[name], {}, name, "_COMPLETE")
+        return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+    for path in WITH_SERVICE:
+        assert completed(*path, "") == ["orders", "payments"]
+        assert completed(*path, "pay") == ["payments"]
+    assert completed("settle", "logs", "orders-") == [n for n in NAMES if n.startswith("orders-")]
+
+
+def test_colours_are_for_terminals_and_not_with_no_color() -> None:
+    command = [f"{sysconfig.get_path('scripts')}/settle", "logs", "orders"]
+
+    def said(**env: str) -> str:
+        leader, follower = pty.openpty()
+        environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | env
+        subprocess.run(command, stderr=follower, env=environment, check=False, timeout=30)
+        os.close(follower)
+        with os.fdopen(leader, "rb") as screen:
+            return screen.read1().decode()
+
+    assert "\x1b[31mError:" in said()
+    assert said(NO_COLOR="1").startswith("Error: ")
+    piped = subprocess.run(command, capture_output=True, check=False, timeout=30)
+    assert piped.stderr.startswith(b"Error: ")
