@@ -26,7 +26,8 @@ install: $(INSTALLED) ## Make the virtual environment .venv and install everythi
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 with venv is needed;" \
 		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@$(BIN)/python -c '$(FITS)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@{ $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
+		|| $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '$(PACKAGES)'
 	@touch $(INSTALLED)
@@ -42,6 +43,14 @@ down: $(INSTALLED) ## Stop it; what is stored stays
 .PHONY: status
 status: $(INSTALLED) ## Show every process: state, pid, uptime, address
 	@$(BIN)/settle status
+
+.PHONY: logs
+logs: $(INSTALLED) ## Show what the processes log, as it comes
+	@$(BIN)/settle logs --follow
+
+.PHONY: doctor
+doctor: $(INSTALLED) ## Find out why something does not start
+	@$(BIN)/settle doctor --quick
 
 .PHONY: demo
 demo: $(INSTALLED) ## Open an account and place two orders, step by step

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
+import sys
 import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -119,3 +121,23 @@ def test_colours_are_for_terminals_and_not_with_no_color() -> None:
     assert said(NO_COLOR="1").startswith("Error: ")
     piped = subprocess.run(command, capture_output=True, check=False, timeout=30)
     assert piped.stderr.startswith(b"Error: ")
+
+
+def test_a_package_that_came_with_a_pull_is_named(tmp_path: Path) -> None:
+    hide = (
+        "import importlib.machinery as m\n"
+        "find = m.PathFinder.find_spec\n"
+        "m.PathFinder.find_spec = classmethod(\n"
+        "    lambda _, name, *rest: None if name == 'rich' else find(name, *rest))\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hide, encoding="ascii")
+    done = subprocess.run(
+        [sys.executable, "-c", "from settle.entry import main; main()", "status"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"Error: The package rich is not installed: run make install.\n"
