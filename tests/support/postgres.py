@@ -16,11 +16,12 @@ from settle.embedded.postgres import SUPERUSER, Cluster, open_cluster
 from support.ports import free_port
 from support.waiting import wait_until
 
-# A test's data need not outlive the machine; speed is worth more.
+# A test's data need not outlive the machine; speed is worth more. It must outlive the server, as
+# some tests kill that: commits are synchronous.
 FAST = {
     "fsync": "off",
     "full_page_writes": "off",
-    "synchronous_commit": "off",
+    "synchronous_commit": "on",
     "max_connections": "300",
     "shared_buffers": "64MB",
 }

@@ -1,0 +1,98 @@
+"""Consumers, and the database, that die at exact places: each order is charged exactly once."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shared.migrations import upgrade
+from support.delivery import Delivery
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from support.broker import Broker
+    from support.postgres import PostgresServer
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "applied", "delivered_again"),
+    [
+        ("consumer.recorded", 0, 10),  # nothing was committed: applied by the next
+        ("consumer.applied", 10, 10),  # applied, its offsets not committed: dropped by the next
+        ("consumer.committed", 10, 0),
+    ],
+)
+def test_a_consumer_killed_anywhere_charges_once(
+    delivery: Delivery, failpoint: str, applied: int, delivered_again: int
+) -> None:
+    user = delivery.open_account(100)
+    delivery.place(user, 1, count=10)
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+    with delivery.process(
+        "inbox-consumer", "run", "payments", FAILPOINTS=f"{failpoint}=kill"
+    ) as consumer:
+        assert consumer.wait(timeout_s=20) == -signal.SIGKILL
+    assert len(delivery.charges()) == applied
+    assert delivery.committed("payments") == 10 - delivered_again
+
+    delivery.place(user, 1)
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+    with delivery.process("inbox-consumer", "run", "payments") as consumer:
+        wait_until(lambda: delivery.received("payments") == 11, timeout_s=30, what="the last")
+        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=5, what="its offset")
+        received = consumer.logged("consumer.received")
+    assert sum(line["records"] for line in received) == delivered_again + 1
+    assert sum(line["new"] for line in received) == 11 - applied
+    assert delivery.balance(user) == 89
+    assert len({each.order_id for each in delivery.charges()}) == len(delivery.charges()) == 11
+    assert delivery.query("payments", "SELECT count(*) FROM outbox") == [(11,)]
+
+
+def test_a_database_killed_under_load_is_waited_for(
+    own_postgres: PostgresServer, own_broker: Broker
+) -> None:
+    urls = {name: own_postgres.create_database(name) for name in ("payments", "orders")}
+    for name, url in urls.items():
+        upgrade(name, url)
+    delivery = Delivery(urls["payments"], urls["orders"], own_broker.bootstrap)
+    user = delivery.open_account(1000)
+    commands = [
+        (program, "run", service)
+        for program in ("outbox-relay", "inbox-consumer")
+        for service in ("orders", "payments")
+    ]
+    with ExitStack() as running:
+        processes = {
+            command: running.enter_context(
+                delivery.process(*command, RELAY_BATCH="5", CONSUMER_BATCH="5")
+            )
+            for command in commands
+        }
+        delivery.place(user, 1)
+        wait_until(lambda: delivery.statuses() == {"success": 1}, timeout_s=20, what="the first")
+        for _ in range(20):
+            delivery.place(user, 1, count=10)
+        wait_until(lambda: len(delivery.charges()) > 20, timeout_s=20, what="some charges")
+        own_postgres.kill()
+        relays = [processes["outbox-relay", "run", service] for service in urls]
+        for relay in relays:
+            relay.wait_logged("relay.database_down")
+        own_postgres.start()
+        for relay in relays:
+            relay.wait_logged("relay.database_up")
+        wait_until(lambda: delivery.statuses() == {"success": 201}, timeout_s=60, what="all")
+        for (program, _, _), process in processes.items():
+            name = program.rpartition("-")[2]
+            down, up = (process.logged(f"{name}.database_{state}") for state in ("down", "up"))
+            # A consumer that had nothing to do has not noticed.
+            assert len(down) == len(up) <= 1
+            process.signal(signal.SIGTERM)
+        assert [process.wait() for process in processes.values()] == [0, 0, 0, 0]
+    assert delivery.balance(user) == 799
+    assert len(delivery.charges()) == 201
+    assert delivery.dead_letters("payments") == delivery.dead_letters("orders") == []
