@@ -31,6 +31,7 @@ _INDEX = """\
 <html lang="en">
 <meta charset="utf-8">
 <title>{title}</title>
+<link rel="icon" href="docs/files/favicon-32x32.png">
 <h1>{title}</h1>
 <p>{description}</p>
 <ul>

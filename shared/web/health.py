@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from marshmallow import fields
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from shared.fields import OpenSchema
 from shared.web.blueprint import Blueprint
@@ -26,7 +26,9 @@ _REVISION = text("SELECT version_num FROM alembic_version")
 class HealthSchema(OpenSchema):
     """That all is well."""
 
-    status = fields.String(required=True, metadata={"enum": ["ok"]})
+    status = fields.String(
+        required=True, metadata={"description": "That all is well.", "enum": ["ok"]}
+    )
 
 
 _OK = {"status": "ok"}
@@ -67,6 +69,10 @@ def make_blueprint(revision: str) -> Blueprint:
         try:
             with transaction() as session:
                 found = session.scalar(_REVISION)
+        except ProgrammingError:  # there is no table of revisions
+            return unavailable(
+                f"The database is at no revision, this needs {revision}: run the migrations."
+            )
         except SQLAlchemyError as error:
             log.warning("web.not_ready", error=str(error).partition("\n")[0])
             return unavailable("The database cannot be asked for its revision.")

@@ -209,3 +209,11 @@ def test_a_malformed_user_is_refused(orders: Client, user_id: str) -> None:
 def test_it_lives_and_is_ready(orders: Client) -> None:
     assert orders.get("/livez").json == {"status": "ok"}
     assert orders.get("/readyz").json == {"status": "ok"}
+
+
+def test_it_is_not_ready_on_another_revision(orders: Client, orders_session: Session) -> None:
+    orders_session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+    orders_session.commit()
+    document = problem_of(orders.get("/readyz"), 503)
+    assert "0000" in document["detail"]
+    assert orders.get("/livez").status_code == 200

@@ -108,6 +108,31 @@ def test_a_database_that_goes_away_and_comes_back(
         wait_until(lambda: get("/readyz").ok, what="readiness")
 
 
+def test_without_a_broker_it_is_ready_and_takes_orders(orders_url: str, tmp_path: Path) -> None:
+    """They settle once the broker is back: what is stored is not lost."""
+    nobody = f"127.0.0.1:{free_port()}"
+    log = tmp_path / "orders-api.log"
+    with serve("orders", orders_url, log, KAFKA_BOOTSTRAP_SERVERS=nobody) as api:
+        assert requests.get(f"{api}/readyz", timeout=TIMEOUT_S).json() == {"status": "ok"}
+        body = {"user_id": str(uuid4()), "amount": 1}
+        assert requests.post(f"{api}/orders", json=body, timeout=TIMEOUT_S).status_code == 202
+
+
+@pytest.mark.parametrize("service", ["payments", "orders"])
+def test_a_service_is_not_ready_before_its_migrations_have_run(
+    service: str, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    name = f"{service}_unmigrated"
+    url = postgres.create_database(name)
+    with serve(service, url, tmp_path / "api.log") as api:
+        answer = requests.get(f"{api}/readyz", timeout=TIMEOUT_S)
+        assert refused(answer)
+        assert "no revision" in answer.json()["detail"]
+        upgrade(service, url)
+        assert requests.get(f"{api}/readyz", timeout=TIMEOUT_S).status_code == 200
+    postgres.drop_database(name)
+
+
 @pytest.mark.parametrize("service", ["payments", "orders"])
 def test_a_service_without_its_database_starts_all_the_same(service: str, tmp_path: Path) -> None:
     """So that services and databases may be started in any order; and no broker is asked."""

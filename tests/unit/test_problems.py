@@ -154,7 +154,7 @@ def test_the_index_leads_a_person_to_the_docs(client: Client) -> None:
     page = client.get("/", headers={"Accept": "text/html,application/xml;q=0.9,*/*;q=0.8"})
     assert page.mimetype == "text/html"
     links = re.findall(r'href="([^"]+)"', page.text)
-    assert links == ["docs", "openapi.json", "readyz"]
+    assert links[1:] == ["docs", "openapi.json", "readyz"]
 
 
 @pytest.mark.parametrize("request_id", ["a", "A-b.c_9", "x" * 128])

@@ -1,0 +1,146 @@
+"""The docs as a person meets them: in a browser, from a running service, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from support.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
+
+USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
+WAIT_S = 20
+# The icons of the page, and the browser's own first page.
+NOT_ON_THE_WIRE = ("data:", "chrome:", "chrome-")
+
+CALLS = {
+    "payments": [
+        "POST /accounts",
+        "POST /accounts/{user_id}/deposit",
+        "GET /accounts/balance",
+        "GET /livez",
+        "GET /readyz",
+    ],
+    "orders": [
+        "GET /orders",
+        "POST /orders",
+        "GET /order/{order_id}",
+        "GET /livez",
+        "GET /readyz",
+    ],
+}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    """Debian's Chromium, without a screen, with a profile of this test alone."""
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs Chromium: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1200,1600",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield opened
+    finally:
+        opened.quit()
+
+
+def find(browser: Chrome, selector: str) -> WebElement:
+    """An element, once it is on the page."""
+    return WebDriverWait(browser, WAIT_S).until(
+        lambda _: browser.find_element(By.CSS_SELECTOR, selector), selector
+    )
+
+
+def open_docs(browser: Chrome, url: str) -> list[str]:
+    """Open the page as one who comes by the index does, and list the calls that it shows."""
+    browser.get(url)
+    browser.find_element(By.LINK_TEXT, "The API, described, to be tried out").click()
+    find(browser, ".opblock")
+    return [
+        " ".join(
+            shown.find_element(By.CSS_SELECTOR, selector).text.replace("\u200b", "")
+            for selector in (".opblock-summary-method", ".opblock-summary-path")
+        )
+        for shown in browser.find_elements(By.CSS_SELECTOR, ".opblock")
+    ]
+
+
+def requested(browser: Chrome) -> set[str]:
+    """Every address that the browser asked for."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+
+
+def complaints(browser: Chrome) -> list[str]:
+    """What the browser found wrong: files it lacks, or what the page's own policy forbids."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_call_is_tried_out_in_the_docs(
+    browser: Chrome, payments_url: str, tmp_path: Path
+) -> None:
+    with serve("payments", payments_url, tmp_path / "api.log") as url:
+        assert sorted(open_docs(browser, url)) == sorted(CALLS["payments"])
+        browser.save_screenshot(str(tmp_path / "docs.png"))
+
+        find(browser, "#operations-accounts-post_accounts .opblock-summary-control").click()
+        find(browser, ".try-out__btn").click()
+        find(browser, ".execute").click()
+        answer = ".live-responses-table .response"
+        status = find(browser, f"{answer} .response-col_status").text
+        body = find(browser, f"{answer} .response-col_description").text
+        browser.save_screenshot(str(tmp_path / "tried.png"))
+
+        assert status.startswith("201")
+        assert "Account created" in body
+        balance = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
+        assert balance.json() == {"balance": 0}
+        assert complaints(browser) == []
+        asked = requested(browser)
+        assert f"{url}/openapi.json" in asked
+        assert {
+            each for each in asked if not each.startswith((f"{url}/", *NOT_ON_THE_WIRE))
+        } == set()
+
+
+def test_the_docs_of_orders_show_every_call(
+    browser: Chrome, orders_url: str, tmp_path: Path
+) -> None:
+    with serve("orders", orders_url, tmp_path / "api.log") as url:
+        assert sorted(open_docs(browser, url)) == sorted(CALLS["orders"])
+        browser.save_screenshot(str(tmp_path / "docs.png"))
+        assert complaints(browser) == []
