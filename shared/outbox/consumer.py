@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 from kafka import OffsetAndMetadata
-from kafka.errors import CommitFailedError, KafkaError
+from kafka.errors import (
+    CommitFailedError,
+    IllegalGenerationError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 from kafka.structs import MemberState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
@@ -41,8 +47,17 @@ CLOSE_TIMEOUT_MS = 3_000
 TOPIC_CHECK_S = 5.0
 # Joining takes half of the session's time-out on an idle group, and the whole of it when a member
 # of the group has just died.
-JOIN_STUCK_S = 15.0
+JOIN_STUCK_S = 10.0
 MAINTENANCE_S = 600.0
+
+# What a commit ends with while the group is giving its partitions out anew. The consumer must not
+# be closed for it: it is joining.
+_REFUSED = (
+    CommitFailedError,
+    IllegalGenerationError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 
 _Batch = dict["TopicPartition", list["ConsumerRecord"]]
 
@@ -127,8 +142,8 @@ class Consumer:
         }
         try:
             consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
-        except CommitFailedError as error:
-            # The group gave the partitions to another member, which reads these records again.
+        except _REFUSED as error:
+            # The group is giving the partitions out anew; whoever gets them reads these again.
             log.info("consumer.commit_refused", error=str(error).splitlines()[0])
         failpoint("consumer.committed")
 
