@@ -1,0 +1,23 @@
+"""What the variable FAILPOINTS may say."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from shared.outbox.failpoints import FailpointError, _parse
+
+
+def test_each_item_names_a_place_what_happens_and_when() -> None:
+    assert _parse("") == {}
+    assert _parse("relay.sent=kill,consumer.applied=stop@3") == {
+        "relay.sent": (signal.SIGKILL, 1),
+        "consumer.applied": (signal.SIGSTOP, 3),
+    }
+
+
+@pytest.mark.parametrize("text", ["relay.sent", "relay.sent=die", "relay.sent=kill@soon"])
+def test_what_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(FailpointError, match="FAILPOINTS"):
+        _parse(text)

@@ -1,0 +1,59 @@
+"""Waiting out trouble, and being asked to stop."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from structlog.testing import capture_logs
+
+from shared.outbox.process import BACKOFF_MOST_S, Health, Outage, Stop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
+    outage = Outage("relay.broker")
+    with capture_logs() as lines:
+        outage.over()
+        waits = [outage.trouble(OSError("gone")) for _ in range(20)]
+        outage.over()
+        outage.over()
+        again = outage.trouble(OSError("gone"))
+    assert [line["event"] for line in lines] == [
+        "relay.broker_down",
+        "relay.broker_up",
+        "relay.broker_down",
+    ]
+    # Longer each time, bounded, and short again after a success.
+    assert 0.05 <= waits[0] <= 0.1
+    assert again <= 0.1
+    assert all(BACKOFF_MOST_S / 2 <= wait <= BACKOFF_MOST_S for wait in waits[8:])
+
+
+def test_a_stop_ends_every_wait() -> None:
+    stop = Stop()
+    timer = threading.Timer(0.1, stop.request)
+    timer.start()
+    started = time.monotonic()
+    assert stop.wait(30) == []
+    assert stop.wait(30) == []  # and those that come after it
+    assert time.monotonic() - started < 5
+    assert stop.requested
+    timer.join()
+
+
+def test_a_health_file_is_whole_and_a_full_disk_is_survived(tmp_path: Path) -> None:
+    health = Health(str(tmp_path), "outbox-relay-orders")
+    health.beat("starting")
+    health.beat("ready")
+    (written,) = tmp_path.iterdir()
+    assert written.name == "outbox-relay-orders.json"
+    assert json.loads(written.read_text())["state"] == "ready"
+    with capture_logs() as lines:
+        Health(str(tmp_path / "gone"), "x").beat("ready")
+    assert [line["event"] for line in lines] == ["health.not_written"]
+    Health(None, "x").beat("ready")

@@ -1,0 +1,63 @@
+"""Settings are read once, and what is wrong is told in a sentence that names the variable."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.settings import DAY_S, SettingsError, read_database_url, read_settings
+
+GOOD = {
+    "ORDERS_DATABASE_URL": "postgresql+psycopg2://user@db/orders",
+    "KAFKA_BOOTSTRAP_SERVERS": "a:9092,b:9092",
+}
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OUTBOX_SHARDS", raising=False)
+    return monkeypatch
+
+
+def test_defaults_hold_the_windows_in_order() -> None:
+    settings = read_settings("orders")
+    assert settings.kafka_bootstrap_servers == ("a:9092", "b:9092")
+    assert settings.outbox_shards is None
+    assert settings.topic_partitions == 6
+    assert settings.inbox_retention_s > settings.topic_retention_s + settings.replay_window_s
+    assert settings.replay_window_s <= settings.outbox_retention_s
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ORDERS_DATABASE_URL", ""),
+        ("ORDERS_DATABASE_URL", "nonsense"),
+        ("ORDERS_DATABASE_URL", "postgresql://user@db/orders"),
+        ("KAFKA_BOOTSTRAP_SERVERS", ""),
+        ("TOPIC_PARTITIONS", "0"),
+        ("OUTBOX_SHARDS", "-1"),
+        ("RELAY_BATCH", "many"),
+        ("RELAY_POLL_S", "0"),
+        ("CONSUMER_BATCH", "501"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+        ("INBOX_RETENTION_S", str(14 * DAY_S)),  # as long as a duplicate can be late
+        ("REPLAY_WINDOW_S", str(8 * DAY_S)),  # further back than events are kept
+    ],
+)
+def test_a_wrong_setting_is_named(environ: pytest.MonkeyPatch, name: str, value: str) -> None:
+    environ.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        read_settings("orders")
+
+
+def test_a_missing_setting_is_named(environ: pytest.MonkeyPatch) -> None:
+    for name in GOOD:
+        with environ.context() as changed:
+            changed.delenv(name)
+            with pytest.raises(SettingsError, match=name):
+                read_settings("orders")
+    with pytest.raises(SettingsError, match="PAYMENTS_DATABASE_URL"):
+        read_database_url("payments")

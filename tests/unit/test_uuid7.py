@@ -1,0 +1,24 @@
+"""A UUIDv7 as a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from shared.outbox.uuid7 import least_id, time_of
+
+
+def test_a_uuid_lies_between_its_millisecond_and_the_next() -> None:
+    for _ in range(100):
+        event_id = uuid7()
+        moment = time_of(event_id)
+        assert moment is not None
+        assert least_id(moment) <= event_id < least_id(moment + timedelta(milliseconds=1))
+        assert abs(moment - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+def test_other_uuids_have_no_time() -> None:
+    assert time_of(UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")) is None
+    assert time_of(UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")) is None  # beyond the year 9999
