@@ -46,12 +46,18 @@ def version_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.version_option(version("settle"), message="%(prog)s %(version)s")(command)
 
 
+def _explained(given: dict[str, Any]) -> dict[str, Any]:
+    """What click makes a command of, with its exit codes, and its lines kept where it says so."""
+    # click looks for a backspace; in a raw docstring, which a backslash asks for, it is two signs.
+    told = (given.get("help") or "").replace("\\b\n", "\b\n")
+    return {"epilog": EXIT_CODES, **given, "help": told}
+
+
 class Command(click.Command):
     """A command whose help ends with its exit codes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("epilog", EXIT_CODES)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **_explained(kwargs))
 
 
 class Group(click.Group):
@@ -61,9 +67,8 @@ class Group(click.Group):
     group_class = type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("epilog", EXIT_CODES)
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **_explained(kwargs))
 
     def make_context(
         self,
