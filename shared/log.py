@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 # Libraries whose own lines repeat, many times over, what this project says once.
 _QUIET = {"kafka": logging.CRITICAL, "alembic": logging.WARNING, "urllib3": logging.WARNING}
@@ -23,7 +27,7 @@ def configure_logging(*, level: str, form: str) -> None:
     describing: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.MaybeTimeStamper(fmt="iso", utc=True, key="at"),
         structlog.processors.StackInfoRenderer(),
     ]
     rendering = _console() if console else _json()
@@ -35,6 +39,20 @@ def configure_logging(*, level: str, form: str) -> None:
         cache_logger_on_first_use=True,
     )
     _configure_libraries(level, [*describing, structlog.stdlib.add_logger_name], rendering)
+
+
+def write_together(event: str, lines: Iterable[tuple[int, Mapping[str, object]]]) -> None:
+    """Write several lines of one event with a single system call.
+
+    Args:
+        event: its name.
+        lines: the level and the key-values of each, ``at`` among them.
+    """
+    renderer = structlog.wrap_logger(structlog.ReturnLogger())
+    rendered = (renderer.log(level, event, **values) for level, values in lines)
+    text = "".join(f"{line}\n" for line in rendered if line is not None)
+    if text:
+        sys.stderr.write(text)
 
 
 def _json() -> list[structlog.typing.Processor]:
