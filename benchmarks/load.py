@@ -29,7 +29,7 @@ class Load:
         outcome = receiver.recv()
         process.join()
         if isinstance(outcome, str):
-            raise RuntimeError(outcome)
+            raise RuntimeError(outcome)  # noqa: TRY004 - it is the message of a failure
         return float(outcome)
 
     def _drive(self, sender: object) -> None:

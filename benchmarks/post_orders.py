@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from load import Load, post  # noqa: E402
+
+from shared.migrations import upgrade  # noqa: E402
 from support.ports import free_port  # noqa: E402
 from support.postgres import PostgresServer  # noqa: E402
 from support.waiting import wait_until  # noqa: E402
-
-from shared.migrations import upgrade  # noqa: E402
 
 USER = "7f1d2c3b-4a59-4c6d-8e7f-90a1b2c3d4e5"
 BODY = f'{{"user_id":"{USER}","amount":100,"description":"benchmark"}}'.encode()
@@ -85,7 +85,8 @@ def main() -> None:
             for name, port in ports.items():
                 load = Load(port, post("/orders", BODY), b"202", given.connections, given.seconds)
                 rates[name].append(load.rate())
-            print(f"round {number + 1}: " + ", ".join(f"{n} {r[-1]:.0f}/s" for n, r in rates.items()))
+            shown = ", ".join(f"{name} {values[-1]:.0f}/s" for name, values in rates.items())
+            print(f"round {number + 1}: {shown}")
         medians = {name: statistics.median(values) for name, values in rates.items()}
         print(f"median: bare {medians['bare']:.0f}/s, settle {medians['settle']:.0f}/s")
         print(f"POST /orders: {medians['settle'] / medians['bare']:.2f} of the bare handler")
