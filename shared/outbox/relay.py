@@ -119,7 +119,7 @@ class Relay:
             self._health.beat("ready")
             if not relayed:
                 self._listener.wait(self._settings.relay_poll_s)
-                self._check_topics_if_due()
+            self._check_topics_if_due()
         except KafkaError as error:
             self._disconnect()
             self._pause(self._broker, error, "broker")
