@@ -25,12 +25,8 @@ _numbers = count(1)
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A running PostgreSQL, shared by the session. Never stop it: take `own_postgres` for that."""
-    server = PostgresServer()
-    try:
-        server.start()
+    with PostgresServer() as server:
         yield server
-    finally:
-        server.discard()
 
 
 @pytest.fixture(
@@ -43,45 +39,29 @@ def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     if request.param is None:
         yield request.getfixturevalue("postgres")
         return
-    server = PostgresServer(request.param)
-    try:
-        server.start()
+    with PostgresServer(request.param) as server:
         yield server
-    finally:
-        server.discard()
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
     """A running PostgreSQL of this test alone, to stop and kill."""
-    server = PostgresServer()
-    try:
-        server.start()
+    with PostgresServer() as server:
         yield server
-    finally:
-        server.discard()
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A running broker, shared by the session. Never stop it: take `own_broker` for that."""
-    server = Broker()
-    try:
-        server.start()
+    with Broker() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
     """A running broker of this test alone, to stop and kill."""
-    server = Broker()
-    try:
-        server.start()
+    with Broker() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from typing import Self
 
 from settle.embedded.broker import command
 from support.ports import free_port
@@ -24,6 +25,13 @@ class Broker:
         self.port = free_port()
         self._advertised_port = advertised_port or self.port
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @property
     def bootstrap(self) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import psycopg2
 from sqlalchemy.engine import make_url
@@ -80,6 +81,17 @@ class PostgresServer:
     def major(self) -> str:
         """Its major version."""
         return (self._cluster.data / "PG_VERSION").read_text(encoding="ascii").strip()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.discard()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
 
     @property
     def log(self) -> Path:
