@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,12 +17,12 @@ from shared.errors import SettleError
 from shared.outbox.clients import make_admin
 from shared.outbox.failpoints import failpoint
 from shared.outbox.listener import Listener
+from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import maintain, outbox_partitions
-from shared.outbox.pending import lock_shards, mark_sent, queue_again, read_pending, refuse
+from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
 from shared.outbox.process import Health, Outage, Stop
 from shared.outbox.sender import PERMANENT, Sender
 from shared.outbox.topics import close_quietly, ensure_topics
-from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -49,13 +49,6 @@ _BEGIN = text(
     SET LOCAL idle_in_transaction_session_timeout = {LEASE_MS};
     SET LOCAL lock_timeout = 5000;
     SET LOCAL statement_timeout = 30000
-    """
-)
-_KNOWN_TOPIC = text("SELECT topic_id FROM outbox_topics WHERE topic = :topic FOR UPDATE")
-_NOTE_TOPIC = text(
-    """
-    INSERT INTO outbox_topics (topic, topic_id) VALUES (:topic, :topic_id)
-    ON CONFLICT (topic) DO UPDATE SET topic_id = excluded.topic_id, noted_at = now()
     """
 )
 
@@ -225,24 +218,16 @@ class Relay:
         for aggregatetype, topic in zip(
             self._service.aggregatetypes, self._service.published_topics, strict=True
         ):
-            self._reconcile_topic(aggregatetype, topic, ids.get(topic))
+            self._queue_again_if_lost(aggregatetype, topic, ids.get(topic))
 
-    def _reconcile_topic(self, aggregatetype: str, topic: str, topic_id: UUID | None) -> None:
+    def _queue_again_if_lost(self, aggregatetype: str, topic: str, topic_id: UUID | None) -> None:
         if topic_id is None:
             return  # this broker gives no ids
+        window = timedelta(seconds=self._settings.replay_window_s)
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
-            known = connection.execute(_KNOWN_TOPIC, {"topic": topic}).scalar_one_or_none()
-            if known == topic_id:
-                return
-            queued = 0
-            if known is not None:
-                since = datetime.now(UTC) - timedelta(seconds=self._settings.replay_window_s)
-                connection.execute(text("SET LOCAL lock_timeout = 20000"))
-                connection.execute(text("SET LOCAL statement_timeout = 0"))
-                queued = queue_again(connection, [aggregatetype], least_id(since))
-            connection.execute(_NOTE_TOPIC, {"topic": topic, "topic_id": topic_id})
-        if known is not None:
+            queued = queue_again_if_lost(connection, aggregatetype, topic, topic_id, window)
+        if queued is not None:
             log.warning("relay.topic_lost", topic=topic, queued_again=queued)
 
     def _maintain_if_due(self) -> None:
