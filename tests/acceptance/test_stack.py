@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import subprocess
+import time
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from settle.stack import APIS, BROKER, POSTGRES, WORKERS
 from support.stack import Load, Stack
@@ -60,6 +68,58 @@ def test_up_refuses_other_settings_than_it_runs_with(stack: Stack) -> None:
     refused = stack.settle("up", ORDERS_PORT="1")
     assert refused.returncode == 1
     assert f"ORDERS_PORT={stack.ports['ORDERS_PORT']}" in refused.stderr
+
+
+def test_the_commands_of_the_readme_work_when_pasted(stack: Stack) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"## Try it\n+```sh\n(.*?)```", readme, re.DOTALL)
+    user_id = re.findall(r"USER_ID=(\S+)", commands)[0]
+    for told, meant in (
+        ("localhost:8080", stack.payments.removeprefix("http://")),
+        ("localhost:8081", stack.orders.removeprefix("http://")),
+        (user_id, str(uuid.uuid4())),
+        # The reader has the time that it takes to paste; a loaded machine may need more.
+        ("sleep 1\n", "sleep 5\n"),
+    ):
+        assert told in commands
+        commands = commands.replace(told, meant)
+    shown = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands], capture_output=True, text=True, check=True
+    ).stdout
+    assert "Account created" in shown
+    assert "Balance refilled" in shown
+    assert '"status":"success"' in shown
+    assert '{"balance":100000}' in shown
+    assert '"Description":"a pair of shoes"' in shown
+
+
+def test_fifty_orders_at_once_are_paid_as_far_as_the_money_goes(stack: Stack) -> None:
+    user_id = stack.open_account(1000)
+    with ThreadPoolExecutor(50) as pool:
+        placed = list(pool.map(lambda _: stack.place_order(user_id, 100), range(50)))
+    accepted = [path for path in placed if path is not None]
+    assert len(accepted) == 50
+    statuses = stack.wait_settled(accepted)
+    assert Counter(statuses) == {"success": 10, "failed": 40}
+    assert stack.balance(user_id) == 0
+
+
+def test_orders_are_accepted_while_the_broker_is_down_and_settle_after(stack: Stack) -> None:
+    user_id = stack.open_account(1000)
+    stack.supervise("stop", BROKER)
+    slowest_s = 0.0
+    accepted = []
+    for _ in range(20):
+        began = time.monotonic()
+        accepted.append(stack.place_order(user_id, 10))
+        slowest_s = max(slowest_s, time.monotonic() - began)
+    assert {requests.get(f"{stack.orders}/readyz", timeout=5).status_code} == {200}
+    stack.supervise("start", BROKER)
+    assert None not in accepted
+    # What it is about: an answer that waits for the broker would take its time-outs, seconds.
+    assert slowest_s < 1
+    assert set(stack.wait_settled([path for path in accepted if path])) == {"success"}
+    assert stack.balance(user_id) == 800
 
 
 @pytest.mark.parametrize("victim", ALL)

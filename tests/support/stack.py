@@ -90,6 +90,18 @@ class Stack:
         """Every process that belongs to the stack, watched or not."""
         return find_leftovers(StateFolder(self.home))
 
+    def supervise(self, action: str, process: str) -> None:
+        """Have supervisord start or stop a process, as an operator would."""
+        subprocess.run(
+            [
+                f"{sysconfig.get_path('scripts')}/supervisorctl",
+                *("-s", f"unix://{StateFolder(self.home).socket}", action, process),
+            ],
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=True,
+        )
+
     def open_account(self, amount: int) -> str:
         """Open an account, fill it, and return its user's id."""
         user_id = str(uuid.uuid4())
