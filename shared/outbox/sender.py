@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kafka import KafkaProducer
+    from kafka.producer.future import FutureRecordMetadata
 
     from shared.outbox.pending import PendingEvent
     from shared.settings import Settings
@@ -128,19 +129,21 @@ class Sender:
         return headers
 
 
-def _collect(sent: Sent, events: Sequence[PendingEvent], futures: Sequence[object]) -> None:
+def _collect(
+    sent: Sent, events: Sequence[PendingEvent], futures: Sequence[FutureRecordMetadata]
+) -> None:
     """Take, of each key, the events before its first that was not acknowledged."""
     gaps: set[tuple[str, str]] = set()
     for position, event in enumerate(events):
         key = (event.aggregatetype, event.aggregateid)
         future = futures[position] if position < len(futures) else None
-        if future is not None and future.succeeded():  # type: ignore[attr-defined]
+        if future is not None and future.succeeded():
             if key not in gaps:
                 sent.acknowledged.append(event)
             continue
         gaps.add(key)
-        if future is not None and future.failed():  # type: ignore[attr-defined]
-            sent.error = _telling(sent.error, future.exception)  # type: ignore[attr-defined]
+        if future is not None and future.failed():
+            sent.error = _telling(sent.error, future.exception)
     if gaps and sent.error is None:
         sent.error = KafkaError("not acknowledged in time")
 
