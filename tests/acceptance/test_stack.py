@@ -12,7 +12,6 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import requests
@@ -21,22 +20,9 @@ from settle.stack import APIS, BROKER, POSTGRES, WORKERS
 from support.stack import Load, Stack
 from support.waiting import wait_until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = pytest.mark.acceptance
 
 ALL = (POSTGRES, BROKER, *APIS, *WORKERS)
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    made = Stack()
-    try:
-        made.up()
-        yield made
-    finally:
-        made.discard()
 
 
 def test_demo_shows_an_order_that_is_paid_and_one_that_is_not(stack: Stack) -> None:

@@ -13,11 +13,10 @@ from sqlalchemy.engine import make_url
 
 from settle.stack import DATABASE_URLS
 from settle.state import StateFolder
-from support.stack import Stack
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from support.stack import Stack
 
 pytestmark = pytest.mark.acceptance
 
@@ -29,16 +28,6 @@ ON_THE_WAY = (
     "payments-relay",
     "orders-consumer",
 )
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    made = Stack()
-    try:
-        made.up()
-        yield made
-    finally:
-        made.discard()
 
 
 def grep(stack: Stack, text: str) -> dict[str, list[str]]:
