@@ -143,7 +143,7 @@ class Stack:
         assert answer.status_code == 200, answer.text  # not yet, to wait_until
         return str(answer.json()["status"])
 
-    def wait_settled(self, paths: list[str], *, timeout_s: float = 40) -> list[str]:
+    def wait_settled(self, paths: list[str], *, timeout_s: float = 90) -> list[str]:
         """Wait until every order has a final status, and return those."""
         final: dict[str, str] = {}
 
