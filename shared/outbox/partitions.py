@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from sqlalchemy import Connection, Engine
@@ -93,7 +94,12 @@ def maintain(engine: Engine, partitioned: Partitioned, now: datetime | None = No
             _attempt(engine, partitioned, day, _drop)
 
 
-def _attempt(engine: Engine, partitioned: Partitioned, day: datetime, action: _Action) -> None:
+def _attempt(
+    engine: Engine,
+    partitioned: Partitioned,
+    day: datetime,
+    action: Callable[[Connection, Partitioned, datetime], bool],
+) -> None:
     try:
         with engine.begin() as connection:
             connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
@@ -160,12 +166,6 @@ def _drop(connection: Connection, partitioned: Partitioned, day: datetime) -> bo
     if partitioned.after_drop:
         connection.execute(text(partitioned.after_drop), {"high": bounds["high"]})
     return True
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    _Action = Callable[[Connection, Partitioned, datetime], bool]
 
 
 def _wanted_days(engine: Engine, partitioned: Partitioned, now: datetime) -> list[datetime]:
