@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import requests
 
 from settle.leftovers import find_leftovers
-from settle.stack import BOOTSTRAP, DATABASE_URLS, EMBEDDED, PORTS
+from settle.stack import BOOTSTRAP, BROKER, DATABASE_URLS, EMBEDDED, PORTS, WORKERS
 from settle.state import StateFolder
 from support.ports import free_port
 from support.waiting import wait_until
@@ -155,8 +155,21 @@ class Stack:
             assert len(final) == len(paths), f"{len(final)} of {len(paths)}"
             return True
 
-        wait_until(all_settled, timeout_s=timeout_s, what="every order to settle")
+        try:
+            wait_until(all_settled, timeout_s=timeout_s, what="every order to settle")
+        except AssertionError as error:
+            error.add_note(self._last_said())
+            raise
         return [final[path] for path in paths]
+
+    def _last_said(self, *, lines: int = 40) -> str:
+        """How each process stands and what it logged last: who does not do its part, and why."""
+        told = [self.settle("status").stdout]
+        for process in (*WORKERS, BROKER):
+            log = StateFolder(self.home).logs / f"{process}.log"
+            said = log.read_text(errors="replace").splitlines()[-lines:]
+            told += [f"--- {process}", *said]
+        return "\n".join(told)
 
     def discard(self) -> None:
         """Take the stack down and remove what it kept."""
