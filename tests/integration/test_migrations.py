@@ -12,6 +12,7 @@ from alembic.config import Config
 from sqlalchemy import NullPool, create_engine, inspect, text
 
 from shared import migrations
+from shared.idempotency import tables as idempotency_tables
 from shared.outbox import tables
 from support.waiting import wait_until
 
@@ -68,13 +69,14 @@ def test_models_and_migrations_do_not_drift(engine: Engine, service: str) -> Non
 @pytest.mark.parametrize("service", SERVICES)
 def test_constraints_of_models_and_migrations_do_not_drift(engine: Engine, service: str) -> None:
     """What alembic does not compare, CHECK constraints above all."""
-    metadata = import_module(f"services.{service}.models").metadata
-    names = {"tables": list(metadata.tables)}
+    known = [import_module(f"services.{service}.models").metadata, idempotency_tables.metadata]
+    names = {"tables": [name for metadata in known for name in metadata.tables]}
     migrations.upgrade(service, url_of(engine))
     with engine.begin() as connection:
         migrated = connection.execute(_CONSTRAINTS, names).all()
         connection.execute(text(f"DROP TABLE {', '.join(names['tables'])}"))
-        metadata.create_all(connection)
+        for metadata in known:
+            metadata.create_all(connection)
         modelled = connection.execute(_CONSTRAINTS, names).all()
     assert migrated
     assert modelled == migrated

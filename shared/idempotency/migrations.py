@@ -1,0 +1,46 @@
+"""The table of the idempotency keys, as an operation for a service's migrations.
+
+An operation, once released, never changes; a change of the table is a new one.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+# Key first: whoever looks for one by hand, has it, and may not know the rest. A row is written when
+# its request begins and once more with the answer, on the same page where there is room.
+_KEYS_V1 = """
+CREATE TABLE idempotency_keys (
+    caller      text NOT NULL,
+    method      text NOT NULL,
+    path        text NOT NULL,
+    key         text NOT NULL,
+    fingerprint bytea NOT NULL,
+    status      smallint,
+    headers     json,
+    body        bytea,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (key, path, method, caller),
+    CONSTRAINT idempotency_keys_key_length CHECK (char_length(key) BETWEEN 1 AND 255),
+    CONSTRAINT idempotency_keys_status_success CHECK (status BETWEEN 200 AND 299),
+    CONSTRAINT idempotency_keys_answer_whole
+        CHECK (num_nulls(status, headers, body) IN (0, 3))
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
+CREATE INDEX idempotency_keys_created_at ON idempotency_keys (created_at);
+COMMENT ON TABLE idempotency_keys IS
+    'Requests that came with an Idempotency-Key, and their answers; written with their effect.';
+COMMENT ON COLUMN idempotency_keys.fingerprint IS
+    'SHA-256 of the body''s meaning: the same key with another is refused.';
+COMMENT ON COLUMN idempotency_keys.headers IS
+    'Of the answer, in their order: [name, value].';
+"""
+
+
+def create_v1() -> None:
+    """Create the table."""
+    op.execute(_KEYS_V1)
+
+
+def drop_v1() -> None:
+    """Drop the table, with the keys in it."""
+    op.execute("DROP TABLE idempotency_keys")
