@@ -31,7 +31,13 @@ REQUEST_TIMEOUT_S = 10
 class Stack:
     """A stack of a test's own; `settle` acts on it and on no other."""
 
-    def __init__(self, checkout: Path | None = None) -> None:
+    def __init__(self, checkout: Path | None = None, **settings: str) -> None:
+        """Take a folder and ports.
+
+        Args:
+            checkout: of the code to run, when it is not this one.
+            settings: databases and a broker that are not its own, say.
+        """
         if checkout is None:
             # Not pytest's tmp_path: run by root, that one is closed to PostgreSQL's user.
             self.home = Path(tempfile.mkdtemp(prefix="settle-test-"))
@@ -47,6 +53,7 @@ class Stack:
             **{name: value for name, value in os.environ.items() if name not in given},
             **{name: str(port) for name, port in self.ports.items()},
             **place,
+            **settings,
         }
         self.payments = f"http://127.0.0.1:{self.ports['PAYMENTS_PORT']}"
         self.orders = f"http://127.0.0.1:{self.ports['ORDERS_PORT']}"
