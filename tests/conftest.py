@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shared.migrations import upgrade
-from support.broker import Broker
+from support import broker as brokers
+from support import postgres as postgresqls
+from support.broker import Broker, EmbeddedBroker, open_broker
 from support.delivery import Delivery
-from support.postgres import DEBIAN_BINARIES, PostgresServer
+from support.postgres import DEBIAN_BINARIES, PostgresServer, open_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,10 +24,17 @@ REQUIRE_ALL = "SETTLE_REQUIRE_ALL"
 _numbers = count(1)
 
 
+def pytest_report_header() -> list[str]:
+    return [
+        "broker: {} ({})".format(*brokers.chosen()),
+        "PostgreSQL: {} ({})".format(*postgresqls.chosen()),
+    ]
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A running PostgreSQL, shared by the session. Never stop it: take `own_postgres` for that."""
-    with PostgresServer() as server:
+    with open_postgres() as server:
         yield server
 
 
@@ -46,21 +55,35 @@ def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
     """A running PostgreSQL of this test alone, to stop and kill."""
-    with PostgresServer() as server:
+    with open_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    """A running broker, shared by the session. Never stop it: take `own_broker` for that."""
-    with Broker() as server:
+def shared_broker() -> Iterator[Broker]:
+    """A running broker, and what the tests before left in it: take `broker`."""
+    with open_broker() as server:
         yield server
 
 
 @pytest.fixture
+def broker(shared_broker: Broker) -> Broker:
+    """A running broker that holds nothing. Never stop it: take `own_broker` for that."""
+    shared_broker.reset()
+    return shared_broker
+
+
+@pytest.fixture
 def own_broker() -> Iterator[Broker]:
-    """A running broker of this test alone, to stop and kill."""
-    with Broker() as server:
+    """A running broker of this test alone, to stop, kill and empty."""
+    with open_broker() as server:
+        yield server
+
+
+@pytest.fixture
+def own_embedded_broker() -> Iterator[Broker]:
+    """The broker that `settle up` starts unless told otherwise, where its ways matter."""
+    with EmbeddedBroker() as server:
         yield server
 
 
@@ -98,9 +121,21 @@ def orders_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Ite
 
 
 @pytest.fixture
-def delivery(payments_url: str, orders_url: str, own_broker: Broker) -> Delivery:
-    """Both databases, fresh, and a broker of this test alone."""
+def delivery(payments_url: str, orders_url: str, broker: Broker) -> Delivery:
+    """Both databases and a broker, all of them empty."""
+    return Delivery(payments_url, orders_url, broker.bootstrap)
+
+
+@pytest.fixture
+def own_delivery(payments_url: str, orders_url: str, own_broker: Broker) -> Delivery:
+    """Both databases, and `own_broker`."""
     return Delivery(payments_url, orders_url, own_broker.bootstrap)
+
+
+@pytest.fixture
+def embedded_delivery(payments_url: str, orders_url: str, own_embedded_broker: Broker) -> Delivery:
+    """Both databases, and `own_embedded_broker`."""
+    return Delivery(payments_url, orders_url, own_embedded_broker.bootstrap)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -55,12 +55,12 @@ def test_a_consumer_killed_anywhere_charges_once(
 
 
 def test_a_database_killed_under_load_is_waited_for(
-    own_postgres: PostgresServer, own_broker: Broker
+    own_postgres: PostgresServer, broker: Broker
 ) -> None:
     urls = {name: own_postgres.create_database(name) for name in ("payments", "orders")}
     for name, url in urls.items():
         upgrade(name, url)
-    delivery = Delivery(urls["payments"], urls["orders"], own_broker.bootstrap)
+    delivery = Delivery(urls["payments"], urls["orders"], broker.bootstrap)
     user = delivery.open_account(1000)
     commands = [
         (program, "run", service)

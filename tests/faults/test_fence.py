@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaProducer
 
 from shared.outbox import sender
-from support.broker import Broker
+from support.broker import open_broker
 from support.delivery import ORDERS, Delivery
 from support.ports import free_port
 from support.proxy import CUT_AFTER, CUT_BEFORE, REFUSE, Proxy
@@ -63,7 +63,7 @@ def make_producer_that_goes_on(settings: Settings, client_id: str) -> KafkaProdu
 
 def relay_through_failures(payments_url: str, orders_url: str, fails: dict[int, str]) -> None:
     port = free_port()
-    broker = Broker(advertised_port=port)
+    broker = open_broker(advertised_port=port)
     delivery = Delivery(payments_url, orders_url, f"127.0.0.1:{port}")
     # Several batches of each partition are in flight at once: that is when a failed one is passed.
     writers = Writers(orders_url, keys=4, threads=1, each=300, padding=20_000)
@@ -76,5 +76,5 @@ def relay_through_failures(payments_url: str, orders_url: str, fails: dict[int, 
             assert proxy.failed, "the proxy failed nothing"
             records = delivery.records(ORDERS)
     finally:
-        broker.stop()
+        broker.discard()
     writers.check(records)

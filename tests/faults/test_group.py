@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
-    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+    embedded_delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The embedded broker waits for such a member without end, whoever comes after it."""
+    delivery = embedded_delivery
     monkeypatch.setattr(consumer, "JOIN_STUCK_S", 5.0)
     delivery.produce("orders.events", Record(b"{}", headers=[]))
     joining = make_consumer(delivery.settings("payments"), "payments")

@@ -101,7 +101,10 @@ def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
     assert len(delivery.records(ORDERS)) == 2000 - left
 
 
-def test_broker_down_is_told_once_and_waited_out(delivery: Delivery, own_broker: Broker) -> None:
+def test_broker_down_is_told_once_and_waited_out(
+    own_delivery: Delivery, own_broker: Broker
+) -> None:
+    delivery = own_delivery
     own_broker.kill()
     delivery.add("a", 1)
     with delivery.process("outbox-relay", "run", "orders") as relay:
@@ -125,16 +128,28 @@ def test_broker_down_is_told_once_and_waited_out(delivery: Delivery, own_broker:
 
 
 def test_a_broker_that_comes_back_empty_is_given_everything_again(
-    delivery: Delivery, own_broker: Broker
+    own_delivery: Delivery, own_broker: Broker
 ) -> None:
+    lose_and_restore(own_delivery, own_broker)
+
+
+def test_an_embedded_broker_that_comes_back_empty_is_given_everything_again(
+    embedded_delivery: Delivery, own_embedded_broker: Broker
+) -> None:
+    """It comes back within milliseconds, before anybody has noticed that it was gone."""
+    lose_and_restore(embedded_delivery, own_embedded_broker)
+
+
+def lose_and_restore(delivery: Delivery, broker: Broker) -> None:
     with delivery.process("outbox-relay", "run", "orders") as relay:
         for n in range(50):
             delivery.add(f"key{n % 3}", n)
         delivery.wait_sent("orders")
-        own_broker.kill()
+        broker.kill()
+        broker.forget()
         for n in range(50, 80):
             delivery.add(f"key{n % 3}", n)
-        own_broker.start()
+        broker.start()
         relay.wait_logged("relay.topic_lost")
         delivery.wait_sent("orders")
         assert relay.logged("relay.topic_lost")[0]["queued_again"] == 50

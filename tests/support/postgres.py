@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,22 @@ FAST = {
 STOP_TIMEOUT_S = 20
 # Debian's, where it is installed: the oldest that is promised to work and can be had there.
 DEBIAN_BINARIES = Path("/usr/lib/postgresql/15/bin")
+# Which of the two the tests run on.
+WHICH = "SETTLE_TEST_POSTGRES"
+WHEEL, DEBIAN = "wheel", "debian"
+
+
+def chosen() -> tuple[str, str]:
+    """Which PostgreSQL the tests run on, and why."""
+    forced = os.environ.get(WHICH)
+    if forced and forced not in {WHEEL, DEBIAN}:
+        raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {DEBIAN}.")
+    return (forced, f"{WHICH} says so") if forced else (WHEEL, "the one of settle up")
+
+
+def open_postgres() -> PostgresServer:
+    """The chosen PostgreSQL, not started yet."""
+    return PostgresServer(DEBIAN_BINARIES if chosen()[0] == DEBIAN else None)
 
 
 class PostgresServer:
@@ -55,6 +72,8 @@ class PostgresServer:
     def _initialise_other(self) -> None:
         """As the wheel's, but for the builtin locale provider, which came with PostgreSQL 17."""
         cluster = self._cluster
+        if not cluster.binaries.exists():
+            raise FileNotFoundError(f"No {cluster.binaries}: install Debian's postgresql-15.")
         cluster.folder.mkdir(parents=True)
         cluster.owner.give(cluster.folder, 0o700)
         password = cluster.folder / "password"
@@ -96,6 +115,11 @@ class PostgresServer:
     @property
     def log(self) -> Path:
         return self._folder / "postgres.log"
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster, while it runs."""
+        return self._process.pid if self._process is not None else None
 
     def url(self, database: str = "postgres") -> str:
         """The address of a database, as its superuser."""
