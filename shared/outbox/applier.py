@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shared.outbox.failpoints import failpoint
+from shared.failpoints import failpoint
 from shared.outbox.inbox import note_verdict, park, record_new
 from shared.outbox.partitions import horizon
 from shared.outbox.records import Parsed, parse

@@ -21,9 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
 from shared.database import make_engine
+from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
-from shared.outbox.failpoints import failpoint
 from shared.outbox.partitions import inbox_partitions, maintain
 from shared.outbox.process import Health, Outage, Stop
 from shared.outbox.topics import close_quietly, ensure_topics

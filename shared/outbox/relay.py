@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import make_engine
 from shared.errors import SettleError
+from shared.failpoints import failpoint
 from shared.outbox.clients import make_admin
-from shared.outbox.failpoints import failpoint
 from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import maintain, outbox_partitions

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from shared.failpoints import arm
 from shared.log import configure_logging
-from shared.outbox.failpoints import arm
 from shared.outbox.process import Stop, check_health
 from shared.outbox.service import Service, load_service, service_names
 from shared.settings import Settings, read_settings
