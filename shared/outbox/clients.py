@@ -29,6 +29,8 @@ BOOTSTRAP_TIMEOUT_MS = 3_000
 SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_MS = 1_500
 MAX_POLL_INTERVAL_MS = 300_000
+# As a broker takes unless told otherwise (message.max.bytes).
+MAX_REQUEST_BYTES = 1024 * 1024
 
 _RECONNECT = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 1_000}
 
@@ -71,7 +73,7 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
         bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
         linger_ms=5,
         batch_size=128 * 1024,
-        max_request_size=1024 * 1024,
+        max_request_size=MAX_REQUEST_BYTES,
         **_RECONNECT,
     )
     _never_create_topics(producer._metadata)  # noqa: SLF001

@@ -109,12 +109,14 @@ def _attempt(
             if action(connection, partitioned, day):
                 log.info(
                     f"partition.{action.__name__.strip('_')}",
-                    partition=_name(partitioned.table, day),
+                    partition=partition_name(partitioned.table, day),
                 )
     except OperationalError as error:
         if not _is_lock_timeout(error):
             raise
-        log.info("partition.locked", partition=_name(partitioned.table, day), instead="later")
+        log.info(
+            "partition.locked", partition=partition_name(partitioned.table, day), instead="later"
+        )
 
 
 def _make(connection: Connection, partitioned: Partitioned, day: datetime) -> bool:
@@ -124,7 +126,7 @@ def _make(connection: Connection, partitioned: Partitioned, day: datetime) -> bo
     default partition still holds rows of the range. Writers have to wait: one that found its way
     to the default partition before the new one was attached would be refused there after it.
     """
-    table, name = partitioned.table, _name(partitioned.table, day)
+    table, name = partitioned.table, partition_name(partitioned.table, day)
     if connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one():
         return False
     low, high = least_id(day), least_id(day + DAY)
@@ -154,7 +156,7 @@ def _make(connection: Connection, partitioned: Partitioned, day: datetime) -> bo
 
 def _drop(connection: Connection, partitioned: Partitioned, day: datetime) -> bool:
     """Drop a partition, unless something in it is still needed; asked under its lock."""
-    name = _name(partitioned.table, day)
+    name = partition_name(partitioned.table, day)
     if not connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one():
         return False
     bounds = {"low": least_id(day), "high": least_id(day + DAY)}
@@ -216,7 +218,8 @@ def _plain_columns(connection: Connection, table: str) -> str:
     return ", ".join(names)
 
 
-def _name(table: str, day: datetime) -> str:
+def partition_name(table: str, day: datetime) -> str:
+    """The name of a day's partition."""
     return f"{table}_p{day:%Y%m%d}"
 
 
