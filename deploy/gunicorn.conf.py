@@ -18,6 +18,9 @@ threads = 8
 # Requests beyond the threads wait here; they are not refused.
 backlog = 2048
 
+# X-Forwarded-* and the like are the app's matter (TRUSTED_PROXIES): gunicorn believes nobody.
+forwarded_allow_ips = ""
+
 # Seconds. A request under way at a stop may end; supervisord waits longer than this.
 graceful_timeout = 20
 timeout = 30

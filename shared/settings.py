@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,9 @@ from shared.errors import SettleError
 
 DAY_S = 24 * 60 * 60
 DRIVER = "postgresql+psycopg2"
+CURSOR_SECRET_MIN = 32
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 
 
 class SettingsError(SettleError):
@@ -25,6 +29,8 @@ class Settings:
 
     `outbox_shards` is the count the operator expects; the database holds the true one, and a
     relay refuses to start when the two differ. None expects nothing.
+
+    `cursor_secret` is what the cursors of lists are signed with.
     """
 
     service: str
@@ -40,6 +46,10 @@ class Settings:
     relay_batch: int
     relay_poll_s: float
     consumer_batch: int
+    idempotency_retention_s: int
+    cursor_secret: str
+    trusted_proxies: int
+    cors_origins: tuple[str, ...]
     health_dir: str | None
     log_level: str
     log_format: str
@@ -79,6 +89,10 @@ def read_settings(service: str) -> Settings:
                 "RELAY_POLL_S", 1.0, validate=validate.Range(min=0.01, max=60.0)
             ),
             consumer_batch=whole("CONSUMER_BATCH", 500, least=1, most=500),
+            idempotency_retention_s=whole("IDEMPOTENCY_RETENTION_S", DAY_S, least=60),
+            cursor_secret=_cursor_secret(env, service),
+            trusted_proxies=whole("TRUSTED_PROXIES", 0, least=0, most=10),
+            cors_origins=_origins(env, "CORS_ORIGINS"),
             health_dir=env.str("HEALTH_DIR", "") or None,
             log_level=_log_level(env),
             log_format=_log_format(env),
@@ -126,6 +140,34 @@ def _log_format(env: Env) -> str:
 
 def _whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
     return env.int(name, default, validate=validate.Range(min=least, max=most))
+
+
+def _cursor_secret(env: Env, service: str) -> str:
+    """The setting; unless it is given, one that all processes on the same database have in common.
+
+    It outlives restarts, and changes with the database's password.
+    """
+    given = env.str("CURSOR_SECRET", "")
+    if not given:
+        return f"cursors on {env.str(f'{service.upper()}_DATABASE_URL')}"
+    if len(given) < CURSOR_SECRET_MIN:
+        raise SettingsError(
+            f"CURSOR_SECRET is of {len(given)} characters; make it {CURSOR_SECRET_MIN} or more,"
+            " of chance: openssl rand -hex 32"
+        )
+    return given
+
+
+def _origins(env: Env, name: str) -> tuple[str, ...]:
+    """Origins as browsers write them (RFC 6454, section 6.2)."""
+    origins: tuple[str, ...] = tuple(env.list(name, []))
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise SettingsError(
+                f"{name} holds {origin!r}, which is no origin:"
+                " expected https://shop.example or http://localhost:3000, separated by commas"
+            )
+    return origins
 
 
 def _database_url(env: Env, name: str) -> str:

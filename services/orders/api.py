@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from services.orders import orders
 from services.orders.models import SUCCESS
+from services.orders.problems import UNKNOWN_ORDER
 from services.orders.schemas import (
     AcceptedSchema,
     NewOrderSchema,
@@ -14,15 +17,10 @@ from services.orders.schemas import (
     OrdersQuerySchema,
     OrderStatusSchema,
 )
-from shared.web import Blueprint, Cursor, next_link, transaction
+from shared.web import Blueprint, read_paging, transaction
 
 if TYPE_CHECKING:
     from typing import Any
-    from uuid import UUID
-
-    from shared.errors import SettleError
-
-STATUSES: dict[type[SettleError], int] = {orders.UnknownOrderError: HTTPStatus.NOT_FOUND}
 
 blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
@@ -78,7 +76,7 @@ def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     description="How the order stands.",
     example={"id": _ORDER, "status": SUCCESS},
 )
-@blueprint.problem(HTTPStatus.NOT_FOUND, f"There is no order {_ORDER}.")
+@blueprint.problem(UNKNOWN_ORDER, f"There is no order {_ORDER}.")
 def get_order(order_id: UUID) -> dict[str, object]:
     """Tell an order's status.
 
@@ -109,7 +107,7 @@ def get_order(order_id: UUID) -> dict[str, object]:
         "Link": {
             "description": "Where the next page is (RFC 8288); the last page has none.",
             "schema": {"type": "string"},
-            "example": '</orders?limit=100&cursor=AAY3yw...>; rel="next"',
+            "example": '<http://localhost:8081/orders?limit=100&cursor=3q2-7w...>; rel="next"',
         }
     },
 )
@@ -118,12 +116,10 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
 
     Follow the links to page on: orders that come meanwhile do not move the pages.
     """
-    cursor: Cursor | None = query.pop("cursor", None)
-    after = (cursor.created_at, cursor.id) if cursor else None
+    paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
-        page = orders.newest(session, **query, after=after)
+        page = orders.newest(session, limit=paging.limit, after=paging.after, **paging.filters)
     if not page.more:
         return page.rows, {}
     last = page.rows[-1]
-    following = Cursor(last.created_at, last.id).encode()
-    return page.rows, next_link("/orders", {**query, "cursor": following})
+    return page.rows, paging.link(last.created_at, last.id)

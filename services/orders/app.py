@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import sessionmaker
 
-from services.orders.api import STATUSES, blueprint
+from services.orders.api import blueprint
+from services.orders.problems import PROBLEMS
 from shared import migrations, outbox
 from shared.database import make_engine
 from shared.log import configure_logging
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         " An order is paid through events, by the payments service.",
         blueprints=[blueprint],
         session_factory=sessions,
+        settings=settings,
         revision=migrations.head("orders"),
-        statuses=STATUSES,
+        domain=PROBLEMS,
     )

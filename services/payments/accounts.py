@@ -28,6 +28,10 @@ class BalanceOverflowError(SettleError):
     """A deposit would raise the balance above what can be stored."""
 
 
+class UserMismatchError(SettleError):
+    """A deposit names two users."""
+
+
 _CREATE = (
     insert(accounts)
     .on_conflict_do_nothing(index_elements=[accounts.c.user_id])

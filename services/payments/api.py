@@ -5,10 +5,14 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from werkzeug.exceptions import Conflict
-
 from services.payments import accounts
 from services.payments.models import AMOUNT_MAX
+from services.payments.problems import (
+    ACCOUNT_EXISTS,
+    BALANCE_OVERFLOW,
+    UNKNOWN_ACCOUNT,
+    USER_MISMATCH,
+)
 from services.payments.schemas import (
     BalanceQuerySchema,
     BalanceSchema,
@@ -21,14 +25,6 @@ from shared.web import Blueprint, transaction
 if TYPE_CHECKING:
     from typing import Any
     from uuid import UUID
-
-    from shared.errors import SettleError
-
-STATUSES: dict[type[SettleError], int] = {
-    accounts.AccountExistsError: HTTPStatus.CONFLICT,
-    accounts.BalanceOverflowError: HTTPStatus.CONFLICT,
-    accounts.UnknownAccountError: HTTPStatus.NOT_FOUND,
-}
 
 blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and balances")
 
@@ -44,7 +40,7 @@ _NO_ACCOUNT = f"User {_USER} has no account."
     description="The account is open, with nothing in it.",
     example={"message": "Account created"},
 )
-@blueprint.problem(HTTPStatus.CONFLICT, f"User {_USER} has an account already.")
+@blueprint.problem(ACCOUNT_EXISTS, f"User {_USER} has an account already.")
 def create_account(body: dict[str, Any]) -> dict[str, str]:
     """Open a user's account.
 
@@ -74,10 +70,13 @@ def create_account(body: dict[str, Any]) -> dict[str, str]:
     description="The amount is in the account.",
     example={"message": "Balance refilled"},
 )
-@blueprint.problem(HTTPStatus.NOT_FOUND, _NO_ACCOUNT)
+@blueprint.problem(UNKNOWN_ACCOUNT, _NO_ACCOUNT)
 @blueprint.problem(
-    HTTPStatus.CONFLICT,
+    USER_MISMATCH,
     f"The body's user_id, 4b1ddf0c-58f0-4a0e-9b65-2f1f6f3c9a11, is not the address's, {_USER}.",
+)
+@blueprint.problem(
+    BALANCE_OVERFLOW,
     f"A deposit of 103900 would raise the balance of user {_USER}, {AMOUNT_MAX}, above"
     f" {AMOUNT_MAX}.",
 )
@@ -87,7 +86,9 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
     Two deposits are two, also when they look alike: one whose answer was lost may have been made.
     """
     if body.get("user_id", user_id) != user_id:
-        raise Conflict(f"The body's user_id, {body['user_id']}, is not the address's, {user_id}.")
+        raise accounts.UserMismatchError(
+            f"The body's user_id, {body['user_id']}, is not the address's, {user_id}."
+        )
     with transaction() as session:
         accounts.deposit(session, user_id, body["amount"])
     return {"message": "Balance refilled"}
@@ -98,7 +99,7 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
 @blueprint.response(
     HTTPStatus.OK, BalanceSchema, description="The balance now.", example={"balance": 103_900}
 )
-@blueprint.problem(HTTPStatus.NOT_FOUND, _NO_ACCOUNT)
+@blueprint.problem(UNKNOWN_ACCOUNT, _NO_ACCOUNT)
 def get_balance(query: dict[str, Any]) -> dict[str, int]:
     """Tell a user's balance.
 

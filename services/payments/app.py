@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import sessionmaker
 
-from services.payments.api import STATUSES, blueprint
+from services.payments.api import blueprint
+from services.payments.problems import PROBLEMS
 from shared import migrations
 from shared.database import make_engine
 from shared.log import configure_logging
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         description="Keeps the accounts of users: deposits, balances, and the charges for orders.",
         blueprints=[blueprint],
         session_factory=sessionmaker(engine),
+        settings=settings,
         revision=migrations.head("payments"),
-        statuses=STATUSES,
+        domain=PROBLEMS,
     )

@@ -5,17 +5,19 @@ It knows nothing of the delivery engine: a service wires the two.
 
 from shared.web.app import POOL_SIZE, SESSION_SETTINGS, make_app
 from shared.web.blueprint import Blueprint
-from shared.web.paging import Cursor, CursorField, Limit, next_link
+from shared.web.kinds import Kind
+from shared.web.paging import CursorField, Limit, Paging, read_paging
 from shared.web.sessions import transaction
 
 __all__ = [
     "POOL_SIZE",
     "SESSION_SETTINGS",
     "Blueprint",
-    "Cursor",
     "CursorField",
+    "Kind",
     "Limit",
+    "Paging",
     "make_app",
-    "next_link",
+    "read_paging",
     "transaction",
 ]

@@ -9,7 +9,20 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
-from shared.web import access, bodies, docs, health, openapi, problems, sessions, tracing
+from shared.web import (
+    access,
+    bodies,
+    docs,
+    edge,
+    health,
+    kinds,
+    openapi,
+    paging,
+    problem_pages,
+    problems,
+    sessions,
+    tracing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from shared.errors import SettleError
+    from shared.settings import Settings
     from shared.web.blueprint import Blueprint
 
 # A worker has 8 threads (deploy/gunicorn.conf.py), each with one connection at most; two to spare.
@@ -49,8 +63,9 @@ def make_app(
     description: str,
     blueprints: Sequence[Blueprint],
     session_factory: sessionmaker[Session],
+    settings: Settings,
     revision: str,
-    statuses: Mapping[type[SettleError], int],
+    domain: Mapping[type[SettleError], kinds.Kind],
 ) -> Flask:
     """Make a service's app.
 
@@ -60,19 +75,23 @@ def make_app(
         description: what it is for, in a sentence or two.
         blueprints: its calls.
         session_factory: sessions on its database.
+        settings: of the service's process.
         revision: the migration that its code is made for.
-        statuses: the HTTP status of each error that its use cases raise.
+        domain: the kind of problem for each error that its use cases raise.
     """
     app = Flask(name, static_folder=None)
     app.json = _Json(app)
     access.register(app)
     sessions.register(app, session_factory)
     tracing.register(app)
+    edge.register(app, settings)
     app.before_request(_refuse_redirects)
     bodies.register(app)
+    paging.register(app, settings)
     api = openapi.make_api(app, title=title, description=description)
     for blueprint in (*blueprints, health.make_blueprint(revision)):
         api.register_blueprint(blueprint)
     docs.register(app, api, title=title, description=description)
-    problems.register(app, statuses)
+    problem_pages.register(app, {*kinds.COMMON, *domain.values()})
+    problems.register(app, domain)
     return app

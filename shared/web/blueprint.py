@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from marshmallow import Schema
 
+    from shared.web.kinds import Kind
+
     View = Callable[..., Any]
     Decorator = Callable[[View], View]
 
@@ -27,8 +29,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         super().__init__(name, import_name, description=description)
         self._prepare_doc_cbks.append(describe_common)
 
-    def problem(self, status: int, *details: str) -> Decorator:
-        """Describe an error of the call, by a sentence for each case.
+    def problem(self, kind: Kind, *details: str) -> Decorator:
+        """Describe a kind of problem that the call can end as, by a sentence for each case.
 
         What every call can answer, and every one with a body, is described without this.
         It stands below `response`, next to the view.
@@ -37,7 +39,9 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         def decorate(view: View) -> View:
             described: dict[str, Any] = view.__dict__.setdefault("_apidoc", {})
             responses = described.setdefault("response", {}).setdefault("responses", {})
-            responses[status] = [{"content_type": None, **problem_response(status, *details)}]
+            cases = view.__dict__.setdefault("_problems", {}).setdefault(kind.status, [])
+            cases[:0] = [(kind, detail) for detail in details]  # decorators come from below
+            responses[kind.status] = [{"content_type": None, **problem_response(*cases)}]
             return view
 
         return decorate

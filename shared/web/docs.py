@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flask_swagger_ui
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify
+
+from shared.web.pages import secure, wants_page
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -16,15 +18,6 @@ if TYPE_CHECKING:
 
 # From the files of a package, not from elsewhere: the docs work offline.
 _FILES = Path(flask_swagger_ui.__file__).parent / "dist"
-
-_HEADERS = {
-    # Nothing from elsewhere, and none of this in a frame. Swagger UI styles elements in place, and
-    # its icons are data.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self';"
-    " style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 _INDEX = """\
 <!doctype html>
@@ -37,6 +30,7 @@ _INDEX = """\
 <ul>
 <li><a href="docs">The API, described, to be tried out</a>
 <li><a href="openapi.json">The same for programs (OpenAPI)</a>
+<li><a href="problems">The problems it can answer with</a>
 <li><a href="readyz">Whether the service is ready</a>
 </ul>
 </html>
@@ -81,8 +75,7 @@ def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
 
     @pages.get("/")
     def index() -> Response:
-        kinds = ["application/json", "text/html"]
-        if request.accept_mimetypes.best_match(kinds) == "text/html":
+        if wants_page():
             return Response(_INDEX.format_map(texts), mimetype="text/html")
         return jsonify(service=title, docs="/docs", openapi="/openapi.json")
 
@@ -99,9 +92,5 @@ def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
         described = current_app.json.dumps(api.spec.to_dict())
         return Response(described, mimetype="application/json")
 
-    @pages.after_request
-    def secure(response: Response) -> Response:
-        response.headers.update(_HEADERS)
-        return response
-
+    pages.after_request(secure)
     app.register_blueprint(pages)

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from shared.fields import OpenSchema
+from shared.web import kinds
 from shared.web.blueprint import Blueprint
 from shared.web.problems import unavailable
 from shared.web.sessions import transaction
@@ -56,7 +57,7 @@ def make_blueprint(revision: str) -> Blueprint:
     @blueprint.route("/readyz", methods=["GET"])
     @blueprint.response(HTTPStatus.OK, HealthSchema, description="It is ready.", example=_OK)
     @blueprint.problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        kinds.NOT_READY,
         "The database cannot be asked for its revision.",
         f"The database is at revision 0000, this needs {revision}: run the migrations.",
     )
@@ -71,14 +72,16 @@ def make_blueprint(revision: str) -> Blueprint:
                 found = session.scalar(_REVISION)
         except ProgrammingError:  # there is no table of revisions
             return unavailable(
-                f"The database is at no revision, this needs {revision}: run the migrations."
+                kinds.NOT_READY,
+                f"The database is at no revision, this needs {revision}: run the migrations.",
             )
         except SQLAlchemyError as error:
             log.warning("web.not_ready", error=str(error).partition("\n")[0])
-            return unavailable("The database cannot be asked for its revision.")
+            return unavailable(kinds.NOT_READY, "The database cannot be asked for its revision.")
         if found != revision:
             return unavailable(
-                f"The database is at revision {found}, this needs {revision}: run the migrations."
+                kinds.NOT_READY,
+                f"The database is at revision {found}, this needs {revision}: run the migrations.",
             )
         return _OK
 

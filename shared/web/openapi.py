@@ -10,11 +10,15 @@ from flask_smorest import Api
 from marshmallow import fields
 
 from shared.fields import OpenSchema
+from shared.web import kinds
+from shared.web.bodies import TOO_DEEP
 from shared.web.problems import AWAY, MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, document_of
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
 
 if TYPE_CHECKING:
     from flask import Flask
+
+    from shared.web.kinds import Kind
 
     Doc = dict[str, Any]  # a part of the description
 
@@ -22,13 +26,14 @@ _DESCRIPTION = """\
 
 
 Amounts are integers of minor units (cents, say), from 1 to 2^63-1. A field that is unknown is
-ignored. Every error is a problem document (RFC 9457), also where the address is unknown (404) or
-does not take the method (405).
+ignored, one that an object has twice is refused. Every error is a problem document (RFC 9457),
+also where the address is unknown (404) or does not take the method (405); its `type` leads to a
+page that tells what to do, and `/problems` lists them.
 """
 
 
 class FaultSchema(OpenSchema):
-    """One fault in a request: `pointer` into the body, or `parameter` of the query."""
+    """One fault in a request: `pointer` into the body, `parameter` of the query, or `header`."""
 
     pointer = fields.String(
         metadata={
@@ -38,6 +43,9 @@ class FaultSchema(OpenSchema):
     )
     parameter = fields.String(
         metadata={"description": "Which parameter of the query it is.", "examples": ["limit"]}
+    )
+    header = fields.String(
+        metadata={"description": "Which header it is.", "examples": ["Idempotency-Key"]}
     )
     detail = fields.String(
         required=True,
@@ -54,21 +62,31 @@ class ProblemSchema(OpenSchema):
     type = fields.String(
         required=True,
         metadata={
-            "description": "Always `about:blank`: the status says what kind it is.",
-            "examples": ["about:blank"],
+            "description": "The kind of problem; it never changes. At the service, it leads to a"
+            " page that tells what it means and what to do.",
+            "format": "uri-reference",
+            "examples": [kinds.INVALID_INPUT.type],
         },
     )
-    title = fields.String(required=True, metadata={"description": "The phrase of the status."})
+    title = fields.String(required=True, metadata={"description": "The kind, in a few words."})
     status = fields.Integer(required=True, metadata={"description": "The HTTP status."})
     detail = fields.String(
         required=True, metadata={"description": "A sentence on this occurrence, for a person."}
     )
-    errors = fields.List(
-        fields.Nested(FaultSchema),
-        metadata={"description": "With 422: every fault that was found."},
+    instance = fields.String(
+        required=True,
+        metadata={
+            "description": "This occurrence: the request's path and its id.",
+            "format": "uri-reference",
+        },
     )
     request_id = fields.String(
-        metadata={"description": "With 500: the id under which the log tells what went wrong."}
+        required=True,
+        metadata={"description": "The request's id, under which the log tells more."},
+    )
+    errors = fields.List(
+        fields.Nested(FaultSchema),
+        metadata={"description": "Of the kind `invalid-input`: every fault that was found."},
     )
 
 
@@ -96,16 +114,19 @@ _RETRY_AFTER: Doc = {
 }
 
 
-def problem_response(status: int, *details: str, **members: Any) -> Doc:
+# Of the examples.
+_OCCURRENCE = {"path": "/...", "request_id": "3f0f6e62-93a4-4c0b-9d0c-4c3ec1b7e1a5"}
+
+
+def problem_response(*cases: tuple[Kind, str], **members: Any) -> Doc:
     """Describe an answer that is a problem document.
 
     Args:
-        status: the HTTP status.
-        details: when it comes, a sentence for each case, as it stands in the document.
+        cases: of one status: each kind with a sentence, as it stands in the document.
         members: further members of the documents.
     """
     described: Doc = {
-        "description": "\n\n".join(details),
+        "description": "\n\n".join(f"`{kind.name}`: {detail}" for kind, detail in cases),
         "headers": {REQUEST_ID: REQUEST_ID},
         "content": {
             MEDIA_TYPE: {
@@ -113,14 +134,14 @@ def problem_response(status: int, *details: str, **members: Any) -> Doc:
                 "examples": {
                     f"case {number}": {
                         "summary": detail,
-                        "value": document_of(status, detail, **members),
+                        "value": document_of(kind, detail, **_OCCURRENCE, **members),
                     }
-                    for number, detail in enumerate(details, 1)
+                    for number, (kind, detail) in enumerate(cases, 1)
                 },
             }
         },
     }
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if cases[0][0].status == HTTPStatus.SERVICE_UNAVAILABLE:
         described["headers"] |= {"Retry-After": _RETRY_AFTER}
     return described
 
@@ -133,35 +154,36 @@ _ANY = (
 )
 _WITH_BODY = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 _PROBLEMS: dict[HTTPStatus, Doc] = {
-    status: problem_response(status, *details, **members)
-    for status, details, members in (
+    HTTPStatus.BAD_REQUEST: problem_response(
+        (kinds.NOT_JSON, "The body is not JSON: Expecting value (line 1, column 1)."),
+        (kinds.NESTED_TOO_DEEPLY, TOO_DEEP),
+        (kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."),
+    ),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: problem_response(
+        (kinds.BODY_TOO_LARGE, "The body is larger than 1 MiB.")
+    ),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: problem_response(
         (
-            HTTPStatus.BAD_REQUEST,
-            ["The body is not JSON: Expecting value (line 1, column 1)."],
-            {},
-        ),
-        (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, ["The body is larger than 1 MiB."], {}),
+            kinds.UNSUPPORTED_MEDIA_TYPE,
+            "The body must be JSON, with Content-Type: application/json.",
+        )
+    ),
+    HTTPStatus.UNPROCESSABLE_ENTITY: problem_response(
         (
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            ["The body must be JSON, with Content-Type: application/json."],
-            {},
+            kinds.INVALID_INPUT,
+            "The request is well-formed, but some of it cannot be accepted.",
         ),
+        errors=[{"pointer": "#/user_id", "detail": "Must not be the nil UUID."}],
+    ),
+    HTTPStatus.INTERNAL_SERVER_ERROR: problem_response(
         (
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            ["The request is well-formed, but some of it cannot be accepted."],
-            {"errors": [{"pointer": "#/user_id", "detail": "Must not be the nil UUID."}]},
-        ),
-        (
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-            ["Something went wrong here. The log tells what, under this request_id."],
-            {"request_id": "3f0f6e62-93a4-4c0b-9d0c-4c3ec1b7e1a5"},
-        ),
-        (
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            [AWAY, TOO_SLOW],
-            {},
-        ),
-    )
+            kinds.INTERNAL_ERROR,
+            "Something went wrong here. The log tells what, under this request_id.",
+        )
+    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: problem_response(
+        (kinds.DATABASE_UNAVAILABLE, AWAY), (kinds.DATABASE_TOO_SLOW, TOO_SLOW)
+    ),
 }
 
 

@@ -1,88 +1,50 @@
-"""Paging by keyset: a page begins after the last row of the one before, whatever came since."""
+"""Paging by keyset: a page begins after the last row of the one before, whatever came since.
+
+A page costs the same wherever it begins: an index leads to its first row. A list reads its query
+with `read_paging`, gives its rows from `Paging.after` on, and answers with `Paging.link`.
+"""
 
 from __future__ import annotations
 
 import base64
-import binascii
+import hmac
+import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
-from uuid import UUID
 
+from flask import current_app, request
 from marshmallow import ValidationError, fields
 
+from shared.web.problems import InvalidInputError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from flask import Flask
+
+    from shared.settings import Settings
 
 LIMIT_MAX = 1000
 LIMIT_DEFAULT = 100
 
 _DIGITS = re.compile(r"[0-9]{1,4}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_TIME_BYTES = 8
-_CURSOR_BYTES = _TIME_BYTES + 16
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """The place of a row among rows by (created_at, id).
-
-    As text it is opaque: microseconds since 1970 in 8 bytes and the UUID in 16, in Base64 for
-    URLs (RFC 4648, section 5).
-    """
-
-    created_at: datetime
-    id: UUID
-
-    def encode(self) -> str:
-        """The cursor as text."""
-        microseconds = (self.created_at - _EPOCH) // _MICROSECOND
-        packed = microseconds.to_bytes(_TIME_BYTES, signed=True) + self.id.bytes
-        return base64.urlsafe_b64encode(packed).decode()
-
-    @staticmethod
-    def decode(text: str) -> Cursor:
-        """Read a cursor.
-
-        Raises:
-            ValueError: it is none that `encode` made.
-        """
-        try:
-            packed = base64.b64decode(text, altchars=b"-_", validate=True)
-        except binascii.Error as error:
-            raise ValueError("not Base64") from error
-        if len(packed) != _CURSOR_BYTES:
-            raise ValueError("not a cursor's length")
-        microseconds = int.from_bytes(packed[:_TIME_BYTES], signed=True)
-        try:
-            created_at = _EPOCH + microseconds * _MICROSECOND
-        except OverflowError as error:
-            raise ValueError("not a cursor's time") from error
-        return Cursor(created_at, UUID(bytes=packed[_TIME_BYTES:]))
+_TAG_BYTES = 16
+_EXTENSION = "settle-cursor-secret"
+_REFUSED = "Must be a cursor from a next link of this list, with the same filters as there."
 
 
 class CursorField(fields.String):
-    """A cursor in a query, as a `next` link gave it."""
+    """A cursor in a query, as a `next` link gave it; `read_paging` reads it."""
 
     def __init__(self) -> None:
         super().__init__(
-            metadata={"description": "Where the page begins, as a `next` link has it; opaque."}
+            metadata={
+                "description": "Where the page begins, as a `next` link has it; opaque. It holds"
+                " for the list and the filters that it was given for."
+            }
         )
-
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> Any:  # a Cursor, where the base class says str
-        try:
-            return Cursor.decode(str(value))
-        except ValueError as error:
-            raise ValidationError("Must be a cursor from a next link.") from error
 
 
 class Limit(fields.Integer):
@@ -113,11 +75,81 @@ class Limit(fields.Integer):
         return limit
 
 
-def next_link(path: str, query: Mapping[str, object]) -> dict[str, str]:
-    """The header that leads to the next page (RFC 8288), relative to this one.
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """Which page of a list a request asks for.
 
     Args:
-        path: of the list.
-        query: of the next page.
+        limit: how many rows at most.
+        filters: which rows: what the query holds beside `limit` and `cursor`.
+        after: the sort key of the row before the first; None for the first page.
     """
-    return {"Link": f'<{path}?{urlencode(query)}>; rel="next"'}
+
+    limit: int
+    filters: Mapping[str, Any]
+    after: tuple[Any, ...] | None
+
+    def link(self, *last: object) -> dict[str, str]:
+        """The header that leads to the next page (RFC 8288), by its whole address.
+
+        Args:
+            last: the sort key of this page's last row; what `str` makes of each part must be what
+                the converters of `read_paging` read.
+        """
+        query = {name: request.args[name] for name in self.filters if name in request.args}
+        query["limit"] = str(self.limit)
+        payload = json.dumps([str(part) for part in last], separators=(",", ":")).encode()
+        query["cursor"] = _seal(payload, self.filters)
+        # A Host that is none (RFC 3986), one with an underscore say, cannot be in an address.
+        address = request.base_url if request.host else request.root_path + request.path
+        return {"Link": f'<{address}?{urlencode(query)}>; rel="next"'}
+
+
+def register(app: Flask, settings: Settings) -> None:
+    """Have an app's cursors signed by the setting CURSOR_SECRET."""
+    app.extensions[_EXTENSION] = settings.cursor_secret.encode()
+
+
+def read_paging(query: Mapping[str, Any], *converters: Callable[[str], Any]) -> Paging:
+    """Read which page a request asks for, and make sure that its cursor is ours.
+
+    Args:
+        query: as a schema with a `Limit` called `limit` and a `CursorField` called `cursor` has
+            loaded it; the rest of it are the list's filters.
+        converters: read the parts of the list's sort key from text, in their order.
+
+    Raises:
+        InvalidInputError: the cursor was not made here, for this list and these filters.
+    """
+    filters = {name: value for name, value in query.items() if name not in {"limit", "cursor"}}
+    cursor = query.get("cursor")
+    after = None
+    if cursor is not None:
+        parts = _open(cursor, filters)
+        after = tuple(convert(part) for convert, part in zip(converters, parts, strict=True))
+    return Paging(query["limit"], filters, after)
+
+
+def _open(text: str, filters: Mapping[str, Any]) -> list[str]:
+    try:
+        packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError as error:
+        raise _refused() from error
+    payload = packed[_TAG_BYTES:]
+    # The text is compared, not the tag alone: several texts are one value in Base64.
+    if not hmac.compare_digest(_seal(payload, filters), text):
+        raise _refused()
+    parts: list[str] = json.loads(payload)
+    return parts
+
+
+def _seal(payload: bytes, filters: Mapping[str, Any]) -> str:
+    """Make a cursor: HMAC-SHA256 of where it holds and what it says, cut to 128 bits (RFC 2104)."""
+    scope = json.dumps([request.path, filters], default=str, sort_keys=True).encode()
+    secret: bytes = current_app.extensions[_EXTENSION]
+    tag = hmac.digest(secret, scope + b"\0" + payload, "sha256")[:_TAG_BYTES]
+    return base64.urlsafe_b64encode(tag + payload).rstrip(b"=").decode()
+
+
+def _refused() -> InvalidInputError:
+    return InvalidInputError([{"parameter": "cursor", "detail": _REFUSED}])

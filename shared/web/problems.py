@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import structlog
-from flask import Response, current_app
+from flask import Response, current_app, request
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
 from shared.trace import current_trace
+from shared.web import kinds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from shared.errors import SettleError
+    from shared.web.kinds import Kind
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -41,72 +44,108 @@ _TIMED_OUT = {"57014", "55P03"}
 log = structlog.get_logger(__name__)
 
 
-class InvalidInputError(HTTPException):
+class ProblemError(HTTPException):
+    """A request that ends as a problem of a kind.
+
+    Args:
+        kind: of the problem.
+        detail: a sentence for a person, on this occurrence.
+        members: extension members (RFC 9457, section 3.2).
+    """
+
+    def __init__(self, kind: Kind, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.code = kind.status
+        self.kind = kind
+        self.detail = detail
+        self.members = members
+
+
+class InvalidInputError(ProblemError):
     """The request is well-formed, but says something wrong.
 
     Args:
-        errors: where each fault is (`pointer`, a JSON Pointer into the body, or `parameter`, a
-            name in the query) and what it is (`detail`).
+        errors: where each fault is (`pointer`, a JSON Pointer into the body, `parameter`, a name
+            in the query, or `header`) and what it is (`detail`).
     """
 
-    code = HTTPStatus.UNPROCESSABLE_ENTITY
-
     def __init__(self, errors: list[dict[str, str]]) -> None:
-        super().__init__("The request is well-formed, but some of it cannot be accepted.")
-        self.errors = errors
+        super().__init__(
+            kinds.INVALID_INPUT,
+            "The request is well-formed, but some of it cannot be accepted.",
+            errors=errors,
+        )
 
 
 def problem(
-    status: int,
+    kind: Kind,
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
     **members: Any,  # whatever JSON holds
 ) -> Response:
-    """Make a problem document.
+    """Make a problem document on the request.
 
     Args:
-        status: the HTTP status.
+        kind: of the problem; it has the status.
         detail: a sentence for a person, on this occurrence.
         headers: to be sent with it.
         members: extension members (RFC 9457, section 3.2).
     """
-    document = document_of(status, detail, **members)
-    response = Response(current_app.json.dumps(document), status=status, mimetype=MEDIA_TYPE)
+    request_id = current_trace.get().request_id or ""
+    document = document_of(kind, detail, path=request.path, request_id=request_id, **members)
+    text = current_app.json.dumps(document)
+    response = Response(text, status=kind.status, mimetype=MEDIA_TYPE)
     response.headers.update(headers or {})
     return response
 
 
-def document_of(status: int, detail: str, **members: Any) -> dict[str, Any]:
-    """The members of a problem document; the arguments are those of `problem`."""
+def document_of(
+    kind: Kind, detail: str, *, path: str, request_id: str, **members: Any
+) -> dict[str, Any]:
+    """The members of a problem document.
+
+    Args:
+        kind: of the problem.
+        detail: a sentence for a person, on this occurrence.
+        path: of the request; with its id, it identifies the occurrence (section 3.1.5).
+        request_id: under which the log tells more.
+        members: extension members.
+    """
     return {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": int(status),
+        "type": kind.type,
+        "title": kind.title,
+        "status": int(kind.status),
         "detail": detail,
+        "instance": f"{quote(path, errors='replace')}#{request_id}",
+        "request_id": request_id,
         **members,
     }
 
 
-def register(app: Flask, statuses: Mapping[type[SettleError], int]) -> None:
+def register(app: Flask, domain: Mapping[type[SettleError], Kind]) -> None:
     """Answer every error of an app with a problem document.
 
     Args:
         app: the app.
-        statuses: of the errors that its use cases raise; their sentence becomes the detail.
+        domain: the kinds of the errors that its use cases raise; their sentence becomes the detail.
     """
 
     def on_domain_error(error: Exception) -> Response:
-        status = next(statuses[base] for base in type(error).__mro__ if base in statuses)
-        return problem(status, str(error))
+        kind = next(domain[base] for base in type(error).__mro__ if base in domain)
+        return problem(kind, str(error))
 
-    for error_class in statuses:
+    for error_class in domain:
         app.register_error_handler(error_class, on_domain_error)
     app.register_error_handler(HTTPException, _on_http_error)
-    app.register_error_handler(InvalidInputError, _on_invalid_input)
+    app.register_error_handler(ProblemError, _on_problem)
     app.register_error_handler(PoolTimeoutError, _on_database_trouble)
     app.register_error_handler(DBAPIError, _on_database_error)
     app.register_error_handler(Exception, _on_defect)
+
+
+def _on_problem(error: ProblemError) -> Response:
+    return problem(error.kind, error.detail, **error.members)
 
 
 def _on_http_error(error: HTTPException) -> Response:
@@ -117,46 +156,44 @@ def _on_http_error(error: HTTPException) -> Response:
         if name.lower() not in {"content-type", "content-length"}
     }
     detail = _DETAILS.get(status) if _is_stock(error) else None
-    return problem(status, detail or error.description or status.phrase, headers=headers)
+    kind = kinds.kind_of(status)
+    return problem(kind, detail or error.description or status.phrase, headers=headers)
 
 
 def _is_stock(error: HTTPException) -> bool:
     return error.description == type(error).description
 
 
-def _on_invalid_input(error: InvalidInputError) -> Response:
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, error.description or "", errors=error.errors)
-
-
 def _on_database_error(error: DBAPIError) -> Response:
     if getattr(error.orig, "pgcode", None) in _TIMED_OUT:
-        return _on_database_trouble(error, TOO_SLOW)
+        _log_trouble(error)
+        return unavailable(kinds.DATABASE_TOO_SLOW, TOO_SLOW)
     if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return _on_database_trouble(error)
     return _on_defect(error)
 
 
-def _on_database_trouble(error: Exception, detail: str = AWAY) -> Response:
+def _on_database_trouble(error: Exception) -> Response:
+    _log_trouble(error)
+    return unavailable(kinds.DATABASE_UNAVAILABLE, AWAY)
+
+
+def _log_trouble(error: Exception) -> None:
     log.warning(
         "web.database_unavailable",
         error=str(error).partition("\n")[0],
         request_id=current_trace.get().request_id,
     )
-    return unavailable(detail)
 
 
-def unavailable(detail: str) -> Response:
+def unavailable(kind: Kind, detail: str) -> Response:
     """Make a problem document that asks to come again."""
-    return problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER_S)}
-    )
+    return problem(kind, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _on_defect(error: Exception) -> Response:
-    request_id = current_trace.get().request_id
-    log.error("web.request_failed", exc_info=error, request_id=request_id)
+    log.error("web.request_failed", exc_info=error, request_id=current_trace.get().request_id)
     return problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
+        kinds.INTERNAL_ERROR,
         "Something went wrong here. The log tells what, under this request_id.",
-        request_id=request_id,
     )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
+import structlog
 from gunicorn import glogging, util
 from gunicorn.workers.gthread import ThreadWorker
 
 from shared.log import configure_logging
 from shared.settings import SettingsError, read_log_settings
-from shared.web.problems import MEDIA_TYPE
+from shared.web.kinds import kind_of
+from shared.web.problems import MEDIA_TYPE, document_of
+from shared.web.tracing import REQUEST_ID
 
 if TYPE_CHECKING:
     from socket import socket
 
     from gunicorn.config import Config
+
+log = structlog.get_logger(__name__)
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type information
@@ -58,12 +64,17 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
         reason: its phrase.
         detail: what was wrong, as gunicorn puts it.
     """
-    document = {"type": "about:blank", "title": reason, "status": status, "detail": detail}
+    # There is no request whose id it could have; its address may be what was wrong.
+    request_id = str(uuid4())
+    log.warning("web.malformed_request", status=status, error=detail, request_id=request_id)
+    kind = kind_of(status)
+    document = document_of(kind, detail or reason, path="", request_id=request_id)
     body = json.dumps(document)
     util.write_nonblock(
         client,
         (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: {MEDIA_TYPE}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}"
+            f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n"
+            f"{REQUEST_ID}: {request_id}\r\n\r\n{body}"
         ).encode("ascii"),
     )

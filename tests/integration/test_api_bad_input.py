@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from shared.web.bodies import MAX_DEPTH
 from support.web import open_app, problem_of
 
 if TYPE_CHECKING:
@@ -124,6 +125,61 @@ def test_what_is_no_object_is_refused(call: tuple[Client, str]) -> None:
     for body in NO_OBJECT:
         document = problem_of(client.post(path, data=body, content_type=JSON), 422)
         assert document["errors"] == [{"pointer": "#", "detail": "Must be a JSON object."}]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        (b'{"amount": 1, "amount": 1}', ["#/amount"]),
+        (b'{"user_id": 1, "amount": 1, "user_id": 2, "amount": 1}', ["#/user_id", "#/amount"]),
+        (b'{"a": 1, "\\u0061": 2}', ["#/a"]),
+        (b'{"x": {"y": [0, {"a": 1, "a": 2}]}}', ["#/x/y/1/a"]),
+        (b'{"a/b~c": 1, "a/b~c": 2}', ["#/a~1b~0c"]),
+        (b'{"a b": 1, "a b": 2}', ["#/a%20b"]),
+        (b'{"\\ud800": 1, "\\ud800": 2}', ["#/%3F"]),
+        (b'[{"a": 1, "a": 2}]', ["#/0/a"]),
+    ],
+)
+def test_a_name_twice_in_an_object_is_refused(
+    call: tuple[Client, str], body: bytes, pointers: list[str]
+) -> None:
+    """Whatever it is: readers do not agree on which of the values counts."""
+    client, path = call
+    document = problem_of(client.post(path, data=body, content_type=JSON), 422)
+    assert [error["pointer"] for error in document["errors"]] == pointers
+
+
+def test_many_names_twice_are_not_all_told(call: tuple[Client, str]) -> None:
+    client, path = call
+    pairs = ",".join(f'"{number}{"x" * 200}": 1' for number in range(1000))
+    response = client.post(path, data=f"{{{pairs},{pairs}}}", content_type=JSON)
+    assert len(problem_of(response, 422)["errors"]) == 20
+    assert len(response.data) < 5_000
+
+
+@pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1" * 400 + b".5"])
+def test_a_number_beyond_all_bounds_is_refused(call: tuple[Client, str], number: bytes) -> None:
+    """Also in a field that nobody reads."""
+    client, path = call
+    for field in (b"amount", b"x"):
+        body = b'{"' + field + b'": ' + number + b"}"
+        document = problem_of(client.post(path, data=body, content_type=JSON), 422)
+        assert "too large a number" in document["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_nesting_is_bounded(call: tuple[Client, str], opening: bytes, closing: bytes) -> None:
+    client, path = call
+
+    def post_nested(depth: int) -> TestResponse:
+        body = b'{"x": ' + opening * (depth - 1) + b"1" + closing * (depth - 1) + b"}"
+        return client.post(path, data=body, content_type=JSON)
+
+    problem_of(post_nested(MAX_DEPTH), 422)  # it lacks what is required, and is not too deep
+    for depth in (MAX_DEPTH + 1, 500, 5_000):
+        document = problem_of(post_nested(depth), 400)
+        assert document["type"] == "/problems/nested-too-deeply"
+        assert str(MAX_DEPTH) in document["detail"]
 
 
 def test_an_empty_object_lacks_what_is_required(call: tuple[Client, str]) -> None:

@@ -23,18 +23,30 @@ if TYPE_CHECKING:
     from flask import Flask
     from werkzeug.test import TestResponse
 
+    from shared.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@contextmanager
-def open_app(service: str, database_url: str) -> Iterator[Flask]:
-    """A service's app, as gunicorn's workers make it, but for the logging."""
+# Of an app that needs no database for what is tested.
+NO_DATABASE = "postgresql+psycopg2://nobody@127.0.0.1:1/none"
+
+
+def settings_of(service: str, database_url: str, **environ: str) -> Settings:
+    """A service's settings, as it reads them, on a database; further ones can be given."""
     environ = {
         f"{service.upper()}_DATABASE_URL": database_url,
         "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",  # the apps never ask it
+        **environ,
     }
     with patch.dict(os.environ, environ):
-        settings = read_settings(service)
+        return read_settings(service)
+
+
+@contextmanager
+def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]:
+    """A service's app, as gunicorn's workers make it, but for the logging."""
+    settings = settings_of(service, database_url, **environ)
     app: Flask = import_module(f"services.{service}.app").create_app(settings)
     app.testing = True
     yield app
@@ -102,7 +114,9 @@ def problem_of(response: TestResponse, *statuses: int) -> dict[str, Any]:
     assert response.content_type == "application/problem+json"
     document: dict[str, Any] = response.get_json(force=True)
     assert document["status"] == response.status_code
-    assert document["type"] == "about:blank"
+    assert document["type"].startswith("/problems/")
     assert document["title"]
     assert document["detail"]
+    assert document["request_id"] == response.headers["X-Request-ID"]
+    assert document["instance"].endswith(f"#{document['request_id']}")
     return document

@@ -9,7 +9,7 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from support.web import open_app
+from support.web import NO_DATABASE, open_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ STATUSES = {
 
 @cache
 def description(service: str) -> dict[str, Any]:
-    with open_app(service, "postgresql+psycopg2://nobody@127.0.0.1:1/none") as app:
+    with open_app(service, NO_DATABASE) as app:
         found: dict[str, Any] = app.test_client().get("/openapi.json").json
     return found
 

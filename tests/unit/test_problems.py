@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
@@ -14,8 +16,8 @@ from sqlalchemy.orm import sessionmaker
 
 from shared.errors import SettleError
 from shared.trace import Trace, current_trace
-from shared.web import make_app
-from support.web import problem_of
+from shared.web import Kind, make_app
+from support.web import NO_DATABASE, problem_of, settings_of
 
 if TYPE_CHECKING:
     from werkzeug.test import Client
@@ -31,6 +33,9 @@ class OdderError(OddError):
     """A special case of it."""
 
 
+ODD = Kind("odd-order", 409, "The order is odd", "It is odd.", "Place an even one.")
+
+
 @pytest.fixture
 def app() -> Flask:
     app = make_app(
@@ -39,8 +44,9 @@ def app() -> Flask:
         description="For tests.",
         blueprints=[],
         session_factory=sessionmaker(),
+        settings=settings_of("orders", NO_DATABASE),
         revision="1",
-        statuses={OddError: 409},
+        domain={OddError: ODD},
     )
     raised = {
         "domain": OdderError("The order is odd."),
@@ -94,9 +100,18 @@ def test_a_defect_tells_nothing_but_where_to_look(
     assert "Traceback" not in response.text
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 408, 409, 410, 418, 429, 500, 501, 503])
+@pytest.mark.parametrize("status", [400, 404, 405, 413, 414, 415, 417, 431, 500, 501])
 def test_what_the_framework_raises_is_a_problem(client: Client, status: int) -> None:
     problem_of(client.get(f"/abort/{status}"), status)
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 410, 418, 429, 503])
+def test_a_status_that_no_call_has_says_no_more_than_itself(client: Client, status: int) -> None:
+    """As RFC 9457, section 4.2.1, has it: the phrase of the status is the title."""
+    response = client.get(f"/abort/{status}")
+    assert (response.status_code, response.json["status"]) == (status, status)
+    assert response.json["type"] == "about:blank"
+    assert response.json["title"] == HTTPStatus(status).phrase
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/abort//404", "/%00", "/%ff", "/docs/files/no"])
@@ -154,7 +169,39 @@ def test_the_index_leads_a_person_to_the_docs(client: Client) -> None:
     page = client.get("/", headers={"Accept": "text/html,application/xml;q=0.9,*/*;q=0.8"})
     assert page.mimetype == "text/html"
     links = re.findall(r'href="([^"]+)"', page.text)
-    assert links[1:] == ["docs", "openapi.json", "readyz"]
+    assert links[1:] == ["docs", "openapi.json", "problems", "readyz"]
+
+
+def test_an_occurrence_is_named_by_its_path_and_id(client: Client) -> None:
+    response = client.post("/raise/domain?x=1", headers={"X-Request-ID": "r-1"})
+    document = problem_of(response, 409)
+    assert document["type"] == "/problems/odd-order"
+    assert document["title"] == "The order is odd"
+    assert document["instance"] == "/raise/domain#r-1"
+    assert document["request_id"] == "r-1"
+
+
+@pytest.mark.parametrize("path", ["/%2F%2Fevil.example", "//evil.example", "/%3Cb%3E%23?x#y"])
+def test_an_occurrence_stays_at_its_service(client: Client, path: str) -> None:
+    """Whatever the path: no reference to elsewhere, no fragment but the id."""
+    instance = problem_of(client.get(path), 404)["instance"]
+    assert urlsplit(instance).netloc == ""
+    assert instance.count("#") == 1
+
+
+def test_a_problem_of_a_service_has_its_page(client: Client) -> None:
+    page = client.get("/problems/odd-order", headers={"Accept": "text/html"})
+    assert page.mimetype == "text/html"
+    assert "Place an even one." in page.text
+    assert client.get("/problems/odd-order").json == {
+        "type": "/problems/odd-order",
+        "name": "odd-order",
+        "status": 409,
+        "title": "The order is odd",
+        "meaning": "It is odd.",
+        "remedy": "Place an even one.",
+    }
+    problem_of(client.get("/problems/unknown"), 404)
 
 
 @pytest.mark.parametrize("request_id", ["a", "A-b.c_9", "x" * 128])

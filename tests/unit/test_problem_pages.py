@@ -1,0 +1,94 @@
+"""Every kind of problem that a service describes or can give leads to a page at the service."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import services
+import shared
+from shared.web import Kind, kinds
+from support.web import NO_DATABASE, open_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from werkzeug.test import Client
+
+SERVICES = ["payments", "orders"]
+
+
+@pytest.fixture(scope="module", params=SERVICES)
+def service(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def client(service: str) -> Iterator[Client]:
+    with open_app(service, NO_DATABASE) as app:
+        yield app.test_client()
+
+
+def declared(package: Any) -> set[Kind]:
+    """Every kind that a module of a package declares."""
+    modules = [
+        import_module(found.name)
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    return {each for module in modules for each in vars(module).values() if isinstance(each, Kind)}
+
+
+def problems_in(part: Any) -> Iterator[dict[str, Any]]:
+    """The problem documents among the examples of a description."""
+    if isinstance(part, dict):
+        if {"type", "title", "detail"} <= set(part) and isinstance(part["type"], str):
+            yield part
+        for each in part.values():
+            yield from problems_in(each)
+    elif isinstance(part, list):
+        for each in part:
+            yield from problems_in(each)
+
+
+def test_every_kind_leads_to_its_page(client: Client) -> None:
+    listed = client.get("/problems").json
+    assert {kind.name for kind in kinds.COMMON} < {kind["name"] for kind in listed}
+    overview = client.get("/problems", headers={"Accept": "text/html"})
+    for kind in listed:
+        assert kind["type"] == f"/problems/{kind['name']}"
+        assert client.get(kind["type"]).json == kind
+        page = client.get(kind["type"], headers={"Accept": "text/html"})
+        assert (page.status_code, page.mimetype) == (200, "text/html")
+        assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+        assert page.headers["Referrer-Policy"] == "no-referrer"
+        assert kind["type"] in overview.text
+
+
+def test_every_kind_says_what_it_means_and_what_to_do(client: Client) -> None:
+    for kind in client.get("/problems").json:
+        assert len(kind["meaning"]) > 20, kind
+        assert len(kind["remedy"]) > 10, kind
+        assert kind["title"], kind
+
+
+def test_every_problem_that_is_described_is_a_kind_of_the_service(client: Client) -> None:
+    listed = {kind["type"]: kind for kind in client.get("/problems").json}
+    described = list(problems_in(client.get("/openapi.json").json))
+    assert len(described) > 8
+    for document in described:
+        kind = listed[document["type"]]
+        assert (document["status"], document["title"]) == (kind["status"], kind["title"])
+
+
+def test_every_kind_that_is_declared_is_listed_by_a_service() -> None:
+    listed = set()
+    for service in SERVICES:
+        with open_app(service, NO_DATABASE) as app:
+            listed |= {kind["name"] for kind in app.test_client().get("/problems").json}
+    found = declared(shared) | declared(services)
+    assert {kind.name for kind in found} == listed
+    assert len({kind.name for kind in found}) == len(found), "a name stands for two kinds"
