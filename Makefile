@@ -68,6 +68,10 @@ check: $(INSTALLED) ## Run everything a change must pass: lint, format, types, l
 	@$(BIN)/lint-imports
 	@$(BIN)/pytest $(ARGS)
 
+.PHONY: chaos
+chaos: $(INSTALLED) ## Random faults under load, then checks; ARGS="--seed 7 --seconds 300"
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
 .PHONY: bench
 bench: $(INSTALLED) ## Measure it; the figures depend on the machine
 	@$(BIN)/python benchmarks/post_orders.py $(ARGS)

@@ -1,0 +1,82 @@
+"""Random faults under load on the whole stack, and then the question whether all is well.
+
+`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule; what it meets
+depends on the moment, so a violation may take some runs to come again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections import Counter
+
+import click
+
+from chaos.checks import audit, check_accounts, wait_final
+from chaos.faults import Injector
+from chaos.schedule import plan
+from support.broker import chosen
+from support.clients import Clients
+from support.system import System
+
+SETTLE_TIMEOUT_S = 180.0
+
+
+@click.command()
+@click.option("--seed", type=int, help="Of the schedule; by default, a random one, printed.")
+@click.option("--seconds", type=click.FloatRange(min=5), default=60.0, show_default=True)
+@click.option("--users", type=click.IntRange(1, 50), default=6, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Show the schedule, and do nothing.")
+def main(seed: int | None, seconds: float, users: int, dry_run: bool) -> None:  # noqa: FBT001
+    """Cause random faults on a stack of its own, under load, and check that all is well after."""
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    faults = plan(seed, seconds)
+    if dry_run:
+        for fault in faults:
+            click.echo(str(fault))
+        return
+    click.echo(f"seed {seed}: {len(faults)} faults in {seconds:g} s, {users} users")
+    click.echo(f"broker: {' - '.join(chosen())}")
+    with System() as system:
+        violations = _run(system, seed, seconds, users)
+        if violations:
+            click.echo(f"kept: {', '.join(map(str, system.keep()))}")
+    sys.exit(1 if violations else 0)
+
+
+def _run(system: System, seed: int, seconds: float, users: int) -> list[str]:
+    injector = Injector(system, seed, click.echo)
+    with Clients(system.stack, count=users, seed=seed) as clients:
+        injector.run(plan(seed, seconds), seconds)
+    system.stack.up()  # whatever was killed last
+    click.echo(f"healed; {clients.accepted} orders were accepted")
+    began = time.monotonic()
+    violations = [f"fault failed: {failed}" for failed in injector.failed]
+    violations += wait_final(system, timeout_s=SETTLE_TIMEOUT_S)
+    settled_s = time.monotonic() - began
+    violations += check_accounts(system, clients.accounts)
+    violations += audit(system)
+    _report(system, injector, clients, settled_s, seed)
+    for violation in violations:
+        click.echo(f"VIOLATION: {violation}")
+    click.echo(f"seed {seed}: {len(violations)} violations")
+    return violations
+
+
+def _report(
+    system: System, injector: Injector, clients: Clients, settled_s: float, seed: int
+) -> None:
+    for kind, count in sorted(injector.counted.items()):
+        click.echo(f"  {count:3} x {kind}")
+    statuses = system.delivery.statuses()
+    told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    unsure = sum((account.unsure for account in clients.accounts), Counter[int]()).total()
+    click.echo(
+        f"seed {seed}: {injector.counted.total()} faults; {clients.accepted} orders accepted, "
+        f"{unsure} without an answer; {told}; all final {settled_s:.1f} s after healing"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What must be true after it all, whatever went wrong: told by the clients and by the databases."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import requests
+
+from support.clients import FINAL
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from support.clients import Account
+    from support.system import System
+
+PAGE = 1000
+SHOWN = 5
+
+
+def wait_final(system: System, *, timeout_s: float) -> list[str]:
+    """Wait until every accepted order is final; what is wrong with those that are not."""
+    open_orders: list[str] = []
+
+    def all_final() -> bool:
+        # Those that no client was told of are waited for as well: they may be charged yet.
+        open_orders[:] = [
+            f"order {order_id} is {status} still"
+            for (order_id, status) in system.delivery.query(
+                "orders", "SELECT id, status FROM orders WHERE status = 'created'"
+            )
+        ]
+        return not open_orders
+
+    try:
+        wait_until(all_final, timeout_s=timeout_s, what="every order to be final")
+    except AssertionError:
+        return _first(open_orders)
+    return []
+
+
+def check_accounts(system: System, accounts: list[Account]) -> list[str]:
+    """What the clients were told against what is; each violation in a sentence."""
+    return [
+        violation
+        for account in accounts
+        for check in (_check_orders, _check_money, _check_order_of_effect)
+        for violation in check(system, account)
+    ] + [wrong for account in accounts for wrong in _first(account.wrong)]
+
+
+def _orders(system: System, account: Account) -> dict[str, tuple[int, str]]:
+    """All orders of a user, page by page: amount and status, by id."""
+    url: str | None = f"{system.stack.orders}/orders?user_id={account.user_id}&limit={PAGE}"
+    found = {}
+    while url is not None:
+        answer = requests.get(url, timeout=30)
+        assert answer.status_code == 200, answer.text
+        for order in answer.json():
+            found[order["ID"]] = (order["Amount"], order["Status"])
+        url = answer.links.get("next", {}).get("url")
+        if url is not None:
+            url = requests.compat.urljoin(system.stack.orders, url)
+    return found
+
+
+def _check_orders(system: System, account: Account) -> list[str]:
+    stored = _orders(system, account)
+    violations = []
+    for order_id, amount in account.accepted.items():
+        found = stored.get(order_id)
+        if found is None:
+            violations.append(f"order {order_id} was accepted, and is not there")
+        elif found[0] != amount:
+            violations.append(f"order {order_id} was of {amount}, and is of {found[0]}")
+        elif found[1] not in FINAL:
+            violations.append(f"order {order_id} is {found[1]}")
+        elif account.final.get(order_id, found[1]) != found[1]:
+            violations.append(f"order {order_id} was {account.final[order_id]}, and is {found[1]}")
+    unknown = {id_: amount for id_, (amount, _) in stored.items() if id_ not in account.accepted}
+    too_many = Counter(unknown.values()) - account.unsure
+    if too_many:
+        violations.append(f"user {account.user_id} has orders never placed, of {dict(too_many)}")
+    return _first(violations)
+
+
+def _check_money(system: System, account: Account) -> list[str]:
+    """Deposits, charges, and the balance, of one user."""
+    delivery, user = system.delivery, {"user_id": account.user_id}
+    deposits = Counter(
+        amount
+        for (amount,) in delivery.query(
+            "payments",
+            "SELECT t.amount FROM transfers t JOIN accounts a ON a.id = t.to_account_id"
+            " WHERE t.kind = 'deposit' AND a.user_id = :user_id",
+            **user,
+        )
+    )
+    charges = {
+        str(order_id): amount
+        for order_id, amount in delivery.query(
+            "payments",
+            "SELECT t.order_id, t.amount FROM transfers t JOIN accounts a"
+            " ON a.id = t.from_account_id WHERE t.kind = 'charge' AND a.user_id = :user_id",
+            **user,
+        )
+    }
+    paid = {
+        order_id: amount
+        for order_id, (amount, status) in _orders(system, account).items()
+        if status == "success"
+    }
+    violations = []
+    lost, invented = account.deposited - deposits, deposits - account.deposited
+    if lost:
+        violations.append(f"user {account.user_id}: deposits lost: {dict(lost)}")
+    if invented - account.maybe_deposited:
+        violations.append(f"user {account.user_id}: deposits never made: {dict(invented)}")
+    if charges != paid:
+        differ = sorted(set(charges.items()) ^ set(paid.items()))[:SHOWN]
+        violations.append(f"user {account.user_id}: charges and paid orders differ: {differ}")
+    balance = system.stack.balance(account.user_id)
+    expected = _sum(deposits) - sum(paid.values())
+    if balance != expected:
+        violations.append(f"user {account.user_id} has {balance}, and should have {expected}")
+    return violations
+
+
+def _sum(amounts: Counter[int]) -> int:
+    return sum(amount * times for amount, times in amounts.items())
+
+
+def _check_order_of_effect(system: System, account: Account) -> list[str]:
+    """A client that waits for each answer sees its orders charged in that order."""
+    charged = [
+        str(order_id)
+        for (order_id,) in system.delivery.query(
+            "payments",
+            "SELECT t.order_id FROM transfers t JOIN accounts a ON a.id = t.from_account_id"
+            " WHERE t.kind = 'charge' AND a.user_id = :user_id ORDER BY t.id",
+            user_id=account.user_id,
+        )
+    ]
+    # An order without an answer may be stored late: it has no place among the others.
+    place = {order_id: n for n, order_id in enumerate(account.accepted)}
+    places = [place[order_id] for order_id in charged if order_id in place]
+    if places == sorted(places):
+        return []
+    at = next(n for n in range(1, len(places)) if places[n] < places[n - 1])
+    ids = list(account.accepted)
+    return [f"order {ids[places[at]]} was charged after {ids[places[at - 1]]}, placed after it"]
+
+
+def audit(system: System) -> list[str]:
+    """What `settle audit` finds; empty when it is clean."""
+    done = system.stack.settle("audit", "--json")
+    if done.returncode == 0:
+        return []
+    try:
+        return [f"settle audit: {json.dumps(json.loads(done.stdout))[:2000]}"]
+    except ValueError:
+        return [f"settle audit ended with {done.returncode}: {done.stdout}{done.stderr}"]
+
+
+def _first(violations: list[str]) -> list[str]:
+    """Not thousands of a kind."""
+    more = len(violations) - SHOWN
+    return violations[:SHOWN] + ([f"... and {more} more like these"] if more > 0 else [])

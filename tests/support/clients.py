@@ -1,0 +1,189 @@
+"""Clients that place orders and make deposits all the time, and keep account of every answer."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import requests
+
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from support.stack import Stack
+
+# A client gives up; what becomes of its request, it does not know.
+TIMEOUT_S = 10
+PAUSE_S = 0.05
+PAUSE_AFTER_TROUBLE_S = 0.3
+FINAL = frozenset({"success", "failed"})
+
+
+@dataclass
+class Account:
+    """What one client knows of its account: what was acknowledged, and what may have been done.
+
+    Args:
+        user_id: whose.
+        accepted: its orders that were answered 202, in that order, and their amounts.
+        unsure: amounts of orders whose answer was lost, or said that the database was away.
+        deposited: amounts of the deposits that were answered 200.
+        maybe_deposited: amounts of those without an answer.
+        final: the final statuses that it was told, by order.
+        wrong: answers that must never be.
+        slowest_s: the longest it waited for an order to be accepted.
+    """
+
+    user_id: str
+    accepted: dict[str, int] = field(default_factory=dict)
+    unsure: Counter[int] = field(default_factory=Counter)
+    deposited: Counter[int] = field(default_factory=Counter)
+    maybe_deposited: Counter[int] = field(default_factory=Counter)
+    final: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0
+
+
+class Client(threading.Thread):
+    """One user: sends a request, waits for the answer, sends the next; now and then looks back."""
+
+    def __init__(self, stack: Stack, seed: int, stop: threading.Event) -> None:
+        super().__init__(name=f"client-{seed}")
+        self.account = Account(str(uuid4()))
+        self._stack = stack
+        self._rng = random.Random(seed)
+        self._stop_asked = stop
+        self._session = requests.Session()
+
+    def open(self) -> None:
+        """Open the account; before there is any trouble."""
+        body = {"user_id": self.account.user_id}
+        assert self._post(f"{self._stack.payments}/accounts", body).status_code == 201
+        self._deposit()
+        assert not self.account.maybe_deposited
+
+    def run(self) -> None:
+        while not self._stop_asked.is_set():
+            chance = self._rng.random()
+            if chance < 0.8:
+                well = self._order()
+            elif chance < 0.88:
+                well = self._deposit()
+            else:
+                well = self._look_back()
+            self._stop_asked.wait(PAUSE_S if well else PAUSE_AFTER_TROUBLE_S)
+        self._session.close()
+
+    def _order(self) -> bool:
+        amount = self._rng.randint(1, 300)
+        began = time.monotonic()
+        answer = self._try("orders", "/orders", {"user_id": self.account.user_id, "amount": amount})
+        if answer is not None and answer.status_code == 202:
+            order_id = answer.headers["Location"].removeprefix("/order/")
+            self.account.accepted[order_id] = amount
+            self.account.slowest_s = max(self.account.slowest_s, time.monotonic() - began)
+            return True
+        self.account.unsure[amount] += 1
+        return False
+
+    def _deposit(self) -> bool:
+        # About what ten orders cost: some can be paid, some cannot.
+        amount = self._rng.randint(700, 1500)
+        path = f"/accounts/{self.account.user_id}/deposit"
+        answer = self._try("payments", path, {"amount": amount})
+        if answer is not None and answer.status_code == 200:
+            self.account.deposited[amount] += 1
+            return True
+        self.account.maybe_deposited[amount] += 1
+        return False
+
+    def _look_back(self) -> bool:
+        """Look at one of the last orders: what was final once stays as it was."""
+        if not self.account.accepted:
+            return True
+        order_id = self._rng.choice(list(self.account.accepted)[-20:])
+        try:
+            answer = self._session.get(f"{self._stack.orders}/order/{order_id}", timeout=TIMEOUT_S)
+        except requests.RequestException:
+            return False
+        if answer.status_code != 200:
+            self._expect_503(answer)
+            return False
+        status = answer.json()["status"]
+        if self.account.final.get(order_id, status) != status:
+            self.account.wrong.append(
+                f"order {order_id} was {self.account.final[order_id]}, then {status}"
+            )
+        if status in FINAL:
+            self.account.final[order_id] = status
+        return True
+
+    def _try(self, service: str, path: str, body: dict[str, Any]) -> requests.Response | None:
+        """Post; None when there is no answer, or one that does not tell what was done."""
+        base = {"orders": self._stack.orders, "payments": self._stack.payments}[service]
+        try:
+            answer = self._post(f"{base}{path}", body)
+        except requests.RequestException:
+            return None
+        if answer.status_code not in {200, 202}:
+            self._expect_503(answer)
+            return None
+        return answer
+
+    def _expect_503(self, answer: requests.Response) -> None:
+        if answer.status_code != 503:
+            self.account.wrong.append(
+                f"{answer.request.method} {answer.request.path_url}: {answer.status_code} "
+                f"{answer.text[:300]}"
+            )
+
+    def _post(self, url: str, body: dict[str, Any]) -> requests.Response:
+        return self._session.post(url, json=body, timeout=TIMEOUT_S)
+
+
+class Clients:
+    """Several clients at once, as long as it is entered.
+
+    Args:
+        stack: what they talk to.
+        count: how many.
+        seed: of what they do.
+    """
+
+    def __init__(self, stack: Stack, *, count: int = 6, seed: int = 0) -> None:
+        self._stop = threading.Event()
+        self._clients = [Client(stack, seed * 1000 + n, self._stop) for n in range(count)]
+        self.accounts = [client.account for client in self._clients]
+
+    @property
+    def accepted(self) -> int:
+        return sum(len(account.accepted) for account in self.accounts)
+
+    def wait_accepted(self, more: int, *, timeout_s: float = 60) -> None:
+        """Wait until so many more orders are accepted."""
+        wanted = self.accepted + more
+        wait_until(lambda: self.accepted >= wanted, timeout_s=timeout_s, what="orders")
+
+    def __enter__(self) -> Self:
+        for client in self._clients:
+            client.open()
+        for client in self._clients:
+            client.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        for client in self._clients:
+            client.join()

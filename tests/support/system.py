@@ -1,0 +1,161 @@
+"""The whole stack, on a PostgreSQL and a broker that can be hurt, with a wire before each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy.engine import make_url
+
+from settle.stack import BOOTSTRAP, DATABASE_URLS, WORKERS
+from settle.state import StateFolder
+from settle.supervisor import Supervisor, SupervisorError
+from support.broker import open_broker
+from support.delivery import BIN, Delivery
+from support.ports import free_port
+from support.postgres import PostgresServer
+from support.stack import Stack
+from support.waiting import wait_until
+from support.wire import Wire, kafka_client, postgres_client
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterator
+
+    from settle.supervisor import Process
+    from support.broker import Broker
+
+# How they name themselves to a server, by part; no two of a server's begin alike.
+NAMES = {
+    "api": ("orders-api", "payments-api", "outbox-notifier"),
+    "relay": ("outbox-relay", "outbox-listener"),
+    "consumer": ("inbox-consumer",),
+}
+APIS = tuple(f"{service}-api" for service in DATABASE_URLS)
+SETTLE_TIMEOUT_S = 120
+
+
+class System:
+    """`settle up` with databases and a broker given to it; what it talks to them goes over wires.
+
+    What is accepted, stored and sent outlives every restart within it, but for the topics of an
+    embedded broker.
+    """
+
+    def __init__(self) -> None:
+        wire_port = free_port()
+        self.postgres = PostgresServer()
+        self.broker = open_broker(advertised_port=wire_port)
+        self.wires = {
+            "postgres": Wire(postgres_client, free_port(), self.postgres.port),
+            "broker": Wire(kafka_client, wire_port, self.broker.port),
+        }
+        over_wire = {
+            variable: make_url(self.postgres.url(service))
+            .set(port=self.wires["postgres"].port)
+            .render_as_string(hide_password=False)
+            for service, variable in DATABASE_URLS.items()
+        }
+        self.stack = Stack(**over_wire, **{BOOTSTRAP: f"127.0.0.1:{wire_port}"})
+        self._entered = ExitStack()
+        self._kept = False
+
+    def __enter__(self) -> Self:
+        with ExitStack() as entered:
+            # What is entered last is left first: each finds the servers it needs.
+            for server in (self.postgres, self.broker):
+                entered.callback(self._end, server)
+                server.start()
+            for wire in self.wires.values():
+                entered.enter_context(wire)
+            entered.callback(self._take_down)
+            for service in DATABASE_URLS:
+                self.postgres.create_database(service)
+            self.stack.up()
+            self._entered = entered.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
+
+    def keep(self) -> list[Path]:
+        """Leave everything where it is at the end, for a closer look; returns where."""
+        self._kept = True
+        return [self.stack.home, self.postgres.log.parent]
+
+    def _end(self, server: PostgresServer | Broker) -> None:
+        server.stop() if self._kept else server.discard()
+
+    def _take_down(self) -> None:
+        self.stack.settle("down") if self._kept else self.stack.discard()
+
+    @property
+    def state(self) -> StateFolder:
+        return StateFolder(self.stack.home)
+
+    @property
+    def delivery(self) -> Delivery:
+        """Past the wires: for looking, and for what is put in by hand."""
+        return Delivery(
+            self.postgres.url("payments"), self.postgres.url("orders"), self.broker.bootstrap
+        )
+
+    def processes(self) -> dict[str, Process]:
+        """What supervisord knows of each program; nothing when it does not run."""
+        try:
+            return Supervisor(self.state.socket).processes()
+        except SupervisorError:
+            return {}
+
+    def pid(self, program: str) -> int | None:
+        """The process of a program, or of one of the workers of an API: ``orders-api worker``."""
+        name, _, worker = program.partition(" ")
+        process = self.processes().get(name)
+        pid = process.pid if process is not None else None
+        if worker and pid is not None:
+            pid = next(iter(children(pid)), None)
+        return pid
+
+    def start_another(self, program: str) -> subprocess.Popen[bytes]:
+        """Start one more relay or consumer beside supervisord's: ``orders-relay``."""
+        service, _, part = program.partition("-")
+        command = {"relay": "outbox-relay", "consumer": "inbox-consumer"}[part]
+        environ = os.environ | self.state.read_env()
+        del environ["HEALTH_DIR"]  # that file is the other's
+        with (self.state.logs / f"{program}-more.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(BIN / command), "run", service], env=environ, stdout=log, stderr=log
+            )
+
+    def wait_ready(self, *programs: str, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+        """Wait until these, or all, say that they do their work."""
+
+        def ready() -> bool:
+            found = self.stack.processes()
+            states = {name: found[name]["state"] for name in programs or (*APIS, *WORKERS)}
+            assert set(states.values()) == {"ready"}, states
+            return True
+
+        wait_until(ready, timeout_s=timeout_s, what="all to be ready")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    with suppress(OSError):
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
+
+
+def send(pids: Iterator[int] | list[int], number: signal.Signals) -> None:
+    """Signal processes; one that has ended meanwhile is passed over."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
