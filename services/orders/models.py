@@ -53,4 +53,7 @@ orders = Table(
 )
 
 Index("orders_newest", orders.c.created_at.desc(), orders.c.id.desc())
+Index(
+    "orders_newest_of_status", orders.c.status, orders.c.created_at.desc(), orders.c.id.desc()
+)
 Index("orders_newest_of_user", orders.c.user_id, orders.c.created_at.desc(), orders.c.id.desc())

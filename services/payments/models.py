@@ -15,11 +15,13 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     Identity,
+    Index,
     MetaData,
     Table,
     Text,
     Uuid,
     func,
+    text,
 )
 
 # The range of an amount and of a balance, in minor units: a positive int64.
@@ -62,6 +64,20 @@ transfers = Table(
         "(kind = 'charge') = (order_id IS NOT NULL)", name="transfers_order_of_charges"
     ),
     CheckConstraint("from_account_id <> to_account_id", name="transfers_between_two"),
+)
+
+# The statement of a user's account reads both, each in its order.
+Index(
+    "transfers_deposits_of_account",
+    transfers.c.to_account_id,
+    transfers.c.id,
+    postgresql_where=text("kind = 'deposit'"),
+)
+Index(
+    "transfers_charges_of_account",
+    transfers.c.from_account_id,
+    transfers.c.id,
+    postgresql_where=text("kind = 'charge'"),
 )
 
 # What became of each order, for good: an order that comes again, under whatever event id, is
