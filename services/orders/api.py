@@ -16,6 +16,7 @@ from services.orders.schemas import (
     OrderSchema,
     OrdersQuerySchema,
     OrderStatusSchema,
+    WholeOrderSchema,
 )
 from shared.web import Blueprint, read_paging, transaction
 
@@ -33,6 +34,7 @@ _ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
 @blueprint.arguments(
     NewOrderSchema(), example={"user_id": _USER, "amount": 3900, "description": "Lunch"}
 )
+@blueprint.idempotent
 @blueprint.response(
     HTTPStatus.ACCEPTED,
     AcceptedSchema,
@@ -52,6 +54,7 @@ def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     It settles shortly after: its status turns to `success` when the user's balance covered the
     amount, which is then charged, or to `failed` when not, or when the user has no account.
     Two orders are two, also when they look alike: one whose answer was lost may have been stored.
+    With an Idempotency-Key, send it again until there is an answer: the order is placed once.
     """
     with transaction() as session:
         order_id = orders.place(session, **body)
@@ -118,7 +121,9 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
-        page = orders.newest(session, limit=paging.limit, after=paging.after, **paging.filters)
+        page = orders.newest(
+            session, limit=paging.limit, filters=paging.filters, after=paging.after
+        )
     if not page.more:
         return page.rows, {}
     last = page.rows[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import sessionmaker
@@ -10,9 +11,10 @@ from services.orders.api import blueprint
 from services.orders.problems import PROBLEMS
 from shared import migrations, outbox
 from shared.database import make_engine
+from shared.failpoints import arm
 from shared.log import configure_logging
 from shared.settings import Settings, read_settings
-from shared.web import POOL_SIZE, SESSION_SETTINGS, make_app
+from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -30,11 +32,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings is None:
         settings = read_settings("orders")
         configure_logging(level=settings.log_level, form=settings.log_format)
+        arm(os.environ)
     engine = make_engine(
         settings.database_url,
         application_name="orders-api",
         pool_size=POOL_SIZE,
         session_settings=SESSION_SETTINGS,
+        deadline_s=TRANSACTION_S,
     )
     sessions = sessionmaker(engine)
     outbox.notify_after_commit(sessions, settings.database_url)

@@ -15,6 +15,7 @@ from shared.web import (
     docs,
     edge,
     health,
+    idempotency,
     kinds,
     openapi,
     paging,
@@ -43,6 +44,10 @@ SESSION_SETTINGS = {
     "statement_timeout": "5s",
     "idle_in_transaction_session_timeout": "10s",
 }
+
+# And by ourselves, when a server that is frozen does not. More than a statement may take, so that
+# it is the server that ends what is merely slow.
+TRANSACTION_S = 8.0
 
 
 class _Json(DefaultJSONProvider):
@@ -88,6 +93,7 @@ def make_app(
     app.before_request(_refuse_redirects)
     bodies.register(app)
     paging.register(app, settings)
+    idempotency.register(app, settings)
     api = openapi.make_api(app, title=title, description=description)
     for blueprint in (*blueprints, health.make_blueprint(revision)):
         api.register_blueprint(blueprint)

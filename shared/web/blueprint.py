@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import flask_smorest
 
+from shared.web import kinds
 from shared.web.bodies import Parser
-from shared.web.openapi import describe_common, problem_response
+from shared.web.idempotency import idempotent
+from shared.web.openapi import KEY_IN_USE, describe_common, problem_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +47,15 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
             return view
 
         return decorate
+
+    def idempotent(self, view: View) -> View:
+        """Have a view act once for each Idempotency-Key, and describe that.
+
+        It stands between `arguments` and `response`; see `shared.web.idempotency.idempotent`.
+        """
+        once: View = idempotent(view)
+        once.__dict__["_apidoc"]["idempotent"] = True
+        return self.problem(kinds.IDEMPOTENCY_KEY_IN_USE, KEY_IN_USE)(once)
 
     if TYPE_CHECKING:
 

@@ -78,6 +78,24 @@ UNKNOWN_ADDRESS = Kind(
     "No call has this address, or an id in it is not a UUID.",
     "Compare the address with the calls at /docs.",
 )
+IDEMPOTENCY_KEY_IN_USE = Kind(
+    "idempotency-key-in-use",
+    HTTPStatus.CONFLICT,
+    "Another request with this Idempotency-Key is under way",
+    "A request with the same Idempotency-Key, to the same address, has not ended yet. This one"
+    " waited for it for two seconds, and did nothing.",
+    "Send the request again shortly, with the same key: the answer is then that of the first, or,"
+    " where that one came to nothing, of this one.",
+)
+IDEMPOTENCY_KEY_REUSED = Kind(
+    "idempotency-key-reused",
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    "This Idempotency-Key came with another body before",
+    "A request with the same Idempotency-Key, to the same address, succeeded before, but its body"
+    " said something else. This one did nothing.",
+    "Make a new key for each thing that shall happen once, and send it with the same body however"
+    " often the request is repeated.",
+)
 METHOD_NOT_ALLOWED = Kind(
     "method-not-allowed",
     HTTPStatus.METHOD_NOT_ALLOWED,
@@ -167,6 +185,8 @@ COMMON = (
     NESTED_TOO_DEEPLY,
     INVALID_INPUT,
     UNKNOWN_ADDRESS,
+    IDEMPOTENCY_KEY_IN_USE,
+    IDEMPOTENCY_KEY_REUSED,
     METHOD_NOT_ALLOWED,
     BODY_TOO_LARGE,
     URI_TOO_LONG,

@@ -10,7 +10,8 @@ from flask_smorest import Api
 from marshmallow import fields
 
 from shared.fields import OpenSchema
-from shared.web import kinds
+from shared.idempotency.keys import KeyInUseError, KeyReusedError
+from shared.web import idempotency, kinds
 from shared.web.bodies import TOO_DEEP
 from shared.web.problems import AWAY, MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, document_of
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -105,8 +106,23 @@ _PARAMETERS: dict[str, Doc] = {
         },
     },
 }
+_KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"  # of the examples
+_IDEMPOTENCY_KEY: Doc = {
+    "description": "A name for the request, made by the client, a UUID say, in double quotes or"
+    " bare (draft-ietf-httpapi-idempotency-key-header). However often the request is sent with it,"
+    " it has its effect once, and is answered as it was the first time it succeeded.",
+    "schema": {"type": "string", "pattern": idempotency.PATTERN, "examples": [f'"{_KEY}"']},
+}
 _HEADERS: dict[str, Doc] = {
-    REQUEST_ID: {"description": "The request's id, as sent or given.", "schema": _REQUEST_ID_SCHEMA}
+    REQUEST_ID: {
+        "description": "The request's id, as sent or given.",
+        "schema": _REQUEST_ID_SCHEMA,
+    },
+    idempotency.REPLAYED: {
+        "description": "The request was answered before, and has had its effect: this is the answer"
+        " of then.",
+        "schema": {"type": "boolean"},
+    },
 }
 _RETRY_AFTER: Doc = {
     "description": "After how many seconds to try again.",
@@ -187,8 +203,35 @@ _PROBLEMS: dict[HTTPStatus, Doc] = {
 }
 
 
-def describe_common(doc: Doc, _: Doc, **__: Any) -> Doc:
-    """Add to the description of a call what it has in common with all."""
+KEY_IN_USE = str(KeyInUseError(_KEY))
+_INVALID_OR_KEY_REUSED = "UNPROCESSABLE_ENTITY_OR_KEY_REUSED"
+
+
+def _invalid_or_key_reused() -> Doc:
+    described = problem_response((kinds.IDEMPOTENCY_KEY_REUSED, str(KeyReusedError(_KEY))))
+    invalid = _PROBLEMS[HTTPStatus.UNPROCESSABLE_ENTITY]
+    described["description"] = f"{invalid['description']}\n\n{described['description']}"
+    examples = described["content"][MEDIA_TYPE]["examples"]
+    examples["case 2"] = examples["case 1"]
+    examples |= invalid["content"][MEDIA_TYPE]["examples"]
+    return described
+
+
+def _describe_idempotency(doc: Doc) -> None:
+    doc["parameters"].append(idempotency.HEADER)
+    for status, response in doc["responses"].items():
+        if int(status) < HTTPStatus.MULTIPLE_CHOICES:
+            response["headers"][idempotency.REPLAYED] = idempotency.REPLAYED
+    doc["responses"][HTTPStatus.UNPROCESSABLE_ENTITY] = _INVALID_OR_KEY_REUSED
+
+
+def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
+    """Add to the description of a call what it has in common with others.
+
+    Args:
+        doc: the description so far.
+        info: what the view's decorators say of it.
+    """
     responses = doc.setdefault("responses", {})
     for status in (*_ANY, *(_WITH_BODY if "requestBody" in doc else ())):
         responses.setdefault(status, status.name)
@@ -196,6 +239,8 @@ def describe_common(doc: Doc, _: Doc, **__: Any) -> Doc:
         if isinstance(response, dict):
             response.setdefault("headers", {})[REQUEST_ID] = REQUEST_ID
     doc.setdefault("parameters", []).extend(_PARAMETERS)
+    if "idempotent" in info:
+        _describe_idempotency(doc)
     return doc
 
 
@@ -205,12 +250,14 @@ class OpenApi(Api):  # type: ignore[misc]  # it has no type information
     DEFAULT_ERROR_RESPONSE_NAME = None  # each call names the errors that it can give
 
     def _register_responses(self) -> None:
-        for name, parameter in _PARAMETERS.items():
+        parameters = {**_PARAMETERS, idempotency.HEADER: _IDEMPOTENCY_KEY}
+        for name, parameter in parameters.items():
             self.spec.components.parameter(name, "header", {"name": name, **parameter})
         for name, header in _HEADERS.items():
             self.spec.components.header(name, header)
         for status, described in _PROBLEMS.items():
             self.spec.components.response(status.name, described)
+        self.spec.components.response(_INVALID_OR_KEY_REUSED, _invalid_or_key_reused())
 
     def _register_pagination_header(self) -> None:
         """Leave out flask-smorest's own paging, which is by offset."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from flask import current_app
+from flask import current_app, g
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from flask import Flask
     from sqlalchemy.orm import Session, sessionmaker
 
 _EXTENSION = "settle-sessions"
+_OUTER = "settle_outer_session"
 
 
 def register(app: Flask, sessions: sessionmaker[Session]) -> None:
@@ -21,6 +24,25 @@ def register(app: Flask, sessions: sessionmaker[Session]) -> None:
 
 
 def transaction() -> AbstractContextManager[Session]:
-    """Begin the transaction of a request; leaving the block commits it, an error rolls it back."""
+    """Begin the transaction of a request; leaving the block commits it, an error rolls it back.
+
+    Within `outer_transaction` it is a part of that one, which ends with the outer block.
+    """
+    outer: Session | None = g.get(_OUTER)
+    return _begin() if outer is None else nullcontext(outer)
+
+
+@contextmanager
+def outer_transaction() -> Iterator[Session]:
+    """Begin a transaction that holds all those that its block begins by `transaction`."""
+    with _begin() as session:
+        setattr(g, _OUTER, session)
+        try:
+            yield session
+        finally:
+            delattr(g, _OUTER)
+
+
+def _begin() -> AbstractContextManager[Session]:
     sessions: sessionmaker[Session] = current_app.extensions[_EXTENSION]
     return sessions.begin()

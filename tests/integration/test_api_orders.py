@@ -43,7 +43,7 @@ def pages(orders: Client, path: str) -> list[list[dict[str, Any]]]:
         link = response.headers.get("Link")
         if link is None:
             return found
-        (path,) = re.fullmatch(r'<(/orders\?[^>]+)>; rel="next"', link).groups()
+        (path,) = re.fullmatch(r'<(http://localhost/orders\?[^>]+)>; rel="next"', link).groups()
 
 
 def test_an_order_is_accepted(orders: Client) -> None:

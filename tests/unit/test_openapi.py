@@ -26,7 +26,7 @@ STATUSES = {
         "GET /readyz": ANY | {"200"},
     },
     "orders": {
-        "POST /orders": WITH_BODY | {"202"},
+        "POST /orders": WITH_BODY | {"202", "409"},
         "GET /orders": ANY | {"200", "422"},
         "GET /order/{order_id}": ANY | {"200", "404"},
         "GET /livez": ANY | {"200"},
@@ -102,6 +102,20 @@ def test_every_call_is_described(service: str) -> None:
         assert all(parameter["description"] for parameter in parameters), call
         names = {parameter["name"] for parameter in parameters}
         assert {"X-Request-ID", "traceparent"} <= names, call
+
+
+def test_every_post_takes_an_idempotency_key_and_says_what_becomes_of_it(service: str) -> None:
+    for call, operation in calls(service):
+        parameters = [resolve(service, parameter) for parameter in operation["parameters"]]
+        takes_it = "Idempotency-Key" in {parameter["name"] for parameter in parameters}
+        assert takes_it is call.startswith("POST"), call
+        for status, response in operation["responses"].items():
+            found = resolve(service, response)
+            replayed = takes_it and status.startswith("2")
+            assert ("Idempotent-Replayed" in found["headers"]) is replayed, (call, status)
+            if takes_it and status in {"409", "422"}:
+                kind = {"409": "idempotency-key-in-use", "422": "idempotency-key-reused"}[status]
+                assert kind in found["description"], (call, status)
 
 
 def test_every_answer_has_its_headers_and_errors_are_problems(service: str) -> None:

@@ -81,7 +81,7 @@ def test_a_cursor_changed_in_any_place_is_refused() -> None:
         other = ALPHABET[ALPHABET.index(there) ^ 1]
         with pytest.raises(InvalidInputError) as refused:
             read("/orders", whole[:place] + other + whole[place + 1 :], int)
-        assert refused.value.errors[0]["parameter"] == "cursor"
+        assert refused.value.members["errors"][0]["parameter"] == "cursor"
 
 
 def test_a_cursor_with_something_added_or_left_out_is_refused() -> None:

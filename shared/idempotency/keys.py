@@ -1,0 +1,162 @@
+"""Taking a key for a request, keeping its answer, and forgetting both after their retention."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+_LOCK_NOT_AVAILABLE = "55P03"
+
+# Where another transaction has the key and is not over, this waits for it, as long as lock_timeout
+# lets it. A key past its retention is taken over; one that is not stays as it is, but locked, so
+# that it is still there when it is read.
+_CLAIM = text(
+    """
+    INSERT INTO idempotency_keys AS known (caller, method, path, key, fingerprint)
+    VALUES (:caller, :method, :path, :key, :fingerprint)
+    ON CONFLICT (key, path, method, caller) DO UPDATE
+    SET fingerprint = excluded.fingerprint, status = NULL, headers = NULL, body = NULL,
+        created_at = excluded.created_at
+    WHERE known.created_at <= now() - CAST(:retention AS interval)
+    RETURNING true
+    """
+)
+
+_FIND = text(
+    """
+    SELECT fingerprint, status, headers, body FROM idempotency_keys
+    WHERE key = :key AND path = :path AND method = :method AND caller = :caller
+    """
+)
+
+_KEEP = text(
+    """
+    UPDATE idempotency_keys SET status = :status, headers = CAST(:headers AS json), body = :body
+    WHERE key = :key AND path = :path AND method = :method AND caller = :caller
+    """
+)
+
+_EXPIRE = text(
+    """
+    DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM idempotency_keys
+        WHERE created_at <= now() - CAST(:retention AS interval)
+        ORDER BY created_at LIMIT :most
+        FOR UPDATE SKIP LOCKED
+    ))
+    """
+)
+
+
+class KeyInUseError(SettleError):
+    """Another request with this key is under way."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Another request with the Idempotency-Key {key} is still under way. Try again shortly,"
+            " with the same key, to be told how it ended."
+        )
+
+
+class KeyReusedError(SettleError):
+    """This key came with another body before."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"The Idempotency-Key {key} came with another body before. Send the same body again,"
+            " or take another key for another request."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a key is a key of: one caller's requests of one method to one path."""
+
+    caller: str
+    method: str
+    path: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a request was answered; the headers in their order."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: int) -> Answer | None:
+    """Take a key for a request, before it has any effect.
+
+    Args:
+        session: its transaction holds the key, the effect and the answer, or none of them.
+        scope: of the key.
+        fingerprint: of the request's meaning.
+        retention_s: how long a key is known.
+
+    Returns:
+        How the request was answered when it came before; None when this one is the first.
+
+    Raises:
+        KeyInUseError: another transaction with the key did not end within `lock_timeout`.
+        KeyReusedError: the request that came before had another fingerprint.
+    """
+    parameters = {
+        **asdict(scope),
+        "fingerprint": fingerprint,
+        "retention": timedelta(seconds=retention_s),
+    }
+    try:
+        is_first = session.scalar(_CLAIM, parameters)
+    except OperationalError as error:
+        if getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        raise KeyInUseError(scope.key) from error
+    if is_first:
+        return None
+    # A second statement: its snapshot is newer than the wait.
+    found = session.execute(_FIND, asdict(scope)).one()
+    if bytes(found.fingerprint) != fingerprint:
+        raise KeyReusedError(scope.key)
+    return Answer(found.status, [(name, value) for name, value in found.headers], bytes(found.body))
+
+
+def keep(session: Session, scope: Scope, answer: Answer) -> None:
+    """Note how the request was answered, in the transaction that took its key."""
+    parameters: dict[str, Any] = {
+        **asdict(scope),
+        "status": answer.status,
+        "headers": json.dumps(list(answer.headers)),
+        "body": answer.body,
+    }
+    session.execute(_KEEP, parameters)
+
+
+def expire(connection: Connection, *, retention_s: int, most: int) -> int:
+    """Remove keys past their retention, the oldest first; those that others hold are left.
+
+    Args:
+        connection: in a transaction.
+        retention_s: how long a key is known.
+        most: how many at once.
+
+    Returns:
+        How many were removed.
+    """
+    parameters = {"retention": timedelta(seconds=retention_s), "most": most}
+    return connection.execute(_EXPIRE, parameters).rowcount
