@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from services.orders.models import FAILED, FAILURE_REASON_MAX, SUCCESS
 from services.orders.settlements import Refusal, Settlement, settle
 from shared.fields import Amount, CanonicalUUID, OpenSchema, Text, UserId, format_time
+from shared.idempotency.keys import remove_expired
 from shared.outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
 
 if TYPE_CHECKING:
@@ -97,4 +98,5 @@ SERVICE = Service(
             handle=settle_orders,
         ),
     ),
+    expiries=(remove_expired,),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from services.payments.charges import Charge, Payment, charge
 from shared import outbox
 from shared.fields import Amount, CanonicalUUID, OpenSchema, UserId
+from shared.idempotency.keys import remove_expired
 from shared.outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
 
 if TYPE_CHECKING:
@@ -86,4 +87,5 @@ SERVICE = Service(
             handle=charge_orders,
         ),
     ),
+    expiries=(remove_expired,),
 )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
@@ -15,10 +16,18 @@ from shared.errors import SettleError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
+    from shared.settings import Settings
+
+# Of keys removed in one transaction, a few milliseconds; and of such transactions in a row.
+BATCH = 1000
+BATCHES_MAX = 10
+
 _LOCK_NOT_AVAILABLE = "55P03"
+
+log = structlog.get_logger(__name__)
 
 # Where another transaction has the key and is not over, this waits for it, as long as lock_timeout
 # lets it. A key past its retention is taken over; one that is not stays as it is, but locked, so
@@ -51,6 +60,7 @@ _KEEP = text(
 
 _EXPIRE = text(
     """
+    SET LOCAL statement_timeout = 30000;
     DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM idempotency_keys
         WHERE created_at <= now() - CAST(:retention AS interval)
@@ -147,16 +157,21 @@ def keep(session: Session, scope: Scope, answer: Answer) -> None:
     session.execute(_KEEP, parameters)
 
 
-def expire(connection: Connection, *, retention_s: int, most: int) -> int:
+def remove_expired(engine: Engine, settings: Settings) -> bool:
     """Remove keys past their retention, the oldest first; those that others hold are left.
 
-    Args:
-        connection: in a transaction.
-        retention_s: how long a key is known.
-        most: how many at once.
+    In small transactions, and no more than `BATCHES_MAX` of them, so that the caller soon has its
+    turn again. Any number may do it at once.
 
     Returns:
-        How many were removed.
+        Whether more may be left.
     """
-    parameters = {"retention": timedelta(seconds=retention_s), "most": most}
-    return connection.execute(_EXPIRE, parameters).rowcount
+    parameters = {"retention": timedelta(seconds=settings.idempotency_retention_s), "most": BATCH}
+    for _ in range(BATCHES_MAX):
+        with engine.begin() as connection:
+            removed = connection.execute(_EXPIRE, parameters).rowcount
+        if removed:
+            log.info("idempotency.expired", keys=removed)
+        if removed < BATCH:
+            return False
+    return True

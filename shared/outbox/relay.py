@@ -42,6 +42,7 @@ SHARDS_PER_BATCH = 8
 LEASE_MS = 10_000
 TOPIC_CHECK_S = 5.0
 MAINTENANCE_S = 600.0
+EXPIRY_S = 10.0
 
 _BEGIN = text(
     f"""
@@ -81,6 +82,7 @@ class Relay:
         self._sender: Sender | None = None
         self._topics_checked_at = 0.0
         self._maintained_at: float | None = None
+        self._expire_at = 0.0
         self._singly = 0
 
     def run(self) -> None:
@@ -104,6 +106,7 @@ class Relay:
         """One batch, or one wait. Trouble with a neighbour is waited out, outside transactions."""
         try:
             self._maintain_if_due()
+            self._expire_if_due()
             self._listener.ensure()
             sender = self._connect()
             relayed = self._relay_batch(sender)
@@ -237,6 +240,14 @@ class Relay:
         self._check_shard_count()
         maintain(self._engine, outbox_partitions(self._settings.outbox_retention_s))
         self._maintained_at = now
+
+    def _expire_if_due(self) -> None:
+        """Have the service's old rows removed, a piece a turn, so that no event waits long."""
+        if time.monotonic() < self._expire_at:
+            return
+        more = [expire(self._engine, self._settings) for expire in self._service.expiries]
+        if not any(more):
+            self._expire_at = time.monotonic() + EXPIRY_S
 
     def _check_shard_count(self) -> None:
         with self._engine.connect() as connection:

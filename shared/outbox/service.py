@@ -9,10 +9,12 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from shared.errors import SettleError
 from shared.outbox.event import ReceivedEvent
+from shared.settings import Settings
 
 if TYPE_CHECKING:
     from marshmallow import Schema
@@ -52,6 +54,13 @@ applied. Raises to have the whole batch rolled back and the culprit found.
 """
 
 
+Expiry = Callable[[Engine, Settings], bool]
+"""Removes what is past its retention from a service's database, in transactions of its own.
+
+A bounded amount at each call; returns whether more is left.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """One type of event that a service consumes.
@@ -77,11 +86,13 @@ class Service:
         name: as on the command line; also the consumer group and the ``ce_source``.
         aggregatetypes: of the events that it publishes.
         subscriptions: the events that it consumes.
+        expiries: what its relays do beside, every few seconds.
     """
 
     name: str
     aggregatetypes: tuple[str, ...]
     subscriptions: tuple[Subscription, ...]
+    expiries: tuple[Expiry, ...] = ()
 
     @property
     def source(self) -> str:
