@@ -15,28 +15,42 @@ from typing import TYPE_CHECKING
 
 import click
 
-from settle.checks import Verdict, worst
+from settle.audit import audit as run_audit
+from settle.audit.run import SECOND_LOOK_S
+from settle.audit.shown import show, shown_bars
+from settle.audit.targets import find_settings
 from settle.demo import Demo
-from settle.doctor import examine
+from settle.doctor.check import Verdict, worst
+from settle.doctor.examination import examine
 from settle.down import take_down
 from settle.logs import NAMES, find_logs, follow, last_lines
 from settle.progress import shown_steps
 from settle.reset import reset as remove_all
-from settle.stack import running_stack
+from settle.stack import SERVICES, running_stack
 from settle.state import open_state
 from settle.status import read_status
 from settle.supervisor import Supervisor
 from settle.up import bring_up
-from shared.cli import EXIT_FAILED, Group, told_in_a_sentence, version_option
+from shared.cli import (
+    EXIT_FAILED,
+    EXPECTED,
+    Group,
+    fail,
+    sentence,
+    told_in_a_sentence,
+    version_option,
+)
 from shared.errors import SettleError
 from shared.log import configure_logging
+from shared.outbox.service import load_service, service_names
 
 if TYPE_CHECKING:
-    from settle.checks import Check
+    from settle.doctor.check import Check
     from settle.logs import Line
     from settle.stack import Stack
 
 COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+EXIT_NOT_SEEN = 3  # of the audit: nothing is said about what is there
 NAME_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
@@ -47,6 +61,7 @@ def main() -> None:
 
     Without Docker: PostgreSQL and a broker come from Python packages, unless
     PAYMENTS_DATABASE_URL, ORDERS_DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS name others.
+    BROKER=kafka has Apache Kafka run instead; it needs Java 17 and Maven.
 
     \b
     Ports: PAYMENTS_PORT (8080), ORDERS_PORT (8081), POSTGRES_PORT (15432), KAFKA_PORT (19092).
@@ -56,7 +71,7 @@ def main() -> None:
     Examples:
       settle up
       settle logs orders-relay --follow
-      settle doctor --quick
+      settle doctor
     """
 
 
@@ -71,6 +86,7 @@ def up() -> None:
     \b
     Example: settle up
     Example: PAYMENTS_PORT=9080 ORDERS_PORT=9081 settle up
+    Example: BROKER=kafka settle up
     """
     configure_logging(level="WARNING", form="auto")
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -149,6 +165,46 @@ def demo() -> None:
     Demo(stack, click.echo).run()
 
 
+@main.command(
+    epilog="Exit codes: 0 nothing is wrong; 1 something is; 2 wrong usage; 3 it could not look;"
+    " 130 interrupted."
+)
+@click.option(
+    "--second-look",
+    "second_look_s",
+    default=SECOND_LOOK_S,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(0, 3600),
+    help="How long what is under way may take until it counts as wrong.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@told_in_a_sentence
+def audit(second_look_s: float, *, as_json: bool) -> None:
+    r"""Reconcile both databases and both topics: is everything delivered and paid exactly once?
+
+    It only reads, and may run while orders are placed. It looks at what PAYMENTS_DATABASE_URL,
+    ORDERS_DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS name, else at what runs here.
+
+    \b
+    Example: settle audit
+    Example: settle audit --json --second-look 60
+    """
+    try:
+        with shown_bars() as bars:
+            report = run_audit(
+                **find_settings(open_state()), second_look_s=second_look_s, bars=bars
+            )
+    except EXPECTED as error:
+        fail(sentence(error), code=EXIT_NOT_SEEN)
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        show(report)
+    if not report.clean:
+        sys.exit(EXIT_FAILED)
+
+
 def _complete_process(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     return [name for name in NAMES if name.startswith(incomplete)]
 
@@ -213,34 +269,45 @@ def reset(*, yes: bool) -> None:
         click.echo("There is nothing to remove.")
 
 
+def _complete_service(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in service_names() if name.startswith(incomplete)]
+
+
 @main.command(epilog="Exit codes: 0 nothing fails; 1 something does; 2 wrong usage.")
-@click.option(
-    "--quick", is_flag=True, required=True, help="What keeps the stack from starting; seconds."
-)
+@click.argument("service", required=False, shell_complete=_complete_service)
+@click.option("--quick", is_flag=True, help="Only what keeps the stack from starting; seconds.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for a warning, too.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @told_in_a_sentence
-def doctor(*, quick: bool, as_json: bool) -> None:  # noqa: ARG001 - required, and told by name
+def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> None:
     r"""Look for what is wrong, and say what to do about it: one line a check.
 
+    Looks at both services or at SERVICE: those of the stack that runs here, or whatever
+    PAYMENTS_DATABASE_URL, ORDERS_DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS name. Nothing is
+    changed, and nobody is waited for longer than 20 s.
+
     \b
+    Example: settle doctor
+    Example: settle doctor orders --json
     Example: settle doctor --quick
-    Example: settle doctor --quick --json
     """
+    configure_logging(level="CRITICAL", form="auto")  # what libraries say, the checks say
+    services = SERVICES if service is None else (load_service(service).name,)
     checks = []
-    for check in examine(open_state()):
+    for check in examine(open_state(), quick=quick, services=services):
         checks.append(check)
         if not as_json:
             click.echo(_check_line(check))
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))
-    if worst(checks) is Verdict.FAIL:
+    if worst(checks) is Verdict.FAIL or (strict and worst(checks) is Verdict.WARN):
         sys.exit(EXIT_FAILED)
 
 
 def _check_line(check: Check) -> str:
     verdict = click.style(f"{check.verdict:<4}", fg=COLOURS[check.verdict])
     remedy = f" -> {check.remedy}" if check.remedy else ""
-    return f"{verdict}  {check.name:<17} {check.found}{remedy}"
+    return f"{verdict}  {check.name:<23} {check.found}{remedy}"
 
 
 def _as_typed(command: str) -> str:

@@ -212,7 +212,7 @@ def test_up_after_a_pull_migrates_and_runs_the_new_code(other: Stack, checkout: 
     database = settings(other)["ORDERS_DATABASE_URL"]
     pulled = checkout / "alembic" / "orders" / "versions" / "0002_pulled.py"
     pulled.write_text(MIGRATION.format(before=revision(database)))
-    assert "orders db" in failing(other)
+    assert "orders migrations" in failing(other)
     assert "older code has stopped" in other.up()
     assert revision(database) == "0002_pulled"
     assert other.status()["status"] == "up"

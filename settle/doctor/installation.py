@@ -1,0 +1,53 @@
+"""The interpreter, and what is installed beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from re import match
+from typing import TYPE_CHECKING
+
+from settle.doctor.check import fail, ok
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from settle.doctor.check import Check
+
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+PROGRAMS = ("supervisord", "gunicorn", "outbox-relay", "inbox-consumer")
+INSTALL = "run make install"
+
+
+def check_python() -> Iterator[Check]:
+    """The interpreter's version, and each package and program that is needed."""
+    found = sys.version.split()[0]
+    if sys.version_info[:2] in PYTHONS:
+        yield ok("python", found)
+    else:
+        yield fail("python", found, "install 3.11, 3.12 or 3.13; make PYTHON=... names it")
+    lacking = [name for name in _required() if not _installed(name)]
+    scripts = Path(sysconfig.get_path("scripts"))
+    lacking += [name for name in PROGRAMS if not os.access(scripts / name, os.X_OK)]
+    if lacking:
+        yield fail("packages", f"not installed: {', '.join(lacking)}", INSTALL)
+    else:
+        yield ok("packages", f"all that settle {version('settle')} needs")
+
+
+def _required() -> Iterator[str]:
+    for requirement in requires("settle") or ():
+        name = match(r"[\w.-]+", requirement)
+        if name and ";" not in requirement:  # what follows names an extra
+            yield name[0]
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

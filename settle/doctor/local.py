@@ -1,0 +1,154 @@
+"""The stack of this machine: its folder and disk, its ports, its servers, its processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from settle.doctor.check import fail, ok, warn
+from settle.doctor.installation import INSTALL
+from settle.embedded.broker import find_binary
+from settle.embedded.postgres import Cluster, open_cluster
+from settle.leftovers import find_leftovers
+from settle.logs import last_trouble
+from settle.ports import why_taken
+from settle.readiness import why_not_ready
+from settle.stack import BROKER, PORT_VARIABLES, POSTGRES, SERVICES, read_embedded, read_ports
+from settle.state import LEAST_FREE_MB
+from settle.supervisor import Supervisor
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from settle.doctor.check import Check
+    from settle.stack import Stack
+    from settle.state import StateFolder
+
+ENOUGH_FREE_MB = 1024
+
+
+def check_folder(state: StateFolder) -> Iterator[Check]:
+    """Whether the state folder can be written to, and has room."""
+    name = "folder"
+    try:
+        with tempfile.TemporaryFile(dir=state.nearest):
+            pass
+    except OSError as error:
+        remedy = "make it writable, or have SETTLE_HOME name another folder"
+        yield fail(name, f"{state.nearest}: {error.strerror}", remedy)
+        return
+    yield ok(name, f"{state.home} is writable")
+    free_mb = state.free_mb
+    found = f"{free_mb} MB free"
+    if free_mb < LEAST_FREE_MB:
+        yield fail("disk", found, f"free some space: {LEAST_FREE_MB} MB at the least")
+    elif free_mb < ENOUGH_FREE_MB:
+        yield warn("disk", found, "free some space soon")
+    else:
+        yield ok("disk", found)
+
+
+def check_supervisor(state: StateFolder) -> Iterator[Check]:
+    """Whether supervisord runs, and what a killed one has left."""
+    name = "supervisord"
+    pid = Supervisor(state.socket).pid()
+    if pid is not None:
+        yield ok(name, f"runs, pid {pid}")
+        return
+    left = find_leftovers(state)
+    if left:
+        pids = ", ".join(map(str, left))
+        yield fail(name, f"was killed; left over: {pids}", "settle up or settle down ends them")
+        return
+    stale = [path for path in (state.supervisor_pid, state.socket) if path.exists()]
+    if stale:
+        found = f"does not run, but has left {', '.join(path.name for path in stale)}"
+        yield warn(name, found, "nothing: settle up replaces them")
+    else:
+        yield ok(name, "does not run; settle up starts it")
+
+
+def check_ports(stack: Stack | None) -> Iterator[Check]:
+    """Whether what does not run yet could listen."""
+    try:
+        ports = stack.ports if stack is not None else read_ports()
+        embedded = stack.embedded if stack is not None else read_embedded()
+    except SettleError as error:
+        yield fail("ports", str(error), "correct the variable")
+        return
+    ours = _running(stack)
+    for program, variable in PORT_VARIABLES.items():
+        port = ports[variable]
+        if program == POSTGRES and embedded.isdisjoint(SERVICES):
+            continue
+        if program == BROKER and BROKER not in embedded:
+            continue
+        if program in ours:
+            yield ok(f"port {port}", f"{program}, as it should")
+            continue
+        host = os.environ.get("BIND_ADDRESS") or "127.0.0.1"
+        taken = why_taken(stack.host(program) if stack else host, port)
+        if taken is None:
+            yield ok(f"port {port}", f"free for {program}")
+        else:
+            remedy = f"end that process, or set {variable} to another port"
+            yield fail(f"port {port}", f"wanted by {program}: {taken}", remedy)
+
+
+def _running(stack: Stack | None) -> set[str]:
+    if stack is None:
+        return set()
+    processes = Supervisor(stack.state.socket).processes()
+    return {name for name, process in processes.items() if process.pid is not None}
+
+
+def check_embedded(state: StateFolder, stack: Stack | None) -> Iterator[Check]:
+    """Whether the embedded PostgreSQL and broker are installed and whole, where they are used."""
+    embedded = stack.embedded if stack is not None else read_embedded()
+    if not embedded.isdisjoint(SERVICES):
+        yield _check_cluster(state)
+    if BROKER in embedded and stack is None:
+        yield _check_broker_installed()
+
+
+def _check_cluster(state: StateFolder) -> Check:
+    name = "postgres"
+    try:
+        cluster = open_cluster(state.postgres)
+        if cluster.initialised:
+            cluster.check()
+            return ok(name, f"its data are in {cluster.data}")
+    except (SettleError, OSError) as error:
+        return fail(name, str(error), "as it says")
+    return _not_initialised(name, cluster)
+
+
+def _not_initialised(name: str, cluster: Cluster) -> Check:
+    if cluster.building.exists():
+        found = f"its first start was interrupted ({cluster.building})"
+        return warn(name, found, "nothing: settle up makes it anew")
+    return ok(name, "installed; settle up makes its data folder")
+
+
+def _check_broker_installed() -> Check:
+    try:
+        find_binary()
+    except SettleError as error:
+        return fail(BROKER, str(error), INSTALL)
+    return ok(BROKER, "installed; settle up starts it")
+
+
+def check_processes(stack: Stack, programs: Iterable[str]) -> Iterator[Check]:
+    """Whether each process does its work; with the last error of one that does not."""
+    processes = Supervisor(stack.state.socket).processes()
+    for name in programs:
+        process = processes.get(name)
+        reason = why_not_ready(stack, process) if process is not None else "unknown to supervisord"
+        if reason is None:
+            yield ok(name, "ready")
+            continue
+        trouble = last_trouble(stack.state.logs / f"{name}.log")
+        found = f"{reason}; its log: {trouble}" if trouble else reason
+        yield fail(name, found, f"settle logs {name}")

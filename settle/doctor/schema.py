@@ -1,0 +1,142 @@
+"""Whether the database still has every index, constraint and trigger that the code relies on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, UniqueConstraint
+
+from services.orders import models as orders
+from services.payments import models as payments
+from settle.doctor.check import fail, ok
+from shared.idempotency import tables as idempotency
+from shared.outbox import tables as outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import MetaData, Table
+
+    from settle.doctor.check import Check
+    from settle.doctor.database import Database
+
+EXPECTED: dict[str, tuple[MetaData, ...]] = {
+    "orders": (orders.metadata, outbox.metadata, idempotency.metadata),
+    "payments": (payments.metadata, outbox.metadata, idempotency.metadata),
+}
+# What keeps history as it is; the migrations alone hold them.
+TRIGGERS = {
+    "orders": {"orders.orders_final"},
+    "payments": {"transfers.transfers_append_only", "payments.payments_append_only"},
+}
+AGAIN = "make it again as the migration in alembic/{} does; see its log for who dropped it"
+
+_INDEXES = """
+    SELECT t.relname, i.relname, x.indisunique, x.indisvalid AND x.indisready,
+           ARRAY(SELECT a.attname::text FROM unnest(x.indkey) WITH ORDINALITY AS k (attnum, place)
+                 JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.attnum
+                 ORDER BY k.place)
+    FROM pg_index x
+    JOIN pg_class i ON i.oid = x.indexrelid
+    JOIN pg_class t ON t.oid = x.indrelid
+    WHERE t.relnamespace = current_schema()::regnamespace
+"""
+_CONSTRAINTS = """
+    SELECT t.relname, c.conname, c.contype::text, c.convalidated,
+           ARRAY(SELECT a.attname::text FROM unnest(c.conkey) WITH ORDINALITY AS k (attnum, place)
+                 JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.attnum
+                 ORDER BY k.place)
+    FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
+    WHERE t.relnamespace = current_schema()::regnamespace
+"""
+_TRIGGERS = """
+    SELECT t.relname || '.' || g.tgname
+    FROM pg_trigger g JOIN pg_class t ON t.oid = g.tgrelid
+    WHERE t.relnamespace = current_schema()::regnamespace
+      AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
+"""
+
+
+def check_indexes(database: Database) -> Iterator[Check]:
+    """Indexes that are missing, and those that a failed CREATE INDEX CONCURRENTLY has left."""
+    name = f"{database.service} indexes"
+    found = database.ask(_INDEXES)
+    names = {(table, index) for table, index, *_ in found}
+    unique = {(table, tuple(columns)) for table, _, is_unique, _, columns in found if is_unique}
+    missing = [
+        what
+        for table in _tables(database.service)
+        for what in (*_missing_indexes(table, names), *_missing_keys(table, unique))
+    ]
+    invalid = [index for _, index, _, is_valid, _ in found if not is_valid]
+    if missing:
+        yield fail(name, f"missing: {', '.join(missing)}", AGAIN.format(database.service))
+    elif invalid:
+        yield fail(name, f"invalid, so unused: {', '.join(invalid)}", "REINDEX INDEX each of them")
+    else:
+        yield ok(name, f"all {len(found)} there and valid")
+
+
+def _tables(service: str) -> Iterator[Table]:
+    for metadata in EXPECTED[service]:
+        yield from metadata.tables.values()
+
+
+def _missing_indexes(table: Table, names: set[tuple[str, str]]) -> Iterator[str]:
+    for index in table.indexes:
+        if (table.name, str(index.name)) not in names:
+            yield str(index.name)
+
+
+def _missing_keys(table: Table, unique: set[tuple[str, tuple[str, ...]]]) -> Iterator[str]:
+    keys = [table.primary_key.columns.keys()]
+    keys += [
+        constraint.columns.keys()
+        for constraint in table.constraints
+        if isinstance(constraint, UniqueConstraint)
+    ]
+    for columns in keys:
+        if (table.name, tuple(columns)) not in unique:
+            yield f"unique {table.name} ({', '.join(columns)})"
+
+
+def check_constraints(database: Database) -> Iterator[Check]:
+    """Constraints and triggers that are missing, not validated, or switched off."""
+    name = f"{database.service} constraints"
+    found = database.ask(_CONSTRAINTS)
+    checks = {(table, constraint) for table, constraint, kind, *_ in found if kind == "c"}
+    references = {(table, tuple(columns)) for table, _, kind, _, columns in found if kind == "f"}
+    missing = [
+        what
+        for table in _tables(database.service)
+        for what in (*_missing_checks(table, checks), *_missing_references(table, references))
+    ]
+    triggers = {trigger for (trigger,) in database.ask(_TRIGGERS)}
+    missing += [f"trigger {each}" for each in sorted(TRIGGERS[database.service] - triggers)]
+    loose = [constraint for _, constraint, _, is_validated, _ in found if not is_validated]
+    if missing:
+        yield fail(name, f"missing or off: {', '.join(missing)}", AGAIN.format(database.service))
+    elif loose:
+        yield fail(
+            name,
+            f"not validated: {', '.join(loose)}",
+            "ALTER TABLE ... VALIDATE CONSTRAINT; what it refuses is to be mended first",
+        )
+    else:
+        yield ok(name, f"all {len(checks) + len(references)} there, history is guarded")
+
+
+def _missing_checks(table: Table, found: set[tuple[str, str]]) -> Iterator[str]:
+    for constraint in table.constraints:
+        if isinstance(constraint, CheckConstraint) and constraint.name is not None:
+            name = str(constraint.name)
+            if (table.name, name) not in found:
+                yield name
+
+
+def _missing_references(table: Table, found: set[tuple[str, tuple[str, ...]]]) -> Iterator[str]:
+    for constraint in table.constraints:
+        if isinstance(constraint, ForeignKeyConstraint):
+            columns = tuple(constraint.column_keys)
+            if (table.name, columns) not in found:
+                yield f"reference {table.name} ({', '.join(columns)})"
