@@ -114,6 +114,35 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     return consumer
 
 
+def make_reader(settings: Settings) -> KafkaConsumer:
+    """Connect a consumer that is in no group, to read partitions that it is assigned to.
+
+    Raises:
+        KafkaError: no broker can be reached.
+    """
+    accept_any_header_name()
+    reader = _connected(
+        KafkaConsumer,
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        client_id="settle-reader",
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        allow_auto_create_topics=False,
+        max_poll_records=5_000,
+        request_timeout_ms=10_000,
+        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
+        fetch_min_bytes=1,
+        fetch_max_wait_ms=50,
+        fetch_max_bytes=8 * 1024 * 1024,
+        max_partition_fetch_bytes=2 * 1024 * 1024,
+        metadata_max_age_ms=30_000,
+        **_RECONNECT,
+    )
+    _never_create_topics(reader._cluster)  # noqa: SLF001
+    return reader
+
+
 def _connected(client_class: Callable[..., _Client], **options: Any) -> _Client:
     """Make a client; if no broker answers, leave nothing of it behind.
 

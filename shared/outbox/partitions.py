@@ -85,7 +85,8 @@ def maintain(engine: Engine, partitioned: Partitioned, now: datetime | None = No
         now: the time; None for the clock's.
     """
     now = now or datetime.now(UTC)
-    existing = _existing_days(engine, partitioned.table)
+    with engine.connect() as connection:
+        existing = existing_days(connection, partitioned.table)
     for day in _wanted_days(engine, partitioned, now):
         if day not in existing:
             _attempt(engine, partitioned, day, _make)
@@ -188,21 +189,21 @@ def _wanted_days(engine: Engine, partitioned: Partitioned, now: datetime) -> lis
     return sorted({*ahead, *days})
 
 
-def _existing_days(engine: Engine, table: str) -> set[datetime]:
-    with engine.connect() as connection:
-        names = connection.execute(
-            text(
-                "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-                " WHERE i.inhparent = CAST(:table AS regclass)"
-            ),
-            {"table": table},
-        ).scalars()
-        prefix = f"{table}_p"
-        return {
-            datetime.strptime(name.removeprefix(prefix), "%Y%m%d").replace(tzinfo=UTC)
-            for name in names
-            if name.startswith(prefix)
-        }
+def existing_days(connection: Connection, table: str) -> set[datetime]:
+    """The days, by their first moment in UTC, of which a table has a partition."""
+    names = connection.execute(
+        text(
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+            " WHERE i.inhparent = CAST(:table AS regclass)"
+        ),
+        {"table": table},
+    ).scalars()
+    prefix = f"{table}_p"
+    return {
+        datetime.strptime(name.removeprefix(prefix), "%Y%m%d").replace(tzinfo=UTC)
+        for name in names
+        if name.startswith(prefix)
+    }
 
 
 def _plain_columns(connection: Connection, table: str) -> str:

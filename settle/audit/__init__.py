@@ -1,0 +1,6 @@
+"""The audit: reconciles both databases and both topics, and says what is wrong, with ids."""
+
+from settle.audit.report import AuditError, Check, Report, Violation
+from settle.audit.run import audit
+
+__all__ = ["AuditError", "Check", "Report", "Violation", "audit"]

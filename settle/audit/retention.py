@@ -1,0 +1,83 @@
+"""What is no longer kept anywhere, and is therefore missing without being lost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from kafka.partitioner import murmur2
+
+from shared.outbox.partitions import DAY
+from shared.outbox.uuid7 import time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from settle.audit.scratch import Scratch
+
+    Days = Mapping[str, set[datetime]]
+
+# An outbox partition is kept for a day at the least after its own (shared/settings.py).
+_KEPT = 2 * DAY
+
+
+def tell_retention(scratch: Scratch, days: Days) -> None:
+    """Give the scratch database's SQL the functions that know what was dropped.
+
+    ``id_dropped(source, id)`` and ``time_dropped(source, microseconds)``: whether the outbox no
+    longer keeps the day of an event. ``before_begin(source, key, seq)``: whether an event must
+    have lain before the beginning of its partition of the topic.
+
+    Args:
+        scratch: with all that was read.
+        days: of which each service's outbox has a partition.
+    """
+    oldest = datetime.now(UTC) - _KEPT
+
+    def dropped(source: str, moment: datetime) -> bool:
+        day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+        return day < oldest and day not in days[source]
+
+    def id_dropped(source: str, id_: bytes) -> bool:
+        moment = time_of(UUID(bytes=id_))
+        # An id of another form is in the default partition, which is never dropped.
+        return moment is not None and dropped(source, moment)
+
+    def time_dropped(source: str, began_us: int) -> bool:
+        return dropped(source, datetime.fromtimestamp(began_us / 1_000_000, UTC))
+
+    begins = _begins(scratch)
+
+    def before_begin(source: str, key: str, seq: int) -> bool:
+        partitions = begins.get(source)
+        if not partitions:
+            return False
+        # As the producer places keys; the sequence is that of the outbox.
+        number = (murmur2(key.encode()) & 0x7FFFFFFF) % len(partitions)
+        truncated, first_seq = partitions[number]
+        return truncated and (first_seq is None or seq < first_seq)
+
+    create = scratch.connection.create_function
+    create("id_dropped", 2, id_dropped)
+    create("time_dropped", 2, time_dropped)
+    create("before_begin", 3, before_begin)
+
+
+def _begins(scratch: Scratch) -> dict[str, dict[int, tuple[bool, int | None]]]:
+    """By source and partition, whether it was truncated, and the sequence of its first event."""
+    begins: dict[str, dict[int, tuple[bool, int | None]]] = {}
+    for source, number, first_offset in scratch.rows(
+        "SELECT source, number, first_offset FROM partition ORDER BY source, number"
+    ):
+        begins.setdefault(source, {})[number] = (first_offset > 0, None)
+    # SQLite takes `seq` from the row that has the least offset.
+    firsts = """
+        SELECT t.source, t.partition, min(t.offset), e.seq
+        FROM topic t JOIN outbox e ON e.source = t.source AND e.id = t.id
+        JOIN partition p ON p.source = t.source AND p.number = t.partition
+        WHERE p.first_offset > 0 GROUP BY t.source, t.partition
+    """
+    for source, number, _, seq in scratch.rows(firsts):
+        begins[source][number] = (True, seq)
+    return begins

@@ -1,0 +1,35 @@
+"""Which databases and which broker an audit looks at."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from settle.stack import BOOTSTRAP, DATABASE_URLS, running_stack
+from settle.supervisor import Supervisor
+from shared.errors import SettleError
+from shared.settings import read_settings
+
+if TYPE_CHECKING:
+    from settle.state import StateFolder
+    from shared.settings import Settings
+
+NAMED = (*DATABASE_URLS.values(), BOOTSTRAP)
+
+
+def find_settings(state: StateFolder) -> dict[str, Settings]:
+    """Settings of both services: those that the environment names, else those of the stack here.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+        SettleError: nothing is named, and nothing runs here.
+    """
+    if not all(os.environ.get(name) for name in NAMED):
+        stack = running_stack(state)
+        if stack is None or Supervisor(state.socket).pid() is None:
+            raise SettleError(
+                f"There is nothing to look at: settle up starts it, or set {', '.join(NAMED)}."
+            )
+        # Settings are read from the environment; this process ends with the audit.
+        os.environ.update(stack.environment)
+    return {service: read_settings(service) for service in DATABASE_URLS}

@@ -1,0 +1,162 @@
+"""Reading a topic from its beginning to its end, outside any group."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kafka import TopicPartition
+from kafka.errors import BrokerResponseError
+
+from settle.audit.ids import parse_uuid
+from settle.audit.report import AuditError
+from shared.outbox.clients import make_admin, make_reader
+from shared.outbox.topics import close_quietly
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kafka import KafkaConsumer
+    from kafka.consumer.fetcher import ConsumerRecord
+
+    from settle.audit.databases import Tell
+    from settle.audit.flow import Flow
+    from settle.audit.scratch import Scratch
+    from shared.settings import Settings
+
+SILENCE_S = 30.0
+_POLL_MS = 500
+
+# Of an event's records, the one that came first: another partition's may have been read before.
+_FIRST_APPEARANCE = """
+INSERT INTO topic VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (source, id) DO UPDATE SET
+    partition = excluded.partition, offset = excluded.offset, timestamp_ms = excluded.timestamp_ms
+WHERE (excluded.timestamp_ms, excluded.partition, excluded.offset)
+    < (topic.timestamp_ms, topic.partition, topic.offset)
+"""
+
+
+@dataclass(slots=True)
+class TopicSeen:
+    """How many records a topic has, and how many of them are no events of its service."""
+
+    records: int = 0
+    foreign: int = 0
+
+
+def read_topic(settings: Settings, scratch: Scratch, flow: Flow, tell: Tell) -> TopicSeen:
+    """Read the first appearance of each event, and afterwards how far its consumers are.
+
+    A topic that does not exist is as good as an empty one.
+
+    Args:
+        settings: where the broker is.
+        scratch: what is read goes there.
+        flow: whose topic.
+        tell: is given the count of the records that were read since.
+
+    Raises:
+        KafkaError: the broker cannot be reached, or refuses.
+        AuditError: it gave nothing for `SILENCE_S`, and there is more.
+    """
+    reader = make_reader(settings)
+    try:
+        numbers = sorted(reader.partitions_for_topic(flow.topic) or ())
+        places = [TopicPartition(flow.topic, number) for number in numbers]
+        seen = _read(reader, places, scratch, flow, tell) if places else TopicSeen()
+    finally:
+        close_quietly(reader)
+    _note_committed(settings, places, scratch, flow)
+    return seen
+
+
+def _read(
+    reader: KafkaConsumer,
+    places: list[TopicPartition],
+    scratch: Scratch,
+    flow: Flow,
+    tell: Tell,
+) -> TopicSeen:
+    seen = TopicSeen()
+    begins = reader.beginning_offsets(places)
+    scratch.add(
+        "INSERT INTO partition VALUES (?, ?, ?, NULL, 0)",
+        ((flow.source, place.partition, begins[place]) for place in places),
+    )
+    reader.assign(places)
+    for place in places:
+        reader.seek(place, begins[place])
+    first_ms: dict[TopicPartition, int] = {}
+    ends: dict[TopicPartition, int] = {}
+    heard_at = time.monotonic()
+    while len(ends) < len(places) or any(reader.position(each) < ends[each] for each in places):
+        found = reader.poll(timeout_ms=_POLL_MS)
+        # An embedded broker's end_offsets is wrong; what comes with a fetch is right everywhere.
+        for place in places:
+            end = reader.highwater(place)
+            if end is not None:
+                ends.setdefault(place, end)
+        for place, records in found.items():
+            first_ms.setdefault(place, records[0].timestamp)
+            _keep(records, scratch, flow, seen)
+            tell(len(records))
+        if found:
+            heard_at = time.monotonic()
+        elif time.monotonic() - heard_at > SILENCE_S:
+            raise AuditError(
+                f"{flow.topic} could not be read to its end: the broker has given nothing for"
+                f" {SILENCE_S:.0f} s. Look at the broker, then try again."
+            )
+    scratch.add(
+        "UPDATE partition SET first_ms = ? WHERE source = ? AND number = ?",
+        ((moment, flow.source, place.partition) for place, moment in first_ms.items()),
+    )
+    return seen
+
+
+def _keep(records: Iterable[ConsumerRecord], scratch: Scratch, flow: Flow, seen: TopicSeen) -> None:
+    rows = []
+    for record in records:
+        seen.records += 1
+        event_id = _id_of(record, flow.ce_source.encode())
+        if event_id is None:
+            seen.foreign += 1
+        else:
+            place = (record.partition, record.offset, record.timestamp)
+            rows.append((flow.source, event_id, *place))
+    scratch.add(_FIRST_APPEARANCE, rows)
+
+
+def _id_of(record: ConsumerRecord, ce_source: bytes) -> bytes | None:
+    """The id of a record that says it is from there; None of any other."""
+    ids = [value for name, value in record.headers if name == "ce_id"]
+    sources = [value for name, value in record.headers if name == "ce_source"]
+    if len(ids) != 1 or sources != [ce_source] or ids[0] is None:
+        return None
+    try:
+        return parse_uuid(ids[0].decode())
+    except UnicodeDecodeError:
+        return None
+
+
+def _note_committed(
+    settings: Settings, places: list[TopicPartition], scratch: Scratch, flow: Flow
+) -> None:
+    """Note up to where the target's consumers are done; of a group that is not known, nothing."""
+    admin = make_admin(settings, "settle-audit")
+    try:
+        offsets = admin.list_group_offsets(flow.target).get(flow.target, {})
+    except BrokerResponseError:
+        return  # there is no such group
+    finally:
+        close_quietly(admin)
+    scratch.add(
+        "UPDATE partition SET committed = ? WHERE source = ? AND number = ?",
+        (
+            (offsets[place].offset, flow.source, place.partition)
+            for place in places
+            if place in offsets
+        ),
+    )
