@@ -72,6 +72,10 @@ check: $(INSTALLED) ## Run everything a change must pass: lint, format, types, l
 chaos: $(INSTALLED) ## Random faults under load, then checks; ARGS="--seed 7 --seconds 300"
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
+.PHONY: model
+model: $(INSTALLED) ## Compare the services with a plain model, in random steps; MODEL_EXAMPLES=5000
+	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/pytest tests/model $(ARGS)
+
 .PHONY: bench
 bench: $(INSTALLED) ## Measure it; the figures depend on the machine
 	@$(BIN)/python benchmarks/post_orders.py $(ARGS)
@@ -79,5 +83,5 @@ bench: $(INSTALLED) ## Measure it; the figures depend on the machine
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay
 	@if test -x $(BIN)/settle; then $(BIN)/settle down; fi
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,391 @@
+"""The state machine: what may happen to the services, compared with the model at each step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+from uuid_utils.compat import uuid7
+
+from model.forgery import FAULTS, UNKNOWN_TYPE, changed, read
+from model.system import ALL, BEGINS_AT, System
+from model.truth import INT64_MAX, Orders, Payments
+from support.delivery import ORDERS, PAYMENTS, headers
+from support.web import problem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from kafka.consumer.fetcher import ConsumerRecord
+    from werkzeug.test import TestResponse
+
+SERVICES = ("payments", "orders")
+CONSUMED = {"payments": ORDERS, "orders": PAYMENTS}
+
+SPELLINGS = {"lower": str.lower, "upper": str.upper, "mixed": str.title}
+NO_USERS: list[Any] = [
+    "00000000-0000-0000-0000-000000000000",
+    "8f14e45f",
+    "{8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a}",
+    "",
+    7,
+    None,
+    ["8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"],
+]
+NO_AMOUNTS: list[Any] = [0, -1, 1.0, 1.5, "1", True, None, [], INT64_MAX + 1, -INT64_MAX, 10**30]
+NO_DESCRIPTIONS: list[Any] = [7, None, "a\0b", "x" * 10_001, "\ud800"]
+ANOTHER = "8f14e45f-ceea-167f-a0e6-4a3e2c1b5d7a"  # of version 1, as no user drawn here
+
+# Service, path, what is wrong in the body, and the status of the answer.
+REFUSED: list[tuple[str, str, dict[str, Any], int]] = [
+    *[("payments", "/accounts", {"user_id": user}, 422) for user in NO_USERS],
+    *[("payments", "/accounts/{user}/deposit", {"amount": each}, 422) for each in NO_AMOUNTS],
+    ("payments", "/accounts/{user}/deposit", {"amount": 1, "user_id": ANOTHER}, 409),
+    ("payments", "/accounts/8f14e45f/deposit", {"amount": 1}, 404),
+    *[("orders", "/orders", {"user_id": user, "amount": 1}, 422) for user in NO_USERS],
+    *[("orders", "/orders", {"amount": each}, 422) for each in NO_AMOUNTS],
+    *[("orders", "/orders", {"amount": 1, "description": each}, 422) for each in NO_DESCRIPTIONS],
+]
+# Of 2001: before anything that the inbox knows.
+ID_OF_LONG_AGO = "00e40000-0000-7000-8000-000000000000"
+
+services = st.sampled_from(SERVICES)
+refusals = st.sampled_from(REFUSED)
+spellings = st.sampled_from(sorted(SPELLINGS))
+strangers = st.uuids(version=1).map(str)
+amounts = st.integers(1, 60) | st.sampled_from([INT64_MAX, INT64_MAX - 1, 2**62])
+# Around a limit of the moment: the balance, or the room above it. None: the amount as it is.
+around = st.sampled_from([None, None, -1, 0, 1])
+descriptions = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5
+)
+numbers = st.integers(0, 30)
+
+
+class Machine(RuleBasedStateMachine):
+    """Payments and orders, and their models.
+
+    Records are drawn by their number in their topic, counted from its first, round and round.
+
+    Args:
+        system: the services; emptied first.
+    """
+
+    users = Bundle("users")
+    orders = Bundle("orders")
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        system.forget()
+        self._system = system
+        self._payments = Payments()
+        self._orders = Orders()
+        self._models = {"payments": self._payments, "orders": self._orders}
+        self._sent = dict.fromkeys(SERVICES, 0)
+        self._ids: dict[tuple[str, int], str] = {}
+        self._delivered = dict.fromkeys(SERVICES, 0)
+        self._faults: dict[tuple[str, int, int], str] = {}
+        self._final: dict[str, str] = {}
+        self._forged: set[str] = set()
+
+    # Requests.
+
+    @initialize(
+        target=users,
+        found=st.lists(st.uuids(version=4), min_size=1, max_size=3, unique=True),
+        rich=st.integers(0, 200),
+    )
+    def users_come(self, found: list[UUID], rich: int) -> Any:
+        """Some users, the first perhaps with some money."""
+        users = [str(each) for each in found]
+        if rich:
+            self.open_account(users[0], "lower")
+            self.deposit(users[0], "lower", rich, None, named=False)
+        return multiple(*users)
+
+    @rule(user=users, spelling=spellings)
+    def open_account(self, user: str, spelling: str) -> None:
+        answer = self._post("payments", "/accounts", user_id=SPELLINGS[spelling](user))
+        _expect(answer, *self._payments.open(user))
+
+    @rule(user=users, spelling=spellings, amount=amounts, near=around, named=st.booleans())
+    def deposit(
+        self, user: str, spelling: str, amount: int, near: int | None, *, named: bool
+    ) -> None:
+        if near is not None:
+            room = INT64_MAX - self._payments.balances.get(user, 0)
+            amount = _valid(room + near)
+        body: dict[str, Any] = {"amount": amount}
+        if named:
+            body["user_id"] = SPELLINGS[spelling](user)
+        path = f"/accounts/{SPELLINGS[spelling](user)}/deposit"
+        _expect(self._post("payments", path, **body), *self._payments.deposit(user, amount))
+
+    @rule(
+        target=orders,
+        user=users,
+        spelling=spellings,
+        amount=amounts,
+        near=around,
+        description=descriptions,
+    )
+    def place_order(
+        self, user: str, spelling: str, amount: int, near: int | None, description: str
+    ) -> str:
+        if near is not None:
+            amount = _valid(self._payments.balances.get(user, 0) + near)
+        body = {"user_id": SPELLINGS[spelling](user), "amount": amount, "description": description}
+        answer = self._post("orders", "/orders", **body)
+        _expect(answer, 202, "Order accepted")
+        order_id = answer.headers["Location"].removeprefix("/order/")
+        assert order_id not in self._orders.placed
+        self._orders.place(order_id, user, amount, description)
+        return order_id
+
+    @rule(user=users, refused=refusals)
+    def ask_what_is_refused(self, user: str, refused: tuple[str, str, dict[str, Any], int]) -> None:
+        service, path, body, status = refused
+        body = {"user_id": user} | body
+        problem_of(self._post(service, path.format(user=user), **body), status)
+
+    @rule(user=users, spelling=spellings)
+    def ask(self, user: str, spelling: str) -> None:
+        """Balance, list of orders, and each order, are told as they are."""
+        query = {"user_id": SPELLINGS[spelling](user)}
+        answer = self._system.clients["payments"].get("/accounts/balance", query_string=query)
+        if user in self._payments.balances:
+            balance = {"balance": self._payments.balances[user]}
+            assert (answer.status_code, answer.json) == (200, balance)
+        else:
+            _expect(answer, 404, f"User {user} has no account.")
+        client = self._system.clients["orders"]
+        answer = client.get("/orders", query_string=query)
+        assert answer.status_code == 200
+        names = ("ID", "UserID", "Amount", "Description", "Status")
+        found = [tuple(order[name] for name in names) for order in answer.json]
+        assert found == [
+            (order_id, user, order.amount, order.description, order.status)
+            for order_id, order in reversed(self._orders.placed.items())
+            if order.user == user
+        ]
+        for order_id, *_, status in found[:2]:
+            answer = client.get(f"/order/{SPELLINGS[spelling](order_id)}")
+            assert (answer.status_code, answer.json) == (200, {"id": order_id, "status": status})
+        _expect(client.get(f"/order/{user}"), 404, f"There is no order {user}.")
+
+    # Relays and consumers.
+
+    @rule(service=services, count=st.integers(1, 4) | st.just(ALL), mark=st.booleans())
+    def relay(self, service: str, count: int, *, mark: bool) -> None:
+        """What is sent is what the model has told, in its order, each always under one id."""
+        records = self._system.relay(service, count, mark=mark)
+        begin = self._sent[service]
+        told = self._models[service].told[begin : begin + count]
+        assert len(records) == len(told)
+        for number, (record, (key, type_, data)) in enumerate(
+            zip(records, told, strict=True), start=begin
+        ):
+            message = read(record)
+            message.data.pop("created_at", None)
+            assert (record.key.decode(), message.type, message.data) == (key, type_, data)
+            assert self._ids.setdefault((service, number), message.id) == message.id
+        assert len(set(self._ids.values())) == len(self._ids)
+        if mark:
+            self._sent[service] += len(records)
+
+    @rule(service=services, numbers=st.lists(numbers, min_size=1, max_size=8))
+    def deliver(self, service: str, numbers: list[int]) -> None:
+        """Any records, in any order, as often as may be."""
+        self._deliver(service, self._records(service, numbers))
+
+    @rule(service=services, numbers=st.lists(numbers, min_size=1, max_size=8))
+    def deliver_to_two_at_once(self, service: str, numbers: list[int]) -> None:
+        records = self._records(service, numbers)
+        self._system.apply_at_once(service, records)
+        self._receive(service, records)
+
+    @rule(service=services, numbers=st.lists(numbers, min_size=1, max_size=8))
+    def kill_before_the_commit(self, service: str, numbers: list[int]) -> None:
+        records = self._records(service, numbers)
+        if records:
+            self._system.apply_and_die(service, records)
+
+    @rule(size=st.integers(1, 8))
+    def settle(self, size: int) -> None:
+        """What is under way gets through, in the order of the topics."""
+        for producer, consumer in (("orders", "payments"), ("payments", "orders")):
+            self.relay(producer, ALL, mark=True)
+            records = self._system.topics.records[CONSUMED[consumer]]
+            for begin in range(self._delivered[consumer], len(records), size):
+                self._deliver(consumer, records[begin : begin + size])
+            self._delivered[consumer] = len(records)
+
+    # Records that should not be there.
+
+    @rule(service=services, number=numbers, old=st.booleans())
+    def send_under_another_id(self, service: str, number: int, *, old: bool) -> None:
+        for record in self._records(service, [number]):
+            other = ID_OF_LONG_AGO if old else str(uuid7())
+            forged = changed(record, "ce_id", other.encode())
+            self._send(record.topic, record.key, record.value, forged, self._fault_of(record))
+
+    @rule(service=services, number=numbers, how=st.sampled_from(sorted(FAULTS)))
+    def send_broken(self, service: str, number: int, how: str) -> None:
+        for record in self._records(service, [number]):
+            if self._fault_of(record) is None and read(record).type != UNKNOWN_TYPE:
+                fault, break_it = FAULTS[how]
+                value, forged = break_it(record)
+                self._send(record.topic, record.key, value, forged, fault)
+
+    @rule(order_id=orders | strangers, user=users | strangers, amount=amounts)
+    def forge_order(self, order_id: str, user: str, amount: int) -> None:
+        """An order that orders does not know, or knows otherwise."""
+        self._forged.add(order_id)
+        data = {"order_id": order_id, "user_id": user, "amount": amount, "more": {"of": "this"}}
+        self._forge(ORDERS, user, "order.created", data)
+
+    @rule(order_id=orders | strangers, succeeded=st.booleans(), agrees=st.booleans())
+    def forge_result(self, order_id: str, *, succeeded: bool, agrees: bool) -> None:
+        """A result that payments did not tell: too early, contradicting, or of no order."""
+        self._forged.add(order_id)
+        order = self._orders.placed.get(order_id)
+        data: dict[str, Any] = {
+            "order_id": order_id,
+            "user_id": order.user if order else order_id,
+            "amount": order.amount if order else 1,
+        }
+        if not agrees:
+            data["amount"] = _valid(data["amount"] - 1 or 2)
+        if succeeded:
+            self._forge(PAYMENTS, order_id, "payment.succeeded", data | {"balance": 0})
+        else:
+            self._forge(PAYMENTS, order_id, "payment.failed", data | {"reason": "forged"})
+
+    @rule(service=services, value=st.binary(max_size=5))
+    def send_unknown_type(self, service: str, value: bytes) -> None:
+        self._send(CONSUMED[service], b"key", value, headers(UNKNOWN_TYPE))
+
+    # What must be true, whatever happened.
+
+    @invariant()
+    def the_services_are_as_the_models(self) -> None:
+        payments, orders = (self._system.state(service) for service in SERVICES)
+        assert payments == _present(
+            balances=self._payments.balances,
+            transfers=self._payments.transfers,
+            decisions=self._payments.decisions,
+            **self._delivery("payments"),
+        )
+        assert orders == _present(
+            orders={
+                order_id: [order.user, order.amount, order.description, order.status, order.reason]
+                for order_id, order in self._orders.placed.items()
+            },
+            **self._delivery("orders"),
+        )
+        _check_money(payments)
+        self._check_finality(orders)
+
+    def teardown(self) -> None:
+        """In the end every order is final, and agrees with the money."""
+        if sys.exc_info()[0] is not None:
+            return  # it has failed, or is given up; what follows would hide that
+        self.settle(8)
+        self.the_services_are_as_the_models()
+        payments, orders = (self._system.state(service) for service in SERVICES)
+        charged = {order_id: amount for *_, amount, _, order_id in payments.get("transfers", [])}
+        for order_id, (_, amount, _, status, _) in orders.get("orders", {}).items():
+            if order_id not in self._forged:
+                assert status == ("success" if order_id in charged else "failed")
+                assert charged.get(order_id, amount) == amount
+
+    def _check_finality(self, orders: dict[str, Any]) -> None:
+        statuses = {order_id: order[3] for order_id, order in orders.get("orders", {}).items()}
+        assert self._final.items() <= statuses.items()
+        self._final = {each: status for each, status in statuses.items() if status != "created"}
+
+    def _delivery(self, service: str) -> dict[str, Any]:
+        model = self._models[service]
+        return {
+            "inbox": model.outcomes,
+            "dead_letters": sorted([*each, reason] for each, reason in model.dead_letters.items()),
+            "told": [list(told) for told in model.told],
+            "pending": len(model.told) - self._sent[service],
+        }
+
+    # How it is done.
+
+    def _post(self, service: str, path: str, **body: Any) -> TestResponse:
+        # With escapes, so that it can hold a lone surrogate.
+        client = self._system.clients[service]
+        return client.post(path, data=json.dumps(body), content_type="application/json")
+
+    def _records(self, service: str, numbers: Iterable[int]) -> list[ConsumerRecord]:
+        records = self._system.topics.records[CONSUMED[service]]
+        return [records[number % len(records)] for number in numbers] if records else []
+
+    def _deliver(self, service: str, records: list[ConsumerRecord]) -> None:
+        self._system.apply(service, records)
+        self._receive(service, records)
+
+    def _receive(self, service: str, records: Iterable[ConsumerRecord]) -> None:
+        for record in records:
+            message = read(record, self._fault_of(record))
+            self._models[service].receive(message, str(BEGINS_AT))
+
+    def _forge(self, topic: str, key: str, type_: str, data: dict[str, Any]) -> None:
+        self._send(topic, key.encode(), json.dumps(data).encode(), headers(type_))
+
+    def _fault_of(self, record: ConsumerRecord) -> str | None:
+        return self._faults.get((record.topic, record.partition, record.offset))
+
+    def _send(
+        self, topic: str, key: bytes, value: bytes | None, headers_: Any, fault: str | None = None
+    ) -> None:
+        record = self._system.topics.send(topic, value=value, key=key, headers=headers_).value
+        if fault is not None:
+            self._faults[record.topic, record.partition, record.offset] = fault
+
+
+def _expect(answer: TestResponse, status: int, message: str) -> None:
+    """An answer of that status, with that message, or that problem's detail."""
+    if status < 400:
+        assert (answer.status_code, answer.json) == (status, {"message": message})
+    else:
+        assert problem_of(answer, status)["detail"] == message
+
+
+def _check_money(payments: dict[str, Any]) -> None:
+    """The laws of the ledger, read from the database alone."""
+    balances: dict[str, int] = {}
+    for giver, taker, amount, _, _ in payments.get("transfers", []):
+        assert amount > 0
+        balances[giver] = balances.get(giver, 0) - amount
+        balances[taker] = balances.get(taker, 0) + amount
+    assert sum(balances.values()) == 0
+    for user, balance in payments.get("balances", {}).items():
+        assert 0 <= balance <= INT64_MAX
+        assert balance == balances.get(user, 0)
+    charged = [transfer[4] for transfer in payments.get("transfers", []) if transfer[4]]
+    assert len(charged) == len(set(charged))
+    decisions = payments.get("decisions", {})
+    assert set(charged) == {each for each in decisions if decisions[each][2] == "succeeded"}
+
+
+def _present(**state: Any) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if value}
+
+
+def _valid(amount: int) -> int:
+    return min(max(amount, 1), INT64_MAX)

@@ -1,0 +1,234 @@
+"""The two services as they are, on their databases, and topics in memory between them.
+
+The topics stand in for the broker: they keep what the real sender sends, and let a test hand any
+of it to the real appliers, in any order, as often as it likes.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+from zlib import crc32
+
+import structlog
+from kafka.consumer.fetcher import ConsumerRecord
+from kafka.future import Future
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.outbox.applier import Applier
+from shared.outbox.pending import lock_shards, mark_sent, read_pending
+from shared.outbox.sender import Sender
+from shared.outbox.service import load_service
+from shared.outbox.uuid7 import least_id
+from support.delivery import ORDERS, PARTITIONS, PAYMENTS
+from support.web import open_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Executor
+
+    from werkzeug.test import Client
+
+ALL = 1_000_000
+
+# Ids below this one are older than what the inboxes know.
+BEGINS_AT = least_id(datetime.now(UTC) - timedelta(days=1))
+
+# What refuses changes is asked to look away, for the next example to find nothing.
+_ENGINE_TABLES = (
+    "outbox",
+    "outbox_pending",
+    "outbox_refused",
+    "inbox",
+    "inbox_horizon",
+    "dead_letters",
+)
+_FORGET = {
+    "payments": (*_ENGINE_TABLES, "transfers", "payments", "accounts WHERE user_id IS NOT NULL"),
+    "orders": (*_ENGINE_TABLES, "orders"),
+}
+
+_DELIVERY = """
+    'inbox', (SELECT json_object_agg(id, json_build_array(outcome, split_part(detail, ':', 1)))
+              FROM inbox),
+    'dead_letters', (SELECT json_agg(json_build_array(topic, partition, "offset", reason)
+                                     ORDER BY topic, partition, "offset") FROM dead_letters),
+    'pending', (SELECT count(*) FROM outbox_pending),
+    'told', (SELECT json_agg(json_build_array(
+                 aggregateid, type, convert_from(payload, 'UTF8')::jsonb - 'created_at'
+             ) ORDER BY seq) FROM outbox)
+"""
+_STATE = {
+    "payments": text(
+        f"""
+        SELECT json_build_object({_DELIVERY},
+            'balances', (SELECT json_object_agg(user_id, balance) FROM accounts
+                         WHERE user_id IS NOT NULL),
+            'transfers', (SELECT json_agg(json_build_array(
+                              coalesce(f.name, f.user_id::text), coalesce(t.name, t.user_id::text),
+                              amount, kind, order_id) ORDER BY transfers.id)
+                          FROM transfers JOIN accounts f ON f.id = from_account_id
+                          JOIN accounts t ON t.id = to_account_id),
+            'decisions', (SELECT json_object_agg(order_id,
+                              json_build_array(user_id, amount, status, reason)) FROM payments))
+        """
+    ),
+    "orders": text(
+        f"""
+        SELECT json_build_object({_DELIVERY},
+            'orders', (SELECT json_object_agg(id, json_build_array(
+                           user_id, amount, description, status, failure_reason)) FROM orders))
+        """
+    ),
+}
+
+
+class Topics:
+    """Topics in memory; to the sender, a producer whose records are acknowledged at once."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[ConsumerRecord]] = {ORDERS: [], PAYMENTS: []}
+
+    def send(
+        self, topic: str, *, value: bytes | None, key: bytes, headers: list[tuple[str, Any]]
+    ) -> Future:
+        """Keep a record, in its key's partition."""
+        partition = crc32(key) % PARTITIONS
+        record = ConsumerRecord(
+            topic=topic,
+            partition=partition,
+            leader_epoch=0,
+            offset=sum(other.partition == partition for other in self.records[topic]),
+            timestamp=0,
+            timestamp_type=0,
+            key=key,
+            value=value,
+            headers=headers,
+            checksum=None,
+            serialized_key_size=len(key),
+            serialized_value_size=-1 if value is None else len(value),
+            serialized_header_size=-1,
+        )
+        self.records[topic].append(record)
+        return Future().success(record)
+
+    def flush(self, timeout: float) -> None:
+        """Nothing is under way."""
+
+
+class KilledError(BaseException):
+    """The process ends here; nothing catches it."""
+
+
+class System:
+    """Payments and orders: their APIs, their outboxes' sender, their inboxes' applier.
+
+    Args:
+        urls: of the database of each service.
+        clients: of the API of each service.
+        threads: two of them, for what happens at the same time.
+    """
+
+    def __init__(self, urls: dict[str, str], clients: dict[str, Client], threads: Executor) -> None:
+        self.clients = clients
+        self.topics = Topics()
+        self._threads = threads
+        self._engines = {service: create_engine(url) for service, url in urls.items()}
+        self._appliers = {
+            service: Applier(load_service(service), sessionmaker(engine))
+            for service, engine in self._engines.items()
+        }
+        self._dying = {
+            service: Applier(load_service(service), _dying(sessionmaker(engine, class_=Doomed)))
+            for service, engine in self._engines.items()
+        }
+
+    def close(self) -> None:
+        """Leave the databases."""
+        for engine in self._engines.values():
+            engine.dispose()
+
+    def forget(self) -> None:
+        """Begin anew, with nothing in the databases and the topics."""
+        self.topics = Topics()
+        for service, engine in self._engines.items():
+            with engine.begin() as connection:
+                connection.execute(text("SET LOCAL session_replication_role = replica"))
+                for table in _FORGET[service]:
+                    connection.execute(text(f"DELETE FROM {table}"))
+                connection.execute(
+                    text("INSERT INTO inbox_horizon VALUES (:begin)"), {"begin": BEGINS_AT}
+                )
+
+    def relay(self, service: str, count: int, *, mark: bool) -> list[ConsumerRecord]:
+        """Send the oldest unsent events, as the relay does; unmarked, it died after sending."""
+        source = load_service(service).source
+        with (
+            patch("shared.outbox.sender.make_producer", lambda *_: self.topics),
+            self._engines[service].begin() as connection,
+        ):
+            shards = lock_shards(connection, ALL)
+            events = read_pending(connection, shards, ALL)[:count] if shards else []
+            # The settings say where the broker is; there is none.
+            sent = Sender(None, source).send(events)  # type: ignore[arg-type]
+            assert sent.error is None
+            if mark:
+                mark_sent(connection, sent.acknowledged)
+        topic = f"{service}.events"
+        return self.topics.records[topic][len(self.topics.records[topic]) - len(events) :]
+
+    def apply(self, service: str, records: Sequence[ConsumerRecord]) -> None:
+        """Hand records to a consumer of a service."""
+        self._appliers[service].apply(records)
+
+    def apply_at_once(self, service: str, records: Sequence[ConsumerRecord]) -> None:
+        """Hand the same records to two consumers at the same time."""
+        for done in [self._threads.submit(self.apply, service, records) for _ in range(2)]:
+            done.result(60)
+
+    def apply_and_die(self, service: str, records: Sequence[ConsumerRecord]) -> None:
+        """Hand records to a consumer that is killed before its commit."""
+        try:
+            self._dying[service].apply(records)
+        except KilledError:
+            return
+        raise AssertionError("the consumer did not come to its commit")
+
+    def state(self, service: str) -> dict[str, Any]:
+        """Everything that matters in a database; what is empty is left out."""
+        with self._engines[service].connect() as connection:
+            found: dict[str, Any] = connection.execute(_STATE[service]).scalar_one()
+        return {name: value for name, value in found.items() if value}
+
+
+class Doomed(Session):
+    """A session that does not live to see its commit."""
+
+
+def _dying(sessions: sessionmaker[Doomed]) -> sessionmaker[Doomed]:
+    @event.listens_for(sessions, "before_commit")
+    def die(_session: Session) -> None:
+        raise KilledError
+
+    return sessions
+
+
+@contextmanager
+def open_system(payments_url: str, orders_url: str, threads: Executor) -> Iterator[System]:
+    """Both services, without a word in the log."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with ExitStack() as stack:
+        stack.callback(structlog.configure, **before)
+        urls = {"payments": payments_url, "orders": orders_url}
+        clients = {
+            service: stack.enter_context(open_app(service, url)).test_client()
+            for service, url in urls.items()
+        }
+        system = System(urls, clients, threads)
+        stack.callback(system.close)
+        yield system

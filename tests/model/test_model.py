@@ -1,0 +1,41 @@
+"""Whatever happens, in whatever order, the services are as a plain-Python model says.
+
+The steps are in `machine`, the model in `truth`. A failure ends with the fewest steps that lead to
+it. ``MODEL_EXAMPLES=2000`` looks further, elsewhere each time; `make model` does so.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from model.machine import Machine
+from model.system import open_system
+
+EXAMPLES = os.environ.get("MODEL_EXAMPLES")
+
+SETTINGS = settings(
+    max_examples=int(EXAMPLES or 40),
+    stateful_step_count=30,
+    # The same examples each time, unless there are to be more.
+    derandomize=EXAMPLES is None,
+    database=None,
+    print_blob=True,
+    # On a slow machine a step may take its time.
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 900)
+def test_the_services_do_what_the_model_says(payments_url: str, orders_url: str) -> None:
+    with (
+        ThreadPoolExecutor(2) as threads,
+        open_system(payments_url, orders_url, threads) as system,
+    ):
+        run_state_machine_as_test(lambda: Machine(system), settings=SETTINGS)

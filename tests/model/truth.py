@@ -1,0 +1,146 @@
+"""What must be true: both services in plain Python, with no database, broker or race in it.
+
+Nothing here is taken from the services' code. Ids are strings in lower case; amounts and balances
+are integers of minor units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+INT64_MAX = 2**63 - 1
+
+Answer = tuple[int, str]
+"""An HTTP status, and the message or the problem's detail."""
+
+Place = tuple[str, int, int]
+"""A record's topic, partition and offset."""
+
+Told = tuple[str, str, dict[str, Any]]
+"""An event: key, type, data."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a record says, or why it says nothing."""
+
+    place: Place
+    id: str
+    type: str
+    data: dict[str, Any]
+    fault: str | None = None
+
+
+@dataclass
+class Inbox:
+    """What is known of the events received, by either service."""
+
+    outcomes: dict[str, list[str | None]] = field(default_factory=dict)
+    dead_letters: dict[Place, str] = field(default_factory=dict)
+    told: list[Told] = field(default_factory=list)
+
+    def receive(self, message: Message, begins_at: str) -> None:
+        """Apply an event once; `begins_at` is the least id that the inbox still knows."""
+        if message.fault is not None:
+            self.dead_letters.setdefault(message.place, message.fault)
+        elif message.id < begins_at:
+            self.dead_letters.setdefault(message.place, "older_than_inbox")
+        elif message.id not in self.outcomes:
+            outcome, reason = self._apply(message)
+            self.outcomes[message.id] = [outcome, reason]
+            if outcome == "parked":
+                assert reason is not None
+                self.dead_letters[message.place] = reason
+
+    def _apply(self, message: Message) -> tuple[str, str | None]:
+        raise NotImplementedError
+
+
+@dataclass
+class Payments(Inbox):
+    """Accounts, and what became of orders."""
+
+    balances: dict[str, int] = field(default_factory=dict)
+    transfers: list[list[Any]] = field(default_factory=list)
+    decisions: dict[str, list[Any]] = field(default_factory=dict)
+
+    def open(self, user: str) -> Answer:
+        if user in self.balances:
+            return 409, f"User {user} has an account already."
+        self.balances[user] = 0
+        return 201, "Account created"
+
+    def deposit(self, user: str, amount: int) -> Answer:
+        if user not in self.balances:
+            return 404, f"User {user} has no account."
+        balance = self.balances[user]
+        if balance + amount > INT64_MAX:
+            return 409, (
+                f"A deposit of {amount} would raise the balance of user {user}, {balance}, above"
+                f" {INT64_MAX}."
+            )
+        self.balances[user] = balance + amount
+        self.transfers.append(["world", user, amount, "deposit", None])
+        return 200, "Balance refilled"
+
+    def _apply(self, message: Message) -> tuple[str, str | None]:
+        if message.type != "order.created":
+            return "skipped", None
+        order, user, amount = (message.data[name] for name in ("order_id", "user_id", "amount"))
+        if order in self.decisions:
+            return "anomaly", "payment_already_decided"
+        told = {"order_id": order, "user_id": user, "amount": amount}
+        if user not in self.balances:
+            reason = "account_not_found"
+        elif self.balances[user] < amount:
+            reason = "insufficient_funds"
+        else:
+            self.balances[user] -= amount
+            self.transfers.append([user, "sales", amount, "charge", order])
+            self.decisions[order] = [user, amount, "succeeded", None]
+            told["balance"] = self.balances[user]
+            self.told.append((order, "payment.succeeded", told))
+            return "applied", None
+        self.decisions[order] = [user, amount, "failed", reason]
+        self.told.append((order, "payment.failed", told | {"reason": reason}))
+        return "applied", None
+
+
+@dataclass
+class Order:
+    """An order, as accepted, and how it stands."""
+
+    user: str
+    amount: int
+    description: str
+    status: str = "created"
+    reason: str | None = None
+
+
+@dataclass
+class Orders(Inbox):
+    """The orders, in the order in which they were accepted."""
+
+    placed: dict[str, Order] = field(default_factory=dict)
+
+    def place(self, order_id: str, user: str, amount: int, description: str) -> None:
+        self.placed[order_id] = Order(user, amount, description)
+        data = {"order_id": order_id, "user_id": user, "amount": amount}
+        self.told.append((user, "order.created", data))
+
+    def _apply(self, message: Message) -> tuple[str, str | None]:
+        if message.type not in ("payment.succeeded", "payment.failed"):
+            return "skipped", None
+        order = self.placed.get(message.data["order_id"])
+        if order is None:
+            return "parked", "unknown_order"
+        if (message.data["user_id"], message.data["amount"]) != (order.user, order.amount):
+            return "parked", "mismatch"
+        status = "success" if message.type == "payment.succeeded" else "failed"
+        if order.status == "created":
+            order.status, order.reason = status, message.data.get("reason")
+            return "applied", None
+        if order.status == status:
+            return "anomaly", "already_final"
+        return "anomaly", "contradicts_final_status"
