@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from services.orders import orders
-from services.orders.models import SUCCESS
+from services.orders.models import FAILED, SUCCESS
 from services.orders.problems import UNKNOWN_ORDER
 from services.orders.schemas import (
     AcceptedSchema,
@@ -28,6 +28,16 @@ blueprint = Blueprint("orders", __name__, description="Orders and their status")
 # Of the examples.
 _USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 _ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
+_LISTED = {
+    "ID": _ORDER,
+    "UserID": _USER,
+    "Amount": 3900,
+    "Description": "Lunch",
+    "Status": SUCCESS,
+    "CreatedAt": "2025-06-17T20:55:35.806222Z",
+    "UpdatedAt": "2025-06-17T20:55:35.871904Z",
+}
+_WHOLE = _LISTED | {"Status": FAILED, "FailureReason": "insufficient_funds"}
 
 
 @blueprint.route("/orders", methods=["POST"])
@@ -89,23 +99,41 @@ def get_order(order_id: UUID) -> dict[str, object]:
         return {"id": order_id, "status": orders.status(session, order_id)}
 
 
+@blueprint.route(
+    "/orders/<uuid:order_id>",
+    methods=["GET"],
+    parameters=[
+        {
+            "in": "path",
+            "name": "order_id",
+            "description": "The order's id.",
+            "example": _ORDER,
+        }
+    ],
+)
+@blueprint.response(
+    HTTPStatus.OK,
+    WholeOrderSchema,
+    description="The order, whole.",
+    example=_WHOLE,
+)
+@blueprint.problem(UNKNOWN_ORDER, f"There is no order {_ORDER}.")
+def get_whole_order(order_id: UUID) -> object:
+    """Tell an order, whole, and why it failed.
+
+    `success` and `failed` are final.
+    """
+    with transaction() as session:
+        return orders.find(session, order_id)
+
+
 @blueprint.route("/orders", methods=["GET"])
 @blueprint.arguments(OrdersQuerySchema(), location="query")
 @blueprint.response(
     HTTPStatus.OK,
     OrderSchema(many=True),
     description="A page of orders.",
-    example=[
-        {
-            "ID": _ORDER,
-            "UserID": _USER,
-            "Amount": 3900,
-            "Description": "Lunch",
-            "Status": SUCCESS,
-            "CreatedAt": "2025-06-17T20:55:35.806222Z",
-            "UpdatedAt": "2025-06-17T20:55:35.871904Z",
-        }
-    ],
+    example=[_LISTED],
     headers={
         "Link": {
             "description": "Where the next page is (RFC 8288); the last page has none.",

@@ -20,6 +20,7 @@ FAILURE_REASON_MAX = 200
 CREATED = "created"
 SUCCESS = "success"
 FAILED = "failed"
+STATUSES = (CREATED, SUCCESS, FAILED)
 
 metadata = MetaData()
 
@@ -53,7 +54,5 @@ orders = Table(
 )
 
 Index("orders_newest", orders.c.created_at.desc(), orders.c.id.desc())
-Index(
-    "orders_newest_of_status", orders.c.status, orders.c.created_at.desc(), orders.c.id.desc()
-)
+Index("orders_newest_of_status", orders.c.status, orders.c.created_at.desc(), orders.c.id.desc())
 Index("orders_newest_of_user", orders.c.user_id, orders.c.created_at.desc(), orders.c.id.desc())

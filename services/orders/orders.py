@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select, tuple_
 from uuid_utils.compat import uuid7
@@ -15,10 +15,10 @@ from shared import outbox
 from shared.errors import SettleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import Row
+    from sqlalchemy import ColumnElement, Row
     from sqlalchemy.orm import Session
 
 
@@ -41,7 +41,14 @@ class Page:
 
 _PLACE = insert(orders)
 _STATUS = select(orders.c.status)
-_NEWEST = select(orders).order_by(orders.c.created_at.desc(), orders.c.id.desc())
+_WHOLE = select(orders)
+_NEWEST = _WHOLE.order_by(orders.c.created_at.desc(), orders.c.id.desc())
+_FILTERS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
+    "user_id": lambda user_id: orders.c.user_id == user_id,
+    "status": lambda status: orders.c.status == status,
+    "created_from": lambda moment: orders.c.created_at >= moment,
+    "created_before": lambda moment: orders.c.created_at < moment,
+}
 
 
 def place(session: Session, *, user_id: UUID, amount: int, description: str) -> UUID:
@@ -83,15 +90,31 @@ def status(session: Session, order_id: UUID) -> str:
     """
     found: str | None = session.scalar(_STATUS.where(orders.c.id == order_id))
     if found is None:
-        raise UnknownOrderError(f"There is no order {order_id}.")
+        raise _unknown(order_id)
     return found
+
+
+def find(session: Session, order_id: UUID) -> Row[tuple[object, ...]]:
+    """An order, whole.
+
+    Raises:
+        UnknownOrderError: there is no such order.
+    """
+    found = session.execute(_WHOLE.where(orders.c.id == order_id)).one_or_none()
+    if found is None:
+        raise _unknown(order_id)
+    return found
+
+
+def _unknown(order_id: UUID) -> UnknownOrderError:
+    return UnknownOrderError(f"There is no order {order_id}.")
 
 
 def newest(
     session: Session,
     *,
     limit: int,
-    user_id: UUID | None = None,
+    filters: Mapping[str, Any],
     after: tuple[datetime, UUID] | None = None,
 ) -> Page:
     """List orders, newest first.
@@ -99,13 +122,12 @@ def newest(
     Args:
         session: reads them.
         limit: how many at most.
-        user_id: whose; everybody's when None.
+        filters: which; any of `user_id`, `status`, `created_from` (inclusive) and
+            `created_before` (exclusive).
         after: created_at and id of the order before the first.
     """
-    query = _NEWEST.limit(limit + 1)
-    if user_id is not None:
-        query = query.where(orders.c.user_id == user_id)
+    query = _NEWEST.where(*(_FILTERS[name](value) for name, value in filters.items()))
     if after is not None:
         query = query.where(tuple_(orders.c.created_at, orders.c.id) < tuple_(*after))
-    rows = session.execute(query).all()
+    rows = session.execute(query.limit(limit + 1)).all()
     return Page(rows[:limit], more=len(rows) > limit)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from marshmallow import fields
+from marshmallow import fields, validate
 
-from services.orders.models import CREATED, DESCRIPTION_MAX, FAILED, SUCCESS
+from services.orders.models import (
+    DESCRIPTION_MAX,
+    FAILURE_REASON_MAX,
+    STATUSES,
+)
 from shared.fields import Amount, OpenSchema, Text, Time, UserId
 from shared.web import CursorField, Limit
 
 _STATUS = {
     "description": "`created` until the payment is decided; then `success` or `failed`, for good.",
-    "enum": [CREATED, SUCCESS, FAILED],
+    "enum": [*STATUSES],
 }
 _TIME = "UTC, in RFC 3339's form, always with microseconds."
 
@@ -46,6 +50,12 @@ class OrdersQuerySchema(OpenSchema):
     """Which orders to list."""
 
     user_id = UserId(metadata={"description": "Whose; everybody's when left out."})
+    status = fields.String(
+        validate=validate.OneOf(STATUSES, error="Must be one of: {choices}."),
+        metadata={"description": "In which status; in any when left out."},
+    )
+    created_from = Time(metadata={"description": "Placed then or later: RFC 3339, inclusive."})
+    created_before = Time(metadata={"description": "Placed before then: RFC 3339, exclusive."})
     limit = Limit()
     cursor = CursorField()
 
@@ -69,4 +79,19 @@ class OrderSchema(OpenSchema):
         required=True,
         data_key="UpdatedAt",
         metadata={"description": f"When its status changed, or as CreatedAt. {_TIME}"},
+    )
+
+
+class WholeOrderSchema(OrderSchema):
+    """An order by itself."""
+
+    failure_reason = fields.String(
+        required=True,
+        allow_none=True,
+        data_key="FailureReason",
+        metadata={
+            "description": "Why it failed, such as `insufficient_funds` or `account_not_found`;"
+            " null unless it did.",
+            "maxLength": FAILURE_REASON_MAX,
+        },
     )
