@@ -1,0 +1,399 @@
+"""Requests with an Idempotency-Key: one effect and one answer, however often they are sent."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import NullPool, create_engine, event, text
+
+from services.payments.models import accounts
+from shared.idempotency import keys
+from shared.idempotency.keys import BATCH, BATCHES_MAX, Answer, Scope, remove_expired
+from shared.settings import DAY_S
+from shared.web.idempotency import caller, fingerprint_of
+from support.delivery import Delivery
+from support.waiting import wait_until
+from support.web import open_app, problem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.orm import Session
+    from werkzeug.test import Client, TestResponse
+
+USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
+ORDER = {"user_id": USER, "amount": 100, "description": "Lunch"}
+DEPOSIT = f"/accounts/{USER}/deposit"
+
+
+def send(client: Client, path: str, body: Any, key: str | None = "k-1") -> TestResponse:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return client.post(path, json=body, headers=headers)
+
+
+def place(orders: Client, key: str | None = "k-1", **changed: Any) -> TestResponse:
+    return send(orders, "/orders", ORDER | changed, key)
+
+
+def balance(payments: Client) -> int:
+    found: int = payments.get(f"/accounts/balance?user_id={USER}").json["balance"]
+    return found
+
+
+def is_replay(response: TestResponse) -> bool:
+    return response.headers.get("Idempotent-Replayed") == "true"
+
+
+def count(session: Session, table: str) -> int:
+    found: int = session.scalar(text(f"SELECT count(*) FROM {table}"))
+    session.rollback()
+    return found
+
+
+def same_answer(first: TestResponse, again: TestResponse) -> bool:
+    """Whether two answers are alike but for what is of the second request alone."""
+    own = {"X-Request-ID", "Date", "Idempotent-Replayed"}
+    headers = [
+        {name: value for name, value in each.headers if name not in own} for each in (first, again)
+    ]
+    return (first.status, first.data, headers[0]) == (again.status, again.data, headers[1])
+
+
+def test_a_replay_answers_the_same_and_does_nothing(
+    orders: Client, orders_session: Session
+) -> None:
+    first = place(orders)
+    assert first.status_code == 202
+    assert not is_replay(first)
+    for _ in range(3):
+        again = place(orders)
+        assert is_replay(again)
+        assert same_answer(first, again)
+        assert again.headers["Location"] == first.headers["Location"]
+    tables = ("orders", "outbox", "outbox_pending", "idempotency_keys")
+    assert [count(orders_session, table) for table in tables] == [1, 1, 1, 1]
+
+
+def test_every_post_of_payments_takes_a_key(payments: Client) -> None:
+    opened = [send(payments, "/accounts", {"user_id": USER}) for _ in range(2)]
+    assert [each.status_code for each in opened] == [201, 201]  # without the key, 409
+    assert same_answer(*opened)
+    deposited = [send(payments, DEPOSIT, {"amount": 7}) for _ in range(3)]
+    assert [each.status_code for each in deposited] == [200, 200, 200]
+    assert [is_replay(each) for each in [*opened, *deposited]] == [False, True, False, True, True]
+    assert balance(payments) == 7
+
+
+def test_without_a_key_two_are_two_and_no_statement_is_added(
+    orders: Client, orders_session: Session
+) -> None:
+    engine = orders.application.extensions["settle-sessions"].kw["bind"]
+    statements: list[str] = []
+    event.listen(
+        engine, "before_cursor_execute", lambda *sent: statements.append(sent[2]), named=False
+    )
+    assert place(orders, None).headers["Location"] != place(orders, None).headers["Location"]
+    assert not [each for each in statements if "idempotency" in each]
+    assert count(orders_session, "orders") == 2
+    assert count(orders_session, "idempotency_keys") == 0
+
+
+def test_a_get_ignores_the_header(orders: Client) -> None:
+    assert orders.get("/orders", headers={"Idempotency-Key": '"'}).status_code == 200
+
+
+def test_a_key_is_the_same_quoted_or_bare(orders: Client) -> None:
+    first = place(orders, r"a\b")
+    assert same_answer(first, place(orders, r'"a\\b"'))
+    longest = place(orders, "x" * 255)
+    assert same_answer(longest, place(orders, f'"{"x" * 255}"'))
+    for key in ('" "', '"a, b"', r'"\""', "0", "a=b;c", "~!#$%&'()*+-./:<>?@[]^_`{|}"):
+        assert place(orders, key).status_code == 202, key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        '""',
+        '"',
+        '"a',
+        'a"',
+        'a"b',
+        '"a"b',
+        '"a";p=1',
+        '"a", "b"',
+        "a, b",
+        "a,b",
+        "a b",
+        r'"\a"',
+        '"a\\"',
+        "a\tb",
+        "\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "x" * 256,
+        f'"{"x" * 256}"',
+    ],
+)
+def test_a_malformed_key_is_refused_and_named(
+    orders: Client, orders_session: Session, key: str
+) -> None:
+    document = problem_of(place(orders, key), 422)
+    assert document["type"] == "/problems/invalid-input"
+    assert [error["header"] for error in document["errors"]] == ["Idempotency-Key"]
+    assert count(orders_session, "orders") == 0
+
+
+def test_two_headers_are_refused(orders: Client) -> None:
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    problem_of(orders.post("/orders", json=ORDER, headers=headers), 422)
+
+
+def test_another_body_is_refused_and_does_nothing(orders: Client, orders_session: Session) -> None:
+    first = place(orders)
+    for changed in ({"amount": 101}, {"user_id": str(uuid4())}, {"description": ""}):
+        document = problem_of(place(orders, **changed), 422)
+        assert document["type"] == "/problems/idempotency-key-reused"
+    assert count(orders_session, "orders") == 1
+    assert same_answer(first, place(orders))
+
+
+def test_the_body_counts_by_what_it_means(orders: Client) -> None:
+    first = place(orders, description="")
+    alike: list[dict[str, Any]] = [
+        {"amount": 100, "description": "", "user_id": USER},
+        {"user_id": USER.upper(), "amount": 100, "description": ""},
+        {"user_id": USER, "amount": 100},
+        {"user_id": USER, "amount": 100, "unknown": [1]},
+    ]
+    for body in alike:
+        assert is_replay(again := send(orders, "/orders", body))
+        assert same_answer(first, again)
+
+
+def test_the_body_is_validated_before_the_key_is_looked_at(orders: Client) -> None:
+    place(orders)
+    document = problem_of(place(orders, amount=0), 422)
+    assert document["type"] == "/problems/invalid-input"
+    problem_of(orders.post("/orders", data="{", headers={"Idempotency-Key": "k-1"}), 415)
+
+
+def test_a_key_is_of_one_path(payments: Client) -> None:
+    other = str(uuid4())
+    for user_id in (USER, other):
+        assert send(payments, "/accounts", {"user_id": user_id}, key=user_id)
+    for path in (DEPOSIT, f"/accounts/{other}/deposit"):
+        assert not is_replay(send(payments, path, {"amount": 7}))
+    # The same account in another spelling is the same path: the money must not come twice.
+    assert is_replay(send(payments, f"/accounts/{USER.upper()}/deposit", {"amount": 7}))
+    assert balance(payments) == 7
+
+
+@pytest.mark.parametrize(
+    "held", [("GET", "anonymous"), ("POST", "somebody")], ids=["method", "caller"]
+)
+def test_a_key_is_of_one_method_and_one_caller(
+    orders: Client, orders_session: Session, held: tuple[str, str]
+) -> None:
+    method, whose = held
+    scope = Scope(whose, method, "/orders", "k-1")
+    keys.claim(orders_session, scope, b"other", retention_s=DAY_S)
+    keys.keep(orders_session, scope, Answer(200, [], b""))
+    orders_session.commit()
+    assert not is_replay(place(orders))
+
+
+def test_an_answer_that_is_no_success_leaves_the_key_free(
+    payments: Client, payments_session: Session
+) -> None:
+    problem_of(send(payments, DEPOSIT, {"amount": 7}), 404)
+    assert count(payments_session, "idempotency_keys") == 0
+    send(payments, "/accounts", {"user_id": USER}, key="other")
+    problem_of(send(payments, "/accounts", {"user_id": USER}, key="third"), 409)
+    problem_of(send(payments, DEPOSIT, {"amount": 7, "user_id": str(uuid4())}), 409)
+    assert count(payments_session, "idempotency_keys") == 1
+    assert send(payments, DEPOSIT, {"amount": 7}).status_code == 200
+    assert is_replay(send(payments, DEPOSIT, {"amount": 7}))
+    assert balance(payments) == 7
+
+
+def test_a_503_leaves_the_key_free(payments: Client, payments_session: Session) -> None:
+    send(payments, "/accounts", {"user_id": USER}, key=None)
+    payments_session.execute(accounts.select().with_for_update())
+    document = problem_of(send(payments, DEPOSIT, {"amount": 7}), 503)
+    assert document["type"] == "/problems/database-too-slow"  # the key itself was free
+    payments_session.rollback()
+    assert send(payments, DEPOSIT, {"amount": 7}).status_code == 200
+    assert balance(payments) == 7
+
+
+# Of requests with one key at the same time.
+
+
+def hold(session: Session, body: dict[str, Any]) -> Scope:
+    """Take the key of an order as a request would, in a transaction that stays open."""
+    scope = Scope(caller(), "POST", "/orders", "k-1")
+    loaded = {name: str(value) if name == "user_id" else value for name, value in body.items()}
+    assert keys.claim(session, scope, fingerprint_of(loaded), retention_s=DAY_S) is None
+    return scope
+
+
+def lock_waits(url: str) -> bool:
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+
+@pytest.fixture
+def placing(orders: Client, orders_url: str) -> Iterator[Callable[[], Callable[[], TestResponse]]]:
+    """Begins to place the order, and comes back when it waits for the key."""
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin() -> Callable[[], TestResponse]:
+            placed = pool.submit(lambda: place(orders.application.test_client()))
+            wait_until(lambda: lock_waits(orders_url), what="the request to wait for the key")
+            return lambda: placed.result(timeout=30)
+
+        yield begin
+
+
+def test_one_under_way_is_waited_for_two_seconds_and_no_more(
+    orders: Client, orders_session: Session
+) -> None:
+    hold(orders_session, ORDER)
+    document = problem_of(place(orders), 409)
+    assert document["type"] == "/problems/idempotency-key-in-use"
+    assert "k-1" in document["detail"]
+    orders_session.rollback()
+    settings = orders.application.extensions["settle-sessions"].kw["bind"]
+    with settings.connect() as connection:  # what bounds the wait
+        assert connection.scalar(text("SHOW lock_timeout")) == "2s"
+    assert place(orders).status_code == 202
+
+
+def test_one_that_commits_meanwhile_is_answered_again(
+    orders_session: Session, placing: Callable[[], Callable[[], TestResponse]]
+) -> None:
+    scope = hold(orders_session, ORDER)
+    answer = placing()
+    keys.keep(orders_session, scope, Answer(202, [("Location", "/order/1")], b"{}"))
+    orders_session.commit()
+    replayed = answer()
+    assert is_replay(replayed)
+    assert (replayed.status_code, replayed.headers["Location"]) == (202, "/order/1")
+    assert count(orders_session, "orders") == 0
+
+
+def test_one_that_is_rolled_back_meanwhile_is_done_by_the_one_that_waits(
+    orders_session: Session, placing: Callable[[], Callable[[], TestResponse]]
+) -> None:
+    hold(orders_session, ORDER)
+    answer = placing()
+    orders_session.rollback()
+    placed = answer()
+    assert placed.status_code == 202
+    assert not is_replay(placed)
+    assert count(orders_session, "orders") == 1
+
+
+# Of their end.
+
+
+def age(session: Session, by: timedelta) -> None:
+    session.execute(text("UPDATE idempotency_keys SET created_at = created_at - :by"), {"by": by})
+    session.commit()
+
+
+def test_a_key_is_known_for_a_day(orders: Client, orders_session: Session) -> None:
+    place(orders)
+    age(orders_session, timedelta(hours=23, minutes=59))
+    assert is_replay(place(orders))
+
+
+def test_a_key_past_its_time_is_new_again_also_before_it_is_removed(
+    orders: Client, orders_session: Session
+) -> None:
+    first = place(orders)
+    age(orders_session, timedelta(hours=24))
+    second = place(orders, amount=7)
+    assert second.status_code == 202
+    assert not is_replay(second)
+    assert second.headers["Location"] != first.headers["Location"]
+    assert same_answer(second, place(orders, amount=7))
+    assert count(orders_session, "idempotency_keys") == 1
+
+
+def test_the_retention_is_a_setting(
+    orders_url: str, orders_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDEMPOTENCY_RETENTION_S", "60")
+    with open_app("orders", orders_url) as app:
+        place(app.test_client())
+        age(orders_session, timedelta(seconds=60))
+        assert not is_replay(place(app.test_client()))
+
+
+def fill(session: Session, rows: int, age_s: int) -> None:
+    session.execute(
+        text(
+            """
+            INSERT INTO idempotency_keys (caller, method, path, key, fingerprint, status, headers,
+                body, created_at)
+            SELECT '', 'POST', '/orders', :age_s || '-' || n, '', 202, '[]', '',
+                now() - make_interval(secs => :age_s)
+            FROM generate_series(1, :rows) AS n
+            """
+        ),
+        {"rows": rows, "age_s": age_s},
+    )
+    session.commit()
+
+
+def test_what_is_past_its_time_is_removed_in_bounded_pieces(
+    orders_session: Session, orders_url: str
+) -> None:
+    most = BATCH * BATCHES_MAX
+    fill(orders_session, most + 2, DAY_S)
+    fill(orders_session, 5, DAY_S - 60)
+    engine = create_engine(orders_url)
+    settings = Delivery(orders_url, orders_url, "127.0.0.1:1").settings("orders")
+    assert remove_expired(engine, settings)
+    assert count(orders_session, "idempotency_keys") == 7
+    # One that a request takes over just now is left to it.
+    orders_session.execute(
+        text(
+            "SELECT FROM idempotency_keys WHERE created_at < now() - interval '1 day' LIMIT 1"
+            " FOR UPDATE"
+        )
+    )
+    assert not remove_expired(engine, settings)
+    orders_session.rollback()
+    assert count(orders_session, "idempotency_keys") == 6
+    engine.dispose()
+
+
+def test_the_oldest_are_found_by_the_index(orders_session: Session) -> None:
+    fill(orders_session, 2000, 60)
+    orders_session.execute(text("ANALYZE idempotency_keys"))
+    orders_session.commit()
+    plan = "\n".join(
+        orders_session.scalars(
+            text(f"EXPLAIN {keys._EXPIRE.text.partition(';')[2]}"),  # noqa: SLF001
+            {"retention": timedelta(days=1), "most": BATCH},
+        )
+    )
+    assert "Index Scan using idempotency_keys_created_at" in plan
+    assert "Seq Scan" not in plan
+
+
+def test_a_relay_removes_them(orders_session: Session, orders_url: str) -> None:
+    """Also one that cannot reach its broker."""
+    fill(orders_session, 3, DAY_S)
+    with Delivery(orders_url, orders_url, "127.0.0.1:1").relay("orders"):
+        wait_until(
+            lambda: count(orders_session, "idempotency_keys") == 0,
+            what="the relay to remove the keys",
+        )

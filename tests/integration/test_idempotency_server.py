@@ -1,0 +1,111 @@
+"""Requests with an Idempotency-Key in gunicorn, as it is deployed: many at once, and killed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+from sqlalchemy import NullPool, create_engine, text
+
+from support.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.postgres import PostgresServer
+
+DATABASE = "idempotency_server"
+AT_ONCE = 20
+
+_EFFECTS = text(
+    """
+    SELECT (SELECT count(*) FROM orders WHERE user_id = :user_id),
+           (SELECT count(*) FROM outbox WHERE aggregateid = CAST(:user_id AS text)),
+           (SELECT count(*) FROM idempotency_keys WHERE key = :key)
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    yield postgres.create_database(DATABASE, template=databases("orders"))
+    postgres.drop_database(DATABASE)
+
+
+@pytest.fixture(scope="module")
+def url(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where two workers serve, each a process of its own."""
+    log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+    with serve("orders", database_url, log) as address:
+        yield address
+
+
+class Order:
+    """One order, and the key that it is sent with."""
+
+    def __init__(self) -> None:
+        self.user_id = str(uuid4())
+        self.key = str(uuid4())
+
+    def place(self, url: str) -> requests.Response:
+        body = {"user_id": self.user_id, "amount": 1}
+        headers = {"Idempotency-Key": f'"{self.key}"'}
+        return requests.post(f"{url}/orders", json=body, headers=headers, timeout=30)
+
+    def effects(self, database_url: str) -> tuple[int, int, int]:
+        """How many orders, events and keys there are of it."""
+        engine = create_engine(database_url, poolclass=NullPool)
+        with engine.connect() as connection:
+            found = connection.execute(_EFFECTS, {"user_id": self.user_id, "key": self.key})
+            orders, events, keys = found.one()
+            return orders, events, keys
+
+
+def answer(response: requests.Response) -> tuple[int, str, str | None]:
+    return response.status_code, response.text, response.headers.get("Location")
+
+
+def test_20_at_once_make_one_order_and_are_answered_alike(url: str, database_url: str) -> None:
+    for _ in range(3):
+        order, start = Order(), Barrier(AT_ONCE)
+
+        def place(_: int, order: Order = order, start: Barrier = start) -> requests.Response:
+            start.wait()
+            return order.place(url)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            answers = list(pool.map(place, range(AT_ONCE)))
+        assert {answer(each) for each in answers} == {answer(answers[0])}
+        assert answers[0].status_code == 202
+        replayed = Counter(each.headers.get("Idempotent-Replayed") for each in answers)
+        assert replayed == {None: 1, "true": AT_ONCE - 1}
+        assert order.effects(database_url) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "effects"),
+    [("web.claimed", (0, 0, 0)), ("web.kept", (0, 0, 0)), ("web.committed", (1, 1, 1))],
+)
+def test_a_worker_killed_anywhere_leaves_all_or_nothing(
+    url: str, database_url: str, tmp_path: Path, failpoint: str, effects: tuple[int, int, int]
+) -> None:
+    """The client, who has no answer, sends the order again, to whoever serves by then."""
+    order = Order()
+    log = tmp_path / "orders-api.log"
+    with (
+        serve("orders", database_url, log, FAILPOINTS=f"{failpoint}=kill") as dying,
+        pytest.raises(requests.ConnectionError),
+    ):
+        order.place(dying)
+    assert "SIGKILL" in log.read_text()
+    assert order.effects(database_url) == effects
+    placed = order.place(url)
+    assert placed.status_code == 202
+    assert ("Idempotent-Replayed" in placed.headers) is (failpoint == "web.committed")
+    assert order.effects(database_url) == (1, 1, 1)
