@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 EXIT_NOT_SEEN = 3  # of the audit: nothing is said about what is there
-EXIT_NOT_SEEN = 3  # of the audit: nothing is said about what is there
 NAME_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
@@ -164,46 +163,6 @@ def demo() -> None:
     if stack is None or Supervisor(state.socket).pid() is None:
         raise SettleError(f"Settle is not running: run {_as_typed('settle')} up first.")
     Demo(stack, click.echo).run()
-
-
-@main.command(
-    epilog="Exit codes: 0 nothing is wrong; 1 something is; 2 wrong usage; 3 it could not look;"
-    " 130 interrupted."
-)
-@click.option(
-    "--second-look",
-    "second_look_s",
-    default=SECOND_LOOK_S,
-    show_default=True,
-    metavar="SECONDS",
-    type=click.FloatRange(0, 3600),
-    help="How long what is under way may take until it counts as wrong.",
-)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
-def audit(second_look_s: float, *, as_json: bool) -> None:
-    r"""Reconcile both databases and both topics: is everything delivered and paid exactly once?
-
-    It only reads, and may run while orders are placed. It looks at what PAYMENTS_DATABASE_URL,
-    ORDERS_DATABASE_URL and KAFKA_BOOTSTRAP_SERVERS name, else at what runs here.
-
-    \b
-    Example: settle audit
-    Example: settle audit --json --second-look 60
-    """
-    try:
-        with shown_bars() as bars:
-            report = run_audit(
-                **find_settings(open_state()), second_look_s=second_look_s, bars=bars
-            )
-    except EXPECTED as error:
-        fail(sentence(error), code=EXIT_NOT_SEEN)
-    if as_json:
-        click.echo(json.dumps(report.as_json(), indent=2))
-    else:
-        show(report)
-    if not report.clean:
-        sys.exit(EXIT_FAILED)
 
 
 @main.command(
