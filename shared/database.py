@@ -11,6 +11,8 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 
+from shared.deadlines import hold_deadline
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -37,6 +39,7 @@ def make_engine(
     application_name: str,
     pool_size: int,
     session_settings: Mapping[str, str] | None = None,
+    deadline_s: float | None = None,
 ) -> Engine:
     """Create an engine. Call it after fork: a connection must not cross one.
 
@@ -45,12 +48,13 @@ def make_engine(
         application_name: shown in ``pg_stat_activity``.
         pool_size: connections kept, and the most there will be.
         session_settings: of PostgreSQL, for every session, such as ``statement_timeout``.
+        deadline_s: how long a transaction may hold a connection, whatever the server does.
     """
     engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=10,
+        pool_timeout=3,
         pool_recycle=1800,
         # An error's text goes to the log; what users wrote must not go with it.
         hide_parameters=True,
@@ -61,6 +65,8 @@ def make_engine(
         },
     )
     event.listen(engine, "checkout", _refuse_closed)
+    if deadline_s is not None:
+        hold_deadline(engine, deadline_s)
     return engine
 
 

@@ -3,7 +3,7 @@
 It knows nothing of the delivery engine: a service wires the two.
 """
 
-from shared.web.app import POOL_SIZE, SESSION_SETTINGS, make_app
+from shared.web.app import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
 from shared.web.blueprint import Blueprint
 from shared.web.kinds import Kind
 from shared.web.paging import CursorField, Limit, Paging, read_paging
@@ -12,6 +12,7 @@ from shared.web.sessions import transaction
 __all__ = [
     "POOL_SIZE",
     "SESSION_SETTINGS",
+    "TRANSACTION_S",
     "Blueprint",
     "CursorField",
     "Kind",

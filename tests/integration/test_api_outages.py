@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -11,10 +13,12 @@ import requests
 from sqlalchemy import NullPool, create_engine, text
 
 from shared.migrations import upgrade
+from shared.web import POOL_SIZE
 from shared.web.problems import MEDIA_TYPE
+from support.freezing import frozen
 from support.ports import free_port
 from support.waiting import wait_until
-from support.web import serve
+from support.web import open_app, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +120,77 @@ def test_without_a_broker_it_is_ready_and_takes_orders(orders_url: str, tmp_path
         assert requests.get(f"{api}/readyz", timeout=TIMEOUT_S).json() == {"status": "ok"}
         body = {"user_id": str(uuid4()), "amount": 1}
         assert requests.post(f"{api}/orders", json=body, timeout=TIMEOUT_S).status_code == 202
+
+
+def test_a_database_that_is_frozen(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    """Its own time-outs do not run, keep-alives are answered, and yet nobody hangs."""
+    url = own_postgres.create_database("payments")
+    upgrade("payments", url)
+    with (
+        serve("payments", url, tmp_path / "payments-api.log") as api,
+        ThreadPoolExecutor(40) as pool,
+    ):
+
+        def open_accounts(count: int) -> list[requests.Response]:
+            def open_one(_: int) -> requests.Response:
+                body = {"user_id": str(uuid4())}
+                return requests.post(f"{api}/accounts", json=body, timeout=4 * TIMEOUT_S)
+
+            return list(pool.map(open_one, range(count)))
+
+        assert {answer.status_code for answer in open_accounts(40)} == {201}  # fills the pools
+        with frozen(own_postgres):
+            # More than there are threads: those that wait in line do not add up.
+            for _ in range(2):
+                answers = open_accounts(40)
+                assert all(refused(answer) for answer in answers)
+                assert {answer.json()["type"] for answer in answers} == {
+                    "/problems/database-unavailable"
+                }
+            assert max(answer.elapsed.total_seconds() for answer in answers) < 2 * TIMEOUT_S
+            assert requests.get(f"{api}/livez", timeout=TIMEOUT_S).ok
+            assert refused(requests.get(f"{api}/readyz", timeout=TIMEOUT_S))
+        wait_until(
+            lambda: {answer.status_code for answer in open_accounts(10)} == {201},
+            timeout_s=30,
+            what="both workers to be well again",
+        )
+
+
+def test_a_statement_that_takes_too_long_ends(payments_api: str, payments_url: str) -> None:
+    with create_engine(payments_url, poolclass=NullPool).begin() as admin:
+        admin.execute(
+            text(
+                "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
+                " AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$"
+            )
+        )
+        admin.execute(
+            text(
+                "CREATE TRIGGER dawdle BEFORE INSERT ON accounts FOR EACH ROW"
+                " EXECUTE FUNCTION dawdle()"
+            )
+        )
+    body = {"user_id": str(uuid4())}
+    answer = requests.post(f"{payments_api}/accounts", json=body, timeout=2 * TIMEOUT_S)
+    assert refused(answer)
+    assert answer.json()["type"] == "/problems/database-too-slow"
+
+
+def test_a_pool_whose_connections_are_all_in_use(payments_url: str) -> None:
+    """Which takes a leak, as a worker has fewer threads than its pool has connections."""
+    with open_app("payments", payments_url) as app, ExitStack() as held:
+        client = app.test_client()
+        sessions = app.extensions["settle-sessions"]
+        for _ in range(POOL_SIZE):
+            held.enter_context(sessions()).execute(text("SELECT 1"))
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        answer = client.get(f"/accounts/balance?user_id={uuid4()}")
+        assert answer.json["type"] == "/problems/database-unavailable"
+        assert answer.headers["Retry-After"] == "1"
+        held.close()
+        assert client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("service", ["payments", "orders"])

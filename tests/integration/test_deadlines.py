@@ -1,0 +1,143 @@
+"""A transaction holds its connection no longer than it may, whatever the server does."""
+
+from __future__ import annotations
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from shared.database import CONNECT_ARGS, make_engine
+from support.freezing import frozen
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine, TextClause
+
+    from support.postgres import PostgresServer
+
+DEADLINE_S = 1.0
+FOREVER = text("SELECT pg_sleep(60)")
+ONE = text("SELECT 1")
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Engine]:
+    engine = make_engine(url, application_name="deadline-test", pool_size=5, deadline_s=DEADLINE_S)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def ask(engine: Engine, statement: TextClause = ONE) -> float:
+    """Run a statement in a transaction; how long it took, in seconds."""
+    began = time.monotonic()
+    with engine.begin() as connection:
+        connection.execute(statement)
+    return time.monotonic() - began
+
+
+def files() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_transaction_past_its_deadline_is_cut_and_the_next_one_works(
+    postgres: PostgresServer,
+) -> None:
+    with opened(postgres.url()) as engine:
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(OperationalError) as caught:
+                ask(engine, FOREVER)
+            assert DEADLINE_S <= time.monotonic() - began < 20
+            assert caught.value.connection_invalidated
+            ask(engine)
+
+
+def test_it_is_the_whole_transaction_that_has_a_deadline(postgres: PostgresServer) -> None:
+    """Not each of its statements: a request waits for their sum."""
+    nap = text("SELECT pg_sleep(0.4)")
+
+    def take_naps(engine: Engine) -> None:
+        with engine.connect() as connection:
+            for _ in range(10):
+                connection.execute(nap)
+
+    with opened(postgres.url()) as engine, pytest.raises(OperationalError):
+        take_naps(engine)
+
+
+def test_idle_connections_are_left_alone(postgres: PostgresServer) -> None:
+    with opened(postgres.url()) as engine:
+        with engine.begin() as connection:
+            first = connection.scalar(text("SELECT pg_backend_pid()"))
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 2.5 * DEADLINE_S, what="the deadline")
+        with engine.begin() as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) == first
+
+
+def test_the_server_forgets_what_was_cut(postgres: PostgresServer) -> None:
+    """A statement of a transaction that nobody waits for commits nothing."""
+    postgres.execute("CREATE TABLE cut (id int)")
+
+    def insert(engine: Engine) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("INSERT INTO cut VALUES (1)"))
+            connection.execute(FOREVER)
+
+    with opened(postgres.url()) as engine, pytest.raises(OperationalError):
+        insert(engine)
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'deadline-test'"
+    )
+    assert postgres.execute("SELECT * FROM cut") == []
+    postgres.execute("DROP TABLE cut")
+
+
+def test_connections_that_are_cut_or_dropped_leave_no_file_open(postgres: PostgresServer) -> None:
+    before = files()
+    for _ in range(10):
+        with opened(postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
+            list(threads.map(lambda _, engine=engine: ask(engine), range(5)))
+    assert files() <= before + 1
+
+
+def test_while_a_server_is_silent_one_asks_and_the_others_fail_soon() -> None:
+    """A listener that never answers: the kernel takes the connection, nobody reads it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+        with opened(f"postgresql+psycopg2://x@127.0.0.1:{port}/x") as engine:
+
+            def fail(_: int) -> float:
+                began = time.monotonic()
+                with pytest.raises(OperationalError):
+                    ask(engine)
+                return time.monotonic() - began
+
+            timeout_s = float(CONNECT_ARGS["connect_timeout"])
+            assert fail(0) >= timeout_s - 1.1  # libpq counts in whole seconds
+            with ThreadPoolExecutor(5) as threads:
+                took = sorted(threads.map(fail, range(5)))
+            assert took[-1] >= timeout_s - 1.1
+            assert took[2] < took[-1] / 2, took
+
+
+def test_a_server_that_speaks_again_is_let_in_at_once(own_postgres: PostgresServer) -> None:
+    """The first attempt that gets through opens the door for all."""
+    with opened(own_postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
+        with frozen(own_postgres), pytest.raises(OperationalError):
+            ask(engine)
+        ask(engine)
+        list(threads.map(lambda _: ask(engine), range(20)))
