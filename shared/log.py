@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 
@@ -14,6 +16,26 @@ if TYPE_CHECKING:
 
 # Libraries whose own lines repeat, many times over, what this project says once.
 _QUIET = {"kafka": logging.CRITICAL, "alembic": logging.WARNING, "urllib3": logging.WARNING}
+
+
+class _Output(io.TextIOBase):
+    """Standard error, where a line that cannot be written is lost, and nothing else.
+
+    A full disk, or a supervisor that died and left a pipe that nobody reads, must not fail what
+    the line tells of: an event would be parked for it, or a request refused.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
+_output = cast("TextIO", _Output())
 
 
 def configure_logging(*, level: str, form: str) -> None:
@@ -34,7 +56,7 @@ def configure_logging(*, level: str, form: str) -> None:
     # Straight to stderr: by way of `logging` a line takes 20 us, so 9; a request writes one.
     structlog.configure(
         processors=[*describing, *rendering],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_output),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         cache_logger_on_first_use=True,
     )
@@ -52,7 +74,7 @@ def write_together(event: str, lines: Iterable[tuple[int, Mapping[str, object]]]
     rendered = (renderer.log(level, event, **values) for level, values in lines)
     text = "".join(f"{line}\n" for line in rendered if line is not None)
     if text:
-        sys.stderr.write(text)
+        _output.write(text)
 
 
 def _json() -> list[structlog.typing.Processor]:
@@ -90,7 +112,7 @@ def _configure_libraries(
     rendering: list[structlog.typing.Processor],
 ) -> None:
     """Give the lines of `logging` the form that ours have."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=describing,

@@ -71,7 +71,7 @@ class Applier:
     def _apply_or_halve(self, items: Sequence[Parsed]) -> None:
         try:
             with self._sessions.begin() as session:
-                self._apply_in(session, items)
+                fresh = self._apply_in(session, items)
         except Exception as error:
             if _is_trouble(error):
                 raise
@@ -81,8 +81,11 @@ class Applier:
                 self._apply_or_halve(items[middle:])
             else:
                 self._park_culprit(items[0], error)
+        else:
+            _tell(items, fresh)
 
-    def _apply_in(self, session: Session, items: Sequence[Parsed]) -> None:
+    def _apply_in(self, session: Session, items: Sequence[Parsed]) -> list[Parsed]:
+        """Record and apply a batch; returns what of it was new."""
         events = self._receivable(session, items)
         fresh_ids = record_new(
             session,
@@ -99,7 +102,7 @@ class Applier:
                 group = list(run)
                 verdicts = subscription.handle(session, [_event(item) for item in group])
                 _note(session, group, verdicts)
-        _tell(items, fresh)
+        return fresh
 
     def _receivable(self, session: Session, items: Sequence[Parsed]) -> dict[UUID, Parsed]:
         """The events of the batch by id, each once; what can be none of them is parked."""

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -54,8 +53,7 @@ class _Teller:
             self._wanted.wait()
             time.sleep(_GATHER_S)
             self._wanted.clear()
-            with suppress(OSError):  # a full disk, say; there is nowhere else to tell it
-                self._write()
+            self._write()
 
     def _write(self) -> None:
         with self._writing:

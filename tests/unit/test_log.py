@@ -79,3 +79,27 @@ def test_the_level_holds_for_all() -> None:
     (failed,) = write("json", "ERROR").splitlines()
     assert json.loads(failed)["event"] == "order.failed"
     assert "too.fine" in write("json", "DEBUG")
+
+
+NOBODY_READS = """
+import logging, os, sys
+import structlog
+from shared.log import configure_logging, write_together
+
+configure_logging(level="INFO", form="json")
+reader, writer = os.pipe()
+os.dup2(writer, sys.stderr.fileno())
+os.close(reader)
+os.close(writer)
+structlog.get_logger().error("broken.pipe")
+logging.getLogger("library").error("broken.pipe")
+write_together("broken.pipe", [(logging.INFO, {"at": "now"})])
+print("goes on")
+"""
+
+
+def test_a_line_that_cannot_be_written_fails_nothing_else() -> None:
+    """A supervisor that is killed leaves its programs with a pipe that nobody reads."""
+    command = [sys.executable, "-c", NOBODY_READS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
