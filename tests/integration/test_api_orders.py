@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
-from support.web import problem_of
+from services.orders.orders import newest
+from services.orders.settlements import Settlement, settle
+from support.plans import most_rows
+from support.web import pages, problem_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from werkzeug.test import Client, TestResponse
 
+USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -31,19 +36,6 @@ def place(orders: Client, **changed: Any) -> TestResponse:
 
 def id_of(placed: TestResponse) -> str:
     return placed.headers["Location"].removeprefix("/order/")
-
-
-def pages(orders: Client, path: str) -> list[list[dict[str, Any]]]:
-    """Every page of a list, by its `next` links."""
-    found = []
-    while True:
-        response = orders.get(path)
-        assert response.status_code == 200
-        found.append(response.json)
-        link = response.headers.get("Link")
-        if link is None:
-            return found
-        (path,) = re.fullmatch(r'<(http://localhost/orders\?[^>]+)>; rel="next"', link).groups()
 
 
 def test_an_order_is_accepted(orders: Client) -> None:
@@ -217,3 +209,129 @@ def test_it_is_not_ready_on_another_revision(orders: Client, orders_session: Ses
     document = problem_of(orders.get("/readyz"), 503)
     assert "0000" in document["detail"]
     assert orders.get("/livez").status_code == 200
+
+
+def test_a_whole_order_says_why_it_failed(orders: Client, orders_session: Session) -> None:
+    placed = id_of(place(orders, description="Grüße"))
+    (listed,) = orders.get("/orders").json
+    assert list(listed) == [
+        *("ID", "UserID", "Amount", "Description", "Status", "CreatedAt", "UpdatedAt")
+    ]
+    whole = orders.get(f"/orders/{placed.upper()}")
+    assert list(whole.json.items()) == [*listed.items(), ("FailureReason", None)]
+    finish(orders_session, placed, "failed")
+    failed = orders.get(f"/orders/{placed}").json
+    assert (failed["Status"], failed["FailureReason"]) == ("failed", "insufficient_funds")
+    assert failed["UpdatedAt"] > failed["CreatedAt"]
+    assert orders.get(f"/order/{placed}").json == {"id": placed, "status": "failed"}
+    assert "FailureReason" not in orders.get("/orders").json[0]
+
+
+@pytest.mark.parametrize("order_id", [str(uuid4()), "x", "%00", str(uuid4())[:-1]])
+def test_a_whole_order_that_is_unknown_or_malformed_is_not_found(
+    orders: Client, order_id: str
+) -> None:
+    problem_of(orders.get(f"/orders/{order_id}"), 404)
+
+
+def finish(session: Session, order_id: str, status: str) -> None:
+    """Give an order its final status, as the consumer would."""
+    user_id, amount = session.execute(
+        text("SELECT user_id, amount FROM orders WHERE id = :id"), {"id": order_id}
+    ).one()
+    reason = "insufficient_funds" if status == "failed" else None
+    assert settle(session, [Settlement(UUID(order_id), user_id, amount, status, reason)]) == [None]
+    session.commit()
+
+
+def ids(orders: Client, **query: Any) -> list[str]:
+    found = pages(orders, f"/orders?{urlencode({'limit': 2, **query})}")
+    return [order["ID"] for page in found for order in page]
+
+
+def test_orders_of_a_status_and_of_a_user(orders: Client, orders_session: Session) -> None:
+    user_id = str(uuid4())
+    placed = [id_of(place(orders, user_id=user_id)) for _ in range(6)]
+    other = id_of(place(orders))
+    for order_id in (*placed[:3], other):
+        finish(orders_session, order_id, "failed")
+    finish(orders_session, placed[3], "success")
+    assert ids(orders, status="failed") == [other, *placed[2::-1]]
+    assert ids(orders, status="failed", user_id=user_id) == placed[2::-1]
+    assert ids(orders, status="success") == [placed[3]]
+    assert ids(orders, status="created", user_id=user_id) == [placed[5], placed[4]]
+    assert ids(orders, status="created", user_id=str(uuid4())) == []
+
+
+def test_orders_of_a_time(orders: Client) -> None:
+    placed = [id_of(place(orders)) for _ in range(5)]
+    times = {order["ID"]: order["CreatedAt"] for order in orders.get("/orders").json}
+    second, fourth = times[placed[1]], times[placed[3]]
+    assert ids(orders, created_from=second, created_before=fourth) == [placed[2], placed[1]]
+    assert ids(orders, created_from=fourth) == [placed[4], placed[3]]
+    assert ids(orders, created_before=second) == [placed[0]]
+    assert ids(orders, created_from=fourth, created_before=second) == []
+    in_moscow = datetime.fromisoformat(fourth).astimezone(timezone(timedelta(hours=3)))
+    assert ids(orders, created_from=in_moscow.isoformat()) == [placed[4], placed[3]]
+    # Finer than what is stored: after the fourth, and so not with it.
+    assert ids(orders, created_from=fourth.replace("Z", "001z")) == [placed[4]]
+    assert ids(orders, status="failed", created_from=second) == []
+
+
+@pytest.mark.parametrize("name", ["created_from", "created_before"])
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "2025-06-17", "2025-06-17T20:55:35", "2025-06-17 20:55:35Z", "1750193735",
+     "2025-02-30T00:00:00Z", "2025-06-17T24:00:00Z", "2025-06-17T20:55:60Z", "2025-06-17T20:55Z",
+     "2025-06-17T20:55:35.Z", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59.9999999Z",
+     "2025-06-17T20:55:35+03:0", "2025-06-17T20:55:35+99:00", "٢025-06-17T20:55:35Z", "\0"],
+)  # fmt: skip
+def test_what_is_no_time_is_refused(orders: Client, name: str, value: str) -> None:
+    document = problem_of(orders.get(f"/orders?{urlencode({name: value})}"), 422)
+    assert [error["parameter"] for error in document["errors"]] == [name]
+
+
+@pytest.mark.parametrize("status", ["", "x", "Failed", "success,failed", "\0"])
+def test_an_unknown_status_is_refused(orders: Client, status: str) -> None:
+    document = problem_of(orders.get(f"/orders?{urlencode({'status': status})}"), 422)
+    assert [error["parameter"] for error in document["errors"]] == ["status"]
+    assert "created, success, failed" in document["errors"][0]["detail"]
+
+
+def test_a_cursor_is_of_its_filters(orders: Client) -> None:
+    for _ in range(2):
+        place(orders)
+    link = orders.get("/orders?limit=1&status=created").headers["Link"]
+    following = link.partition(">")[0].removeprefix("<")
+    assert "status=created" in following
+    problem_of(orders.get(following.replace("status=created", "status=failed")), 422)
+
+
+@pytest.mark.parametrize("of_user", [False, True], ids=["of all", "of one user"])
+@pytest.mark.parametrize("status", ["created", "failed"])
+def test_a_rare_status_is_not_searched_for_among_all_orders(
+    orders_session: Session, status: str, *, of_user: bool
+) -> None:
+    """Where the one failed order, and the one that is not final, are the oldest of 50,000."""
+    orders_session.execute(
+        text(
+            """
+            INSERT INTO orders (id, user_id, amount, description, status, failure_reason,
+                                created_at, updated_at)
+            SELECT gen_random_uuid(), :user_id, 1, '',
+                   (ARRAY['created', 'failed', 'success'])[least(number, 3)],
+                   CASE number WHEN 2 THEN 'x' END,
+                   now() - (100000 - number) * interval '1 second', now()
+            FROM generate_series(1, 50000) AS number
+            """
+        ),
+        {"user_id": USER},
+    )
+    orders_session.execute(text("ANALYZE orders"))
+    wanted = {"status": status} | ({"user_id": UUID(USER)} if of_user else {})
+
+    def read() -> None:
+        page = newest(orders_session, limit=100, filters=wanted)
+        assert (len(page.rows), page.more) == (1, False)
+
+    assert most_rows(orders_session, read) <= 2

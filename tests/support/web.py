@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask import Flask
-    from werkzeug.test import TestResponse
+    from werkzeug.test import Client, TestResponse
 
     from shared.settings import Settings
 
@@ -106,6 +107,22 @@ def _lives(url: str) -> bool:
         return requests.get(f"{url}/livez", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+def pages(client: Client, address: str) -> list[list[dict[str, Any]]]:
+    """Every page of a list, by its `next` links."""
+    found = []
+    path = address.partition("?")[0]
+    following = address
+    while True:
+        response = client.get(following)
+        assert response.status_code == 200, response.text
+        found.append(response.json)
+        link = response.headers.get("Link")
+        if link is None:
+            return found
+        (following,) = re.fullmatch(r'<(http://localhost[^>]+)>; rel="next"', link).groups()
+        assert following.partition("?")[0] == f"http://localhost{path}"
 
 
 def problem_of(response: TestResponse, *statuses: int) -> dict[str, Any]:
