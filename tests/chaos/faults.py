@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from chaos.schedule import BROKER, POSTGRES, Fault, Kind
@@ -52,7 +53,7 @@ class Injector:
         began = time.monotonic()
         for fault in faults:
             time.sleep(max(0.0, began + fault.at_s - time.monotonic()))
-            self._say(str(fault))
+            self._say(f"{datetime.now(UTC):%H:%M:%S} {fault}")  # as the logs tell the time
             if fault.kind in {Kind.RESTART, Kind.KILL_SUPERVISOR}:
                 # What it takes to start must be there: what is broken now is mended before.
                 self._join()

@@ -77,6 +77,11 @@ class Broker(ABC):
         return self._process.pid if self._process is not None else None
 
     @property
+    def folder(self) -> Path | None:
+        """Where it keeps its data; None when in memory."""
+        return None
+
+    @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
 
@@ -157,6 +162,10 @@ class KafkaBroker(Broker):
         super().__init__(advertised_port)
         self._folder = Path(tempfile.mkdtemp(prefix="settle-test-kafka-"))
         self._node = kafka.Node(self._folder, self.port, free_port(), self._advertised_port)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
 
     def start(self) -> None:
         self._start(self._node.prepare(), self._serves)

@@ -26,6 +26,8 @@ FAST = {
     "synchronous_commit": "on",
     "max_connections": "300",
     "shared_buffers": "64MB",
+    # By it an audit knows exactly which event had to come first.
+    "track_commit_timestamp": "on",
 }
 STOP_TIMEOUT_S = 20
 # Debian's, where it is installed: the oldest that is promised to work and can be had there.
@@ -115,6 +117,11 @@ class PostgresServer:
     @property
     def log(self) -> Path:
         return self._folder / "postgres.log"
+
+    @property
+    def folder(self) -> Path:
+        """Where it keeps its data and its log."""
+        return self._folder
 
     @property
     def pid(self) -> int | None:

@@ -84,7 +84,8 @@ class System:
     def keep(self) -> list[Path]:
         """Leave everything where it is at the end, for a closer look; returns where."""
         self._kept = True
-        return [self.stack.home, self.postgres.log.parent]
+        folders = (self.stack.home, self.postgres.folder, self.broker.folder)
+        return [folder for folder in folders if folder is not None]
 
     def _end(self, server: PostgresServer | Broker) -> None:
         server.stop() if self._kept else server.discard()
