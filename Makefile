@@ -18,7 +18,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "Ports and more are set by the environment: make up PAYMENTS_PORT=9080"
+	@echo "Ports and more are set by the environment: make up PAYMENTS_PORT=9080 BROKER=kafka"
 
 .PHONY: install
 install: $(INSTALLED) ## Make the virtual environment .venv and install everything into it
@@ -57,7 +57,7 @@ demo: $(INSTALLED) ## Open an account and place two orders, step by step
 	@$(BIN)/settle demo
 
 .PHONY: test
-test: $(INSTALLED) ## Run all tests; ARGS="tests/unit -k name" chooses some
+test: $(INSTALLED) ## Run the tests; ARGS="tests/unit -k name" chooses some
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: check
@@ -67,6 +67,10 @@ check: $(INSTALLED) ## Run everything a change must pass: lint, format, types, l
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/pytest $(ARGS)
+
+.PHONY: faults
+faults: $(INSTALLED) ## Kill, freeze and poison what delivers, under load; minutes
+	@$(BIN)/pytest tests/faults $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## Random faults under load, then checks; ARGS="--seed 7 --seconds 300"

@@ -13,8 +13,8 @@ from settle.supervisor import Supervisor, SupervisorError, wait_for
 if TYPE_CHECKING:
     from settle.state import StateFolder
 
-# Above each program's stopwaitsecs in deploy/supervisord.conf, after which supervisord kills it.
-STAGES = (((*APIS, *WORKERS), 40.0), ((BROKER,), 15.0), ((POSTGRES,), 70.0))
+# Above each program's stopwaitsecs in deploy/programs, after which supervisord kills it.
+STAGES = (((*APIS, *WORKERS), 40.0), ((BROKER,), 40.0), ((POSTGRES,), 70.0))
 SHUTDOWN_TIMEOUT_S = 20.0
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def kept(state: StateFolder) -> list[Path]:
     """What there is to remove: what the stack makes, not what else lies in its folder."""
-    own = (state.postgres, state.logs, state.socket, state.run, state.env)
+    own = (state.postgres, state.kafka, state.logs, state.socket, state.run, state.env)
     found = [path for path in (*own, *kept_elsewhere(state.postgres)) if path.exists()]
     return [path for path in found if not _in_use(path)]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from environs import Env, EnvError, validate
 
+from settle.embedded import kafka
 from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
 from shared.errors import SettleError
@@ -19,11 +21,18 @@ if TYPE_CHECKING:
     from settle.state import StateFolder
 
 SERVICES = ("payments", "orders")
-PORTS = {"PAYMENTS_PORT": 8080, "ORDERS_PORT": 8081, "POSTGRES_PORT": 15432, "KAFKA_PORT": 19092}
+PORTS = {
+    "PAYMENTS_PORT": 8080,
+    "ORDERS_PORT": 8081,
+    "POSTGRES_PORT": 15432,
+    "KAFKA_PORT": 19092,
+    "KAFKA_CONTROLLER_PORT": 19093,  # Apache Kafka's alone
+}
 DATABASE_URLS = {service: f"{service.upper()}_DATABASE_URL" for service in SERVICES}
 BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
+BROKER_KIND = "BROKER"
 # What may be set, and must stay as it is while the stack runs.
-FIXED = (*PORTS, "BIND_ADDRESS", *DATABASE_URLS.values(), BOOTSTRAP)
+FIXED = (*PORTS, "BIND_ADDRESS", *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND)
 # Names what of the above is ours: a shell that has read `.settle/env` has every one of them set.
 EMBEDDED = "SETTLE_EMBEDDED"
 
@@ -37,6 +46,13 @@ PORT_VARIABLES = {
 }
 # Consumers first: joining their group takes the longest.
 WORKERS = tuple(f"{service}-{part}" for part in ("consumer", "relay") for service in SERVICES)
+
+
+class BrokerKind(StrEnum):
+    """A broker that `settle up` runs itself."""
+
+    EMBEDDED = "embedded"
+    KAFKA = "kafka"
 
 
 class AlreadyRunningError(SettleError):
@@ -54,6 +70,7 @@ class Stack:
         cluster: the embedded PostgreSQL, or None when both databases are given.
         database_urls: by service.
         bootstrap: the broker's addresses, comma-separated.
+        broker: which broker is ours, or None when one is given.
         embedded: what is not given but ours: services whose database is, and the broker.
     """
 
@@ -63,6 +80,7 @@ class Stack:
     cluster: Cluster | None
     database_urls: Mapping[str, str]
     bootstrap: str
+    broker: BrokerKind | None
     embedded: frozenset[str]
 
     @property
@@ -87,15 +105,20 @@ class Stack:
             "SETTLE_SOCKET": str(self.state.socket),
             "SETTLE_AUTOSTART": "false",
             "SETTLE_INCLUDE": " ".join(
-                f"programs/{program}.conf" for program in (*self.servers, *SERVICES)
+                f"programs/{self._file(program)}.conf" for program in (*self.servers, *SERVICES)
             ),
             EMBEDDED: " ".join(sorted(self.embedded)),
             **{name: str(port) for name, port in self.ports.items()},
             "BIND_ADDRESS": self.bind_address,
             **{DATABASE_URLS[service]: self.database_urls[service] for service in SERVICES},
             BOOTSTRAP: self.bootstrap,
+            BROKER_KIND: self.broker or "",
             "HEALTH_DIR": str(self.state.health),
         }
+
+    def _file(self, program: str) -> str:
+        """Which file of deploy/programs describes a program."""
+        return "kafka" if program == BROKER and self.broker is BrokerKind.KAFKA else program
 
     def base_url(self, service: str) -> str:
         """Where to reach a service's API from this machine."""
@@ -121,12 +144,14 @@ def planned_stack(state: StateFolder) -> Stack:
     Raises:
         SettingsError: naming the variable and what is wrong with it.
         EmbeddedBrokerError: the embedded broker is not installed.
+        KafkaUnavailableError: Java or Maven is not installed, and Apache Kafka is asked for.
         EmbeddedPostgresError: the embedded PostgreSQL cannot be prepared.
     """
     ports = read_ports()
     embedded = read_embedded()
-    if BROKER in embedded:
-        find_binary()  # said now, rather than by a program that does not start
+    broker = read_broker()
+    if broker is not None:
+        refuse_missing_broker(broker)
     cluster = None
     if not embedded.isdisjoint(SERVICES):
         cluster = open_cluster(state.postgres)
@@ -145,8 +170,43 @@ def planned_stack(state: StateFolder) -> Stack:
         bootstrap=(
             f"127.0.0.1:{ports['KAFKA_PORT']}" if BROKER in embedded else os.environ[BOOTSTRAP]
         ),
+        broker=broker,
         embedded=embedded,
     )
+
+
+def read_broker() -> BrokerKind | None:
+    """Which broker the environment asks us to run; None when it gives one.
+
+    Raises:
+        SettingsError: it asks for one that there is not, or gives one beside.
+    """
+    asked = os.environ.get(BROKER_KIND, "")
+    if asked and asked not in set(BrokerKind):
+        raise SettingsError(f"{BROKER_KIND} is {asked!r}: set it to {' or '.join(BrokerKind)}.")
+    if BROKER in read_embedded():
+        return BrokerKind(asked or BrokerKind.EMBEDDED)
+    if asked:
+        raise SettingsError(
+            f"{BROKER_KIND}={asked} asks for a broker, and {BOOTSTRAP} names one that is there: "
+            "unset one of the two."
+        )
+    return None
+
+
+def refuse_missing_broker(broker: BrokerKind) -> None:
+    """Refuse a broker that is not installed now, rather than by a program that does not start.
+
+    Raises:
+        EmbeddedBrokerError: the embedded broker is not installed.
+        KafkaUnavailableError: Java or Maven is not installed.
+    """
+    if broker is BrokerKind.EMBEDDED:
+        find_binary()
+        return
+    lacking = kafka.missing()
+    if lacking is not None:
+        raise kafka.KafkaUnavailableError(lacking)
 
 
 def read_embedded() -> frozenset[str]:
@@ -180,6 +240,18 @@ def read_ports() -> dict[str, int]:
     return ports
 
 
+def port_variables(program: str, broker: BrokerKind | None) -> tuple[str, ...]:
+    """The variables of the ports that a program listens on.
+
+    Args:
+        program: by its name.
+        broker: which broker is ours.
+    """
+    if program == BROKER and broker is BrokerKind.KAFKA:
+        return (PORT_VARIABLES[BROKER], "KAFKA_CONTROLLER_PORT")
+    return (PORT_VARIABLES[program],) if program in PORT_VARIABLES else ()
+
+
 def running_stack(state: StateFolder) -> Stack | None:
     """The stack that was started last and not taken down; None when there is none.
 
@@ -195,6 +267,7 @@ def running_stack(state: StateFolder) -> Stack | None:
             cluster=None if embedded.isdisjoint(SERVICES) else open_cluster(state.postgres),
             database_urls={service: kept[name] for service, name in DATABASE_URLS.items()},
             bootstrap=kept[BOOTSTRAP],
+            broker=BrokerKind(kept[BROKER_KIND]) if BROKER in embedded else None,
             embedded=embedded,
         )
     except (KeyError, ValueError):

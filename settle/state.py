@@ -83,6 +83,11 @@ class StateFolder:
         return self.home / "postgres"
 
     @property
+    def kafka(self) -> Path:
+        """Apache Kafka's configuration and data."""
+        return self.home / "kafka"
+
+    @property
     def nearest(self) -> Path:
         """The folder, or where it would be made."""
         return next(path for path in (self.home, *self.home.parents) if path.exists())

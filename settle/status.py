@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from settle.leftovers import find_leftovers
 from settle.readiness import why_not_ready
-from settle.stack import BROKER, SERVICES, running_stack
+from settle.stack import BROKER, SERVICES, BrokerKind, running_stack
 from settle.supervisor import Process, Supervisor
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def _places(stack: Stack) -> dict[str, str]:
             places[service] = "in the database that was given"
     if BROKER not in stack.embedded:
         places["broker"] = f"{stack.bootstrap}, as given"
+    elif stack.broker is BrokerKind.KAFKA:
+        places["Apache Kafka"] = str(stack.state.kafka)
     return places
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from settle.databases import create_databases, why_silent
 from settle.down import stop_all
+from settle.embedded import kafka
 from settle.logs import last_trouble
 from settle.ports import why_taken
 from settle.readiness import wait_ready
@@ -20,11 +21,12 @@ from settle.stack import (
     BOOTSTRAP,
     BROKER,
     DATABASE_URLS,
-    PORT_VARIABLES,
     POSTGRES,
     SERVICES,
     WORKERS,
+    BrokerKind,
     planned_stack,
+    port_variables,
     read_embedded,
     refuse_other_settings,
     running_stack,
@@ -121,6 +123,10 @@ def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
         stack = planned_stack(state)
         _take_settings(stack)
         refuse_taken_ports(stack, stack.programs)
+    if stack.broker is BrokerKind.KAFKA and not kafka.fetched():
+        fetching = f"Fetching Apache Kafka {kafka.VERSION} by Maven, once, about 45 MB"
+        with steps.step(fetching, f"Apache Kafka {kafka.VERSION} is fetched"):
+            kafka.fetch()
     for written in state.health.glob("*.json"):
         written.unlink()
     state.write_env(stack.environment)
@@ -154,10 +160,8 @@ def refuse_taken_ports(stack: Stack, programs: Iterable[str]) -> None:
     Raises:
         UpError: naming the port, who holds it, and the variable that sets another.
     """
-    for program in programs:
-        variable = PORT_VARIABLES.get(program)
-        if variable is None:
-            continue
+    wanted = [(each, name) for each in programs for name in port_variables(each, stack.broker)]
+    for program, variable in wanted:
         host, port = stack.host(program), stack.ports[variable]
         taken = why_taken(host, port)
         if taken is not None:
@@ -176,8 +180,10 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
     with steps.step("Migrating both databases", "Both databases are migrated"):
         _migrate(stack)
     if BROKER in stack.servers:
-        serving = f"The broker serves on {stack.address(BROKER)}"
-        with steps.step("Starting the broker", serving) as tell:
+        name = "Apache Kafka" if stack.broker is BrokerKind.KAFKA else "The broker"
+        with steps.step(
+            f"Starting {name[0].lower()}{name[1:]}", f"{name} serves on {stack.address(BROKER)}"
+        ) as tell:
             _start_server(stack, supervisor, BROKER, tell)
     with steps.step("Creating the topics", "The topics exist"):
         _create_topics()

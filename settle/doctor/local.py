@@ -7,14 +7,22 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from settle.doctor.check import fail, ok, warn
-from settle.doctor.installation import INSTALL
-from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
 from settle.leftovers import find_leftovers
 from settle.logs import last_trouble
 from settle.ports import why_taken
 from settle.readiness import why_not_ready
-from settle.stack import BROKER, PORT_VARIABLES, POSTGRES, SERVICES, read_embedded, read_ports
+from settle.stack import (
+    BROKER,
+    PORT_VARIABLES,
+    POSTGRES,
+    SERVICES,
+    port_variables,
+    read_broker,
+    read_embedded,
+    read_ports,
+    refuse_missing_broker,
+)
 from settle.state import LEAST_FREE_MB
 from settle.supervisor import Supervisor
 from shared.errors import SettleError
@@ -75,11 +83,13 @@ def check_ports(stack: Stack | None) -> Iterator[Check]:
     try:
         ports = stack.ports if stack is not None else read_ports()
         embedded = stack.embedded if stack is not None else read_embedded()
+        broker = stack.broker if stack is not None else read_broker()
     except SettleError as error:
         yield fail("ports", str(error), "correct the variable")
         return
     ours = _running(stack)
-    for program, variable in PORT_VARIABLES.items():
+    wanted = [(each, name) for each in PORT_VARIABLES for name in port_variables(each, broker)]
+    for program, variable in wanted:
         port = ports[variable]
         if program == POSTGRES and embedded.isdisjoint(SERVICES):
             continue
@@ -134,10 +144,12 @@ def _not_initialised(name: str, cluster: Cluster) -> Check:
 
 def _check_broker_installed() -> Check:
     try:
-        find_binary()
+        broker = read_broker()
+        if broker is not None:
+            refuse_missing_broker(broker)
     except SettleError as error:
-        return fail(BROKER, str(error), INSTALL)
-    return ok(BROKER, "installed; settle up starts it")
+        return fail(BROKER, str(error), "as it says")
+    return ok(BROKER, "can be run; settle up starts it")
 
 
 def check_processes(stack: Stack, programs: Iterable[str]) -> Iterator[Check]:

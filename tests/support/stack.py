@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 import requests
 
 from settle.leftovers import find_leftovers
-from settle.stack import BOOTSTRAP, BROKER, DATABASE_URLS, EMBEDDED, PORTS, WORKERS
+from settle.stack import (
+    BOOTSTRAP,
+    BROKER,
+    BROKER_KIND,
+    DATABASE_URLS,
+    EMBEDDED,
+    PORTS,
+    WORKERS,
+)
 from settle.state import StateFolder
 from support.ports import free_port
 from support.waiting import wait_until
@@ -48,7 +56,7 @@ class Stack:
             self.home = checkout / ".settle"
             place = {"PYTHONPATH": str(checkout)}
         self.ports = {name: free_port() for name in PORTS}
-        given = {BOOTSTRAP, EMBEDDED, "SETTLE_HOME", *DATABASE_URLS.values()}
+        given = {BOOTSTRAP, BROKER_KIND, EMBEDDED, "SETTLE_HOME", *DATABASE_URLS.values()}
         self.env = {
             **{name: value for name, value in os.environ.items() if name not in given},
             **{name: str(port) for name, port in self.ports.items()},
