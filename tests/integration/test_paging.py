@@ -1,0 +1,201 @@
+"""Lists paged through the API: every row once, each page at the same cost, by our cursors alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import NullPool, create_engine, event, text
+
+from support.web import open_app, problem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+    from werkzeug.test import Client
+
+    from support.postgres import PostgresServer
+
+DATABASE = "orders_paging"
+ROWS = 100_000
+USER = UUID(int=1)
+
+# Every hundredth order is of one user, every tenth has failed; those of the tests are newer.
+_FILL = text(
+    """
+    INSERT INTO orders
+        (id, user_id, amount, description, status, failure_reason, created_at, updated_at)
+    SELECT gen_random_uuid(), CASE WHEN n % 100 = 0 THEN :user_id ELSE gen_random_uuid() END, n, '',
+        CASE WHEN n % 10 = 5 THEN 'failed' ELSE 'success' END,
+        CASE WHEN n % 10 = 5 THEN 'insufficient_funds' END, moment, moment
+    FROM generate_series(1, :rows) AS n,
+        LATERAL (SELECT timestamptz '2025-01-01' + n * interval '1 second' AS moment) AS at
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    """A database with a hundred thousand orders."""
+    url = postgres.create_database(DATABASE, template=databases("orders"))
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(_FILL, {"rows": ROWS, "user_id": USER})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE orders"))
+    yield url
+    postgres.drop_database(DATABASE)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with open_app("orders", url) as app:
+        yield app.test_client()
+
+
+def next_of(client: Client, address: str) -> tuple[list[dict[str, Any]], str | None]:
+    """A page, and the address of the one after it."""
+    response = client.get(address)
+    assert response.status_code == 200, response.text
+    link = response.headers.get("Link")
+    assert link is None or link.endswith('>; rel="next"')
+    return response.json, link and link.partition(">")[0].removeprefix("<")
+
+
+def place(client: Client, user_id: object) -> None:
+    assert client.post("/orders", json={"user_id": str(user_id), "amount": 1}).status_code == 202
+
+
+def explain(engine: Engine, get: Callable[[], object]) -> dict[str, Any]:
+    """What the last query of a request cost the database."""
+    queries: list[tuple[str, Any]] = []
+
+    def note(*sent: Any) -> None:
+        queries.append((sent[2], sent[3]))
+
+    event.listen(engine, "before_cursor_execute", note)
+    get()
+    event.remove(engine, "before_cursor_execute", note)
+    statement, parameters = queries[-1]
+    explained = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(explained, parameters).scalar_one()
+    plan = found if isinstance(found, list) else json.loads(found)
+    return dict(plan[0]["Plan"])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from nodes(inner)
+
+
+def buffers(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize(
+    ("query", "rows", "limit"),
+    [
+        ("", ROWS, 1000),
+        (f"user_id={USER}&", ROWS // 100, 100),
+        ("status=failed&", ROWS // 10, 1000),
+    ],
+    ids=["all", "of a user", "of a status"],
+)
+def test_a_page_costs_the_same_wherever_it_is_and_every_row_comes_once(
+    client: Client, query: str, rows: int, limit: int
+) -> None:
+    """Of 10 rows each, the last page of all is the 9,901st."""
+    engine = client.application.extensions["settle-sessions"].kw["bind"]
+    first = f"/orders?{query}limit={limit}&created_before=2025-06-01T00:00:00Z"
+    pages: list[str] = []
+    seen: list[int] = []
+    following: str | None = first
+    while following is not None:
+        pages.append(following)
+        page, following = next_of(client, following)
+        seen += [order["Amount"] for order in page]
+        place(client, USER)  # it comes before all of them, and moves none
+    assert len(seen) == rows
+    assert seen == sorted(set(seen), reverse=True)
+
+    costs = [
+        explain(engine, partial(client.get, address.replace(f"limit={limit}", "limit=10")))
+        for address in (pages[0], pages[-1])
+    ]
+    for plan in costs:
+        assert max(node["Actual Rows"] for node in nodes(plan)) <= 11
+        assert not [node for node in nodes(plan) if node.get("Rows Removed by Filter", 0) > 11]
+    assert [node["Node Type"] for node in nodes(costs[0])] == [
+        node["Node Type"] for node in nodes(costs[1])
+    ]
+    assert buffers(costs[1]) <= buffers(costs[0]) + 5
+
+
+def second_page(client: Client, query: str = "") -> str:
+    _, following = next_of(client, f"/orders?{query}limit=1")
+    assert following is not None
+    return following
+
+
+def refused(client: Client, address: str) -> None:
+    document = problem_of(client.get(address), 422)
+    (error,) = document["errors"]
+    assert error["parameter"] == "cursor"
+    assert "next link" in error["detail"]
+
+
+def test_a_cursor_of_other_filters_or_changed_by_a_letter_is_refused(client: Client) -> None:
+    of_user = second_page(client, f"user_id={USER}&")
+    assert client.get(of_user).status_code == 200
+    assert client.get(of_user.replace("limit=1", "limit=7")).status_code == 200
+    refused(client, of_user.replace(str(USER), str(uuid4())))
+    refused(client, of_user.replace("user_id", "unknown"))
+    refused(client, second_page(client) + f"&user_id={USER}")
+    (cursor,) = parse_qs(urlsplit(of_user).query)["cursor"]
+    other = "A" if cursor[20] != "A" else "B"
+    refused(client, of_user.replace(cursor, cursor[:20] + other + cursor[21:]))
+
+
+def test_a_cursor_outlives_the_process_and_is_bound_to_the_secret(
+    client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = second_page(client)
+    with open_app("orders", url) as another:
+        assert another.test_client().get(address).status_code == 200
+    monkeypatch.setenv("CURSOR_SECRET", "0123456789abcdef0123456789abcdef")
+    with open_app("orders", url) as another:
+        refused(another.test_client(), address)
+        given = second_page(another.test_client())
+    with open_app("orders", url.replace("@127.0.0.1", "@localhost")) as elsewhere:
+        assert elsewhere.test_client().get(given).status_code == 200
+
+
+def test_a_link_is_what_the_client_can_reach(
+    client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a proxy that is trusted, its address; else what a client says of one is not heeded."""
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pay.example"}
+    untrusted = client.get("/orders?limit=1", headers=headers).headers["Link"]
+    assert untrusted.startswith("<http://localhost/orders?")
+    monkeypatch.setenv("TRUSTED_PROXIES", "1")
+    with open_app("orders", url) as behind:
+        trusted = behind.test_client().get("/orders?limit=1", headers=headers).headers["Link"]
+    assert trusted.startswith("<https://pay.example/orders?")
+
+
+def test_a_time_in_the_filters_is_the_same_on_every_page(client: Client) -> None:
+    """In the link it stands as the client wrote it, its plus sign escaped."""
+    moment = datetime(2025, 1, 1, 5, tzinfo=UTC).isoformat().replace("+", "%2B")
+    page, following = next_of(client, f"/orders?limit=2&created_before={moment}")
+    assert following is not None
+    following_page, _ = next_of(client, following)
+    amounts = [order["Amount"] for order in [*page, *following_page]]
+    assert amounts == [17999, 17998, 17997, 17996]
