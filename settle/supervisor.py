@@ -62,7 +62,11 @@ class _Connection(HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CALL_TIMEOUT_S)
-        self.sock.connect(str(self._path))
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.sock.close()  # nobody else knows of it yet
+            raise
 
 
 class _Transport(xmlrpc.client.Transport):

@@ -18,11 +18,14 @@ from shared.cli import EXPECTED, sentence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# The check's own lack of a right or of time: nothing is known to be wrong.
+# The check's own lack of a right, of time, or of what a migration makes: a check of its own tells
+# of the last, and of the others nothing is known to be wrong.
 _UNTOLD = (
     psycopg2.errors.InsufficientPrivilege,
     psycopg2.errors.LockNotAvailable,
     psycopg2.errors.QueryCanceled,
+    psycopg2.errors.UndefinedColumn,
+    psycopg2.errors.UndefinedTable,
     AuthorizationError,
     CoordinatorNotAvailableError,
 )
@@ -103,11 +106,11 @@ def _stumbled(name: str, error: Exception) -> Check:
     if isinstance(error, UnsupportedVersionError):
         return ok(name, UNTOLD)
     if isinstance(error, _UNTOLD):
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
         return warn(
             name,
             f"cannot be told: {said}",
-            "give the doctor's role that right, or ask again when the server has time",
+            "migrate first; give the doctor's role the right; ask again when there is less to do",
         )
     if isinstance(error, EXPECTED):
         return fail(name, sentence(error), "as it says")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,11 +17,13 @@ from settle.doctor import (
     groups,
     installation,
     local,
+    pooling,
     schema,
     sessions,
     topics,
     upkeep,
 )
+from settle.doctor.background import Background
 from settle.doctor.check import Check, Verdict, carried_out, fail, warn
 from settle.doctor.database import (
     APPLICATION_NAME,
@@ -52,9 +51,6 @@ if TYPE_CHECKING:
     from settle.stack import Stack
     from settle.state import StateFolder
     from shared.settings import Settings
-
-# Above what any one check takes that has time-outs of its own: who is silent for longer is frozen.
-SILENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ def examine(
     """
     patient = _find(state, services)
     looks = _quick(patient) if quick else _full(patient)
-    for each in [_Background(look) for look in looks]:
+    for each in [Background(look) for look in looks]:
         yield from each.checks()
 
 
@@ -117,7 +113,7 @@ def _quick(patient: _Patient) -> Iterator[Look]:
     yield "python", installation.check_python
     yield from _local(patient)
     for service in _reachable(patient):
-        yield f"{service} db", partial(_examine_database, service, quick=True)
+        yield service, partial(_examine_database, service, quick=True)
     if patient.bootstrap is not None:
         yield BROKER, partial(broker.check_reached, patient.bootstrap)
 
@@ -148,7 +144,7 @@ def _full(patient: _Patient) -> Iterator[Look]:
     if patient.bootstrap is None or len(reachable) < len(patient.services):
         yield "stack", partial(_tell_unknown, patient, reachable)
     for service in reachable:
-        yield f"{service} db", partial(_examine_database, service, quick=False)
+        yield service, partial(_examine_database, service, quick=False)
     yield "clocks", lambda: clocks.check_clocks(_urls(reachable))
     if patient.bootstrap is not None:
         yield BROKER, partial(_examine_broker, patient.bootstrap, reachable)
@@ -183,8 +179,8 @@ def _examine_database(service: str, *, quick: bool) -> Iterator[Check]:
             yield from carried_out([look])
             if database.is_lost:
                 yield fail(
-                    f"{service} db",
-                    "ended the connection; nothing more of it was looked at",
+                    f"{service} answers",
+                    "no longer: it ended the connection; nothing more of it was looked at",
                     "see its log, then ask again",
                 )
                 return
@@ -198,7 +194,7 @@ def _start_looks(database: Database) -> Iterator[Look]:
 def _database_looks(database: Database) -> Iterator[Look]:
     looks = {
         "transactions": sessions.check_transactions,
-        "pooler": sessions.check_connections,
+        "pooler": pooling.check_connections,
         "indexes": schema.check_indexes,
         "constraints": schema.check_constraints,
         "autovacuum": upkeep.check_autovacuum,
@@ -270,43 +266,3 @@ def _broker_looks(admin: KafkaAdminClient, settings: Mapping[str, Settings]) -> 
     # Last: the embedded broker hangs up on it.
     for topic, description in sorted(found.items()):
         yield f"clock {topic}", partial(topics.check_newest, admin, description)
-
-
-class _Background:
-    """Checks that are carried out on a thread, so that a frozen neighbour stops none but its own.
-
-    Args:
-        look: gives the checks.
-    """
-
-    def __init__(self, look: Look) -> None:
-        self._name = look[0]
-        self._made: queue.Queue[Check | None] = queue.Queue()
-        self._heard_at = time.monotonic()
-        # A daemon: what never answers must not keep the process from ending.
-        threading.Thread(target=self._run, args=(look,), daemon=True).start()
-
-    def _run(self, look: Look) -> None:
-        for check in carried_out([look]):
-            self._heard_at = time.monotonic()
-            self._made.put(check)
-        self._made.put(None)
-
-    def checks(self) -> Iterator[Check]:
-        """Each check as it is made, until the last, or a silence."""
-        while True:
-            left_s = self._heard_at + SILENCE_S - time.monotonic()
-            try:
-                check = self._made.get(timeout=max(0.0, left_s))
-            except queue.Empty:
-                if time.monotonic() < self._heard_at + SILENCE_S:
-                    continue
-                yield fail(
-                    self._name,
-                    f"has not answered for {SILENCE_S:.0f} s; nothing more of it was looked at",
-                    "it is frozen, or cut off: see its own log",
-                )
-                return
-            if check is None:
-                return
-            yield check

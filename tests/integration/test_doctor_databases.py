@@ -1,0 +1,390 @@
+"""Each check of a database, seen to come out ill."""
+
+from __future__ import annotations
+
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.engine import make_url
+from uuid_utils.compat import uuid7
+
+from settle.doctor import background, clocks, database, pooling, sessions, upkeep
+from shared.database import connect_autocommit
+from shared.outbox.partitions import inbox_partitions, maintain, outbox_partitions
+from support.delivery import Delivery
+from support.doctor import NOWHERE, Doctor
+from support.pooler import Pooler
+from support.ports import free_port
+from support.waiting import wait_until
+from support.wire import Wire, postgres_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from support.postgres import PostgresServer
+
+DAY_S = 86_400
+SERVICES = ("payments", "orders")
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, orders_url: str) -> Doctor:
+    """It looks at the database of orders alone."""
+    return Doctor(tmp_path, {"orders": orders_url})
+
+
+@pytest.fixture
+def run(orders_url: str) -> Callable[[str], None]:
+    """Run statements on the database of orders."""
+
+    def execute(statements: str) -> None:
+        opened = connect_autocommit(orders_url, application_name="test")
+        with opened.cursor() as cursor:
+            cursor.execute(statements)
+        opened.close()
+
+    return execute
+
+
+def with_port(url: str, port: int) -> str:
+    return make_url(url).set(port=port).render_as_string(hide_password=False)
+
+
+def test_all_is_well_with_a_new_database(doctor: Doctor, orders_url: str) -> None:
+    """But for the broker, which is not there."""
+    engine = create_engine(orders_url, poolclass=NullPool)
+    maintain(engine, outbox_partitions(DAY_S))
+    maintain(engine, inbox_partitions(DAY_S))
+    checks = doctor.examine("orders")
+    assert {each.name for each in checks.values() if each.verdict != "ok"} == {"broker"}
+    assert not any(name.startswith("payments") for name in checks)
+
+
+# What is done to a service's database, all at once: the check that tells, how, and what it names.
+MISSING = {
+    "orders": [
+        ("DROP INDEX orders_newest_of_user", "indexes", "fail", "orders_newest_of_user"),
+        ("DROP INDEX inbox_not_applied", "indexes", "fail", "inbox_not_applied"),
+        ("DROP TRIGGER orders_final ON orders", "constraints", "fail", "orders_final"),
+        (
+            (
+                "DO $$ BEGIN EXECUTE format("
+                "'ALTER DATABASE %I SET track_counts = off', current_database()); END $$"
+            ),
+            *("autovacuum", "fail", "off on the server"),
+        ),
+        ("UPDATE alembic_version SET version_num = '0001'", "migrations", "fail", "0001"),
+        ("SELECT 1", "outbox parts", "warn", "missing: outbox_p"),
+        ("SELECT 1", "inbox parts", "warn", "missing: inbox_p"),
+        (
+            (
+                "INSERT INTO outbox_refused (seq, id, reason) SELECT n, gen_random_uuid(), 'too large'"
+                " FROM generate_series(1, 7) AS n"
+            ),
+            *("refused", "fail", "7: "),
+        ),
+        (
+            (
+                'INSERT INTO dead_letters (fingerprint, topic, partition, "offset", headers, reason,'
+                " detail) SELECT n::text::bytea, 't', 0, n, '[]', 'not_json', ''"
+                " FROM generate_series(1, 3) AS n"
+            ),
+            *("dead letters", "warn", "3 not_json; the last "),
+        ),
+        *(
+            (
+                (
+                    'INSERT INTO inbox (id, type, source, topic, partition, "offset", outcome)'
+                    f" VALUES ('01a00000-0000-7000-{variant}000-000000000000', '', '', '', 0, 0,"
+                    f" '{outcome}')"
+                ),
+                *(outcome, "warn", f"1: 01a00000-0000-7000-{variant}000-000000000000"),
+            )
+            for variant, outcome in (("8", "parked"), ("9", "anomaly"))
+        ),
+    ],
+    "payments": [
+        (
+            "ALTER TABLE transfers DROP CONSTRAINT transfers_order_id_key",
+            *("indexes", "fail", "unique transfers (order_id)"),
+        ),
+        (
+            "ALTER TABLE accounts DROP CONSTRAINT accounts_balance_not_negative",
+            *("constraints", "fail", "accounts_balance_not_negative"),
+        ),
+        (
+            "ALTER TABLE transfers DROP CONSTRAINT transfers_to_account_id_fkey",
+            *("constraints", "fail", "reference transfers (to_account_id)"),
+        ),
+        (
+            "ALTER TABLE transfers DISABLE TRIGGER transfers_append_only",
+            *("constraints", "fail", "trigger transfers.transfers_append_only"),
+        ),
+        (
+            "ALTER TABLE accounts SET (autovacuum_enabled = false)",
+            *("autovacuum", "fail", "off for accounts"),
+        ),
+    ],
+}
+# What is there, and does not count.
+HALF = {
+    "orders": [
+        (
+            # As a CREATE INDEX CONCURRENTLY leaves it that was cut off.
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'orders_newest'::regclass",
+            *("indexes", "fail", "invalid, so unused: orders_newest"),
+        ),
+        (
+            (
+                "ALTER TABLE orders DROP CONSTRAINT orders_amount_positive,"
+                " ADD CONSTRAINT orders_amount_positive CHECK (amount >= 1) NOT VALID"
+            ),
+            *("constraints", "fail", "not validated: orders_amount_positive"),
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("service", "done"), [*MISSING.items(), *HALF.items()], ids=["orders", "payments", "half"]
+)
+def test_what_is_broken_is_told(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    service: str,
+    done: list[tuple[str, str, str, str]],
+) -> None:
+    url = request.getfixturevalue(f"{service}_url")
+    opened = connect_autocommit(url, application_name="test")
+    with opened.cursor() as cursor:
+        for statement, *_ in done:
+            cursor.execute(statement)
+    opened.close()
+    seen = Doctor(tmp_path, {service: url}).examine(service)
+    for _, name, verdict, found in done:
+        check = seen[f"{service} {name}"]
+        assert (check.verdict, found in check.found) == (verdict, True), check
+        assert check.remedy
+
+
+def test_an_empty_database_is_told_by_its_migrations(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    url = postgres.create_database("doctor_empty")
+    try:
+        checks = Doctor(tmp_path, {"orders": url}).examine("orders")
+        assert checks["orders migrations"].verdict == "fail"
+        assert "does not exist" in checks["orders unsent"].found
+    finally:
+        postgres.drop_database("doctor_empty")
+
+
+def test_a_long_transaction(
+    doctor: Doctor, orders_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "LONG_WARN_S", 0.0)
+    opened = connect_autocommit(orders_url, application_name="forgotten")
+    try:
+        opened.cursor().execute("BEGIN; SELECT 1")
+        how, what = doctor.verdict("orders transactions")
+        assert (how, "(forgotten, idle in transaction)" in what) == ("warn", True), what
+        monkeypatch.setattr(sessions, "LONG_FAIL_S", 0.0)
+        assert doctor.verdict("orders transactions")[0] == "fail"
+    finally:
+        opened.close()
+
+
+def test_dead_rows(
+    doctor: Doctor, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "DEAD_LEAST", 50)
+    monkeypatch.setattr(upkeep, "DEAD_WARN_TIMES", 0.01)
+    run(
+        "INSERT INTO outbox_pending SELECT 1, n, gen_random_uuid() FROM generate_series(1, 500) n;"
+        " DELETE FROM outbox_pending"
+    )
+
+    def told() -> bool:  # PostgreSQL counts a moment later
+        how, what = doctor.verdict("orders autovacuum")
+        return how == "warn" and "outbox_pending: 500 dead rows, vacuumed never" in what
+
+    wait_until(told, what="the dead rows to be counted")
+
+
+def test_partitions_that_should_have_gone_and_rows_without_one(
+    doctor: Doctor, orders_url: str, run: Callable[[str], None]
+) -> None:
+    engine = create_engine(orders_url, poolclass=NullPool)
+    for table in (outbox_partitions(60 * DAY_S), inbox_partitions(60 * DAY_S)):
+        maintain(engine, table)
+    assert doctor.verdict("orders outbox parts")[0] == "ok"
+    maintain(engine, outbox_partitions(60 * DAY_S), datetime.now(UTC) - timedelta(days=30))
+    how, what = doctor.verdict("orders outbox parts")
+    assert how == "warn"
+    assert "past retention" in what
+    run(
+        'INSERT INTO inbox (id, type, source, topic, partition, "offset", outcome)'
+        f" VALUES ('{uuid4()}', '', '', '', 0, 0, 'applied')"
+    )
+    assert doctor.verdict("orders inbox parts") == ("warn", "1 rows in inbox_default")
+
+
+def test_an_event_and_an_order_that_wait(
+    doctor: Doctor, orders_url: str, run: Callable[[str], None]
+) -> None:
+    delivery = Delivery("", orders_url, NOWHERE)
+    order_ids = delivery.place(uuid7(), 10, count=2)
+    run("ALTER TABLE orders DISABLE TRIGGER orders_final")
+    for age, verdict in (("0 s", "ok"), ("2 minutes", "warn"), ("1 hour", "fail")):
+        run(
+            f"UPDATE outbox SET created_at = now() - interval '{age}';"
+            f" UPDATE orders SET created_at = now() - interval '{age}'"
+        )
+        how, what = doctor.verdict("orders unsent")
+        assert (how, what[:2]) == (verdict, "2,")
+        open_orders = doctor.seen["orders open"]
+        assert open_orders.verdict == verdict
+    assert all(str(order_id) in open_orders.found for order_id in order_ids)
+
+
+def test_behind_a_transaction_pooler(
+    doctor: Doctor, postgres: PostgresServer, orders_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pooler(postgres.port).serving() as pooler:
+        url = with_port(orders_url, pooler.port)
+        doctor.urls = {"orders": url}
+        assert doctor.verdict("orders pooler")[0] == "warn"
+        assert doctor.seen["orders notify"].verdict == "warn"
+        assert doctor.seen["orders indexes"].verdict == "ok"
+        # It is true: what is said there arrives at nobody.
+        monkeypatch.setattr(pooling, "NOTIFY_TIMEOUT_S", 0.5)
+        one, other = (connect_autocommit(url, application_name="test") for _ in range(2))
+        found = pooling.check_notify("notify", one, other)
+        assert (found.verdict, found.found[:15]) == ("warn", "has not arrived")
+        one.close()
+        other.close()
+
+
+def test_the_clocks(
+    tmp_path: Path, orders_url: str, payments_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doctor = Doctor(tmp_path, {"orders": orders_url, "payments": payments_url})
+    monkeypatch.setattr(
+        clocks, "time", SimpleNamespace(time=lambda: time.time() + 10, monotonic=time.monotonic)
+    )
+    how, what = doctor.verdict("orders clock")  # ours is ahead of both
+    assert (how, "behind" in what) == ("warn", True), what
+    assert doctor.seen["clocks apart"].verdict == "ok"
+    opened = connect_autocommit(orders_url, application_name="test")
+    with opened.cursor() as cursor:  # a server that tells another time
+        cursor.execute(
+            "CREATE SCHEMA skewed; CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz"
+            " RETURN pg_catalog.clock_timestamp() + interval '2 minutes';"
+        )
+        cursor.execute(
+            f"ALTER DATABASE {opened.info.dbname} SET search_path = skewed, public, pg_catalog"
+        )
+    opened.close()
+    how, what = doctor.verdict("clocks apart")
+    assert (how, "ahead (orders against payments)" in what) == ("fail", True), what
+    assert doctor.seen["orders clock"].verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"),
+    [(130022, "fail"), (140000, "ok"), (150014, "ok"), (180006, "ok"), (190000, "warn")],
+)
+def test_the_servers_version(version: int, verdict: str) -> None:
+    assert database.judge_version("orders db", version).verdict == verdict
+
+
+def test_the_size(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "WARN_SIZE_BYTES", 1)
+    how, what = doctor.verdict("orders size")
+    assert (how, "MB (" in what) == ("warn", True)
+
+
+def test_what_the_role_may_not_see_and_what_is_locked_is_said(
+    doctor: Doctor, orders_url: str, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_MS", 200)
+    run("CREATE ROLE doctor_stranger LOGIN PASSWORD 'stranger'")
+    locking = connect_autocommit(orders_url, application_name="test")
+    try:
+        locking.cursor().execute("BEGIN; LOCK TABLE dead_letters")
+        how, what = doctor.verdict("orders dead letters")
+        assert (how, "cannot be told: canceling statement" in what) == ("warn", True), what
+        url = make_url(orders_url).set(username="doctor_stranger", password="stranger")
+        doctor.urls = {"orders": url.render_as_string(hide_password=False)}
+        how, what = doctor.verdict("orders unsent")
+        assert (how, "cannot be told: permission denied" in what) == ("warn", True), what
+        assert "cannot be seen" in doctor.seen["orders transactions"].found
+    finally:
+        locking.close()
+        run("DROP ROLE doctor_stranger")
+
+
+def test_a_database_that_is_not_there(doctor: Doctor) -> None:
+    doctor.urls = {"orders": f"postgresql+psycopg2://orders@127.0.0.1:{free_port()}/orders"}
+    how, what = doctor.verdict("orders db")
+    assert (how, "refused" in what) == ("fail", True)
+    assert "orders indexes" not in doctor.seen
+    doctor.urls = {"orders": "postgresql://orders@127.0.0.1/orders"}
+    how, what = doctor.verdict("orders db")
+    assert (how, "ORDERS_DATABASE_URL" in what) == ("fail", True)
+
+
+def test_a_black_hole_holds_nobody_up(doctor: Doctor) -> None:
+    """It takes connections, of databases and brokers alike, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        doctor.bootstrap = f"127.0.0.1:{port}"
+        doctor.urls = {
+            service: f"postgresql+psycopg2://{service}@127.0.0.1:{port}/{service}"
+            for service in SERVICES
+        }
+        checks = doctor.examine()
+    assert checks["broker"].verdict == "ok"  # it is reached; then it says nothing
+    bad = {name for name, check in checks.items() if check.verdict == "fail"}
+    assert bad == {"orders db", "payments db", "clocks", "cluster"}
+
+
+def test_a_database_that_freezes_while_it_is_looked_at(
+    doctor: Doctor, postgres: PostgresServer, orders_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "SILENCE_S", 3.0)
+    with Wire(postgres_client, free_port(), postgres.port) as wire:
+        doctor.urls = {"orders": with_port(orders_url, wire.port)}
+        frozen = wire.stalled("settle-doctor")
+
+        def freeze(*_: object) -> list[object]:
+            frozen.__enter__()
+            return []
+
+        monkeypatch.setattr(sessions, "check_transactions", freeze)
+        how, what = doctor.verdict("orders answers")
+        frozen.__exit__(None, None, None)
+    assert (how, "not for 3 s" in what) == ("fail", True)
+
+
+def test_a_database_that_ends_while_it_is_looked_at(
+    doctor: Doctor, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object) -> list[object]:
+        run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'settle-doctor' AND datname = current_database()"
+        )
+        return []
+
+    monkeypatch.setattr(sessions, "check_transactions", end)
+    how, what = doctor.verdict("orders answers")
+    assert (how, "no longer" in what) == ("fail", True)
+    assert "orders constraints" not in doctor.seen

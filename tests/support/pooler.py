@@ -1,0 +1,112 @@
+"""A transaction pooler before a PostgreSQL, as PgBouncer is one with ``pool_mode = transaction``.
+
+Between transactions a client has no server connection: the next one is whichever was given back
+last. What a session keeps, LISTEN above all, is not the client's.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# PostgreSQL's documentation, "Message Formats": the codes in place of a protocol version.
+_SSL_REQUEST, _GSSENC_REQUEST = 80877103, 80877104
+# Of an authentication message: what the client answers to.
+_ASKS = {3, 5, 10, 11}
+_READY, _AUTHENTICATION, _TERMINATE = b"Z", b"R", b"X"
+_IDLE = b"I"
+
+
+class Pooler:
+    """Clients connect to `port`; `serving` it, their transactions go to `server_port`."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._free: list[socket.socket] = []
+        self._open: list[socket.socket] = []
+
+    @contextmanager
+    def serving(self) -> Iterator[Pooler]:
+        accepting = threading.Thread(target=self._accept)
+        accepting.start()
+        try:
+            yield self
+        finally:
+            self._listening.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            self._listening.close()
+            for each in self._open:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            self._open.append(client)
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError, EOFError):
+            self._log_in(client)
+            while (message := _message(client))[:1] != _TERMINATE:
+                # Who waits here for long has begun no transaction; the tests have few clients.
+                server = self._free.pop()
+                server.sendall(message)
+                while _pass_on(server, client) != _IDLE:
+                    server.sendall(_message(client))
+                self._free.append(server)
+
+    def _log_in(self, client: socket.socket) -> None:
+        """Each client's log-in makes a server connection, which is everybody's afterwards."""
+        server = socket.create_connection(("127.0.0.1", self._server_port))
+        self._open.append(server)
+        while True:
+            (size,) = struct.unpack(">i", _exactly(client, 4))
+            rest = _exactly(client, size - 4)
+            if struct.unpack_from(">i", rest)[0] not in {_SSL_REQUEST, _GSSENC_REQUEST}:
+                break
+            client.sendall(b"N")
+        server.sendall(struct.pack(">i", size) + rest)
+        while (message := _message(server))[:1] != _READY:
+            client.sendall(message)
+            if message[:1] == _AUTHENTICATION and struct.unpack_from(">i", message, 5)[0] in _ASKS:
+                server.sendall(_message(client))
+        self._free.append(server)
+        client.sendall(message)
+
+
+def _pass_on(server: socket.socket, client: socket.socket) -> bytes:
+    """Pass an answer on, to its end; whether the server is in a transaction after it."""
+    while True:
+        message = _message(server)
+        client.sendall(message)
+        if message[:1] == _READY:
+            return message[5:6]
+
+
+def _message(source: socket.socket) -> bytes:
+    head = _exactly(source, 5)
+    return head + _exactly(source, struct.unpack(">i", head[1:])[0] - 4)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = source.recv(size)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
