@@ -85,15 +85,15 @@ MISSING = {
         ("SELECT 1", "inbox parts", "warn", "missing: inbox_p"),
         (
             (
-                "INSERT INTO outbox_refused (seq, id, reason) SELECT n, gen_random_uuid(), 'too large'"
-                " FROM generate_series(1, 7) AS n"
+                "INSERT INTO outbox_refused (seq, id, reason)"
+                " SELECT n, gen_random_uuid(), 'too large' FROM generate_series(1, 7) AS n"
             ),
             *("refused", "fail", "7: "),
         ),
         (
             (
-                'INSERT INTO dead_letters (fingerprint, topic, partition, "offset", headers, reason,'
-                " detail) SELECT n::text::bytea, 't', 0, n, '[]', 'not_json', ''"
+                'INSERT INTO dead_letters (fingerprint, topic, partition, "offset", headers,'
+                " reason, detail) SELECT n::text::bytea, 't', 0, n, '[]', 'not_json', ''"
                 " FROM generate_series(1, 3) AS n"
             ),
             *("dead letters", "warn", "3 not_json; the last "),

@@ -1,0 +1,281 @@
+"""Each check of a broker, seen to come out ill."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from kafka import OffsetAndMetadata, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import CoordinatorNotAvailableError
+
+from settle.doctor import broker as broker_checks
+from settle.doctor import groups, topics
+from shared.outbox.clients import make_admin, make_producer
+from shared.outbox.topics import ensure_topics
+from support.broker import KAFKA, chosen
+from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
+from support.doctor import Doctor
+from support.ports import free_port
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kafka import KafkaAdminClient
+
+SERVICES = ("payments", "orders")
+needs_kafka = pytest.mark.skipif(
+    chosen()[0] != KAFKA, reason="the embedded broker tells nothing of its settings and groups"
+)
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
+    """It looks at payments, whose consumer reads the topic of orders."""
+    return Doctor(tmp_path, {"payments": delivery.payments_url}, delivery.bootstrap)
+
+
+@pytest.fixture
+def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
+    """Of a broker that has the topics, empty."""
+    settings = delivery.settings("payments")
+    client = make_admin(settings, "test")
+    ensure_topics(client, [ORDERS, PAYMENTS], settings)
+    yield client
+    client.close()
+
+
+def produce(delivery: Delivery, ages_s: list[float], partition: int = 0) -> None:
+    """Put events of those ages into the topic of orders."""
+    producer = make_producer(delivery.settings("orders"), "test")
+    record = order_created(uuid4(), 1)
+    for age_s in ages_s:
+        producer.send(
+            ORDERS,
+            value=record.value,
+            headers=record.headers,
+            partition=partition,
+            timestamp_ms=int((time.time() - age_s) * 1000),
+        ).get(10)
+    producer.close()
+
+
+@contextmanager
+def orders_settling(tmp_path: Path, delivery: Delivery) -> Iterator[Doctor]:
+    """Relays and consumers that run, and have something done."""
+    urls = {service: delivery.url(service) for service in SERVICES}
+    with ExitStack() as stack:
+        for service in SERVICES:
+            stack.enter_context(delivery.relay(service))
+            stack.enter_context(delivery.consumer(service))
+        delivery.place(delivery.open_account(100), 10, count=3)
+        wait_until(
+            lambda: delivery.statuses().get("success") == 3,
+            timeout_s=60,
+            what="the orders to settle",
+        )
+        yield Doctor(tmp_path, urls, delivery.bootstrap)
+
+
+def wait_nothing_ill(doctor: Doctor) -> None:
+    """A commit of an offset, and partitions of the next days, may still be on their way."""
+
+    def nothing_ill() -> bool:
+        bad = [check for check in doctor.examine().values() if check.verdict != "ok"]
+        assert not bad, bad
+        return True
+
+    wait_until(nothing_ill, timeout_s=30, what="the doctor to find nothing")
+
+
+def test_all_is_well_where_orders_settle(tmp_path: Path, delivery: Delivery) -> None:
+    """And the exit codes: a warning is no failure, unless it is to be one."""
+    with orders_settling(tmp_path, delivery) as doctor:
+        wait_nothing_ill(doctor)
+        environ = doctor.environ | {"TOPIC_PARTITIONS": "5"}
+        done = delivery.run("settle", "doctor", **environ)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"warn  topic {ORDERS}" in done.stdout
+        assert "TOPIC_PARTITIONS is 5 -> " in done.stdout
+        strict = delivery.run("settle", "doctor", "orders", "--strict", "--json", **environ)
+        assert (strict.returncode, strict.stderr) == (1, "")
+        bad = {each["name"] for each in json.loads(strict.stdout) if each["verdict"] != "ok"}
+        assert bad == {f"topic {ORDERS}", f"topic {PAYMENTS}"}
+
+
+def test_all_is_well_on_the_embedded_broker(tmp_path: Path, embedded_delivery: Delivery) -> None:
+    with orders_settling(tmp_path, embedded_delivery) as doctor:
+        wait_nothing_ill(doctor)
+
+
+def test_topics_that_are_missing(doctor: Doctor) -> None:
+    for topic in (ORDERS, PAYMENTS):
+        assert doctor.verdict(f"topic {topic}")[0] == "fail"
+    assert doctor.seen["payments consumers"].verdict == "fail"
+    assert "payments lag" not in doctor.seen
+
+
+def test_topics_that_are_not_as_set(doctor: Doctor, admin: KafkaAdminClient) -> None:
+    name = f"topic {ORDERS}"
+    how, what = doctor.verdict(name, TOPIC_PARTITIONS="3")
+    assert (how, "6 partitions" in what) == ("warn", True)
+    how, what = doctor.verdict(name, TOPIC_REPLICATION="3")
+    assert (how, "1 copy" in what) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("leader", "in_sync", "verdict"), [(-1, [], "fail"), (1, [1], "warn"), (1, [1, 2], "ok")]
+)
+def test_a_topic_without_a_leader_or_behind(
+    delivery: Delivery, leader: int, in_sync: list[int], verdict: str
+) -> None:
+    """As a cluster describes it; here is one node alone."""
+    partition = {
+        "partition_index": 0,
+        "leader_id": leader,
+        "replica_nodes": [1, 2],
+        "isr_nodes": in_sync,
+    }
+    settings = delivery.settings("payments", topic_partitions=1)
+    (check,) = topics.check_topic(ORDERS, {"name": ORDERS, "partitions": [partition]}, settings)
+    assert check.verdict == verdict
+
+
+DAY_MS = 86_400_000
+# What a topic is set to, the check that tells, how, and what it says.
+SET = [
+    ({"retention.ms": str(60 * DAY_MS)}, "retention", "fail", "longer than the inbox knows"),
+    ({"retention.ms": "-1"}, "retention", "fail", "kept for ever"),
+    ({"retention.ms": str(DAY_MS)}, "retention", "warn", "kept for 24 h"),
+    ({"cleanup.policy": "compact"}, "retention", "fail", "compacted"),
+    ({"retention.bytes": "1000000"}, "retention", "warn", "no more than 1000000 bytes"),
+    ({"min.insync.replicas": "2"}, "sending", "fail", "nothing is taken ever"),
+    ({"max.message.bytes": "1000"}, "sending", "fail", "max.message.bytes is 1000"),
+    ({"max.message.bytes": "950000"}, "sending", "warn", "max.message.bytes is 950000"),
+    ({"unclean.leader.election.enable": "true"}, "sending", "warn", "can be lost"),
+]
+
+
+@needs_kafka
+def test_topics_that_are_set_wrongly(doctor: Doctor, admin: KafkaAdminClient) -> None:
+    for changed, check, verdict, found in SET:
+        resource = ConfigResource(ConfigResourceType.TOPIC, ORDERS, changed)
+        admin.alter_configs([resource])
+        name = f"{check} {ORDERS}"
+
+        def told(name: str = name, wanted: tuple[str, str] = (verdict, found)) -> bool:
+            how, what = doctor.verdict(name)
+            assert (how, wanted[1] in what) == (wanted[0], True), what
+            return True
+
+        wait_until(told, what=f"{changed} to be told")
+        admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, list(changed))])
+        assert doctor.seen[f"{check} {PAYMENTS}"].verdict == "ok"
+        if "retention.ms" in changed:
+            kept = {"retention.ms": str(7 * DAY_MS)}
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, kept)])
+
+
+@needs_kafka
+def test_a_session_time_out_that_the_broker_refuses(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_checks, "SESSION_TIMEOUT_MS", 1_000)
+    how, what = doctor.verdict("session time-out")
+    assert (how, "takes 6000 to" in what) == ("fail", True), what
+
+
+@needs_kafka
+def test_a_brokers_disk(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_checks, "DISK_WARN_SHARE", 1.0)
+    assert doctor.verdict("broker disk")[0] == "warn"
+    monkeypatch.setattr(broker_checks, "DISK_FAIL_SHARE", 1.0)
+    assert doctor.verdict("broker disk")[0] == "fail"
+
+
+def test_a_group_that_is_behind(
+    doctor: Doctor,
+    admin: KafkaAdminClient,
+    delivery: Delivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert doctor.verdict("payments lag") == ("ok", "none")
+    produce(delivery, [120, 0])
+    how, what = doctor.verdict("payments lag")
+    assert (how, what[:9]) == ("warn", "2 records"), what
+    assert doctor.seen["payments consumers"].verdict == "fail"  # nobody has ever joined
+    produce(delivery, [3600], partition=1)
+    how, what = doctor.verdict("payments lag")
+    assert (how, what) == ("fail", "3 records, the first for 60 min")
+    produce(delivery, [0], partition=2)
+    monkeypatch.setattr(groups, "LAG_WARN_RECORDS", 3)
+    monkeypatch.setattr(groups, "LATE_FAIL_S", 10_000.0)
+    assert doctor.verdict("payments lag")[0] == "warn"
+
+
+@needs_kafka
+def test_a_group_that_nobody_is_in_or_that_missed_records(
+    doctor: Doctor, admin: KafkaAdminClient, delivery: Delivery
+) -> None:
+    produce(delivery, [0] * 5)
+    place = TopicPartition(ORDERS, 0)
+
+    def commit(offset: int) -> None:
+        def committed() -> bool:
+            try:
+                admin.alter_group_offsets("payments", {place: OffsetAndMetadata(offset, "", -1)})
+            except CoordinatorNotAvailableError:
+                return False  # asked for one, the broker makes the topic of the offsets
+            told = admin.list_group_offsets("payments")["payments"]
+            return bool(told[place].offset == offset)
+
+        wait_until(committed, timeout_s=30, what="the offset to be committed")
+
+    commit(5)
+    assert doctor.verdict("payments lag") == ("ok", "none")
+    consumers = doctor.seen["payments consumers"]
+    assert (consumers.verdict, "none is in" in consumers.found) == ("fail", True)
+    commit(9)
+    how, what = doctor.verdict("payments lag")
+    assert (how, "beyond the end" in what) == ("warn", True)
+    commit(2)
+    admin.delete_records({place: 4})
+    how, what = doctor.verdict("payments lag")
+    assert (how, what) == ("fail", "2 records are gone that were never read")
+
+
+@needs_kafka
+def test_a_record_from_the_future(
+    doctor: Doctor, admin: KafkaAdminClient, delivery: Delivery
+) -> None:
+    assert doctor.verdict(f"clock {ORDERS}") == ("ok", "cannot be told: the topic is empty")
+    for ahead_s, verdict in ((20, "warn"), (600, "fail")):
+        produce(delivery, [-ahead_s])
+        how, what = doctor.verdict(f"clock {ORDERS}")
+        assert (how, "from now" in what) == (verdict, True), what
+
+
+def test_a_broker_that_is_not_there_or_not_set(doctor: Doctor) -> None:
+    doctor.bootstrap = f"127.0.0.1:{free_port()}"
+    how, what = doctor.verdict("broker")
+    assert (how, "refused" in what) == ("fail", True)
+    assert "cluster" not in doctor.seen
+    doctor.bootstrap = "127.0.0.1"
+    assert doctor.verdict("broker")[0] == "fail"
+
+
+def test_what_is_not_given_is_said(doctor: Doctor, delivery: Delivery) -> None:
+    """And the exit code of a failure."""
+    environ = doctor.environ | {"ORDERS_DATABASE_URL": ""}
+    done = delivery.run("settle", "doctor", "--json", **environ)
+    assert (done.returncode, done.stderr) == (1, "")
+    checks = {each["name"]: each for each in json.loads(done.stdout)}
+    assert "ORDERS_DATABASE_URL is not set" in checks["stack"]["found"]
+    assert checks["payments db"]["verdict"] == "ok"
+    assert "orders db" not in checks
