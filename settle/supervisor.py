@@ -89,6 +89,10 @@ class Supervisor:
         """
         self._proxy = xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(path))
 
+    def close(self) -> None:
+        """Hang up."""
+        self._proxy("close")()
+
     def _call(self, name: str, *arguments: object) -> Any:
         try:
             return getattr(self._proxy.supervisor, name)(*arguments)

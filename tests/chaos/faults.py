@@ -49,15 +49,20 @@ class Injector:
         self._servers = {POSTGRES: threading.Lock(), BROKER: threading.Lock()}
 
     def run(self, faults: Sequence[Fault], seconds: float) -> None:
-        """Cause the faults, each at its time, and wait until the time has passed."""
+        """Cause the faults, each at its time, and wait until the time has passed.
+
+        While everything is restarted, the schedule stands still.
+        """
         began = time.monotonic()
         for fault in faults:
             time.sleep(max(0.0, began + fault.at_s - time.monotonic()))
             self._say(f"{datetime.now(UTC):%H:%M:%S} {fault}")  # as the logs tell the time
             if fault.kind in {Kind.RESTART, Kind.KILL_SUPERVISOR}:
                 # What it takes to start must be there: what is broken now is mended before.
+                stands_since = time.monotonic()
                 self._join()
                 self._cause(fault)
+                began += time.monotonic() - stands_since
             else:
                 thread = threading.Thread(target=self._cause, args=(fault,), name=str(fault))
                 self._threads.append(thread)

@@ -166,10 +166,20 @@ class Clients:
     def accepted(self) -> int:
         return sum(len(account.accepted) for account in self.accounts)
 
-    def wait_accepted(self, more: int, *, timeout_s: float = 60) -> None:
-        """Wait until so many more orders are accepted."""
-        wanted = self.accepted + more
-        wait_until(lambda: self.accepted >= wanted, timeout_s=timeout_s, what="orders")
+    @property
+    def placed(self) -> int:
+        """Orders that were answered, well or not, or given up."""
+        return self.accepted + sum(account.unsure.total() for account in self.accounts)
+
+    @property
+    def slowest_s(self) -> float:
+        """The longest that an order took to be accepted."""
+        return max(account.slowest_s for account in self.accounts)
+
+    def wait_placed(self, more: int, *, timeout_s: float = 60) -> None:
+        """Wait until so many more orders are placed, accepted or not."""
+        wanted = self.placed + more
+        wait_until(lambda: self.placed >= wanted, timeout_s=timeout_s, what="orders")
 
     def __enter__(self) -> Self:
         for client in self._clients:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -106,10 +106,9 @@ class System:
 
     def processes(self) -> dict[str, Process]:
         """What supervisord knows of each program; nothing when it does not run."""
-        try:
-            return Supervisor(self.state.socket).processes()
-        except SupervisorError:
-            return {}
+        with closing(Supervisor(self.state.socket)) as supervisor, suppress(SupervisorError):
+            return supervisor.processes()
+        return {}
 
     def pid(self, program: str) -> int | None:
         """The process of a program, or of one of the workers of an API: ``orders-api worker``."""

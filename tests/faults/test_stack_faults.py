@@ -1,0 +1,130 @@
+"""The whole stack under load while its servers die and its connections fail: what was accepted
+settles once, and the audit finds nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import pytest
+
+from settle.stack import WORKERS
+from support.clients import Clients
+from support.reckoning import audit, check_accounts, wait_final
+from support.system import APIS, NAMES, System, send
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A minute's outage is one of the tests; on a loaded machine a restart of everything takes another.
+pytestmark = pytest.mark.timeout(400)
+
+OUTAGE_S = 60
+DELAY_S = 0.2
+SETTLE_TIMEOUT_S = 90
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    with System() as made:
+        yield made
+
+
+@contextmanager
+def load(system: System, *, users: int = 4) -> Iterator[Clients]:
+    """Load, and after it the whole reckoning."""
+    with Clients(system.stack, count=users) as clients:
+        clients.wait_placed(20)
+        yield clients
+        clients.wait_placed(20)
+    assert clients.accepted > 0
+    violations = wait_final(system, timeout_s=SETTLE_TIMEOUT_S)
+    violations += check_accounts(system, clients.accounts)
+    violations += audit(system)
+    assert violations == []
+
+
+def settled(system: System) -> int:
+    return sum(count for status, count in system.delivery.statuses().items() if status != "created")
+
+
+def wait_settled(system: System, more: int) -> None:
+    """Wait until so many more orders are final: all of it works, if slowly."""
+    wanted = settled(system) + more
+    wait_until(lambda: settled(system) >= wanted, timeout_s=60, what="orders to settle")
+
+
+def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: System) -> None:
+    log = system.state.logs / "supervisord.log"
+    with load(system):
+        told_before = len(log.read_text())
+        processes = system.processes()
+        send([process.pid for process in processes.values() if process.pid], signal.SIGTERM)
+
+        def ends() -> dict[str, str]:
+            told = log.read_text()[told_before:]
+            found = dict(re.findall(r"exited: (\S+) \((.+?)[;)]", told))
+            assert set(found) == {*APIS, *WORKERS}
+            return found
+
+        assert set(wait_until(ends, timeout_s=60, what="all to end").values()) == {"exit status 0"}
+        system.wait_ready()
+
+
+def test_a_broker_that_is_killed_and_comes_back(system: System) -> None:
+    with load(system) as clients:
+        system.broker.kill()
+        clients.wait_placed(30)
+        system.broker.start()
+        wait_settled(system, 50)
+
+
+def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(system: System) -> None:
+    with load(system, users=2) as clients:
+        system.broker.stop()
+        for account in clients.accounts:
+            account.slowest_s = 0.0
+        accepted, down_since = clients.accepted, monotonic()
+        wait_until(lambda: monotonic() - down_since > OUTAGE_S, timeout_s=2 * OUTAGE_S)
+        assert clients.slowest_s < 1
+        assert clients.accepted - accepted > OUTAGE_S  # one a second at the very least
+        assert not any(account.unsure for account in clients.accounts)
+        system.broker.start()
+        wait_settled(system, clients.accepted - accepted)
+
+
+def test_a_database_that_is_killed_and_comes_back(system: System) -> None:
+    with load(system) as clients:
+        system.postgres.kill()
+        clients.wait_placed(10)
+        system.postgres.start()
+        wait_settled(system, 50)
+
+
+@pytest.mark.parametrize(
+    ("who", "server"),
+    [
+        ("api", "postgres"),
+        ("relay", "postgres"),
+        ("consumer", "postgres"),
+        ("relay", "broker"),
+        ("consumer", "broker"),
+    ],
+)
+def test_connections_that_are_reset_delayed_and_cut(system: System, who: str, server: str) -> None:
+    wire, names = system.wires[server], NAMES[who]
+    with load(system) as clients:
+        wait_settled(system, 10)
+        assert wire.reset(*names) > 0
+        wait_settled(system, 10)
+        with wire.delayed(*names, delay_s=DELAY_S):
+            wait_settled(system, 20)
+        with wire.cut(*names):
+            wait_until(lambda: not any(name.startswith(names) for name in wire.names()))
+            clients.wait_placed(20)
+        wait_settled(system, 20)
