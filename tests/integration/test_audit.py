@@ -1,31 +1,592 @@
-"""The audit: it sees each kind of trouble, by its id, and none where there is none."""
+"""The audit: it sees each kind of trouble, by its id, and none where there is none.
+
+Orders are placed once, with audits meanwhile; each test then breaks a copy of the databases.
+"""
 
 from __future__ import annotations
 
+import json
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING
 
+import pytest
+from kafka import TopicPartition
+from sqlalchemy import create_engine, text
+from uuid_utils.compat import uuid7
+
 from settle.audit import Report, audit
+from settle.audit.rules import CHARGES, FINAL
+from settle.audit.shown import Bars
+from shared.outbox.clients import make_admin
+from shared.outbox.partitions import DAY, maintain, outbox_partitions
+from shared.outbox.uuid7 import least_id
+from support import broker as brokers
+from support.delivery import ORDERS, PAYMENTS, Delivery, Record, headers, order_created
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from support.delivery import Delivery
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+    from support.broker import Broker
+    from support.postgres import PostgresServer
+
+MONEY = "balances equal their transfers, all accounts sum to zero"
+EVENTS = {topic: f"{topic}: outbox, topic and inbox agree" for topic in (ORDERS, PAYMENTS)}
+ORDER = f"{ORDERS}: first appearances in order"
+EFFECTS = {topic: f"{topic}: each applied exactly once" for topic in (ORDERS, PAYMENTS)}
+LONG_AGO = datetime.now(UTC) - 20 * DAY
+
+_copies = count(1)
 
 
-def look(delivery: Delivery, second_look_s: float = 10) -> Report:
+def look(delivery: Delivery, *, second_look_s: float = 0, bars: Bars | None = None) -> Report:
     return audit(
-        delivery.settings("payments"), delivery.settings("orders"), second_look_s=second_look_s
+        delivery.settings("payments"),
+        delivery.settings("orders"),
+        second_look_s=second_look_s,
+        bars=bars,
     )
 
 
-def test_clean(delivery: Delivery) -> None:
-    user_id = delivery.open_account(1_000)
-    with (
-        delivery.relay("orders"),
-        delivery.consumer("payments"),
-        delivery.relay("payments"),
-        delivery.consumer("orders"),
-    ):
-        delivery.place(user_id, 30, count=40)
-        wait_until(lambda: delivery.statuses() == {"success": 33, "failed": 7}, timeout_s=60)
-    report = look(delivery)
-    assert report.clean, report
+def found(report: Report) -> set[tuple[str, str, str]]:
+    return {
+        (check.name, each.kind, each.id) for check in report.checks for each in check.violations
+    }
+
+
+@dataclass
+class Settled:
+    """Both services after some traffic, at rest, and what audits said meanwhile."""
+
+    postgres: PostgresServer
+    delivery: Delivery
+    meanwhile: list[Report] = field(default_factory=list)
+
+    @contextmanager
+    def copy(self) -> Iterator[Delivery]:
+        """Copies of both databases, to break; the topics are the same."""
+        number = next(_copies)
+        urls = {}
+        for service in ("payments", "orders"):
+            name = f"audited_{service}_{number}"
+            urls[service] = self.postgres.create_database(name, template=f"audited_{service}")
+        try:
+            yield Delivery(urls["payments"], urls["orders"], self.delivery.bootstrap)
+        finally:
+            for service in urls:
+                self.postgres.drop_database(f"audited_{service}_{number}")
+
+
+@pytest.fixture(scope="module")
+def settled(
+    postgres: PostgresServer, databases: Callable[[str], str], shared_broker: Broker
+) -> Iterator[Settled]:
+    shared_broker.reset()
+    urls = {
+        service: postgres.create_database(f"audited_{service}", template=databases(service))
+        for service in ("payments", "orders")
+    }
+    here = Settled(postgres, Delivery(urls["payments"], urls["orders"], shared_broker.bootstrap))
+    traffic(here)
+    # Notifiers keep their connection; of a database that is in use there are no copies.
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname LIKE 'audited%'"
+    )
+    yield here
+    for service in urls:
+        postgres.drop_database(f"audited_{service}")
+
+
+def traffic(here: Settled) -> None:
+    """Orders of a rich and a poor user, and one of long ago, placed while audits look."""
+    delivery = here.delivery
+    users = [delivery.open_account(10**9), delivery.open_account(100)]
+    of_long_ago(delivery, users[0])
+    enough = threading.Event()
+
+    def place() -> None:
+        while not enough.is_set():
+            for user_id in users:
+                delivery.place(user_id, 7)
+
+    placing = [threading.Thread(target=place) for _ in range(2)]
+    for each in placing:
+        each.start()
+    try:
+        with ExitStack() as engine:
+            # Nothing delivers yet; then nobody applies; then all is at work.
+            here.meanwhile.append(look(delivery, second_look_s=30))
+            for service in ("orders", "payments"):
+                engine.enter_context(delivery.relay(service))
+            wait_until(lambda: first_is_sent(delivery), timeout_s=60)
+            here.meanwhile.append(look(delivery, second_look_s=30))
+            for service in ("orders", "payments"):
+                engine.enter_context(delivery.consumer(service))
+            wait_until(lambda: delivery.statuses().get("failed", 0) > 0, timeout_s=60)
+            for _ in range(3):
+                here.meanwhile.append(look(delivery, second_look_s=30))
+            enough.set()
+            wait_until(lambda: "created" not in delivery.statuses(), timeout_s=60)
+    finally:
+        enough.set()
+        for each in placing:
+            each.join(30)
+    # Its day in the outbox is gone.
+    engine_of_orders = create_engine(delivery.orders_url)
+    maintain(engine_of_orders, outbox_partitions(int(DAY.total_seconds())))
+    engine_of_orders.dispose()
+
+
+def first_is_sent(delivery: Delivery) -> bool:
+    sql = "SELECT (SELECT count(*) FROM outbox) > (SELECT count(*) FROM outbox_pending)"
+    return bool(delivery.query("orders", sql)[0][0])
+
+
+def of_long_ago(delivery: Delivery, user_id: UUID) -> None:
+    """An order that was placed long ago, in an outbox that has a partition of that day."""
+    engine = create_engine(delivery.orders_url)
+    maintain(engine, outbox_partitions(int(DAY.total_seconds())), now=LONG_AGO)
+    engine.dispose()
+    order_id, event_id = (least(LONG_AGO), least(LONG_AGO))
+    add_order(delivery, order_id, user_id, 7)
+    add_event(delivery, event_id, order_id, user_id, 7, pending=True)
+
+
+def least(moment: datetime) -> UUID:
+    """An id of that moment that is no other."""
+    made, begin = uuid7(), least_id(moment)
+    return type(begin)(int=begin.int | (made.int & ((1 << 80) - 1)))
+
+
+def add_order(delivery: Delivery, order_id: UUID, user_id: UUID, amount: int) -> None:
+    delivery.query(
+        "orders",
+        "INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)"
+        " VALUES (:id, :user_id, :amount, '', 'created', now(), now())",
+        id=order_id,
+        user_id=user_id,
+        amount=amount,
+    )
+
+
+def add_event(
+    delivery: Delivery,
+    event_id: UUID,
+    order_id: UUID,
+    user_id: UUID,
+    amount: int,
+    *,
+    pending: bool,
+    created_at: datetime | None = None,
+) -> int:
+    """An order.created event in the outbox, as if it was sent unless pending; its sequence."""
+    data = {"order_id": str(order_id), "user_id": str(user_id), "amount": amount}
+    ((seq, shard),) = delivery.query(
+        "orders",
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, created_at)"
+        " VALUES (:id, 'orders', :key, 'order.created', :payload, coalesce(:created_at, now()))"
+        " RETURNING seq, shard",
+        id=event_id,
+        key=str(user_id),
+        payload=json.dumps(data).encode(),
+        created_at=created_at,
+    )
+    if pending:
+        delivery.query(
+            "orders",
+            "INSERT INTO outbox_pending VALUES (:shard, :seq, :id)",
+            shard=shard,
+            seq=seq,
+            id=event_id,
+        )
+    return int(seq)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Of an order."""
+
+    order: UUID
+    event: UUID
+    result: UUID
+    user: UUID
+
+    def __getitem__(self, name: str) -> str:
+        return str(getattr(self, name))
+
+
+def ids_of(delivery: Delivery, status: str) -> list[Ids]:
+    """Of all orders of a status, but for the one of long ago."""
+    orders = delivery.query(
+        "orders", "SELECT id, user_id FROM orders WHERE status = :status", status=status
+    )
+    # A payload tells the order by its id; a result's key is the order.
+    events = {
+        json.loads(bytes(payload))["order_id"]: id_
+        for id_, payload in delivery.query("orders", "SELECT id, payload FROM outbox")
+    }
+    results = dict(delivery.query("payments", "SELECT aggregateid, id FROM outbox"))
+    return [
+        Ids(order, events[str(order)], results[str(order)], user)
+        for order, user in orders
+        if str(order) in events
+    ]
+
+
+def break_it(delivery: Delivery, service: str, statements: str) -> None:
+    """Change what no code of ours can change: triggers and foreign keys look away."""
+    engine = create_engine(delivery.url(service))
+    with engine.begin() as connection:
+        connection.execute(text("SET session_replication_role = replica"))
+        connection.exec_driver_sql(statements)
+        connection.execute(text("SET session_replication_role = DEFAULT"))
+    engine.dispose()
+
+
+def test_traffic_meanwhile_is_no_trouble(settled: Settled) -> None:
+    """Neither is a backlog: it is explained."""
+    assert all(report.clean for report in settled.meanwhile), [*map(str, settled.meanwhile)]
+    unsent, unread, *_ = settled.meanwhile
+    assert unsent.check(FINAL).notes["open: order.created pending"] > 0
+    assert unread.check(FINAL).notes["open: order.created unread"] > 0
+    with settled.copy() as delivery:
+        report = look(delivery)
+        assert report.clean, report
+        orders = sum(delivery.statuses().values())
+        assert report.check(FINAL).seen == orders
+        assert report.check(CHARGES).seen == 2 * orders
+        assert not report.check(FINAL).notes
+
+
+ANOTHER = uuid7()
+# An order's status, where it is broken and how; and what must be told: check, kind, of what.
+BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
+    (
+        "success",
+        "orders",
+        "UPDATE orders SET status = 'created' WHERE id = '{order}'",
+        [(FINAL, "hanging", "order"), (EFFECTS[PAYMENTS], "no effect", "result")],
+    ),
+    (
+        "success",
+        "payments",
+        "DELETE FROM transfers WHERE order_id = '{order}'",
+        [
+            (CHARGES, "success without charge", "order"),
+            (CHARGES, "payment and charge disagree", "order"),
+        ],
+    ),
+    (
+        "failed",
+        "payments",
+        "DELETE FROM payments WHERE order_id = '{order}'",
+        [(CHARGES, "failure without decision", "order"), (EFFECTS[ORDERS], "no effect", "event")],
+    ),
+    (
+        "success",
+        "orders",
+        "UPDATE orders SET status = 'failed', failure_reason = 'x' WHERE id = '{order}'",
+        [
+            (CHARGES, "failure with charge", "order"),
+            (CHARGES, "failure without decision", "order"),
+            (EFFECTS[PAYMENTS], "no effect", "result"),
+        ],
+    ),
+    (
+        "success",
+        "payments",
+        """
+        ALTER TABLE transfers DROP CONSTRAINT transfers_order_id_key;
+        INSERT INTO transfers (from_account_id, to_account_id, amount, kind, order_id)
+        SELECT from_account_id, to_account_id, amount, kind, order_id FROM transfers
+        WHERE order_id = '{order}'
+        """,
+        [(CHARGES, "charged more than once", "order")],
+    ),
+    (
+        "success",
+        "payments",
+        "UPDATE transfers SET amount = amount + 1 WHERE order_id = '{order}'",
+        [(CHARGES, "another amount or user", "order")],
+    ),
+    (
+        "success",
+        "orders",
+        "UPDATE orders SET user_id = id WHERE id = '{order}'",
+        [(CHARGES, "another amount or user", "order")],
+    ),
+    (
+        "success",
+        "orders",
+        "DELETE FROM orders WHERE id = '{order}'",
+        [(CHARGES, "charge without order", "order")],
+    ),
+    (
+        "success",
+        "orders",
+        "DELETE FROM outbox WHERE id = '{event}'",
+        [
+            (EVENTS[ORDERS], "no event", "order"),
+            (EVENTS[ORDERS], "unknown in the topic", "event"),
+            (EVENTS[ORDERS], "unknown in the inbox", "event"),
+        ],
+    ),
+    (
+        "failed",
+        "payments",
+        "DELETE FROM outbox WHERE id = '{result}'",
+        [
+            (EVENTS[PAYMENTS], "no event", "order"),
+            (EVENTS[PAYMENTS], "unknown in the topic", "result"),
+            (EVENTS[PAYMENTS], "unknown in the inbox", "result"),
+        ],
+    ),
+    (
+        "success",
+        "payments",
+        "DELETE FROM inbox WHERE id = '{event}'",
+        [
+            (EVENTS[ORDERS], "not received", "event"),
+            (EFFECTS[ORDERS], "effect without event", "order"),
+        ],
+    ),
+    (
+        "failed",
+        "orders",
+        "DELETE FROM inbox WHERE id = '{result}'",
+        [
+            (EVENTS[PAYMENTS], "not received", "result"),
+            (EFFECTS[PAYMENTS], "effect without event", "order"),
+        ],
+    ),
+    (
+        "success",
+        "payments",
+        # As if the order's own id were an event's that it received.
+        """
+        INSERT INTO inbox (id, type, source, topic, partition, "offset", outcome)
+        VALUES ('{order}', 'order.created', '/orders', 'orders.events', 0, 0, 'applied')
+        """,
+        [(EVENTS[ORDERS], "unknown in the inbox", "order")],
+    ),
+    (
+        "success",
+        "payments",
+        """
+        INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+        VALUES ('{order}', 'payments', '{order}', 'payment.succeeded', '')
+        """,
+        [(EVENTS[PAYMENTS], "more than one event", "order"), (EVENTS[PAYMENTS], "lost", "order")],
+    ),
+]
+
+
+def test_what_is_broken_is_told_with_its_id(settled: Settled) -> None:
+    """Each by an order of its own, all of them at once."""
+    expected = set()
+    with settled.copy() as delivery:
+        orders = {status: iter(ids_of(delivery, status)) for status in ("success", "failed")}
+        for status, service, statements, told in BROKEN:
+            ids = next(orders[status])
+            break_it(delivery, service, statements.format_map(ids))
+            expected |= {(check, kind, ids[what]) for check, kind, what in told}
+        # Applied twice needs both sides: another event of the order, and both of them received.
+        ids = next(orders["success"])
+        break_it(
+            delivery,
+            "orders",
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
+            f" SELECT '{ANOTHER}', aggregatetype, aggregateid, type, payload"
+            f" FROM outbox WHERE id = '{ids.event}'",
+        )
+        break_it(
+            delivery,
+            "payments",
+            f"INSERT INTO inbox SELECT '{ANOTHER}', type, source, topic, partition, 0, requestid,"
+            f" outcome FROM inbox WHERE id = '{ids.event}'",
+        )
+        expected |= {
+            (EVENTS[ORDERS], "more than one event", ids["order"]),
+            (EFFECTS[ORDERS], "applied more than once", ids["order"]),
+        }
+        report = look(delivery)
+    assert {each for each in found(report) if each[0] != MONEY} == expected
+    assert not report.clean
+
+
+def test_wrong_sums_are_told_with_the_account(settled: Settled) -> None:
+    with settled.copy() as delivery:
+        more, less, given = (delivery.open_account(100) for _ in range(3))
+        break_it(
+            delivery,
+            "payments",
+            f"""
+            UPDATE accounts SET balance = 101 WHERE user_id = '{more}';
+            ALTER TABLE accounts DROP CONSTRAINT accounts_balance_not_negative;
+            UPDATE accounts SET balance = -1 WHERE user_id = '{less}';
+            INSERT INTO transfers (from_account_id, to_account_id, amount, kind)
+            SELECT world.id, world.id + 1, 1, 'deposit' FROM accounts world WHERE name = 'world';
+            """,
+        )
+        ((transfer,),) = delivery.query("payments", "SELECT max(id) FROM transfers")
+        report = look(delivery)
+    assert found(report) == {
+        (MONEY, "wrong balance", str(more)),
+        (MONEY, "wrong balance", str(less)),
+        (MONEY, "not zero", "all accounts"),
+        (MONEY, "misdirected transfer", f"transfer {transfer}"),
+    }
+    assert str(given) not in str(report)
+
+
+class Meanwhile(Bars):
+    """Does something when all has been read and suspects are about to be looked at again."""
+
+    def __init__(self, doing: Callable[[], object]) -> None:
+        self._doing = doing
+
+    @contextmanager
+    def bar(self, doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        if doing == "second look":
+            self._doing()
+        with super().bar(doing, total) as tell:
+            yield tell
+
+
+def test_a_suspect_that_is_well_at_the_second_look_is_none(settled: Settled) -> None:
+    with settled.copy() as delivery:
+        ids, *_ = ids_of(delivery, "success")
+        created = f"UPDATE orders SET status = 'created' WHERE id = '{ids.order}'"
+        received = f"DELETE FROM inbox WHERE id = '{ids.event}' RETURNING *"
+        kept = delivery.query("payments", received)[0]
+
+        def mend() -> None:
+            columns = ", ".join(f'"{name}"' for name in kept._fields)
+            values = ", ".join(f":{name}" for name in kept._fields)
+            sql = f"INSERT INTO inbox ({columns}) VALUES ({values})"
+            delivery.query("payments", sql, **kept._asdict())
+
+        told = found(look(delivery))
+        assert (EVENTS[ORDERS], "not received", str(ids.event)) in told
+        # What is in one database alone has no second look: nothing was under way there.
+        assert found(look(delivery, bars=Meanwhile(mend))) == {
+            (EFFECTS[ORDERS], "effect without event", str(ids.order))
+        }
+        break_it(delivery, "orders", created)
+        told = found(look(delivery))
+        assert (FINAL, "hanging", str(ids.order)) in told
+
+
+def test_an_open_order_is_explained_by_where_its_event_is(settled: Settled) -> None:
+    with settled.copy() as delivery:
+        paid = iter(ids_of(delivery, "success"))
+        user_id = delivery.open_account(10)
+        delivery.place(user_id, 1)
+        refused, parked, dead = next(paid), next(paid), next(paid)
+        reopen = "UPDATE orders SET status = 'created' WHERE id = '{order}';"
+        break_it(
+            delivery,
+            "orders",
+            "".join(reopen.format_map(each) for each in (refused, parked, dead))
+            + f"""
+            UPDATE inbox SET outcome = 'parked' WHERE id = '{parked.result}';
+            DELETE FROM inbox WHERE id IN ('{dead.result}', '{refused.result}');
+            INSERT INTO dead_letters
+                (fingerprint, topic, partition, "offset", headers, reason, detail)
+            VALUES ('', 'payments.events', 0, 0, '[["ce_id", "{dead.result}"]]', '', '');
+            """,
+        )
+        break_it(
+            delivery,
+            "payments",
+            "INSERT INTO outbox_refused (seq, id, reason) SELECT seq, id, '' FROM outbox"
+            f" WHERE id = '{refused.result}'",
+        )
+        report = look(delivery)
+        assert report.clean, report
+        assert report.check(FINAL).notes == {
+            "open: order.created pending": 1,
+            "open: payment.succeeded refused": 1,
+            "open: payment.succeeded parked": 1,
+            "open: payment.succeeded dead letter": 1,
+        }
+
+
+def test_the_command_says_it_in_a_table_or_in_json_and_by_its_exit_code(settled: Settled) -> None:
+    with settled.copy() as delivery:
+        done = delivery.run("settle", "audit", "--json")
+        assert done.returncode == 0, done
+        told = json.loads(done.stdout)
+        assert told["clean"]
+        assert [check["wrong"] for check in told["checks"]] == [0] * 9
+        ids, *_ = ids_of(delivery, "success")
+        break_it(delivery, "orders", f"DELETE FROM outbox WHERE id = '{ids.event}'")
+        done = delivery.run("settle", "audit", "--second-look", "0")
+        assert done.returncode == 1, done
+        assert f"no event: {ids.order}: The order has no order.created event." in done.stdout
+        assert "orders.events: records" in done.stderr
+    done = delivery.run("settle", "audit")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "The database cannot be reached or refuses:" in done.stderr
+
+
+def test_what_is_wrong_in_a_topic(settled: Settled) -> None:
+    """An event that comes too late, one that nobody published; poison is noted."""
+    with settled.copy() as delivery:
+        user_id = delivery.open_account(10)
+        first, second, later = uuid7(), uuid7(), datetime.now(UTC) + timedelta(hours=1)
+        for event_id, created_at in ((first, None), (second, later)):
+            order_id = uuid7()
+            add_order(delivery, order_id, user_id, 1)
+            add_event(
+                delivery, event_id, order_id, user_id, 1, pending=False, created_at=created_at
+            )
+        unknown = order_created(user_id, 1, source="/orders")
+        delivery.produce(
+            ORDERS,
+            *(
+                order_created(user_id, 1, id=str(each), source="/orders")
+                for each in (second, first)
+            ),
+            unknown,
+            Record(b"null", []),
+            Record(None, headers("order.created", source="/orders", id="none")),
+            order_created(user_id, 1),
+        )
+        ((_, unknown_id), *_) = [pair for pair in unknown.headers if pair[0] == "ce_id"]
+        report = look(delivery)
+        assert found(report) == {
+            (ORDER, "too late", str(first)),
+            (EVENTS[ORDERS], "unknown in the topic", (unknown_id or b"").decode()),
+        }
+        # The others are not read yet: no consumer runs.
+        assert report.check(FINAL).notes == {"open: order.created unread": 2}
+        assert report.check(EVENTS[ORDERS]).notes["foreign in the topic"] == 3
+
+
+def test_what_lies_before_the_topics_beginning_is_not_lost(settled: Settled) -> None:
+    if brokers.chosen()[0] == brokers.EMBEDDED:
+        return  # it has no retention
+    with settled.copy() as delivery:
+        records = delivery.records(ORDERS)
+        ends = {record.partition: record.offset for record in records}
+        known = {str(ids.event) for ids in ids_of(delivery, "success")}
+        before = next(
+            event_id
+            for record in records
+            if (event_id := dict(record.headers).get("ce_id", b"").decode()) in known
+            and record.offset < ends[record.partition]
+        )
+        admin = make_admin(delivery.settings("orders"), "test")
+        admin.delete_records({TopicPartition(ORDERS, n): end for n, end in ends.items()})
+        admin.close()
+        break_it(delivery, "payments", f"DELETE FROM inbox WHERE id = '{before}'")
+        report = look(delivery)
+        notes = report.check(EVENTS[ORDERS]).notes
+        assert notes["beyond retention"] == 1
+        assert not {kind for _, kind, _ in found(report)} & {"lost", "not received"}
