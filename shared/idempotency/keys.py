@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from sqlalchemy import text
@@ -29,34 +29,30 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 log = structlog.get_logger(__name__)
 
+# These three are the driver's own, and as few as can be: they are what a key costs a request.
+# Through SQLAlchemy's text() they took twice the time.
+
 # Where another transaction has the key and is not over, this waits for it, as long as lock_timeout
 # lets it. A key past its retention is taken over; one that is not stays as it is, but locked, so
 # that it is still there when it is read.
-_CLAIM = text(
-    """
+_CLAIM = """
     INSERT INTO idempotency_keys AS known (caller, method, path, key, fingerprint)
-    VALUES (:caller, :method, :path, :key, :fingerprint)
+    VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT (key, path, method, caller) DO UPDATE
     SET fingerprint = excluded.fingerprint, status = NULL, headers = NULL, body = NULL,
         created_at = excluded.created_at
-    WHERE known.created_at <= now() - CAST(:retention AS interval)
-    RETURNING true
-    """
-)
+    WHERE known.created_at <= now() - make_interval(secs => %s)
+"""
 
-_FIND = text(
-    """
+_FIND = """
     SELECT fingerprint, status, headers, body FROM idempotency_keys
-    WHERE key = :key AND path = :path AND method = :method AND caller = :caller
-    """
-)
+    WHERE caller = %s AND method = %s AND path = %s AND key = %s
+"""
 
-_KEEP = text(
-    """
-    UPDATE idempotency_keys SET status = :status, headers = CAST(:headers AS json), body = :body
-    WHERE key = :key AND path = :path AND method = :method AND caller = :caller
-    """
-)
+_KEEP = """
+    UPDATE idempotency_keys SET status = %s, headers = %s, body = %s
+    WHERE caller = %s AND method = %s AND path = %s AND key = %s
+"""
 
 _EXPIRE = text(
     """
@@ -91,8 +87,7 @@ class KeyReusedError(SettleError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """What a key is a key of: one caller's requests of one method to one path."""
 
     caller: str
@@ -126,21 +121,17 @@ def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: in
         KeyInUseError: another transaction with the key did not end within `lock_timeout`.
         KeyReusedError: the request that came before had another fingerprint.
     """
-    parameters = {
-        **asdict(scope),
-        "fingerprint": fingerprint,
-        "retention": timedelta(seconds=retention_s),
-    }
+    connection = session.connection()
     try:
-        is_first = session.scalar(_CLAIM, parameters)
+        claimed = connection.exec_driver_sql(_CLAIM, (*scope, fingerprint, retention_s)).rowcount
     except OperationalError as error:
         if getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE:
             raise
         raise KeyInUseError(scope.key) from error
-    if is_first:
+    if claimed:
         return None
     # A second statement: its snapshot is newer than the wait.
-    found = session.execute(_FIND, asdict(scope)).one()
+    found = connection.exec_driver_sql(_FIND, scope).one()
     if bytes(found.fingerprint) != fingerprint:
         raise KeyReusedError(scope.key)
     return Answer(found.status, [(name, value) for name, value in found.headers], bytes(found.body))
@@ -148,13 +139,8 @@ def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: in
 
 def keep(session: Session, scope: Scope, answer: Answer) -> None:
     """Note how the request was answered, in the transaction that took its key."""
-    parameters: dict[str, Any] = {
-        **asdict(scope),
-        "status": answer.status,
-        "headers": json.dumps(list(answer.headers)),
-        "body": answer.body,
-    }
-    session.execute(_KEEP, parameters)
+    kept = (answer.status, json.dumps(list(answer.headers)), answer.body)
+    session.connection().exec_driver_sql(_KEEP, (*kept, *scope))
 
 
 def remove_expired(engine: Engine, settings: Settings) -> bool:
