@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.settings import SettingsError, read_settings
+from shared.web import THREADS
 
 bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
@@ -14,7 +15,7 @@ worker_class = "shared.web.server.Worker"
 # Its lines in the form of ours, by LOG_LEVEL and LOG_FORMAT; the app logs the requests.
 logger_class = "shared.web.server.Logger"
 workers = 2
-threads = 8
+threads = THREADS
 # Requests beyond the threads wait here; they are not refused.
 backlog = 2048
 

@@ -7,8 +7,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from flask import jsonify
+
 from services.orders import orders
 from services.orders.models import FAILED, SUCCESS
+from services.orders.preferring import as_preferred, look, status_of
 from services.orders.problems import UNKNOWN_ORDER
 from services.orders.schemas import (
     AcceptedSchema,
@@ -18,10 +21,12 @@ from services.orders.schemas import (
     OrderStatusSchema,
     WholeOrderSchema,
 )
-from shared.web import Blueprint, read_paging, transaction
+from shared.web import Blueprint, prefer, read_paging, transaction
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from flask import Response
 
 blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
@@ -40,17 +45,31 @@ _LISTED = {
 _WHOLE = _LISTED | {"Status": FAILED, "FailureReason": "insufficient_funds"}
 
 
-@blueprint.route("/orders", methods=["POST"])
+@blueprint.route(
+    "/orders",
+    methods=["POST"],
+    parameters=[
+        prefer.parameter(
+            "`return=representation`: the whole order, in place of the message.",
+            example="return=representation, wait=10",
+        )
+    ],
+)
 @blueprint.arguments(
     NewOrderSchema(), example={"user_id": _USER, "amount": 3900, "description": "Lunch"}
 )
+@as_preferred
 @blueprint.idempotent
 @blueprint.response(
     HTTPStatus.ACCEPTED,
-    AcceptedSchema,
+    {"oneOf": [AcceptedSchema, WholeOrderSchema]},
     description="The order is stored, and will settle.",
-    example={"message": "Order accepted"},
-    headers={
+    examples={
+        "message": {"value": {"message": "Order accepted"}},
+        "return=representation": {"value": _WHOLE},
+    },
+    headers=prefer.described("return=representation, wait=10")
+    | {
         "Location": {
             "description": "Where to ask for the order's status.",
             "schema": {"type": "string", "format": "uri-reference"},
@@ -58,7 +77,7 @@ _WHOLE = _LISTED | {"Status": FAILED, "FailureReason": "insufficient_funds"}
         }
     },
 )
-def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
     """Place an order.
 
     It settles shortly after: its status turns to `success` when the user's balance covered the
@@ -68,7 +87,8 @@ def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """
     with transaction() as session:
         order_id = orders.place(session, **body)
-    return {"message": "Order accepted"}, {"Location": f"/order/{order_id}"}
+    location = {"Location": f"/order/{order_id}"}
+    return jsonify(message="Order accepted"), HTTPStatus.ACCEPTED, location
 
 
 @blueprint.route(
@@ -80,7 +100,8 @@ def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
             "name": "order_id",
             "description": "The order's id, as Location told it.",
             "example": _ORDER,
-        }
+        },
+        prefer.parameter(example="wait=10"),
     ],
 )
 @blueprint.response(
@@ -88,15 +109,16 @@ def place_order(body: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     OrderStatusSchema,
     description="How the order stands.",
     example={"id": _ORDER, "status": SUCCESS},
+    headers=prefer.described("wait=10"),
 )
 @blueprint.problem(UNKNOWN_ORDER, f"There is no order {_ORDER}.")
-def get_order(order_id: UUID) -> dict[str, object]:
+def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
     """Tell an order's status.
 
     `success` and `failed` are final.
     """
-    with transaction() as session:
-        return {"id": order_id, "status": orders.status(session, order_id)}
+    status, waited_s = look(order_id, orders.status, str)
+    return {"id": order_id, "status": status}, prefer.headers(wait_s=waited_s)
 
 
 @blueprint.route(
@@ -108,7 +130,8 @@ def get_order(order_id: UUID) -> dict[str, object]:
             "name": "order_id",
             "description": "The order's id.",
             "example": _ORDER,
-        }
+        },
+        prefer.parameter(example="wait=10"),
     ],
 )
 @blueprint.response(
@@ -116,15 +139,16 @@ def get_order(order_id: UUID) -> dict[str, object]:
     WholeOrderSchema,
     description="The order, whole.",
     example=_WHOLE,
+    headers=prefer.described("wait=10"),
 )
 @blueprint.problem(UNKNOWN_ORDER, f"There is no order {_ORDER}.")
-def get_whole_order(order_id: UUID) -> object:
+def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
     """Tell an order, whole, and why it failed.
 
     `success` and `failed` are final.
     """
-    with transaction() as session:
-        return orders.find(session, order_id)
+    order, waited_s = look(order_id, orders.find, status_of)
+    return order, prefer.headers(wait_s=waited_s)
 
 
 @blueprint.route("/orders", methods=["GET"])

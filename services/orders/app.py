@@ -9,12 +9,20 @@ from sqlalchemy.orm import sessionmaker
 
 from services.orders.api import blueprint
 from services.orders.problems import PROBLEMS
+from services.orders.watch import Watch
 from shared import migrations, outbox
 from shared.database import make_engine
 from shared.failpoints import arm
 from shared.log import configure_logging
 from shared.settings import Settings, read_settings
-from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
+from shared.web import (
+    POOL_SIZE,
+    SESSION_SETTINGS,
+    THREADS,
+    TRANSACTION_S,
+    make_app,
+    register_waiters,
+)
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -42,7 +50,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     sessions = sessionmaker(engine)
     outbox.notify_after_commit(sessions, settings.database_url)
-    return make_app(
+    app = make_app(
         __name__,
         title="Settle orders",
         description="Takes orders and tells their status."
@@ -53,3 +61,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         revision=migrations.head("orders"),
         domain=PROBLEMS,
     )
+    # A thread that waits serves nobody: half of them may.
+    Watch(register_waiters(app, most=THREADS // 2), sessions, settings.database_url).start()
+    return app

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, text
 
 from services.orders.models import CREATED, orders
+from shared import outbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
     from sqlalchemy.orm import Session
+
+
+# Notified of the ids of orders that have become final.
+SETTLED_CHANNEL = "order_settled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal 
                 "failure_reasons": [each.failure_reason for each in applied],
             },
         )
+        outbox.announce(session, SETTLED_CHANNEL, [each.order_id for each in applied])
     return refusals
 
 

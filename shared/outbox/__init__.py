@@ -7,7 +7,7 @@ takes the engine's tables into its migrations from `shared.outbox.migrations`.
 from shared.outbox.event import Event, ReceivedEvent
 from shared.outbox.service import Outcome, Service, Subscription, Verdict
 from shared.outbox.store import add, add_all
-from shared.outbox.wakeup import notify_after_commit
+from shared.outbox.wakeup import announce, notify_after_commit
 
 __all__ = [
     "Event",
@@ -18,5 +18,6 @@ __all__ = [
     "Verdict",
     "add",
     "add_all",
+    "announce",
     "notify_after_commit",
 ]

@@ -1,4 +1,4 @@
-"""Waking the relay after a commit, so that an event is sent at once and not at the next poll.
+"""Notifications after a commit: they wake the relay, so that an event is sent at once, and others.
 
 NOTIFY takes a global lock at commit and has no place in a business transaction (measured with 16
 clients: 8,000 transactions a second without it, 3,700 with). One thread of each process sends it
@@ -18,18 +18,44 @@ from sqlalchemy import event
 from shared.database import connect_autocommit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
     from psycopg2.extensions import connection
     from sqlalchemy.orm import Session, sessionmaker
 
 CHANNEL = "outbox"
-_MARK = "outbox_added"
+_MARK = "outbox_notifications"
+
+# A payload has less than 8000 bytes (PostgreSQL's documentation of NOTIFY); an id has 36, and a
+# comma.
+_IDS_OF_PAYLOAD = 200
+_NOTIFY = """
+SELECT pg_notify(channel, payload)
+FROM unnest(%(channels)s, %(payloads)s) AS notification (channel, payload)
+"""
+
+_Wanted = dict[str, set[str]]  # ids by channel
 
 log = structlog.get_logger(__name__)
 
 
 def mark_for_wakeup(session: Session) -> None:
     """Note that the session's transaction has added an event."""
-    session.info[_MARK] = True
+    announce(session, CHANNEL, ())
+
+
+def announce(session: Session, channel: str, ids: Iterable[UUID]) -> None:
+    """Have a channel notified, once the session's transaction has committed.
+
+    Args:
+        session: of the transaction.
+        channel: an identifier that needs no quotes; all of a moment is sent as one.
+        ids: what it is about. The payloads are ids, separated by commas; a notification may be
+            lost, so whoever listens polls as well.
+    """
+    wanted: _Wanted = session.info.setdefault(_MARK, {})
+    wanted.setdefault(channel, set()).update(map(str, ids))
 
 
 class Notifier(threading.Thread):
@@ -38,24 +64,31 @@ class Notifier(threading.Thread):
     def __init__(self, database_url: str) -> None:
         super().__init__(name="outbox-notifier", daemon=True)
         self._database_url = database_url
-        self._wanted = threading.Event()
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._wanted: _Wanted = {}
 
-    def want(self) -> None:
-        """Ask for a notification; several asked for at once are sent as one."""
-        self._wanted.set()
+    def want(self, wanted: _Wanted) -> None:
+        """Ask for notifications; several asked for at once are sent as one."""
+        with self._lock:
+            for channel, ids in wanted.items():
+                self._wanted.setdefault(channel, set()).update(ids)
+        self._asked.set()
 
     def run(self) -> None:
         """Send notifications until the process ends."""
         opened: connection | None = None
         while True:
-            self._wanted.wait()
-            self._wanted.clear()
+            self._asked.wait()
+            self._asked.clear()
+            with self._lock:
+                wanted, self._wanted = self._wanted, {}
             try:
                 opened = opened or self._connect()
                 with opened.cursor() as cursor:
-                    cursor.execute(f"NOTIFY {CHANNEL}")
+                    cursor.execute(_NOTIFY, _notifications(wanted))
             except psycopg2.Error as error:
-                # The relay's poll finds the event; the next commit opens a new connection.
+                # Polls find what it was about; the next commit opens a new connection.
                 log.warning("outbox.notify_failed", error=str(error).strip())
                 opened = None
 
@@ -63,8 +96,18 @@ class Notifier(threading.Thread):
         return connect_autocommit(self._database_url, application_name="outbox-notifier")
 
 
+def _notifications(wanted: _Wanted) -> dict[str, list[str]]:
+    channels, payloads = [], []
+    for channel, ids in wanted.items():
+        ordered = sorted(ids)
+        for first in range(0, max(len(ordered), 1), _IDS_OF_PAYLOAD):
+            channels.append(channel)
+            payloads.append(",".join(ordered[first : first + _IDS_OF_PAYLOAD]))
+    return {"channels": channels, "payloads": payloads}
+
+
 def notify_after_commit(sessions: sessionmaker[Session], database_url: str) -> None:
-    """Wake the relay after each commit of these sessions that added an event.
+    """Send what `announce` asked for after each commit of these sessions.
 
     Call it once a process, after fork.
 
@@ -77,8 +120,9 @@ def notify_after_commit(sessions: sessionmaker[Session], database_url: str) -> N
 
     @event.listens_for(sessions, "after_commit")
     def wake(session: Session) -> None:
-        if session.info.pop(_MARK, False):
-            notifier.want()
+        wanted: _Wanted | None = session.info.pop(_MARK, None)
+        if wanted is not None:
+            notifier.want(wanted)
 
     @event.listens_for(sessions, "after_rollback")
     def forget(session: Session) -> None:

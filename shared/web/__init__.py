@@ -3,22 +3,27 @@
 It knows nothing of the delivery engine: a service wires the two.
 """
 
-from shared.web.app import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
+from shared.web.app import POOL_SIZE, SESSION_SETTINGS, THREADS, TRANSACTION_S, make_app
 from shared.web.blueprint import Blueprint
 from shared.web.kinds import Kind
 from shared.web.paging import CursorField, Limit, Paging, read_paging
 from shared.web.sessions import transaction
+from shared.web.waiting import Waiters, current_waiters, register_waiters
 
 __all__ = [
     "POOL_SIZE",
     "SESSION_SETTINGS",
+    "THREADS",
     "TRANSACTION_S",
     "Blueprint",
     "CursorField",
     "Kind",
     "Limit",
     "Paging",
+    "Waiters",
+    "current_waiters",
     "make_app",
     "read_paging",
+    "register_waiters",
     "transaction",
 ]

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from shared.settings import Settings
     from shared.web.blueprint import Blueprint
 
-# A worker has 8 threads (deploy/gunicorn.conf.py), each with one connection at most; two to spare.
-POOL_SIZE = 10
+# Of a worker (deploy/gunicorn.conf.py); each has one connection at most. Two to spare.
+THREADS = 8
+POOL_SIZE = THREADS + 2
 
 # No request waits for longer: behind a lock whose holder is frozen, it ends as a 503. A worker that
 # is frozen itself gives back what it locked.

@@ -82,7 +82,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
             schema: object,
             *,
             description: str,
-            example: object,
+            example: object = None,
+            examples: Mapping[str, Any] | None = None,
             headers: Mapping[str, Any] | None = None,
         ) -> Decorator:
             """Answer with what the view returns, written by a schema."""

@@ -15,9 +15,11 @@ from shared.settings import SettingsError, read_log_settings
 from shared.web.kinds import kind_of
 from shared.web.problems import MEDIA_TYPE, document_of
 from shared.web.tracing import REQUEST_ID
+from shared.web.waiting import release_waiters
 
 if TYPE_CHECKING:
     from socket import socket
+    from types import FrameType
 
     from gunicorn.config import Config
 
@@ -53,6 +55,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         """Put `write_problem` in the place from which gunicorn calls it."""
         util.write_error = write_problem
         super().init_process()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Answer those who wait at once: a stop may take less time than they have."""
+        self._release_waiters()
+        super().handle_exit(sig, frame)
+
+    def is_parent_alive(self) -> bool:
+        """Answer them as well when the master was killed: its port is wanted for another."""
+        alive: bool = super().is_parent_alive()
+        if not alive:
+            self._release_waiters()
+        return alive
+
+    def _release_waiters(self) -> None:
+        if self.wsgi is not None:  # it is still being loaded
+            release_waiters(self.wsgi)
 
 
 def write_problem(client: socket, status: int, reason: str, detail: str) -> None:

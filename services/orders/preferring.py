@@ -1,0 +1,100 @@
+"""Answering about an order as the request prefers: when it is final, or with the whole of it."""
+
+from __future__ import annotations
+
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import structlog
+from flask import current_app
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.orders import orders
+from services.orders.models import CREATED
+from services.orders.schemas import WholeOrderSchema
+from shared.web import current_waiters, prefer, transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Response
+    from sqlalchemy import Row
+    from sqlalchemy.orm import Session
+
+    View = Callable[..., Response]
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+_WHOLE = WholeOrderSchema()
+
+
+def look(
+    order_id: UUID, find: Callable[[Session, UUID], T], status_of: Callable[[T], str]
+) -> tuple[T, int | None]:
+    """Look at an order; when the request would rather wait, only once it is final.
+
+    Args:
+        order_id: the order.
+        find: reads of it what is to be answered.
+        status_of: the status in that.
+
+    Returns:
+        What was found, and how many seconds were waited for as preferred; None when they were not.
+
+    Raises:
+        UnknownOrderError: there is no such order.
+    """
+    wait_s = prefer.preferences().wait_s
+    read = partial(_read, find, order_id)
+    if wait_s is None:
+        return read(), None
+    found, honoured = current_waiters().hold(
+        order_id, wait_s, read, lambda seen: status_of(seen) != CREATED
+    )
+    return found, wait_s if honoured else None
+
+
+def _read(find: Callable[[Session, UUID], T], order_id: UUID) -> T:
+    """Read in a transaction of its own: none is held while the request waits."""
+    with transaction() as session:
+        return find(session, order_id)
+
+
+def as_preferred(place: View) -> View:
+    """Have a view that places an order wait for its end, or answer with the whole of it.
+
+    It stands around what commits the order and keeps the answer for its Idempotency-Key: what is
+    kept is that the order was accepted. Each request that comes with the key, the first and the
+    later ones, waits and is answered by its own preferences.
+    """
+
+    @wraps(place)
+    def answer(*arguments: Any, **path: Any) -> Response:
+        response = place(*arguments, **path)
+        preferred = prefer.preferences()
+        whole = preferred.returned == prefer.REPRESENTATION
+        response.headers.update(prefer.headers())
+        waited_s = None
+        if whole or preferred.wait_s is not None:
+            order_id = UUID(response.headers["Location"].rpartition("/")[2])
+            try:
+                found, waited_s = look(order_id, orders.find, status_of)
+            except SQLAlchemyError as error:
+                # The order is accepted all the same, and that is what its client must hear.
+                log.warning("orders.not_looked_at", error=str(error).partition("\n")[0])
+                return response
+            if whole:
+                response.set_data(current_app.json.dumps(_WHOLE.dump(found)) + "\n")
+        response.headers.update(prefer.headers(returned=preferred.returned, wait_s=waited_s))
+        return response
+
+    return answer
+
+
+def status_of(found: Row[tuple[object, ...]]) -> str:
+    """The status in a whole order."""
+    status: str = found.status
+    return status

@@ -1,0 +1,98 @@
+"""Waking those who wait for an order to become final, in a process of the API."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.orders.models import CREATED, orders
+from services.orders.settlements import SETTLED_CHANNEL
+from shared.outbox.listener import Listener
+from shared.outbox.process import Outage, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from shared.web import Waiters
+
+# How late a waiter is told at worst, when a notification was lost or there is no listener.
+POLL_S = 1.0
+# For how long the listener stays when nobody waits any more, for the next one.
+LINGER_S = 10.0
+
+
+class Watch(threading.Thread):
+    """The thread of a process that looks out for those who wait in it.
+
+    It listens for the notifications of the settled, and now and then asks for all that are waited
+    for by one query. While nobody waits it does neither, and has no connection.
+
+    Args:
+        waiters: whom to wake, by their orders' ids.
+        sessions: of the database.
+        database_url: of the same, to listen to.
+    """
+
+    def __init__(
+        self, waiters: Waiters, sessions: sessionmaker[Session], database_url: str
+    ) -> None:
+        super().__init__(name="orders-watch", daemon=True)
+        self._waiters = waiters
+        self._sessions = sessions
+        self._listener = Listener(
+            database_url,
+            Stop(),  # that nobody asks for: the thread ends with its process
+            channel=SETTLED_CHANNEL,
+            name="orders-watch",
+            told_as="orders",
+        )
+        self._database = Outage("orders.watch_database")
+
+    def run(self) -> None:
+        """Watch until the process ends."""
+        while True:
+            self._waiters.present.wait()
+            self._watch()
+            self._listener.close()
+
+    def _watch(self) -> None:
+        """Watch until nobody has waited for a while."""
+        polled_at = wanted_at = time.monotonic() - POLL_S
+        while wanted_at > time.monotonic() - LINGER_S:
+            is_new = self._listener.ensure()
+            waited_for = self._waiters.keys()
+            if waited_for:
+                wanted_at = time.monotonic()
+            # What was settled before the listener was there, nobody has told.
+            if waited_for and (is_new or time.monotonic() - polled_at >= POLL_S):
+                self._waiters.wake(self._final(waited_for))
+                polled_at = time.monotonic()
+            self._waiters.wake(_ids(self._listener.wait(POLL_S)))
+
+    def _final(self, waited_for: Sequence[UUID]) -> Sequence[UUID]:
+        """Those that are final by now; none when the database cannot be asked."""
+        query = select(orders.c.id).where(orders.c.id.in_(waited_for), orders.c.status != CREATED)
+        try:
+            with self._sessions.begin() as session:
+                found = session.scalars(query).all()
+        except SQLAlchemyError as error:
+            self._database.trouble(error)
+            return ()
+        self._database.over()
+        return found
+
+
+def _ids(payloads: Sequence[str]) -> Iterator[UUID]:
+    """The ids of notifications; anybody may send some, and not all need be ids."""
+    for payload in payloads:
+        for text in payload.split(","):
+            with suppress(ValueError):
+                yield UUID(text)
