@@ -49,8 +49,8 @@ logs: $(INSTALLED) ## Show what the processes log, as it comes
 	@$(BIN)/settle logs --follow
 
 .PHONY: doctor
-doctor: $(INSTALLED) ## Find out why something does not start
-	@$(BIN)/settle doctor --quick
+doctor: $(INSTALLED) ## Find out what is wrong, running or not, and what to do about it
+	@$(BIN)/settle doctor $(ARGS)
 
 .PHONY: demo
 demo: $(INSTALLED) ## Open an account and place two orders, step by step
@@ -83,6 +83,14 @@ model: $(INSTALLED) ## Compare the services with a plain model, in random steps;
 .PHONY: bench
 bench: $(INSTALLED) ## Measure it; the figures depend on the machine
 	@$(BIN)/python benchmarks/post_orders.py $(ARGS)
+
+.PHONY: openapi
+openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/openapi
+	@PYTHONPATH=tests $(BIN)/python -m support.openapi
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; ARGS="--max-examples 1000"
+	@PYTHONPATH=tests $(BIN)/python -m contract $(ARGS)
 
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay

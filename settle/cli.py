@@ -307,7 +307,7 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
 def _check_line(check: Check) -> str:
     verdict = click.style(f"{check.verdict:<4}", fg=COLOURS[check.verdict])
     remedy = f" -> {check.remedy}" if check.remedy else ""
-    return f"{verdict}  {check.name:<23} {check.found}{remedy}"
+    return f"{verdict}  {check.name:<25} {check.found}{remedy}"
 
 
 def _as_typed(command: str) -> str:

@@ -26,11 +26,13 @@ def check_clocks(urls: Mapping[str, str]) -> Iterator[Check]:
     for service, url in urls.items():
         with Database(service, url) as database:
             ahead[service] = _ahead_s(database)
-        yield _judge(f"{service} clock", ahead[service], "of this machine's")
+        yield _judge(f"{service} clock", ahead[service], "this machine's")
     if len(ahead) > 1:
         one, other = sorted(ahead)
         # Both were asked from here, so that this machine's own error falls out.
-        yield _judge("clocks apart", ahead[one] - ahead[other], f"({one} against {other})")
+        yield _judge(
+            "clocks apart", ahead[one] - ahead[other], f"that of {other}", f"that of {one} "
+        )
 
 
 def _ahead_s(database: Database) -> float:
@@ -46,11 +48,11 @@ def _ahead_s(database: Database) -> float:
     return best_ahead_s - explained_s if best_ahead_s > 0 else best_ahead_s + explained_s
 
 
-def _judge(name: str, ahead_s: float, whose: str) -> Check:
+def _judge(name: str, ahead_s: float, others: str, whose: str = "") -> Check:
     return graded(
         name,
         abs(ahead_s),
-        f"{duration(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'} {whose}",
+        f"{whose}{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} {others}",
         REMEDY,
         warn_over=SKEW_WARN_S,
         fail_over=SKEW_FAIL_S,

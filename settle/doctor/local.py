@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from shutil import disk_usage
 from typing import TYPE_CHECKING
 
 from settle.doctor.check import fail, ok, warn
@@ -29,6 +30,7 @@ from shared.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from settle.doctor.check import Check
     from settle.stack import Stack
@@ -48,14 +50,25 @@ def check_folder(state: StateFolder) -> Iterator[Check]:
         yield fail(name, f"{state.nearest}: {error.strerror}", remedy)
         return
     yield ok(name, f"{state.home} is writable")
-    free_mb = state.free_mb
-    found = f"{free_mb} MB free"
+    free_mb, where = min((disk_usage(each).free // 1024**2, each) for each in _kept_in(state))
+    found = f"{free_mb} MB free in {where}"
     if free_mb < LEAST_FREE_MB:
         yield fail("disk", found, f"free some space: {LEAST_FREE_MB} MB at the least")
     elif free_mb < ENOUGH_FREE_MB:
         yield warn("disk", found, "free some space soon")
     else:
         yield ok("disk", found)
+
+
+def _kept_in(state: StateFolder) -> Iterator[Path]:
+    """The state folder, and where its PostgreSQL had to go for want of access."""
+    yield state.nearest
+    try:
+        cluster = open_cluster(state.postgres)
+    except SettleError:
+        return  # the check of PostgreSQL tells why
+    if cluster.folder.exists():
+        yield cluster.folder
 
 
 def check_supervisor(state: StateFolder) -> Iterator[Check]:
@@ -159,8 +172,8 @@ def check_processes(stack: Stack, programs: Iterable[str]) -> Iterator[Check]:
         process = processes.get(name)
         reason = why_not_ready(stack, process) if process is not None else "unknown to supervisord"
         if reason is None:
-            yield ok(name, "ready")
+            yield ok(f"process {name}", "ready")
             continue
         trouble = last_trouble(stack.state.logs / f"{name}.log")
         found = f"{reason}; its log: {trouble}" if trouble else reason
-        yield fail(name, found, f"settle logs {name}")
+        yield fail(f"process {name}", found, f"settle logs {name}")
