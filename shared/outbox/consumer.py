@@ -50,6 +50,9 @@ TOPIC_CHECK_S = 5.0
 # died it takes up to 9 s; to end that early costs a second reading of the topic, no more.
 JOIN_STUCK_S = 6.0
 MAINTENANCE_S = 600.0
+# A consumer that is frozen in a transaction loses it after this time: whoever was given its
+# partitions waits for the inbox rows in it, and deposits wait for the accounts.
+IDLE_MS = 10_000
 
 # What a commit ends with while the group is giving its partitions out anew. The consumer must not
 # be closed for it: it is joining.
@@ -77,7 +80,10 @@ class Consumer:
         self._settings = settings
         self._stop = stop
         self._engine: Engine = make_engine(
-            settings.database_url, application_name=f"inbox-consumer {service.name}", pool_size=1
+            settings.database_url,
+            application_name=f"inbox-consumer {service.name}",
+            pool_size=1,
+            session_settings={"idle_in_transaction_session_timeout": str(IDLE_MS)},
         )
         sessions = sessionmaker(self._engine)
         notify_after_commit(sessions, settings.database_url)

@@ -54,6 +54,31 @@ def test_a_consumer_killed_anywhere_charges_once(
     assert delivery.query("payments", "SELECT count(*) FROM outbox") == [(11,)]
 
 
+def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: Delivery) -> None:
+    """The next waits for the inbox rows of the frozen one's transaction, until it is ended."""
+    user = delivery.open_account(100)
+    delivery.place(user, 1, count=10)
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+    with delivery.process(
+        "inbox-consumer", "run", "payments", FAILPOINTS="consumer.recorded=stop"
+    ) as frozen:
+        wait_until(lambda: frozen.stopped, timeout_s=40, what="the consumer to freeze")
+        with delivery.process("inbox-consumer", "run", "payments") as other:
+            wait_until(lambda: len(delivery.charges()) == 10, timeout_s=60, what="the charges")
+            frozen.signal(signal.SIGCONT)
+            # It finds its transaction gone, and goes on as a consumer like any other.
+            frozen.wait_logged("consumer.database_down")
+            frozen.wait_logged("consumer.database_up")
+            other.signal(signal.SIGTERM)
+            assert other.wait() == 0
+        delivery.place(user, 1)
+        with delivery.relay("orders"):
+            wait_until(lambda: len(delivery.charges()) == 11, timeout_s=60, what="the last")
+    assert delivery.balance(user) == 89
+    assert delivery.dead_letters("payments") == []
+
+
 def test_a_database_killed_under_load_is_waited_for(
     own_postgres: PostgresServer, broker: Broker
 ) -> None:
