@@ -92,6 +92,7 @@ class UserId(CanonicalUUID):
     def __init__(self, **options: Any) -> None:
         metadata = {
             "description": "A UUID in any case, but not the nil UUID.",
+            "not": {"const": str(_NIL)},
             "examples": ["8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"],
         }
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
@@ -114,7 +115,7 @@ class Text(fields.String):
     """
 
     def __init__(self, *, max_length: int, min_length: int = 0, **options: Any) -> None:
-        metadata = {"minLength": min_length, "maxLength": max_length}
+        metadata = {"minLength": min_length, "maxLength": max_length, "pattern": "^[^\\u0000]*$"}
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
         self._max_length = max_length
         self._min_length = min_length

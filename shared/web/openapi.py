@@ -95,8 +95,9 @@ _REQUEST_ID_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}
 _PARAMETERS: dict[str, Doc] = {
     REQUEST_ID: {
         "description": "An id by which the logs of every process can be searched for this request."
-        " One is given where there is none, or one of another form.",
-        "schema": _REQUEST_ID_SCHEMA,
+        " One is given where there is none, or one that is not of up to 128 letters, digits, dots,"
+        " hyphens and underscores.",
+        "schema": {"type": "string", "examples": ["checkout-2025.06_17"]},
     },
     TRACEPARENT: {
         "description": "W3C Trace Context, passed on with the event that the request causes.",

@@ -9,7 +9,7 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from support.web import NO_DATABASE, open_app
+from support import openapi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +37,7 @@ STATUSES = {
 }
 
 
-@cache
-def description(service: str) -> dict[str, Any]:
-    with open_app(service, NO_DATABASE) as app:
-        found: dict[str, Any] = app.test_client().get("/openapi.json").json
-    return found
+description = cache(openapi.description)
 
 
 @pytest.fixture(params=["payments", "orders"])
@@ -76,6 +72,12 @@ def media(service: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for status, response in operation["responses"].items():
             for kind in resolve(service, response)["content"].values():
                 yield f"{call} {status}", kind
+
+
+def test_the_committed_copy_is_what_the_service_says(service: str) -> None:
+    """So that a change of the API is seen in the change of a file."""
+    copy = openapi.copy_of(service).read_text(encoding="utf-8")
+    assert copy == openapi.written(service), "run `make openapi`, and look at the difference"
 
 
 def test_it_is_valid_openapi(service: str) -> None:

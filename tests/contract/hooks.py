@@ -1,0 +1,53 @@
+"""What schemathesis cannot know of the services from their descriptions alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import requests
+import schemathesis
+
+if TYPE_CHECKING:
+    from schemathesis import Case, CheckContext, HookContext, Response
+
+PROBLEM = "application/problem+json"
+KEY = "Idempotency-Key"
+
+
+@schemathesis.hook
+def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+    """Where all is as described, make it so beyond what a schema can say.
+
+    An idempotency key is one request's, and is not sent with another body; a cursor is signed by
+    the service, and not to be made up; to JSON Schema 5.0 is an integer, to those who count money
+    it is not.
+    """
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    if KEY in (case.headers or {}):
+        case.headers[KEY] = str(uuid4())
+    (case.query or {}).pop("cursor", None)
+    if isinstance(case.body, dict) and isinstance(case.body.get("amount"), float):
+        case.body["amount"] = int(case.body["amount"])
+
+
+@cache
+def _kinds(service: str) -> dict[str, dict[str, Any]]:
+    listed = requests.get(f"{service}/problems", timeout=60).json()
+    return {kind["type"]: kind for kind in listed}
+
+
+@schemathesis.check
+def problem_is_of_a_known_kind(ctx: CheckContext, response: Response, case: Case) -> bool | None:
+    """Every problem leads to its page, has the status of its kind, and names the request."""
+    if PROBLEM not in response.headers.get("content-type", [""])[0]:
+        assert response.status_code < 400, "an error that is no problem document"
+        return None
+    document = response.json()
+    kind = _kinds(case.operation.base_url)[document["type"]]
+    assert response.status_code == document["status"] == kind["status"]
+    assert document["title"] == kind["title"]
+    assert [document["request_id"]] == response.headers["x-request-id"]
+    return None

@@ -1,0 +1,38 @@
+"""Runs of schemathesis against a service as it is deployed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Hold a service to its description, with every check that schemathesis has and ours.
+
+    Args:
+        url: of the service.
+        options: further ones of ``schemathesis run``, such as ``--max-examples``.
+    """
+    return subprocess.run(
+        [
+            str(Path(sys.executable).with_name("schemathesis")),
+            *("--config-file", str(FOLDER / "schemathesis.toml")),
+            *("run", f"{url}/openapi.json", "--checks", "all", *options),
+        ],
+        cwd=FOLDER,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+
+
+def statuses(log: Path) -> Counter[int]:
+    """How often a service answered with each status, by its log in JSON; probes aside."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return Counter(line["status"] for line in lines if line.get("event") == "web.request")

@@ -1,0 +1,29 @@
+"""Both services do what their descriptions say, and nothing else, under requests of all kinds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contract.runs import run, statuses
+from support.web import serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("service", ["orders", "payments"])
+def test_a_service_is_as_it_says(
+    service: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A few hundred requests; ``make fuzz`` makes more."""
+    database_url = request.getfixturevalue(f"{service}_url")
+    log = tmp_path / "api.log"
+    with serve(service, database_url, log, LOG_FORMAT="json", LOG_LEVEL="INFO") as url:
+        found = run(url, "--max-examples", "10", "--seed", "1")
+    assert found.returncode == 0, found.stdout
+    seen = statuses(log)
+    assert seen.total() > 100
+    assert {status for status in seen if status >= 500} == set()
