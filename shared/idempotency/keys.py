@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from shared.settings import Settings
 
-# Of keys removed in one transaction, a few milliseconds; and of such transactions in a row.
-BATCH = 1000
-BATCHES_MAX = 10
+# Of keys removed in one transaction, and of such transactions in a row: 20 to 50 ms in all, by
+# which a relay's events may be later.
+BATCH = 500
+BATCHES_MAX = 4
 
 _LOCK_NOT_AVAILABLE = "55P03"
 

@@ -42,7 +42,7 @@ SHARDS_PER_BATCH = 8
 LEASE_MS = 10_000
 TOPIC_CHECK_S = 5.0
 MAINTENANCE_S = 600.0
-EXPIRY_S = 10.0
+EXPIRY_S = 1.0
 
 _BEGIN = text(
     f"""
@@ -131,6 +131,9 @@ class Relay:
 
     def _connect(self) -> Sender:
         """Reach the broker, see to its topics, and only then take up sending."""
+        if self._sender is not None and self._sender.stopped:
+            # A broker ends connections that are idle, and when it restarts.
+            self._disconnect()
         if self._sender is None:
             self._check_topics()
             self._sender = Sender(self._settings, self._service.source)

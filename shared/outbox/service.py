@@ -86,7 +86,7 @@ class Service:
         name: as on the command line; also the consumer group and the ``ce_source``.
         aggregatetypes: of the events that it publishes.
         subscriptions: the events that it consumes.
-        expiries: what its relays do beside, every few seconds.
+        expiries: what its relays do beside, about every second.
     """
 
     name: str

@@ -48,6 +48,8 @@ def test_defaults_hold_the_windows_in_order() -> None:
         ("RELAY_BATCH", "many"),
         ("RELAY_POLL_S", "0"),
         ("CONSUMER_BATCH", "501"),
+        ("IDEMPOTENCY_RETENTION_S", "59"),
+        ("CURSOR_SECRET", "x" * 31),
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "xml"),
         ("INBOX_RETENTION_S", str(14 * DAY_S)),  # as long as a duplicate can be late
@@ -68,3 +70,12 @@ def test_a_missing_setting_is_named(environ: pytest.MonkeyPatch) -> None:
                 read_settings("orders")
     with pytest.raises(SettingsError, match="PAYMENTS_DATABASE_URL"):
         read_database_url("payments")
+
+
+def test_the_cursor_secret_is_the_databases_own_unless_given(environ: pytest.MonkeyPatch) -> None:
+    first = read_settings("orders").cursor_secret
+    assert read_settings("orders").cursor_secret == first  # by any process, after any restart
+    environ.setenv("ORDERS_DATABASE_URL", GOOD["ORDERS_DATABASE_URL"].replace("user", "user:pass"))
+    assert read_settings("orders").cursor_secret != first
+    environ.setenv("CURSOR_SECRET", "x" * 32)
+    assert read_settings("orders").cursor_secret == "x" * 32
