@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -14,16 +15,22 @@ if TYPE_CHECKING:
 
 PROBLEM = "application/problem+json"
 KEY = "Idempotency-Key"
+PREFER = "Prefer"
+_WAIT = re.compile(r"wait\s*=\s*\"?[0-9]+\"?", re.IGNORECASE)
 
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
-    """Where all is as described, make it so beyond what a schema can say.
+    """Make a request fit beyond what a schema can say, where all of it is meant to be as described.
+
+    Nobody settles the orders here: whoever would wait for it waits in vain, and long.
 
     An idempotency key is one request's, and is not sent with another body; a cursor is signed by
     the service, and not to be made up; to JSON Schema 5.0 is an integer, to those who count money
     it is not.
     """
+    if PREFER in (case.headers or {}):
+        case.headers[PREFER] = _WAIT.sub("wait=0", str(case.headers[PREFER]))
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     if KEY in (case.headers or {}):
