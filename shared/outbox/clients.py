@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kafka.cluster import ClusterMetadata
+    from kafka.net.connection import KafkaConnection
 
     from shared.settings import Settings
 
@@ -78,6 +80,34 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
     )
     _never_create_topics(producer._metadata)  # noqa: SLF001
     return producer
+
+
+def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -> None:
+    """Have a producer call back, in the thread that sends, when a connection to a broker ends.
+
+    By itself it connects anew and goes on, whatever it meets there. It is called before anything
+    is sent over another connection.
+    """
+    manager = producer._sender._client._manager  # noqa: SLF001 - there is no public hook
+    connect = manager.get_connection
+    watched: WeakSet[KafkaConnection] = WeakSet()
+
+    def watch(connection: KafkaConnection) -> None:
+        if connection not in watched:
+            watched.add(connection)
+            connection.close_future.add_both(call)
+
+    def get_connection(node_id: int | str, *arguments: Any, **options: Any) -> KafkaConnection:
+        connection = connect(node_id, *arguments, **options)
+        # A bootstrap connection carries no events, and is closed when it has done its work.
+        if not manager.cluster.is_bootstrap(node_id):
+            watch(connection)
+        return connection
+
+    manager.get_connection = get_connection
+    for node_id, connection in list(manager._conns.items()):  # noqa: SLF001
+        if not manager.cluster.is_bootstrap(node_id):
+            watch(connection)
 
 
 def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:

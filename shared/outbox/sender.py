@@ -4,6 +4,10 @@ kafka-python goes on with a partition's later batches after one of them failed. 
 first failure stops the producer, in the thread that sends, before it takes up the next batch;
 what is acknowledged by then is marked up to the first gap of each key, and the rest is sent anew
 by another producer. Duplicates are allowed; gaps that are filled later are not.
+
+Nor does a producer outlive a connection. Behind the next one may be a broker that lost all it had
+and gives the numbers of its producers anew: it takes the old one's events for duplicates of those
+of another producer with that number, and acknowledges what it throws away.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from kafka.errors import (
     RecordListTooLargeError,
 )
 
-from shared.outbox.clients import DELIVERY_TIMEOUT_MS, make_producer
+from shared.outbox.clients import DELIVERY_TIMEOUT_MS, make_producer, when_connection_ends
 from shared.outbox.service import topic_of
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ class Sent:
 
 
 class Sender:
-    """A producer behind a fence. After a failure it is closed; make another.
+    """A producer behind a fence. After a failure, or when a connection ended, make another.
 
     Args:
         settings: where the broker is.
@@ -63,7 +67,14 @@ class Sender:
 
     def __init__(self, settings: Settings, source: str) -> None:
         self._source = source.encode()
+        self._stopped = False
         self._producer: KafkaProducer = make_producer(settings, f"outbox-relay{source}")
+        when_connection_ends(self._producer, self._stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it sends no more: a batch failed, or a connection to a broker ended."""
+        return self._stopped
 
     def send(self, events: Sequence[PendingEvent]) -> Sent:
         """Send events in their order and wait until each is acknowledged or has failed.
@@ -105,7 +116,9 @@ class Sender:
             log.debug("relay.producer_close_failed", error=str(error))
 
     def _stop(self, *_failure: object) -> None:
-        # Called by the sending thread itself when a batch fails, before it takes up another.
+        # Called by the sending thread itself when a batch fails or its connection ends, before it
+        # takes up another.
+        self._stopped = True
         self._producer._sender.force_close()  # noqa: SLF001 - close(timeout=0) would flush first
 
     def _headers(self, event: PendingEvent) -> list[tuple[str, bytes]]:

@@ -1,0 +1,96 @@
+"""A broker that lost everything gives its producers' numbers anew: whose acknowledgements count?"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from shared.outbox.clients import make_admin
+from shared.outbox.pending import PendingEvent
+from shared.outbox.sender import Sender
+from shared.outbox.topics import close_quietly, ensure_topics
+from support.broker import EmbeddedBroker, KafkaBroker, chosen
+from support.delivery import ORDERS, Delivery
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shared.settings import Settings
+    from support.broker import Broker
+
+BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
+
+
+@pytest.fixture(params=sorted({"embedded", chosen()[0]}))
+def forgetful(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    with BROKERS[request.param]() as broker:
+        yield broker
+
+
+def events(key: str, count: int) -> list[PendingEvent]:
+    return [
+        PendingEvent(
+            id=uuid7(),
+            seq=seq,
+            shard=0,
+            aggregatetype="orders",
+            aggregateid=key,
+            type="order.created",
+            payload=b"{}",
+            requestid=None,
+            traceparent=None,
+            created_at=datetime.now(UTC),
+        )
+        for seq in range(1, count + 1)
+    ]
+
+
+def make_topics(settings: Settings) -> None:
+    admin = make_admin(settings, "test")
+    ensure_topics(admin, [ORDERS], settings)
+    close_quietly(admin)
+
+
+def test_nothing_is_taken_for_acknowledged_that_the_emptied_broker_dropped(
+    forgetful: Broker, payments_url: str, orders_url: str
+) -> None:
+    """Of two relays, one is first at the broker that came back; the other goes on."""
+    delivery = Delivery(payments_url, orders_url, forgetful.bootstrap)
+    settings = delivery.settings("orders")
+    make_topics(settings)
+    old = Sender(settings, "/orders")
+    assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
+    forgetful.kill()
+    forgetful.forget()
+    forgetful.start()
+    make_topics(settings)
+    new = Sender(settings, "/orders")
+    first = events("key", 3)
+    assert new.send(first).acknowledged == first
+    # The same numbers, of producer and of record, as those that the new one has just used.
+    second = events("key", 2)
+    acknowledged = old.send(second).acknowledged
+    new.close()
+    old.close()
+    kept = {dict(record.headers)["ce_id"].decode() for record in delivery.records(ORDERS)}
+    assert {str(event.id) for event in first} <= kept
+    assert {str(event.id) for event in acknowledged} <= kept
+
+
+def test_a_sender_ends_with_its_connection(
+    forgetful: Broker, payments_url: str, orders_url: str
+) -> None:
+    settings = Delivery(payments_url, orders_url, forgetful.bootstrap).settings("orders")
+    make_topics(settings)
+    sender = Sender(settings, "/orders")
+    assert len(sender.send(events("key", 1)).acknowledged) == 1
+    assert not sender.stopped
+    forgetful.kill()
+    wait_until(lambda: sender.stopped, what="the sender to see that the connection ended")
+    forgetful.start()
+    assert sender.send(events("key", 1)).acknowledged == []
+    sender.close()
