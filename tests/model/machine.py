@@ -25,7 +25,6 @@ from support.web import problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from uuid import UUID
 
     from kafka.consumer.fetcher import ConsumerRecord
     from werkzeug.test import TestResponse
@@ -61,29 +60,63 @@ REFUSED: list[tuple[str, str, dict[str, Any], int]] = [
 ID_OF_LONG_AGO = "00e40000-0000-7000-8000-000000000000"
 
 services = st.sampled_from(SERVICES)
-refusals = st.sampled_from(REFUSED)
 spellings = st.sampled_from(sorted(SPELLINGS))
 strangers = st.uuids(version=1).map(str)
-amounts = st.integers(1, 60) | st.sampled_from([INT64_MAX, INT64_MAX - 1, 2**62])
-# Around a limit of the moment: the balance, or the room above it. None: the amount as it is.
-around = st.sampled_from([None, None, -1, 0, 1])
+# An amount, or how far from a limit of the moment it is: the balance, or the room above it.
+amounts = st.integers(1, 60) | st.sampled_from([INT64_MAX, 2**62])
+near = st.sampled_from([-1, 0, 1]).map(lambda by: ("near", by))
 descriptions = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5
 )
+# Of a record in its topic, of an order or a user among those there are: counted round and round.
 numbers = st.integers(0, 30)
+# Some records or others, or the last of the topic.
+batches = st.lists(numbers, min_size=1, max_size=8) | st.integers(2, 8).map(
+    lambda count: list(range(-count, 0))
+)
+manners = st.sampled_from(["to one", "to one", "to two at once", "to one that is killed"])
+
+
+def step(name: str, **arguments: Any) -> Any:
+    """What `Machine.meddle` may do: a method's name, and its arguments."""
+    return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
+
+
+meddlings = st.one_of(
+    step("_send_under_another_id", service=services, number=numbers, old=st.just(value=False)),
+    step("_send_under_another_id", service=services, number=numbers, old=st.booleans()),
+    step(
+        "_send_broken",
+        service=services,
+        number=numbers,
+        how=st.sampled_from(sorted(FAULTS)),
+        times=st.integers(1, 2),
+    ),
+    step(
+        "_forge_order",
+        order=numbers | strangers,
+        user=numbers | strangers,
+        amount=amounts,
+        times=st.integers(1, 2),
+    ),
+    step(
+        "_forge_result",
+        order=numbers | numbers | strangers,
+        succeeded=st.lists(st.booleans(), min_size=1, max_size=2),
+        agrees=st.sampled_from([True, True, False]),
+    ),
+    step("_send_unknown_type", service=services, value=st.binary(max_size=5)),
+)
 
 
 class Machine(RuleBasedStateMachine):
     """Payments and orders, and their models.
-
-    Records are drawn by their number in their topic, counted from its first, round and round.
 
     Args:
         system: the services; emptied first.
     """
 
     users = Bundle("users")
-    orders = Bundle("orders")
 
     def __init__(self, system: System) -> None:
         super().__init__()
@@ -103,29 +136,26 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         target=users,
-        found=st.lists(st.uuids(version=4), min_size=1, max_size=3, unique=True),
-        rich=st.integers(0, 200),
+        found=st.dictionaries(
+            st.uuids(version=4).map(str), st.integers(0, 200), min_size=1, max_size=3
+        ),
     )
-    def users_come(self, found: list[UUID], rich: int) -> Any:
-        """Some users, the first perhaps with some money."""
-        users = [str(each) for each in found]
-        if rich:
-            self.open_account(users[0], "lower")
-            self.deposit(users[0], "lower", rich, None, named=False)
-        return multiple(*users)
+    def users_come(self, found: dict[str, int]) -> Any:
+        """Some users, most of them with some money."""
+        for user, rich in found.items():
+            if rich:
+                self.open_account(user, "lower")
+                self.deposit(user, "lower", rich, named=False)
+        return multiple(*found)
 
     @rule(user=users, spelling=spellings)
     def open_account(self, user: str, spelling: str) -> None:
         answer = self._post("payments", "/accounts", user_id=SPELLINGS[spelling](user))
         _expect(answer, *self._payments.open(user))
 
-    @rule(user=users, spelling=spellings, amount=amounts, near=around, named=st.booleans())
-    def deposit(
-        self, user: str, spelling: str, amount: int, near: int | None, *, named: bool
-    ) -> None:
-        if near is not None:
-            room = INT64_MAX - self._payments.balances.get(user, 0)
-            amount = _valid(room + near)
+    @rule(user=users, spelling=spellings, amount=amounts | near, named=st.booleans())
+    def deposit(self, user: str, spelling: str, amount: Any, *, named: bool) -> None:
+        amount = _amount(amount, INT64_MAX - self._payments.balances.get(user, 0))
         body: dict[str, Any] = {"amount": amount}
         if named:
             body["user_id"] = SPELLINGS[spelling](user)
@@ -133,35 +163,27 @@ class Machine(RuleBasedStateMachine):
         _expect(self._post("payments", path, **body), *self._payments.deposit(user, amount))
 
     @rule(
-        target=orders,
         user=users,
         spelling=spellings,
-        amount=amounts,
-        near=around,
+        amounts=st.lists(amounts | near, min_size=1, max_size=3),
         description=descriptions,
     )
-    def place_order(
-        self, user: str, spelling: str, amount: int, near: int | None, description: str
-    ) -> str:
-        if near is not None:
-            amount = _valid(self._payments.balances.get(user, 0) + near)
-        body = {"user_id": SPELLINGS[spelling](user), "amount": amount, "description": description}
-        answer = self._post("orders", "/orders", **body)
-        _expect(answer, 202, "Order accepted")
-        order_id = answer.headers["Location"].removeprefix("/order/")
-        assert order_id not in self._orders.placed
-        self._orders.place(order_id, user, amount, description)
-        return order_id
+    def place_orders(self, user: str, spelling: str, amounts: list[Any], description: str) -> None:
+        body = {"user_id": SPELLINGS[spelling](user), "description": description}
+        for each in amounts:
+            amount = _amount(each, self._payments.balances.get(user, 0))
+            answer = self._post("orders", "/orders", **body, amount=amount)
+            _expect(answer, 202, "Order accepted")
+            order_id = answer.headers["Location"].rpartition("/order/")[2]
+            assert order_id not in self._orders.placed
+            self._orders.place(order_id, user, amount, description)
 
-    @rule(user=users, refused=refusals)
-    def ask_what_is_refused(self, user: str, refused: tuple[str, str, dict[str, Any], int]) -> None:
+    @rule(user=users, spelling=spellings, refused=st.sampled_from(REFUSED))
+    def ask(self, user: str, spelling: str, refused: tuple[str, str, dict[str, Any], int]) -> None:
+        """What is wrong is refused; balance, orders and each order are told as they are."""
         service, path, body, status = refused
         body = {"user_id": user} | body
         problem_of(self._post(service, path.format(user=user), **body), status)
-
-    @rule(user=users, spelling=spellings)
-    def ask(self, user: str, spelling: str) -> None:
-        """Balance, list of orders, and each order, are told as they are."""
         query = {"user_id": SPELLINGS[spelling](user)}
         answer = self._system.clients["payments"].get("/accounts/balance", query_string=query)
         if user in self._payments.balances:
@@ -204,22 +226,19 @@ class Machine(RuleBasedStateMachine):
         if mark:
             self._sent[service] += len(records)
 
-    @rule(service=services, numbers=st.lists(numbers, min_size=1, max_size=8))
-    def deliver(self, service: str, numbers: list[int]) -> None:
+    @rule(service=services, numbers=batches, manner=manners)
+    def deliver(self, service: str, numbers: list[int], manner: str) -> None:
         """Any records, in any order, as often as may be."""
-        self._deliver(service, self._records(service, numbers))
-
-    @rule(service=services, numbers=st.lists(numbers, min_size=1, max_size=8))
-    def deliver_to_two_at_once(self, service: str, numbers: list[int]) -> None:
         records = self._records(service, numbers)
-        self._system.apply_at_once(service, records)
+        if manner == "to one that is killed":
+            if records:
+                self._system.apply_and_die(service, records)
+            return
+        if manner == "to two at once":
+            self._system.apply_at_once(service, records)
+        else:
+            self._system.apply(service, records)
         self._receive(service, records)
-
-    @rule(service=services, numbers=st.lists(numbers, min_size=1, max_size=8))
-    def kill_before_the_commit(self, service: str, numbers: list[int]) -> None:
-        records = self._records(service, numbers)
-        if records:
-            self._system.apply_and_die(service, records)
 
     @rule(size=st.integers(1, 8))
     def settle(self, size: int) -> None:
@@ -228,52 +247,59 @@ class Machine(RuleBasedStateMachine):
             self.relay(producer, ALL, mark=True)
             records = self._system.topics.records[CONSUMED[consumer]]
             for begin in range(self._delivered[consumer], len(records), size):
-                self._deliver(consumer, records[begin : begin + size])
+                batch = records[begin : begin + size]
+                self._system.apply(consumer, batch)
+                self._receive(consumer, batch)
             self._delivered[consumer] = len(records)
 
     # Records that should not be there.
 
-    @rule(service=services, number=numbers, old=st.booleans())
-    def send_under_another_id(self, service: str, number: int, *, old: bool) -> None:
+    @rule(what=meddlings)
+    def meddle(self, what: tuple[str, dict[str, Any]]) -> None:
+        name, arguments = what
+        getattr(self, name)(**arguments)
+
+    def _send_under_another_id(self, service: str, number: int, *, old: bool) -> None:
         for record in self._records(service, [number]):
             other = ID_OF_LONG_AGO if old else str(uuid7())
             forged = changed(record, "ce_id", other.encode())
             self._send(record.topic, record.key, record.value, forged, self._fault_of(record))
 
-    @rule(service=services, number=numbers, how=st.sampled_from(sorted(FAULTS)))
-    def send_broken(self, service: str, number: int, how: str) -> None:
+    def _send_broken(self, service: str, number: int, how: str, times: int) -> None:
         for record in self._records(service, [number]):
             if self._fault_of(record) is None and read(record).type != UNKNOWN_TYPE:
                 fault, break_it = FAULTS[how]
                 value, forged = break_it(record)
-                self._send(record.topic, record.key, value, forged, fault)
+                for _ in range(times):
+                    self._send(record.topic, record.key, value, forged, fault)
 
-    @rule(order_id=orders | strangers, user=users | strangers, amount=amounts)
-    def forge_order(self, order_id: str, user: str, amount: int) -> None:
+    def _forge_order(self, order: int | str, user: int | str, amount: int, times: int) -> None:
         """An order that orders does not know, or knows otherwise."""
+        order_id = _one_of(self._orders.placed, order)
+        user_id = _one_of(self._payments.balances, user)
         self._forged.add(order_id)
-        data = {"order_id": order_id, "user_id": user, "amount": amount, "more": {"of": "this"}}
-        self._forge(ORDERS, user, "order.created", data)
+        data = {"order_id": order_id, "user_id": user_id, "amount": amount, "more": {"of": "it"}}
+        for _ in range(times):
+            self._forge(ORDERS, user_id, "order.created", data)
 
-    @rule(order_id=orders | strangers, succeeded=st.booleans(), agrees=st.booleans())
-    def forge_result(self, order_id: str, *, succeeded: bool, agrees: bool) -> None:
-        """A result that payments did not tell: too early, contradicting, or of no order."""
+    def _forge_result(self, order: int | str, succeeded: list[bool], *, agrees: bool) -> None:
+        """Results that payments did not tell: too early, contradicting, or of no order."""
+        order_id = _one_of(self._orders.placed, order)
         self._forged.add(order_id)
-        order = self._orders.placed.get(order_id)
+        known = self._orders.placed.get(order_id)
         data: dict[str, Any] = {
             "order_id": order_id,
-            "user_id": order.user if order else order_id,
-            "amount": order.amount if order else 1,
+            "user_id": known.user if known else order_id,
+            "amount": known.amount if known else 1,
         }
         if not agrees:
-            data["amount"] = _valid(data["amount"] - 1 or 2)
-        if succeeded:
-            self._forge(PAYMENTS, order_id, "payment.succeeded", data | {"balance": 0})
-        else:
-            self._forge(PAYMENTS, order_id, "payment.failed", data | {"reason": "forged"})
+            data["amount"] = data["amount"] - 1 or 2
+        for each in succeeded:
+            type_ = "payment.succeeded" if each else "payment.failed"
+            told = {"balance": 0} if each else {"reason": "forged"}
+            self._forge(PAYMENTS, order_id, type_, data | told)
 
-    @rule(service=services, value=st.binary(max_size=5))
-    def send_unknown_type(self, service: str, value: bytes) -> None:
+    def _send_unknown_type(self, service: str, value: bytes) -> None:
         self._send(CONSUMED[service], b"key", value, headers(UNKNOWN_TYPE))
 
     # What must be true, whatever happened.
@@ -335,10 +361,6 @@ class Machine(RuleBasedStateMachine):
         records = self._system.topics.records[CONSUMED[service]]
         return [records[number % len(records)] for number in numbers] if records else []
 
-    def _deliver(self, service: str, records: list[ConsumerRecord]) -> None:
-        self._system.apply(service, records)
-        self._receive(service, records)
-
     def _receive(self, service: str, records: Iterable[ConsumerRecord]) -> None:
         for record in records:
             message = read(record, self._fault_of(record))
@@ -387,5 +409,17 @@ def _present(**state: Any) -> dict[str, Any]:
     return {name: value for name, value in state.items() if value}
 
 
-def _valid(amount: int) -> int:
-    return min(max(amount, 1), INT64_MAX)
+def _amount(amount: Any, limit: int) -> int:
+    """The amount that was drawn: itself, or one near the limit."""
+    if isinstance(amount, int):
+        return amount
+    _, by = amount
+    return min(max(limit + by, 1), INT64_MAX)
+
+
+def _one_of(ids: Iterable[str], choice: int | str) -> str:
+    """An id by its number, or the stranger's that was drawn; this one, too, where there is none."""
+    if isinstance(choice, str):
+        return choice
+    known = list(ids)
+    return known[choice % len(known)] if known else ANOTHER

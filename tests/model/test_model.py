@@ -19,7 +19,7 @@ from model.system import open_system
 EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 
 SETTINGS = settings(
-    max_examples=int(EXAMPLES or 40),
+    max_examples=int(EXAMPLES or 60),
     stateful_step_count=30,
     # The same examples each time, unless there are to be more.
     derandomize=EXAMPLES is None,
