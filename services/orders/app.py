@@ -62,5 +62,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         domain=PROBLEMS,
     )
     # A thread that waits serves nobody: half of them may.
-    Watch(register_waiters(app, most=THREADS // 2), sessions, settings.database_url).start()
+    waiters = register_waiters(app, most=THREADS // 2)
+    app.extensions["orders-watch"] = Watch(waiters, sessions, settings.database_url)
+    app.extensions["orders-watch"].start()
     return app

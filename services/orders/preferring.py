@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import structlog
-from flask import current_app
+from flask import jsonify
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.orders import orders
@@ -87,7 +87,7 @@ def as_preferred(place: View) -> View:
                 log.warning("orders.not_looked_at", error=str(error).partition("\n")[0])
                 return response
             if whole:
-                response.set_data(current_app.json.dumps(_WHOLE.dump(found)) + "\n")
+                response.set_data(jsonify(_WHOLE.dump(found)).get_data())
         response.headers.update(prefer.headers(returned=preferred.returned, wait_s=waited_s))
         return response
 

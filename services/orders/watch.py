@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
@@ -49,7 +50,7 @@ class Watch(threading.Thread):
         self._sessions = sessions
         self._listener = Listener(
             database_url,
-            Stop(),  # that nobody asks for: the thread ends with its process
+            Stop(),  # that nobody asks for: no wait is longer than a poll's
             channel=SETTLED_CHANNEL,
             name="orders-watch",
             told_as="orders",
@@ -57,16 +58,16 @@ class Watch(threading.Thread):
         self._database = Outage("orders.watch_database")
 
     def run(self) -> None:
-        """Watch until the process ends."""
-        while True:
+        """Watch until the process is about to end."""
+        while not self._waiters.released:
             self._waiters.present.wait()
             self._watch()
             self._listener.close()
 
     def _watch(self) -> None:
         """Watch until nobody has waited for a while."""
-        polled_at = wanted_at = time.monotonic() - POLL_S
-        while wanted_at > time.monotonic() - LINGER_S:
+        wanted_at, polled_at = time.monotonic(), -math.inf
+        while not self._waiters.released and time.monotonic() - wanted_at < LINGER_S:
             is_new = self._listener.ensure()
             waited_for = self._waiters.keys()
             if waited_for:

@@ -35,9 +35,10 @@ class Waiters:
         self._lock = threading.Lock()
         self._woken: dict[UUID, list[threading.Event]] = {}
         self._count = 0
-        self._released = False
+        self.released = False
+        """Whether nobody waits any more, for good."""
         self.present = threading.Event()
-        """Set as long as somebody waits."""
+        """Set as long as somebody waits, and when all are released."""
 
     def hold(
         self, key: UUID, seconds: float, read: Callable[[], T], is_over: Callable[[T], bool]
@@ -63,7 +64,7 @@ class Waiters:
                 left_s = deadline - time.monotonic()
                 if is_over(found) or left_s <= 0:
                     return found, True
-                if woken is None or self._released:
+                if woken is None or self.released:
                     return found, False
                 woken.wait(left_s)
 
@@ -72,7 +73,7 @@ class Waiters:
         """A place among the waiters; None when there is none left."""
         woken = threading.Event()
         with self._lock:
-            if self._released or self._count >= self._most:
+            if self.released or self._count >= self._most:
                 woken_or_none = None
             else:
                 woken_or_none = woken
@@ -91,7 +92,7 @@ class Waiters:
             self._woken[key].remove(woken)
             if not self._woken[key]:
                 del self._woken[key]
-            if not self._count:
+            if not self._count and not self.released:
                 self.present.clear()
 
     def keys(self) -> list[UUID]:
@@ -109,7 +110,8 @@ class Waiters:
     def release(self) -> None:
         """End every wait, and begin none any more: the process is about to end."""
         with self._lock:
-            self._released = True
+            self.released = True
+            self.present.set()
             for several in self._woken.values():
                 for woken in several:
                     woken.set()

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text
 
 from services.orders.orders import newest
-from services.orders.settlements import Settlement, settle
 from support.plans import most_rows
+from support.settling import finish
 from support.web import pages, problem_of
 
 if TYPE_CHECKING:
@@ -232,16 +232,6 @@ def test_a_whole_order_that_is_unknown_or_malformed_is_not_found(
     orders: Client, order_id: str
 ) -> None:
     problem_of(orders.get(f"/orders/{order_id}"), 404)
-
-
-def finish(session: Session, order_id: str, status: str) -> None:
-    """Give an order its final status, as the consumer would."""
-    user_id, amount = session.execute(
-        text("SELECT user_id, amount FROM orders WHERE id = :id"), {"id": order_id}
-    ).one()
-    reason = "insufficient_funds" if status == "failed" else None
-    assert settle(session, [Settlement(UUID(order_id), user_id, amount, status, reason)]) == [None]
-    session.commit()
 
 
 def ids(orders: Client, **query: Any) -> list[str]:

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import requests
 
 from shared.settings import read_settings
+from shared.web.waiting import release_waiters
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -51,6 +52,9 @@ def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]
     app: Flask = import_module(f"services.{service}.app").create_app(settings)
     app.testing = True
     yield app
+    release_waiters(app)
+    if "orders-watch" in app.extensions:
+        app.extensions["orders-watch"].join()
     app.extensions["settle-sessions"].kw["bind"].dispose()
 
 

@@ -1,0 +1,250 @@
+"""Prefer (RFC 7240): the order whole with the answer, and answers that wait for its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from services.orders import orders as use_cases
+from services.orders import watch
+from support.settling import settler
+from support.waiting import wait_until
+from support.web import problem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+
+    from sqlalchemy.orm import Session
+    from werkzeug.test import Client, TestResponse
+
+# What a wait may take at most, and what it takes when nothing wakes it: far apart.
+WAIT_S = 30
+SOON_S = 15
+
+
+def place(orders: Client, prefer: str | None = None, key: str | None = None) -> TestResponse:
+    headers = {"Prefer": prefer, "Idempotency-Key": key}
+    response = orders.post(
+        "/orders",
+        json={"user_id": str(uuid4()), "amount": 100, "description": "Lunch"},
+        headers={name: value for name, value in headers.items() if value is not None},
+    )
+    assert response.status_code == 202, response.text
+    assert "Prefer" in response.vary
+    return response
+
+
+def id_of(placed: TestResponse) -> str:
+    return placed.headers["Location"].removeprefix("/order/")
+
+
+def applied(response: TestResponse) -> str | None:
+    return response.headers.get("Preference-Applied")
+
+
+def finish(orders_url: str, order_id: str, *, status: str = "success", told: bool = True) -> None:
+    settler(orders_url, notifies=told)(order_id, status)
+
+
+@pytest.fixture
+def wait(orders: Client) -> Iterator[Callable[[str], Future[tuple[TestResponse, float]]]]:
+    """Begins to wait for what is at a path; it gives the answer, and the seconds it took."""
+
+    def ask(path: str) -> tuple[TestResponse, float]:
+        client = orders.application.test_client()
+        began = time.monotonic()
+        response = client.get(path, headers={"Prefer": f"wait={WAIT_S}"})
+        return response, time.monotonic() - began
+
+    waiters = orders.application.extensions["settle-waiters"]
+    with ThreadPoolExecutor(8) as pool:
+        yield lambda path: pool.submit(ask, path)
+        waiters.release()  # or those of a test that failed would be waited for
+
+
+@pytest.mark.parametrize("prefer", [None, "return=minimal", "respond-async, x=y", "wait=5 5"])
+def test_the_answer_is_as_always_unless_preferred(orders: Client, prefer: str | None) -> None:
+    response = place(orders, prefer)
+    assert response.data.strip() == b'{"message":"Order accepted"}'
+    assert applied(response) == (prefer if prefer == "return=minimal" else None)
+    for path in (response.headers["Location"], f"/orders/{id_of(response)}"):
+        assert "Prefer" in orders.get(path).vary
+
+
+def test_the_order_comes_whole_when_preferred(orders: Client) -> None:
+    response = place(orders, "return=representation")
+    assert applied(response) == "return=representation"
+    assert response.content_type == "application/json"
+    assert response.data == orders.get(f"/orders/{id_of(response)}").data
+    assert response.json["Status"] == "created"
+
+
+def test_who_prefers_to_wait_may_do_so_for_nothing(orders: Client) -> None:
+    response = place(orders, "return=representation, wait=0")
+    assert applied(response) == "return=representation, wait=0"
+    path = response.headers["Location"]
+    found = orders.get(path, headers={"Prefer": "wait=0"})
+    assert (found.json["status"], applied(found)) == ("created", "wait=0")
+
+
+def test_time_passes_and_the_answer_comes(orders: Client) -> None:
+    path = place(orders).headers["Location"]
+    found = orders.get(path, headers={"Prefer": "wait=1, return=representation"})
+    assert (found.json["status"], applied(found)) == ("created", "wait=1")
+
+
+def test_of_what_is_final_or_unknown_nobody_waits(orders: Client, orders_url: str) -> None:
+    order_id = id_of(place(orders))
+    finish(orders_url, order_id)
+    began = time.monotonic()
+    found = orders.get(f"/order/{order_id}", headers={"Prefer": "wait=3600"})
+    assert (found.json["status"], applied(found)) == ("success", f"wait={WAIT_S}")
+    problem_of(orders.get(f"/order/{uuid4()}", headers={"Prefer": "wait=30"}), 404)
+    problem_of(orders.get(f"/orders/{uuid4()}", headers={"Prefer": "wait=30"}), 404)
+    assert time.monotonic() - began < SOON_S
+
+
+def test_an_order_that_is_placed_is_waited_for(
+    orders: Client, orders_url: str, orders_session: Session
+) -> None:
+    """The wait begins after the commit: it is what others can settle that is waited for."""
+
+    def settle_it() -> None:
+        query = text("SELECT id FROM orders")
+        order_id = wait_until(lambda: orders_session.scalar(query), what="the order")
+        finish(orders_url, str(order_id), status="failed")
+
+    with ThreadPoolExecutor(1) as pool:
+        settling = pool.submit(settle_it)
+        began = time.monotonic()
+        response = place(orders, f"wait={WAIT_S}, return=representation", key="k-1")
+        assert time.monotonic() - began < SOON_S
+        settling.result()
+    assert applied(response) == f"return=representation, wait={WAIT_S}"
+    assert (response.json["Status"], response.json["FailureReason"]) == (
+        "failed",
+        "insufficient_funds",
+    )
+
+
+def test_a_replay_is_answered_by_its_own_preferences(orders: Client, orders_url: str) -> None:
+    """What is kept for a key is that the order was accepted, not how it stood then."""
+    body = {"user_id": str(uuid4()), "amount": 100}
+
+    def send(prefer: str | None) -> TestResponse:
+        headers = {"Idempotency-Key": "k-1"} | ({"Prefer": prefer} if prefer else {})
+        return orders.post("/orders", json=body, headers=headers)
+
+    first = send("return=representation")
+    order_id = id_of(first)
+    finish(orders_url, order_id)
+    again = send("return=representation, wait=30")
+    plain = send(None)
+    assert (first.json["Status"], again.json["Status"]) == ("created", "success")
+    assert plain.data.strip() == b'{"message":"Order accepted"}'
+    assert applied(again) == "return=representation, wait=30"
+    assert applied(plain) is None
+    for replay in (again, plain):
+        assert replay.status_code == 202
+        assert replay.headers["Idempotent-Replayed"] == "true"
+        assert id_of(replay) == order_id
+    assert len(orders.get("/orders").json) == 1
+
+
+def test_an_order_is_accepted_also_when_it_cannot_be_read_after(
+    orders: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
+
+    monkeypatch.setattr(use_cases, "find", fail)
+    response = place(orders, "return=representation, wait=5")
+    assert response.data.strip() == b'{"message":"Order accepted"}'
+    assert applied(response) is None
+    assert orders.get(response.headers["Location"]).status_code == 200
+
+
+def find_nothing(*_: object) -> tuple[()]:
+    """In place of the poll."""
+    return ()
+
+
+def test_a_notification_ends_the_wait(
+    orders: Client,
+    orders_url: str,
+    wait: Callable[[str], Future[tuple[TestResponse, float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Alone: no poll finds anything. Of two orders, each for those who wait for it."""
+    other = place(orders).headers["Location"]
+    before = wait(other)
+    finish(orders_url, other.removeprefix("/order/"))
+    before.result()  # and now it listens
+    monkeypatch.setattr(watch.Watch, "_final", find_nothing)
+    waiters = orders.application.extensions["settle-waiters"]
+    first, second = (place(orders).headers["Location"] for _ in range(2))
+    waiting = {path: [wait(path), wait(path)] for path in (first, second)}
+    wait_until(lambda: len(waiters.keys()) == 2)
+    for path in (first, second):
+        finish(orders_url, path.removeprefix("/order/"))
+        for each in waiting.pop(path):
+            response, took_s = each.result()
+            assert (response.json["status"], applied(response)) == ("success", f"wait={WAIT_S}")
+            assert took_s < SOON_S
+        assert not any(each.done() for rest in waiting.values() for each in rest)
+
+
+@pytest.mark.parametrize("listening", [False, True], ids=["before it listens", "when it listens"])
+def test_what_is_settled_between_two_looks_is_not_missed(
+    orders: Client,
+    orders_url: str,
+    wait: Callable[[str], Future[tuple[TestResponse, float]]],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    listening: bool,
+) -> None:
+    """It is settled, and told, after the waiter has seen that it was not."""
+    if listening:
+        other = place(orders).headers["Location"]
+        before = wait(other)
+        finish(orders_url, other.removeprefix("/order/"))
+        before.result()
+        monkeypatch.setattr(watch.Watch, "_final", find_nothing)
+    path = place(orders).headers["Location"]
+    status, looked = use_cases.status, threading.Event()
+
+    def look(*arguments: Any) -> str:
+        found = status(*arguments)
+        if not looked.is_set():
+            looked.set()
+            finish(orders_url, path.removeprefix("/order/"))
+        return found
+
+    monkeypatch.setattr(use_cases, "status", look)
+    response, took_s = wait(path).result()
+    assert response.json["status"] == "success"
+    assert took_s < SOON_S
+
+
+def test_a_poll_ends_the_wait_when_nobody_tells(
+    orders: Client,
+    orders_url: str,
+    wait: Callable[[str], Future[tuple[TestResponse, float]]],
+) -> None:
+    """As when the consumer died after its commit, and before it told of it."""
+    path = place(orders).headers["Location"]
+    waiting = wait(path)
+    waiters = orders.application.extensions["settle-waiters"]
+    wait_until(waiters.keys)
+    finish(orders_url, path.removeprefix("/order/"), told=False)
+    response, took_s = waiting.result()
+    assert response.json["status"] == "success"
+    assert took_s < SOON_S

@@ -1,0 +1,45 @@
+"""Giving orders their final status without a broker, as the consumer does or behind its back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.orders.settlements import Settlement, settle
+from shared import outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REASON = "insufficient_funds"
+
+
+def finish(session: Session, order_id: str, status: str) -> None:
+    """Give an order its final status, and commit."""
+    user_id, amount = session.execute(
+        text("SELECT user_id, amount FROM orders WHERE id = :id"), {"id": order_id}
+    ).one()
+    reason = REASON if status == "failed" else None
+    assert settle(session, [Settlement(UUID(order_id), user_id, amount, status, reason)]) == [None]
+    session.commit()
+
+
+def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
+    """What finishes orders by their id and status.
+
+    Args:
+        orders_url: of the database.
+        notifies: after the commit, as the consumer does; or not, as if it had died before.
+    """
+    sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
+    if notifies:
+        outbox.notify_after_commit(sessions, orders_url)
+
+    def finish_order(order_id: str, status: str) -> None:
+        with sessions() as session:
+            finish(session, order_id, status)
+
+    return finish_order

@@ -1,0 +1,90 @@
+"""The header Prefer, by RFC 7240: what is understood is taken, and nothing is an error."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from shared.web import prefer
+from shared.web.prefer import Preferences
+
+NOTHING = Preferences()
+WHOLE = Preferences(returned="representation")
+
+
+@pytest.mark.parametrize(
+    ("text", "preferences"),
+    [
+        (None, NOTHING),
+        ("", NOTHING),
+        ("return=representation", WHOLE),
+        ("return=minimal", Preferences(returned="minimal")),
+        ("Return = REPRESENTATION", WHOLE),
+        ('return="representation"', WHOLE),
+        ('return="repre\\sentation"', WHOLE),
+        ("return=representation; foo", WHOLE),
+        ('return=representation; foo="a, b; c"; bar = 1 ;', WHOLE),
+        ("wait=10", Preferences(wait_s=10)),
+        ('wait="10"', Preferences(wait_s=10)),
+        ("wait\t=\t10", Preferences(wait_s=10)),
+        ("wait=0", Preferences(wait_s=0)),
+        ("wait=00010", Preferences(wait_s=10)),
+        ("wait=30", Preferences(wait_s=30)),
+        ("wait=31", Preferences(wait_s=30)),
+        ("wait=" + "9" * 8000, Preferences(wait_s=30)),
+        ("return=representation, wait=10", Preferences("representation", 10)),
+        (" ,, wait=10 ,, return=minimal ,", Preferences("minimal", 10)),
+        ('respond-async, foo="return=minimal", wait=5', Preferences(wait_s=5)),
+        # Of several, the first counts; of the two that exclude each other, neither.
+        ("wait=5, wait=10", Preferences(wait_s=5)),
+        ("wait=x, wait=10", NOTHING),
+        ("return=minimal, return=representation", NOTHING),
+        ("return=representation, RETURN=representation", WHOLE),
+        # Values that make no sense.
+        ("wait", NOTHING),
+        ("wait=", NOTHING),
+        ('wait=""', NOTHING),
+        ("wait=-1", NOTHING),
+        ("wait=1.5", NOTHING),
+        ("wait=1e1", NOTHING),
+        ("wait=1O", NOTHING),
+        ("return", NOTHING),
+        ("return=everything", NOTHING),
+        ("return=everything, wait=5", Preferences(wait_s=5)),
+        # Malformed: none of it is taken.
+        ("wait=5 return=minimal", NOTHING),
+        ("wait=5, =", NOTHING),
+        ("wait=5; =x", NOTHING),
+        ("=5", NOTHING),
+        ("wait==5", NOTHING),
+        ("wait=5, @", NOTHING),
+        ('wait="5', NOTHING),
+        ('wait=5, foo="\x00"', NOTHING),
+        ("wait=\u0665", NOTHING),
+        ("wait=5\n", NOTHING),
+        ("\xff=\xff", NOTHING),
+    ],
+)
+def test_what_is_understood_is_taken(text: str | None, preferences: Preferences) -> None:
+    assert prefer.read(text) == preferences
+
+
+@pytest.mark.parametrize("text", ["a;" + " " * 8000 + "@", "a=" + '"' * 8000, ",\t" * 4000 + "@",
+                                  "a" + ";b" * 4000 + "@", 'a="' + "\\" * 8000])  # fmt: skip
+def test_no_header_takes_long_to_read(text: str) -> None:
+    """Of the size that the server lets through. Backtracking would take minutes."""
+    began = time.process_time()
+    assert prefer.read(text) == NOTHING
+    assert time.process_time() - began < 1
+
+
+def test_what_was_honoured_is_told() -> None:
+    assert prefer.headers() == {"Vary": "Prefer"}
+    assert prefer.headers(returned="minimal") == {
+        "Vary": "Prefer",
+        "Preference-Applied": "return=minimal",
+    }
+    assert prefer.headers(returned="representation", wait_s=30)["Preference-Applied"] == (
+        "return=representation, wait=30"
+    )

@@ -1,0 +1,92 @@
+"""Waiting for something to be over: nobody misses it, and not all may wait."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from shared.web import Waiters
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONG_S = 60
+KEY = uuid4()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as threads:
+        yield threads
+
+
+def never(_: object) -> bool:
+    return False
+
+
+def test_a_waiter_is_woken_and_looks_again(pool: ThreadPoolExecutor) -> None:
+    waiters = Waiters(most=1)
+    over: list[str] = []
+    waiting = pool.submit(waiters.hold, KEY, LONG_S, lambda: list(over), bool)
+    wait_until(lambda: waiters.keys() == [KEY])
+    waiters.wake([uuid4(), KEY])  # in vain
+    over.append("now")
+    waiters.wake([KEY])
+    assert waiting.result(10) == (["now"], True)
+    assert not waiters.keys()
+    assert not waiters.present.is_set()
+
+
+def test_what_is_over_between_two_looks_is_not_missed() -> None:
+    """It ends right after it was read as not over, before the wait begins."""
+    waiters = Waiters(most=1)
+    seen: list[int] = []
+
+    def read() -> int:
+        seen.append(1)
+        if len(seen) == 1:
+            waiters.wake([KEY])
+        return len(seen)
+
+    assert waiters.hold(KEY, LONG_S, read, lambda found: found > 1) == (2, True)
+
+
+def test_time_passes() -> None:
+    waiters = Waiters(most=1)
+    reads: list[int] = []
+    assert waiters.hold(KEY, 0.05, lambda: reads.append(1), never) == (None, True)
+    assert len(reads) == 2
+    assert waiters.hold(KEY, 0, lambda: reads.append(1), never) == (None, True)
+    assert len(reads) == 3
+
+
+def test_no_more_wait_than_may(pool: ThreadPoolExecutor) -> None:
+    waiters = Waiters(most=2)
+    waiting = [pool.submit(waiters.hold, uuid4(), LONG_S, int, never) for _ in range(2)]
+    wait_until(lambda: len(waiters.keys()) == 2)
+    assert waiters.hold(KEY, LONG_S, int, never) == (0, False)
+    assert waiters.hold(KEY, LONG_S, int, lambda _: True) == (0, True)
+    waiters.release()
+    assert [each.result(10) for each in waiting] == [(0, False)] * 2
+
+
+def test_an_error_ends_the_wait_and_leaves_nobody() -> None:
+    waiters = Waiters(most=1)
+
+    def read() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        waiters.hold(KEY, LONG_S, read, never)
+    assert not waiters.keys()
+    assert waiters.hold(KEY, 0, int, never) == (0, True)
+
+
+def test_nobody_begins_to_wait_after_the_release() -> None:
+    waiters = Waiters(most=1)
+    waiters.release()
+    assert waiters.hold(KEY, LONG_S, int, never) == (0, False)
