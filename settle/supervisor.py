@@ -74,8 +74,12 @@ class _Transport(xmlrpc.client.Transport):
         super().__init__()
         self._path = path
 
-    def make_connection(self, host: Any) -> HTTPConnection:  # noqa: ARG002 - the base's
-        return _Connection(self._path)
+    def make_connection(self, host: Any) -> HTTPConnection:
+        connection = self._connection[1]
+        if connection is None:
+            connection = _Connection(self._path)
+            self._connection = host, connection  # where the base finds it, to close it
+        return connection
 
 
 class Supervisor:
