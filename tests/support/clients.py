@@ -65,7 +65,8 @@ class Client(threading.Thread):
     def open(self) -> None:
         """Open the account; before there is any trouble."""
         body = {"user_id": self.account.user_id}
-        assert self._post(f"{self._stack.payments}/accounts", body).status_code == 201
+        url = f"{self._stack.payments}/accounts"
+        assert self._session.post(url, json=body, timeout=TIMEOUT_S).status_code == 201
         self._deposit()
         assert not self.account.maybe_deposited
 
@@ -126,16 +127,29 @@ class Client(threading.Thread):
         return True
 
     def _try(self, service: str, path: str, body: dict[str, Any]) -> requests.Response | None:
-        """Post; None when there is no answer, or one that does not tell what was done."""
+        """Post; None when there is no answer, or one that does not tell what was done.
+
+        Every other request has a key, and is sent until it is done; then it is done once.
+        """
         base = {"orders": self._stack.orders, "payments": self._stack.payments}[service]
+        headers = {"Idempotency-Key": str(uuid4())} if self._rng.random() < 0.5 else {}
+        while True:
+            answer = self._try_once(f"{base}{path}", body, headers)
+            if answer is not None or not headers or self._stop_asked.wait(PAUSE_AFTER_TROUBLE_S):
+                return answer
+
+    def _try_once(
+        self, url: str, body: dict[str, Any], headers: dict[str, str]
+    ) -> requests.Response | None:
         try:
-            answer = self._post(f"{base}{path}", body)
+            answer = self._session.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
         except requests.RequestException:
             return None
-        if answer.status_code not in {200, 202}:
+        if answer.status_code in {200, 202}:
+            return answer
+        if not (headers and answer.status_code == 409):  # its former self is under way still
             self._expect_503(answer)
-            return None
-        return answer
+        return None
 
     def _expect_503(self, answer: requests.Response) -> None:
         if answer.status_code != 503:
@@ -143,9 +157,6 @@ class Client(threading.Thread):
                 f"{answer.request.method} {answer.request.path_url}: {answer.status_code} "
                 f"{answer.text[:300]}"
             )
-
-    def _post(self, url: str, body: dict[str, Any]) -> requests.Response:
-        return self._session.post(url, json=body, timeout=TIMEOUT_S)
 
 
 class Clients:
