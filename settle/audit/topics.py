@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kafka import TopicPartition
-from kafka.errors import BrokerResponseError
+from kafka.errors import GroupIdNotFoundError, RetriableError
 
 from settle.audit.ids import parse_uuid
 from settle.audit.report import AuditError
@@ -17,7 +17,7 @@ from shared.outbox.topics import close_quietly
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kafka import KafkaConsumer
+    from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata
     from kafka.consumer.fetcher import ConsumerRecord
 
     from settle.audit.databases import Tell
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SILENCE_S = 30.0
 _POLL_MS = 500
+_RETRY_S = 0.2
 
 # Of an event's records, the one that came first: another partition's may have been read before.
 _FIRST_APPEARANCE = """
@@ -147,9 +148,7 @@ def _note_committed(
     """Note up to where the target's consumers are done; of a group that is not known, nothing."""
     admin = make_admin(settings, "settle-audit")
     try:
-        offsets = admin.list_group_offsets(flow.target).get(flow.target, {})
-    except BrokerResponseError:
-        return  # there is no such group
+        offsets = _group_offsets(admin, flow.target)
     finally:
         close_quietly(admin)
     scratch.add(
@@ -160,3 +159,17 @@ def _note_committed(
             if place in offsets
         ),
     )
+
+
+def _group_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
+    deadline = time.monotonic() + SILENCE_S
+    while True:
+        try:
+            return dict(admin.list_group_offsets(group).get(group, {}))
+        except GroupIdNotFoundError:
+            return {}
+        except RetriableError:
+            # A broker that has just started looks for its coordinators.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)

@@ -41,6 +41,12 @@ ORDER = f"{ORDERS}: first appearances in order"
 EFFECTS = {topic: f"{topic}: each applied exactly once" for topic in (ORDERS, PAYMENTS)}
 LONG_AGO = datetime.now(UTC) - 20 * DAY
 
+# On a slow machine, what is placed must not outrun what is delivered.
+MOST_OPEN = 60
+
+# The servers and the traffic of all these tests count for the first of them.
+pytestmark = pytest.mark.timeout(300)
+
 _copies = count(1)
 
 
@@ -111,8 +117,9 @@ def traffic(here: Settled) -> None:
 
     def place() -> None:
         while not enough.is_set():
-            for user_id in users:
-                delivery.place(user_id, 7)
+            if delivery.statuses().get("created", 0) < MOST_OPEN:
+                for user_id in users:
+                    delivery.place(user_id, 7)
 
     placing = [threading.Thread(target=place) for _ in range(2)]
     for each in placing:
