@@ -8,43 +8,41 @@ import pytest
 from kafka import KafkaProducer
 
 from shared.outbox import sender
-from support.broker import open_broker
 from support.delivery import ORDERS, Delivery
-from support.ports import free_port
-from support.proxy import CUT_AFTER, CUT_BEFORE, REFUSE, Proxy
+from support.proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, REFUSE
 from support.writers import Writers
 
 if TYPE_CHECKING:
+    from conftest import Proxied
     from shared.settings import Settings
 
 # Which produce requests fail, by their number from 1; between them, others get through.
 HOW = {
     "one refused": {3: REFUSE},
     "some refused": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), REFUSE),
+    "one out of order": {3: OUT_OF_ORDER},
+    "some out of order": dict.fromkeys((2, 5, 9, 16, 25), OUT_OF_ORDER),
     "cut before": dict.fromkeys((3, 12), CUT_BEFORE),
     "cut after": dict.fromkeys((3, 12), CUT_AFTER),
-    "mixed": {3: CUT_AFTER, 8: REFUSE, 14: CUT_BEFORE, 20: REFUSE},
+    "mixed": {3: CUT_AFTER, 8: REFUSE, 14: CUT_BEFORE, 20: OUT_OF_ORDER},
 }
 
 
 @pytest.mark.parametrize("how", HOW)
 def test_failed_requests_leave_neither_gap_nor_disorder(
-    payments_url: str, orders_url: str, how: str
+    proxied_delivery: Delivery, proxied: Proxied, how: str
 ) -> None:
-    relay_through_failures(payments_url, orders_url, HOW[how])
+    """Told that a batch is out of order, a producer takes a new epoch and sends what comes next."""
+    relay_through_failures(proxied_delivery, proxied, HOW[how])
 
 
 @pytest.mark.parametrize("how", ["one refused", "some refused"])
 def test_the_fence_holds_where_the_producer_goes_on(
-    payments_url: str, orders_url: str, how: str, monkeypatch: pytest.MonkeyPatch
+    proxied_delivery: Delivery, proxied: Proxied, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Apache Kafka, a producer bumps its epoch after a failure and sends what comes next.
-
-    The embedded broker knows no bump, and such a failure is the end of an idempotent producer
-    there; one without idempotence goes on anywhere.
-    """
+    """One without idempotence goes on after any failure, on any broker."""
     monkeypatch.setattr(sender, "make_producer", make_producer_that_goes_on)
-    relay_through_failures(payments_url, orders_url, HOW[how])
+    relay_through_failures(proxied_delivery, proxied, HOW[how])
 
 
 def make_producer_that_goes_on(settings: Settings, client_id: str) -> KafkaProducer:
@@ -61,20 +59,13 @@ def make_producer_that_goes_on(settings: Settings, client_id: str) -> KafkaProdu
     )
 
 
-def relay_through_failures(payments_url: str, orders_url: str, fails: dict[int, str]) -> None:
-    port = free_port()
-    broker = open_broker(advertised_port=port)
-    delivery = Delivery(payments_url, orders_url, f"127.0.0.1:{port}")
+def relay_through_failures(delivery: Delivery, proxied: Proxied, fails: dict[int, str]) -> None:
     # Several batches of each partition are in flight at once: that is when a failed one is passed.
-    writers = Writers(orders_url, keys=4, threads=1, each=300, padding=20_000)
+    writers = Writers(delivery.orders_url, keys=4, threads=1, each=300, padding=20_000)
     writers.run()
-    try:
-        broker.start()
-        with Proxy(port, broker.port, fails.get).serving() as proxy:
-            with delivery.relay("orders"):
-                delivery.wait_sent("orders", timeout_s=60)
-            assert proxy.failed, "the proxy failed nothing"
-            records = delivery.records(ORDERS)
-    finally:
-        broker.discard()
+    with proxied.failing(fails.get) as proxy:
+        with delivery.relay("orders"):
+            delivery.wait_sent("orders", timeout_s=60)
+        assert proxy.failed, "the proxy failed nothing"
+        records = delivery.records(ORDERS)
     writers.check(records)

@@ -8,15 +8,18 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from kafka.errors import UnknownError
+from kafka.errors import OutOfOrderSequenceNumberError, UnknownError
 from kafka.protocol.producer import ProduceRequest, ProduceResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# How to fail a request: told so by an error of the broker's, or by a connection that is cut
-# before the broker has it, or after, its answer lost.
-REFUSE, CUT_BEFORE, CUT_AFTER = "refuse", "cut before", "cut after"
+# How to fail a request: told so by an error of the broker's, which ends an idempotent producer or
+# has it take a new epoch and go on; or by a connection that is cut before the broker has it, or
+# after, its answer lost.
+REFUSE, OUT_OF_ORDER = "refuse", "out of order"
+CUT_BEFORE, CUT_AFTER = "cut before", "cut after"
+_ERRORS = {REFUSE: UnknownError, OUT_OF_ORDER: OutOfOrderSequenceNumberError}
 
 
 class Proxy:
@@ -90,8 +93,8 @@ class _Pair:
             while frame := _frame(self._client):
                 api_key, version, correlation_id = struct.unpack_from(">hhi", frame)
                 how = self._proxy.how(api_key)
-                if how == REFUSE:
-                    answer = _refusal(frame, version, correlation_id)
+                if how in _ERRORS:
+                    answer = _refusal(frame, version, correlation_id, _ERRORS[how].errno)
                     with self._sending:
                         _send(self._client, answer)
                     continue
@@ -138,7 +141,7 @@ def _send(target: socket.socket, frame: bytes) -> None:
     target.sendall(struct.pack(">i", len(frame)) + frame)
 
 
-def _refusal(frame: bytes, version: int, correlation_id: int) -> bytes:
+def _refusal(frame: bytes, version: int, correlation_id: int, error_code: int) -> bytes:
     """What a broker answers that could not write any of the request's batches."""
     request = ProduceRequest.decode(frame, version=version, header=True)
     response = ProduceResponse(
@@ -151,7 +154,7 @@ def _refusal(frame: bytes, version: int, correlation_id: int) -> bytes:
                     ProduceResponse.TopicProduceResponse.PartitionProduceResponse(
                         version=version,
                         index=partition.index,
-                        error_code=UnknownError.errno,
+                        error_code=error_code,
                         base_offset=-1,
                         log_append_time_ms=-1,
                         log_start_offset=-1,

@@ -1,0 +1,171 @@
+"""What delivers dies, freezes, comes and goes while orders are placed, and the audit is clean."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.delivery import ORDERS, header
+from support.proxy import CUT_BEFORE
+from support.traffic import SERVICES, Traffic, crew
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from conftest import Proxied
+    from support.delivery import Delivery, Process
+
+RELAY, CONSUMER = "outbox-relay", "inbox-consumer"
+POINTS = {
+    RELAY: ("relay.locked", "relay.sent", "relay.marked"),
+    CONSUMER: ("consumer.recorded", "consumer.applied", "consumer.committed"),
+}
+LANES = [(program, service) for program in POINTS for service in SERVICES]
+
+
+@pytest.mark.timeout(300)
+def test_each_is_killed_at_each_of_its_places(delivery: Delivery) -> None:
+    """After send and before mark, after commit and before the offset, and in the midst of both."""
+    stop = threading.Event()
+    last = threading.Barrier(len(LANES) + 1)
+
+    def run(program: str, service: str) -> None:
+        for point in POINTS[program]:
+            # The third time: what came before it is through, what comes after it waits.
+            with delivery.process(
+                program, "run", service, FAILPOINTS=f"{point}=kill@3", RELAY_BATCH="20"
+            ) as victim:
+                assert victim.wait(timeout_s=60) == -signal.SIGKILL, victim.lines
+        with delivery.process(program, "run", service) as heir:
+            last.wait(timeout=200)
+            stop.wait(200)
+            heir.signal(signal.SIGTERM)
+            assert heir.wait() == 0
+
+    with ThreadPoolExecutor(len(LANES)) as lanes, Traffic(delivery) as traffic:
+        running = [lanes.submit(run, *lane) for lane in LANES]
+        try:
+            last.wait(timeout=200)
+            traffic.end()
+            traffic.wait_settled()
+        except threading.BrokenBarrierError:
+            pass  # a lane has failed, and tells why
+        finally:
+            last.abort()
+            stop.set()
+        for lane in running:
+            lane.result(60)
+    traffic.check()
+
+
+def test_a_relay_killed_midway_through_a_batch(
+    proxied_delivery: Delivery, proxied: Proxied
+) -> None:
+    """Of a batch, one request is in the topic and the next is not."""
+    delivery = proxied_delivery
+    traffic = Traffic(delivery, clients=3)
+    # Of one user, so for one partition: more than one request can hold.
+    traffic.place_many(traffic.users[-1], 600)
+    batch = pending(delivery)
+    with traffic, delivery.process("outbox-relay", "run", "orders", RELAY_BATCH="600") as victim:
+
+        def kill_at_the_second(number: int) -> str | None:
+            if number == 1:
+                return None
+            victim.signal(signal.SIGKILL)
+            return CUT_BEFORE
+
+        with proxied.failing(kill_at_the_second):
+            assert victim.wait(timeout_s=60) == -signal.SIGKILL
+        with proxied.failing(lambda _: None):
+            sent = {header(record, "ce_id") for record in delivery.records(ORDERS)}
+            assert batch <= pending(delivery), "some of it was marked"
+            assert batch & sent, "none of it was sent"
+            assert batch - sent, "all of it was sent"
+            with crew(delivery):
+                traffic.wait_more(len(batch))
+                traffic.end()
+                traffic.wait_settled()
+            traffic.check()
+
+
+def pending(delivery: Delivery) -> set[str]:
+    """The ids of what is to be sent."""
+    return {str(id_) for (id_,) in delivery.query("orders", "SELECT id FROM outbox_pending")}
+
+
+@pytest.mark.timeout(400)
+def test_the_frozen_wake_when_others_have_long_taken_over(delivery: Delivery) -> None:
+    """Past the lease of a relay, its producer's time-outs, and the session of a consumer."""
+    frozen_at = {RELAY: "relay.sent", CONSUMER: "consumer.applied"}
+    others = ExitStack()
+    with ExitStack() as running, Traffic(delivery) as traffic, others:
+        others.enter_context(crew(delivery))
+        frozen = {
+            (program, service): running.enter_context(
+                delivery.process(program, "run", service, FAILPOINTS=f"{frozen_at[program]}=stop@2")
+            )
+            for program, service in LANES
+        }
+        for lane, process in frozen.items():
+            wait_until(lambda: stopped(process), timeout_s=120, what=f"{lane} to freeze")  # noqa: B023
+        placed = [order for orders in traffic.placed.values() for order in list(orders)]
+        wait_until(lambda: traffic.settled(placed), timeout_s=90, what="others to take over")
+        for service in SERVICES:
+            wait_until(lambda: not holding(delivery, service), timeout_s=30, what="the lease")  # noqa: B023
+
+        for process in frozen.values():
+            process.signal(signal.SIGCONT)
+        for service in SERVICES:
+            frozen[RELAY, service].wait_logged("relay.database_up", timeout_s=60)
+        others.close()
+        # Those that were frozen do all of it now.
+        traffic.wait_more(50)
+        traffic.end()
+        traffic.wait_settled()
+        for process in frozen.values():
+            process.signal(signal.SIGTERM)
+        assert [process.wait() for process in frozen.values()] == [0] * len(frozen)
+    traffic.check()
+
+
+def stopped(process: Process) -> bool:
+    """Whether it is frozen; tells what it did instead."""
+    assert process.stopped, "".join(process.lines[-10:])
+    return True
+
+
+def holding(delivery: Delivery, service: str) -> list[object]:
+    """The transactions of relays that nothing has happened in for seconds."""
+    return delivery.query(
+        service,
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = :name AND state = 'idle in transaction'"
+        " AND state_change < now() - interval '2 seconds'",
+        name=f"{RELAY} {service}",
+    )
+
+
+@pytest.mark.timeout(300)
+def test_consumers_that_join_and_leave_all_the_time(delivery: Delivery) -> None:
+    """In order and without a word, by turns."""
+
+    def come_and_go(service: str) -> None:
+        for how in (signal.SIGTERM, signal.SIGKILL) * 2:
+            with delivery.process(CONSUMER, "run", service) as member:
+                # It has its share of the partitions, and takes from them.
+                member.wait_logged("consumer.received", timeout_s=60)
+                member.signal(how)
+                assert member.wait() == (0 if how is signal.SIGTERM else -how)
+
+    with crew(delivery), Traffic(delivery) as traffic, ThreadPoolExecutor(2) as pool:
+        for coming in [pool.submit(come_and_go, service) for service in SERVICES]:
+            coming.result(250)
+        traffic.wait_more(20)
+        traffic.end()
+        traffic.wait_settled()
+        traffic.check()
