@@ -22,6 +22,12 @@ backlog = 2048
 # X-Forwarded-* and the like are the app's matter (TRUSTED_PROXIES): gunicorn believes nobody.
 forwarded_allow_ips = ""
 
+# Bytes of a request's first line, its headers, and bytes of each; what is more is 414 or 431. The
+# body is the app's matter (shared/web/bodies.py).
+limit_request_line = 4094
+limit_request_fields = 100
+limit_request_field_size = 8190
+
 # Seconds. A request under way at a stop may end; supervisord waits longer than this.
 graceful_timeout = 20
 timeout = 30
