@@ -168,7 +168,11 @@ class System:
         """Send the oldest unsent events, as the relay does; unmarked, it died after sending."""
         source = load_service(service).source
         with (
-            patch("shared.outbox.sender.make_producer", lambda *_: self.topics),
+            patch.multiple(
+                "shared.outbox.sender",
+                make_producer=lambda *_: self.topics,
+                when_connection_ends=lambda *_: None,  # there is no connection
+            ),
             self._engines[service].begin() as connection,
         ):
             shards = lock_shards(connection, ALL)
