@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -14,7 +15,9 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONG_S = 3600  # longer than a test may take
+# What a wait takes when nothing ends it, and what it may take: far apart.
+LONG_S = 60
+SOON_S = 30
 KEY = uuid4()
 
 
@@ -52,7 +55,9 @@ def test_what_is_over_between_two_looks_is_not_missed() -> None:
             waiters.wake([KEY])
         return len(seen)
 
+    began = time.monotonic()
     assert waiters.hold(KEY, LONG_S, read, lambda found: found > 1) == (2, True)
+    assert time.monotonic() - began < SOON_S
 
 
 def test_time_passes() -> None:
