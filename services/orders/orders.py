@@ -131,7 +131,7 @@ def newest(
     if after is not None:
         query = query.where(tuple_(orders.c.created_at, orders.c.id) < tuple_(*after))
         # It follows from `after`; but given both, PostgreSQL may enter the index at this one, and
-        # reads on from there: every page would cost as much as all those before it.
+        # read on from there: every page would cost as much as all those before it.
         wanted.pop("created_before", None)
     query = query.where(*(_FILTERS[name](value) for name, value in wanted.items()))
     rows = session.execute(query.limit(limit + 1)).all()
