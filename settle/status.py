@@ -131,7 +131,7 @@ def _places(stack: Stack) -> dict[str, str]:
     if BROKER not in stack.embedded:
         places["broker"] = f"{stack.bootstrap}, as given"
     elif stack.broker is BrokerKind.KAFKA:
-        places["Apache Kafka"] = str(stack.state.kafka)
+        places["Kafka"] = str(stack.state.kafka)
     return places
 
 

@@ -157,6 +157,7 @@ class Node:
         """
         jars = fetch()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # what users ordered is nobody else's business
         configuration = self.folder / "server.properties"
         configuration.write_text(self._configuration(), encoding="utf-8")
         java = ["java", *_JAVA_OPTIONS, "-cp", f"{jars}/*"]
