@@ -105,6 +105,13 @@ meddlings = st.one_of(
         succeeded=st.lists(st.booleans(), min_size=1, max_size=2),
         agrees=st.sampled_from([True, True, False]),
     ),
+    # One against the other, the first of which holds.
+    step(
+        "_forge_result",
+        order=numbers,
+        succeeded=st.permutations([True, False]),
+        agrees=st.just(value=True),
+    ),
     step("_send_unknown_type", service=services, value=st.binary(max_size=5)),
 )
 
