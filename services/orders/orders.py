@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import select, tuple_
 from uuid_utils.compat import uuid7
 
 from services.orders.events import order_created
@@ -39,7 +39,14 @@ class Page:
     more: bool
 
 
-_PLACE = insert(orders)
+_PLACE = outbox.with_event(
+    """
+    INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
+    VALUES (
+        CAST(:id AS uuid), CAST(:user_id AS uuid), :amount, :description, :status, :now, :now
+    )
+    """
+)
 _STATUS = select(orders.c.status)
 _WHOLE = select(orders)
 _NEWEST = _WHOLE.order_by(orders.c.created_at.desc(), orders.c.id.desc())
@@ -65,20 +72,19 @@ def place(session: Session, *, user_id: UUID, amount: int, description: str) -> 
     """
     order_id = uuid7()
     now = datetime.now(UTC)
-    session.execute(
+    outbox.add_with(
+        session,
         _PLACE,
         {
-            "id": order_id,
-            "user_id": user_id,
+            "id": str(order_id),
+            "user_id": str(user_id),
             "amount": amount,
             "description": description,
             "status": CREATED,
-            "created_at": now,
-            "updated_at": now,
+            "now": now,
         },
+        order_created(order_id=order_id, user_id=user_id, amount=amount, created_at=now),
     )
-    event = order_created(order_id=order_id, user_id=user_id, amount=amount, created_at=now)
-    outbox.add(session, event)
     return order_id
 
 

@@ -6,7 +6,7 @@ takes the engine's tables into its migrations from `shared.outbox.migrations`.
 
 from shared.outbox.event import Event, ReceivedEvent
 from shared.outbox.service import Outcome, Service, Subscription, Verdict
-from shared.outbox.store import add, add_all
+from shared.outbox.store import add, add_all, add_with, with_event
 from shared.outbox.wakeup import announce, notify_after_commit
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "Verdict",
     "add",
     "add_all",
+    "add_with",
     "announce",
     "notify_after_commit",
+    "with_event",
 ]

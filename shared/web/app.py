@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, request
 from flask.json.provider import DefaultJSONProvider
@@ -26,7 +26,7 @@ from shared.web import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -49,6 +49,12 @@ SESSION_SETTINGS = {
 # And by ourselves, when a server that is frozen does not. More than a statement may take, so that
 # it is the server that ends what is merely slow.
 TRANSACTION_S = 8.0
+
+
+class _App(Flask):
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        # None here is a coroutine; Flask looks some ten times a request.
+        return func
 
 
 class _Json(DefaultJSONProvider):
@@ -85,7 +91,7 @@ def make_app(
         revision: the migration that its code is made for.
         domain: the kind of problem for each error that its use cases raise.
     """
-    app = Flask(name, static_folder=None)
+    app = _App(name, static_folder=None)
     app.json = _Json(app)
     access.register(app)
     sessions.register(app, session_factory)
