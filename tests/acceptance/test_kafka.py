@@ -31,7 +31,7 @@ def topics(stack: Stack) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(kafka.missing() is not None, reason=f"{kafka.missing()}")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_stack_runs_on_apache_kafka_which_keeps_its_topics() -> None:
     stack = Stack(BROKER="kafka")
     try:
