@@ -58,7 +58,6 @@ def configure_logging(*, level: str, form: str) -> None:
         processors=[*describing, *rendering],
         logger_factory=structlog.WriteLoggerFactory(_output),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        cache_logger_on_first_use=True,
     )
     _configure_libraries(level, [*describing, structlog.stdlib.add_logger_name], rendering)
 
