@@ -174,6 +174,8 @@ class Injector:
     def _one_more(self, fault: Fault, end: signal.Signals) -> None:
         with self._system.start_another(fault.target) as process:
             time.sleep(fault.duration_s)
+            # On a loaded machine it may not have come so far as to know of signals.
+            self._system.wait_started(fault.target, process.pid)
             process.send_signal(end)
             try:
                 code = process.wait(END_TIMEOUT_S)

@@ -130,6 +130,13 @@ class System:
                 [str(BIN / command), "run", service], env=environ, stdout=log, stderr=log
             )
 
+    def wait_started(self, program: str, pid: int) -> None:
+        """Wait until one that was started by `start_another` says that it runs."""
+        log = self.state.logs / f"{program}-more.log"
+        wait_until(
+            lambda: f'"pid": {pid},' in log.read_text(), timeout_s=60, what=f"{program} to start"
+        )
+
     def wait_ready(self, *programs: str, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
         """Wait until these, or all, say that they do their work."""
 
