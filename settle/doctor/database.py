@@ -115,6 +115,33 @@ def check_migrations(database: Database) -> Iterator[Check]:
     yield fail(name, f"at revision {found}, the code needs {wanted}", remedy)
 
 
+_DURABILITY = """
+    SELECT name, setting FROM pg_settings
+    WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')
+      AND setting IN ('off', 'local')
+    ORDER BY name
+"""
+
+
+def check_durability(database: Database) -> Iterator[Check]:
+    """Whether a commit that was answered is there after a crash.
+
+    The broker is told of an offset, or a client of an order, when the transaction is committed.
+    """
+    name = f"{database.service} durability"
+    weak = dict(database.ask(_DURABILITY))
+    off = ", ".join(f"{setting}=off" for setting, value in weak.items() if value == "off")
+    remedy = "switch it on, for the server, the database and the role"
+    if weak.get("synchronous_commit") == "off":
+        yield fail(name, f"{off}: a crash of the server loses what it has committed", remedy)
+    elif off:
+        yield warn(name, f"{off}: a crash of the machine may ruin the database", remedy)
+    else:
+        # `local` waits for this server's disk, and not for a standby's.
+        whose = "this server's disk, not for a standby's" if weak else "the disk"
+        yield ok(name, f"commits wait for {whose}")
+
+
 def check_size(database: Database) -> Iterator[Check]:
     """How large it is, and what the most of it is."""
     name = f"{database.service} size"

@@ -28,6 +28,7 @@ from settle.doctor.check import Check, Verdict, carried_out, fail, warn
 from settle.doctor.database import (
     APPLICATION_NAME,
     Database,
+    check_durability,
     check_migrations,
     check_size,
     check_version,
@@ -193,6 +194,7 @@ def _start_looks(database: Database) -> Iterator[Look]:
 
 def _database_looks(database: Database) -> Iterator[Look]:
     looks = {
+        "durability": check_durability,
         "transactions": sessions.check_transactions,
         "pooler": pooling.check_connections,
         "indexes": schema.check_indexes,

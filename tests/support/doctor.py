@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Where nothing listens, and nothing will: the port of tcpmux.
 NOWHERE = "127.0.0.1:1"
+# The tests' own server does not wait for its disk (support/postgres.py), and is told so.
+UNDURABLE = {f"{service} durability" for service in SERVICES}
 
 
 @dataclass
