@@ -16,7 +16,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "Ports and more are set by the environment: make up PAYMENTS_PORT=9080 BROKER=kafka"
 
@@ -80,9 +80,9 @@ chaos: $(INSTALLED) ## Random faults under load, then checks; ARGS="--seed 7 --s
 model: $(INSTALLED) ## Compare the services with a plain model, in random steps; MODEL_EXAMPLES=5000
 	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/pytest tests/model $(ARGS)
 
-.PHONY: bench
-bench: $(INSTALLED) ## Measure it; the figures depend on the machine
-	@$(BIN)/python benchmarks/post_orders.py $(ARGS)
+.PHONY: bench-http
+bench-http: $(INSTALLED) ## Measure the calls against bare handlers; minutes; ARGS="--only orders"
+	@PYTHONPATH=tests $(BIN)/python benchmarks/http_calls.py $(ARGS)
 
 .PHONY: openapi
 openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/openapi

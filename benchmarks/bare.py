@@ -1,7 +1,7 @@
-"""The yardstick: a bare Flask handler that writes what POST /orders writes, as one CTE.
+"""The yardstick: bare Flask handlers that write and read what ours do, each by one statement.
 
-No validation beyond JSON, no problem documents, no documentation: what is left when everything
-but Flask, psycopg2 and the rows is taken away.
+No validation beyond JSON, no problem documents, no documentation, no log: what is left when
+everything but Flask, psycopg2 and the rows is taken away.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import psycopg2
 from flask import Flask, Response, request
 from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PLACE = """
 WITH placed AS (
@@ -28,18 +33,33 @@ WITH placed AS (
 INSERT INTO outbox_pending (shard, seq, id) SELECT shard, seq, id FROM added
 """
 
+DEPOSIT = """
+WITH credited AS (
+    UPDATE accounts SET balance = balance + %(amount)s WHERE user_id = %(user_id)s RETURNING id
+)
+INSERT INTO transfers (from_account_id, to_account_id, amount, kind)
+SELECT world.id, credited.id, %(amount)s, 'deposit'
+FROM credited, accounts AS world
+WHERE world.name = 'world'
+"""
+
+STATUS = "SELECT status FROM orders WHERE id = %s"
+
 _local = threading.local()
 
 
-def _connection() -> psycopg2.extensions.connection:
+@contextmanager
+def _transaction() -> Iterator[psycopg2.extensions.cursor]:
+    """A transaction on the thread's connection."""
     if not hasattr(_local, "connection"):
-        url = make_url(os.environ["ORDERS_DATABASE_URL"]).set(drivername="postgresql")
+        url = make_url(os.environ["BENCH_DATABASE_URL"]).set(drivername="postgresql")
         _local.connection = psycopg2.connect(url.render_as_string(hide_password=False))
-    return _local.connection
+    with _local.connection, _local.connection.cursor() as cursor:
+        yield cursor
 
 
 def create_app() -> Flask:
-    """Make the app."""
+    """Make the app; its database is that of the service whose calls are compared."""
     app = Flask(__name__)
 
     @app.post("/orders")
@@ -52,25 +72,34 @@ def create_app() -> Flask:
             "amount": body["amount"],
             "created_at": now.isoformat(),
         }
-        connection = _connection()
-        with connection, connection.cursor() as cursor:
-            cursor.execute(
-                PLACE,
-                {
-                    "order_id": order_id,
-                    "event_id": str(uuid7()),
-                    "user_id": body["user_id"],
-                    "amount": body["amount"],
-                    "description": body["description"],
-                    "now": now,
-                    "payload": json.dumps(payload).encode(),
-                },
-            )
-        return Response(
-            '{"message":"Order accepted"}',
-            202,
-            {"Location": f"/order/{order_id}"},
-            content_type="application/json",
-        )
+        parameters = {
+            "order_id": order_id,
+            "event_id": str(uuid7()),
+            "user_id": body["user_id"],
+            "amount": body["amount"],
+            "description": body["description"],
+            "now": now,
+            "payload": json.dumps(payload).encode(),
+        }
+        with _transaction() as cursor:
+            cursor.execute(PLACE, parameters)
+        answer = '{"message":"Order accepted"}'
+        location = {"Location": f"/order/{order_id}"}
+        return Response(answer, 202, location, content_type="application/json")
+
+    @app.post("/accounts/<user_id>/deposit")
+    def deposit(user_id: str) -> Response:
+        body = request.get_json()
+        with _transaction() as cursor:
+            cursor.execute(DEPOSIT, {"user_id": user_id, "amount": body["amount"]})
+        return Response('{"message":"Balance refilled"}', content_type="application/json")
+
+    @app.get("/order/<order_id>")
+    def status(order_id: str) -> Response:
+        with _transaction() as cursor:
+            cursor.execute(STATUS, (order_id,))
+            (found,) = cursor.fetchone()  # type: ignore[misc]  # the order is there
+        answer = json.dumps({"id": order_id, "status": found})
+        return Response(answer, content_type="application/json")
 
     return app

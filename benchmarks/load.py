@@ -1,4 +1,4 @@
-"""A small load generator: keep-alive connections, one thread each, in processes of their own."""
+"""A small load generator: keep-alive connections, one thread each, in a process of their own."""
 
 from __future__ import annotations
 
@@ -7,24 +7,39 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
 BUFFER = 65536
+CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
 class Load:
-    """One kind of request, over and over."""
+    """One kind of request, over and over.
+
+    Args:
+        port: of the server, on this machine.
+        request: makes the bytes of the next one; any thread calls it.
+        status: of each answer, as in its first line. Any other answer is an error.
+    """
 
     port: int
-    request: bytes
+    request: Callable[[], bytes]
     status: bytes
-    connections: int = 16
-    seconds: float = 3.0
 
-    def rate(self) -> float:
-        """Requests answered in a second. Any other answer than `status` is an error."""
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=self._drive, args=(sender,))
+    def rate(self, seconds: float) -> float:
+        """Requests answered in a second, by `CONNECTIONS` at once.
+
+        Raises:
+            RuntimeError: an answer had another status, or none came.
+        """
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=self._drive, args=(sender, seconds))
         process.start()
         outcome = receiver.recv()
         process.join()
@@ -32,10 +47,10 @@ class Load:
             raise RuntimeError(outcome)  # noqa: TRY004 - it is the message of a failure
         return float(outcome)
 
-    def _drive(self, sender: object) -> None:
-        counts = [0] * self.connections
+    def _drive(self, sender: Connection, seconds: float) -> None:
+        counts = [0] * CONNECTIONS
         failures: list[str] = []
-        end = time.monotonic() + self.seconds
+        end = time.monotonic() + seconds
 
         def run(number: int) -> None:
             try:
@@ -43,47 +58,52 @@ class Load:
             except (OSError, RuntimeError) as error:
                 failures.append(str(error))
 
-        threads = [threading.Thread(target=run, args=(n,)) for n in range(self.connections)]
+        threads = [threading.Thread(target=run, args=(n,)) for n in range(CONNECTIONS)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        sender.send(failures[0] if failures else sum(counts) / self.seconds)  # type: ignore[attr-defined]
+        sender.send(failures[0] if failures else sum(counts) / seconds)
 
     def _connection(self, end: float) -> int:
         count = 0
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as opened:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while time.monotonic() < end:
-                opened.sendall(self.request)
-                answer = self._read(opened)
+                opened.sendall(self.request())
+                answer = _read(opened)
                 if answer[9:12] != self.status:
                     raise RuntimeError(f"unexpected answer: {answer[:400]!r}")
                 count += 1
         return count
 
-    @staticmethod
-    def _read(opened: socket.socket) -> bytes:
-        received = b""
-        while True:
-            part = opened.recv(BUFFER)
-            if not part:
-                raise RuntimeError(f"the server closed the connection after {received!r}")
-            received += part
-            head, found, body = received.partition(b"\r\n\r\n")
-            if not found:
-                continue
-            lowered = head.lower()
-            at = lowered.find(b"content-length:")
-            length = int(lowered[at + 15 :].split(b"\r\n", 1)[0])
-            if len(body) >= length:
-                return received
+
+def _read(opened: socket.socket) -> bytes:
+    received = b""
+    while True:
+        part = opened.recv(BUFFER)
+        if not part:
+            raise RuntimeError(f"the server closed the connection after {received!r}")
+        received += part
+        head, found, body = received.partition(b"\r\n\r\n")
+        if not found:
+            continue
+        lowered = head.lower()
+        at = lowered.find(b"content-length:")
+        length = int(lowered[at + 15 :].split(b"\r\n", 1)[0])
+        if len(body) >= length:
+            return received
 
 
-def post(path: str, body: bytes) -> bytes:
-    """The bytes of a POST of JSON."""
+def get(path: str) -> bytes:
+    """The bytes of a GET."""
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+def post(path: str, body: bytes, *, headers: str = "") -> bytes:
+    """The bytes of a POST of JSON; each of the further headers ends its line."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n{headers}\r\n"
     )
     return head.encode() + body

@@ -1,0 +1,205 @@
+"""How fast the calls are, against handlers that do nothing but their work: `make bench-http`.
+
+What is compared runs under the same gunicorn settings on one PostgreSQL, in turn, round after round
+in one run. What counts are the ratios, for the machine's speed drifts; README.md tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from data import orders_database, payments_database
+from load import Load, get, post
+from servers import BARE, ORDERS, PAYMENTS, served
+
+from support.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROWS = 1_000
+MANY_ROWS = 1_000_000
+WARM_UP_S = 2.0
+
+USER = "7f1d2c3b-4a59-4c6d-8e7f-90a1b2c3d4e5"
+ORDER = f'{{"user_id":"{USER}","amount":100,"description":"benchmark"}}'.encode()
+DEPOSIT = b'{"amount":100}'
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two loads, the second of which is the measure of the first.
+
+    Args:
+        call: what is compared, for the table.
+        target: the ratio that is aimed at.
+    """
+
+    call: str
+    measured: Load
+    yardstick: Load
+    target: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a comparison came to: medians over the rounds, in requests a second."""
+
+    call: str
+    measured: float
+    yardstick: float
+    ratios: list[float]
+    target: float
+
+    @property
+    def ratio(self) -> float:
+        """The median of the rounds' ratios."""
+        return statistics.median(self.ratios)
+
+
+class Bench:
+    """The comparisons, each with servers of its own while it is made."""
+
+    def __init__(self, server: PostgresServer, log: Path, rounds: int, seconds: float) -> None:
+        self._server = server
+        self._log = log
+        self._rounds = rounds
+        self._seconds = seconds
+
+    def orders(self) -> list[Result]:
+        """Placing an order, without and with a key, and looking at one."""
+        url = orders_database(self._server, "orders", ROWS)
+        rows = self._server.execute("SELECT id FROM orders", database="orders")
+        paths = [f"/order/{order_id}" for (order_id,) in rows]
+        with ExitStack() as stack:
+            bare = stack.enter_context(served(BARE, url, self._log))
+            ours = stack.enter_context(served(ORDERS, url, self._log))
+            placed = Load(bare, _place, b"202")
+            looked = Load(bare, lambda: get(random.choice(paths)), b"200")
+            return self._compare(
+                Comparison("POST /orders", Load(ours, _place, b"202"), placed, 0.55),
+                Comparison("  with a key", Load(ours, _place_with_key, b"202"), placed, 0.4),
+                Comparison("GET /order/{id}", Load(ours, looked.request, b"200"), looked, 0.55),
+            )
+
+    def deposits(self) -> list[Result]:
+        """Depositing into one of many accounts: into one, requests would wait for each other."""
+        url = payments_database(self._server, "payments", ROWS)
+        rows = self._server.execute(
+            "SELECT user_id FROM accounts WHERE user_id IS NOT NULL", database="payments"
+        )
+        paths = [f"/accounts/{user_id}/deposit" for (user_id,) in rows]
+
+        def deposit() -> bytes:
+            return post(random.choice(paths), DEPOSIT)
+
+        with ExitStack() as stack:
+            bare = stack.enter_context(served(BARE, url, self._log))
+            ours = stack.enter_context(served(PAYMENTS, url, self._log))
+            return self._compare(
+                Comparison("deposit", Load(ours, deposit, b"200"), Load(bare, deposit, b"200"), 0.5)
+            )
+
+    def pages(self) -> list[Result]:
+        """A page of the list of many orders, against the same of few; the first, and a middle."""
+        with ExitStack() as stack:
+            few, many = (
+                stack.enter_context(
+                    served(ORDERS, orders_database(self._server, f"orders{n}", n), self._log)
+                )
+                for n in (ROWS, MANY_ROWS)
+            )
+            return self._compare(
+                Comparison(
+                    "GET /orders",
+                    Load(many, lambda: get("/orders"), b"200"),
+                    Load(few, lambda: get("/orders"), b"200"),
+                    0.95,
+                ),
+                Comparison(
+                    "  the middle",
+                    Load(many, self._middle(f"orders{MANY_ROWS}"), b"200"),
+                    Load(few, self._middle(f"orders{ROWS}"), b"200"),
+                    0.95,
+                ),
+            )
+
+    def _middle(self, database: str) -> Callable[[], bytes]:
+        ((moment,),) = self._server.execute(
+            "SELECT to_char(min(created_at) + (max(created_at) - min(created_at)) / 2,"
+            """ 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM orders""",
+            database=database,
+        )
+        return lambda: get(f"/orders?created_before={moment}")
+
+    def _compare(self, *comparisons: Comparison) -> list[Result]:
+        loads = list(dict.fromkeys(load for c in comparisons for load in (c.yardstick, c.measured)))
+        for load in loads:
+            load.rate(WARM_UP_S)
+        rates: dict[Load, list[float]] = {load: [] for load in loads}
+        for _ in range(self._rounds):
+            for load in loads:
+                rates[load].append(load.rate(self._seconds))
+        return [
+            Result(
+                c.call,
+                statistics.median(rates[c.measured]),
+                statistics.median(rates[c.yardstick]),
+                [ours / of for ours, of in zip(rates[c.measured], rates[c.yardstick], strict=True)],
+                c.target,
+            )
+            for c in comparisons
+        ]
+
+
+def _place() -> bytes:
+    return post("/orders", ORDER)
+
+
+def _place_with_key() -> bytes:
+    return post("/orders", ORDER, headers=f"Idempotency-Key: {uuid4()}\r\n")
+
+
+def main() -> None:
+    """Run the rounds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each load in a round")
+    parser.add_argument("--only", choices=["orders", "deposits", "pages"])
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    given = parser.parse_args()
+    log = Path(tempfile.mkdtemp(prefix="settle-bench-")) / "servers.log"
+    results = []
+    with PostgresServer() as server:
+        bench = Bench(server, log, given.rounds, given.seconds)
+        parts = {"orders": bench.orders, "deposits": bench.deposits, "pages": bench.pages}
+        print(f"{'':16} {'/s':>6} {'of /s':>6} {'ratio':>6} {'rounds':>13} {'target':>6}")
+        for name, part in parts.items():
+            if given.only in (None, name):
+                for result in part():
+                    _show(result)
+                    results.append(result)
+    if given.check and any(result.ratio < result.target for result in results):
+        sys.exit(1)
+
+
+def _show(result: Result) -> None:
+    spread = f"{min(result.ratios):.2f} to {max(result.ratios):.2f}"
+    print(
+        f"{result.call:16} {result.measured:6.0f} {result.yardstick:6.0f} {result.ratio:6.2f}"
+        f" {spread:>13} {result.target:6.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
