@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Tell = Callable[[int], None]
 
-CHUNK = 5_000
+CHUNK = 2_000
 
 # One snapshot for all that is read. Nobody waits for what only reads, but for partitions that are
 # to be dropped: relays and consumers try again later.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-CACHE_KIB = 32 * 1024
+CACHE_KIB = 16 * 1024
 
 # `source` is the service that publishes the event, wherever its row was found.
 _TABLES = f"""
