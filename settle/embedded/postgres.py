@@ -145,6 +145,8 @@ class Cluster:
             "unix_socket_directories": "",
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # By it an audit knows exactly which event had to come first.
+            "track_commit_timestamp": "on",
             **parameters,
         }
         options = [f"--{name}={value}" for name, value in given.items()]

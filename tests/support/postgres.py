@@ -26,8 +26,6 @@ FAST = {
     "synchronous_commit": "on",
     "max_connections": "300",
     "shared_buffers": "64MB",
-    # By it an audit knows exactly which event had to come first.
-    "track_commit_timestamp": "on",
 }
 STOP_TIMEOUT_S = 20
 # Debian's, where it is installed: the oldest that is promised to work and can be had there.
