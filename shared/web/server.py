@@ -69,8 +69,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         return alive
 
     def _release_waiters(self) -> None:
-        if self.wsgi is not None:  # it is still being loaded
-            release_waiters(self.wsgi)
+        app = getattr(self, "wsgi", None)
+        if app is not None:  # else it is still being loaded
+            release_waiters(app)
 
 
 def write_problem(client: socket, status: int, reason: str, detail: str) -> None:
