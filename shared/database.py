@@ -10,6 +10,7 @@ from psycopg2.extensions import make_dsn
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.orm import Session, sessionmaker
 
 from shared.deadlines import hold_deadline
 
@@ -68,6 +69,11 @@ def make_engine(
     if deadline_s is not None:
         hold_deadline(engine, deadline_s)
     return engine
+
+
+def make_sessions(engine: Engine) -> sessionmaker[Session]:
+    """Sessions of an engine, for statements alone: no object is there to be flushed or expire."""
+    return sessionmaker(engine, autoflush=False, expire_on_commit=False)
 
 
 def _options(url: str, session_settings: Mapping[str, str]) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import sessionmaker
-
 from services.orders.api import blueprint
 from services.orders.problems import PROBLEMS
 from services.orders.watch import Watch
 from shared import migrations, outbox
-from shared.database import make_engine
+from shared.database import make_engine, make_sessions
 from shared.failpoints import arm
 from shared.log import configure_logging
 from shared.settings import Settings, read_settings
@@ -48,7 +46,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         session_settings=SESSION_SETTINGS,
         deadline_s=TRANSACTION_S,
     )
-    sessions = sessionmaker(engine)
+    sessions = make_sessions(engine)
     outbox.notify_after_commit(sessions, settings.database_url)
     app = make_app(
         __name__,

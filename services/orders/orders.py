@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 from uuid_utils.compat import uuid7
 
 from services.orders.events import order_created
@@ -47,9 +47,11 @@ _PLACE = outbox.with_event(
     )
     """
 )
-_STATUS = select(orders.c.status)
-_WHOLE = select(orders)
-_NEWEST = _WHOLE.order_by(orders.c.created_at.desc(), orders.c.id.desc())
+# Made once: to make a statement takes longer than to execute it.
+_BY_ID = orders.c.id == bindparam("order_id")
+_STATUS = select(orders.c.status).where(_BY_ID)
+_FIND = select(orders).where(_BY_ID)
+_NEWEST = select(orders).order_by(orders.c.created_at.desc(), orders.c.id.desc())
 _FILTERS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
     "user_id": lambda user_id: orders.c.user_id == user_id,
     "status": lambda status: orders.c.status == status,
@@ -94,7 +96,7 @@ def status(session: Session, order_id: UUID) -> str:
     Raises:
         UnknownOrderError: there is no such order.
     """
-    found: str | None = session.scalar(_STATUS.where(orders.c.id == order_id))
+    found: str | None = session.scalar(_STATUS, {"order_id": order_id})
     if found is None:
         raise _unknown(order_id)
     return found
@@ -106,7 +108,7 @@ def find(session: Session, order_id: UUID) -> Row[tuple[object, ...]]:
     Raises:
         UnknownOrderError: there is no such order.
     """
-    found = session.execute(_WHOLE.where(orders.c.id == order_id)).one_or_none()
+    found = session.execute(_FIND, {"order_id": order_id}).one_or_none()
     if found is None:
         raise _unknown(order_id)
     return found

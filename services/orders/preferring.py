@@ -76,7 +76,6 @@ def as_preferred(place: View) -> View:
         response = place(*arguments, **path)
         preferred = prefer.preferences()
         whole = preferred.returned == prefer.REPRESENTATION
-        response.headers.update(prefer.headers())
         waited_s = None
         if whole or preferred.wait_s is not None:
             order_id = UUID(response.headers["Location"].rpartition("/")[2])
@@ -85,6 +84,7 @@ def as_preferred(place: View) -> View:
             except SQLAlchemyError as error:
                 # The order is accepted all the same, and that is what its client must hear.
                 log.warning("orders.not_looked_at", error=str(error).partition("\n")[0])
+                response.headers.update(prefer.headers())
                 return response
             if whole:
                 response.set_data(jsonify(_WHOLE.dump(found)).get_data())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, text
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from services.payments.models import AMOUNT_MAX, accounts
@@ -38,7 +38,7 @@ _CREATE = (
     .returning(accounts.c.id)
 )
 
-_BALANCE = select(accounts.c.balance)
+_BALANCE = select(accounts.c.balance).where(accounts.c.user_id == bindparam("user_id"))
 
 _DEPOSIT = text(
     """
@@ -88,7 +88,7 @@ def balance(session: Session, user_id: UUID) -> int:
     Raises:
         UnknownAccountError: the user has no account.
     """
-    found: int | None = session.scalar(_BALANCE.where(accounts.c.user_id == user_id))
+    found: int | None = session.scalar(_BALANCE, {"user_id": user_id})
     if found is None:
         raise UnknownAccountError(f"User {user_id} has no account.")
     return found

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import sessionmaker
-
 from services.payments.api import blueprint
 from services.payments.problems import PROBLEMS
 from shared import migrations
-from shared.database import make_engine
+from shared.database import make_engine, make_sessions
 from shared.failpoints import arm
 from shared.log import configure_logging
 from shared.settings import Settings, read_settings
@@ -45,7 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         title="Settle payments",
         description="Keeps the accounts of users: deposits, balances, and the charges for orders.",
         blueprints=[blueprint],
-        session_factory=sessionmaker(engine),
+        session_factory=make_sessions(engine),
         settings=settings,
         revision=migrations.head("payments"),
         domain=PROBLEMS,

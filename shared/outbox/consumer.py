@@ -18,9 +18,8 @@ from kafka.errors import (
 )
 from kafka.structs import MemberState
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import sessionmaker
 
-from shared.database import make_engine
+from shared.database import make_engine, make_sessions
 from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
@@ -85,7 +84,7 @@ class Consumer:
             pool_size=1,
             session_settings={"idle_in_transaction_session_timeout": str(IDLE_MS)},
         )
-        sessions = sessionmaker(self._engine)
+        sessions = make_sessions(self._engine)
         notify_after_commit(sessions, settings.database_url)
         self._applier = Applier(service, sessions)
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from flask import Flask, request
+from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
@@ -28,6 +28,7 @@ from shared.web import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from flask import Request
     from sqlalchemy.orm import Session, sessionmaker
 
     from shared.errors import SettleError
@@ -56,16 +57,16 @@ class _App(Flask):
         # None here is a coroutine; Flask looks some ten times a request.
         return func
 
+    def raise_routing_exception(self, request: Request) -> NoReturn:
+        # Where routing would redirect, /order//1 say, it would do so with a page of HTML.
+        if isinstance(request.routing_exception, RequestRedirect):
+            raise NotFound
+        super().raise_routing_exception(request)
+
 
 class _Json(DefaultJSONProvider):
     sort_keys = False
     ensure_ascii = False
-
-
-def _refuse_redirects() -> None:
-    """Answer 404 where routing would redirect, ``/order//1`` say, with a page of HTML."""
-    if isinstance(request.routing_exception, RequestRedirect):
-        raise NotFound
 
 
 def make_app(
@@ -97,7 +98,6 @@ def make_app(
     sessions.register(app, session_factory)
     tracing.register(app)
     edge.register(app, settings)
-    app.before_request(_refuse_redirects)
     bodies.register(app)
     paging.register(app, settings)
     idempotency.register(app, settings)

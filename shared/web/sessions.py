@@ -43,6 +43,9 @@ def outer_transaction() -> Iterator[Session]:
             delattr(g, _OUTER)
 
 
-def _begin() -> AbstractContextManager[Session]:
+@contextmanager
+def _begin() -> Iterator[Session]:
     sessions: sessionmaker[Session] = current_app.extensions[_EXTENSION]
-    return sessions.begin()
+    with sessions() as session:  # to close it rolls back what was not committed
+        yield session
+        session.commit()

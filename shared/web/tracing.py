@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from flask import Response, g, request
+from uuid_utils import uuid4
 
 from shared.trace import Trace, current_trace
 
