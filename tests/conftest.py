@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from shared.migrations import upgrade
 from support import broker as brokers
@@ -29,6 +30,14 @@ def pytest_report_header() -> list[str]:
         "broker: {} ({})".format(*brokers.chosen()),
         "PostgreSQL: {} ({})".format(*postgresqls.chosen()),
     ]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What a command or an app in this process makes of the log is its own test's alone."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
