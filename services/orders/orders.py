@@ -42,9 +42,7 @@ class Page:
 _PLACE = outbox.with_event(
     """
     INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
-    VALUES (
-        CAST(:id AS uuid), CAST(:user_id AS uuid), :amount, :description, :status, :now, :now
-    )
+    VALUES (%(id)s, %(user_id)s, %(amount)s, %(description)s, %(status)s, %(now)s, %(now)s)
     """
 )
 # Made once: to make a statement takes longer than to execute it.

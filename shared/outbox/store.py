@@ -13,7 +13,6 @@ from shared.outbox.wakeup import mark_for_wakeup
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import TextClause
     from sqlalchemy.orm import Session
 
     from shared.outbox.event import Event
@@ -47,14 +46,16 @@ _ADD = text(
 )
 
 
+# For the driver itself: every order executes it. Through SQLAlchemy's text(), its thirteen
+# parameters took 5 to 10 % of the request's time.
 _WITH_EVENT = """
     WITH business AS (
         {statement}
     ), added AS (
         INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, requestid, traceparent)
         VALUES (
-            CAST(:event_id AS uuid), :event_aggregatetype, :event_aggregateid, :event_type,
-            :event_payload, :event_requestid, :event_traceparent
+            %(event_id)s, %(event_aggregatetype)s, %(event_aggregateid)s, %(event_type)s,
+            %(event_payload)s, %(event_requestid)s, %(event_traceparent)s
         )
         RETURNING shard, seq, id
     )
@@ -62,19 +63,19 @@ _WITH_EVENT = """
     """
 
 
-def with_event(statement: str) -> TextClause:
+def with_event(statement: str) -> str:
     """Join a use case's own statement with the adding of one event, for `add_with`.
 
     Args:
-        statement: an INSERT, UPDATE or DELETE in SQL, parameters as ``:name``; none of their names
-            begins with ``event_``. It must take no lock that decides the order of events: the
-            event may get its number before it.
+        statement: an INSERT, UPDATE or DELETE in SQL, parameters as ``%(name)s``, in the form that
+            psycopg2 takes; none of their names begins with ``event_``. It must take no lock that
+            decides the order of events: the event may get its number before it.
     """
-    return text(_WITH_EVENT.format(statement=statement))
+    return _WITH_EVENT.format(statement=statement)
 
 
 def add_with(
-    session: Session, statement: TextClause, parameters: Mapping[str, object], event: Event
+    session: Session, statement: str, parameters: Mapping[str, object], event: Event
 ) -> None:
     """Execute a use case's own statement and add an event: one round trip instead of two.
 
@@ -87,7 +88,7 @@ def add_with(
     Raises:
         EventTooLargeError: the payload is over `PAYLOAD_MAX_BYTES`.
     """
-    session.execute(
+    session.connection().exec_driver_sql(
         statement,
         {
             **parameters,

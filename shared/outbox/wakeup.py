@@ -38,7 +38,7 @@ FROM unnest(%(channels)s, %(payloads)s) AS notification (channel, payload)
 
 # Between two: what is asked for meanwhile is sent as one. A busy process would send one for nearly
 # every commit, and its relay be woken as often: a tenth of a request's time.
-_GAP_S = 0.005
+_GAP_S = 0.01
 
 _Wanted = dict[str, set[str]]  # ids by channel
 
