@@ -79,7 +79,11 @@ class Stack:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `settle` in a session of its own, as a shell does, and do not wait for it."""
         return subprocess.Popen(
-            [f"{sysconfig.get_path('scripts')}/settle", *arguments],
+            # A shell that runs tests in the background has them ignore the interrupt key.
+            [
+                *("env", "--default-signal=INT"),
+                *(f"{sysconfig.get_path('scripts')}/settle", *arguments),
+            ],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
