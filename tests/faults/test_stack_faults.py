@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from settle.stack import WORKERS
+from shared.outbox.clients import MAX_BLOCK_MS
 from support.clients import Clients
 from support.reckoning import audit, check_accounts, wait_final
 from support.system import APIS, NAMES, System, send
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from support.broker import Broker
+    from support.postgres import PostgresServer
 
 # A minute's outage is one of the tests; on a loaded machine a restart of everything takes another.
 pytestmark = pytest.mark.timeout(400)
@@ -39,9 +43,9 @@ def system() -> Iterator[System]:
 def load(system: System, *, users: int = 4) -> Iterator[Clients]:
     """Load, and after it the whole reckoning."""
     with Clients(system.stack, count=users) as clients:
-        clients.wait_placed(20)
+        clients.wait_tried(20)
         yield clients
-        clients.wait_placed(20)
+        clients.wait_tried(20)
     assert clients.accepted > 0
     violations = wait_final(system, timeout_s=SETTLE_TIMEOUT_S)
     violations += check_accounts(system, clients.accounts)
@@ -57,6 +61,16 @@ def wait_settled(system: System, more: int) -> None:
     """Wait until so many more orders are final: all of it works, if slowly."""
     wanted = settled(system) + more
     wait_until(lambda: settled(system) >= wanted, timeout_s=60, what="orders to settle")
+
+
+@contextmanager
+def away(server: PostgresServer | Broker, end: Callable[[], None]) -> Iterator[None]:
+    """A server that is ended, and back after."""
+    end()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: System) -> None:
@@ -78,31 +92,32 @@ def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: S
 
 def test_a_broker_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        system.broker.kill()
-        clients.wait_placed(30)
-        system.broker.start()
+        with away(system.broker, system.broker.kill):
+            clients.wait_tried(30)
         wait_settled(system, 50)
 
 
 def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(system: System) -> None:
     with load(system, users=2) as clients:
-        system.broker.stop()
-        for account in clients.accounts:
-            account.slowest_s = 0.0
-        accepted, down_since = clients.accepted, monotonic()
-        wait_until(lambda: monotonic() - down_since > OUTAGE_S, timeout_s=2 * OUTAGE_S)
-        assert clients.slowest_s < 1
-        assert clients.accepted - accepted > OUTAGE_S  # one a second at the very least
+        with away(system.broker, system.broker.stop):
+            for account in clients.accounts:
+                account.waits_s.clear()
+            accepted, down_since = clients.accepted, monotonic()
+            wait_until(lambda: monotonic() - down_since > OUTAGE_S, timeout_s=2 * OUTAGE_S)
+            waits_s = sorted(wait_s for account in clients.accounts for wait_s in account.waits_s)
+        assert len(waits_s) > OUTAGE_S  # one a second at the very least
         assert not any(account.unsure for account in clients.accounts)
-        system.broker.start()
+        # A machine that is busy with something else may hold up one. An order that asked for the
+        # broker would wait for all that a producer waits.
+        assert waits_s[len(waits_s) * 99 // 100] < 1
+        assert waits_s[-1] < MAX_BLOCK_MS / 1000
         wait_settled(system, clients.accepted - accepted)
 
 
 def test_a_database_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        system.postgres.kill()
-        clients.wait_placed(10)
-        system.postgres.start()
+        with away(system.postgres, system.postgres.kill):
+            clients.wait_tried(10)
         wait_settled(system, 50)
 
 
@@ -126,5 +141,5 @@ def test_connections_that_are_reset_delayed_and_cut(system: System, who: str, se
             wait_settled(system, 20)
         with wire.cut(*names):
             wait_until(lambda: not any(name.startswith(names) for name in wire.names()))
-            clients.wait_placed(20)
+            clients.wait_tried(20)
         wait_settled(system, 20)

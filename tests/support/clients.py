@@ -38,7 +38,8 @@ class Account:
         maybe_deposited: amounts of those without an answer.
         final: the final statuses that it was told, by order.
         wrong: answers that must never be.
-        slowest_s: the longest it waited for an order to be accepted.
+        waits_s: how long each accepted order took to be accepted.
+        tries: requests to change something, answered or not; a request sent again is another one.
     """
 
     user_id: str
@@ -48,7 +49,8 @@ class Account:
     maybe_deposited: Counter[int] = field(default_factory=Counter)
     final: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
-    slowest_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
+    tries: int = 0
 
 
 class Client(threading.Thread):
@@ -89,7 +91,7 @@ class Client(threading.Thread):
         if answer is not None and answer.status_code == 202:
             order_id = answer.headers["Location"].removeprefix("/order/")
             self.account.accepted[order_id] = amount
-            self.account.slowest_s = max(self.account.slowest_s, time.monotonic() - began)
+            self.account.waits_s.append(time.monotonic() - began)
             return True
         self.account.unsure[amount] += 1
         return False
@@ -145,6 +147,8 @@ class Client(threading.Thread):
             answer = self._session.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
         except requests.RequestException:
             return None
+        finally:
+            self.account.tries += 1
         if answer.status_code in {200, 202}:
             return answer
         if not (headers and answer.status_code == 409):  # its former self is under way still
@@ -178,19 +182,13 @@ class Clients:
         return sum(len(account.accepted) for account in self.accounts)
 
     @property
-    def placed(self) -> int:
-        """Orders that were answered, well or not, or given up."""
-        return self.accepted + sum(account.unsure.total() for account in self.accounts)
+    def tries(self) -> int:
+        return sum(account.tries for account in self.accounts)
 
-    @property
-    def slowest_s(self) -> float:
-        """The longest that an order took to be accepted."""
-        return max(account.slowest_s for account in self.accounts)
-
-    def wait_placed(self, more: int, *, timeout_s: float = 60) -> None:
-        """Wait until so many more orders are placed, accepted or not."""
-        wanted = self.placed + more
-        wait_until(lambda: self.placed >= wanted, timeout_s=timeout_s, what="orders")
+    def wait_tried(self, more: int, *, timeout_s: float = 60) -> None:
+        """Wait until so many more requests are sent and answered, well or not, or given up."""
+        wanted = self.tries + more
+        wait_until(lambda: self.tries >= wanted, timeout_s=timeout_s, what="requests")
 
     def __enter__(self) -> Self:
         for client in self._clients:
