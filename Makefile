@@ -60,13 +60,16 @@ demo: $(INSTALLED) ## Open an account and place two orders, step by step
 test: $(INSTALLED) ## Run the tests; ARGS="tests/unit -k name" chooses some
 	@$(BIN)/pytest $(ARGS)
 
-.PHONY: check
-check: $(INSTALLED) ## Run everything a change must pass: lint, format, types, layers, tests
+.PHONY: lint
+lint: $(INSTALLED) ## Style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: lint ## What to run before a commit: lint, and all tests but those of the whole stack
+	@$(BIN)/pytest $(or $(ARGS),tests/unit tests/integration tests/model)
 
 .PHONY: faults
 faults: $(INSTALLED) ## Kill, freeze and poison what delivers, under load; minutes
