@@ -31,7 +31,7 @@ CONNECT_ARGS = {
     "tcp_user_timeout": 10_000,
 }
 
-_USED = "settle-used"
+_POLL = "settle-poll"
 
 
 def make_engine(
@@ -88,17 +88,14 @@ def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -
     Something to read where nothing was asked is the end of the connection; to look costs a system
     call, not a round trip. All others of the pool are as old, so they go as well.
     """
-    # Under TLS a server may send more after the handshake; the first answer takes it along.
-    is_new = _USED not in record.info
-    record.info[_USED] = True
-    if not is_new and (pooled.closed or _is_readable(pooled)):
+    poll: select.poll | None = record.info.get(_POLL)
+    if poll is None:
+        # It is new. Under TLS a server may send more after the handshake; its first answer takes
+        # that along.
+        record.info[_POLL] = poll = select.poll()
+        poll.register(pooled.fileno(), select.POLLIN)
+    elif pooled.closed or poll.poll(0):
         raise InvalidatePoolError("The database server closed the connection.")
-
-
-def _is_readable(pooled: connection) -> bool:
-    poll = select.poll()
-    poll.register(pooled.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def connect_autocommit(url: str, *, application_name: str) -> connection:
