@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -188,6 +189,7 @@ def main() -> None:
                 for result in part():
                     _show(result)
                     results.append(result)
+    shutil.rmtree(log.parent)  # after a failure it stays, for its message names it
     if given.check and any(result.ratio < result.target for result in results):
         sys.exit(1)
 
