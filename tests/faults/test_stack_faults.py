@@ -73,13 +73,15 @@ def away(server: PostgresServer | Broker, end: Callable[[], None]) -> Iterator[N
         server.start()
 
 
-@contextmanager
-def noticing(system: System, program: str, event: str) -> Iterator[None]:
-    """What is done until a program says that it noticed; sooner, it may have been waited out."""
+def noticing(system: System, program: str, event: str) -> Callable[[], None]:
+    """What waits until a program has noticed, from here on; sooner, it may be waited out."""
     log = system.state.logs / f"{program}.log"
     before = log.read_text().count(event)
-    yield
-    wait_until(lambda: log.read_text().count(event) > before, timeout_s=60, what=event)
+
+    def wait() -> None:
+        wait_until(lambda: log.read_text().count(event) > before, timeout_s=60, what=event)
+
+    return wait
 
 
 def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: System) -> None:
@@ -101,11 +103,10 @@ def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: S
 
 def test_a_broker_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        with (
-            away(system.broker, system.broker.kill),
-            noticing(system, "orders-relay", "relay.broker_down"),
-        ):
+        noticed = noticing(system, "orders-relay", "relay.broker_down")
+        with away(system.broker, system.broker.kill):
             clients.wait_tried(30)
+            noticed()
         wait_settled(system, 50)
 
 
@@ -128,11 +129,10 @@ def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(syste
 
 def test_a_database_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        with (
-            away(system.postgres, system.postgres.kill),
-            noticing(system, "orders-relay", "relay.database_down"),
-        ):
+        noticed = noticing(system, "orders-relay", "relay.database_down")
+        with away(system.postgres, system.postgres.kill):
             clients.wait_tried(10)
+            noticed()
         wait_settled(system, 50)
 
 
