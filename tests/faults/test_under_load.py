@@ -83,7 +83,8 @@ def test_a_relay_killed_midway_through_a_batch(
             assert victim.wait(timeout_s=60) == -signal.SIGKILL
         with proxied.failing(lambda _: None):
             sent = {header(record, "ce_id") for record in delivery.records(ORDERS)}
-            assert batch <= pending(delivery), f"some of it was marked: {victim.lines}"
+            # How many turns it took until then is the relay's business; what it marked was sent.
+            assert batch - pending(delivery) <= sent, f"marked, not sent: {victim.lines}"
             assert batch & sent, "none of it was sent"
             assert batch - sent, "all of it was sent"
             with crew(delivery):
