@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shared.outbox.relay import SHARDS_PER_BATCH
 from support.delivery import ORDERS, header
 from support.proxy import CUT_BEFORE
 from support.traffic import SERVICES, Traffic, crew
@@ -71,7 +72,10 @@ def test_a_relay_killed_midway_through_a_batch(
     # Of one user, so for one partition: more than one request can hold.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    with traffic, delivery.process("outbox-relay", "run", "orders", RELAY_BATCH="600") as victim:
+    # A turn gives each of its shards an equal share, and the clients' have events as well: of this
+    # much, the share of one holds the whole batch.
+    turn = str(SHARDS_PER_BATCH * len(batch))
+    with traffic, delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
 
         def kill_at_the_second(number: int) -> str | None:
             if number == 1:
@@ -83,8 +87,7 @@ def test_a_relay_killed_midway_through_a_batch(
             assert victim.wait(timeout_s=60) == -signal.SIGKILL
         with proxied.failing(lambda _: None):
             sent = {header(record, "ce_id") for record in delivery.records(ORDERS)}
-            # How many turns it took until then is the relay's business; what it marked was sent.
-            assert batch - pending(delivery) <= sent, f"marked, not sent: {victim.lines}"
+            assert batch <= pending(delivery), f"some of it was marked: {victim.lines}"
             assert batch & sent, "none of it was sent"
             assert batch - sent, "all of it was sent"
             with crew(delivery):
