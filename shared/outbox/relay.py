@@ -176,9 +176,8 @@ class Relay:
                 last=sent.acknowledged[-1].seq,
                 requests=[event.requestid for event in sent.acknowledged if event.requestid],
             )
-        if isinstance(sent.error, PERMANENT):
-            self._sender = None  # closed by its fence; the broker itself is well
-        elif sent.error is not None:
+        # After a refusal the broker itself is well: only the sender is made anew.
+        if sent.error is not None and not isinstance(sent.error, PERMANENT):
             raise sent.error
         return len(events)
 
