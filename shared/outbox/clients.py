@@ -92,22 +92,20 @@ def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -
     connect = manager.get_connection
     watched: WeakSet[KafkaConnection] = WeakSet()
 
-    def watch(connection: KafkaConnection) -> None:
-        if connection not in watched:
+    def watch(node_id: int | str, connection: KafkaConnection) -> None:
+        # A bootstrap connection carries no events, and is closed when it has done its work.
+        if connection not in watched and not manager.cluster.is_bootstrap(node_id):
             watched.add(connection)
             connection.close_future.add_both(call)
 
     def get_connection(node_id: int | str, *arguments: Any, **options: Any) -> KafkaConnection:
         connection = connect(node_id, *arguments, **options)
-        # A bootstrap connection carries no events, and is closed when it has done its work.
-        if not manager.cluster.is_bootstrap(node_id):
-            watch(connection)
+        watch(node_id, connection)
         return connection
 
     manager.get_connection = get_connection
     for node_id, connection in list(manager._conns.items()):  # noqa: SLF001
-        if not manager.cluster.is_bootstrap(node_id):
-            watch(connection)
+        watch(node_id, connection)
 
 
 def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
@@ -116,32 +114,16 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     Raises:
         KafkaError: no broker can be reached.
     """
-    accept_any_header_name()
-    consumer = _connected(
-        KafkaConsumer,
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+    return _consumer(
+        settings,
         client_id=f"inbox-consumer-{group_id}",
         group_id=group_id,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        allow_auto_create_topics=False,
         max_poll_records=settings.consumer_batch,
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
         session_timeout_ms=SESSION_TIMEOUT_MS,
         heartbeat_interval_ms=HEARTBEAT_MS,
-        request_timeout_ms=10_000,
-        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
-        fetch_min_bytes=1,
-        # Apache Kafka answers as soon as there is a record; the embedded broker looks only every so
-        # often while a fetch waits, by a share of this time (500: 0 to 100 ms late; 50: 3 to 11).
-        fetch_max_wait_ms=50,
         fetch_max_bytes=8 * 1024 * 1024,
-        max_partition_fetch_bytes=2 * 1024 * 1024,
-        metadata_max_age_ms=30_000,
-        **_RECONNECT,
     )
-    _never_create_topics(consumer._cluster)  # noqa: SLF001
-    return consumer
 
 
 def make_reader(settings: Settings) -> KafkaConsumer:
@@ -150,27 +132,36 @@ def make_reader(settings: Settings) -> KafkaConsumer:
     Raises:
         KafkaError: no broker can be reached.
     """
-    accept_any_header_name()
-    reader = _connected(
-        KafkaConsumer,
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+    return _consumer(
+        settings,
         client_id="settle-reader",
         group_id=None,
+        max_poll_records=2_000,
+        fetch_max_bytes=4 * 1024 * 1024,
+    )
+
+
+def _consumer(settings: Settings, **options: Any) -> KafkaConsumer:
+    accept_any_header_name()
+    consumer = _connected(
+        KafkaConsumer,
+        bootstrap_servers=list(settings.kafka_bootstrap_servers),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
-        max_poll_records=2_000,
         request_timeout_ms=10_000,
         bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
         fetch_min_bytes=1,
+        # Apache Kafka answers as soon as there is a record; the embedded broker looks only every so
+        # often while a fetch waits, by a share of this time (500: 0 to 100 ms late; 50: 3 to 11).
         fetch_max_wait_ms=50,
-        fetch_max_bytes=4 * 1024 * 1024,
         max_partition_fetch_bytes=2 * 1024 * 1024,
         metadata_max_age_ms=30_000,
         **_RECONNECT,
+        **options,
     )
-    _never_create_topics(reader._cluster)  # noqa: SLF001
-    return reader
+    _never_create_topics(consumer._cluster)  # noqa: SLF001
+    return consumer
 
 
 def _connected(client_class: Callable[..., _Client], **options: Any) -> _Client:
