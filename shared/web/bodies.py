@@ -16,6 +16,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from shared.web import kinds
 from shared.web.problems import InvalidInputError, ProblemError
+from shared.web.reading import RequestTooSlowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -146,6 +147,8 @@ def _pointer(outer: str, name: object) -> str:
 def _read(incoming: Request) -> bytes:
     try:
         body = incoming.get_data(cache=False)
+    except RequestTooSlowError as error:
+        raise ProblemError(kinds.REQUEST_TOO_SLOW, str(error)) from error
     except _UNREADABLE as error:
         raise ProblemError(
             kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."

@@ -103,6 +103,15 @@ METHOD_NOT_ALLOWED = Kind(
     "There is a call at this address, but with another method. Nothing was changed.",
     "The header Allow names the methods; /docs describes them.",
 )
+REQUEST_TOO_SLOW = Kind(
+    "request-too-slow",
+    HTTPStatus.REQUEST_TIMEOUT,
+    "The request did not arrive in time",
+    "The rest of the request, or of its body, did not come within the seconds that the detail"
+    " tells. Nothing was changed.",
+    "Send it again; a slow connection, or a client that waits in the middle of a request, was too"
+    " slow for it.",
+)
 BODY_TOO_LARGE = Kind(
     "body-too-large",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -188,6 +197,7 @@ COMMON = (
     IDEMPOTENCY_KEY_IN_USE,
     IDEMPOTENCY_KEY_REUSED,
     METHOD_NOT_ALLOWED,
+    REQUEST_TOO_SLOW,
     BODY_TOO_LARGE,
     URI_TOO_LONG,
     UNSUPPORTED_MEDIA_TYPE,
@@ -207,6 +217,7 @@ _BY_STATUS = {
         MALFORMED_REQUEST,
         UNKNOWN_ADDRESS,
         METHOD_NOT_ALLOWED,
+        REQUEST_TOO_SLOW,
         BODY_TOO_LARGE,
         URI_TOO_LONG,
         UNSUPPORTED_MEDIA_TYPE,

@@ -14,6 +14,7 @@ from shared.idempotency.keys import KeyInUseError, KeyReusedError
 from shared.web import idempotency, kinds
 from shared.web.bodies import TOO_DEEP
 from shared.web.problems import AWAY, MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, document_of
+from shared.web.reading import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ _DESCRIPTION = """\
 
 Amounts are integers of minor units (cents, say), from 1 to 2^63-1. A field that is unknown is
 ignored, one that an object has twice is refused. Every error is a problem document (RFC 9457),
-also where the address is unknown (404) or does not take the method (405); its `type` leads to a
-page that tells what to do, and `/problems` lists them.
+also where the address is unknown (404) or does not take the method (405), and where the request
+asks of HTTP what the server does not do (417, 501); its `type` leads to a page that tells what to
+do, and `/problems` lists them.
 """
 
 
@@ -163,54 +165,70 @@ def problem_response(*cases: tuple[Kind, str], **members: Any) -> Doc:
     return described
 
 
-# What any call can answer, one with a body, and one with arguments.
-_ANY = (
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.INTERNAL_SERVER_ERROR,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-)
-_WITH_BODY = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
-_PROBLEMS: dict[HTTPStatus, Doc] = {
-    HTTPStatus.BAD_REQUEST: problem_response(
+# By the names under which calls refer to them.
+_PROBLEMS: dict[str, Doc] = {
+    "Malformed": problem_response(
+        (kinds.MALFORMED_REQUEST, "The request cannot be read: Invalid Header Name 'a name'.")
+    ),
+    "MalformedOrNotJson": problem_response(
         (kinds.NOT_JSON, "The body is not JSON: Expecting value (line 1, column 1)."),
         (kinds.NESTED_TOO_DEEPLY, TOO_DEEP),
         (kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."),
     ),
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: problem_response(
-        (kinds.BODY_TOO_LARGE, "The body is larger than 1 MiB.")
-    ),
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: problem_response(
+    "TooSlow": problem_response((kinds.REQUEST_TOO_SLOW, str(RequestTooSlowError()))),
+    "BodyTooLarge": problem_response((kinds.BODY_TOO_LARGE, "The body is larger than 1 MiB.")),
+    "UriTooLong": problem_response((kinds.URI_TOO_LONG, "Request Line is too large (6001 > 4094)")),
+    "UnsupportedMediaType": problem_response(
         (
             kinds.UNSUPPORTED_MEDIA_TYPE,
             "The body must be JSON, with Content-Type: application/json.",
         )
     ),
-    HTTPStatus.UNPROCESSABLE_ENTITY: problem_response(
+    "InvalidInput": problem_response(
         (
             kinds.INVALID_INPUT,
             "The request is well-formed, but some of it cannot be accepted.",
         ),
         errors=[{"pointer": "#/user_id", "detail": "Must not be the nil UUID."}],
     ),
-    HTTPStatus.INTERNAL_SERVER_ERROR: problem_response(
+    "HeadersTooLarge": problem_response(
+        (
+            kinds.HEADERS_TOO_LARGE,
+            "Error parsing headers: 'limit request headers fields size'",
+        )
+    ),
+    "InternalError": problem_response(
         (
             kinds.INTERNAL_ERROR,
             "Something went wrong here. The log tells what, under this request_id.",
         )
     ),
-    HTTPStatus.SERVICE_UNAVAILABLE: problem_response(
+    "DatabaseTrouble": problem_response(
         (kinds.DATABASE_UNAVAILABLE, AWAY), (kinds.DATABASE_TOO_SLOW, TOO_SLOW)
     ),
 }
-
+# What any call can answer, and one with a body.
+_ANY = {
+    HTTPStatus.BAD_REQUEST: "Malformed",
+    HTTPStatus.REQUEST_TIMEOUT: "TooSlow",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BodyTooLarge",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "UriTooLong",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HeadersTooLarge",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "DatabaseTrouble",
+}
+_WITH_BODY = {
+    HTTPStatus.BAD_REQUEST: "MalformedOrNotJson",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UnsupportedMediaType",
+}
 
 KEY_IN_USE = str(KeyInUseError(_KEY))
-_INVALID_OR_KEY_REUSED = "UNPROCESSABLE_ENTITY_OR_KEY_REUSED"
+_INVALID_OR_KEY_REUSED = "InvalidInputOrKeyReused"
 
 
 def _invalid_or_key_reused() -> Doc:
     described = problem_response((kinds.IDEMPOTENCY_KEY_REUSED, str(KeyReusedError(_KEY))))
-    invalid = _PROBLEMS[HTTPStatus.UNPROCESSABLE_ENTITY]
+    invalid = _PROBLEMS["InvalidInput"]
     described["description"] = f"{invalid['description']}\n\n{described['description']}"
     examples = described["content"][MEDIA_TYPE]["examples"]
     examples["case 2"] = examples["case 1"]
@@ -234,8 +252,11 @@ def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
         info: what the view's decorators say of it.
     """
     responses = doc.setdefault("responses", {})
-    for status in (*_ANY, *(_WITH_BODY if "requestBody" in doc else ())):
-        responses.setdefault(status, status.name)
+    for status, name in (_ANY | (_WITH_BODY if "requestBody" in doc else {})).items():
+        responses.setdefault(status, name)
+    if HTTPStatus.UNPROCESSABLE_ENTITY in responses:
+        # flask-smorest's own name for it is another in each version of Python.
+        responses[HTTPStatus.UNPROCESSABLE_ENTITY] = "InvalidInput"
     for response in responses.values():
         if isinstance(response, dict):
             response.setdefault("headers", {})[REQUEST_ID] = REQUEST_ID
@@ -256,8 +277,8 @@ class OpenApi(Api):  # type: ignore[misc]  # it has no type information
             self.spec.components.parameter(name, "header", {"name": name, **parameter})
         for name, header in _HEADERS.items():
             self.spec.components.header(name, header)
-        for status, described in _PROBLEMS.items():
-            self.spec.components.response(status.name, described)
+        for name, described in _PROBLEMS.items():
+            self.spec.components.response(name, described)
         self.spec.components.response(_INVALID_OR_KEY_REUSED, _invalid_or_key_reused())
 
     def _register_pagination_header(self) -> None:

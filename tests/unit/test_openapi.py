@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROBLEM = "application/problem+json"
-ANY = {"413", "500", "503"}
-WITH_BODY = ANY | {"400", "415", "422"}
+ANY = {"400", "408", "413", "414", "431", "500", "503"}
+WITH_BODY = ANY | {"415", "422"}
 STATUSES = {
     "payments": {
         "POST /accounts": WITH_BODY | {"201", "409"},

@@ -1,0 +1,190 @@
+"""Clients that stop in the middle of a request or an answer, on the server as it is deployed.
+
+More of them than there are threads; and the others are served nevertheless.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection, HTTPResponse
+from itertools import cycle
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+from sqlalchemy import create_engine, text
+
+from shared.web import THREADS
+from shared.web.problems import MEDIA_TYPE
+from support.hasty import PATIENCE_S
+from support.waiting import wait_until
+from support.web import ROOT, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.postgres import PostgresServer
+
+DATABASE = "orders_slow_clients"
+WORKERS = 2
+CLIENTS = 2 * WORKERS * THREADS
+# For all of them to be answered. They do not close their connections either, and gunicorn gives
+# each 2 s to do so: in the threads that makes 5 to 10 s, in a worker's main thread 32 to 64.
+TIMEOUT_S = 25
+# 10 MB of JSON: far more than the buffers on the way hold.
+ROWS = 1000
+
+HEAD = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+STOPPED_IN = [
+    b"P",
+    b"POST /orders HTTP/1.1\r\nHost:",
+    HEAD + b'Content-Length: 100\r\n\r\n{"user_id":',
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+]
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    yield postgres.create_database(DATABASE, template=databases("orders"))
+    postgres.drop_database(DATABASE)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+
+
+@pytest.fixture(scope="module")
+def port(database_url: str, log: Path) -> Iterator[int]:
+    """Where gunicorn listens."""
+    hasty = {
+        "GUNICORN_CMD_ARGS": "--worker-class support.hasty.HastyWorker",
+        "PYTHONPATH": str(ROOT / "tests"),
+    }
+    with serve("orders", database_url, log, **hasty) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def test_clients_that_stop_in_the_middle_of_a_request(port: int) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(CLIENTS)]
+        for client, sent in zip(clients, cycle(STOPPED_IN), strict=False):
+            client.sendall(sent)
+        deadline = time.monotonic() + TIMEOUT_S
+        assert place(port).status_code == 202
+        for client, sent in zip(clients, cycle(STOPPED_IN), strict=False):
+            client.settimeout(max(0.1, deadline - time.monotonic()))
+            document, headers = problem_on(client)
+            assert document["status"] == 408, sent
+            assert document["type"] == "/problems/request-too-slow"
+            assert document["request_id"] == headers["X-Request-ID"]
+            assert client.recv(1) == b"", f"the connection stayed open after {sent!r}"
+
+
+def test_one_that_sends_a_byte_now_and_then_is_too_slow_as_well(port: int) -> None:
+    """The time is the whole request's, not that between two of its bytes."""
+    with connect(port) as client:
+        client.sendall(HEAD + b"Content-Length: 10000\r\n\r\n")
+        client.settimeout(PATIENCE_S / 5)
+        for _ in range(50):
+            try:
+                client.sendall(b" ")
+                answered = client.recv(1, socket.MSG_PEEK)
+            except TimeoutError:
+                continue
+            assert answered
+            break
+        else:
+            pytest.fail("it is still being waited for")
+        client.settimeout(30)
+        assert problem_on(client)[0]["status"] == 408
+
+
+def test_a_connection_that_rests_between_two_requests_is_not_too_slow(port: int) -> None:
+    """The time of the first is over when the second comes; it has its own."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.connect()
+        before = client.sock
+        for _ in range(4):
+            client.request("GET", "/livez")
+            assert client.getresponse().read()
+            with pytest.raises(TimeoutError):
+                wait_for_a_byte(before, PATIENCE_S / 2)
+        assert client.sock is before
+
+
+def test_clients_that_do_not_take_their_answer(port: int, database_url: str, log: Path) -> None:
+    fill(database_url)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(CLIENTS)]
+        for client in clients:
+            client.sendall(f"GET /orders?limit={ROWS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert place(port).status_code == 202
+        wait_until(
+            lambda: log.read_text().count("web.answer_not_taken") == CLIENTS,
+            timeout_s=60,
+            what="all to be given up",
+        )
+        for client in clients:
+            assert count_bytes(client) < ROWS * 10_000
+    assert "Traceback" not in log.read_text()
+
+
+def connect(port: int) -> socket.socket:
+    client = socket.socket()
+    # Small, and thus the whole way holds little.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    client.settimeout(30)
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+def problem_on(client: socket.socket) -> tuple[dict[str, object], dict[str, str]]:
+    response = HTTPResponse(client)
+    response.begin()
+    assert response.headers["Content-Type"] == MEDIA_TYPE
+    return json.load(response), dict(response.headers)
+
+
+def place(port: int) -> requests.Response:
+    body = {"user_id": str(uuid4()), "amount": 1}
+    return requests.post(f"http://127.0.0.1:{port}/orders", json=body, timeout=TIMEOUT_S)
+
+
+def wait_for_a_byte(connection: socket.socket, timeout_s: float) -> None:
+    connection.settimeout(timeout_s)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    finally:
+        connection.settimeout(30)
+
+
+def count_bytes(client: socket.socket) -> int:
+    """How much comes until the connection ends."""
+    found = 0
+    try:
+        while received := client.recv(1024 * 1024):
+            found += len(received)
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def fill(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO orders (id, user_id, amount, description, status, created_at,"
+                " updated_at) SELECT gen_random_uuid(), gen_random_uuid(), 1, repeat('x', 10000),"
+                " 'created', now(), now() FROM generate_series(1, :rows)"
+            ),
+            {"rows": ROWS},
+        )
+    engine.dispose()
