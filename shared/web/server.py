@@ -76,6 +76,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def handle_request(self, req: Request, conn: TConn) -> object:
         """Answer a request; a client that does not take the answer in time is given up."""
+        # After a body that could not be read, gunicorn closes the connection; the answer says so
+        # (RFC 9112, section 9.6).
+        asks_to_close = req.should_close
+        req.should_close = lambda: req.body.failed or asks_to_close()
         try:
             return super().handle_request(req, conn)
         except TimeoutError:

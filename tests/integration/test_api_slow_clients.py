@@ -84,6 +84,7 @@ def test_clients_that_stop_in_the_middle_of_a_request(port: int) -> None:
             assert document["status"] == 408, sent
             assert document["type"] == "/problems/request-too-slow"
             assert document["request_id"] == headers["X-Request-ID"]
+            assert headers["Connection"] == "close"
             assert client.recv(1) == b"", f"the connection stayed open after {sent!r}"
 
 
