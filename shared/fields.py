@@ -29,6 +29,9 @@ _MOMENT = re.compile(
     r"(?P<offset>[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
+
 
 def format_time(moment: datetime) -> str:
     """A moment as ``2025-06-17T20:55:35.806222Z``: UTC, always with microseconds."""
@@ -145,11 +148,11 @@ class Text(fields.String):
 def parse_time(text: str) -> datetime:
     """Read a moment of RFC 3339; what is finer than a microsecond counts as the next one.
 
-    So it splits moments of whole microseconds, such as the database's, where the text does.
+    So it splits moments of whole microseconds, such as the database's, where the text does. One
+    that is not in the years 1 to 9999 in UTC counts as the first or the last that is.
 
     Raises:
         ValueError: it has another form, or there is no such moment.
-        OverflowError: in UTC, it is not in the years 1 to 9999.
     """
     found = _MOMENT.fullmatch(text)
     if found is None:
@@ -158,7 +161,10 @@ def parse_time(text: str) -> datetime:
     offset = "+00:00" if found["offset"] in "Zz" else found["offset"]
     moment = datetime.fromisoformat(f"{found['second'].upper()}.{micros}{offset}")
     finer = timedelta(microseconds=1 if (found["finer"] or "").strip("0") else 0)
-    return moment.astimezone(UTC) + finer
+    try:
+        return moment.astimezone(UTC) + finer
+    except OverflowError:
+        return _FIRST if moment.year == 1 else _LAST
 
 
 class Time(fields.DateTime):
@@ -186,7 +192,7 @@ class Time(fields.DateTime):
     ) -> datetime:
         try:
             return parse_time(value if isinstance(value, str) else "")
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             raise ValidationError(
                 "Must be a time of RFC 3339 with its offset, such as 2025-06-17T20:55:35.806222Z"
                 " (in an address, + is written %2B)."

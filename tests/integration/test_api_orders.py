@@ -268,13 +268,23 @@ def test_orders_of_a_time(orders: Client) -> None:
     assert ids(orders, status="failed", created_from=second) == []
 
 
+@pytest.mark.parametrize("first", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:33"])
+@pytest.mark.parametrize("last", ["9999-12-31T23:59:59.9999999Z", "9999-12-31T23:59:59-14:00"])
+def test_times_before_and_after_all_others_are_times(orders: Client, first: str, last: str) -> None:
+    """Though in UTC some of them are in a year that Python does not know."""
+    placed = id_of(place(orders))
+    assert ids(orders, created_from=first, created_before=last) == [placed]
+    assert ids(orders, created_before=first) == []
+    assert ids(orders, created_from=last) == []
+
+
 @pytest.mark.parametrize("name", ["created_from", "created_before"])
 @pytest.mark.parametrize(
     "value",
     ["", "x", "2025-06-17", "2025-06-17T20:55:35", "2025-06-17 20:55:35Z", "1750193735",
      "2025-02-30T00:00:00Z", "2025-06-17T24:00:00Z", "2025-06-17T20:55:60Z", "2025-06-17T20:55Z",
-     "2025-06-17T20:55:35.Z", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59.9999999Z",
-     "2025-06-17T20:55:35+03:0", "2025-06-17T20:55:35+99:00", "٢025-06-17T20:55:35Z", "\0"],
+     "2025-06-17T20:55:35.Z", "2025-06-17T20:55:35+03:0", "2025-06-17T20:55:35+99:00",
+     "٢025-06-17T20:55:35Z", "\0"],
 )  # fmt: skip
 def test_what_is_no_time_is_refused(orders: Client, name: str, value: str) -> None:
     document = problem_of(orders.get(f"/orders?{urlencode({name: value})}"), 422)
