@@ -7,8 +7,11 @@ from shared.web.server import Worker
 
 PATIENCE_S = 0.5
 
-reading.READ_S = reading.WRITE_S = PATIENCE_S
-
 
 class HastyWorker(Worker):
-    """Made where this module has been imported: in gunicorn's master, before it forks."""
+    """The same in all else."""
+
+    def init_process(self) -> None:
+        """Lose patience: in the worker's own process, and nowhere else."""
+        reading.READ_S = reading.WRITE_S = PATIENCE_S
+        super().init_process()
