@@ -117,6 +117,12 @@ def _fresh(service: str, postgres: PostgresServer, template: str) -> Iterator[st
     postgres.drop_database(name)
 
 
+@pytest.fixture(scope="module")
+def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
+    """A fresh database of orders, for a server that runs as long as its module's tests."""
+    yield from _fresh("orders", postgres, databases("orders"))
+
+
 @pytest.fixture
 def payments_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
     """A fresh database of payments, migrated and empty."""

@@ -25,12 +25,10 @@ from support.waiting import wait_until
 from support.web import ROOT, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from support.postgres import PostgresServer
 
-DATABASE = "orders_slow_clients"
 WORKERS = 2
 CLIENTS = 2 * WORKERS * THREADS
 # For all of them to be answered. They do not close their connections either, and gunicorn gives
@@ -47,12 +45,6 @@ STOPPED_IN = [
     HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde",
     HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
 ]
-
-
-@pytest.fixture(scope="module")
-def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    yield postgres.create_database(DATABASE, template=databases("orders"))
-    postgres.drop_database(DATABASE)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,10 @@ from sqlalchemy import NullPool, create_engine, text
 from support.web import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from support.postgres import PostgresServer
 
-DATABASE = "idempotency_server"
 AT_ONCE = 20
 
 _EFFECTS = text(
@@ -30,12 +28,6 @@ _EFFECTS = text(
            (SELECT count(*) FROM idempotency_keys WHERE key = :key)
     """
 )
-
-
-@pytest.fixture(scope="module")
-def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    yield postgres.create_database(DATABASE, template=databases("orders"))
-    postgres.drop_database(DATABASE)
 
 
 @pytest.fixture(scope="module")
