@@ -168,7 +168,7 @@ def problem_response(*cases: tuple[Kind, str], **members: Any) -> Doc:
 # By the names under which calls refer to them.
 _PROBLEMS: dict[str, Doc] = {
     "Malformed": problem_response(
-        (kinds.MALFORMED_REQUEST, "The request cannot be read: Invalid Header Name 'a name'.")
+        (kinds.MALFORMED_REQUEST, "Invalid HTTP header name: 'BAD HEADER'")
     ),
     "MalformedOrNotJson": problem_response(
         (kinds.NOT_JSON, "The body is not JSON: Expecting value (line 1, column 1)."),
