@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import structlog
 from gunicorn import glogging, http, util
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from shared.log import configure_logging
 from shared.settings import SettingsError, read_log_settings
@@ -65,6 +65,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def handle(self, conn: TConn) -> object:
         """Handle a connection's next request, in a thread."""
+        if not (conn.initialized or conn.wait_for_data(0)):
+            # Nothing was sent yet. gunicorn would wait for it here, 5 s, and so give a thread each
+            # to connections that are only opened; its main thread waits for any number of them.
+            return _DEFER
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = Unreader(conn.sock)

@@ -1,4 +1,4 @@
-"""Clients that stop in the middle of a request or an answer, on the server as it is deployed.
+"""Clients that stop before or in a request, or in an answer, on the server as it is deployed.
 
 More of them than there are threads; and the others are served nevertheless.
 """
@@ -37,6 +37,9 @@ TIMEOUT_S = 25
 # 10 MB of JSON: far more than the buffers on the way hold.
 ROWS = 1000
 
+# Who waits for each of these in a thread for gunicorn's 5 s is done with them after 80 s.
+SILENT = 16 * WORKERS * THREADS
+
 HEAD = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 STOPPED_IN = [
     b"P",
@@ -61,6 +64,17 @@ def port(database_url: str, log: Path) -> Iterator[int]:
     }
     with serve("orders", database_url, log, **hasty) as url:
         yield int(url.rpartition(":")[2])
+
+
+def test_clients_that_connect_and_send_nothing(port: int) -> None:
+    """Balancers that probe do so, and browsers that expect to need a connection soon."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(SILENT)]
+        assert place(port).status_code == 202
+        # Late is not too late.
+        late = clients[-1]
+        late.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert late.recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_clients_that_stop_in_the_middle_of_a_request(port: int) -> None:
