@@ -1,0 +1,219 @@
+"""Orders that were placed and settled, for the tests of the audit to look at and to break."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from typing import TYPE_CHECKING
+
+from sqlalchemy import create_engine, text
+from uuid_utils.compat import uuid7
+
+from settle.audit import Report, audit
+from shared.outbox.partitions import DAY, maintain, outbox_partitions
+from shared.outbox.uuid7 import least_id
+from support.delivery import Delivery
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from settle.audit.shown import Bars
+    from support.postgres import PostgresServer
+
+LONG_AGO = datetime.now(UTC) - 20 * DAY
+
+# On a slow machine, what is placed must not outrun what is delivered.
+MOST_OPEN = 60
+
+_copies = count(1)
+
+
+def look(delivery: Delivery, *, second_look_s: float = 0, bars: Bars | None = None) -> Report:
+    return audit(
+        delivery.settings("payments"),
+        delivery.settings("orders"),
+        second_look_s=second_look_s,
+        bars=bars,
+    )
+
+
+def found(report: Report) -> set[tuple[str, str, str]]:
+    return {
+        (check.name, each.kind, each.id) for check in report.checks for each in check.violations
+    }
+
+
+@dataclass
+class Settled:
+    """Both services after some traffic, at rest, and what audits said meanwhile."""
+
+    postgres: PostgresServer
+    delivery: Delivery
+    meanwhile: list[Report] = field(default_factory=list)
+
+    @contextmanager
+    def copy(self) -> Iterator[Delivery]:
+        """Copies of both databases, to break; the topics are the same."""
+        number = next(_copies)
+        urls = {}
+        for service in ("payments", "orders"):
+            name = f"audited_{service}_{number}"
+            urls[service] = self.postgres.create_database(name, template=f"audited_{service}")
+        try:
+            yield Delivery(urls["payments"], urls["orders"], self.delivery.bootstrap)
+        finally:
+            for service in urls:
+                self.postgres.drop_database(f"audited_{service}_{number}")
+
+
+def traffic(here: Settled) -> None:
+    """Orders of a rich and a poor user, and one of long ago, placed while audits look."""
+    delivery = here.delivery
+    users = [delivery.open_account(10**9), delivery.open_account(100)]
+    of_long_ago(delivery, users[0])
+    enough = threading.Event()
+
+    def place() -> None:
+        while not enough.is_set():
+            if delivery.statuses().get("created", 0) < MOST_OPEN:
+                for user_id in users:
+                    delivery.place(user_id, 7)
+
+    placing = [threading.Thread(target=place) for _ in range(2)]
+    for each in placing:
+        each.start()
+    try:
+        with ExitStack() as engine:
+            # Nothing delivers yet; then nobody applies; then all is at work.
+            here.meanwhile.append(look(delivery, second_look_s=30))
+            for service in ("orders", "payments"):
+                engine.enter_context(delivery.relay(service))
+            wait_until(lambda: first_is_sent(delivery), timeout_s=60)
+            here.meanwhile.append(look(delivery, second_look_s=30))
+            for service in ("orders", "payments"):
+                engine.enter_context(delivery.consumer(service))
+            wait_until(lambda: delivery.statuses().get("failed", 0) > 0, timeout_s=60)
+            for _ in range(3):
+                here.meanwhile.append(look(delivery, second_look_s=30))
+            enough.set()
+            wait_until(lambda: "created" not in delivery.statuses(), timeout_s=60)
+    finally:
+        enough.set()
+        for each in placing:
+            each.join(30)
+    # Its day in the outbox is gone.
+    engine_of_orders = create_engine(delivery.orders_url)
+    maintain(engine_of_orders, outbox_partitions(int(DAY.total_seconds())))
+    engine_of_orders.dispose()
+
+
+def first_is_sent(delivery: Delivery) -> bool:
+    sql = "SELECT (SELECT count(*) FROM outbox) > (SELECT count(*) FROM outbox_pending)"
+    return bool(delivery.query("orders", sql)[0][0])
+
+
+def of_long_ago(delivery: Delivery, user_id: UUID) -> None:
+    """An order that was placed long ago, in an outbox that has a partition of that day."""
+    engine = create_engine(delivery.orders_url)
+    maintain(engine, outbox_partitions(int(DAY.total_seconds())), now=LONG_AGO)
+    engine.dispose()
+    order_id, event_id = (least(LONG_AGO), least(LONG_AGO))
+    add_order(delivery, order_id, user_id, 7)
+    add_event(delivery, event_id, order_id, user_id, 7, pending=True)
+
+
+def least(moment: datetime) -> UUID:
+    """An id of that moment that is no other."""
+    made, begin = uuid7(), least_id(moment)
+    return type(begin)(int=begin.int | (made.int & ((1 << 80) - 1)))
+
+
+def add_order(delivery: Delivery, order_id: UUID, user_id: UUID, amount: int) -> None:
+    delivery.query(
+        "orders",
+        "INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)"
+        " VALUES (:id, :user_id, :amount, '', 'created', now(), now())",
+        id=order_id,
+        user_id=user_id,
+        amount=amount,
+    )
+
+
+def add_event(
+    delivery: Delivery,
+    event_id: UUID,
+    order_id: UUID,
+    user_id: UUID,
+    amount: int,
+    *,
+    pending: bool,
+    created_at: datetime | None = None,
+) -> int:
+    """An order.created event in the outbox, as if it was sent unless pending; its sequence."""
+    data = {"order_id": str(order_id), "user_id": str(user_id), "amount": amount}
+    ((seq, shard),) = delivery.query(
+        "orders",
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, created_at)"
+        " VALUES (:id, 'orders', :key, 'order.created', :payload, coalesce(:created_at, now()))"
+        " RETURNING seq, shard",
+        id=event_id,
+        key=str(user_id),
+        payload=json.dumps(data).encode(),
+        created_at=created_at,
+    )
+    if pending:
+        delivery.query(
+            "orders",
+            "INSERT INTO outbox_pending VALUES (:shard, :seq, :id)",
+            shard=shard,
+            seq=seq,
+            id=event_id,
+        )
+    return int(seq)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Of an order."""
+
+    order: UUID
+    event: UUID
+    result: UUID
+    user: UUID
+
+    def __getitem__(self, name: str) -> str:
+        return str(getattr(self, name))
+
+
+def ids_of(delivery: Delivery, status: str) -> list[Ids]:
+    """Of all orders of a status, but for the one of long ago."""
+    orders = delivery.query(
+        "orders", "SELECT id, user_id FROM orders WHERE status = :status", status=status
+    )
+    # A payload tells the order by its id; a result's key is the order.
+    events = {
+        json.loads(bytes(payload))["order_id"]: id_
+        for id_, payload in delivery.query("orders", "SELECT id, payload FROM outbox")
+    }
+    results = dict(delivery.query("payments", "SELECT aggregateid, id FROM outbox"))
+    return [
+        Ids(order, events[str(order)], results[str(order)], user)
+        for order, user in orders
+        if str(order) in events
+    ]
+
+
+def break_it(delivery: Delivery, service: str, statements: str) -> None:
+    """Change what no code of ours can change: triggers and foreign keys look away."""
+    engine = create_engine(delivery.url(service))
+    with engine.begin() as connection:
+        connection.execute(text("SET session_replication_role = replica"))
+        connection.exec_driver_sql(statements)
+        connection.execute(text("SET session_replication_role = DEFAULT"))
+    engine.dispose()
