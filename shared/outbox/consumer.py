@@ -24,7 +24,7 @@ from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
 from shared.outbox.partitions import inbox_partitions, maintain
-from shared.outbox.process import Health, Outage, Stop
+from shared.outbox.process import TRANSACTION_S, Health, Outage, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
 from shared.outbox.wakeup import notify_after_commit
 
@@ -83,6 +83,7 @@ class Consumer:
             application_name=f"inbox-consumer {service.name}",
             pool_size=1,
             session_settings={"idle_in_transaction_session_timeout": str(IDLE_MS)},
+            deadline_s=TRANSACTION_S,
         )
         sessions = make_sessions(self._engine)
         notify_after_commit(sessions, settings.database_url)

@@ -20,7 +20,7 @@ from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import maintain, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
-from shared.outbox.process import Health, Outage, Stop
+from shared.outbox.process import TRANSACTION_S, Health, Outage, Stop
 from shared.outbox.sender import PERMANENT, Sender
 from shared.outbox.topics import close_quietly, ensure_topics
 
@@ -72,7 +72,10 @@ class Relay:
         self._settings = settings
         self._stop = stop
         self._engine: Engine = make_engine(
-            settings.database_url, application_name=f"outbox-relay {service.name}", pool_size=1
+            settings.database_url,
+            application_name=f"outbox-relay {service.name}",
+            pool_size=1,
+            deadline_s=TRANSACTION_S,
         )
         self._listener = Listener(settings.database_url, stop)
         self._health = Health(settings.health_dir, f"outbox-relay-{service.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from shared.database import CONNECT_ARGS, make_engine
+from shared.migrations import upgrade
+from shared.outbox import consumer, relay
+from support.delivery import ORDERS, Delivery, order_created
 from support.freezing import frozen
 from support.waiting import wait_until
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine, TextClause
 
+    from support.broker import Broker
     from support.postgres import PostgresServer
 
 DEADLINE_S = 1.0
@@ -141,3 +146,45 @@ def test_a_server_that_speaks_again_is_let_in_at_once(own_postgres: PostgresServ
             ask(engine)
         ask(engine)
         list(threads.map(lambda _: ask(engine), range(20)))
+
+
+def test_relays_and_consumers_give_up_a_server_that_says_nothing(
+    own_postgres: PostgresServer,
+    broker: Broker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They connect anew, and so come to the next server where there is one."""
+    for module in (relay, consumer):
+        monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
+    urls = {name: own_postgres.create_database(name) for name in ("payments", "orders")}
+    for name, url in urls.items():
+        upgrade(name, url)
+    delivery = Delivery(urls["payments"], urls["orders"], broker.bootstrap)
+    user = delivery.open_account(100)
+
+    def charged(times: int) -> None:
+        wait_until(lambda: len(delivery.charges()) == times, timeout_s=60, what="the charge")
+
+    def waits_for_the_database(process: str) -> bool:
+        told = json.loads((tmp_path / f"{process}.json").read_text())
+        return (told["state"], told["detail"]) == ("waiting", "database")
+
+    with (
+        delivery.relay("orders", health_dir=str(tmp_path)),
+        delivery.consumer("payments", health_dir=str(tmp_path)),
+    ):
+        delivery.place(user, 1)
+        charged(1)
+        with frozen(own_postgres):
+            delivery.produce(ORDERS, order_created(user, 1))
+            for process in ("outbox-relay-orders", "inbox-consumer-payments"):
+                wait_until(
+                    lambda process=process: waits_for_the_database(process),
+                    timeout_s=40,
+                    what=f"{process} to give up",
+                )
+        charged(2)
+        delivery.place(user, 1)
+        charged(3)
+    assert delivery.balance(user) == 97
