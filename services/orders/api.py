@@ -44,6 +44,13 @@ _LISTED = {
 }
 _WHOLE = _LISTED | {"Status": FAILED, "FailureReason": "insufficient_funds"}
 
+_WHICH = {
+    "in": "path",
+    "name": "order_id",
+    "description": "The order's id, as Location told it.",
+    "example": _ORDER,
+}
+
 
 @blueprint.route(
     "/orders",
@@ -94,15 +101,7 @@ def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
 @blueprint.route(
     "/order/<uuid:order_id>",
     methods=["GET"],
-    parameters=[
-        {
-            "in": "path",
-            "name": "order_id",
-            "description": "The order's id, as Location told it.",
-            "example": _ORDER,
-        },
-        prefer.parameter(example="wait=10"),
-    ],
+    parameters=[_WHICH, prefer.parameter(example="wait=10")],
 )
 @blueprint.response(
     HTTPStatus.OK,
@@ -124,15 +123,7 @@ def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
 @blueprint.route(
     "/orders/<uuid:order_id>",
     methods=["GET"],
-    parameters=[
-        {
-            "in": "path",
-            "name": "order_id",
-            "description": "The order's id.",
-            "example": _ORDER,
-        },
-        prefer.parameter(example="wait=10"),
-    ],
+    parameters=[_WHICH, prefer.parameter(example="wait=10")],
 )
 @blueprint.response(
     HTTPStatus.OK,

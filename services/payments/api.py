@@ -33,6 +33,13 @@ blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and 
 _USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"  # of the examples
 _NO_ACCOUNT = f"User {_USER} has no account."
 
+_WHOSE = {
+    "in": "path",
+    "name": "user_id",
+    "description": "Whose account: the user's id.",
+    "example": _USER,
+}
+
 
 @blueprint.route("/accounts", methods=["POST"])
 @blueprint.arguments(NewAccountSchema(), example={"user_id": _USER})
@@ -54,18 +61,7 @@ def create_account(body: dict[str, Any]) -> dict[str, str]:
     return {"message": "Account created"}
 
 
-@blueprint.route(
-    "/accounts/<uuid:user_id>/deposit",
-    methods=["POST"],
-    parameters=[
-        {
-            "in": "path",
-            "name": "user_id",
-            "description": "Whose account: the user's id.",
-            "example": _USER,
-        }
-    ],
-)
+@blueprint.route("/accounts/<uuid:user_id>/deposit", methods=["POST"], parameters=[_WHOSE])
 @blueprint.arguments(DepositSchema(), example={"user_id": _USER, "amount": 103_900})
 @blueprint.idempotent
 @blueprint.response(
@@ -114,18 +110,7 @@ def get_balance(query: dict[str, Any]) -> dict[str, int]:
         return {"balance": accounts.balance(session, query["user_id"])}
 
 
-@blueprint.route(
-    "/accounts/<uuid:user_id>/transfers",
-    methods=["GET"],
-    parameters=[
-        {
-            "in": "path",
-            "name": "user_id",
-            "description": "Whose account: the user's id.",
-            "example": _USER,
-        }
-    ],
-)
+@blueprint.route("/accounts/<uuid:user_id>/transfers", methods=["GET"], parameters=[_WHOSE])
 @blueprint.arguments(StatementQuerySchema(), location="query")
 @blueprint.response(
     HTTPStatus.OK,
