@@ -24,7 +24,7 @@ from sqlalchemy import event
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
-    from sqlalchemy import Dialect, Engine
+    from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
 # How often the deadlines are looked at, and so how late they are met at most.
@@ -35,6 +35,7 @@ _SILENCE_S = 1.0
 _PATIENCE_S = 1.0
 
 _SOCKET = "settle-socket"
+_LIFTED = "settle-deadline-lifted"
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,14 @@ def hold_deadline(engine: Engine, seconds: float) -> None:
     watch.start()
 
 
+def lift_deadline(connection: Connection) -> None:
+    """Let a connection's transaction take as long as it takes; the next one has its deadline again.
+
+    For what takes longer the more rows there are: cut off and begun anew, it would never end.
+    """
+    connection.info[_LIFTED] = True
+
+
 class _Watch(threading.Thread):
     """Watches the connections that are in use."""
 
@@ -77,6 +86,7 @@ class _Watch(threading.Thread):
         self._since[entry] = time.monotonic()
 
     def taken(self, _: connection, entry: ConnectionPoolEntry, __: object) -> None:
+        entry.info.pop(_LIFTED, None)
         self._since[entry] = time.monotonic()
 
     def returned(self, _: connection | None, entry: ConnectionPoolEntry) -> None:
@@ -93,7 +103,7 @@ class _Watch(threading.Thread):
             time.sleep(_LOOK_S)
             latest = time.monotonic() - self._seconds
             for entry, since in list(self._since.items()):
-                if since < latest:
+                if since < latest and _LIFTED not in entry.info:
                     self._cut(entry)
 
     def _cut(self, entry: ConnectionPoolEntry) -> None:

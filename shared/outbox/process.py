@@ -23,7 +23,7 @@ BACKOFF_MOST_S = 5.0
 HEALTH_EVERY_S = 1.0
 # How long a transaction of a relay or a consumer may hold its connection, should the server be
 # frozen and end nothing itself: after a failover it would else wait for the old one for ever. Far
-# more than a batch takes, or the moving of a day's rows to a partition that was missing.
+# more than a batch takes; what grows with the tables has no deadline.
 TRANSACTION_S = 120.0
 
 log = structlog.get_logger(__name__)

@@ -7,16 +7,21 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from shared.database import CONNECT_ARGS, make_engine
+from shared.deadlines import lift_deadline
 from shared.migrations import upgrade
 from shared.outbox import consumer, relay
+from shared.outbox.lost_topics import queue_again_if_lost
+from shared.outbox.partitions import DAY, Partitioned, existing_days, maintain
 from support.delivery import ORDERS, Delivery, order_created
 from support.freezing import frozen
 from support.waiting import wait_until
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 1.0
 FOREVER = text("SELECT pg_sleep(60)")
+PAST_DEADLINE = text("SELECT pg_sleep(2.5)")
+BACKEND = text("SELECT pg_backend_pid()")
 ONE = text("SELECT 1")
 
 
@@ -82,14 +89,55 @@ def test_it_is_the_whole_transaction_that_has_a_deadline(postgres: PostgresServe
         take_naps(engine)
 
 
+def test_one_whose_deadline_is_lifted_takes_its_time_and_the_next_one_does_not(
+    postgres: PostgresServer,
+) -> None:
+    with opened(postgres.url()) as engine:
+        with engine.begin() as connection:
+            lift_deadline(connection)
+            connection.execute(PAST_DEADLINE)
+            backend = connection.scalar(BACKEND)
+        with engine.begin() as connection:
+            assert connection.scalar(BACKEND) == backend
+        with pytest.raises(OperationalError):
+            ask(engine, FOREVER)
+
+
+def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
+    """A week's events that are sent again, a day's rows that are moved or dropped."""
+    window = timedelta(days=7)
+    # What makes the two wait here stands for rows that are many.
+    slow = Partitioned("outbox", DAY, keep_if="SELECT pg_sleep(2.5) IS NULL")
+    with opened(orders_url) as engine:
+        with engine.begin() as connection:
+            queue_again_if_lost(connection, "orders", ORDERS, uuid4(), window)
+        with ThreadPoolExecutor(1) as thread, engine.begin() as again:
+            with engine.begin() as holder:
+                holder.execute(text("SELECT FROM outbox_shards FOR UPDATE"))
+                lift_deadline(holder)
+                queued = thread.submit(
+                    queue_again_if_lost, again, "orders", ORDERS, uuid4(), window
+                )
+                holder.execute(PAST_DEADLINE)
+                assert not queued.done()
+            assert queued.result(timeout=30) == 0
+
+        maintain(engine, slow)
+        with engine.connect() as connection:
+            first = min(existing_days(connection, "outbox"))
+        maintain(engine, slow, now=first + 2 * DAY)
+        with engine.connect() as connection:
+            assert first not in existing_days(connection, "outbox")
+
+
 def test_idle_connections_are_left_alone(postgres: PostgresServer) -> None:
     with opened(postgres.url()) as engine:
         with engine.begin() as connection:
-            first = connection.scalar(text("SELECT pg_backend_pid()"))
+            first = connection.scalar(BACKEND)
         began = time.monotonic()
         wait_until(lambda: time.monotonic() - began > 2.5 * DEADLINE_S, what="the deadline")
         with engine.begin() as connection:
-            assert connection.scalar(text("SELECT pg_backend_pid()")) == first
+            assert connection.scalar(BACKEND) == first
 
 
 def test_the_server_forgets_what_was_cut(postgres: PostgresServer) -> None:
