@@ -126,6 +126,8 @@ class Relay:
             # The transaction, and with it the shards, may be another's by now: what this
             # producer still holds must not be sent.
             self._disconnect()
+            # The next server may be another, and this one's listener would not know.
+            self._listener.close()
             self._pause(self._database, error, "database")
 
     def _pause(self, outage: Outage, error: Exception, neighbour: str) -> None:

@@ -12,17 +12,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import psycopg2
 import structlog
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
-from shared.database import connect_autocommit
+from shared.database import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from psycopg2.extensions import connection
     from sqlalchemy.orm import Session, sessionmaker
 
 CHANNEL = "outbox"
@@ -39,6 +38,8 @@ FROM unnest(%(channels)s, %(payloads)s) AS notification (channel, payload)
 # Between two: what is asked for meanwhile is sent as one. A busy process would send one for nearly
 # every commit, and its relay be woken as often: a tenth of a request's time.
 _GAP_S = 0.01
+# A server that is frozen is given up after this time: after a failover, the next one is told.
+DEADLINE_S = 10.0
 
 _Wanted = dict[str, set[str]]  # ids by channel
 
@@ -82,24 +83,24 @@ class Notifier(threading.Thread):
 
     def run(self) -> None:
         """Send notifications until the process ends."""
-        opened: connection | None = None
+        engine = make_engine(
+            self._database_url,
+            application_name="outbox-notifier",
+            pool_size=1,
+            deadline_s=DEADLINE_S,
+        ).execution_options(isolation_level="AUTOCOMMIT")
         while True:
             self._asked.wait()
             self._asked.clear()
             with self._lock:
                 wanted, self._wanted = self._wanted, {}
             try:
-                opened = opened or self._connect()
-                with opened.cursor() as cursor:
-                    cursor.execute(_NOTIFY, _notifications(wanted))
-            except psycopg2.Error as error:
-                # Polls find what it was about; the next commit opens a new connection.
-                log.warning("outbox.notify_failed", error=str(error).strip())
-                opened = None
+                with engine.connect() as connection:
+                    connection.exec_driver_sql(_NOTIFY, _notifications(wanted))
+            except SQLAlchemyError as error:
+                # Polls find what it was about.
+                log.warning("outbox.notify_failed", error=str(error).partition("\n")[0])
             time.sleep(_GAP_S)
-
-    def _connect(self) -> connection:
-        return connect_autocommit(self._database_url, application_name="outbox-notifier")
 
 
 def _notifications(wanted: _Wanted) -> dict[str, list[str]]:

@@ -70,6 +70,7 @@ class _Link:
     name: str
     client: StreamWriter
     server: StreamWriter
+    left_behind: bool = False
 
 
 class Wire:
@@ -122,6 +123,11 @@ class Wire:
         """End their connections, and those that they try to make meanwhile."""
         return self._harm(_Harm(who, cut=True))
 
+    def fail_over(self) -> None:
+        """Leave all connections that there are behind; those to come are to the next server."""
+        for link in list(self._links):
+            link.left_behind = True
+
     @contextmanager
     def _harm(self, harm: _Harm) -> Iterator[None]:
         self._harms.append(harm)
@@ -173,8 +179,8 @@ class Wire:
         self, link: _Link, reader: StreamReader, from_server: StreamReader
     ) -> None:
         pumps = [
-            asyncio.create_task(self._pump(link.name, reader, link.server)),
-            asyncio.create_task(self._pump(link.name, from_server, link.client)),
+            asyncio.create_task(self._pump(link, reader, link.server)),
+            asyncio.create_task(self._pump(link, from_server, link.client)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -183,10 +189,12 @@ class Wire:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
 
-    async def _pump(self, name: str, source: StreamReader, target: StreamWriter) -> None:
+    async def _pump(self, link: _Link, source: StreamReader, target: StreamWriter) -> None:
         with suppress(OSError):
             while data := await source.read(_CHUNK):
-                await self._hold_back(name)
+                await self._hold_back(link.name)
+                while link.left_behind:
+                    await asyncio.sleep(_POLL_S)
                 target.write(data)
                 await target.drain()
 

@@ -1,0 +1,114 @@
+"""A database fails over while its old server is frozen: everybody goes over to the next one.
+
+Nothing ends the connections to the old one: its machine acknowledges what is sent, and is silent.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import make_url
+
+import services.orders.app
+from shared.outbox import consumer, relay, wakeup
+from support.delivery import Delivery
+from support.ports import free_port
+from support.waiting import wait_until
+from support.web import open_app
+from support.wire import Wire, postgres_client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.broker import Broker
+    from support.postgres import PostgresServer
+
+SERVICES = ("orders", "payments")
+DEADLINE_S = 1.0
+# Beside the API's own, of which there may be many.
+PARTS = {
+    ("orders", "outbox-notifier"),
+    ("payments", "outbox-notifier"),
+    *((service, "outbox-listener") for service in SERVICES),
+    *((service, f"outbox-relay {service}") for service in SERVICES),
+    *((service, f"inbox-consumer {service}") for service in SERVICES),
+}
+
+
+@pytest.fixture
+def wire(postgres: PostgresServer) -> Iterator[Wire]:
+    with Wire(postgres_client, free_port(), postgres.port) as wire:
+        yield wire
+
+
+def test_everybody_goes_over_to_the_next_server(
+    wire: Wire,
+    postgres: PostgresServer,
+    orders_url: str,
+    payments_url: str,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (relay, consumer, services.orders.app):
+        monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
+    monkeypatch.setattr(wakeup, "DEADLINE_S", DEADLINE_S)
+    urls = {"orders": make_url(orders_url), "payments": make_url(payments_url)}
+    over_wire = {
+        service: url.set(port=wire.port).render_as_string(hide_password=False)
+        for service, url in urls.items()
+    }
+    beside = Delivery(payments_url, orders_url, broker.bootstrap)
+    delivery = Delivery(over_wire["payments"], over_wire["orders"], broker.bootstrap)
+    user_id = beside.open_account(1_000_000)
+
+    def backends() -> dict[tuple[str, str], set[int]]:
+        """Of each part's connections, those at the server."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for service, url in urls.items():
+            rows: list[Any] = postgres.execute(
+                "SELECT application_name, pid FROM pg_stat_activity"
+                f" WHERE datname = '{url.database}'"
+            )
+            for name, pid in rows:
+                found.setdefault((service, name), set()).add(pid)
+        return found
+
+    with ExitStack() as stack:
+        orders = stack.enter_context(open_app("orders", over_wire["orders"])).test_client()
+        for service in SERVICES:
+            stack.enter_context(delivery.relay(service))
+            stack.enter_context(delivery.consumer(service))
+        stack.callback(wire.reset, "")  # whoever still waits for the old server could not end
+
+        def place() -> UUID | None:
+            """Place an order; None when the API has not gone over yet."""
+            response = orders.post("/orders", json={"user_id": str(user_id), "amount": 1})
+            if response.status_code == 503:
+                return None
+            assert response.status_code == 202, response.text
+            return UUID(response.headers["Location"].removeprefix("/order/"))
+
+        def settled() -> bool:
+            return set(beside.statuses()) == {"success"}
+
+        assert place()
+        wait_until(settled, timeout_s=60, what="the first order")
+        wait_until(lambda: set(backends()) >= PARTS, what="all to be connected")
+        before = {pid for pids in backends().values() for pid in pids}
+        wire.fail_over()
+
+        def gone_over() -> set[tuple[str, str]]:
+            place()
+            now = backends()
+            missing = {part for part in PARTS if not now.get(part, set()) - before}
+            assert not missing, missing
+            return PARTS
+
+        wait_until(gone_over, timeout_s=60, what="each part to have connected anew")
+        wait_until(settled, timeout_s=60, what="the orders")
+    (count,) = beside.statuses().values()
+    assert beside.balance(user_id) == 1_000_000 - count
+    assert len(beside.charges()) == count
