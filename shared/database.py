@@ -41,6 +41,7 @@ def make_engine(
     pool_size: int,
     session_settings: Mapping[str, str] | None = None,
     deadline_s: float | None = None,
+    autocommit: bool = False,
 ) -> Engine:
     """Create an engine. Call it after fork: a connection must not cross one.
 
@@ -50,9 +51,12 @@ def make_engine(
         pool_size: connections kept, and the most there will be.
         session_settings: of PostgreSQL, for every session, such as ``statement_timeout``.
         deadline_s: how long a transaction may hold a connection, whatever the server does.
+        autocommit: each statement is a transaction, on all connections: one that SQLAlchemy has
+            switched to it, and that ends before it is switched back, raises the driver's own error.
     """
     engine = create_engine(
         url,
+        isolation_level="AUTOCOMMIT" if autocommit else None,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=3,

@@ -88,7 +88,8 @@ class Notifier(threading.Thread):
             application_name="outbox-notifier",
             pool_size=1,
             deadline_s=DEADLINE_S,
-        ).execution_options(isolation_level="AUTOCOMMIT")
+            autocommit=True,
+        )
         while True:
             self._asked.wait()
             self._asked.clear()
