@@ -1,13 +1,27 @@
-"""Ports that are free."""
+"""Ports of 127.0.0.1 for servers of the tests' own."""
 
 from __future__ import annotations
 
+import random
 import socket
+from contextlib import suppress
+from pathlib import Path
+
+LEAST = 10_000
+# Linux gives an outgoing connection a port of this range, also one that was just found to be free
+# and is to be listened on in a moment (ip(7), ip_local_port_range).
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port: int = asked.getsockname()[1]
-        return port
+    """A port that nobody has, no outgoing connection will take, and none was told of before."""
+    most = int(_OUTGOING.read_text().split()[0])
+    for port in random.SystemRandom().sample(range(LEAST, most), most - LEAST):
+        if port in _given:
+            continue
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            _given.add(port)
+            return port
+    raise OSError(f"There is no free port from {LEAST} to {most}.")
