@@ -103,7 +103,7 @@ def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -
 
 
 def connect_autocommit(url: str, *, application_name: str) -> connection:
-    """Open a plain connection in autocommit, for LISTEN, outside any pool.
+    """Open a plain connection in autocommit, for LISTEN and NOTIFY, outside any pool.
 
     Args:
         url: ``postgresql+psycopg2://...``.

@@ -148,6 +148,15 @@ def own_delivery(payments_url: str, orders_url: str, own_broker: Broker) -> Deli
 
 
 @pytest.fixture
+def mortal_delivery(own_postgres: PostgresServer, broker: Broker) -> Delivery:
+    """Both databases on `own_postgres`, and a broker."""
+    urls = {service: own_postgres.create_database(service) for service in ("payments", "orders")}
+    for service, url in urls.items():
+        upgrade(service, url)
+    return Delivery(urls["payments"], urls["orders"], broker.bootstrap)
+
+
+@pytest.fixture
 def embedded_delivery(payments_url: str, orders_url: str, own_embedded_broker: Broker) -> Delivery:
     """Both databases, and `own_embedded_broker`."""
     return Delivery(payments_url, orders_url, own_embedded_broker.bootstrap)

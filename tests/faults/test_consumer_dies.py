@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shared.migrations import upgrade
-from support.delivery import Delivery
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from support.broker import Broker
+    from support.delivery import Delivery
     from support.postgres import PostgresServer
 
 
@@ -80,12 +78,9 @@ def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: 
 
 
 def test_a_database_killed_under_load_is_waited_for(
-    own_postgres: PostgresServer, broker: Broker
+    own_postgres: PostgresServer, mortal_delivery: Delivery
 ) -> None:
-    urls = {name: own_postgres.create_database(name) for name in ("payments", "orders")}
-    for name, url in urls.items():
-        upgrade(name, url)
-    delivery = Delivery(urls["payments"], urls["orders"], broker.bootstrap)
+    delivery = mortal_delivery
     user = delivery.open_account(1000)
     commands = [
         (program, "run", service)
@@ -105,7 +100,7 @@ def test_a_database_killed_under_load_is_waited_for(
             delivery.place(user, 1, count=10)
         wait_until(lambda: len(delivery.charges()) > 20, timeout_s=20, what="some charges")
         own_postgres.kill()
-        relays = [processes["outbox-relay", "run", service] for service in urls]
+        relays = [processes["outbox-relay", "run", service] for service in ("orders", "payments")]
         for relay in relays:
             relay.wait_logged("relay.database_down")
         own_postgres.start()

@@ -18,11 +18,10 @@ from sqlalchemy.exc import OperationalError
 
 from shared.database import CONNECT_ARGS, make_engine
 from shared.deadlines import lift_deadline
-from shared.migrations import upgrade
 from shared.outbox import consumer, relay
 from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import DAY, Partitioned, existing_days, maintain
-from support.delivery import ORDERS, Delivery, order_created
+from support.delivery import ORDERS, order_created
 from support.freezing import frozen
 from support.waiting import wait_until
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine, TextClause
 
-    from support.broker import Broker
+    from support.delivery import Delivery
     from support.postgres import PostgresServer
 
 DEADLINE_S = 1.0
@@ -198,17 +197,14 @@ def test_a_server_that_speaks_again_is_let_in_at_once(own_postgres: PostgresServ
 
 def test_relays_and_consumers_give_up_a_server_that_says_nothing(
     own_postgres: PostgresServer,
-    broker: Broker,
+    mortal_delivery: Delivery,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They connect anew, and so come to the next server where there is one."""
     for module in (relay, consumer):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
-    urls = {name: own_postgres.create_database(name) for name in ("payments", "orders")}
-    for name, url in urls.items():
-        upgrade(name, url)
-    delivery = Delivery(urls["payments"], urls["orders"], broker.bootstrap)
+    delivery = mortal_delivery
     user = delivery.open_account(100)
 
     def charged(times: int) -> None:

@@ -20,7 +20,7 @@ from shared.outbox.partitions import inbox_partitions, maintain, outbox_partitio
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
-from support.ports import free_port
+from support.ports import free_port, with_port
 from support.waiting import wait_until
 from support.wire import Wire, postgres_client
 
@@ -51,10 +51,6 @@ def run(orders_url: str) -> Callable[[str], None]:
         opened.close()
 
     return execute
-
-
-def with_port(url: str, port: int) -> str:
-    return make_url(url).set(port=port).render_as_string(hide_password=False)
 
 
 def test_all_is_well_with_a_new_database(doctor: Doctor, orders_url: str) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 import services.orders.app
 from shared.outbox import consumer, relay, wakeup
 from support.delivery import Delivery
-from support.ports import free_port
+from support.ports import free_port, with_port
 from support.waiting import wait_until
 from support.web import open_app
 from support.wire import Wire, postgres_client
@@ -55,11 +55,8 @@ def test_everybody_goes_over_to_the_next_server(
     for module in (relay, consumer, services.orders.app):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
     monkeypatch.setattr(wakeup, "DEADLINE_S", DEADLINE_S)
-    urls = {"orders": make_url(orders_url), "payments": make_url(payments_url)}
-    over_wire = {
-        service: url.set(port=wire.port).render_as_string(hide_password=False)
-        for service, url in urls.items()
-    }
+    urls = {"orders": orders_url, "payments": payments_url}
+    over_wire = {service: with_port(url, wire.port) for service, url in urls.items()}
     beside = Delivery(payments_url, orders_url, broker.bootstrap)
     delivery = Delivery(over_wire["payments"], over_wire["orders"], broker.bootstrap)
     user_id = beside.open_account(1_000_000)
@@ -70,7 +67,7 @@ def test_everybody_goes_over_to_the_next_server(
         for service, url in urls.items():
             rows: list[Any] = postgres.execute(
                 "SELECT application_name, pid FROM pg_stat_activity"
-                f" WHERE datname = '{url.database}'"
+                f" WHERE datname = '{make_url(url).database}'"
             )
             for name, pid in rows:
                 found.setdefault((service, name), set()).add(pid)

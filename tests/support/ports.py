@@ -7,6 +7,8 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 LEAST = 10_000
 # Linux gives an outgoing connection a port of this range, also one that was just found to be free
 # and is to be listened on in a moment (ip(7), ip_local_port_range).
@@ -25,3 +27,8 @@ def free_port() -> int:
             _given.add(port)
             return port
     raise OSError(f"There is no free port from {LEAST} to {most}.")
+
+
+def with_port(url: str, port: int) -> str:
+    """The same address of a database, but on another port: that of a proxy before it."""
+    return make_url(url).set(port=port).render_as_string(hide_password=False)

@@ -8,14 +8,12 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy.engine import make_url
-
 from settle.stack import BOOTSTRAP, DATABASE_URLS, WORKERS
 from settle.state import StateFolder
 from settle.supervisor import Supervisor, SupervisorError
 from support.broker import open_broker
 from support.delivery import BIN, Delivery
-from support.ports import free_port
+from support.ports import free_port, with_port
 from support.postgres import PostgresServer
 from support.stack import Stack
 from support.waiting import wait_until
@@ -54,9 +52,7 @@ class System:
             "broker": Wire(kafka_client, wire_port, self.broker.port),
         }
         over_wire = {
-            variable: make_url(self.postgres.url(service))
-            .set(port=self.wires["postgres"].port)
-            .render_as_string(hide_password=False)
+            variable: with_port(self.postgres.url(service), self.wires["postgres"].port)
             for service, variable in DATABASE_URLS.items()
         }
         self.stack = Stack(**over_wire, **{BOOTSTRAP: f"127.0.0.1:{wire_port}"})
