@@ -20,7 +20,7 @@ _WAIT = re.compile(r"wait\s*=\s*\"?[0-9]+\"?", re.IGNORECASE)
 
 
 @schemathesis.hook
-def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Make a request fit beyond what a schema can say, where all of it is meant to be as described.
 
     Nobody settles the orders here: whoever would wait for it waits in vain, and long.
@@ -36,8 +36,9 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
     if KEY in (case.headers or {}):
         case.headers[KEY] = str(uuid4())
     (case.query or {}).pop("cursor", None)
-    if isinstance(case.body, dict) and isinstance(case.body.get("amount"), float):
-        case.body["amount"] = int(case.body["amount"])
+    body = case.body
+    if isinstance(body, dict) and isinstance(amount := body.get("amount"), float):
+        body["amount"] = int(amount)
 
 
 @cache
@@ -47,7 +48,9 @@ def _kinds(service: str) -> dict[str, dict[str, Any]]:
 
 
 @schemathesis.check
-def problem_is_of_a_known_kind(ctx: CheckContext, response: Response, case: Case) -> bool | None:
+def problem_is_of_a_known_kind(
+    ctx: CheckContext, response: Response, case: Case[Any]
+) -> bool | None:
     """Every problem leads to its page, has the status of its kind, and names the request."""
     if PROBLEM not in response.headers.get("content-type", [""])[0]:
         assert response.status_code < 400, "an error that is no problem document"

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support.broker import Broker, open_broker
+from support.broker import open_broker
 from support.delivery import Delivery
 from support.ports import free_port
-from support.proxy import Proxy
+from support.proxy import Proxied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@dataclass(frozen=True)
-class Proxied:
-    """A broker that clients reach through a proxy alone."""
-
-    broker: Broker
-    port: int
-
-    @contextmanager
-    def failing(self, fails: Callable[[int], str | None]) -> Iterator[Proxy]:
-        """Reachable, for as long as it is entered.
-
-        Args:
-            fails: asked for each produce request, by its number from 1: how it fails, or None.
-        """
-        with Proxy(self.port, self.broker.port, fails).serving() as proxy:
-            yield proxy
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from support.proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, REFUSE
 from support.writers import Writers
 
 if TYPE_CHECKING:
-    from conftest import Proxied
     from shared.settings import Settings
+    from support.proxy import Proxied
 
 # Which produce requests fail, by their number from 1; between them, others get through.
 HOW = {

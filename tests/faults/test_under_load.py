@@ -17,8 +17,8 @@ from support.traffic import SERVICES, Traffic, crew
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from conftest import Proxied
     from support.delivery import Delivery, Process
+    from support.proxy import Proxied
 
 RELAY, CONSUMER = "outbox-relay", "inbox-consumer"
 POINTS = {

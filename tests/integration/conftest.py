@@ -13,18 +13,18 @@ from support.web import open_app
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from werkzeug.test import Client
+    from flask.testing import FlaskClient
 
 
 @pytest.fixture
-def payments(payments_url: str) -> Iterator[Client]:
+def payments(payments_url: str) -> Iterator[FlaskClient]:
     """A client of the payments API."""
     with open_app("payments", payments_url) as app:
         yield app.test_client()
 
 
 @pytest.fixture
-def orders(orders_url: str) -> Iterator[Client]:
+def orders(orders_url: str) -> Iterator[FlaskClient]:
     """A client of the orders API."""
     with open_app("orders", orders_url) as app:
         yield app.test_client()

@@ -15,13 +15,14 @@ from support.web import open_app, problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from werkzeug.test import Client, TestResponse
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
 
     from support.postgres import PostgresServer
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 JSON = "application/json"
-CALLS = {
+CALLS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "create": ("payments", "/accounts", {"user_id": USER}),
     "deposit": ("payments", f"/accounts/{USER}/deposit", {"user_id": USER, "amount": 5}),
     "order": ("orders", "/orders", {"user_id": USER, "amount": 5, "description": "x"}),
@@ -86,7 +87,7 @@ WRONG_AMOUNTS = ["", "5", "x", "1e3"]
 @pytest.fixture(scope="module")
 def clients(
     postgres: PostgresServer, databases: Callable[[str], str]
-) -> Iterator[dict[str, Client]]:
+) -> Iterator[dict[str, FlaskClient]]:
     """Clients on databases that these tests share; none looks at what is in them."""
     with ExitStack() as stack:
         made = {}
@@ -98,7 +99,7 @@ def clients(
         yield made
 
 
-def post(client: Client, path: str, body: object) -> TestResponse:
+def post(client: FlaskClient, path: str, body: object) -> TestResponse:
     # Escaped: a lone surrogate is JSON, and cannot be UTF-8.
     return client.post(path, data=json.dumps(body, ensure_ascii=True), content_type=JSON)
 
@@ -108,19 +109,21 @@ def shown(value: object) -> str:
 
 
 @pytest.fixture(params=CALLS)
-def call(request: pytest.FixtureRequest, clients: dict[str, Client]) -> tuple[Client, str]:
+def call(
+    request: pytest.FixtureRequest, clients: dict[str, FlaskClient]
+) -> tuple[FlaskClient, str]:
     """A call that takes a body: its client and its address."""
     service, path, _ = CALLS[request.param]
     return clients[service], path
 
 
-def test_what_is_not_json_is_a_bad_request(call: tuple[Client, str]) -> None:
+def test_what_is_not_json_is_a_bad_request(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     for body in NOT_JSON:
         problem_of(client.post(path, data=body, content_type=JSON), 400)
 
 
-def test_what_is_no_object_is_refused(call: tuple[Client, str]) -> None:
+def test_what_is_no_object_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     for body in NO_OBJECT:
         document = problem_of(client.post(path, data=body, content_type=JSON), 422)
@@ -141,7 +144,7 @@ def test_what_is_no_object_is_refused(call: tuple[Client, str]) -> None:
     ],
 )
 def test_a_name_twice_in_an_object_is_refused(
-    call: tuple[Client, str], body: bytes, pointers: list[str]
+    call: tuple[FlaskClient, str], body: bytes, pointers: list[str]
 ) -> None:
     """Whatever it is: readers do not agree on which of the values counts."""
     client, path = call
@@ -149,7 +152,7 @@ def test_a_name_twice_in_an_object_is_refused(
     assert [error["pointer"] for error in document["errors"]] == pointers
 
 
-def test_many_names_twice_are_not_all_told(call: tuple[Client, str]) -> None:
+def test_many_names_twice_are_not_all_told(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     pairs = ",".join(f'"{number}{"x" * 200}": 1' for number in range(1000))
     response = client.post(path, data=f"{{{pairs},{pairs}}}", content_type=JSON)
@@ -158,7 +161,9 @@ def test_many_names_twice_are_not_all_told(call: tuple[Client, str]) -> None:
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1" * 400 + b".5"])
-def test_a_number_beyond_all_bounds_is_refused(call: tuple[Client, str], number: bytes) -> None:
+def test_a_number_beyond_all_bounds_is_refused(
+    call: tuple[FlaskClient, str], number: bytes
+) -> None:
     """Also in a field that nobody reads."""
     client, path = call
     for field in (b"amount", b"x"):
@@ -168,7 +173,7 @@ def test_a_number_beyond_all_bounds_is_refused(call: tuple[Client, str], number:
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_nesting_is_bounded(call: tuple[Client, str], opening: bytes, closing: bytes) -> None:
+def test_nesting_is_bounded(call: tuple[FlaskClient, str], opening: bytes, closing: bytes) -> None:
     client, path = call
 
     def post_nested(depth: int) -> TestResponse:
@@ -182,13 +187,13 @@ def test_nesting_is_bounded(call: tuple[Client, str], opening: bytes, closing: b
         assert str(MAX_DEPTH) in document["detail"]
 
 
-def test_an_empty_object_lacks_what_is_required(call: tuple[Client, str]) -> None:
+def test_an_empty_object_lacks_what_is_required(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     document = problem_of(client.post(path, json={}), 422)
     assert document["errors"]
 
 
-def test_a_number_of_5000_digits_is_refused(call: tuple[Client, str]) -> None:
+def test_a_number_of_5000_digits_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     body = b'{"amount": ' + b"9" * 5000 + b"}"
     problem_of(client.post(path, data=body, content_type=JSON), 422)
@@ -208,20 +213,20 @@ def test_a_number_of_5000_digits_is_refused(call: tuple[Client, str]) -> None:
     ],
 )
 def test_a_body_must_say_that_it_is_json(
-    call: tuple[Client, str], content_type: str | None
+    call: tuple[FlaskClient, str], content_type: str | None
 ) -> None:
     client, path = call
     body = json.dumps({"user_id": USER, "amount": 5})
     problem_of(client.post(path, data=body, content_type=content_type), 415)
 
 
-def test_a_large_body_is_refused(call: tuple[Client, str]) -> None:
+def test_a_large_body_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     body = b'{"description": "' + b"x" * 10_000_000 + b'"}'
     problem_of(client.post(path, data=body, content_type=JSON), 413)
 
 
-def test_a_wrong_method_is_refused(call: tuple[Client, str]) -> None:
+def test_a_wrong_method_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     for method in ("PUT", "PATCH", "DELETE", "TRACE", "FOO"):
         response = client.open(path, method=method, json={})
@@ -231,7 +236,7 @@ def test_a_wrong_method_is_refused(call: tuple[Client, str]) -> None:
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_a_wrong_value_is_refused_in_every_field(
-    clients: dict[str, Client], name: str, field: str
+    clients: dict[str, FlaskClient], name: str, field: str
 ) -> None:
     service, path, body = CALLS[name]
     wrong = WRONG_ANYWHERE + {"user_id": WRONG_USERS, "amount": WRONG_AMOUNTS}.get(field, [])
@@ -243,7 +248,7 @@ def test_a_wrong_value_is_refused_in_every_field(
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_an_unknown_field_may_hold_anything(
-    clients: dict[str, Client], name: str, field: str
+    clients: dict[str, FlaskClient], name: str, field: str
 ) -> None:
     """Only the fields that are known are looked at: the account decides, not the rest."""
     service, path, body = CALLS[name]
@@ -259,7 +264,7 @@ def test_an_unknown_field_may_hold_anything(
      "/%ff", "/%2e%2e/%2e%2e/etc/passwd", "/" + "x" * 3000],
 )  # fmt: skip
 def test_an_unknown_address_is_a_problem(
-    clients: dict[str, Client], service: str, path: str
+    clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
     for method in ("GET", "POST", "FOO"):
         problem_of(clients[service].open(path, method=method), 404)
@@ -267,14 +272,14 @@ def test_an_unknown_address_is_a_problem(
 
 @pytest.mark.parametrize("user_id", [None, *WRONG_USERS, "\0", "\ud83d\ude00", "x" * 3000])
 def test_a_balance_of_a_wrong_user_is_refused(
-    clients: dict[str, Client], user_id: str | None
+    clients: dict[str, FlaskClient], user_id: str | None
 ) -> None:
     query = {} if user_id is None else {"user_id": user_id.encode("utf-8", "surrogatepass")}
     document = problem_of(clients["payments"].get("/accounts/balance", query_string=query), 422)
     assert [error["parameter"] for error in document["errors"]] == ["user_id"]
 
 
-def test_every_fault_of_a_body_is_told(clients: dict[str, Client]) -> None:
+def test_every_fault_of_a_body_is_told(clients: dict[str, FlaskClient]) -> None:
     body = {"user_id": 1, "amount": "5", "description": None}
     document = problem_of(clients["orders"].post("/orders", json=body), 422)
     assert {error["pointer"] for error in document["errors"]} == {
@@ -284,7 +289,7 @@ def test_every_fault_of_a_body_is_told(clients: dict[str, Client]) -> None:
     }
 
 
-def test_json_may_be_named_with_a_charset_or_a_suffix(clients: dict[str, Client]) -> None:
+def test_json_may_be_named_with_a_charset_or_a_suffix(clients: dict[str, FlaskClient]) -> None:
     body = json.dumps({"user_id": USER, "amount": 5})
     for content_type in ("application/json; charset=utf-8", "application/vnd.order+json"):
         response = clients["orders"].post("/orders", data=body, content_type=content_type)

@@ -15,8 +15,8 @@ from services.payments.models import transfers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flask.testing import FlaskClient
     from sqlalchemy.orm import Session
-    from werkzeug.test import Client
 
 # As many as the app's pool has connections; the rest of the calls queue behind them.
 THREADS = 10
@@ -35,7 +35,7 @@ def at_once(calls: int, call: Callable[[], int]) -> Counter[int]:
         return Counter(pool.map(wait_and_call, range(calls)))
 
 
-def test_50_creates_of_one_account_make_one(payments: Client) -> None:
+def test_50_creates_of_one_account_make_one(payments: FlaskClient) -> None:
     app, body = payments.application, {"user_id": str(uuid4())}
 
     def create() -> int:
@@ -44,7 +44,7 @@ def test_50_creates_of_one_account_make_one(payments: Client) -> None:
     assert at_once(50, create) == {201: 1, 409: 49}
 
 
-def test_100_deposits_add_up(payments: Client, payments_session: Session) -> None:
+def test_100_deposits_add_up(payments: FlaskClient, payments_session: Session) -> None:
     app, user_id = payments.application, str(uuid4())
     payments.post("/accounts", json={"user_id": user_id})
 
@@ -59,7 +59,7 @@ def test_100_deposits_add_up(payments: Client, payments_session: Session) -> Non
     assert payments_session.execute(moved).one() == (100, 700)
 
 
-def test_a_balance_at_its_end_takes_one_of_many_deposits(payments: Client) -> None:
+def test_a_balance_at_its_end_takes_one_of_many_deposits(payments: FlaskClient) -> None:
     app, user_id = payments.application, str(uuid4())
     payments.post("/accounts", json={"user_id": user_id})
     path = f"/accounts/{user_id}/deposit"
@@ -71,7 +71,7 @@ def test_a_balance_at_its_end_takes_one_of_many_deposits(payments: Client) -> No
     assert at_once(20, deposit) == {200: 1, 409: 19}
 
 
-def test_100_orders_are_queued_not_refused(orders: Client) -> None:
+def test_100_orders_are_queued_not_refused(orders: FlaskClient) -> None:
     app, user_id = orders.application, str(uuid4())
 
     def place() -> int:

@@ -18,14 +18,15 @@ from support.settling import finish
 from support.web import pages, problem_of
 
 if TYPE_CHECKING:
+    from flask.testing import FlaskClient
     from sqlalchemy.orm import Session
-    from werkzeug.test import Client, TestResponse
+    from werkzeug.test import TestResponse
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def place(orders: Client, **changed: Any) -> TestResponse:
+def place(orders: FlaskClient, **changed: Any) -> TestResponse:
     body = {"user_id": str(uuid4()), "amount": 100, "description": "Lunch"} | changed
     response = orders.post(
         "/orders", json=body, headers={"X-Request-ID": "r-1", "traceparent": TRACEPARENT}
@@ -38,7 +39,7 @@ def id_of(placed: TestResponse) -> str:
     return placed.headers["Location"].removeprefix("/order/")
 
 
-def test_an_order_is_accepted(orders: Client) -> None:
+def test_an_order_is_accepted(orders: FlaskClient) -> None:
     response = place(orders)
     assert response.data.strip() == b'{"message":"Order accepted"}'
     order_id = id_of(response)
@@ -51,14 +52,14 @@ def test_an_order_is_accepted(orders: Client) -> None:
 @pytest.mark.parametrize("amount", [1, 2**63 - 1])
 @pytest.mark.parametrize("description", ["", "x" * 10_000, "\N{PILE OF POO}" * 10_000, 'a"\\\n'])
 def test_the_ends_of_every_range_are_accepted(
-    orders: Client, amount: int, description: str
+    orders: FlaskClient, amount: int, description: str
 ) -> None:
     place(orders, amount=amount, description=description)
     (listed,) = orders.get("/orders").json
     assert (listed["Amount"], listed["Description"]) == (amount, description)
 
 
-def test_a_description_may_be_left_out_and_unknown_fields_are_ignored(orders: Client) -> None:
+def test_a_description_may_be_left_out_and_unknown_fields_are_ignored(orders: FlaskClient) -> None:
     body = {"user_id": str(uuid4()), "amount": 1, "status": "success", "id": 7}
     assert orders.post("/orders", json=body).status_code == 202
     (listed,) = orders.get("/orders").json
@@ -66,7 +67,7 @@ def test_a_description_may_be_left_out_and_unknown_fields_are_ignored(orders: Cl
 
 
 def test_an_order_and_its_event_are_written_together(
-    orders: Client, orders_session: Session
+    orders: FlaskClient, orders_session: Session
 ) -> None:
     user_id = str(uuid4())
     order_id = id_of(place(orders, user_id=user_id.upper(), amount=7))
@@ -84,16 +85,16 @@ def test_an_order_and_its_event_are_written_together(
     }
 
 
-def test_an_unknown_order_is_not_found(orders: Client) -> None:
+def test_an_unknown_order_is_not_found(orders: FlaskClient) -> None:
     problem_of(orders.get(f"/order/{uuid4()}"), 404)
 
 
 @pytest.mark.parametrize("order_id", ["x", "", "%00", "%ff", "1" * 36, str(uuid4())[:-1]])
-def test_a_malformed_order_is_not_found(orders: Client, order_id: str) -> None:
+def test_a_malformed_order_is_not_found(orders: FlaskClient, order_id: str) -> None:
     problem_of(orders.get(f"/order/{order_id}"), 404)
 
 
-def test_the_list_has_these_fields_in_this_order(orders: Client) -> None:
+def test_the_list_has_these_fields_in_this_order(orders: FlaskClient) -> None:
     before = datetime.now(UTC)
     user_id = str(uuid4())
     order_id = id_of(place(orders, user_id=user_id, amount=7, description="Grüße"))
@@ -112,26 +113,26 @@ def test_the_list_has_these_fields_in_this_order(orders: Client) -> None:
     assert before <= datetime.fromisoformat(created_at) <= before + timedelta(seconds=10)
 
 
-def test_an_empty_list_is_a_list(orders: Client) -> None:
+def test_an_empty_list_is_a_list(orders: FlaskClient) -> None:
     response = orders.get("/orders")
     assert response.data.strip() == b"[]"
     assert "Link" not in response.headers
 
 
-def test_pages_hold_every_order_once_newest_first(orders: Client) -> None:
+def test_pages_hold_every_order_once_newest_first(orders: FlaskClient) -> None:
     placed = [id_of(place(orders, amount=number)) for number in range(1, 8)]
     found = pages(orders, "/orders?limit=3")
     assert [len(page) for page in found] == [3, 3, 1]
     assert [order["ID"] for page in found for order in page] == placed[::-1]
 
 
-def test_a_last_page_that_is_full_has_no_next(orders: Client) -> None:
+def test_a_last_page_that_is_full_has_no_next(orders: FlaskClient) -> None:
     for _ in range(4):
         place(orders)
     assert [len(page) for page in pages(orders, "/orders?limit=2")] == [2, 2]
 
 
-def test_pages_of_one_user(orders: Client) -> None:
+def test_pages_of_one_user(orders: FlaskClient) -> None:
     user_id = str(uuid4())
     mine = []
     for _ in range(3):
@@ -142,7 +143,7 @@ def test_pages_of_one_user(orders: Client) -> None:
     assert orders.get(f"/orders?user_id={uuid4()}").json == []
 
 
-def test_orders_of_one_moment_are_paged_by_id(orders: Client, orders_session: Session) -> None:
+def test_orders_of_one_moment_are_paged_by_id(orders: FlaskClient, orders_session: Session) -> None:
     orders_session.execute(
         text(
             """
@@ -158,7 +159,7 @@ def test_orders_of_one_moment_are_paged_by_id(orders: Client, orders_session: Se
     assert len(set(found)) == 10
 
 
-def test_orders_placed_while_paging_do_not_move_the_pages(orders: Client) -> None:
+def test_orders_placed_while_paging_do_not_move_the_pages(orders: FlaskClient) -> None:
     placed = [id_of(place(orders)) for _ in range(4)]
     first = orders.get("/orders?limit=2")
     place(orders)
@@ -166,7 +167,7 @@ def test_orders_placed_while_paging_do_not_move_the_pages(orders: Client) -> Non
     assert [order["ID"] for order in orders.get(following).json] == placed[1::-1]
 
 
-def test_a_page_has_100_orders_when_not_told(orders: Client, orders_session: Session) -> None:
+def test_a_page_has_100_orders_when_not_told(orders: FlaskClient, orders_session: Session) -> None:
     orders_session.execute(
         text(
             """
@@ -182,28 +183,28 @@ def test_a_page_has_100_orders_when_not_told(orders: Client, orders_session: Ses
 
 
 @pytest.mark.parametrize("limit", ["", "0", "1001", "-1", "+5", "1.0", "x", "%D9%A3", "%00"])
-def test_a_limit_outside_its_range_is_refused(orders: Client, limit: str) -> None:
+def test_a_limit_outside_its_range_is_refused(orders: FlaskClient, limit: str) -> None:
     document = problem_of(orders.get(f"/orders?limit={limit}"), 422)
     assert [error["parameter"] for error in document["errors"]] == ["limit"]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "A" * 31, "%00", "%ff", "AAAA%0A"])
-def test_a_malformed_cursor_is_refused(orders: Client, cursor: str) -> None:
+def test_a_malformed_cursor_is_refused(orders: FlaskClient, cursor: str) -> None:
     document = problem_of(orders.get(f"/orders?cursor={cursor}"), 422)
     assert [error["parameter"] for error in document["errors"]] == ["cursor"]
 
 
 @pytest.mark.parametrize("user_id", ["", "x", "%00", "00000000-0000-0000-0000-000000000000"])
-def test_a_malformed_user_is_refused(orders: Client, user_id: str) -> None:
+def test_a_malformed_user_is_refused(orders: FlaskClient, user_id: str) -> None:
     problem_of(orders.get(f"/orders?user_id={user_id}"), 422)
 
 
-def test_it_lives_and_is_ready(orders: Client) -> None:
+def test_it_lives_and_is_ready(orders: FlaskClient) -> None:
     assert orders.get("/livez").json == {"status": "ok"}
     assert orders.get("/readyz").json == {"status": "ok"}
 
 
-def test_it_is_not_ready_on_another_revision(orders: Client, orders_session: Session) -> None:
+def test_it_is_not_ready_on_another_revision(orders: FlaskClient, orders_session: Session) -> None:
     orders_session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     orders_session.commit()
     document = problem_of(orders.get("/readyz"), 503)
@@ -211,7 +212,7 @@ def test_it_is_not_ready_on_another_revision(orders: Client, orders_session: Ses
     assert orders.get("/livez").status_code == 200
 
 
-def test_a_whole_order_says_why_it_failed(orders: Client, orders_session: Session) -> None:
+def test_a_whole_order_says_why_it_failed(orders: FlaskClient, orders_session: Session) -> None:
     placed = id_of(place(orders, description="Grüße"))
     (listed,) = orders.get("/orders").json
     assert list(listed) == [
@@ -229,17 +230,17 @@ def test_a_whole_order_says_why_it_failed(orders: Client, orders_session: Sessio
 
 @pytest.mark.parametrize("order_id", [str(uuid4()), "x", "%00", str(uuid4())[:-1]])
 def test_a_whole_order_that_is_unknown_or_malformed_is_not_found(
-    orders: Client, order_id: str
+    orders: FlaskClient, order_id: str
 ) -> None:
     problem_of(orders.get(f"/orders/{order_id}"), 404)
 
 
-def ids(orders: Client, **query: Any) -> list[str]:
+def ids(orders: FlaskClient, **query: Any) -> list[str]:
     found = pages(orders, f"/orders?{urlencode({'limit': 2, **query})}")
     return [order["ID"] for page in found for order in page]
 
 
-def test_orders_of_a_status_and_of_a_user(orders: Client, orders_session: Session) -> None:
+def test_orders_of_a_status_and_of_a_user(orders: FlaskClient, orders_session: Session) -> None:
     user_id = str(uuid4())
     placed = [id_of(place(orders, user_id=user_id)) for _ in range(6)]
     other = id_of(place(orders))
@@ -253,7 +254,7 @@ def test_orders_of_a_status_and_of_a_user(orders: Client, orders_session: Sessio
     assert ids(orders, status="created", user_id=str(uuid4())) == []
 
 
-def test_orders_of_a_time(orders: Client) -> None:
+def test_orders_of_a_time(orders: FlaskClient) -> None:
     placed = [id_of(place(orders)) for _ in range(5)]
     times = {order["ID"]: order["CreatedAt"] for order in orders.get("/orders").json}
     second, fourth = times[placed[1]], times[placed[3]]
@@ -270,7 +271,9 @@ def test_orders_of_a_time(orders: Client) -> None:
 
 @pytest.mark.parametrize("first", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:33"])
 @pytest.mark.parametrize("last", ["9999-12-31T23:59:59.9999999Z", "9999-12-31T23:59:59-14:00"])
-def test_times_before_and_after_all_others_are_times(orders: Client, first: str, last: str) -> None:
+def test_times_before_and_after_all_others_are_times(
+    orders: FlaskClient, first: str, last: str
+) -> None:
     """Though in UTC some of them are in a year that Python does not know."""
     placed = id_of(place(orders))
     assert ids(orders, created_from=first, created_before=last) == [placed]
@@ -286,19 +289,19 @@ def test_times_before_and_after_all_others_are_times(orders: Client, first: str,
      "2025-06-17T20:55:35.Z", "2025-06-17T20:55:35+03:0", "2025-06-17T20:55:35+99:00",
      "٢025-06-17T20:55:35Z", "\0"],
 )  # fmt: skip
-def test_what_is_no_time_is_refused(orders: Client, name: str, value: str) -> None:
+def test_what_is_no_time_is_refused(orders: FlaskClient, name: str, value: str) -> None:
     document = problem_of(orders.get(f"/orders?{urlencode({name: value})}"), 422)
     assert [error["parameter"] for error in document["errors"]] == [name]
 
 
 @pytest.mark.parametrize("status", ["", "x", "Failed", "success,failed", "\0"])
-def test_an_unknown_status_is_refused(orders: Client, status: str) -> None:
+def test_an_unknown_status_is_refused(orders: FlaskClient, status: str) -> None:
     document = problem_of(orders.get(f"/orders?{urlencode({'status': status})}"), 422)
     assert [error["parameter"] for error in document["errors"]] == ["status"]
     assert "created, success, failed" in document["errors"][0]["detail"]
 
 
-def test_a_cursor_is_of_its_filters(orders: Client) -> None:
+def test_a_cursor_is_of_its_filters(orders: FlaskClient) -> None:
     for _ in range(2):
         place(orders)
     link = orders.get("/orders?limit=1&status=created").headers["Link"]

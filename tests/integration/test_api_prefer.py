@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
+    from flask.testing import FlaskClient
     from sqlalchemy.orm import Session
-    from werkzeug.test import Client, TestResponse
+    from werkzeug.test import TestResponse
 
 # What a wait may take at most, and what it takes when nothing wakes it: far apart.
 WAIT_S = 30
 SOON_S = 15
 
 
-def place(orders: Client, prefer: str | None = None, key: str | None = None) -> TestResponse:
+def place(orders: FlaskClient, prefer: str | None = None, key: str | None = None) -> TestResponse:
     headers = {"Prefer": prefer, "Idempotency-Key": key}
     response = orders.post(
         "/orders",
@@ -55,7 +56,7 @@ def finish(orders_url: str, order_id: str, *, status: str = "success", told: boo
 
 
 @pytest.fixture
-def wait(orders: Client) -> Iterator[Callable[[str], Future[tuple[TestResponse, float]]]]:
+def wait(orders: FlaskClient) -> Iterator[Callable[[str], Future[tuple[TestResponse, float]]]]:
     """Begins to wait for what is at a path; it gives the answer, and the seconds it took."""
 
     def ask(path: str) -> tuple[TestResponse, float]:
@@ -71,7 +72,7 @@ def wait(orders: Client) -> Iterator[Callable[[str], Future[tuple[TestResponse, 
 
 
 @pytest.mark.parametrize("prefer", [None, "return=minimal", "respond-async, x=y", "wait=5 5"])
-def test_the_answer_is_as_always_unless_preferred(orders: Client, prefer: str | None) -> None:
+def test_the_answer_is_as_always_unless_preferred(orders: FlaskClient, prefer: str | None) -> None:
     response = place(orders, prefer)
     assert response.data.strip() == b'{"message":"Order accepted"}'
     assert applied(response) == (prefer if prefer == "return=minimal" else None)
@@ -79,7 +80,7 @@ def test_the_answer_is_as_always_unless_preferred(orders: Client, prefer: str | 
         assert "Prefer" in orders.get(path).vary
 
 
-def test_the_order_comes_whole_when_preferred(orders: Client) -> None:
+def test_the_order_comes_whole_when_preferred(orders: FlaskClient) -> None:
     response = place(orders, "return=representation")
     assert applied(response) == "return=representation"
     assert response.content_type == "application/json"
@@ -87,7 +88,7 @@ def test_the_order_comes_whole_when_preferred(orders: Client) -> None:
     assert response.json["Status"] == "created"
 
 
-def test_who_prefers_to_wait_may_do_so_for_nothing(orders: Client) -> None:
+def test_who_prefers_to_wait_may_do_so_for_nothing(orders: FlaskClient) -> None:
     response = place(orders, "return=representation, wait=0")
     assert applied(response) == "return=representation, wait=0"
     path = response.headers["Location"]
@@ -95,13 +96,13 @@ def test_who_prefers_to_wait_may_do_so_for_nothing(orders: Client) -> None:
     assert (found.json["status"], applied(found)) == ("created", "wait=0")
 
 
-def test_time_passes_and_the_answer_comes(orders: Client) -> None:
+def test_time_passes_and_the_answer_comes(orders: FlaskClient) -> None:
     path = place(orders).headers["Location"]
     found = orders.get(path, headers={"Prefer": "wait=1, return=representation"})
     assert (found.json["status"], applied(found)) == ("created", "wait=1")
 
 
-def test_of_what_is_final_or_unknown_nobody_waits(orders: Client, orders_url: str) -> None:
+def test_of_what_is_final_or_unknown_nobody_waits(orders: FlaskClient, orders_url: str) -> None:
     order_id = id_of(place(orders))
     finish(orders_url, order_id)
     began = time.monotonic()
@@ -113,7 +114,7 @@ def test_of_what_is_final_or_unknown_nobody_waits(orders: Client, orders_url: st
 
 
 def test_an_order_that_is_placed_is_waited_for(
-    orders: Client, orders_url: str, orders_session: Session
+    orders: FlaskClient, orders_url: str, orders_session: Session
 ) -> None:
     """The wait begins after the commit: it is what others can settle that is waited for."""
 
@@ -135,7 +136,7 @@ def test_an_order_that_is_placed_is_waited_for(
     )
 
 
-def test_a_replay_is_answered_by_its_own_preferences(orders: Client, orders_url: str) -> None:
+def test_a_replay_is_answered_by_its_own_preferences(orders: FlaskClient, orders_url: str) -> None:
     """What is kept for a key is that the order was accepted, not how it stood then."""
     body = {"user_id": str(uuid4()), "amount": 100}
 
@@ -160,7 +161,7 @@ def test_a_replay_is_answered_by_its_own_preferences(orders: Client, orders_url:
 
 
 def test_an_order_is_accepted_also_when_it_cannot_be_read_after(
-    orders: Client, monkeypatch: pytest.MonkeyPatch
+    orders: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
@@ -178,7 +179,7 @@ def find_nothing(*_: object) -> tuple[()]:
 
 
 def test_a_notification_ends_the_wait(
-    orders: Client,
+    orders: FlaskClient,
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +207,7 @@ def test_a_notification_ends_the_wait(
 
 @pytest.mark.parametrize("listening", [False, True], ids=["before it listens", "when it listens"])
 def test_what_is_settled_between_two_looks_is_not_missed(
-    orders: Client,
+    orders: FlaskClient,
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -237,7 +238,7 @@ def test_what_is_settled_between_two_looks_is_not_missed(
 
 
 def test_a_poll_ends_the_wait_when_nobody_tells(
-    orders: Client,
+    orders: FlaskClient,
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
 ) -> None:

@@ -18,10 +18,10 @@ from support.plans import most_rows
 from support.web import pages, problem_of
 
 if TYPE_CHECKING:
-    from werkzeug.test import Client
+    from flask.testing import FlaskClient
 
 
-def open_account(payments: Client, *deposits: int) -> str:
+def open_account(payments: FlaskClient, *deposits: int) -> str:
     user_id = str(uuid4())
     assert payments.post("/accounts", json={"user_id": user_id}).status_code == 201
     for amount in deposits:
@@ -30,24 +30,24 @@ def open_account(payments: Client, *deposits: int) -> str:
     return user_id
 
 
-def pay(session: Session, user_id: str, *amounts: int) -> list[UUID]:
+def pay(session: Session, user_id: UUID, *amounts: int) -> list[UUID]:
     """Charge a user for orders, all in one batch."""
-    charges = [Charge(uuid7(), UUID(user_id), amount) for amount in amounts]
+    charges = [Charge(uuid7(), user_id, amount) for amount in amounts]
     charge(session, charges)
     session.commit()
     return [each.order_id for each in charges]
 
 
-def statement(payments: Client, user_id: object, limit: int = 1000) -> list[dict[str, Any]]:
+def statement(payments: FlaskClient, user_id: object, limit: int = 1000) -> list[dict[str, Any]]:
     found = pages(payments, f"/accounts/{user_id}/transfers?limit={limit}")
     return [transfer for page in found for transfer in page]
 
 
 def test_a_statement_tells_each_transfer_and_what_it_left(
-    payments: Client, payments_session: Session
+    payments: FlaskClient, payments_session: Session
 ) -> None:
     user_id = open_account(payments, 1000)
-    (paid, _) = pay(payments_session, user_id, 700, 500)
+    (paid, _) = pay(payments_session, UUID(user_id), 700, 500)
     newest, first = json.loads(payments.get(f"/accounts/{user_id.upper()}/transfers").data)
     assert list(newest.items()) == [
         ("id", newest["id"]),
@@ -66,52 +66,52 @@ def test_a_statement_tells_each_transfer_and_what_it_left(
     assert newest["id"] > first["id"]
 
 
-def test_an_account_without_transfers_has_an_empty_statement(payments: Client) -> None:
+def test_an_account_without_transfers_has_an_empty_statement(payments: FlaskClient) -> None:
     answer = payments.get(f"/accounts/{open_account(payments)}/transfers")
     assert (answer.status_code, answer.json) == (200, [])
     assert "Link" not in answer.headers
 
 
-def test_an_unknown_account_has_none(payments: Client) -> None:
+def test_an_unknown_account_has_none(payments: FlaskClient) -> None:
     problem_of(payments.get(f"/accounts/{uuid4()}/transfers"), 404)
     problem_of(payments.get(f"/accounts/{uuid4()}/transfers?limit=1"), 404)
     problem_of(payments.get("/accounts/x/transfers"), 404)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "cursor=x", "cursor="])
-def test_wrong_paging_is_refused(payments: Client, query: str) -> None:
+def test_wrong_paging_is_refused(payments: FlaskClient, query: str) -> None:
     problem_of(payments.get(f"/accounts/{uuid4()}/transfers?{query}"), 422)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 7])
 def test_pages_hold_every_transfer_once_with_its_balance(
-    payments: Client, payments_session: Session, limit: int
+    payments: FlaskClient, payments_session: Session, limit: int
 ) -> None:
     user_id = open_account(payments, 100, 50)
-    pay(payments_session, user_id, 30, 30)
+    pay(payments_session, UUID(user_id), 30, 30)
     open_account(payments, 7)
     payments.post(f"/accounts/{user_id}/deposit", json={"amount": 5})
-    pay(payments_session, user_id, 95)
+    pay(payments_session, UUID(user_id), 95)
     found = statement(payments, user_id, limit)
     assert [transfer["balance"] for transfer in found] == [0, 95, 90, 120, 150, 100]
 
 
 def test_transfers_that_come_while_paging_change_nothing(
-    payments: Client, payments_session: Session
+    payments: FlaskClient, payments_session: Session
 ) -> None:
     user_id = open_account(payments, 1, 2, 4, 8)
     first = payments.get(f"/accounts/{user_id}/transfers?limit=2")
     payments.post(f"/accounts/{user_id}/deposit", json={"amount": 100})
-    pay(payments_session, user_id, 50)
+    pay(payments_session, UUID(user_id), 50)
     second = payments.get(first.headers["Link"].partition(">")[0].removeprefix("<"))
     assert [transfer["balance"] for transfer in first.json + second.json] == [15, 7, 3, 1]
 
 
 def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(
-    payments: Client, payments_url: str
+    payments: FlaskClient, payments_url: str
 ) -> None:
     """Each page is read from one moment, and counts back to nothing."""
-    user_id = open_account(payments, 10_000)
+    user_id = UUID(open_account(payments, 10_000))
     engine = create_engine(payments_url, poolclass=NullPool)
 
     def deposit(amount: int) -> None:
@@ -143,7 +143,7 @@ def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(
 
 
 def test_a_page_reads_no_more_of_the_ledger_than_it_shows(
-    payments: Client, payments_session: Session
+    payments: FlaskClient, payments_session: Session
 ) -> None:
     """On the first page and on one amid the others, of an account with 20,000 transfers."""
     user_id = open_account(payments)

@@ -59,7 +59,7 @@ def test_poison_of_every_kind_is_parked_between_good_events(
     assert delivery.inbox(service) == {"applied": 2, "skipped": 1}
     if service == "payments":
         assert delivery.balance(user) == 90
-        assert {each.order_id for each in delivery.charges()} == {before, after}
+        assert set(delivery.charges()) == {before, after}
     else:
         assert delivery.statuses() == {"success": 2}
     assert [
@@ -231,7 +231,7 @@ def test_members_that_join_and_leave_charge_each_order_once(delivery: Delivery) 
         for user in users:
             delivery.place(user, 1)
         wait_until(lambda: delivery.received("payments") == 211, timeout_s=60, what="the last")
-    charged = [each.order_id for each in delivery.charges()]
+    charged = delivery.charges()
     assert len(charged) == len(set(charged)) == 211
     assert [delivery.balance(user) for user in users] == [978] + [979] * 9
     assert delivery.inbox("payments") == {"applied": 211}

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -223,11 +224,8 @@ def test_relays_and_consumers_give_up_a_server_that_says_nothing(
         with frozen(own_postgres):
             delivery.produce(ORDERS, order_created(user, 1))
             for process in ("outbox-relay-orders", "inbox-consumer-payments"):
-                wait_until(
-                    lambda process=process: waits_for_the_database(process),
-                    timeout_s=40,
-                    what=f"{process} to give up",
-                )
+                gives_up = partial(waits_for_the_database, process)
+                wait_until(gives_up, timeout_s=40, what=f"{process} to give up")
         charged(2)
         delivery.place(user, 1)
         charged(3)

@@ -22,24 +22,25 @@ from support.web import open_app, problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from flask.testing import FlaskClient
     from sqlalchemy.orm import Session
-    from werkzeug.test import Client, TestResponse
+    from werkzeug.test import TestResponse
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 ORDER = {"user_id": USER, "amount": 100, "description": "Lunch"}
 DEPOSIT = f"/accounts/{USER}/deposit"
 
 
-def send(client: Client, path: str, body: Any, key: str | None = "k-1") -> TestResponse:
+def send(client: FlaskClient, path: str, body: Any, key: str | None = "k-1") -> TestResponse:
     headers = {} if key is None else {"Idempotency-Key": key}
     return client.post(path, json=body, headers=headers)
 
 
-def place(orders: Client, key: str | None = "k-1", **changed: Any) -> TestResponse:
+def place(orders: FlaskClient, key: str | None = "k-1", **changed: Any) -> TestResponse:
     return send(orders, "/orders", ORDER | changed, key)
 
 
-def balance(payments: Client) -> int:
+def balance(payments: FlaskClient) -> int:
     found: int = payments.get(f"/accounts/balance?user_id={USER}").json["balance"]
     return found
 
@@ -64,7 +65,7 @@ def same_answer(first: TestResponse, again: TestResponse) -> bool:
 
 
 def test_a_replay_answers_the_same_and_does_nothing(
-    orders: Client, orders_session: Session
+    orders: FlaskClient, orders_session: Session
 ) -> None:
     first = place(orders)
     assert first.status_code == 202
@@ -78,7 +79,7 @@ def test_a_replay_answers_the_same_and_does_nothing(
     assert [count(orders_session, table) for table in tables] == [1, 1, 1, 1]
 
 
-def test_every_post_of_payments_takes_a_key(payments: Client) -> None:
+def test_every_post_of_payments_takes_a_key(payments: FlaskClient) -> None:
     opened = [send(payments, "/accounts", {"user_id": USER}) for _ in range(2)]
     assert [each.status_code for each in opened] == [201, 201]  # without the key, 409
     assert same_answer(*opened)
@@ -89,7 +90,7 @@ def test_every_post_of_payments_takes_a_key(payments: Client) -> None:
 
 
 def test_without_a_key_two_are_two_and_no_statement_is_added(
-    orders: Client, orders_session: Session
+    orders: FlaskClient, orders_session: Session
 ) -> None:
     engine = orders.application.extensions["settle-sessions"].kw["bind"]
     statements: list[str] = []
@@ -102,11 +103,11 @@ def test_without_a_key_two_are_two_and_no_statement_is_added(
     assert count(orders_session, "idempotency_keys") == 0
 
 
-def test_a_get_ignores_the_header(orders: Client) -> None:
+def test_a_get_ignores_the_header(orders: FlaskClient) -> None:
     assert orders.get("/orders", headers={"Idempotency-Key": '"'}).status_code == 200
 
 
-def test_a_key_is_the_same_quoted_or_bare(orders: Client) -> None:
+def test_a_key_is_the_same_quoted_or_bare(orders: FlaskClient) -> None:
     first = place(orders, r"a\b")
     assert same_answer(first, place(orders, r'"a\\b"'))
     longest = place(orders, "x" * 255)
@@ -139,7 +140,7 @@ def test_a_key_is_the_same_quoted_or_bare(orders: Client) -> None:
     ],
 )
 def test_a_malformed_key_is_refused_and_named(
-    orders: Client, orders_session: Session, key: str
+    orders: FlaskClient, orders_session: Session, key: str
 ) -> None:
     document = problem_of(place(orders, key), 422)
     assert document["type"] == "/problems/invalid-input"
@@ -147,12 +148,14 @@ def test_a_malformed_key_is_refused_and_named(
     assert count(orders_session, "orders") == 0
 
 
-def test_two_headers_are_refused(orders: Client) -> None:
+def test_two_headers_are_refused(orders: FlaskClient) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     problem_of(orders.post("/orders", json=ORDER, headers=headers), 422)
 
 
-def test_another_body_is_refused_and_does_nothing(orders: Client, orders_session: Session) -> None:
+def test_another_body_is_refused_and_does_nothing(
+    orders: FlaskClient, orders_session: Session
+) -> None:
     first = place(orders)
     for changed in ({"amount": 101}, {"user_id": str(uuid4())}, {"description": ""}):
         document = problem_of(place(orders, **changed), 422)
@@ -161,7 +164,7 @@ def test_another_body_is_refused_and_does_nothing(orders: Client, orders_session
     assert same_answer(first, place(orders))
 
 
-def test_the_body_counts_by_what_it_means(orders: Client) -> None:
+def test_the_body_counts_by_what_it_means(orders: FlaskClient) -> None:
     first = place(orders, description="")
     alike: list[dict[str, Any]] = [
         {"amount": 100, "description": "", "user_id": USER},
@@ -174,14 +177,14 @@ def test_the_body_counts_by_what_it_means(orders: Client) -> None:
         assert same_answer(first, again)
 
 
-def test_the_body_is_validated_before_the_key_is_looked_at(orders: Client) -> None:
+def test_the_body_is_validated_before_the_key_is_looked_at(orders: FlaskClient) -> None:
     place(orders)
     document = problem_of(place(orders, amount=0), 422)
     assert document["type"] == "/problems/invalid-input"
     problem_of(orders.post("/orders", data="{", headers={"Idempotency-Key": "k-1"}), 415)
 
 
-def test_a_key_is_of_one_path(payments: Client) -> None:
+def test_a_key_is_of_one_path(payments: FlaskClient) -> None:
     other = str(uuid4())
     for user_id in (USER, other):
         assert send(payments, "/accounts", {"user_id": user_id}, key=user_id)
@@ -196,7 +199,7 @@ def test_a_key_is_of_one_path(payments: Client) -> None:
     "held", [("GET", "anonymous"), ("POST", "somebody")], ids=["method", "caller"]
 )
 def test_a_key_is_of_one_method_and_one_caller(
-    orders: Client, orders_session: Session, held: tuple[str, str]
+    orders: FlaskClient, orders_session: Session, held: tuple[str, str]
 ) -> None:
     method, whose = held
     scope = Scope(whose, method, "/orders", "k-1")
@@ -207,7 +210,7 @@ def test_a_key_is_of_one_method_and_one_caller(
 
 
 def test_an_answer_that_is_no_success_leaves_the_key_free(
-    payments: Client, payments_session: Session
+    payments: FlaskClient, payments_session: Session
 ) -> None:
     problem_of(send(payments, DEPOSIT, {"amount": 7}), 404)
     assert count(payments_session, "idempotency_keys") == 0
@@ -220,7 +223,7 @@ def test_an_answer_that_is_no_success_leaves_the_key_free(
     assert balance(payments) == 7
 
 
-def test_a_503_leaves_the_key_free(payments: Client, payments_session: Session) -> None:
+def test_a_503_leaves_the_key_free(payments: FlaskClient, payments_session: Session) -> None:
     send(payments, "/accounts", {"user_id": USER}, key=None)
     payments_session.execute(accounts.select().with_for_update())
     document = problem_of(send(payments, DEPOSIT, {"amount": 7}), 503)
@@ -248,7 +251,9 @@ def lock_waits(url: str) -> bool:
 
 
 @pytest.fixture
-def placing(orders: Client, orders_url: str) -> Iterator[Callable[[], Callable[[], TestResponse]]]:
+def placing(
+    orders: FlaskClient, orders_url: str
+) -> Iterator[Callable[[], Callable[[], TestResponse]]]:
     """Begins to place the order, and comes back when it waits for the key."""
     with ThreadPoolExecutor(1) as pool:
 
@@ -261,7 +266,7 @@ def placing(orders: Client, orders_url: str) -> Iterator[Callable[[], Callable[[
 
 
 def test_one_under_way_is_waited_for_two_seconds_and_no_more(
-    orders: Client, orders_session: Session
+    orders: FlaskClient, orders_session: Session
 ) -> None:
     hold(orders_session, ORDER)
     document = problem_of(place(orders), 409)
@@ -307,14 +312,14 @@ def age(session: Session, by: timedelta) -> None:
     session.commit()
 
 
-def test_a_key_is_known_for_a_day(orders: Client, orders_session: Session) -> None:
+def test_a_key_is_known_for_a_day(orders: FlaskClient, orders_session: Session) -> None:
     place(orders)
     age(orders_session, timedelta(hours=23, minutes=59))
     assert is_replay(place(orders))
 
 
 def test_a_key_past_its_time_is_new_again_also_before_it_is_removed(
-    orders: Client, orders_session: Session
+    orders: FlaskClient, orders_session: Session
 ) -> None:
     first = place(orders)
     age(orders_session, timedelta(hours=24))

@@ -47,7 +47,7 @@ def test_a_connection_that_ends_right_after_a_notification(
 
     def notified() -> bool:
         with sessions.begin() as session:
-            outbox.add(session, Event("orders", "a", "order.created", 1))
+            outbox.add(session, Event("orders", "a", "order.created", {}))
         return bool(listener.wait(1))
 
     monkeypatch.setattr(Connection, "exec_driver_sql", execute_and_end)

@@ -17,8 +17,8 @@ from support.web import open_app, problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from flask.testing import FlaskClient
     from sqlalchemy import Engine
-    from werkzeug.test import Client
 
     from support.postgres import PostgresServer
 
@@ -54,12 +54,12 @@ def url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[s
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[Client]:
+def client(url: str) -> Iterator[FlaskClient]:
     with open_app("orders", url) as app:
         yield app.test_client()
 
 
-def next_of(client: Client, address: str) -> tuple[list[dict[str, Any]], str | None]:
+def next_of(client: FlaskClient, address: str) -> tuple[list[dict[str, Any]], str | None]:
     """A page, and the address of the one after it."""
     response = client.get(address)
     assert response.status_code == 200, response.text
@@ -68,7 +68,7 @@ def next_of(client: Client, address: str) -> tuple[list[dict[str, Any]], str | N
     return response.json, link and link.partition(">")[0].removeprefix("<")
 
 
-def place(client: Client, user_id: object) -> None:
+def place(client: FlaskClient, user_id: object) -> None:
     assert client.post("/orders", json={"user_id": str(user_id), "amount": 1}).status_code == 202
 
 
@@ -110,7 +110,7 @@ def buffers(plan: dict[str, Any]) -> int:
     ids=["all", "of a user", "of a status"],
 )
 def test_a_page_costs_the_same_wherever_it_is_and_every_row_comes_once(
-    client: Client, query: str, rows: int, limit: int
+    client: FlaskClient, query: str, rows: int, limit: int
 ) -> None:
     """Of 10 rows each, the last page of all is the 9,901st."""
     engine = client.application.extensions["settle-sessions"].kw["bind"]
@@ -139,20 +139,20 @@ def test_a_page_costs_the_same_wherever_it_is_and_every_row_comes_once(
     assert buffers(costs[1]) <= buffers(costs[0]) + 5
 
 
-def second_page(client: Client, query: str = "") -> str:
+def second_page(client: FlaskClient, query: str = "") -> str:
     _, following = next_of(client, f"/orders?{query}limit=1")
     assert following is not None
     return following
 
 
-def refused(client: Client, address: str) -> None:
+def refused(client: FlaskClient, address: str) -> None:
     document = problem_of(client.get(address), 422)
     (error,) = document["errors"]
     assert error["parameter"] == "cursor"
     assert "next link" in error["detail"]
 
 
-def test_a_cursor_of_other_filters_or_changed_by_a_letter_is_refused(client: Client) -> None:
+def test_a_cursor_of_other_filters_or_changed_by_a_letter_is_refused(client: FlaskClient) -> None:
     of_user = second_page(client, f"user_id={USER}&")
     assert client.get(of_user).status_code == 200
     assert client.get(of_user.replace("limit=1", "limit=7")).status_code == 200
@@ -165,7 +165,7 @@ def test_a_cursor_of_other_filters_or_changed_by_a_letter_is_refused(client: Cli
 
 
 def test_a_cursor_outlives_the_process_and_is_bound_to_the_secret(
-    client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = second_page(client)
     with open_app("orders", url) as another:
@@ -179,7 +179,7 @@ def test_a_cursor_outlives_the_process_and_is_bound_to_the_secret(
 
 
 def test_a_link_is_what_the_client_can_reach(
-    client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a proxy that is trusted, its address; else what a client says of one is not heeded."""
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pay.example"}
@@ -191,7 +191,7 @@ def test_a_link_is_what_the_client_can_reach(
     assert trusted.startswith("<https://pay.example/orders?")
 
 
-def test_a_time_in_the_filters_is_the_same_on_every_page(client: Client) -> None:
+def test_a_time_in_the_filters_is_the_same_on_every_page(client: FlaskClient) -> None:
     """In the link it stands as the client wrote it, its plus sign escaped."""
     moment = datetime(2025, 1, 1, 5, tzinfo=UTC).isoformat().replace("+", "%2B")
     page, following = next_of(client, f"/orders?limit=2&created_before={moment}")

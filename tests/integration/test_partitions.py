@@ -52,7 +52,9 @@ def id_at(moment: datetime, number: int = 0) -> UUID:
 
 def add(engine: Engine, *ids: UUID) -> None:
     with Session(engine) as session, session.begin():
-        outbox.add_all(session, [Event("orders", "a", "order.created", 0, id=each) for each in ids])
+        outbox.add_all(
+            session, [Event("orders", "a", "order.created", {}, id=each) for each in ids]
+        )
 
 
 def receive(engine: Engine, *ids: UUID) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
 
-    from werkzeug.test import Client
+    from flask.testing import FlaskClient
 
 ALL = 1_000_000
 
@@ -133,7 +133,9 @@ class System:
         threads: two of them, for what happens at the same time.
     """
 
-    def __init__(self, urls: dict[str, str], clients: dict[str, Client], threads: Executor) -> None:
+    def __init__(
+        self, urls: dict[str, str], clients: dict[str, FlaskClient], threads: Executor
+    ) -> None:
         self.clients = clients
         self.topics = Topics()
         self._threads = threads
@@ -143,7 +145,7 @@ class System:
             for service, engine in self._engines.items()
         }
         self._dying = {
-            service: Applier(load_service(service), _dying(sessionmaker(engine, class_=Doomed)))
+            service: Applier(load_service(service), _dying(sessionmaker(engine)))
             for service, engine in self._engines.items()
         }
 
@@ -178,7 +180,7 @@ class System:
             shards = lock_shards(connection, ALL)
             events = read_pending(connection, shards, ALL)[:count] if shards else []
             # The settings say where the broker is; there is none.
-            sent = Sender(None, source).send(events)  # type: ignore[arg-type]
+            sent = Sender(None, source).send(events)
             assert sent.error is None
             if mark:
                 mark_sent(connection, sent.acknowledged)
@@ -209,11 +211,9 @@ class System:
         return {name: value for name, value in found.items() if value}
 
 
-class Doomed(Session):
-    """A session that does not live to see its commit."""
+def _dying(sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """These sessions, but none lives to see its commit."""
 
-
-def _dying(sessions: sessionmaker[Doomed]) -> sessionmaker[Doomed]:
     @event.listens_for(sessions, "before_commit")
     def die(_session: Session) -> None:
         raise KilledError

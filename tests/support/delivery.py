@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 import structlog
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from kafka.consumer.fetcher import ConsumerRecord
+    from sqlalchemy import CursorResult
 
 BIN = Path(sys.executable).parent
 PARTITIONS = 6
@@ -119,7 +120,8 @@ class Delivery:
 
     def query(self, service: str, sql: str, **parameters: Any) -> list[Any]:
         with self.session(service) as session:
-            result = session.execute(text(sql), parameters)
+            # It is one of a cursor, which SQLAlchemy's types do not tell of text.
+            result = cast("CursorResult[Any]", session.execute(text(sql), parameters))
             return list(result.all()) if result.returns_rows else []
 
     def pending(self, service: str) -> int:
@@ -163,7 +165,8 @@ class Delivery:
 
     def charges(self) -> list[UUID]:
         """The orders that were charged, one a transfer."""
-        return list(self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'"))
+        charged = self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'")
+        return [row.order_id for row in charged]
 
     def inbox(self, service: str) -> dict[str, int]:
         """How many events had which outcome."""

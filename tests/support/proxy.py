@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kafka.errors import OutOfOrderSequenceNumberError, UnknownError
@@ -13,6 +14,8 @@ from kafka.protocol.producer import ProduceRequest, ProduceResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from support.broker import Broker
 
 # How to fail a request: told so by an error of the broker's, which ends an idempotent producer or
 # has it take a new epoch and go on; or by a connection that is cut before the broker has it, or
@@ -169,3 +172,21 @@ def _refusal(frame: bytes, version: int, correlation_id: int, error_code: int) -
     response.with_header(correlation_id=correlation_id)
     encoded: bytes = response.encode(header=True)
     return encoded
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """A broker that clients reach through a proxy alone."""
+
+    broker: Broker
+    port: int
+
+    @contextmanager
+    def failing(self, fails: Callable[[int], str | None]) -> Iterator[Proxy]:
+        """Reachable, for as long as it is entered.
+
+        Args:
+            fails: asked for each produce request, by its number from 1: how it fails, or None.
+        """
+        with Proxy(self.port, self.broker.port, fails).serving() as proxy:
+            yield proxy

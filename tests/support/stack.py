@@ -39,7 +39,7 @@ REQUEST_TIMEOUT_S = 10
 class Stack:
     """A stack of a test's own; `settle` acts on it and on no other."""
 
-    def __init__(self, checkout: Path | None = None, **settings: str) -> None:
+    def __init__(self, checkout: Path | None = None, /, **settings: str) -> None:
         """Take a folder and ports.
 
         Args:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask import Flask
-    from werkzeug.test import Client, TestResponse
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
 
     from shared.settings import Settings
 
@@ -113,7 +114,7 @@ def _lives(url: str) -> bool:
         return False
 
 
-def pages(client: Client, address: str) -> list[list[dict[str, Any]]]:
+def pages(client: FlaskClient, address: str) -> list[list[dict[str, Any]]]:
     """Every page of a list, by its `next` links."""
     found = []
     path = address.partition("?")[0]

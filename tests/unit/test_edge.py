@@ -11,7 +11,8 @@ from shared.web import edge
 from support.web import NO_DATABASE, settings_of
 
 if TYPE_CHECKING:
-    from werkzeug.test import Client, TestResponse
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
 
 FORWARDED = {
     "X-Forwarded-For": "203.0.113.7",
@@ -24,7 +25,7 @@ SHOP = "https://shop.example"
 CORS_PREFIX = "Access-Control-"
 
 
-def client(**environ: str) -> Client:
+def client(**environ: str) -> FlaskClient:
     app = Flask(__name__)
     edge.register(app, settings_of("orders", NO_DATABASE, **environ))
 
@@ -60,7 +61,7 @@ def cors_headers(response: TestResponse) -> dict[str, str]:
     return {name: value for name, value in response.headers if name.startswith(CORS_PREFIX)}
 
 
-def preflight(asked: Client, origin: str) -> TestResponse:
+def preflight(asked: FlaskClient, origin: str) -> TestResponse:
     return asked.options(
         "/seen",
         headers={

@@ -16,7 +16,7 @@ from support.web import NO_DATABASE, open_app
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from werkzeug.test import Client
+    from flask.testing import FlaskClient
 
 SERVICES = ["payments", "orders"]
 
@@ -28,7 +28,7 @@ def service(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(service: str) -> Iterator[Client]:
+def client(service: str) -> Iterator[FlaskClient]:
     with open_app(service, NO_DATABASE) as app:
         yield app.test_client()
 
@@ -54,7 +54,7 @@ def problems_in(part: Any) -> Iterator[dict[str, Any]]:
             yield from problems_in(each)
 
 
-def test_every_kind_leads_to_its_page(client: Client) -> None:
+def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
     listed = client.get("/problems").json
     assert {kind.name for kind in kinds.COMMON} < {kind["name"] for kind in listed}
     overview = client.get("/problems", headers={"Accept": "text/html"})
@@ -68,14 +68,14 @@ def test_every_kind_leads_to_its_page(client: Client) -> None:
         assert kind["type"] in overview.text
 
 
-def test_every_kind_says_what_it_means_and_what_to_do(client: Client) -> None:
+def test_every_kind_says_what_it_means_and_what_to_do(client: FlaskClient) -> None:
     for kind in client.get("/problems").json:
         assert len(kind["meaning"]) > 20, kind
         assert len(kind["remedy"]) > 10, kind
         assert kind["title"], kind
 
 
-def test_every_problem_that_is_described_is_a_kind_of_the_service(client: Client) -> None:
+def test_every_problem_that_is_described_is_a_kind_of_the_service(client: FlaskClient) -> None:
     listed = {kind["type"]: kind for kind in client.get("/problems").json}
     described = list(problems_in(client.get("/openapi.json").json))
     assert len(described) > 8

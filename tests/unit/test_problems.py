@@ -20,7 +20,7 @@ from shared.web import Kind, make_app
 from support.web import NO_DATABASE, problem_of, settings_of
 
 if TYPE_CHECKING:
-    from werkzeug.test import Client
+    from flask.testing import FlaskClient
 
 VALID_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -73,17 +73,17 @@ def app() -> Flask:
 
 
 @pytest.fixture
-def client(app: Flask) -> Client:
+def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
-def test_an_error_of_a_use_case_has_its_status_and_sentence(client: Client) -> None:
+def test_an_error_of_a_use_case_has_its_status_and_sentence(client: FlaskClient) -> None:
     """A class not named itself takes the status of its base."""
     assert problem_of(client.post("/raise/domain"), 409)["detail"] == "The order is odd."
 
 
 @pytest.mark.parametrize("name", ["connection", "pool"])
-def test_database_trouble_asks_to_come_again(client: Client, name: str) -> None:
+def test_database_trouble_asks_to_come_again(client: FlaskClient, name: str) -> None:
     response = client.post(f"/raise/{name}")
     problem_of(response, 503)
     assert response.headers["Retry-After"] == "1"
@@ -92,7 +92,7 @@ def test_database_trouble_asks_to_come_again(client: Client, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["defect", "data"])
 def test_a_defect_tells_nothing_but_where_to_look(
-    client: Client, name: str, caplog: pytest.LogCaptureFixture
+    client: FlaskClient, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = client.post(f"/raise/{name}", headers={"X-Request-ID": "r-1"})
     assert problem_of(response, 500)["request_id"] == "r-1"
@@ -101,12 +101,14 @@ def test_a_defect_tells_nothing_but_where_to_look(
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501])
-def test_what_the_framework_raises_is_a_problem(client: Client, status: int) -> None:
+def test_what_the_framework_raises_is_a_problem(client: FlaskClient, status: int) -> None:
     problem_of(client.get(f"/abort/{status}"), status)
 
 
 @pytest.mark.parametrize("status", [401, 403, 410, 418, 429, 503])
-def test_a_status_that_no_call_has_says_no_more_than_itself(client: Client, status: int) -> None:
+def test_a_status_that_no_call_has_says_no_more_than_itself(
+    client: FlaskClient, status: int
+) -> None:
     """As RFC 9457, section 4.2.1, has it: the phrase of the status is the title."""
     response = client.get(f"/abort/{status}")
     assert (response.status_code, response.json["status"]) == (status, status)
@@ -115,30 +117,30 @@ def test_a_status_that_no_call_has_says_no_more_than_itself(client: Client, stat
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/abort//404", "/%00", "/%ff", "/docs/files/no"])
-def test_an_unknown_address_is_a_problem(client: Client, path: str) -> None:
+def test_an_unknown_address_is_a_problem(client: FlaskClient, path: str) -> None:
     problem_of(client.get(path), 404)
 
 
-def test_an_empty_path_is_no_redirect_with_html(client: Client) -> None:
+def test_an_empty_path_is_no_redirect_with_html(client: FlaskClient) -> None:
     """As of a request in absolute form: GET http://host HTTP/1.1."""
     problem_of(client.get("/", environ_overrides={"PATH_INFO": ""}), 404)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "TRACE", "FOO"])
-def test_a_wrong_method_is_told_the_right_ones(client: Client, method: str) -> None:
+def test_a_wrong_method_is_told_the_right_ones(client: FlaskClient, method: str) -> None:
     response = client.open("/raise/domain", method=method)
     problem_of(response, 405)
     assert set(response.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
-def test_head_has_the_headers_of_a_problem_without_it(client: Client) -> None:
+def test_head_has_the_headers_of_a_problem_without_it(client: FlaskClient) -> None:
     response = client.head("/nothing")
     assert response.status_code == 404
     assert response.content_type == "application/problem+json"
     assert response.data == b""
 
 
-def test_the_docs_need_nothing_from_elsewhere(client: Client) -> None:
+def test_the_docs_need_nothing_from_elsewhere(client: FlaskClient) -> None:
     page = client.get("/docs")
     assert "http://" not in page.text
     assert "https://" not in page.text
@@ -155,7 +157,7 @@ def test_the_docs_need_nothing_from_elsewhere(client: Client) -> None:
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "application/json"])
-def test_the_index_leads_programs_to_the_docs(client: Client, accept: str | None) -> None:
+def test_the_index_leads_programs_to_the_docs(client: FlaskClient, accept: str | None) -> None:
     headers = {} if accept is None else {"Accept": accept}
     assert client.get("/", headers=headers).json == {
         "service": "Test",
@@ -165,14 +167,14 @@ def test_the_index_leads_programs_to_the_docs(client: Client, accept: str | None
     assert client.get("/openapi.json").json["openapi"] == "3.1.0"
 
 
-def test_the_index_leads_a_person_to_the_docs(client: Client) -> None:
+def test_the_index_leads_a_person_to_the_docs(client: FlaskClient) -> None:
     page = client.get("/", headers={"Accept": "text/html,application/xml;q=0.9,*/*;q=0.8"})
     assert page.mimetype == "text/html"
     links = re.findall(r'href="([^"]+)"', page.text)
     assert links[1:] == ["docs", "openapi.json", "problems", "readyz"]
 
 
-def test_an_occurrence_is_named_by_its_path_and_id(client: Client) -> None:
+def test_an_occurrence_is_named_by_its_path_and_id(client: FlaskClient) -> None:
     response = client.post("/raise/domain?x=1", headers={"X-Request-ID": "r-1"})
     document = problem_of(response, 409)
     assert document["type"] == "/problems/odd-order"
@@ -182,14 +184,14 @@ def test_an_occurrence_is_named_by_its_path_and_id(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/%2F%2Fevil.example", "//evil.example", "/%3Cb%3E%23?x#y"])
-def test_an_occurrence_stays_at_its_service(client: Client, path: str) -> None:
+def test_an_occurrence_stays_at_its_service(client: FlaskClient, path: str) -> None:
     """Whatever the path: no reference to elsewhere, no fragment but the id."""
     instance = problem_of(client.get(path), 404)["instance"]
     assert urlsplit(instance).netloc == ""
     assert instance.count("#") == 1
 
 
-def test_a_problem_of_a_service_has_its_page(client: Client) -> None:
+def test_a_problem_of_a_service_has_its_page(client: FlaskClient) -> None:
     page = client.get("/problems/odd-order", headers={"Accept": "text/html"})
     assert page.mimetype == "text/html"
     assert "Place an even one." in page.text
@@ -205,7 +207,7 @@ def test_a_problem_of_a_service_has_its_page(client: Client) -> None:
 
 
 @pytest.mark.parametrize("request_id", ["a", "A-b.c_9", "x" * 128])
-def test_a_request_id_is_kept(client: Client, request_id: str) -> None:
+def test_a_request_id_is_kept(client: FlaskClient, request_id: str) -> None:
     response = client.get("/trace", headers={"X-Request-ID": request_id})
     assert response.headers["X-Request-ID"] == request_id
     assert response.json["request_id"] == request_id
@@ -213,7 +215,7 @@ def test_a_request_id_is_kept(client: Client, request_id: str) -> None:
 
 @pytest.mark.parametrize("request_id", [None, "", "x" * 129, "a b", "ü", 'a"b', "a/b"])
 def test_a_request_id_is_given_in_place_of_none_or_a_wrong_one(
-    client: Client, request_id: str | None
+    client: FlaskClient, request_id: str | None
 ) -> None:
     headers = {} if request_id is None else {"X-Request-ID": request_id}
     response = client.get("/trace", headers=headers)
@@ -224,7 +226,7 @@ def test_a_request_id_is_given_in_place_of_none_or_a_wrong_one(
 @pytest.mark.parametrize(
     "traceparent", [VALID_TRACEPARENT, f"cc{VALID_TRACEPARENT[2:]}-what-comes-later"]
 )
-def test_a_trace_context_is_passed_through(client: Client, traceparent: str) -> None:
+def test_a_trace_context_is_passed_through(client: FlaskClient, traceparent: str) -> None:
     response = client.get("/trace", headers={"traceparent": traceparent})
     assert response.json["traceparent"] == traceparent
 
@@ -242,11 +244,11 @@ def test_a_trace_context_is_passed_through(client: Client, traceparent: str) -> 
         VALID_TRACEPARENT[:-1],
     ],
 )
-def test_a_malformed_trace_context_is_dropped(client: Client, traceparent: str) -> None:
+def test_a_malformed_trace_context_is_dropped(client: FlaskClient, traceparent: str) -> None:
     response = client.get("/trace", headers={"traceparent": traceparent})
     assert response.json["traceparent"] is None
 
 
-def test_a_trace_ends_with_its_request(client: Client) -> None:
+def test_a_trace_ends_with_its_request(client: FlaskClient) -> None:
     client.get("/trace", headers={"X-Request-ID": "r-1"})
     assert current_trace.get() == Trace()
