@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -38,17 +39,18 @@ def losing_the_first_answer(port: int) -> Iterator[str]:
     lost = threading.Event()
 
     def pass_on(client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", port)) as server:
-            client.settimeout(30)
-            server.settimeout(30)
-            with suppress(OSError):
-                while request := client.recv(65536):
-                    server.sendall(request)
-                    answer = server.recv(65536)
-                    if not lost.is_set():
+        # An answer may come in pieces: what there is goes on, whichever side it is from.
+        with client, socket.create_connection(("127.0.0.1", port)) as server, suppress(OSError):
+            to = {client: server, server: client}
+            while ready := select.select([client, server], [], [], 30)[0]:
+                for one in ready:
+                    data = one.recv(65536)
+                    if one is server and data and not lost.is_set():
                         lost.set()
                         return
-                    client.sendall(answer)
+                    if not data:
+                        return
+                    to[one].sendall(data)
 
     def accept() -> None:
         threads = []
