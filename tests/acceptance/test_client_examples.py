@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import select
-import socket
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import requests
+
+from support.ports import free_port
+from support.wire import Wire, http_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,39 +36,8 @@ def example(language: str) -> str:
 @contextmanager
 def losing_the_first_answer(port: int) -> Iterator[str]:
     """Where a server's first answer is lost, though it carried the request out; its address."""
-    lost = threading.Event()
-
-    def pass_on(client: socket.socket) -> None:
-        # An answer may come in pieces: what there is goes on, whichever side it is from.
-        with client, socket.create_connection(("127.0.0.1", port)) as server, suppress(OSError):
-            to = {client: server, server: client}
-            while ready := select.select([client, server], [], [], 30)[0]:
-                for one in ready:
-                    data = one.recv(65536)
-                    if one is server and data and not lost.is_set():
-                        lost.set()
-                        return
-                    if not data:
-                        return
-                    to[one].sendall(data)
-
-    def accept() -> None:
-        threads = []
-        with suppress(OSError):
-            while True:
-                thread = threading.Thread(target=pass_on, args=(listening.accept()[0],))
-                thread.start()
-                threads.append(thread)
-        for thread in threads:
-            thread.join()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        accepting = threading.Thread(target=accept)
-        accepting.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        listening.shutdown(socket.SHUT_RDWR)
-        accepting.join()
-    assert lost.is_set()
+    with Wire(http_client, free_port(), port) as wire, wire.losing_an_answer():
+        yield f"http://127.0.0.1:{wire.port}"
 
 
 def orders_of(stack: Stack, user_id: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import NullPool, create_engine, text
@@ -18,12 +18,14 @@ from support.plans import most_rows
 from support.web import pages, problem_of
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from flask.testing import FlaskClient
 
 
-def open_account(payments: FlaskClient, *deposits: int) -> str:
-    user_id = str(uuid4())
-    assert payments.post("/accounts", json={"user_id": user_id}).status_code == 201
+def open_account(payments: FlaskClient, *deposits: int) -> UUID:
+    user_id = uuid4()
+    assert payments.post("/accounts", json={"user_id": str(user_id)}).status_code == 201
     for amount in deposits:
         answer = payments.post(f"/accounts/{user_id}/deposit", json={"amount": amount})
         assert answer.status_code == 200
@@ -38,7 +40,7 @@ def pay(session: Session, user_id: UUID, *amounts: int) -> list[UUID]:
     return [each.order_id for each in charges]
 
 
-def statement(payments: FlaskClient, user_id: object, limit: int = 1000) -> list[dict[str, Any]]:
+def statement(payments: FlaskClient, user_id: UUID, limit: int = 1000) -> list[dict[str, Any]]:
     found = pages(payments, f"/accounts/{user_id}/transfers?limit={limit}")
     return [transfer for page in found for transfer in page]
 
@@ -47,8 +49,8 @@ def test_a_statement_tells_each_transfer_and_what_it_left(
     payments: FlaskClient, payments_session: Session
 ) -> None:
     user_id = open_account(payments, 1000)
-    (paid, _) = pay(payments_session, UUID(user_id), 700, 500)
-    newest, first = json.loads(payments.get(f"/accounts/{user_id.upper()}/transfers").data)
+    (paid, _) = pay(payments_session, user_id, 700, 500)
+    newest, first = json.loads(payments.get(f"/accounts/{str(user_id).upper()}/transfers").data)
     assert list(newest.items()) == [
         ("id", newest["id"]),
         ("kind", "charge"),
@@ -88,10 +90,10 @@ def test_pages_hold_every_transfer_once_with_its_balance(
     payments: FlaskClient, payments_session: Session, limit: int
 ) -> None:
     user_id = open_account(payments, 100, 50)
-    pay(payments_session, UUID(user_id), 30, 30)
+    pay(payments_session, user_id, 30, 30)
     open_account(payments, 7)
     payments.post(f"/accounts/{user_id}/deposit", json={"amount": 5})
-    pay(payments_session, UUID(user_id), 95)
+    pay(payments_session, user_id, 95)
     found = statement(payments, user_id, limit)
     assert [transfer["balance"] for transfer in found] == [0, 95, 90, 120, 150, 100]
 
@@ -102,7 +104,7 @@ def test_transfers_that_come_while_paging_change_nothing(
     user_id = open_account(payments, 1, 2, 4, 8)
     first = payments.get(f"/accounts/{user_id}/transfers?limit=2")
     payments.post(f"/accounts/{user_id}/deposit", json={"amount": 100})
-    pay(payments_session, UUID(user_id), 50)
+    pay(payments_session, user_id, 50)
     second = payments.get(first.headers["Link"].partition(">")[0].removeprefix("<"))
     assert [transfer["balance"] for transfer in first.json + second.json] == [15, 7, 3, 1]
 
@@ -111,7 +113,7 @@ def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(
     payments: FlaskClient, payments_url: str
 ) -> None:
     """Each page is read from one moment, and counts back to nothing."""
-    user_id = UUID(open_account(payments, 10_000))
+    user_id = open_account(payments, 10_000)
     engine = create_engine(payments_url, poolclass=NullPool)
 
     def deposit(amount: int) -> None:
@@ -166,7 +168,7 @@ def test_a_page_reads_no_more_of_the_ledger_than_it_shows(
     for after in (None, (20_000, 0)):
 
         def read(after: tuple[int, int] | None = after) -> None:
-            page = statements.page(payments_session, UUID(user_id), limit=100, after=after)
+            page = statements.page(payments_session, user_id, limit=100, after=after)
             assert (len(page.entries), page.more) == (100, True)
 
         assert most_rows(payments_session, read) < 500

@@ -83,6 +83,24 @@ class Proxy:
             return how
 
 
+@dataclass(frozen=True)
+class Proxied:
+    """A broker that clients reach through a proxy alone."""
+
+    broker: Broker
+    port: int
+
+    @contextmanager
+    def failing(self, fails: Callable[[int], str | None]) -> Iterator[Proxy]:
+        """Reachable, for as long as it is entered.
+
+        Args:
+            fails: asked for each produce request, by its number from 1: how it fails, or None.
+        """
+        with Proxy(self.port, self.broker.port, fails).serving() as proxy:
+            yield proxy
+
+
 class _Pair:
     """A client's connection and the one to the broker in its stead."""
 
@@ -172,21 +190,3 @@ def _refusal(frame: bytes, version: int, correlation_id: int, error_code: int) -
     response.with_header(correlation_id=correlation_id)
     encoded: bytes = response.encode(header=True)
     return encoded
-
-
-@dataclass(frozen=True)
-class Proxied:
-    """A broker that clients reach through a proxy alone."""
-
-    broker: Broker
-    port: int
-
-    @contextmanager
-    def failing(self, fails: Callable[[int], str | None]) -> Iterator[Proxy]:
-        """Reachable, for as long as it is entered.
-
-        Args:
-            fails: asked for each produce request, by its number from 1: how it fails, or None.
-        """
-        with Proxy(self.port, self.broker.port, fails).serving() as proxy:
-            yield proxy

@@ -1,7 +1,8 @@
 """A wire that can be hurt: a TCP proxy before a server, which knows who of its clients is who.
 
 All parts of a system can go over one wire, and one pair of them alone have trouble: a client of
-PostgreSQL says its application_name when it connects, a client of Kafka its client_id.
+PostgreSQL says its application_name when it connects, a client of Kafka its client_id. A client of
+HTTP has no name.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ async def kafka_client(reader: StreamReader, _: StreamWriter) -> tuple[str, byte
     return frame[10 : 10 + max(size, 0)].decode(), head + frame
 
 
+async def http_client(_: StreamReader, __: StreamWriter) -> tuple[str, bytes]:
+    """Nobody says who it is that asks by HTTP."""
+    return "", b""
+
+
 @dataclass(eq=False)
 class _Harm:
     """What is done to the clients whose names begin with one of these."""
@@ -90,6 +96,7 @@ class Wire:
         self._thread = threading.Thread(target=self._loop.run_forever, name="wire")
         self._links: set[_Link] = set()
         self._harms: list[_Harm] = []
+        self._loses_next = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
@@ -127,6 +134,13 @@ class Wire:
         """Leave all connections that there are behind; those to come are to the next server."""
         for link in list(self._links):
             link.left_behind = True
+
+    @contextmanager
+    def losing_an_answer(self) -> Iterator[None]:
+        """End a connection in place of the first that a server says from now on."""
+        self._loses_next = True
+        yield
+        assert not self._loses_next, "no server said anything"
 
     @contextmanager
     def _harm(self, harm: _Harm) -> Iterator[None]:
@@ -195,6 +209,9 @@ class Wire:
                 await self._hold_back(link.name)
                 while link.left_behind:
                     await asyncio.sleep(_POLL_S)
+                if self._loses_next and target is link.client:
+                    self._loses_next = False
+                    return
                 target.write(data)
                 await target.drain()
 
