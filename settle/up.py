@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from settle.databases import create_databases, why_silent
 from settle.down import stop_all
 from settle.embedded import kafka
+from settle.interrupts import interrupts_heard
 from settle.logs import last_trouble
 from settle.ports import why_taken
 from settle.readiness import wait_ready
@@ -81,7 +82,8 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
         if stop_all(state):
             steps.say("Ended what was left over from a killed supervisord.")
         try:
-            return _bring_up_new(state, steps)
+            with interrupts_heard():
+                return _bring_up_new(state, steps)
         except KeyboardInterrupt:
             # A second interrupt must not leave half of it running.
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,60 @@
+"""The interrupt key works, whatever Python is about."""
+
+from __future__ import annotations
+
+import io
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from settle.interrupts import interrupts_heard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class PressedWhenFinalized(io.RawIOBase):
+    """While it is finalized, somebody presses the interrupt key."""
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            signal.raise_signal(signal.SIGINT)
+
+
+def work(press: Callable[[], object], done: list[str]) -> None:
+    with interrupts_heard():
+        press()
+        done.append("the rest")
+
+
+@pytest.mark.parametrize(
+    ("press", "before_it"),
+    [(PressedWhenFinalized, ["the rest"]), (partial(signal.raise_signal, signal.SIGINT), [])],
+    ids=["dropped", "raised at once"],
+)
+def test_one_is_raised_at_the_end_at_the_latest(
+    press: Callable[[], object], before_it: list[str]
+) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        work(press, done)
+    assert done == before_it
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_one_nothing_is_raised() -> None:
+    with interrupts_heard():
+        pass
+
+
+def test_where_they_are_ignored_they_stay_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_heard():
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
