@@ -39,6 +39,8 @@ def ensure_topics(
     for topic in missing:
         _create(admin, topic, settings)
     if missing:
+        # Also for those that another was faster to create: they exist before they can be seen.
+        admin.wait_for_topics(missing)
         found = _describe(admin, wanted)
     return {topic: _id_of(found[topic]) for topic in wanted if topic in found}
 
@@ -65,7 +67,6 @@ def _create(admin: KafkaAdminClient, topic: str, settings: Settings) -> None:
                 }
             },
             timeout_ms=3_000,
-            wait_for_metadata=True,
         )
     except TopicAlreadyExistsError:
         return  # another relay or consumer was faster
