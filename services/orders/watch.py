@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.orders.models import CREATED, orders
 from services.orders.settlements import SETTLED_CHANNEL
 from shared.outbox.listener import Listener
-from shared.outbox.process import Outage, Stop
+from shared.outbox.process import Backoff, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ class Watch(threading.Thread):
             name="orders-watch",
             told_as="orders",
         )
-        self._database = Outage("orders.watch_database")
+        self._database = Backoff("orders.watch_database")
 
     def run(self) -> None:
         """Watch until the process is about to end."""
@@ -85,9 +85,9 @@ class Watch(threading.Thread):
             with self._sessions.begin() as session:
                 found = session.scalars(query).all()
         except SQLAlchemyError as error:
-            self._database.trouble(error)
+            self._database.failed(error)
             return ()
-        self._database.over()
+        self._database.succeeded()
         return found
 
 

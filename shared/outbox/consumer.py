@@ -24,7 +24,7 @@ from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
 from shared.outbox.partitions import inbox_partitions, maintain
-from shared.outbox.process import TRANSACTION_S, Health, Outage, Stop
+from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
 from shared.outbox.wakeup import notify_after_commit
 
@@ -89,8 +89,9 @@ class Consumer:
         notify_after_commit(sessions, settings.database_url)
         self._applier = Applier(service, sessions)
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
-        self._broker = Outage("consumer.broker")
-        self._database = Outage("consumer.database")
+        self._broker = Backoff("consumer.broker")
+        self._database = Backoff("consumer.database")
+        self._loop = Backoff("consumer.loop", traceback=True)
         self._admin: KafkaAdminClient | None = None
         self._consumer: KafkaConsumer | None = None
         self._joining_since: float | None = None
@@ -122,7 +123,8 @@ class Consumer:
                 self._take(consumer, batch)
             joined = self._has_joined(consumer)
             self._check_topics_if_due()
-            self._broker.over()
+            self._broker.succeeded()
+            self._loop.succeeded()
             self._health.beat(*("ready", "") if joined else ("starting", "joining the group"))
         except KafkaError as error:
             # Whatever was read and not committed is read again; the inbox knows it.
@@ -130,10 +132,16 @@ class Consumer:
             self._pause(self._broker, error, "broker")
         except SQLAlchemyError as error:
             self._pause(self._database, error, "database")
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged; a defect must not end consumption
+            # What was read and not committed is read again.
+            self._disconnect()
+            self._pause(self._loop, error, "an unexpected error is logged")
 
-    def _pause(self, outage: Outage, error: Exception, neighbour: str) -> None:
+    def _pause(self, backoff: Backoff, error: Exception, neighbour: str) -> None:
         self._health.beat("waiting", neighbour)
-        self._stop.wait(outage.trouble(error))
+        self._stop.wait(backoff.failed(error))
 
     def _take(self, consumer: KafkaConsumer, batch: _Batch) -> None:
         """Apply a batch, however long the database is away, then commit its offsets."""
@@ -167,7 +175,7 @@ class Consumer:
             except SQLAlchemyError as error:
                 self._pause(self._database, error, "database")
                 continue
-            self._database.over()
+            self._database.succeeded()
             return True
         return False
 
@@ -248,4 +256,4 @@ class Consumer:
         if self._maintained_at is None or now - self._maintained_at >= MAINTENANCE_S:
             maintain(self._engine, inbox_partitions(self._settings.inbox_retention_s))
             self._maintained_at = now
-            self._database.over()
+            self._database.succeeded()

@@ -148,3 +148,51 @@ def drop_v1() -> None:
     op.execute("DROP TABLE dead_letters, inbox_horizon, inbox")
     op.execute("DROP TABLE outbox_refused, outbox_topics, outbox_pending, outbox, outbox_shards")
     op.execute("DROP FUNCTION outbox_shard(text), outbox_shard_count()")
+
+
+_FAILURES_V2 = """
+CREATE TABLE inbox_attempts (
+    event_id  uuid PRIMARY KEY,
+    attempts  integer NOT NULL CONSTRAINT inbox_attempts_positive CHECK (attempts > 0),
+    reason    text NOT NULL,
+    detail    text NOT NULL,
+    last_at   timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE inbox_attempts IS
+    'Events whose handler asked to try again or took too long, until they are applied or parked.';
+
+CREATE TABLE inbox_brakes (
+    topic      text NOT NULL,
+    type       text NOT NULL,
+    error      text NOT NULL,
+    failures   integer NOT NULL CONSTRAINT inbox_brakes_positive CHECK (failures > 0),
+    detail     text NOT NULL,
+    failed_at  timestamptz NOT NULL DEFAULT now(),
+    stopped_at timestamptz,
+    PRIMARY KEY (topic, type)
+);
+COMMENT ON TABLE inbox_brakes IS
+    'Subscriptions whose last events failed in the handler with one error; stopped, or not yet.';
+COMMENT ON COLUMN inbox_brakes.stopped_at IS
+    'Since when the subscription is stopped; NULL while there are too few failures for that.';
+"""
+
+_CLUSTERS_V2 = """
+CREATE TABLE outbox_clusters (
+    cluster_id text PRIMARY KEY,
+    noted_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE outbox_clusters IS
+    'The Kafka clusters that this outbox was sent to, by their ids; the newest is the current one.';
+"""
+
+
+def create_v2() -> None:
+    """Add the tables of failing events, stopped subscriptions and known clusters."""
+    op.execute(_FAILURES_V2)
+    op.execute(_CLUSTERS_V2)
+
+
+def drop_v2() -> None:
+    """Drop what `create_v2` created."""
+    op.execute("DROP TABLE outbox_clusters, inbox_brakes, inbox_attempts")

@@ -1,10 +1,11 @@
-"""What a long-running process here needs: to be stopped, to say that it lives, to wait."""
+"""What a relay and a consumer have in common: stopping, backing off, signs of life."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import re
 import select
 import signal
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from shared.errors import SettleError
+from shared.sqlstate import is_unreachable, sqlstate_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 HEALTH_EVERY_S = 1.0
+# Reasons of one outage that are logged; an error text that differs each time must not fill the log.
+REASONS_MAX = 20
 # How long a transaction of a relay or a consumer may hold its connection, should the server be
 # frozen and end nothing itself: after a failover it would else wait for the old one for ever. Far
 # more than a batch takes; what grows with the tables has no deadline.
@@ -65,33 +70,47 @@ class Stop:
         self.request()
 
 
-class Outage:
-    """Trouble with a neighbour: a log line when it starts, one when it ends, and how long to wait.
+class FatalError(SettleError):
+    """An error that ends a relay or consumer: only an operator can resolve it."""
+
+
+class Backoff:
+    """Wait between the attempts at something that fails, and log the outage.
+
+    Logs ``<name>_down`` at the first failure, ``<name>_still_down`` when the reason changes, and
+    ``<name>_up`` at the next success. A database that answers, but refuses, is ``_refused`` in
+    place of ``_down``.
 
     Args:
-        name: the lines' event names begin with it: ``relay.broker``.
+        name: what fails, such as ``relay.broker``.
+        traceback: whether to log where the error was raised; for errors that nobody expected.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, traceback: bool = False) -> None:
         self._name = name
+        self._traceback = traceback
         self._since: float | None = None
         self._tries = 0
+        self._reasons: set[str] = set()
 
-    def trouble(self, error: BaseException) -> float:
+    def failed(self, error: BaseException) -> float:
         """Note a failure.
 
         Returns:
-            Seconds to wait before the next try: doubled each time, bounded, and spread by chance,
-            so that many waiters do not come back at once.
+            Seconds to wait before the next attempt: doubled each time, bounded, and randomized so
+            that many processes do not return at once.
         """
         if self._since is None:
             self._since = time.monotonic()
-            log.warning(f"{self._name}_down", error=f"{type(error).__name__}: {str(error).strip()}")
+            self._log(f"{self._name}_{_state(error)}", error)
+        elif len(self._reasons) < REASONS_MAX and _reason(error) not in self._reasons:
+            self._log(f"{self._name}_still_{_state(error)}", error)
+        self._reasons.add(_reason(error))
         delay_s: float = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(self._tries, 10))
         self._tries += 1
         return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - not for secrets
 
-    def over(self) -> None:
+    def succeeded(self) -> None:
         """Note a success."""
         if self._since is not None:
             log.info(
@@ -101,6 +120,25 @@ class Outage:
             )
             self._since = None
         self._tries = 0
+        self._reasons.clear()
+
+    def _log(self, event: str, error: BaseException) -> None:
+        log.warning(
+            event,
+            error=f"{type(error).__name__}: {str(error).strip()}",
+            sqlstate=sqlstate_of(error),
+            exc_info=error if self._traceback else None,
+        )
+
+
+def _state(error: BaseException) -> str:
+    return "refused" if isinstance(error, DBAPIError) and not is_unreachable(error) else "down"
+
+
+def _reason(error: BaseException) -> str:
+    """Return what two errors with one cause have in common: ports and ids differ."""
+    text = re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", str(error).partition("\n")[0])
+    return f"{type(error).__name__} {sqlstate_of(error)} {text}"
 
 
 class StuckError(SettleError):

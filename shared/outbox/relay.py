@@ -13,14 +13,13 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import make_engine
-from shared.errors import SettleError
 from shared.failpoints import failpoint
 from shared.outbox.clients import make_admin
 from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import maintain, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
-from shared.outbox.process import TRANSACTION_S, Health, Outage, Stop
+from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
 from shared.outbox.sender import PERMANENT, Sender
 from shared.outbox.topics import close_quietly, ensure_topics
 
@@ -54,7 +53,7 @@ _BEGIN = text(
 )
 
 
-class ShardCountError(SettleError):
+class ShardCountError(FatalError):
     """The setting OUTBOX_SHARDS and the database disagree."""
 
 
@@ -79,8 +78,9 @@ class Relay:
         )
         self._listener = Listener(settings.database_url, stop)
         self._health = Health(settings.health_dir, f"outbox-relay-{service.name}")
-        self._broker = Outage("relay.broker")
-        self._database = Outage("relay.database")
+        self._broker = Backoff("relay.broker")
+        self._database = Backoff("relay.database")
+        self._loop = Backoff("relay.loop", traceback=True)
         self._admin: KafkaAdminClient | None = None
         self._sender: Sender | None = None
         self._topics_checked_at = 0.0
@@ -113,8 +113,9 @@ class Relay:
             self._listener.ensure()
             sender = self._connect()
             relayed = self._relay_batch(sender)
-            self._database.over()
-            self._broker.over()
+            self._database.succeeded()
+            self._broker.succeeded()
+            self._loop.succeeded()
             self._health.beat("ready")
             if not relayed:
                 self._listener.wait(self._settings.relay_poll_s)
@@ -129,10 +130,16 @@ class Relay:
             # The next server may be another, and this one's listener would not know.
             self._listener.close()
             self._pause(self._database, error, "database")
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged; a defect must not end delivery
+            self._disconnect()
+            self._listener.close()
+            self._pause(self._loop, error, "an unexpected error is logged")
 
-    def _pause(self, outage: Outage, error: Exception, neighbour: str) -> None:
+    def _pause(self, backoff: Backoff, error: Exception, neighbour: str) -> None:
         self._health.beat("waiting", neighbour)
-        self._stop.wait(outage.trouble(error))
+        self._stop.wait(backoff.failed(error))
 
     def _connect(self) -> Sender:
         """Reach the broker, see to its topics, and only then take up sending."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    CheckConstraint,
     Column,
     Computed,
     DateTime,
@@ -70,6 +71,18 @@ outbox_topics = Table(
     _timestamp("noted_at"),
 )
 
+outbox_clusters = Table(
+    "outbox_clusters",
+    metadata,
+    Column("cluster_id", Text, primary_key=True),
+    Column(
+        "noted_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.clock_timestamp(),
+    ),
+)
+
 outbox_refused = Table(
     "outbox_refused",
     metadata,
@@ -124,4 +137,28 @@ dead_letters = Table(
     Column("reason", Text, nullable=False),
     Column("detail", Text, nullable=False),
     _timestamp("parked_at"),
+)
+
+inbox_attempts = Table(
+    "inbox_attempts",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    _timestamp("last_at"),
+    CheckConstraint("attempts > 0", name="inbox_attempts_positive"),
+)
+
+inbox_brakes = Table(
+    "inbox_brakes",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("type", Text, primary_key=True),
+    Column("error", Text, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("detail", Text, nullable=False),
+    _timestamp("failed_at"),
+    Column("stopped_at", DateTime(timezone=True)),
+    CheckConstraint("failures > 0", name="inbox_brakes_positive"),
 )

@@ -7,22 +7,24 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import psycopg2
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
-from shared.outbox.process import BACKOFF_MOST_S, Health, Outage, Stop
+from shared.outbox.process import BACKOFF_MOST_S, Backoff, Health, Stop
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
-    outage = Outage("relay.broker")
+    backoff = Backoff("relay.broker")
     with capture_logs() as lines:
-        outage.over()
-        waits = [outage.trouble(OSError("gone")) for _ in range(20)]
-        outage.over()
-        outage.over()
-        again = outage.trouble(OSError("gone"))
+        backoff.succeeded()
+        waits = [backoff.failed(OSError("gone")) for _ in range(20)]
+        backoff.succeeded()
+        backoff.succeeded()
+        again = backoff.failed(OSError("gone"))
     assert [line["event"] for line in lines] == [
         "relay.broker_down",
         "relay.broker_up",
@@ -57,3 +59,28 @@ def test_a_health_file_is_whole_and_a_full_disk_is_survived(tmp_path: Path) -> N
         Health(str(tmp_path / "gone"), "x").beat("ready")
     assert [line["event"] for line in lines] == ["health.not_written"]
     Health(None, "x").beat("ready")
+
+
+def test_a_changed_reason_of_an_outage_is_logged_once() -> None:
+    backoff = Backoff("consumer.database")
+    refused, unknown_host = "connection to port 5432 refused", "unknown host"
+    other_port = refused.replace("5432", "5433")
+
+    with capture_logs() as lines:
+        for text in (refused, other_port, unknown_host, refused, unknown_host):
+            backoff.failed(OperationalError("SELECT 1", None, psycopg2.OperationalError(text)))
+
+    assert [line["event"] for line in lines] == [
+        "consumer.database_down",
+        "consumer.database_still_down",
+    ]
+
+
+def test_a_database_that_answers_but_refuses_is_not_down() -> None:
+    backoff = Backoff("consumer.database")
+    refusal = ProgrammingError("SELECT 1", None, psycopg2.ProgrammingError("no such table"))
+
+    with capture_logs() as lines:
+        backoff.failed(refusal)
+
+    assert [line["event"] for line in lines] == ["consumer.database_refused"]

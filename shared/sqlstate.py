@@ -1,0 +1,79 @@
+"""Classify database errors by SQLSTATE (PostgreSQL documentation, appendix A).
+
+The exception classes of the driver are too coarse to decide on: psycopg2 raises OperationalError
+for a lost connection, a deadlock and a full disk alike, and InternalError for a read-only
+transaction.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+LOCK_NOT_AVAILABLE = "55P03"
+QUERY_CANCELED = "57014"
+IDLE_IN_TRANSACTION_TIMEOUT = "25P03"
+UNIQUE_VIOLATION = "23505"
+INSUFFICIENT_PRIVILEGE = "42501"
+UNDEFINED_TABLE = "42P01"
+READ_ONLY_TRANSACTION = "25006"
+
+# Errors that end without a change of the request or the event: the server restarts, fails over,
+# gets room, or an operator finishes a deployment.
+_TRANSIENT_CLASSES = frozenset(
+    {
+        "08",  # connection exception
+        "28",  # invalid authorization
+        "3D",  # invalid database name
+        "3F",  # invalid schema name
+        "40",  # transaction rollback: deadlock, serialization failure
+        "53",  # insufficient resources: disk full, too many connections
+        "55",  # object not in prerequisite state: lock not available
+        "57",  # operator intervention: shutdown, query canceled
+        "58",  # system error outside PostgreSQL
+        "XX",  # internal error of PostgreSQL
+    }
+)
+_TRANSIENT_CODES = frozenset(
+    {
+        INSUFFICIENT_PRIVILEGE,
+        UNDEFINED_TABLE,
+        READ_ONLY_TRANSACTION,
+        IDLE_IN_TRANSACTION_TIMEOUT,
+    }
+)
+# Classes and codes for which the server could not be reached or ended the connection.
+_UNREACHABLE_CLASSES = frozenset({"08", "28", "3D"})
+_UNREACHABLE_CODES = frozenset({"53300", "57P01", "57P02", "57P03", "57P05", "25P03"})
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return the SQLSTATE of an error of SQLAlchemy or psycopg2, or None if it has none."""
+    code: str | None = getattr(getattr(error, "orig", None) or error, "pgcode", None)
+    return code
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a database error can pass without a change of what was asked.
+
+    An error without SQLSTATE comes from the driver or the pool. It is transient when the
+    connection failed or none was free.
+    """
+    code = sqlstate_of(error)
+    if code is not None:
+        return code[:2] in _TRANSIENT_CLASSES or code in _TRANSIENT_CODES
+    return _lacks_connection(error)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether the server could not be reached, or ended the connection."""
+    code = sqlstate_of(error)
+    if code is not None:
+        return code[:2] in _UNREACHABLE_CLASSES or code in _UNREACHABLE_CODES
+    return _lacks_connection(error)
+
+
+def _lacks_connection(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
