@@ -42,6 +42,7 @@ def make_engine(
     session_settings: Mapping[str, str] | None = None,
     deadline_s: float | None = None,
     autocommit: bool = False,
+    driver_options: Mapping[str, object] | None = None,
 ) -> Engine:
     """Create an engine. Call it after fork: a connection must not cross one.
 
@@ -53,6 +54,7 @@ def make_engine(
         deadline_s: how long a transaction may hold a connection, whatever the server does.
         autocommit: each statement is a transaction, on all connections: one that SQLAlchemy has
             switched to it, and that ends before it is switched back, raises the driver's own error.
+        driver_options: of ``psycopg2.connect``.
     """
     engine = create_engine(
         url,
@@ -67,6 +69,7 @@ def make_engine(
             "application_name": application_name,
             "options": _options(url, session_settings or {}),
             **CONNECT_ARGS,
+            **(driver_options or {}),
         },
     )
     event.listen(engine, "checkout", _refuse_closed)
@@ -76,8 +79,8 @@ def make_engine(
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
-    """Sessions of an engine, for statements alone: no object is there to be flushed or expire."""
-    return sessionmaker(engine, autoflush=False, expire_on_commit=False)
+    """Return a factory of sessions; their objects stay usable after the commit."""
+    return sessionmaker(engine, expire_on_commit=False)
 
 
 def _options(url: str, session_settings: Mapping[str, str]) -> str:

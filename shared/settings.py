@@ -46,6 +46,8 @@ class Settings:
     relay_batch: int
     relay_poll_s: float
     consumer_batch: int
+    retry_attempts: int
+    brake_failures: int
     idempotency_retention_s: int
     cursor_secret: str
     trusted_proxies: int
@@ -89,6 +91,8 @@ def read_settings(service: str) -> Settings:
                 "RELAY_POLL_S", 1.0, validate=validate.Range(min=0.01, max=60.0)
             ),
             consumer_batch=whole("CONSUMER_BATCH", 500, least=1, most=500),
+            retry_attempts=whole("RETRY_ATTEMPTS", 10, least=1, most=1000),
+            brake_failures=whole("BRAKE_FAILURES", 20, least=1, most=1_000_000),
             idempotency_retention_s=whole("IDEMPOTENCY_RETENTION_S", DAY_S, least=60),
             cursor_secret=_cursor_secret(env, service),
             trusted_proxies=whole("TRUSTED_PROXIES", 0, least=0, most=10),

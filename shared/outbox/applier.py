@@ -1,45 +1,87 @@
-"""Applying a batch of records: one transaction for inbox, effects and the events they cause.
+"""Apply a batch of records: inbox, effects and the events they cause, in one transaction.
 
-When the batch fails for another reason than the database's own trouble, it is halved until the
-culprit stands alone; that one is parked, and everything else is applied.
+When the handler fails, the batch is rolled back and retried in halves until one event fails alone.
+That event becomes a dead letter, waits for another attempt, or stops its subscription. Everything
+else is applied.
 """
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from kafka import TopicPartition
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
+from shared.errors import SettleError
 from shared.failpoints import failpoint
-from shared.outbox.inbox import note_verdict, park, record_new
-from shared.outbox.partitions import horizon
+from shared.outbox import brakes
+from shared.outbox.failures import (
+    DatabaseTroubleError,
+    FailedEvents,
+    HandlerLimits,
+    HandlerTimeoutError,
+    Wait,
+    raise_if_sequence_behind,
+    raise_trouble_behind,
+)
+from shared.outbox.handler_guard import ActiveClock, HandlerRun, guarded
+from shared.outbox.held import Held
+from shared.outbox.inbox import forget, note_verdict, park, record_new
 from shared.outbox.records import Parsed, parse
-from shared.outbox.service import Outcome
+from shared.outbox.service import Outcome, Verdict
+from shared.outbox.traced import traced
 from shared.outbox.uuid7 import time_of
+from shared.sqlstate import is_unreachable, sqlstate_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy.orm import Session, sessionmaker
 
+    from shared.outbox.brakes import Brake, SubscriptionKey
     from shared.outbox.event import ReceivedEvent
-    from shared.outbox.service import Service, Verdict
+    from shared.outbox.service import Service, Subscription
 
 log = structlog.get_logger(__name__)
 
-# The event's own fault, as is what the database's own functions raise (class P0 of SQLSTATE, such
-# as a trigger's RAISE EXCEPTION). Every other error of the database is trouble that passes or that
-# an operator ends, and is retried, never parked.
-_EVENTS_FAULT = (DataError, IntegrityError)
+# The class of errors that the database's own functions raise, such as a trigger's RAISE EXCEPTION.
 _RAISED_BY_FUNCTION = "P0"
-# The database's errors, and its pool's; the others of SQLAlchemy's come from the handler's doing:
-# a row that is not there, a parameter that was not given.
-_DATABASES_TROUBLE = (DBAPIError, PoolTimeoutError)
+_VERDICTS = (Outcome.ANOMALY, Outcome.PARKED)
+# After this time the rest of the records waits for the next poll: a consumer that does not poll
+# for max_poll_interval_ms loses its partitions.
+APPLY_MAX_S = 60.0
+
+
+class WrongVerdictError(SettleError):
+    """A handler returned something else than None or verdicts on the events it was given."""
+
+
+class _HandlerFailedError(Exception):
+    """The handler failed for the batch; the cause is its error."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _StoppedError(Exception):
+    """The batch has an event of a stopped subscription."""
+
+    def __init__(self, subscription: Subscription, brake: Brake) -> None:
+        super().__init__(subscription.type)
+        self.subscription = subscription
+        self.brake = brake
+
+
+_Segment = tuple[bool, list[Parsed]]  # whether it is a probe, and its records
 
 
 class Applier:
@@ -47,103 +89,241 @@ class Applier:
 
     Args:
         service: whose handlers.
-        sessions: of its database.
+        sessions: of its database; their engine was made with `handler_guard.GUARDABLE`.
+        limits: of the handlers.
     """
 
-    def __init__(self, service: Service, sessions: sessionmaker[Session]) -> None:
+    def __init__(
+        self, service: Service, sessions: sessionmaker[Session], limits: HandlerLimits
+    ) -> None:
         self._sessions = sessions
+        self._limits = limits
+        self._failures = FailedEvents(sessions, limits)
+        self._clock = ActiveClock()
         self._subscriptions = {
-            (subscription.topic, subscription.type): subscription
-            for subscription in service.subscriptions
+            subscription.key: subscription for subscription in service.subscriptions
         }
 
-    def apply(self, records: Iterable[ConsumerRecord]) -> None:
-        """Apply records in their order. Afterwards each is in the inbox or the dead letters.
+    def apply(self, records: Iterable[ConsumerRecord]) -> dict[TopicPartition, Held]:
+        """Apply records in their order.
+
+        Returns:
+            The partitions that must wait, each with the offset of its first record that was not
+            applied. Every record before that is in the inbox or the dead letters.
 
         Raises:
             SQLAlchemyError: the database is in trouble. Part of the records may be applied; all
                 can be given again.
+            SequenceBehindError: likewise, until a sequence has passed its table.
         """
-        items = [parse(record, self._subscriptions) for record in records]
-        if items:
-            self._apply_or_halve(items)
+        held: dict[TopicPartition, Held] = {}
+        give_back_at = time.monotonic() + APPLY_MAX_S
+        everything = [parse(record, self._subscriptions) for record in records]
+        segments: deque[_Segment] = deque([(False, everything)])
+        while segments:
+            is_probe, segment = segments.popleft()
+            items = [item for item in segment if not _is_held(item, held)]
+            if not items:
+                continue
+            if time.monotonic() > give_back_at:
+                _hold(held, items, Wait(0.0, "more records than fit in one turn"))
+                continue
+            try:
+                self._apply(items, is_probe=is_probe)
+            except _StoppedError as stopped:
+                segments.extendleft(reversed(self._around_stop(items, stopped, held)))
+            except _HandlerFailedError as failure:
+                if len(items) > 1:
+                    middle = len(items) // 2
+                    segments.extendleft([(False, items[middle:]), (False, items[:middle])])
+                    continue
+                wait = self._failures.settle(items[0], failure.cause)
+                if wait is not None:
+                    _hold(held, items, wait)
+        return held
 
-    def _apply_or_halve(self, items: Sequence[Parsed]) -> None:
+    def stopped(self) -> set[SubscriptionKey]:
+        """Return the subscriptions that are stopped."""
+        return self._failures.stopped()
+
+    def _apply(self, items: Sequence[Parsed], *, is_probe: bool) -> None:
+        """Apply a batch in one transaction."""
+        runs: list[tuple[Subscription, HandlerRun]] = []
         try:
-            with self._sessions.begin() as session:
-                fresh = self._apply_in(session, items)
-        except Exception as error:
-            if _is_trouble(error):
-                raise
-            if len(items) > 1:
-                middle = len(items) // 2
-                self._apply_or_halve(items[:middle])
-                self._apply_or_halve(items[middle:])
-            else:
-                self._park_culprit(items[0], error)
-        else:
-            _tell(items, fresh)
+            fresh, released = self._transact(items, runs, is_probe=is_probe)
+        except (SQLAlchemyError, DatabaseTroubleError) as error:
+            self._blame_slow_handler(runs, error)
+            raise
+        for subscription, brake in released:
+            self._failures.succeeded(subscription, was_stopped=brake.stopped)
+        _log_received(items, fresh)
 
-    def _apply_in(self, session: Session, items: Sequence[Parsed]) -> list[Parsed]:
-        """Record and apply a batch; returns what of it was new."""
-        events = self._receivable(session, items)
+    def _transact(
+        self,
+        items: Sequence[Parsed],
+        runs: list[tuple[Subscription, HandlerRun]],
+        *,
+        is_probe: bool,
+    ) -> tuple[list[Parsed], list[tuple[Subscription, Brake]]]:
+        """Record, handle and commit a batch.
+
+        Args:
+            items: the batch.
+            runs: receives the run of each handler.
+            is_probe: whether events of stopped subscriptions may be handled.
+
+        Returns:
+            What was new, and the subscriptions that failed before and succeeded now.
+        """
+        released = []
+        with self._sessions() as session:
+            with self._blaming_events(session):
+                fresh, failing = self._record(session, items)
+            for subscription, run in groupby(fresh, key=lambda item: item.subscription):
+                if subscription is None:
+                    continue
+                brake = failing.get(subscription.key)
+                if brake is not None and brake.stopped and not is_probe:
+                    raise _StoppedError(subscription, brake)
+                self._handle(session, subscription, list(run), runs)
+                if brake is not None:
+                    brakes.release(session, subscription.key)
+                    released.append((subscription, brake))
+            with self._blaming_events(session):
+                session.commit()  # deferred constraints are checked here
+        return fresh, released
+
+    def _record(
+        self, session: Session, items: Sequence[Parsed]
+    ) -> tuple[list[Parsed], dict[SubscriptionKey, Brake]]:
+        """Record a batch in the inbox.
+
+        Returns:
+            What of it is new and may be applied; and the subscriptions whose last events failed.
+        """
+        events: dict[UUID, Parsed] = {}
+        for item in items:
+            if item.invalid is not None:
+                park(session, item.record, None, item.invalid.reason, item.invalid.detail)
+                _log_parked(item, item.invalid.reason, item.invalid.detail)
+            else:
+                events.setdefault(_event(item).id, item)
         fresh_ids = record_new(
             session,
-            [item.event for item in events.values() if item.event],
+            [_event(item) for item in events.values()],
             {
                 event_id: Outcome.APPLIED if item.subscription else Outcome.SKIPPED
                 for event_id, item in events.items()
             },
         )
-        fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
         failpoint("consumer.recorded")
-        for subscription, run in groupby(fresh, key=lambda item: item.subscription):
-            if subscription is not None:
-                group = list(run)
-                verdicts = subscription.handle(session, [_event(item) for item in group])
-                _note(session, group, verdicts)
-        return fresh
+        horizon, failing = brakes.read_state(session)
+        fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
+        return _not_forgotten(session, fresh, horizon), failing
 
-    def _receivable(self, session: Session, items: Sequence[Parsed]) -> dict[UUID, Parsed]:
-        """The events of the batch by id, each once; what can be none of them is parked."""
-        begin = horizon(session.connection())
-        events: dict[UUID, Parsed] = {}
-        for item in items:
-            if item.invalid is not None:
-                park(session, item.record, None, item.invalid.reason, item.invalid.detail)
-                _warn_parked(item, item.invalid.reason, item.invalid.detail)
-                continue
-            event = _event(item)
-            if begin is not None and event.id < begin and time_of(event.id) is not None:
-                # It may have been applied and its inbox row dropped since.
-                detail = f"Event {event.id} is older than the inbox, which begins at {begin}."
-                park(session, item.record, event, "older_than_inbox", detail)
-                _warn_parked(item, "older_than_inbox", detail)
-                continue
-            events.setdefault(event.id, item)
-        return events
+    def _handle(
+        self,
+        session: Session,
+        subscription: Subscription,
+        items: list[Parsed],
+        runs: list[tuple[Subscription, HandlerRun]],
+    ) -> None:
+        """Run the handler for events of its subscription, and note its verdicts.
 
-    def _park_culprit(self, item: Parsed, error: Exception) -> None:
-        """Record the event as parked, so that it is not tried again, and keep it whole."""
-        detail = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        with self._sessions.begin() as session:
-            if item.event is not None:
-                record_new(session, [item.event], {item.event.id: Outcome.PARKED})
-            park(session, item.record, item.event, "handler_failed", detail)
-        log.error(
-            "consumer.handler_failed",
-            id=str(item.event.id) if item.event else None,
-            type=item.event.type if item.event else None,
-            requestid=item.event.trace.request_id if item.event else None,
-            exc_info=error,
+        Raises:
+            _HandlerFailedError: the handler failed.
+            SQLAlchemyError: the database is in trouble.
+        """
+        events = [_event(item) for item in items]
+        run = HandlerRun(self._clock)
+        runs.append((subscription, run))
+        try:
+            with guarded(session.connection(), run):
+                with traced(events) as traced_events:
+                    verdicts = subscription.handle(session, traced_events)
+                session.flush()
+            checked = _checked(verdicts, events)
+        except Exception as error:
+            if run.ended_by is None:
+                raise_trouble_behind(error)
+                raise_if_sequence_behind(session, error)
+            raise _HandlerFailedError(error) from error
+        _note(session, items, checked)
+
+    def _blame_slow_handler(
+        self, runs: Sequence[tuple[Subscription, HandlerRun]], error: Exception
+    ) -> None:
+        """Raise the lost connection as the handler's failure, if the engine's timeouts ended it."""
+        limits = self._limits
+        if not is_unreachable(error):
+            return
+        for subscription, run in runs:
+            if run.exceeded(pause_s=limits.pause_s, total_s=limits.total_s):
+                raise _HandlerFailedError(
+                    HandlerTimeoutError(
+                        f"The handler of {subscription.type} took {run.total_s:.1f} s, and up to"
+                        f" {run.longest_pause_s:.1f} s between two statements."
+                        f" {limits.total_s:.0f} s and {limits.pause_s:.0f} s are allowed."
+                    )
+                ) from error
+
+    @contextmanager
+    def _blaming_events(self, session: Session) -> Iterator[None]:
+        """Raise what can only be an event's fault as a failure of its batch."""
+        try:
+            yield
+        except (DataError, IntegrityError) as error:
+            raise_if_sequence_behind(session, error)
+            raise _HandlerFailedError(error) from error
+        except DBAPIError as error:
+            if (sqlstate_of(error) or "").startswith(_RAISED_BY_FUNCTION):
+                raise _HandlerFailedError(error) from error
+            raise
+
+    def _around_stop(
+        self, items: list[Parsed], stop: _StoppedError, held: dict[TopicPartition, Held]
+    ) -> list[_Segment]:
+        """Split a batch at the first event of a stopped subscription, to probe it or to wait."""
+        subscription = stop.subscription
+        position = next(
+            number for number, item in enumerate(items) if item.subscription is subscription
         )
+        if self._failures.may_probe(subscription):
+            first, rest = items[position], items[position + 1 :]
+            return [(False, items[:position]), (True, [first]), (False, rest)]
+        wait = self._failures.wait_for_probe(subscription, stop.brake.error)
+        _hold(held, [items[position]], wait)
+        return [(False, items)]
 
 
-def _is_trouble(error: Exception) -> bool:
-    if not isinstance(error, _DATABASES_TROUBLE) or isinstance(error, _EVENTS_FAULT):
-        return False
-    code = getattr(getattr(error, "orig", None), "pgcode", None) or ""
-    return not code.startswith(_RAISED_BY_FUNCTION)
+def _is_held(item: Parsed, held: Mapping[TopicPartition, Held]) -> bool:
+    found = held.get(TopicPartition(item.record.topic, item.record.partition))
+    return found is not None and item.record.offset >= found.offset
+
+
+def _hold(held: dict[TopicPartition, Held], items: Iterable[Parsed], wait: Wait) -> None:
+    """Let the partitions of items wait, each at its first of them."""
+    for item in items:
+        place = TopicPartition(item.record.topic, item.record.partition)
+        held.setdefault(place, Held(item.record.offset, *wait))
+
+
+def _not_forgotten(session: Session, fresh: Sequence[Parsed], horizon: UUID | None) -> list[Parsed]:
+    """Return the events that the inbox would know if they had been applied; park the others."""
+    if horizon is None:
+        return list(fresh)
+    old = [item for item in fresh if _is_older(_event(item).id, horizon)]
+    forget(session, [_event(item).id for item in old])
+    for item in old:
+        event = _event(item)
+        detail = f"Event {event.id} is older than the inbox, which begins at {horizon}."
+        park(session, item.record, event, "older_than_inbox", detail)
+        _log_parked(item, "older_than_inbox", detail)
+    return [item for item in fresh if item not in old]
+
+
+def _is_older(event_id: UUID, horizon: UUID) -> bool:
+    return event_id < horizon and time_of(event_id) is not None
 
 
 def _event(item: Parsed) -> ReceivedEvent:
@@ -152,9 +332,35 @@ def _event(item: Parsed) -> ReceivedEvent:
     return item.event
 
 
-def _note(session: Session, group: Sequence[Parsed], verdicts: Mapping[UUID, Verdict]) -> None:
+def _checked(
+    verdicts: Mapping[UUID, Verdict] | None, events: Sequence[ReceivedEvent]
+) -> Mapping[UUID, Verdict]:
+    """Return a handler's verdicts, if they are what the contract allows.
+
+    Raises:
+        WrongVerdictError: they are something else.
+    """
+    if verdicts is None:
+        return {}
+    if not isinstance(verdicts, Mapping):
+        raise WrongVerdictError(
+            f"A handler returns None or verdicts by event id, not a {type(verdicts).__name__}."
+        )
+    known = {event.id for event in events}
+    for event_id, verdict in verdicts.items():
+        if event_id not in known:
+            raise WrongVerdictError(f"A verdict is on {event_id!r}, which is no event of the run.")
+        if not isinstance(verdict, Verdict) or verdict.outcome not in _VERDICTS:
+            raise WrongVerdictError(
+                f"The verdict on event {event_id} is {verdict!r}, not a Verdict with the outcome"
+                " ANOMALY or PARKED."
+            )
+    return verdicts
+
+
+def _note(session: Session, items: Sequence[Parsed], verdicts: Mapping[UUID, Verdict]) -> None:
     """Note in inbox and dead letters what the handler did not apply."""
-    for item in group:
+    for item in items:
         event = _event(item)
         verdict = verdicts.get(event.id)
         if verdict is None:
@@ -162,10 +368,10 @@ def _note(session: Session, group: Sequence[Parsed], verdicts: Mapping[UUID, Ver
         note_verdict(session, event, verdict)
         if verdict.outcome is Outcome.PARKED:
             park(session, item.record, event, verdict.reason, verdict.detail)
-            _warn_parked(item, verdict.reason, verdict.detail)
+            _log_parked(item, verdict.reason, verdict.detail)
         else:
             log.warning(
-                f"consumer.{verdict.outcome}",
+                "consumer.anomaly",
                 id=str(event.id),
                 type=event.type,
                 reason=verdict.reason,
@@ -174,7 +380,7 @@ def _note(session: Session, group: Sequence[Parsed], verdicts: Mapping[UUID, Ver
             )
 
 
-def _warn_parked(item: Parsed, reason: str, detail: str) -> None:
+def _log_parked(item: Parsed, reason: str, detail: str) -> None:
     log.warning(
         "consumer.parked",
         topic=item.record.topic,
@@ -187,7 +393,7 @@ def _warn_parked(item: Parsed, reason: str, detail: str) -> None:
     )
 
 
-def _tell(items: Sequence[Parsed], fresh: Sequence[Parsed]) -> None:
+def _log_received(items: Sequence[Parsed], fresh: Sequence[Parsed]) -> None:
     log.info(
         "consumer.received",
         records=len(items),

@@ -23,6 +23,9 @@ from shared.database import make_engine, make_sessions
 from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
+from shared.outbox.failures import DatabaseTroubleError, HandlerLimits
+from shared.outbox.handler_guard import GUARDABLE
+from shared.outbox.held import Held, HeldPartitions
 from shared.outbox.partitions import inbox_partitions, maintain
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
@@ -42,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 # Also how long a SIGTERM may go unnoticed.
 POLL_MS = 500
+DATABASE = "the database"
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 TOPIC_CHECK_S = 5.0
@@ -52,6 +56,10 @@ MAINTENANCE_S = 600.0
 # A consumer that is frozen in a transaction loses it after this time: whoever was given its
 # partitions waits for the inbox rows in it, and deposits wait for the accounts.
 IDLE_MS = 10_000
+# A lock that its holder does not give back is waited for no longer; the batch is tried again.
+LOCK_WAIT_MS = 30_000
+# How soon an operator's `resume` is noticed.
+RESUME_CHECK_S = 1.0
 
 # What a commit ends with while the group is giving its partitions out anew. The consumer must not
 # be closed for it: it is joining.
@@ -82,18 +90,30 @@ class Consumer:
             settings.database_url,
             application_name=f"inbox-consumer {service.name}",
             pool_size=1,
-            session_settings={"idle_in_transaction_session_timeout": str(IDLE_MS)},
+            session_settings={
+                "idle_in_transaction_session_timeout": str(IDLE_MS),
+                "lock_timeout": str(LOCK_WAIT_MS),
+            },
             deadline_s=TRANSACTION_S,
+            driver_options=GUARDABLE,
         )
         sessions = make_sessions(self._engine)
         notify_after_commit(sessions, settings.database_url)
-        self._applier = Applier(service, sessions)
+        limits = HandlerLimits(
+            pause_s=IDLE_MS / 1000,
+            total_s=TRANSACTION_S,
+            retries=settings.retry_attempts,
+            brake_failures=settings.brake_failures,
+        )
+        self._applier = Applier(service, sessions, limits)
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._broker = Backoff("consumer.broker")
         self._database = Backoff("consumer.database")
         self._loop = Backoff("consumer.loop", traceback=True)
         self._admin: KafkaAdminClient | None = None
         self._consumer: KafkaConsumer | None = None
+        self._held = HeldPartitions()
+        self._stops_checked_at = 0.0
         self._joining_since: float | None = None
         self._topic_ids: dict[str, UUID | None] = {}
         self._topics_checked_at = 0.0
@@ -116,6 +136,8 @@ class Consumer:
         try:
             self._maintain_if_due()
             consumer = self._connect()
+            self._held.release_due(consumer)
+            self._release_resumed(consumer)
             batch: _Batch = consumer.poll(
                 timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
             )
@@ -125,7 +147,7 @@ class Consumer:
             self._check_topics_if_due()
             self._broker.succeeded()
             self._loop.succeeded()
-            self._health.beat(*("ready", "") if joined else ("starting", "joining the group"))
+            self._health.beat(*self._state(joined=joined))
         except KafkaError as error:
             # Whatever was read and not committed is read again; the inbox knows it.
             self._disconnect()
@@ -144,40 +166,58 @@ class Consumer:
         self._stop.wait(backoff.failed(error))
 
     def _take(self, consumer: KafkaConsumer, batch: _Batch) -> None:
-        """Apply a batch, however long the database is away, then commit its offsets."""
+        """Apply a batch, then commit the offsets of what was applied.
+
+        What cannot be applied now is held: its partition is paused and read again later. Meanwhile
+        the consumer goes on polling, and so keeps its partitions.
+        """
         records = [record for partition in batch.values() for record in partition]
-        if not self._apply(records):
-            return
+        try:
+            held = self._applier.apply(records)
+        except (SQLAlchemyError, DatabaseTroubleError) as error:
+            # Part of the records may be applied; the inbox knows which.
+            wait_s = self._database.failed(error)
+            held = {place: Held(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
+        else:
+            self._database.succeeded()
         failpoint("consumer.applied")
-        offsets = {
-            partition: OffsetAndMetadata(
-                batch[partition][-1].offset + 1, "", batch[partition][-1].leader_epoch
-            )
-            for partition in batch
-        }
+        self._commit(consumer, batch, held)
+        self._held.hold(consumer, held)
+        failpoint("consumer.committed")
+
+    def _commit(
+        self, consumer: KafkaConsumer, batch: _Batch, held: dict[TopicPartition, Held]
+    ) -> None:
+        offsets = {}
+        for place, records in batch.items():
+            wait = held.get(place)
+            done = [each for each in records if wait is None or each.offset < wait.offset]
+            if done:
+                offsets[place] = OffsetAndMetadata(done[-1].offset + 1, "", done[-1].leader_epoch)
+        if not offsets:
+            return
         try:
             consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
         except _REFUSED as error:
             # The group is giving the partitions out anew; whoever gets them reads these again.
             log.debug("consumer.commit_refused", error=type(error).__name__)
-        failpoint("consumer.committed")
 
-    def _apply(self, records: list[ConsumerRecord]) -> bool:
-        """Apply records; False when asked to stop before it could be done.
+    def _release_resumed(self, consumer: KafkaConsumer) -> None:
+        """Go on at once with subscriptions that an operator, or another consumer, released."""
+        waiting = self._held.subscriptions()
+        if waiting and time.monotonic() - self._stops_checked_at >= RESUME_CHECK_S:
+            self._stops_checked_at = time.monotonic()
+            self._held.release(consumer, waiting - self._applier.stopped())
 
-        Heartbeats go on meanwhile, on the client's own thread. Should the database be away for
-        longer than max_poll_interval_ms, another member is given the records; the inbox lets only
-        one of the two apply each.
-        """
-        while not self._stop.requested:
-            try:
-                self._applier.apply(records)
-            except SQLAlchemyError as error:
-                self._pause(self._database, error, "database")
-                continue
-            self._database.succeeded()
-            return True
-        return False
+    def _state(self, *, joined: bool) -> tuple[str, str]:
+        """Return the state for the process's health, and its detail."""
+        if not joined:
+            return "starting", "joining the group"
+        stopped = self._held.details(stopped=True)
+        if stopped:
+            return "stopped", "; ".join(stopped)
+        waiting = self._held.details(stopped=False)
+        return ("waiting", "; ".join(waiting)) if waiting else ("ready", "")
 
     def _connect(self) -> KafkaConsumer:
         if self._consumer is None:
@@ -185,6 +225,7 @@ class Consumer:
             consumer = make_consumer(self._settings, self._service.name)
             consumer.subscribe(list(self._service.consumed_topics))
             self._consumer = consumer
+            self._held = HeldPartitions()
             self._joining_since = None
         return self._consumer
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # other in one order and never in a circle.
 _RECORD = text(
     """
+    WITH forgotten AS (DELETE FROM inbox_attempts WHERE event_id = ANY(CAST(:ids AS uuid[])))
     INSERT INTO inbox (id, type, source, topic, partition, "offset", requestid, outcome)
     SELECT * FROM unnest(
         CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:sources AS text[]),
@@ -33,6 +34,21 @@ _RECORD = text(
     ORDER BY id
     ON CONFLICT (id) DO NOTHING
     RETURNING id
+    """
+)
+
+_FORGET = text("DELETE FROM inbox WHERE id = ANY(CAST(:ids AS uuid[]))")
+
+_COUNT_ATTEMPT = text(
+    """
+    INSERT INTO inbox_attempts AS known (event_id, attempts, reason, detail)
+    VALUES (:event_id, 1, :reason, :detail)
+    ON CONFLICT (event_id) DO UPDATE SET
+        attempts = CASE WHEN known.reason = excluded.reason THEN known.attempts + 1 ELSE 1 END,
+        reason = excluded.reason,
+        detail = excluded.detail,
+        last_at = now()
+    RETURNING attempts
     """
 )
 
@@ -52,11 +68,15 @@ _PARK = text(
 def record_new(
     session: Session, events: Sequence[ReceivedEvent], outcomes: Mapping[UUID, Outcome]
 ) -> set[UUID]:
-    """Record events in the inbox, with the outcome they will have unless told otherwise.
+    """Record events in the inbox, and forget their failed attempts.
+
+    Args:
+        session: its transaction also holds the events' effects.
+        events: each id once.
+        outcomes: what becomes of each event, by id, unless a verdict changes it.
 
     Returns:
-        The ids that were not there before. An event under way in another transaction is waited
-        for.
+        The ids that were not there before. Waits for a transaction that is recording one of them.
     """
     if not events:
         return set()
@@ -74,6 +94,31 @@ def record_new(
         },
     )
     return set(rows.scalars())
+
+
+def forget(session: Session, event_ids: Sequence[UUID]) -> None:
+    """Remove events that the same transaction recorded, but that must not be applied."""
+    if event_ids:
+        session.execute(_FORGET, {"ids": [str(event_id) for event_id in event_ids]})
+
+
+def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) -> int:
+    """Count a failed attempt at an event that is to be tried again.
+
+    Args:
+        session: of a transaction of its own; the attempt's was rolled back.
+        event_id: the event.
+        reason: why; attempts are counted for each reason from 1.
+        detail: a sentence.
+
+    Returns:
+        How many attempts failed in a row for this reason.
+    """
+    attempts: int = session.execute(
+        _COUNT_ATTEMPT,
+        {"event_id": event_id, "reason": reason, "detail": storable(detail)},
+    ).scalar_one()
+    return attempts
 
 
 def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:
@@ -107,13 +152,13 @@ def park(
             "headers": json.dumps([_header(name, value) for name, value in record.headers or ()]),
             "requestid": event.trace.request_id if event else None,
             "reason": reason,
-            "detail": _storable(detail),
+            "detail": storable(detail),
         },
     )
 
 
-def _storable(detail: str) -> str:
-    """Without what PostgreSQL has no place for: it may quote the event that is to be parked."""
+def storable(detail: str) -> str:
+    """Escape what a text column cannot hold; an error's text may quote a malformed event."""
     return detail.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "settle.services"
 
+# The longest wait between two attempts at one event, in seconds.
+RETRY_WAIT_MAX_S = 300.0
+
 
 class Outcome(StrEnum):
     """What became of an event; kept in its inbox row."""
@@ -33,7 +36,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A handler's word on an event that it did not apply.
+    """What a handler decided on an event that it did not apply.
 
     Args:
         outcome: ANOMALY or PARKED.
@@ -46,11 +49,53 @@ class Verdict:
     detail: str
 
 
-Handler = Callable[[Session, Sequence[ReceivedEvent]], Mapping[UUID, Verdict]]
-"""Applies events, in their order, inside the caller's transaction; never commits.
+class Retry(Exception):  # noqa: N818 - an instruction, not a fault
+    """Raised by a handler to try again later: what it depends on does not work at the moment.
 
-Returns a verdict for each event that it did not apply, by event id; an event without one was
-applied. Raises to have the whole batch rolled back and the culprit found.
+    The transaction is rolled back, the partition waits, and the handler gets the event again. The
+    wait doubles with each attempt. After RETRY_ATTEMPTS attempts the event becomes a dead letter.
+
+    Args:
+        reason: a sentence for the log and the dead letter.
+        after_s: how long to wait before the second attempt, in seconds.
+    """
+
+    def __init__(self, reason: str = "The handler asked for it.", *, after_s: float = 1.0) -> None:
+        if not 0 <= after_s <= RETRY_WAIT_MAX_S:
+            raise ValueError(f"after_s must be from 0 to {RETRY_WAIT_MAX_S:.0f}, not {after_s}")
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+Handler = Callable[[Session, Sequence[ReceivedEvent]], Mapping[UUID, Verdict] | None]
+"""Applies a run of events, in their order, inside the engine's transaction.
+
+**Its transaction.** The engine commits the events' inbox rows together with everything that the
+handler did in the session. The handler must not end the transaction: `session.commit()`,
+`rollback()` and `close()`, those of its connection, and a textual COMMIT or ROLLBACK raise
+`TransactionEndedError` at once, and nothing of the batch becomes durable. `session.begin_nested()`
+and its rollback are allowed. The handler may add events with `outbox.add`; they are sent after the
+commit.
+
+**What it returns.** None, or a verdict for each event that it did not apply, by event id. An event
+without a verdict was applied.
+
+**What it raises.** `Retry` when something else than the database does not work at the moment. Any
+other exception is a failure of the handler: the batch is rolled back and retried in halves until
+one event fails alone, which becomes a dead letter. So a handler may run several times for one
+event, and effects outside of the database must be safe to repeat. Errors of the database that pass
+by themselves (`shared.sqlstate.is_transient`) are retried without end and never make a dead letter.
+
+**When every event fails.** After BRAKE_FAILURES failures in a row with one error, the subscription
+stops instead of making more dead letters. See `shared.outbox.brakes`.
+
+**Its time.** A handler may take 10 s between two statements and 120 s in all; see
+`shared.outbox.applier.HandlerLimits`. An event that exceeds this alone, three times, becomes a
+dead letter.
+
+**Its trace.** While the handler iterates over the events, the current trace is that of the event at
+hand, and `Event` takes it over. A handler that first collects and then adds events passes
+``trace=event.trace`` itself.
 """
 
 
@@ -69,13 +114,18 @@ class Subscription:
         topic: where it comes from.
         type: the CloudEvents type.
         schema: validates the data; unknown fields are ignored.
-        handle: applies a run of such events.
+        handle: applies a run of such events; see `Handler` for the contract.
     """
 
     topic: str
     type: str
     schema: Schema
     handle: Handler
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Topic and type, which no two subscriptions of a service have in common."""
+        return self.topic, self.type
 
 
 @dataclass(frozen=True, slots=True)

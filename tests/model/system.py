@@ -20,6 +20,8 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.outbox.applier import Applier
+from shared.outbox.failures import HandlerLimits
+from shared.outbox.handler_guard import GUARDABLE
 from shared.outbox.pending import lock_shards, mark_sent, read_pending
 from shared.outbox.sender import Sender
 from shared.outbox.service import load_service
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
 
 ALL = 1_000_000
+# As a consumer has them by default.
+LIMITS = HandlerLimits(pause_s=10, total_s=120, retries=10, brake_failures=20)
 
 # Ids below this one are older than what the inboxes know.
 BEGINS_AT = least_id(datetime.now(UTC) - timedelta(days=1))
@@ -139,13 +143,15 @@ class System:
         self.clients = clients
         self.topics = Topics()
         self._threads = threads
-        self._engines = {service: create_engine(url) for service, url in urls.items()}
+        self._engines = {
+            service: create_engine(url, connect_args=GUARDABLE) for service, url in urls.items()
+        }
         self._appliers = {
-            service: Applier(load_service(service), sessionmaker(engine))
+            service: Applier(load_service(service), sessionmaker(engine), LIMITS)
             for service, engine in self._engines.items()
         }
         self._dying = {
-            service: Applier(load_service(service), _dying(sessionmaker(engine)))
+            service: Applier(load_service(service), _dying(sessionmaker(engine)), LIMITS)
             for service, engine in self._engines.items()
         }
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from shared.cli import Group, told_in_a_sentence, version_option
 from shared.database import make_engine
+from shared.outbox.brakes import resume
 from shared.outbox.cli.common import (
     max_age_option,
     print_health,
@@ -67,6 +68,30 @@ def healthcheck(service: str, max_age_s: float) -> None:
     Example: inbox-consumer healthcheck orders
     """
     print_health("inbox-consumer", service, max_age_s)
+
+
+@main.command("resume")
+@service_argument
+@click.option("--type", "event_type", help="Of this subscription alone, such as order.created.")
+@told_in_a_sentence
+def resume_subscriptions(service: str, event_type: str | None) -> None:
+    r"""Let stopped subscriptions of SERVICE go on.
+
+    A subscription stops when many events in a row fail in its handler with the same error. Correct
+    the cause first: events that still fail become dead letters until it stops again.
+
+    \b
+    Example: inbox-consumer resume payments
+    """
+    found, settings = start(service)
+    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    with engine.begin() as connection:
+        resumed = resume(connection, event_type)
+    engine.dispose()
+    if not resumed:
+        click.echo(f"No subscription of {found.name} is stopped.")
+    for topic, resumed_type in resumed:
+        click.echo(f"{resumed_type} of {topic} is resumed.")
 
 
 @main.group("dead-letters")

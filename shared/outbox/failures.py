@@ -1,0 +1,294 @@
+"""Decide what becomes of events that the handler failed for, and of errors in general.
+
+An event that failed alone becomes a dead letter, waits for another attempt, or stops its
+subscription. Errors that the database causes are raised instead: they pass without a change of the
+event.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from shared.errors import SettleError
+from shared.outbox import brakes
+from shared.outbox.inbox import count_attempt, park, record_new, storable
+from shared.outbox.sequences import generated_key_behind
+from shared.outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
+from shared.sqlstate import UNIQUE_VIOLATION, is_transient, sqlstate_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from shared.outbox.brakes import SubscriptionKey
+    from shared.outbox.event import ReceivedEvent
+    from shared.outbox.records import Parsed
+    from shared.outbox.service import Subscription
+
+log = structlog.get_logger(__name__)
+
+# Waits between two attempts at an event that took too long, and between two probes of a stopped
+# subscription, in seconds; they double.
+_TIMEOUT_WAIT_S = 1.0
+_PROBE_FIRST_S = 1.0
+_PROBE_MAX_S = 60.0
+_DOUBLINGS_MAX = 30  # far beyond every bound, and still a float
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerLimits:
+    """What a handler may use up.
+
+    Args:
+        pause_s: time between two of its statements, in seconds; the database ends the transaction
+            then (`idle_in_transaction_session_timeout`).
+        total_s: time in all, in seconds; then the connection is cut (`shared.deadlines`).
+        timeouts: how often one event may exceed them, alone, before it becomes a dead letter.
+        retries: how often it may ask to be tried again (`Retry`) before it does.
+        brake_failures: how many events may fail in a row with one error before their subscription
+            stops.
+    """
+
+    pause_s: float
+    total_s: float
+    retries: int
+    brake_failures: int
+    timeouts: int = 3
+
+
+class Wait(NamedTuple):
+    """Why and how long a partition must wait.
+
+    Args:
+        wait_s: how long, in seconds.
+        detail: why, for the process's health.
+        subscription: the stopped subscription that it waits for, if that is why.
+    """
+
+    wait_s: float
+    detail: str
+    subscription: SubscriptionKey | None = None
+
+
+class HandlerTimeoutError(SettleError):
+    """A handler took so long that the engine's timeouts ended its transaction."""
+
+
+class DatabaseTroubleError(SettleError):
+    """The transaction failed for a reason that passes without a change of the event."""
+
+
+class SequenceBehindError(DatabaseTroubleError):
+    """A generated key collided, because its sequence is behind its table."""
+
+
+@dataclass(slots=True)
+class _Probe:
+    """When a stopped subscription may try its next event.
+
+    Args:
+        wait_s: after the next failure, in seconds.
+        at: by the monotonic clock.
+    """
+
+    wait_s: float
+    at: float = 0.0
+
+
+class FailedEvents:
+    """Keeps count of failures, and decides what becomes of each event that failed alone.
+
+    Args:
+        sessions: of the service's database.
+        limits: of the handlers.
+    """
+
+    def __init__(self, sessions: sessionmaker[Session], limits: HandlerLimits) -> None:
+        self._sessions = sessions
+        self._limits = limits
+        self._probes: dict[SubscriptionKey, _Probe] = {}
+
+    def stopped(self) -> set[SubscriptionKey]:
+        """Return the subscriptions that are stopped; the others may try again at once."""
+        with self._sessions.begin() as session:
+            found = {
+                (stopped.topic, stopped.type)
+                for stopped in brakes.stopped_subscriptions(session.connection())
+            }
+        for key in self._probes.keys() - found:
+            del self._probes[key]
+        return found
+
+    def may_probe(self, subscription: Subscription) -> bool:
+        """Return whether a stopped subscription may try its next event now."""
+        probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
+        return time.monotonic() >= probe.at
+
+    def wait_for_probe(self, subscription: Subscription, error: str) -> Wait:
+        """Return how long a stopped subscription has to wait for its next probe."""
+        wait_s = max(0.0, self._probes[subscription.key].at - time.monotonic())
+        return Wait(wait_s, f"{subscription.type} is stopped: {error}", subscription.key)
+
+    def succeeded(self, subscription: Subscription, *, was_stopped: bool) -> None:
+        """Note that a handler that failed last has succeeded."""
+        self._probes.pop(subscription.key, None)
+        if was_stopped:
+            log.info(
+                "consumer.subscription_resumed", topic=subscription.topic, type=subscription.type
+            )
+
+    def settle(self, item: Parsed, error: Exception) -> Wait | None:
+        """Decide what becomes of a record that failed alone.
+
+        Args:
+            item: the record.
+            error: that the handler raised, or `HandlerTimeoutError`.
+
+        Returns:
+            How long its partition waits, for another attempt or because its subscription is
+            stopped. None when the record is in the dead letters now.
+        """
+        event, subscription = item.event, item.subscription
+        detail = one_line(error)
+        wait, stopped = None, False
+        with self._sessions.begin() as session:
+            if event is not None and subscription is not None:
+                wait = self._next_attempt(session, event, error)
+                stopped = wait is None and brakes.count_failure(
+                    session,
+                    subscription.key,
+                    error=_kind_of(error),
+                    detail=f"event {event.id}: {detail}",
+                    limit=self._limits.brake_failures,
+                )
+            if wait is None and not stopped:
+                _park(session, item, error)
+        if subscription is not None and stopped:
+            return self._stop(subscription, item, error)
+        if wait is None:
+            _log_failure("consumer.handler_failed", item, error)
+        return wait
+
+    def _next_attempt(
+        self, session: Session, event: ReceivedEvent, error: Exception
+    ) -> Wait | None:
+        """Count a failed attempt; return how long to wait for the next one, if there is one."""
+        if isinstance(error, Retry):
+            limit, first_s = self._limits.retries, error.after_s
+        elif isinstance(error, HandlerTimeoutError):
+            limit, first_s = self._limits.timeouts, _TIMEOUT_WAIT_S
+        else:
+            return None
+        attempt = count_attempt(session, event.id, _reason_of(error), one_line(error))
+        if attempt >= limit:
+            return None
+        wait_s: float = min(RETRY_WAIT_MAX_S, first_s * 2 ** min(attempt - 1, _DOUBLINGS_MAX))
+        log.warning(
+            "consumer.event_waits",
+            id=str(event.id),
+            type=event.type,
+            requestid=event.trace.request_id,
+            attempt=attempt,
+            of=limit,
+            wait_s=wait_s,
+            error=one_line(error),
+        )
+        return Wait(wait_s, f"event {event.id} waits for attempt {attempt + 1} of {limit}")
+
+    def _stop(self, subscription: Subscription, item: Parsed, error: Exception) -> Wait:
+        """Let a stopped subscription wait for its next probe, longer each time."""
+        is_new = subscription.key not in self._probes
+        probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
+        probe.at = time.monotonic() + probe.wait_s
+        probe.wait_s = min(_PROBE_MAX_S, probe.wait_s * 2)
+        _log_failure(
+            "consumer.subscription_stopped" if is_new else "consumer.probe_failed", item, error
+        )
+        return self.wait_for_probe(subscription, _kind_of(error))
+
+
+def raise_trouble_behind(error: Exception) -> None:
+    """Raise the database's trouble that a handler's error hides, if there is one.
+
+    A handler may catch a lost connection and raise an error of its own.
+
+    Raises:
+        SQLAlchemyError: the error, or one that caused it, is transient.
+        DatabaseTroubleError: likewise, for an error of the driver.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        # The pool has one connection, which the batch holds; only a handler can ask for another.
+        if is_transient(cause) and not isinstance(cause, PoolTimeoutError):
+            if isinstance(cause, SQLAlchemyError):
+                raise cause
+            raise DatabaseTroubleError(one_line(cause)) from cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def raise_if_sequence_behind(session: Session, error: Exception) -> None:
+    """Raise the collision of a generated key as trouble, if its sequence is behind the table.
+
+    Args:
+        session: whose transaction failed; it is rolled back.
+        error: that it failed with.
+
+    Raises:
+        SequenceBehindError: it is.
+    """
+    if not isinstance(error, IntegrityError) or sqlstate_of(error) != UNIQUE_VIOLATION:
+        return
+    session.rollback()
+    place = error.orig.diag  # type: ignore[union-attr]  # psycopg2's errors have one
+    with session.begin():
+        behind = generated_key_behind(
+            session.connection(), place.schema_name, place.table_name, place.constraint_name
+        )
+    if behind:
+        raise SequenceBehindError(
+            f"A generated key of {place.table_name} exists already ({place.constraint_name}): its"
+            " sequence is behind the table. settle doctor shows how to correct it."
+        ) from error
+
+
+def _park(session: Session, item: Parsed, error: Exception) -> None:
+    """Record the event, so that it is not tried again, and keep its record whole."""
+    if item.event is not None:
+        record_new(session, [item.event], {item.event.id: Outcome.PARKED})
+    park(session, item.record, item.event, _reason_of(error), one_line(error))
+
+
+def _reason_of(error: Exception) -> str:
+    """Return the reason of a dead letter."""
+    if isinstance(error, Retry):
+        return "retries_exhausted"
+    return "handler_timeout" if isinstance(error, HandlerTimeoutError) else "handler_failed"
+
+
+def _kind_of(error: Exception) -> str:
+    """Return what failures of one cause have in common: the class and, if any, the SQLSTATE."""
+    raised = getattr(error, "orig", None) or error
+    name = f"{type(raised).__module__}.{type(raised).__qualname__}"
+    code = sqlstate_of(error)
+    return f"{name} ({code})" if code else name
+
+
+def one_line(error: BaseException) -> str:
+    """Return the class and the first line of an error, as a text column can hold it."""
+    lines = str(error).splitlines()
+    return storable(f"{type(error).__name__}: {lines[0] if lines else ''}")
+
+
+def _log_failure(name: str, item: Parsed, error: Exception) -> None:
+    log.error(
+        name,
+        id=str(item.event.id) if item.event else None,
+        type=item.event.type if item.event else None,
+        requestid=item.event.trace.request_id if item.event else None,
+        exc_info=error,
+    )

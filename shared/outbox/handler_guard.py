@@ -1,0 +1,252 @@
+"""Guard the transaction while a handler runs, and measure the handler's time.
+
+The guard sits in the driver's connection, below SQLAlchemy. There it sees every way to end a
+transaction: through the session, the connection, the driver, or a statement's text.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, connection, cursor
+from psycopg2.sql import Composable
+
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+_TICK_S = 0.2
+# Without a tick for longer than this, the process was frozen; a busy machine delays less.
+_FROZEN_S = 1.0
+# A timeout is measured a little earlier here than at the server, which starts its clock later.
+_TOLERANCE = 0.95
+
+_MAY_END = re.compile(r"\b(?:commit|end|rollback|abort|prepare)\b", re.IGNORECASE)
+_ENDS = re.compile(
+    r"\s*(?:commit|end|abort|prepare\s+transaction"
+    r"|rollback(?!\s+(?:work\s+|transaction\s+)?to\b))\b",
+    re.IGNORECASE,
+)
+# Comments, strings, quoted names and dollar-quoted strings (PostgreSQL documentation, 4.1).
+_QUOTED = re.compile(
+    r"--[^\n]*|/\*.*?\*/|e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class TransactionEndedError(SettleError):
+    """A handler tried to end the transaction, which belongs to the engine."""
+
+
+class SwallowedError(SettleError):
+    """A handler caught a database error, and its transaction cannot go on."""
+
+
+class ActiveClock(threading.Thread):
+    """A monotonic clock that stands still while the process is frozen (SIGSTOP, a paused VM).
+
+    A thread ticks. A tick that comes late although the process used no processor time means that
+    the process did not run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="active-clock", daemon=True)
+        self._lock = threading.Lock()
+        self._frozen_s = 0.0
+        self._ticked_at = time.monotonic()
+        self._cpu_s = time.process_time()
+        self.start()
+
+    def now(self) -> float:
+        """Return seconds that passed while the process could run, from an arbitrary start."""
+        with self._lock:
+            now, cpu_s = time.monotonic(), time.process_time()
+            late_s = now - self._ticked_at - _TICK_S
+            if late_s > _FROZEN_S and cpu_s - self._cpu_s < late_s / 2:
+                self._frozen_s += late_s
+            self._ticked_at, self._cpu_s = now, cpu_s
+            return now - self._frozen_s
+
+    def run(self) -> None:
+        """Tick until the process ends."""
+        while True:
+            time.sleep(_TICK_S)
+            self.now()
+
+
+class HandlerRun:
+    """One run of a handler: what it did to the transaction, and how long it took.
+
+    Attributes:
+        ended_by: the call or statement with which the handler tried to end the transaction.
+        rolled_back: whether the transaction was rolled back while an error was handled.
+        first_error: the first database error of the run, whether the handler caught it or not.
+        total_s: how long the handler has run, in seconds, without the time the process was frozen.
+        longest_pause_s: the longest time between two of its statements, likewise.
+    """
+
+    def __init__(self, clock: ActiveClock) -> None:
+        self._clock = clock
+        self._began = self._idle_since = clock.now()
+        self.ended_by: str | None = None
+        self.rolled_back = False
+        self.first_error: psycopg2.Error | None = None
+        self.total_s = 0.0
+        self.longest_pause_s = 0.0
+
+    def exceeded(self, *, pause_s: float, total_s: float) -> bool:
+        """Return whether the run took so long that the engine's timeouts ended its connection."""
+        return self.longest_pause_s >= pause_s * _TOLERANCE or self.total_s >= total_s * _TOLERANCE
+
+    def refuse_end(self, how: str) -> None:
+        """Refuse to end the transaction.
+
+        Raises:
+            TransactionEndedError: always.
+        """
+        self.ended_by = self.ended_by or how
+        raise TransactionEndedError(
+            f"A handler must not end the transaction, and called {how}. The engine commits the"
+            " event's inbox row and all effects together. Use session.begin_nested() for a part"
+            " that may be rolled back."
+        )
+
+    def statement_begins(self, text: str) -> None:
+        """Measure the pause before a statement, and refuse one that ends the transaction."""
+        self._measure()
+        if _MAY_END.search(text) and _ends_transaction(text):
+            self.refuse_end(repr(text.strip()[:80]))
+
+    def statement_ended(self, error: psycopg2.Error | None) -> None:
+        """Start to measure the next pause; keep the run's first error."""
+        self._idle_since = self._clock.now()
+        self.first_error = self.first_error or error
+
+    def finish(self) -> None:
+        """Stop measuring."""
+        self._measure()
+
+    def _measure(self) -> None:
+        now = self._clock.now()
+        self.longest_pause_s = max(self.longest_pause_s, now - self._idle_since)
+        self.total_s = now - self._began
+
+
+@lru_cache(maxsize=256)
+def _ends_transaction(text: str) -> bool:
+    return any(_ENDS.match(each) for each in _QUOTED.sub(" ", text).split(";"))
+
+
+class _GuardedCursor(cursor):
+    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - the driver's name
+        with _statement(self, query):
+            super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        with _statement(self, query):
+            super().executemany(query, vars_list)
+
+
+@contextmanager
+def _statement(guarded: cursor, query: Any) -> Iterator[None]:
+    run = _run_of(guarded.connection)
+    if run is None:
+        yield
+        return
+    run.statement_begins(_text(query, guarded))
+    failure = None
+    try:
+        yield
+    except psycopg2.Error as error:
+        failure = error
+        raise
+    finally:
+        run.statement_ended(failure)
+
+
+def _text(query: Any, guarded: cursor) -> str:
+    if isinstance(query, Composable):
+        return query.as_string(guarded)
+    return query.decode(errors="replace") if isinstance(query, bytes) else str(query)
+
+
+class _GuardedConnection(connection):
+    """A connection that refuses to end its transaction while `run` is set."""
+
+    run: HandlerRun | None = None
+
+    def commit(self) -> None:
+        self._refuse("commit()")
+        super().commit()
+
+    def rollback(self) -> None:
+        # SQLAlchemy itself rolls back while it handles the error of a flush. The run fails then in
+        # any case, and that error says more.
+        if self.run is not None and sys.exc_info()[1] is not None:
+            self.run.rolled_back = True
+        else:
+            self._refuse("rollback(), or closed the session")
+        super().rollback()
+
+    def reset(self) -> None:
+        self._refuse("reset()")
+        super().reset()
+
+    def _refuse(self, how: str) -> None:
+        if self.run is not None:
+            self.run.refuse_end(how)
+
+
+def _run_of(guarded: connection) -> HandlerRun | None:
+    return guarded.run if isinstance(guarded, _GuardedConnection) else None
+
+
+# The driver's options for an engine whose transactions can be guarded.
+GUARDABLE = {"connection_factory": _GuardedConnection, "cursor_factory": _GuardedCursor}
+
+
+@contextmanager
+def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
+    """Guard a transaction while the block runs a handler.
+
+    Args:
+        transaction: a connection in its transaction, of an engine made with `GUARDABLE`.
+        run: of the handler; it is measured.
+
+    Raises:
+        TransactionEndedError: the handler tried to end the transaction, even if it caught the
+            error.
+        SwallowedError: the handler caught a database error outside a savepoint. PostgreSQL would
+            answer the commit with a rollback, and no error.
+    """
+    driver = transaction.connection.driver_connection
+    if not isinstance(driver, _GuardedConnection):
+        raise TypeError("the engine was not made with GUARDABLE")
+    driver.run = run
+    try:
+        yield
+    finally:
+        driver.run = None
+        run.finish()
+        if (run.ended_by is not None or run.rolled_back) and not transaction.closed:
+            # SQLAlchemy's view of the transaction is wrong by now, and the session may have let go
+            # of the connection without returning it to the pool.
+            transaction.invalidate()
+            transaction.close()
+    if run.ended_by is not None:
+        run.refuse_end(run.ended_by)
+    if run.rolled_back or driver.info.transaction_status != TRANSACTION_STATUS_INTRANS:
+        raise SwallowedError(
+            "A handler caught an error and went on, but its transaction was aborted by it."
+            f" Use session.begin_nested() around what may fail. The error: {run.first_error}"
+        ) from run.first_error

@@ -1,0 +1,648 @@
+"""The contract of a handler is enforced: what breaks it is found, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from kafka import TopicPartition
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from structlog.testing import capture_logs
+from uuid_utils.compat import uuid7
+
+from shared import outbox
+from shared.outbox import Event, Outcome, Retry, Verdict
+from shared.outbox.failures import HandlerLimits, SequenceBehindError
+from shared.sqlstate import sqlstate_of
+from support.handling import (
+    TOPIC,
+    Effect,
+    empty,
+    handler_engine,
+    make_applier,
+    number_record,
+    number_service,
+    write_down,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from shared.outbox import ReceivedEvent
+    from shared.outbox.service import Handler
+
+PLACE = TopicPartition(TOPIC, 0)
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> None:
+    """structlog's own default draws tracebacks with every variable, for seconds each."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer()]
+    )
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine as the consumer has it, on a database with the table of effects."""
+    with handler_engine(database_url, lock_timeout="500") as engine:
+        empty(engine)
+        yield engine
+
+
+@pytest.fixture
+def ask(engine: Engine) -> Iterator[Callable[[str], list[Any]]]:
+    """Asks the database over a connection of its own."""
+    other = create_engine(engine.url)
+
+    def run(statement: str) -> list[Any]:
+        with other.begin() as connection:
+            result = connection.execute(text(statement))
+            return list(result.scalars()) if result.returns_rows else []
+
+    yield run
+    other.dispose()
+
+
+def is_back(engine: Engine) -> bool:
+    """Whether the pool has its one connection again."""
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT true")))
+
+
+def handler(act: Callable[[Session, int], object]) -> Handler:
+    """Return a handler that writes each number down and then acts on it."""
+
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        for event in events:
+            write_down(session, event.data["number"])
+            act(session, event.data["number"])
+
+    return handle
+
+
+def apply(engine: Engine, handle: Handler, *numbers: int, **options: Any) -> Any:
+    applier = make_applier(number_service(handle), engine, **options)
+    return applier.apply([number_record(number) for number in numbers])
+
+
+def swallowing(act: Callable[[Session], object]) -> Callable[[Session], None]:
+    def run(session: Session) -> None:
+        with suppress(Exception):  # the mistake under test
+            act(session)
+
+    return run
+
+
+ENDS: dict[str, Callable[[Session], object]] = {
+    "session.commit": lambda session: session.commit(),
+    "session.rollback": lambda session: session.rollback(),
+    "session.close": lambda session: session.close(),
+    "session.reset": lambda session: session.reset(),
+    "session.invalidate": lambda session: session.invalidate(),
+    "its transaction.commit": lambda session: session.get_transaction().commit(),
+    "its transaction.rollback": lambda session: session.get_transaction().rollback(),
+    "connection.commit": lambda session: session.connection().commit(),
+    "connection.rollback": lambda session: session.connection().rollback(),
+    "connection.close": lambda session: session.connection().close(),
+    "driver.commit": lambda session: session.connection().connection.commit(),
+    "driver.rollback": lambda session: session.connection().connection.driver_connection.rollback(),
+    "driver.reset": lambda session: session.connection().connection.driver_connection.reset(),
+    "COMMIT": lambda session: session.execute(text("COMMIT")),
+    "END after another statement": lambda session: session.connection().exec_driver_sql(
+        "SELECT 1; /* done */ end"
+    ),
+    "ROLLBACK": lambda session: session.execute(text("-- back\nrollback work")),
+    "COMMIT by a driver's cursor": lambda session: (
+        session.connection().connection.cursor().execute(b"COMMIT AND CHAIN")
+    ),
+}
+ENDS |= {f"{name}, swallowed": swallowing(end) for name, end in ENDS.items()}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_handler_that_ends_the_transaction_fails_alone(
+    engine: Engine, ask: Callable[[str], list[Any]], name: str
+) -> None:
+    def act(session: Session, number: int) -> None:
+        if number == 2:
+            ENDS[name](session)
+            assert ask("SELECT count(*) FROM inbox WHERE outcome = 'applied'") in ([0], [2])
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1]
+    assert ask('SELECT outcome FROM inbox ORDER BY "offset"') == ["applied", "applied", "parked"]
+    assert ask('SELECT "offset" FROM dead_letters') == [2]
+    assert is_back(engine)
+
+
+def test_a_savepoint_and_its_rollback_are_allowed(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def act(session: Session, number: int) -> None:
+        with session.begin_nested():
+            write_down(session, number + 100)
+        undone = session.begin_nested()
+        write_down(session, number + 200)
+        undone.rollback()
+        with pytest.raises(IntegrityError), session.begin_nested():
+            session.execute(text(f"INSERT INTO effects VALUES ({number})"))
+
+    apply(engine, handler(act), 0, 1)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1, 100, 101]
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+
+
+def rolling_back(session: Session) -> None:
+    """The usual way to go on after an error, which is not a handler's."""
+    try:
+        session.add(Effect(number=0))
+        session.flush()
+    except IntegrityError:
+        session.rollback()
+        session.add(Effect(number=77))
+
+
+def swallowing_flush(session: Session) -> None:
+    session.add(Effect(number="no number"))
+    with suppress(SQLAlchemyError):
+        session.flush()
+
+
+@pytest.mark.parametrize("mistake", [rolling_back, swallowing_flush])
+def test_a_handler_that_goes_on_after_a_failed_flush_fails_alone(
+    engine: Engine, ask: Callable[[str], list[Any]], mistake: Callable[[Session], None]
+) -> None:
+    def act(session: Session, number: int) -> None:
+        if number == 1:
+            mistake(session)
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    assert ask('SELECT "offset" FROM dead_letters') == [1]
+    assert is_back(engine)
+
+
+def test_an_error_that_the_handler_swallowed_does_not_lose_the_event(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    """PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no error."""
+
+    def act(session: Session, number: int) -> None:
+        if number == 1:
+            swallowing(lambda session: session.execute(text("SELECT 1 / 0")))(session)
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    assert "division by zero" in ask("SELECT detail FROM dead_letters")[0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        ([], "not a list"),
+        ({uuid7(): Verdict(Outcome.ANOMALY, "x", "y")}, "no event of the run"),
+        ("first: applied", "ANOMALY or PARKED"),
+        ("first: text", "not a Verdict"),
+    ],
+)
+def test_a_wrong_verdict_is_a_failure(
+    engine: Engine, ask: Callable[[str], list[Any]], returned: Any, complaint: str
+) -> None:
+    verdicts = {
+        "first: applied": Verdict(Outcome.APPLIED, "x", "y"),
+        "first: text": "parked",
+    }
+
+    def handle(_: Session, events: Sequence[ReceivedEvent]) -> Any:
+        return {events[0].id: verdicts[returned]} if isinstance(returned, str) else returned
+
+    apply(engine, handle, 0)
+
+    assert complaint in ask("SELECT detail FROM dead_letters")[0]
+
+
+def test_none_means_that_all_were_applied(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
+    apply(engine, handler(lambda _session, _number: None), 0, 1)
+
+    assert ask("SELECT outcome FROM inbox") == ["applied", "applied"]
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+
+
+HANDLERS_FAULT = {
+    "undefined column": "SELECT nothing FROM effects",
+    "undefined function": "SELECT nothing()",
+    "syntax": "SELEC 1",
+    "wrong type": "SELECT 1 + true",
+    "ambiguous column": "SELECT number FROM effects a, effects b",
+    "more than one row": "SELECT (SELECT generate_series(1, 2))",
+    "no such savepoint": "ROLLBACK TO SAVEPOINT nothing",
+    "no such cursor": "FETCH nothing",
+}
+
+
+@pytest.mark.parametrize("name", HANDLERS_FAULT)
+def test_an_error_of_the_handlers_own_sql_is_a_dead_letter(
+    engine: Engine, ask: Callable[[str], list[Any]], name: str
+) -> None:
+    def act(session: Session, number: int) -> None:
+        if number == 1:
+            session.execute(text(HANDLERS_FAULT[name]))
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
+
+
+def test_a_second_connection_of_the_pool_is_the_handlers_fault(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    apply(engine, handler(lambda session, _: session.get_bind().engine.connect()), 0)
+
+    assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
+
+
+TROUBLE = {
+    "a missing table": ("SELECT 1 FROM not_migrated_yet", "42P01"),
+    "a missing right": ("SET ROLE pg_monitor; DELETE FROM effects", "42501"),
+    "read-only": ("SET TRANSACTION READ ONLY; DELETE FROM effects", "25006"),
+    "shutdown": ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01"),
+    "no room": ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", "53100"),
+    "a deadlock": ("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$", "40P01"),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+@pytest.mark.parametrize("hidden", ["plain", "wrapped", "swallowed"])
+def test_trouble_of_the_database_is_raised_and_parks_nothing(
+    engine: Engine, ask: Callable[[str], list[Any]], name: str, hidden: str
+) -> None:
+    statement, _ = TROUBLE[name]
+
+    def act(session: Session, _: int) -> None:
+        if hidden == "swallowed":
+            swallowing(lambda session: session.execute(text(statement)))(session)
+            return
+        try:
+            session.execute(text(statement))
+        except SQLAlchemyError as error:
+            if hidden == "plain":
+                raise
+            raise ValueError("the handler's own error") from error
+
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - of two classes, looked at below
+        apply(engine, handler(act), 0, 1)
+
+    assert isinstance(raised.value, SQLAlchemyError) or "DatabaseTrouble" in repr(raised)
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+    assert ask("SELECT count(*) FROM inbox") == [0]
+
+
+def test_a_missing_table_is_logged_as_what_it_is(engine: Engine) -> None:
+    with pytest.raises(ProgrammingError) as raised:
+        apply(engine, handler(lambda session, _: session.execute(text("TABLE missing"))), 0)
+
+    assert sqlstate_of(raised.value) == "42P01"
+
+
+def test_retry_waits_and_becomes_a_dead_letter_in_the_end(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def act(_: Session, number: int) -> None:
+        if number == 1:
+            raise Retry("the bank is closed", after_s=2)
+
+    applier = make_applier(number_service(handler(act)), engine)
+    records = [number_record(number) for number in range(4)]
+    elsewhere = number_record(7, partition=1)
+
+    first = applier.apply([*records, elsewhere])
+    assert (first[PLACE].offset, first[PLACE].wait_s) == (1, 2)
+    assert first.keys() == {PLACE}
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 7]
+    assert ask("SELECT attempts FROM inbox_attempts") == [1]
+
+    second = applier.apply(records[1:])
+    assert (second[PLACE].offset, second[PLACE].wait_s) == (1, 4)
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+
+    assert applier.apply(records[1:]) == {}
+    assert ask("SELECT reason FROM dead_letters") == ["retries_exhausted"]
+    assert "the bank is closed" in ask("SELECT detail FROM dead_letters")[0]
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2, 3, 7]
+    assert ask("SELECT count(*) FROM inbox_attempts") == [0]
+
+
+def test_attempts_are_counted_over_restarts_and_forgotten_after_success(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    works = False
+
+    def act(_: Session, __: int) -> None:
+        if not works:
+            raise Retry
+
+    record = number_record(0)
+    for expected in (1, 2):
+        applier = make_applier(number_service(handler(act)), engine)
+        assert applier.apply([record])
+        assert ask("SELECT attempts FROM inbox_attempts") == [expected]
+    works = True
+    assert applier.apply([record]) == {}
+
+    assert ask("SELECT count(*) FROM inbox_attempts") == [0]
+    assert ask("SELECT outcome FROM inbox") == ["applied"]
+
+
+@pytest.mark.parametrize("after_s", [-1, float("nan"), float("inf"), 301])
+def test_retry_refuses_a_wait_that_is_none(after_s: float) -> None:
+    with pytest.raises(ValueError, match="after_s"):
+        Retry(after_s=after_s)
+
+
+SHORT = HandlerLimits(pause_s=0.4, total_s=120, retries=3, brake_failures=20)
+
+
+@pytest.mark.parametrize("then", ["a statement", "nothing more"])
+def test_an_event_whose_handler_takes_too_long_three_times_is_a_dead_letter(
+    database_url: str, ask: Callable[[str], list[Any]], then: str
+) -> None:
+    runs = []
+
+    def act(session: Session, number: int) -> None:
+        if number == 1:
+            runs.append(number)
+            time.sleep(0.6)  # what the handler does wrong
+            if then == "a statement":
+                session.execute(text("SELECT 1"))
+
+    with handler_engine(database_url, idle_in_transaction_session_timeout="400") as engine:
+        applier = make_applier(number_service(handler(act)), engine, SHORT)
+        records = [number_record(number) for number in range(3)]
+        with capture_logs() as lines:
+            held = [applier.apply(records)]
+            assert ask("SELECT number FROM effects") == [0]
+            held += [applier.apply(records[1:]) for _ in range(2)]
+
+    assert [each.get(PLACE) and each[PLACE].offset for each in held] == [1, 1, None]
+    assert ask("SELECT reason FROM dead_letters") == ["handler_timeout"]
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    waits = [line for line in lines if line["event"] == "consumer.event_waits"]
+    assert [(line["attempt"], line["of"]) for line in waits] == [(1, 3), (2, 3)]
+    assert "between two statements" in waits[0]["error"]
+
+
+def test_a_slow_database_is_not_the_handlers_fault(
+    database_url: str, ask: Callable[[str], list[Any]]
+) -> None:
+    """The connection ends, but the handler used up no time of its own."""
+    with handler_engine(database_url) as engine, pytest.raises(SQLAlchemyError):
+        apply(
+            engine,
+            handler(lambda s, _: s.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))),
+            0,
+            limits=SHORT,
+        )
+
+    assert ask("SELECT count(*) FROM inbox_attempts") == [0]
+
+
+def test_a_lock_that_is_not_given_back_parks_nothing(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    holder = create_engine(engine.url)
+    with holder.begin() as locking:
+        locking.execute(text("LOCK TABLE effects"))
+        with pytest.raises(SQLAlchemyError) as raised:
+            apply(engine, handler(lambda _session, _number: None), 0)
+
+    assert sqlstate_of(raised.value) == "55P03"
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+
+
+def test_a_sequence_that_is_behind_parks_nothing_and_passes(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    ask("CREATE TABLE generated (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, number int)")
+    ask("INSERT INTO generated (number) SELECT 0 FROM generate_series(1, 3)")
+    ask("ALTER SEQUENCE generated_id_seq RESTART WITH 1")
+
+    def act(session: Session, number: int) -> None:
+        session.execute(text(f"INSERT INTO generated (number) VALUES ({number})"))
+
+    applier = make_applier(number_service(handler(act)), engine)
+    record = number_record(1)
+    for _ in range(3):
+        with pytest.raises(SequenceBehindError, match="generated_pkey"):
+            applier.apply([record])
+    assert applier.apply([record]) == {}
+
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+    assert ask("SELECT id FROM generated WHERE number = 1") == [4]
+
+
+def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
+    engine: Engine, ask: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partition goes after the batch began, and before its ids are inserted."""
+    record = number_record(0)
+
+    def drop(_name: str) -> None:
+        ask(f"INSERT INTO inbox_horizon VALUES ('{uuid7()}') ON CONFLICT DO NOTHING")
+
+    # Between the insert of the ids and what is read after it.
+    monkeypatch.setattr("shared.outbox.applier.failpoint", drop)
+    apply_one = make_applier(number_service(handler(lambda _session, _number: None)), engine)
+    apply_one.apply([record])
+
+    assert ask("SELECT reason FROM dead_letters") == ["older_than_inbox"]
+    assert ask("SELECT count(*) FROM effects") == [0]
+    assert ask("SELECT count(*) FROM inbox") == [0]
+
+
+# The brake.
+
+BRAKE = HandlerLimits(pause_s=10, total_s=120, retries=1, brake_failures=5)
+
+
+def broken(session: Session, number: int) -> None:
+    raise RuntimeError(f"cannot do {number}")
+
+
+def test_a_defect_that_hits_every_event_stops_the_subscription(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    defect = {"there": True}
+
+    def act(session: Session, number: int) -> None:
+        if defect["there"]:
+            broken(session, number)
+
+    service = number_service(handler(act))
+    records = [number_record(number) for number in range(50)]
+    with capture_logs() as lines:
+        held = make_applier(service, engine, BRAKE).apply(records)
+
+    assert held[PLACE].offset == 4
+    assert held[PLACE].subscription == (TOPIC, "number")
+    assert "stopped" in held[PLACE].detail
+    assert ask("SELECT count(*) FROM dead_letters") == [4]
+    assert [line["event"] for line in lines].count("consumer.subscription_stopped") == 1
+
+    # Another process, after a restart: it tries one event, and parks nothing.
+    restarted = make_applier(service, engine, BRAKE)
+    with capture_logs() as lines:
+        assert restarted.apply(records[4:])[PLACE].offset == 4
+        assert restarted.apply(records[4:])[PLACE].offset == 4  # not even that before its time
+    assert [line["event"] for line in lines].count("consumer.probe_failed") == 1
+    assert ask("SELECT count(*) FROM dead_letters") == [4]
+
+    defect["there"] = False
+    with capture_logs() as lines:
+        assert make_applier(service, engine, BRAKE).apply(records[4:]) == {}
+    assert "consumer.subscription_resumed" in [line["event"] for line in lines]
+    assert ask("SELECT number FROM effects ORDER BY 1") == list(range(4, 50))
+    assert ask("SELECT count(*) FROM inbox_brakes") == [0]
+
+
+def test_other_subscriptions_go_on_while_one_is_stopped(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        for event in events:
+            if event.type == "bad":
+                broken(session, event.data["number"])
+            write_down(session, event.data["number"])
+
+    applier = make_applier(number_service(handle, "good", "bad"), engine, BRAKE)
+    applier.apply([number_record(number, type_="bad", partition=1) for number in range(10)])
+    mixed = [number_record(100, type_="good"), number_record(101, type_="bad")]
+    elsewhere = number_record(102, type_="good", partition=2)
+
+    held = applier.apply([*mixed, elsewhere])
+
+    assert {place.partition: wait.offset for place, wait in held.items()} == {0: 101}
+    assert ask("SELECT number FROM effects ORDER BY 1") == [100, 102]
+    assert ask("SELECT count(*) FROM dead_letters") == [4]
+
+
+def test_failures_that_are_not_in_a_row_stop_nothing(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def act(session: Session, number: int) -> None:
+        if number % 2:
+            broken(session, number)
+
+    assert apply(engine, handler(act), *range(30), limits=BRAKE) == {}
+    assert ask("SELECT count(*) FROM dead_letters") == [15]
+
+
+def test_different_errors_stop_nothing(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
+    def act(_: Session, number: int) -> None:
+        raise (ValueError, TypeError, KeyError)[number % 3]
+
+    assert apply(engine, handler(act), *range(20), limits=BRAKE) == {}
+    assert ask("SELECT count(*) FROM dead_letters") == [20]
+
+
+def test_unreadable_records_do_not_count(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
+    applier = make_applier(number_service(handler(lambda _session, _number: None)), engine, BRAKE)
+
+    held = applier.apply([number_record("not a number", offset=n) for n in range(30)])
+
+    assert held == {}
+    assert ask("SELECT count(*) FROM dead_letters") == [30]
+    assert ask("SELECT count(*) FROM inbox_brakes") == [0]
+
+
+def test_exhausted_retries_count_for_the_brake(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def act(_: Session, __: int) -> None:
+        raise Retry
+
+    held = apply(engine, handler(act), *range(20), limits=BRAKE)
+
+    assert held[PLACE].offset == 4
+    assert ask("SELECT count(*) FROM dead_letters") == [4]
+
+
+# ORM, traces, events of its own.
+
+
+def test_a_query_sees_what_the_handler_added(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    seen = []
+
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        for event in events:
+            session.add(Effect(number=event.data["number"]))
+            seen.append(session.scalars(select(Effect.number).order_by(Effect.number)).all())
+
+    apply(engine, handle, 0, 1)
+
+    assert seen == [[0], [0, 1]]
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1]
+
+
+def test_what_is_flushed_last_fails_alone_too(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    ask("INSERT INTO effects VALUES (1)")
+
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        session.add_all([Effect(number=event.data["number"]) for event in events])
+
+    apply(engine, handle, 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1, 2]
+    assert ask('SELECT "offset" FROM dead_letters') == [1]
+
+
+def test_a_deferred_constraint_fails_alone_too(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    ask("CREATE TABLE checked (number integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    ask("INSERT INTO checked VALUES (1)")
+
+    def act(session: Session, number: int) -> None:
+        session.execute(text(f"INSERT INTO checked VALUES ({number})"))
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
+
+
+def test_events_added_by_a_handler_carry_the_trace_of_the_one_at_hand(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        for event in events:
+            outbox.add(session, Event("orders", "a", "told", {"of": event.data["number"]}))
+        outbox.add(session, Event("orders", "a", "told", {"of": "all"}))
+
+    applier = make_applier(number_service(handle), engine)
+    applier.apply([number_record(n, request_id=f"request-{n}") for n in range(2)])
+    applier.apply([number_record(2, request_id="request-2")])
+
+    assert ask("SELECT requestid FROM outbox ORDER BY seq") == [
+        "request-0",
+        "request-1",
+        None,
+        "request-2",
+        "request-2",
+    ]

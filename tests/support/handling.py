@@ -1,0 +1,131 @@
+"""A service of the tests' own, and the engine's applier on it, without a broker."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kafka.consumer.fetcher import ConsumerRecord
+from marshmallow import EXCLUDE, Schema, fields
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from uuid_utils.compat import uuid7
+
+from shared.database import make_engine, make_sessions
+from shared.outbox import Service, Subscription
+from shared.outbox.applier import Applier
+from shared.outbox.failures import HandlerLimits
+from shared.outbox.handler_guard import GUARDABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from shared.outbox.service import Handler
+
+TOPIC = "numbers.events"
+NUMBER = "number"
+_EMPTY = """
+    CREATE TABLE IF NOT EXISTS effects (number integer PRIMARY KEY);
+    DROP TABLE IF EXISTS generated, checked;
+    TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, dead_letters, outbox,
+             outbox_pending
+"""
+LIMITS = HandlerLimits(pause_s=10, total_s=120, retries=3, brake_failures=20)
+
+
+class Base(DeclarativeBase):
+    """Of the model below."""
+
+
+class Effect(Base):
+    """What a handler does: it writes a number down."""
+
+    __tablename__ = "effects"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class NumberSchema(Schema):
+    """The data of the events: a number."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    number = fields.Integer(required=True)
+
+
+def number_service(handle: Handler, *types: str, name: str = "orders") -> Service:
+    """Return a service that handles numbers."""
+    subscriptions = [
+        Subscription(TOPIC, type_, NumberSchema(), handle) for type_ in types or (NUMBER,)
+    ]
+    return Service(name, (name,), tuple(subscriptions))
+
+
+def number_record(
+    number: object,
+    *,
+    type_: str = NUMBER,
+    partition: int = 0,
+    offset: int | None = None,
+    event_id: UUID | None = None,
+    request_id: str | None = None,
+) -> ConsumerRecord:
+    """Return a record of a number's event; its offset is the number unless given."""
+    headers = {
+        "ce_id": str(event_id or uuid7()),
+        "ce_type": type_,
+        "ce_source": "/test",
+        "ce_specversion": "1.0",
+    } | ({"ce_requestid": request_id} if request_id else {})
+    value = json.dumps({"number": number}).encode()
+    return ConsumerRecord(
+        topic=TOPIC,
+        partition=partition,
+        leader_epoch=0,
+        offset=number if offset is None else offset,
+        timestamp=0,
+        timestamp_type=0,
+        key=b"key",
+        value=value,
+        headers=[(header, text.encode()) for header, text in headers.items()],
+        checksum=None,
+        serialized_key_size=3,
+        serialized_value_size=len(value),
+        serialized_header_size=-1,
+    )
+
+
+@contextmanager
+def handler_engine(url: str, **session_settings: Any) -> Iterator[Engine]:
+    """An engine as the consumer makes it, with its one connection."""
+    engine = make_engine(
+        url,
+        application_name="test-applier",
+        pool_size=1,
+        session_settings=session_settings,
+        driver_options=GUARDABLE,
+    )
+    yield engine
+    engine.dispose()
+
+
+def empty(engine: Engine) -> None:
+    """Leave a database of the engine's tables, and that of the effects, with nothing in them."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_EMPTY)
+
+
+def make_applier(service: Service, engine: Engine, limits: HandlerLimits = LIMITS) -> Applier:
+    """Return an applier of a service's handlers."""
+    return Applier(service, make_sessions(engine), limits)
+
+
+def write_down(session: Session, number: int) -> None:
+    """Do what the handler of a number does."""
+    session.add(Effect(number=number))
+    session.flush()
