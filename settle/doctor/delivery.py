@@ -35,6 +35,10 @@ _UNSENT = """
 _REFUSED = """
     SELECT id::text, reason, count(*) OVER () FROM outbox_refused ORDER BY seq DESC LIMIT %(shown)s
 """
+_STOPPED = """
+    SELECT topic, type, error, failures, extract(epoch FROM clock_timestamp() - stopped_at)::float
+    FROM inbox_brakes WHERE stopped_at IS NOT NULL ORDER BY topic, type
+"""
 _DEAD_LETTERS = """
     SELECT reason, count(*), extract(epoch FROM clock_timestamp() - max(parked_at))::float
     FROM dead_letters GROUP BY reason ORDER BY 2 DESC
@@ -88,6 +92,21 @@ def check_refused(database: Database) -> Iterator[Check]:
         "raise the topic's max.message.bytes if that is why; then delete them from outbox_refused "
         "and outbox-relay replay",
     )
+
+
+def check_stopped(database: Database) -> Iterator[Check]:
+    """Subscriptions whose handler failed for every event."""
+    name = f"{database.service} stopped"
+    found = database.ask(_STOPPED)
+    if not found:
+        yield ok(name, "no subscription is stopped")
+    for topic, event_type, error, failures, age_s in found:
+        yield fail(
+            name,
+            f"{event_type} of {topic} for {duration(age_s)}: {failures} failures in a row, {error}",
+            f"correct the handler; the consumer goes on by itself, or at once with"
+            f" inbox-consumer resume {database.service}",
+        )
 
 
 def check_dead_letters(database: Database) -> Iterator[Check]:

@@ -204,6 +204,7 @@ def _database_looks(database: Database) -> Iterator[Look]:
         "size": check_size,
         "unsent": delivery.check_unsent,
         "refused": delivery.check_refused,
+        "stopped": delivery.check_stopped,
         "dead letters": delivery.check_dead_letters,
         "parked": delivery.check_parked,
         "anomaly": delivery.check_anomalies,

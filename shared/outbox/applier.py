@@ -259,6 +259,12 @@ class Applier:
             return
         for subscription, run in runs:
             if run.exceeded(pause_s=limits.pause_s, total_s=limits.total_s):
+                log.warning(
+                    "consumer.handler_timeout",
+                    type=subscription.type,
+                    took_s=round(run.total_s, 1),
+                    longest_pause_s=round(run.longest_pause_s, 1),
+                )
                 raise _HandlerFailedError(
                     HandlerTimeoutError(
                         f"The handler of {subscription.type} took {run.total_s:.1f} s, and up to"

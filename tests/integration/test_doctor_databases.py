@@ -103,6 +103,13 @@ MISSING = {
             ),
             *("dead letters", "warn", "3 not_json; the last "),
         ),
+        (
+            (
+                "INSERT INTO inbox_brakes VALUES ('payments.events', 'payment.failed',"
+                " 'builtins.KeyError', 20, '', now(), now())"
+            ),
+            *("stopped", "fail", "payment.failed of payments.events for "),
+        ),
         *(
             (
                 (
