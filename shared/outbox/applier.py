@@ -67,7 +67,7 @@ class WrongVerdictError(SettleError):
 class _HandlerFailedError(Exception):
     """The handler failed for the batch; the cause is its error."""
 
-    def __init__(self, cause: Exception) -> None:
+    def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
@@ -114,7 +114,7 @@ class Applier:
         Raises:
             SQLAlchemyError: the database is in trouble. Part of the records may be applied; all
                 can be given again.
-            SequenceBehindError: likewise, until a sequence has passed its table.
+            DatabaseTroubleError: likewise; `SequenceBehindError` among them.
         """
         held: dict[TopicPartition, Held] = {}
         give_back_at = time.monotonic() + APPLY_MAX_S
@@ -243,7 +243,7 @@ class Applier:
                     verdicts = subscription.handle(session, traced_events)
                 session.flush()
             checked = _checked(verdicts, events)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if run.ended_by is None:
                 raise_trouble_behind(error)
                 raise_if_sequence_behind(session, error)

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 # Also how long a SIGTERM may go unnoticed.
 POLL_MS = 500
-DATABASE = "the database"
+DATABASE = "database"
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 TOPIC_CHECK_S = 5.0

@@ -142,7 +142,7 @@ class FailedEvents:
                 "consumer.subscription_resumed", topic=subscription.topic, type=subscription.type
             )
 
-    def settle(self, item: Parsed, error: Exception) -> Wait | None:
+    def settle(self, item: Parsed, error: BaseException) -> Wait | None:
         """Decide what becomes of a record that failed alone.
 
         Args:
@@ -175,7 +175,7 @@ class FailedEvents:
         return wait
 
     def _next_attempt(
-        self, session: Session, event: ReceivedEvent, error: Exception
+        self, session: Session, event: ReceivedEvent, error: BaseException
     ) -> Wait | None:
         """Count a failed attempt; return how long to wait for the next one, if there is one."""
         if isinstance(error, Retry):
@@ -200,7 +200,7 @@ class FailedEvents:
         )
         return Wait(wait_s, f"event {event.id} waits for attempt {attempt + 1} of {limit}")
 
-    def _stop(self, subscription: Subscription, item: Parsed, error: Exception) -> Wait:
+    def _stop(self, subscription: Subscription, item: Parsed, error: BaseException) -> Wait:
         """Let a stopped subscription wait for its next probe, longer each time."""
         is_new = subscription.key not in self._probes
         probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
@@ -212,7 +212,7 @@ class FailedEvents:
         return self.wait_for_probe(subscription, _kind_of(error))
 
 
-def raise_trouble_behind(error: Exception) -> None:
+def raise_trouble_behind(error: BaseException) -> None:
     """Raise the database's trouble that a handler's error hides, if there is one.
 
     A handler may catch a lost connection and raise an error of its own.
@@ -231,7 +231,7 @@ def raise_trouble_behind(error: Exception) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def raise_if_sequence_behind(session: Session, error: Exception) -> None:
+def raise_if_sequence_behind(session: Session, error: BaseException) -> None:
     """Raise the collision of a generated key as trouble, if its sequence is behind the table.
 
     Args:
@@ -256,21 +256,21 @@ def raise_if_sequence_behind(session: Session, error: Exception) -> None:
         ) from error
 
 
-def _park(session: Session, item: Parsed, error: Exception) -> None:
+def _park(session: Session, item: Parsed, error: BaseException) -> None:
     """Record the event, so that it is not tried again, and keep its record whole."""
     if item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
     park(session, item.record, item.event, _reason_of(error), one_line(error))
 
 
-def _reason_of(error: Exception) -> str:
+def _reason_of(error: BaseException) -> str:
     """Return the reason of a dead letter."""
     if isinstance(error, Retry):
         return "retries_exhausted"
     return "handler_timeout" if isinstance(error, HandlerTimeoutError) else "handler_failed"
 
 
-def _kind_of(error: Exception) -> str:
+def _kind_of(error: BaseException) -> str:
     """Return what failures of one cause have in common: the class and, if any, the SQLSTATE."""
     raised = getattr(error, "orig", None) or error
     name = f"{type(raised).__module__}.{type(raised).__qualname__}"
@@ -284,7 +284,7 @@ def one_line(error: BaseException) -> str:
     return storable(f"{type(error).__name__}: {lines[0] if lines else ''}")
 
 
-def _log_failure(name: str, item: Parsed, error: Exception) -> None:
+def _log_failure(name: str, item: Parsed, error: BaseException) -> None:
     log.error(
         name,
         id=str(item.event.id) if item.event else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -264,6 +265,14 @@ def test_an_error_of_the_handlers_own_sql_is_a_dead_letter(
 
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
     assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
+
+
+def test_a_handler_that_exits_does_not_end_the_process(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    apply(engine, handler(lambda _session, number: sys.exit(number) if number else None), 0, 1)
+
+    assert ask("SELECT outcome FROM inbox ORDER BY 1") == ["applied", "parked"]
 
 
 def test_a_second_connection_of_the_pool_is_the_handlers_fault(
