@@ -85,7 +85,7 @@ class Consumer:
             session_settings={"idle_in_transaction_session_timeout": str(IDLE_MS)},
             deadline_s=TRANSACTION_S,
         )
-        sessions = make_sessions(self._engine)
+        sessions = make_sessions(self._engine, aggregatetypes=service.aggregatetypes)
         notify_after_commit(sessions, settings.database_url)
         self._applier = Applier(service, sessions)
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
