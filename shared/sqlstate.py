@@ -7,6 +7,7 @@ transaction.
 
 from __future__ import annotations
 
+import psycopg2
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -76,4 +77,11 @@ def is_unreachable(error: BaseException) -> bool:
 def _lacks_connection(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
+    return isinstance(
+        error,
+        OperationalError
+        | InterfaceError
+        | PoolTimeoutError
+        | psycopg2.OperationalError
+        | psycopg2.InterfaceError,
+    )
