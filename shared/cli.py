@@ -16,6 +16,7 @@ from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.errors import SettleError
+from shared.sqlstate import is_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,8 @@ def sentence(error: Exception) -> str:
         )
     else:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        said = f"The database cannot be reached or refuses: {reason}"
+        trouble = "cannot be reached" if is_unreachable(error) else "refuses"
+        said = f"The database {trouble}: {reason}"
     return " ".join(said.split())
 
 

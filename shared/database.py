@@ -1,9 +1,22 @@
-"""Engines and connections, with every option that matters given explicitly."""
+"""Engines and connections, with every option that matters given explicitly.
+
+libpq and PostgreSQL take what a client leaves out from elsewhere: from environment variables
+(``PGCLIENTENCODING``, ``PGOPTIONS``), from a service file, from ``ALTER DATABASE`` and ``ALTER
+ROLE``. What the code relies on is therefore set on every connection, and only in ways that a
+transaction pooler keeps apart: a ``SET`` would stay on a server connection that other clients use.
+
+* The encoding is a start-up parameter. PgBouncer tracks it for each client.
+* The isolation level is part of each ``BEGIN``.
+* ``options`` set the rest when the connection starts. A pooler that ignores them must get the same
+  values by ``ALTER ROLE`` (docs/operations.md).
+
+``default_transaction_read_only`` is left to the operator.
+"""
 
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2.extensions import make_dsn
@@ -15,14 +28,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.deadlines import hold_deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from psycopg2.extensions import connection
     from sqlalchemy.pool import ConnectionPoolEntry
 
 # Time-outs in seconds, but for tcp_user_timeout (ms). Keep-alives end a connection whose peer
 # vanished without a word, in about 10 s.
-CONNECT_ARGS = {
+CONNECT_ARGS: dict[str, Any] = {
+    "client_encoding": "UTF8",
     "connect_timeout": 3,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -30,6 +44,17 @@ CONNECT_ARGS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+
+ISOLATION_LEVEL = "READ COMMITTED"
+# These come last in `options`, so that no other source can change them. The isolation level is
+# for statements outside a transaction block; `ISOLATION_LEVEL` sets it for the others.
+_REQUIRED_OPTIONS = (
+    "-c standard_conforming_strings=on",
+    r"-c default_transaction_isolation=read\ committed",
+)
+
+# The key of `Session.info` under which `shared.outbox` finds what the session may publish.
+AGGREGATETYPES = "aggregatetypes"
 
 _POLL = "settle-poll"
 
@@ -47,7 +72,7 @@ def make_engine(
     """Create an engine. Call it after fork: a connection must not cross one.
 
     Args:
-        url: ``postgresql+psycopg2://...``; its ``options`` go before the session settings.
+        url: ``postgresql+psycopg2://...``; its ``options`` override the session settings.
         application_name: shown in ``pg_stat_activity``.
         pool_size: connections kept, and the most there will be.
         session_settings: of PostgreSQL, for every session, such as ``statement_timeout``.
@@ -58,19 +83,17 @@ def make_engine(
     """
     engine = create_engine(
         url,
-        isolation_level="AUTOCOMMIT" if autocommit else None,
+        isolation_level="AUTOCOMMIT" if autocommit else ISOLATION_LEVEL,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=3,
         pool_recycle=1800,
         # An error's text goes to the log; what users wrote must not go with it.
         hide_parameters=True,
-        connect_args={
-            "application_name": application_name,
-            "options": _options(url, session_settings or {}),
-            **CONNECT_ARGS,
-            **(driver_options or {}),
-        },
+        connect_args=connect_args(
+            url, application_name=application_name, session_settings=session_settings
+        )
+        | dict(driver_options or {}),
     )
     event.listen(engine, "checkout", _refuse_closed)
     if deadline_s is not None:
@@ -78,15 +101,38 @@ def make_engine(
     return engine
 
 
-def make_sessions(engine: Engine) -> sessionmaker[Session]:
-    """Return a factory of sessions; their objects stay usable after the commit."""
-    return sessionmaker(engine, expire_on_commit=False)
+def connect_args(
+    url: str, *, application_name: str, session_settings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the libpq parameters of a connection.
 
-
-def _options(url: str, session_settings: Mapping[str, str]) -> str:
-    ours = [f"-c {name}={value}" for name, value in session_settings.items()]
+    Args:
+        url: of the database; its ``options`` override the session settings.
+        application_name: shown in ``pg_stat_activity``.
+        session_settings: of PostgreSQL, for every session.
+    """
+    settings = [f"-c {name}={value}" for name, value in (session_settings or {}).items()]
     given = make_url(url).normalized_query.get("options", ())
-    return " ".join([*ours, *given])  # of two for one setting, the last one counts
+    return {
+        **CONNECT_ARGS,
+        "application_name": application_name,
+        # Of two values for one setting, PostgreSQL takes the last.
+        "options": " ".join([*settings, *given, *_REQUIRED_OPTIONS]),
+    }
+
+
+def make_sessions(
+    engine: Engine, *, aggregatetypes: Collection[str] | None = None
+) -> sessionmaker[Session]:
+    """Create the session factory of an engine; objects stay usable after the commit.
+
+    Args:
+        engine: of the database.
+        aggregatetypes: that the service declares. `shared.outbox.add` refuses an event of any
+            other. None allows all, for tools that publish nothing.
+    """
+    info = None if aggregatetypes is None else {AGGREGATETYPES: frozenset(aggregatetypes)}
+    return sessionmaker(engine, expire_on_commit=False, info=info)
 
 
 def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:
@@ -117,6 +163,6 @@ def connect_autocommit(url: str, *, application_name: str) -> connection:
     """
     # psycopg2 and libpq know the URL by its plain scheme, escapes and options included.
     dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    opened = psycopg2.connect(make_dsn(dsn, application_name=application_name, **CONNECT_ARGS))
+    opened = psycopg2.connect(make_dsn(dsn, **connect_args(url, application_name=application_name)))
     opened.autocommit = True
     return opened

@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, text
 
-from shared.database import CONNECT_ARGS
+from shared.database import ISOLATION_LEVEL, connect_args
 from shared.errors import SettleError
 from shared.settings import read_database_url
 
@@ -78,7 +78,8 @@ def run(target_metadata: Sequence[MetaData]) -> None:
     engine = create_engine(
         url,
         poolclass=NullPool,
-        connect_args={"application_name": f"migrations-{service}", **CONNECT_ARGS},
+        isolation_level=ISOLATION_LEVEL,
+        connect_args=connect_args(url, application_name=f"migrations-{service}"),
     )
     with engine.begin() as connection:
         _set_timeouts(connection, lock=_WAIT_FOR_TURN, statement=_WAIT_FOR_TURN)

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from services.orders.api import blueprint
+from services.orders.events import SERVICE
 from services.orders.problems import PROBLEMS
 from services.orders.watch import Watch
 from shared import migrations, outbox
@@ -46,7 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         session_settings=SESSION_SETTINGS,
         deadline_s=TRANSACTION_S,
     )
-    sessions = make_sessions(engine)
+    sessions = make_sessions(engine, aggregatetypes=SERVICE.aggregatetypes)
     outbox.notify_after_commit(sessions, settings.database_url)
     app = make_app(
         __name__,

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.orders import orders
 from services.orders.models import CREATED
 from services.orders.schemas import WholeOrderSchema
+from shared.sqlstate import sqlstate_of
 from shared.web import current_waiters, prefer, transaction
 
 if TYPE_CHECKING:
@@ -83,7 +84,11 @@ def as_preferred(place: View) -> View:
                 found, waited_s = look(order_id, orders.find, status_of)
             except SQLAlchemyError as error:
                 # The order is accepted all the same, and that is what its client must hear.
-                log.warning("orders.not_looked_at", error=str(error).partition("\n")[0])
+                log.warning(
+                    "orders.not_looked_at",
+                    error=str(error).partition("\n")[0],
+                    sqlstate=sqlstate_of(error),
+                )
                 response.headers.update(prefer.headers())
                 return response
             if whole:

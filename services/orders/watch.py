@@ -16,6 +16,7 @@ from services.orders.models import CREATED, orders
 from services.orders.settlements import SETTLED_CHANNEL
 from shared.outbox.listener import Listener
 from shared.outbox.process import Backoff, Stop
+from shared.threads import repeat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,9 +60,13 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Watch until the process is about to end."""
-        while not self._waiters.released:
-            self._waiters.present.wait()
+        repeat("orders.watch", self._watch_next, is_over=lambda: self._waiters.released)
+
+    def _watch_next(self) -> None:
+        self._waiters.present.wait()
+        try:
             self._watch()
+        finally:
             self._listener.close()
 
     def _watch(self) -> None:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from services.payments.api import blueprint
+from services.payments.events import SERVICE
 from services.payments.problems import PROBLEMS
 from shared import migrations
 from shared.database import make_engine, make_sessions
@@ -43,7 +44,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         title="Settle payments",
         description="Keeps the accounts of users: deposits, balances, and the charges for orders.",
         blueprints=[blueprint],
-        session_factory=make_sessions(engine),
+        session_factory=make_sessions(engine, aggregatetypes=SERVICE.aggregatetypes),
         settings=settings,
         revision=migrations.head("payments"),
         domain=PROBLEMS,

@@ -89,8 +89,8 @@ def check_refused(database: Database) -> Iterator[Check]:
     yield fail(
         name,
         f"{count}: {_ids([event_id for event_id, *_ in found], count)}; {reason}",
-        "raise the topic's max.message.bytes if that is why; then delete them from outbox_refused "
-        "and outbox-relay replay",
+        "mend what the reason names (docs/operations.md, Refused events); then delete them from "
+        "outbox_refused and outbox-relay replay",
     )
 
 

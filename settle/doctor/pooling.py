@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from typing import TYPE_CHECKING
@@ -96,9 +97,11 @@ def check_notify(name: str, one: connection, other: connection) -> Check:
 
 def _arrives(listening: connection, said: str) -> bool:
     deadline = time.monotonic() + NOTIFY_TIMEOUT_S
+    poll = select.poll()
+    poll.register(listening, select.POLLIN)
     while (left_s := deadline - time.monotonic()) > 0:
         if any(each.payload == said for each in listening.notifies):
             return True
-        select.select([listening], [], [], left_s)
+        poll.poll(math.ceil(left_s * 1000))
         listening.poll()
     return False

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from shared.errors import SettleError
+from shared.sqlstate import LOCK_NOT_AVAILABLE, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 # which a relay's events may be later.
 BATCH = 500
 BATCHES_MAX = 4
-
-_LOCK_NOT_AVAILABLE = "55P03"
 
 log = structlog.get_logger(__name__)
 
@@ -125,8 +124,8 @@ def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: in
     connection = session.connection()
     try:
         claimed = connection.exec_driver_sql(_CLAIM, (*scope, fingerprint, retention_s)).rowcount
-    except OperationalError as error:
-        if getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE:
+    except DBAPIError as error:
+        if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
             raise
         raise KeyInUseError(scope.key) from error
     if claimed:

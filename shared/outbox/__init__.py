@@ -6,17 +6,28 @@ takes the engine's tables into its migrations from `shared.outbox.migrations`.
 
 from shared.outbox.event import Event, ReceivedEvent
 from shared.outbox.service import Handler, Outcome, Retry, Service, Subscription, Verdict
-from shared.outbox.store import add, add_all, add_with, with_event
+from shared.outbox.store import (
+    EventTooLargeError,
+    InvalidEventError,
+    UndeclaredAggregateTypeError,
+    add,
+    add_all,
+    add_with,
+    with_event,
+)
 from shared.outbox.wakeup import announce, notify_after_commit
 
 __all__ = [
     "Event",
+    "EventTooLargeError",
     "Handler",
+    "InvalidEventError",
     "Outcome",
     "ReceivedEvent",
     "Retry",
     "Service",
     "Subscription",
+    "UndeclaredAggregateTypeError",
     "Verdict",
     "add",
     "add_all",

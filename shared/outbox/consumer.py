@@ -97,7 +97,7 @@ class Consumer:
             deadline_s=TRANSACTION_S,
             driver_options=GUARDABLE,
         )
-        sessions = make_sessions(self._engine)
+        sessions = make_sessions(self._engine, aggregatetypes=service.aggregatetypes)
         notify_after_commit(sessions, settings.database_url)
         limits = HandlerLimits(
             pause_s=IDLE_MS / 1000,

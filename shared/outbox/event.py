@@ -1,4 +1,4 @@
-"""Events: as a service adds them, and as another receives them."""
+"""Events: as one service adds them, and as another receives them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, to be told to other services.
+    """Something that happened, which other services want to know.
 
     Args:
         aggregatetype: the kind of thing it happened to; its topic is ``<aggregatetype>.events``.
         aggregateid: the record's key; events of one key keep their order.
         type: the CloudEvents type, past tense: ``order.created``.
-        data: what is told; JSON-serialisable.
+        data: the facts, as JSON: strings, integers, finite floats, booleans, None, lists, tuples
+            and mappings with keys of type str. These are converted:
+
+            * UUID: a string in small letters, with hyphens.
+            * datetime with a time zone: UTC, as ``2025-06-17T20:55:35.806222Z``. One without a
+              time zone is refused, because it does not name a moment.
+            * date: ``2025-06-17``.
+            * Decimal: a string with its exact digits. A number would be rounded by every reader
+              that takes JSON numbers for floats.
+            * Enum: its value.
         id: the CloudEvents id, a UUIDv7, by which consumers drop duplicates.
-        trace: of the request that caused it; the current one unless told.
+        trace: of the request that caused it; by default the current one.
     """
 
     aggregatetype: str

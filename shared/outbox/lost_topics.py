@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from shared.deadlines import lift_deadline
+from shared.deadlines import without_deadline
 from shared.outbox.pending import queue_again
 from shared.outbox.uuid7 import least_id
 
@@ -53,7 +53,7 @@ def queue_again_if_lost(
         return None
     queued = None
     if known is not None:
-        lift_deadline(connection)
+        without_deadline(connection)
         connection.execute(_TAKE_TIME)
         queued = queue_again(connection, [aggregatetype], least_id(datetime.now(UTC) - window))
     connection.execute(_NOTE, {"topic": topic, "topic_id": topic_id})

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from shared.deadlines import lift_deadline
+from shared.deadlines import without_deadline
 from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _attempt(
 ) -> None:
     try:
         with engine.begin() as connection:
-            lift_deadline(connection)
+            without_deadline(connection)
             connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
             # Waited for, for as long as any lock: a day that was passed by because another
             # process was at the next one would be missing until the next call.

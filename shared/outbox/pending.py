@@ -142,13 +142,13 @@ def mark_sent(connection: Connection, events: Sequence[PendingEvent]) -> None:
 
 
 def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
-    """Note that the broker will never take this event, and stop sending it."""
+    """Note that an event can never be sent, and stop trying."""
     connection.execute(_REFUSE, {"seq": event.seq, "id": event.id, "reason": reason})
     mark_sent(connection, [event])
 
 
 def queue_again(connection: Connection, aggregatetypes: Sequence[str], since: UUID) -> int:
-    """Have published events sent again, those that the broker refused excepted.
+    """Have published events sent again, except those that were refused.
 
     Holds every shard until the caller's transaction ends, so that none of the keys' later events
     can overtake them.

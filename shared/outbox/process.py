@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -63,8 +64,12 @@ class Stop:
         Returns:
             Those of the others that are readable.
         """
-        readable, _, _ = select.select([self._read, *others], [], [], max(0.0, seconds))
-        return [one for one in readable if one is not self._read]
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(self._read, select.POLLIN)
+        for other in others:
+            poll.register(other, select.POLLIN)
+        ready = {number for number, _ in poll.poll(math.ceil(max(0.0, seconds) * 1000))}
+        return [other for other in others if other.fileno() in ready]
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.request()

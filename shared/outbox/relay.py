@@ -176,10 +176,14 @@ class Relay:
             most = 1 if self._singly else self._settings.relay_batch
             events = read_pending(connection, shards, most)
             failpoint("relay.locked")
-            sent = sender.send(events)
+            declared = self._refuse_undeclared(connection, events)
+            sent = sender.send(declared)
             failpoint("relay.sent")
             mark_sent(connection, sent.acknowledged)
-            self._look_for_refused(connection, events, sent.error)
+            for event, error in sent.unsendable.items():
+                _refuse(connection, event, f"{type(error).__name__}: {error}")
+            tried = [event for event in declared if event not in sent.unsendable]
+            self._look_for_refused(connection, tried, sent.error)
         failpoint("relay.marked")
         if sent.acknowledged:
             log.info(
@@ -208,15 +212,31 @@ class Relay:
             self._singly = len(events)
             return
         (event,) = events
-        refuse(connection, event, f"{type(error).__name__}: {error}")
-        log.error(
-            "relay.refused",
-            id=str(event.id),
-            seq=event.seq,
-            type=event.type,
-            requestid=event.requestid,
-            error=str(error),
-        )
+        _refuse(connection, event, f"{type(error).__name__}: {error}")
+
+    def _refuse_undeclared(
+        self, connection: Connection, events: list[PendingEvent]
+    ) -> list[PendingEvent]:
+        """Refuse the events of aggregatetypes that the service does not declare.
+
+        Their topics do not exist, so each would hold up all events, as if the broker were down.
+
+        Returns:
+            The other events.
+        """
+        declared = []
+        for event in events:
+            if event.aggregatetype in self._service.aggregatetypes:
+                declared.append(event)
+            else:
+                _refuse(
+                    connection,
+                    event,
+                    f"{self._service.name} does not declare the aggregatetype"
+                    f" {event.aggregatetype!r}; it declares:"
+                    f" {', '.join(self._service.aggregatetypes) or 'none'}.",
+                )
+        return declared
 
     def _check_topics_if_due(self) -> None:
         if time.monotonic() - self._topics_checked_at >= TOPIC_CHECK_S:
@@ -279,3 +299,16 @@ class Relay:
                 f"OUTBOX_SHARDS is {expected}, but the database of {self._service.name} has "
                 f"{shards} shards. Remove the setting, or correct it."
             )
+
+
+def _refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
+    """Give up an event that can never be sent, and log it."""
+    refuse(connection, event, reason)
+    log.error(
+        "relay.refused",
+        id=str(event.id),
+        seq=event.seq,
+        type=event.type,
+        requestid=event.requestid,
+        error=reason,
+    )

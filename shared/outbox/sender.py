@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 # A record that is refused for these is refused each time, whatever is done.
 PERMANENT = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
+# What kafka-python raises, before it sends anything, for a record that it cannot build.
+_UNSENDABLE = (TypeError, ValueError, OverflowError)
 _THREAD_END_S = 2.0
 
 
@@ -51,10 +53,12 @@ class Sent:
     Args:
         acknowledged: in the broker, and before them every earlier event of their keys.
         error: the first failure; None when all were acknowledged.
+        unsendable: events whose content makes no record, and why; the others were sent.
     """
 
     acknowledged: list[PendingEvent] = field(default_factory=list)
     error: KafkaError | None = None
+    unsendable: dict[PendingEvent, Exception] = field(default_factory=dict)
 
 
 class Sender:
@@ -85,12 +89,16 @@ class Sender:
         futures = []
         try:
             for event in events:
-                future = self._producer.send(
-                    topic_of(event.aggregatetype),
-                    value=event.payload,
-                    key=event.aggregateid.encode(),
-                    headers=self._headers(event),
-                )
+                try:
+                    future = self._producer.send(
+                        topic_of(event.aggregatetype),
+                        value=event.payload,
+                        key=event.aggregateid.encode(),
+                        headers=self._headers(event),
+                    )
+                except _UNSENDABLE as error:
+                    sent.unsendable[event] = error
+                    continue
                 future.add_errback(self._stop)
                 futures.append(future)
             self._producer.flush(timeout=DELIVERY_TIMEOUT_MS / 1000)
@@ -98,7 +106,7 @@ class Sender:
             sent.error = error
         if sent.error is not None or any(not future.succeeded() for future in futures):
             self.close()
-        _collect(sent, events, futures)
+        _collect(sent, [event for event in events if event not in sent.unsendable], futures)
         return sent
 
     def close(self) -> None:

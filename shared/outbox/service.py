@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,8 @@ ENTRY_POINT_GROUP = "settle.services"
 
 # The longest wait between two attempts at one event, in seconds.
 RETRY_WAIT_MAX_S = 300.0
+# Kafka takes no other names (org.apache.kafka.common.internals.Topic).
+_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class Outcome(StrEnum):
@@ -144,6 +147,14 @@ class Service:
     subscriptions: tuple[Subscription, ...]
     expiries: tuple[Expiry, ...] = ()
 
+    def __post_init__(self) -> None:
+        for topic in (*self.published_topics, *self.consumed_topics):
+            if not _TOPIC_NAME.fullmatch(topic):
+                raise InvalidTopicNameError(
+                    f"Service {self.name} has a topic {topic!r}, which Kafka does not accept: use 1"
+                    " to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'."
+                )
+
     @property
     def source(self) -> str:
         """The ``ce_source`` of the events that it publishes."""
@@ -158,6 +169,10 @@ class Service:
     def consumed_topics(self) -> tuple[str, ...]:
         """The topics that its consumer reads, each once."""
         return tuple(sorted({subscription.topic for subscription in self.subscriptions}))
+
+
+class InvalidTopicNameError(SettleError):
+    """A service declares a topic that no Kafka accepts."""
 
 
 class UnknownServiceError(SettleError):

@@ -1,9 +1,9 @@
-"""Notifications after a commit: they wake the relay, so that an event is sent at once, and others.
+"""Notifications after a commit: they wake the relay at once, and other listeners.
 
 NOTIFY takes a global lock at commit and has no place in a business transaction (measured with 16
 clients: 8,000 transactions a second without it, 3,700 with). One thread of each process sends it
-afterwards, on a connection of its own, once for however many commits came meanwhile. A process
-that dies in between loses nothing: the relay polls as well.
+afterwards, on a separate connection, once for all commits since the last one. A process that dies
+in between loses nothing: the relay polls as well.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import make_engine
+from shared.sqlstate import sqlstate_of
+from shared.threads import repeat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from sqlalchemy.orm import Session, sessionmaker
+    from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 CHANNEL = "outbox"
 _MARK = "outbox_notifications"
@@ -35,10 +38,11 @@ SELECT pg_notify(channel, payload)
 FROM unnest(%(channels)s, %(payloads)s) AS notification (channel, payload)
 """
 
-# Between two: what is asked for meanwhile is sent as one. A busy process would send one for nearly
-# every commit, and its relay be woken as often: a tenth of a request's time.
+# Pause between two notifications; requests made meanwhile are sent as one. Without it, a busy
+# process would notify, and wake its relay, for nearly every commit: a tenth of a request's time.
 _GAP_S = 0.01
-# A server that is frozen is given up after this time: after a failover, the next one is told.
+# A connection to a frozen server is given up after this time. After a failover, the next
+# notification goes to the new server.
 DEADLINE_S = 10.0
 
 _Wanted = dict[str, set[str]]  # ids by channel
@@ -52,30 +56,42 @@ def mark_for_wakeup(session: Session) -> None:
 
 
 def announce(session: Session, channel: str, ids: Iterable[UUID]) -> None:
-    """Have a channel notified, once the session's transaction has committed.
+    """Notify a channel after the session's transaction has committed.
+
+    A savepoint that is rolled back does not withdraw it: a superfluous notification is harmless.
 
     Args:
         session: of the transaction.
-        channel: an identifier that needs no quotes; all of a moment is sent as one.
-        ids: what it is about. The payloads are ids, separated by commas; a notification may be
-            lost, so whoever listens polls as well.
+        channel: an identifier that needs no quotes. Requests of one moment are sent as one.
+        ids: what it is about. The payloads are ids, separated by commas. A notification may be
+            lost, so listeners poll as well.
     """
     wanted: _Wanted = session.info.setdefault(_MARK, {})
     wanted.setdefault(channel, set()).update(map(str, ids))
 
 
 class Notifier(threading.Thread):
-    """The thread that sends the notifications of this process."""
+    """The thread that sends the notifications of this process.
+
+    Args:
+        database_url: where to send them.
+    """
 
     def __init__(self, database_url: str) -> None:
         super().__init__(name="outbox-notifier", daemon=True)
-        self._database_url = database_url
+        self._engine = make_engine(
+            database_url,
+            application_name="outbox-notifier",
+            pool_size=1,
+            deadline_s=DEADLINE_S,
+            autocommit=True,
+        )
         self._asked = threading.Event()
         self._lock = threading.Lock()
         self._wanted: _Wanted = {}
 
     def want(self, wanted: _Wanted) -> None:
-        """Ask for notifications; several asked for at once are sent as one."""
+        """Ask for notifications; several requests of one moment are sent as one."""
         with self._lock:
             for channel, ids in wanted.items():
                 self._wanted.setdefault(channel, set()).update(ids)
@@ -83,25 +99,24 @@ class Notifier(threading.Thread):
 
     def run(self) -> None:
         """Send notifications until the process ends."""
-        engine = make_engine(
-            self._database_url,
-            application_name="outbox-notifier",
-            pool_size=1,
-            deadline_s=DEADLINE_S,
-            autocommit=True,
-        )
-        while True:
-            self._asked.wait()
-            self._asked.clear()
-            with self._lock:
-                wanted, self._wanted = self._wanted, {}
-            try:
-                with engine.connect() as connection:
-                    connection.exec_driver_sql(_NOTIFY, _notifications(wanted))
-            except SQLAlchemyError as error:
-                # Polls find what it was about.
-                log.warning("outbox.notify_failed", error=str(error).partition("\n")[0])
-            time.sleep(_GAP_S)
+        repeat("outbox.notifier", self._send_next)
+
+    def _send_next(self) -> None:
+        self._asked.wait()
+        self._asked.clear()
+        with self._lock:
+            wanted, self._wanted = self._wanted, {}
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql(_NOTIFY, _notifications(wanted))
+        except SQLAlchemyError as error:
+            # Listeners poll, so they find what it was about.
+            log.warning(
+                "outbox.notify_failed",
+                error=str(error).partition("\n")[0],
+                sqlstate=sqlstate_of(error),
+            )
+        time.sleep(_GAP_S)
 
 
 def _notifications(wanted: _Wanted) -> dict[str, list[str]]:
@@ -117,6 +132,10 @@ def _notifications(wanted: _Wanted) -> dict[str, list[str]]:
 def notify_after_commit(sessions: sessionmaker[Session], database_url: str) -> None:
     """Send what `announce` asked for after each commit of these sessions.
 
+    The commit of a savepoint sends nothing yet. A session that joins the transaction of a
+    `Connection` that it was given commits nothing itself: the notification is sent when that
+    connection returns to its pool, which is after its commit.
+
     Call it once a process, after fork.
 
     Args:
@@ -126,12 +145,29 @@ def notify_after_commit(sessions: sessionmaker[Session], database_url: str) -> N
     notifier = Notifier(database_url)
     notifier.start()
 
-    @event.listens_for(sessions, "after_commit")
-    def wake(session: Session) -> None:
-        wanted: _Wanted | None = session.info.pop(_MARK, None)
+    def notify_when_returned(_: object, entry: ConnectionPoolEntry) -> None:
+        wanted: _Wanted | None = entry.info.pop(_MARK, None)
         if wanted is not None:
             notifier.want(wanted)
 
-    @event.listens_for(sessions, "after_rollback")
-    def forget(session: Session) -> None:
-        session.info.pop(_MARK, None)
+    # SQLAlchemy calls it for savepoints as well.
+    @event.listens_for(sessions, "after_commit")
+    def notify(session: Session) -> None:
+        if session.in_nested_transaction() or _MARK not in session.info:
+            return
+        wanted: _Wanted = session.info.pop(_MARK)
+        joined = session.bind
+        if not isinstance(joined, Connection) or not joined.in_transaction():
+            notifier.want(wanted)
+            return
+        if not event.contains(joined.engine, "checkin", notify_when_returned):
+            event.listen(joined.engine, "checkin", notify_when_returned)
+        later: _Wanted = joined.info.setdefault(_MARK, {})
+        for channel, ids in wanted.items():
+            later.setdefault(channel, set()).update(ids)
+
+    # After `after_commit`; also when the session is closed without a commit.
+    @event.listens_for(sessions, "after_transaction_end")
+    def forget(session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            session.info.pop(_MARK, None)

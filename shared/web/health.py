@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import structlog
 from marshmallow import fields
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared.fields import OpenSchema
+from shared.sqlstate import UNDEFINED_TABLE, sqlstate_of
 from shared.web import kinds
 from shared.web.blueprint import Blueprint
 from shared.web.problems import unavailable
@@ -70,13 +71,14 @@ def make_blueprint(revision: str) -> Blueprint:
         try:
             with transaction() as session:
                 found = session.scalar(_REVISION)
-        except ProgrammingError:  # there is no table of revisions
-            return unavailable(
-                kinds.NOT_READY,
-                f"The database is at no revision, this needs {revision}: run the migrations.",
-            )
         except SQLAlchemyError as error:
-            log.warning("web.not_ready", error=str(error).partition("\n")[0])
+            sqlstate = sqlstate_of(error)
+            if sqlstate == UNDEFINED_TABLE:
+                return unavailable(
+                    kinds.NOT_READY,
+                    f"The database is at no revision, this needs {revision}: run the migrations.",
+                )
+            log.warning("web.not_ready", error=str(error).partition("\n")[0], sqlstate=sqlstate)
             return unavailable(kinds.NOT_READY, "The database cannot be asked for its revision.")
         if found != revision:
             return unavailable(

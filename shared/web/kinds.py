@@ -165,12 +165,14 @@ NOT_IMPLEMENTED = Kind(
 DATABASE_UNAVAILABLE = Kind(
     "database-unavailable",
     HTTPStatus.SERVICE_UNAVAILABLE,
-    "The database cannot be reached",
-    "The service cannot reach its database, or lost it on the way, or all of its connections are in"
-    " use. Nothing was changed, unless the connection was lost just when the database confirmed the"
-    " change: then it may have been made.",
-    "Send the request again after the seconds that Retry-After tells. The service recovers by"
-    " itself once its database is back.",
+    "The database is unavailable",
+    "The service cannot reach its database, or lost the connection, or all of its connections are"
+    " in use. Or the database refuses for now: it rolled the request back because of another one,"
+    " it is read-only or full, or a deployment is not finished. The detail says which. Nothing was"
+    " changed, unless the connection was lost just when the database confirmed the change: then it"
+    " may have been made.",
+    "Send the request again after the seconds that Retry-After names. The service's log has the"
+    " reason and its SQLSTATE, under the request_id.",
 )
 DATABASE_TOO_SLOW = Kind(
     "database-too-slow",

@@ -13,7 +13,7 @@ from shared.fields import OpenSchema
 from shared.idempotency.keys import KeyInUseError, KeyReusedError
 from shared.web import idempotency, kinds
 from shared.web.bodies import TOO_DEEP
-from shared.web.problems import AWAY, MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, document_of
+from shared.web.problems import MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, UNREACHABLE, document_of
 from shared.web.reading import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
 
@@ -204,7 +204,7 @@ _PROBLEMS: dict[str, Doc] = {
         )
     ),
     "DatabaseTrouble": problem_response(
-        (kinds.DATABASE_UNAVAILABLE, AWAY), (kinds.DATABASE_TOO_SLOW, TOO_SLOW)
+        (kinds.DATABASE_UNAVAILABLE, UNREACHABLE), (kinds.DATABASE_TOO_SLOW, TOO_SLOW)
     ),
 }
 # What any call can answer, and one with a body.

@@ -8,10 +8,17 @@ from urllib.parse import quote
 
 import structlog
 from flask import Response, current_app, request
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
+from shared.sqlstate import (
+    LOCK_NOT_AVAILABLE,
+    QUERY_CANCELED,
+    is_transient,
+    is_unreachable,
+    sqlstate_of,
+)
 from shared.trace import current_trace
 from shared.web import kinds
 
@@ -33,13 +40,20 @@ _DETAILS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than 1 MiB.",
 }
 
-AWAY = (
+UNREACHABLE = (
     "The database cannot be reached just now. Nothing was changed unless its answer was lost on the"
     " way; try again."
 )
 TOO_SLOW = "The database did not answer in time. Nothing was changed; try again."
-# statement_timeout and lock_timeout (PostgreSQL's documentation, appendix A).
-_TIMED_OUT = {"57014", "55P03"}
+ROLLED_BACK = (
+    "The database rolled this request back because of another one at the same time. Nothing was"
+    " changed; try again."
+)
+REFUSES = "The database refuses this request just now. Nothing was changed; try again later."
+# statement_timeout and lock_timeout.
+_TIMED_OUT = {QUERY_CANCELED, LOCK_NOT_AVAILABLE}
+# The class of SQLSTATEs for a deadlock and a serialization failure.
+_ROLLBACK = "40"
 
 log = structlog.get_logger(__name__)
 
@@ -139,7 +153,7 @@ def register(app: Flask, domain: Mapping[type[SettleError], Kind]) -> None:
         app.register_error_handler(error_class, on_domain_error)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(ProblemError, _on_problem)
-    app.register_error_handler(PoolTimeoutError, _on_database_trouble)
+    app.register_error_handler(PoolTimeoutError, _on_database_error)
     app.register_error_handler(DBAPIError, _on_database_error)
     app.register_error_handler(Exception, _on_defect)
 
@@ -164,26 +178,22 @@ def _is_stock(error: HTTPException) -> bool:
     return error.description == type(error).description
 
 
-def _on_database_error(error: DBAPIError) -> Response:
-    if getattr(error.orig, "pgcode", None) in _TIMED_OUT:
-        _log_trouble(error)
-        return unavailable(kinds.DATABASE_TOO_SLOW, TOO_SLOW)
-    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-        return _on_database_trouble(error)
-    return _on_defect(error)
-
-
-def _on_database_trouble(error: Exception) -> Response:
-    _log_trouble(error)
-    return unavailable(kinds.DATABASE_UNAVAILABLE, AWAY)
-
-
-def _log_trouble(error: Exception) -> None:
+def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
+    if not is_transient(error):
+        return _on_defect(error)
+    sqlstate = sqlstate_of(error)
     log.warning(
         "web.database_unavailable",
         error=str(error).partition("\n")[0],
+        sqlstate=sqlstate,
         request_id=current_trace.get().request_id,
     )
+    if sqlstate in _TIMED_OUT:
+        return unavailable(kinds.DATABASE_TOO_SLOW, TOO_SLOW)
+    if is_unreachable(error) or getattr(error, "connection_invalidated", False):
+        return unavailable(kinds.DATABASE_UNAVAILABLE, UNREACHABLE)
+    rolled_back = sqlstate is not None and sqlstate.startswith(_ROLLBACK)
+    return unavailable(kinds.DATABASE_UNAVAILABLE, ROLLED_BACK if rolled_back else REFUSES)
 
 
 def unavailable(kind: Kind, detail: str) -> Response:

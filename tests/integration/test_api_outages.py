@@ -11,6 +11,8 @@ from uuid import uuid4
 import pytest
 import requests
 from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
 
 from shared.migrations import upgrade
 from shared.web import POOL_SIZE
@@ -23,6 +25,8 @@ from support.web import open_app, serve
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from werkzeug.test import TestResponse
 
     from support.postgres import PostgresServer
 
@@ -174,6 +178,95 @@ def test_a_statement_that_takes_too_long_ends(payments_api: str, payments_url: s
     answer = requests.post(f"{payments_api}/accounts", json=body, timeout=2 * TIMEOUT_S)
     assert refused(answer)
     assert answer.json()["type"] == "/problems/database-too-slow"
+
+
+REFUSING = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{sqlstate}'; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+def open_an_account(url: str) -> tuple[TestResponse, list[str]]:
+    """Open an account; return the answer, and the SQLSTATEs that were logged."""
+    with open_app("payments", url) as app, capture_logs() as lines:
+        answer = app.test_client().post("/accounts", json={"user_id": str(uuid4())})
+    troubles = [line for line in lines if line["event"] == "web.database_unavailable"]
+    return answer, [line["sqlstate"] for line in troubles]
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind", "detail"),
+    [
+        ("40P01", "database-unavailable", "because of another one"),  # deadlock_detected
+        ("40001", "database-unavailable", "because of another one"),  # serialization_failure
+        ("53100", "database-unavailable", "refuses this request just now"),  # disk_full
+        ("25006", "database-unavailable", "refuses this request just now"),  # read-only
+        ("42P01", "database-unavailable", "refuses this request just now"),  # undefined_table
+        ("42501", "database-unavailable", "refuses this request just now"),  # no privilege
+        ("58030", "database-unavailable", "refuses this request just now"),  # io_error
+        ("53300", "database-unavailable", "cannot be reached"),  # too_many_connections
+        ("57014", "database-too-slow", "in time"),  # query_canceled
+        ("55P03", "database-too-slow", "in time"),  # lock_not_available
+    ],
+)
+def test_a_refusal_that_passes_asks_to_come_again_and_says_why(
+    payments_url: str, postgres: PostgresServer, sqlstate: str, kind: str, detail: str
+) -> None:
+    postgres.execute(REFUSING.format(sqlstate=sqlstate), database=make_url(payments_url).database)
+
+    answer, logged = open_an_account(payments_url)
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json["type"] == f"/problems/{kind}"
+    assert detail in answer.json["detail"]
+    assert logged == [sqlstate]
+
+
+@pytest.mark.parametrize("sqlstate", ["P0001", "22012", "42703", "23514"])
+def test_a_defect_is_not_called_an_outage(
+    payments_url: str, postgres: PostgresServer, sqlstate: str
+) -> None:
+    postgres.execute(REFUSING.format(sqlstate=sqlstate), database=make_url(payments_url).database)
+
+    answer, logged = open_an_account(payments_url)
+
+    assert (answer.status_code, logged) == (500, [])
+
+
+def test_a_database_that_is_read_only_asks_to_come_again(
+    payments_url: str, postgres: PostgresServer
+) -> None:
+    """It is the operator's choice, or that of a standby; reading goes on."""
+    name = make_url(payments_url).database
+    postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+
+    answer, logged = open_an_account(payments_url)
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "refuses" in answer.json["detail"]
+    assert logged == ["25006"]
+    with open_app("payments", payments_url) as app:
+        assert app.test_client().get("/readyz").status_code == 200
+
+
+def test_a_missing_right_is_not_a_missing_migration(
+    payments_url: str, postgres: PostgresServer
+) -> None:
+    url = make_url(payments_url)
+    postgres.execute("CREATE ROLE rightless LOGIN PASSWORD 'secret'")
+    rightless = url.set(username="rightless", password="secret")
+
+    with (
+        open_app("payments", rightless.render_as_string(hide_password=False)) as app,
+        capture_logs() as lines,
+    ):
+        answer = app.test_client().get("/readyz")
+    postgres.execute("DROP ROLE rightless")
+
+    assert answer.status_code == 503
+    assert answer.json["detail"] == "The database cannot be asked for its revision."
+    assert [line["sqlstate"] for line in lines] == ["42501"]
 
 
 def test_a_pool_whose_connections_are_all_in_use(payments_url: str) -> None:

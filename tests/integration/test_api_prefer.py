@@ -237,6 +237,32 @@ def test_what_is_settled_between_two_looks_is_not_missed(
     assert took_s < SOON_S
 
 
+def test_the_watch_outlives_an_error(
+    orders: FlaskClient,
+    orders_url: str,
+    wait: Callable[[str], Future[tuple[TestResponse, float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = place(orders).headers["Location"]
+    final = watch.Watch._final  # noqa: SLF001
+    failed = threading.Event()
+
+    def fail_once(watching: watch.Watch, waited_for: Any) -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("unforeseen")
+        return final(watching, waited_for)
+
+    monkeypatch.setattr(watch.Watch, "_final", fail_once)
+    waiting = wait(path)
+    assert failed.wait(SOON_S)
+    finish(orders_url, path.removeprefix("/order/"))
+
+    response, took_s = waiting.result()
+    assert response.json["status"] == "success"
+    assert took_s < SOON_S
+
+
 def test_a_poll_ends_the_wait_when_nobody_tells(
     orders: FlaskClient,
     orders_url: str,

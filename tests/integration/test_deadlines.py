@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from shared.database import CONNECT_ARGS, make_engine
-from shared.deadlines import lift_deadline
+from shared.deadlines import DeadlineWatcher, without_deadline
 from shared.outbox import consumer, relay
 from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import DAY, Partitioned, existing_days, maintain
@@ -29,7 +30,8 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Engine, TextClause
+    from sqlalchemy import Connection, Engine, TextClause
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from support.delivery import Delivery
     from support.postgres import PostgresServer
@@ -94,7 +96,7 @@ def test_one_whose_deadline_is_lifted_takes_its_time_and_the_next_one_does_not(
 ) -> None:
     with opened(postgres.url()) as engine:
         with engine.begin() as connection:
-            lift_deadline(connection)
+            without_deadline(connection)
             connection.execute(PAST_DEADLINE)
             backend = connection.scalar(BACKEND)
         with engine.begin() as connection:
@@ -114,7 +116,7 @@ def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
         with ThreadPoolExecutor(1) as thread, engine.begin() as again:
             with engine.begin() as holder:
                 holder.execute(text("SELECT FROM outbox_shards FOR UPDATE"))
-                lift_deadline(holder)
+                without_deadline(holder)
                 queued = thread.submit(
                     queue_again_if_lost, again, "orders", ORDERS, uuid4(), window
                 )
@@ -128,6 +130,57 @@ def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
         maintain(engine, slow, now=first + 2 * DAY)
         with engine.connect() as connection:
             assert first not in existing_days(connection, "outbox")
+
+
+def test_a_connection_taken_again_is_not_cut_for_its_last_transaction(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is returned, and taken again, after it was found late and before it is cut."""
+    held: list[Connection] = []
+    cut = DeadlineWatcher.cut
+    tried = threading.Event()
+
+    def give_it_to_another_and_cut(
+        watcher: DeadlineWatcher, entry: ConnectionPoolEntry, taken_at: float
+    ) -> None:
+        if tried.is_set():
+            return
+        held.pop().close()
+        held.append(engine.connect())
+        cut(watcher, entry, taken_at)
+        tried.set()
+
+    monkeypatch.setattr(DeadlineWatcher, "cut", give_it_to_another_and_cut)
+    engine = make_engine(
+        postgres.url(), application_name="deadline-test", pool_size=1, deadline_s=DEADLINE_S
+    )
+    held.append(engine.connect())
+    first = held[0].scalar(BACKEND)
+
+    assert tried.wait(10 * DEADLINE_S)
+
+    with held.pop() as again:
+        assert again.scalar(BACKEND) == first
+    engine.dispose()
+
+
+def test_the_watcher_outlives_an_error(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_late = DeadlineWatcher.cut_late
+    failed = threading.Event()
+
+    def fail_once(watcher: DeadlineWatcher) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("unforeseen")
+        cut_late(watcher)
+
+    monkeypatch.setattr(DeadlineWatcher, "cut_late", fail_once)
+    with opened(postgres.url()) as engine, pytest.raises(OperationalError):
+        ask(engine, FOREVER)
+
+    assert failed.is_set()
 
 
 def test_idle_connections_are_left_alone(postgres: PostgresServer) -> None:
@@ -188,7 +241,7 @@ def test_while_a_server_is_silent_one_asks_and_the_others_fail_soon() -> None:
 
 
 def test_a_server_that_speaks_again_is_let_in_at_once(own_postgres: PostgresServer) -> None:
-    """The first attempt that gets through opens the door for all."""
+    """The first attempt that gets through opens the gate for all."""
     with opened(own_postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
         with frozen(own_postgres), pytest.raises(OperationalError):
             ask(engine)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.orm import sessionmaker
+from structlog.testing import capture_logs
 
 from shared import outbox
-from shared.outbox import Event, notify_after_commit
+from shared.outbox import Event, notify_after_commit, wakeup
 from shared.outbox.listener import Listener
 from shared.outbox.process import Stop
 from support.waiting import wait_until
@@ -55,5 +56,38 @@ def test_a_connection_that_ends_right_after_a_notification(
     wait_until(lambda: notified() and len(told) > USES, timeout_s=30, what="the next one")
     assert set(told[:USES]) == {told[0]}
     assert told[USES] != told[0]
+    listener.close()
+    engine.dispose()
+
+
+def test_the_notifier_outlives_an_error(orders_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged with its traceback, and the next notification is sent."""
+    engine = create_engine(orders_url)
+    sessions = sessionmaker(engine)
+    notify_after_commit(sessions, orders_url)
+    listener = Listener(orders_url, Stop())
+    listener.ensure()
+    arranged = wakeup._notifications  # noqa: SLF001
+    failures: list[object] = []
+
+    def fail_once(wanted: Any) -> Any:
+        if not failures:
+            failures.append(wanted)
+            raise RuntimeError("unforeseen")
+        return arranged(wanted)
+
+    def add() -> None:
+        with sessions.begin() as session:
+            outbox.add(session, Event("orders", "a", "order.created", {}))
+
+    monkeypatch.setattr(wakeup, "_notifications", fail_once)
+    with capture_logs() as lines:
+        add()
+        wait_until(lambda: failures, what="the error")
+        add()
+        assert listener.wait(10) == [""]
+
+    (line,) = lines
+    assert (line["event"], line["exc_info"]) == ("outbox.notifier_failed", True)
     listener.close()
     engine.dispose()

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 # PostgreSQL's documentation, "Message Formats": the codes in place of a protocol version.
 _SSL_REQUEST, _GSSENC_REQUEST = 80877103, 80877104
@@ -24,10 +24,17 @@ _IDLE = b"I"
 
 
 class Pooler:
-    """Clients connect to `port`; `serving` it, their transactions go to `server_port`."""
+    """Clients connect to `port`; `serving` it, their transactions go to `server_port`.
 
-    def __init__(self, server_port: int) -> None:
+    Args:
+        server_port: of the PostgreSQL.
+        ignored: start-up parameters that are not passed on, as PgBouncer's
+            ``ignore_startup_parameters``.
+    """
+
+    def __init__(self, server_port: int, *, ignored: Collection[bytes] = ()) -> None:
         self._server_port = server_port
+        self._ignored = ignored
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self._free: list[socket.socket] = []
@@ -78,13 +85,23 @@ class Pooler:
             if struct.unpack_from(">i", rest)[0] not in {_SSL_REQUEST, _GSSENC_REQUEST}:
                 break
             client.sendall(b"N")
-        server.sendall(struct.pack(">i", size) + rest)
+        rest = self._without_ignored(rest)
+        server.sendall(struct.pack(">i", len(rest) + 4) + rest)
         while (message := _message(server))[:1] != _READY:
             client.sendall(message)
             if message[:1] == _AUTHENTICATION and struct.unpack_from(">i", message, 5)[0] in _ASKS:
                 server.sendall(_message(client))
         self._free.append(server)
         client.sendall(message)
+
+    def _without_ignored(self, startup: bytes) -> bytes:
+        """Leave out parameters of a start-up message: a version, then names and values."""
+        names_and_values = startup[4:].rstrip(b"\0").split(b"\0")
+        if len(names_and_values) % 2:
+            names_and_values.append(b"")  # the last value was empty
+        pairs = zip(names_and_values[::2], names_and_values[1::2], strict=True)
+        kept = [name + b"\0" + value + b"\0" for name, value in pairs if name not in self._ignored]
+        return startup[:4] + b"".join(kept) + b"\0"
 
 
 def _pass_on(server: socket.socket, client: socket.socket) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -46,6 +48,26 @@ def test_a_stop_ends_every_wait() -> None:
     assert time.monotonic() - started < 5
     assert stop.requested
     timer.join()
+
+
+def test_a_stop_waits_for_descriptors_above_1023() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    high = 2000
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, high + 1), hard))
+    read, write = os.pipe()
+    os.dup2(read, high)
+    with open(high, "rb", closefd=True) as readable:
+        stop = Stop()
+
+        assert stop.wait(0, readable) == []
+        os.write(write, b"x")
+        assert stop.wait(30, readable) == [readable]
+        os.close(write)
+        os.read(high, 1)
+        assert stop.wait(30, readable) == [readable]  # its end can be read
+
+    os.close(read)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_health_file_is_whole_and_a_full_disk_is_survived(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Database errors by SQLSTATE, and the sentence that a command line makes of them."""
+
+from __future__ import annotations
+
+import psycopg2
+import pytest
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from shared.cli import sentence
+from shared.sqlstate import is_transient, is_unreachable
+
+
+def error_of(sqlstate: str) -> psycopg2.Error:
+    """Make an error as the server sends it; only the driver can set its code."""
+    error = psycopg2.errors.lookup(sqlstate)("said the server")
+    error.__setstate__({"pgcode": sqlstate})  # type: ignore[no-untyped-call]
+    return error
+
+
+NO_CONNECTION = psycopg2.OperationalError("connection refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "transient", "unreachable"),
+    [
+        (NO_CONNECTION, True, True),
+        (OperationalError("SELECT 1", {}, NO_CONNECTION), True, True),
+        (PoolTimeoutError("all in use"), True, True),
+        (error_of("57P01"), True, True),
+        (error_of("53300"), True, True),
+        (error_of("40P01"), True, False),
+        (error_of("25006"), True, False),
+        (ProgrammingError("SELECT 1", {}, error_of("42P01")), True, False),
+        (error_of("23505"), False, False),
+        (error_of("22012"), False, False),
+        (ValueError("no database"), False, False),
+    ],
+)
+def test_an_error_is_judged_by_its_sqlstate(
+    error: Exception, *, transient: bool, unreachable: bool
+) -> None:
+    assert is_transient(error) is transient
+    assert is_unreachable(error) is unreachable
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NO_CONNECTION, "The database cannot be reached: connection refused"),
+        (OperationalError("SELECT 1", {}, error_of("57P03")), "The database cannot be reached: "),
+        (OperationalError("SELECT 1", {}, error_of("40P01")), "The database refuses: said the"),
+        (error_of("25006"), "The database refuses: said the server"),
+    ],
+)
+def test_a_command_says_whether_the_database_is_away_or_refuses(
+    error: Exception, said: str
+) -> None:
+    assert sentence(error).startswith(said)
