@@ -23,6 +23,7 @@ from shared.database import make_engine, make_sessions
 from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
+from shared.outbox.partition_reader import PartitionReader
 from shared.outbox.partitions import inbox_partitions, maintain
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
@@ -88,6 +89,7 @@ class Consumer:
         sessions = make_sessions(self._engine)
         notify_after_commit(sessions, settings.database_url)
         self._applier = Applier(service, sessions)
+        self._reader = PartitionReader()
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._broker = Backoff("consumer.broker")
         self._database = Backoff("consumer.database")
@@ -116,8 +118,8 @@ class Consumer:
         try:
             self._maintain_if_due()
             consumer = self._connect()
-            batch: _Batch = consumer.poll(
-                timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
+            batch: _Batch = self._reader.poll(
+                consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
             )
             if batch:
                 self._take(consumer, batch)
@@ -125,7 +127,7 @@ class Consumer:
             self._check_topics_if_due()
             self._broker.succeeded()
             self._loop.succeeded()
-            self._health.beat(*("ready", "") if joined else ("starting", "joining the group"))
+            self._health.beat(*self._state(joined=joined))
         except KafkaError as error:
             # Whatever was read and not committed is read again; the inbox knows it.
             self._disconnect()
@@ -138,6 +140,13 @@ class Consumer:
             # What was read and not committed is read again.
             self._disconnect()
             self._pause(self._loop, error, "an unexpected error is logged")
+
+    def _state(self, *, joined: bool) -> tuple[str, str]:
+        """Return the state for the health file, and its detail."""
+        if not joined:
+            return "starting", "joining the group"
+        held = self._reader.held()
+        return ("waiting", held) if held else ("ready", "")
 
     def _pause(self, backoff: Backoff, error: Exception, neighbour: str) -> None:
         self._health.beat("waiting", neighbour)
