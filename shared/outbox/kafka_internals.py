@@ -5,8 +5,9 @@ version, and a version that lacks a part used here.
 
 kafka-python 3.0.12 is changed in four ways:
 
-- A batch that cannot be read raises `UnreadableBatchError`, which holds its bytes and its place.
-  Unchanged, poll() raises a bare error once and then loops without end.
+- A batch that cannot be read raises `UnreadableBatchError`, which holds its bytes and its place;
+  none of its records is given. Unchanged, poll() raises a bare error once and then loops without
+  end.
 - A partition that the broker cannot serve raises `PartitionError`, which names the partition.
 - A compressed batch is expanded to at most `EXPANDED_MAX_BYTES`. Unchanged, one small batch can
   take all memory.
@@ -234,6 +235,7 @@ def wait_for_sending_to_end(producer: KafkaProducer, timeout_s: float) -> bool:
 # The consumer
 
 _read_record = DefaultRecordBatch._read_msg  # noqa: SLF001
+_expand = DefaultRecordBatch.__iter__
 _read_batches = Fetcher.PartitionRecords._unpack_records  # noqa: SLF001
 _parse_partition = Fetcher._parse_fetched_data  # noqa: SLF001
 
@@ -262,6 +264,13 @@ def _read_record_strictly(batch: Any) -> Any:
     if not batch.base_offset <= record.offset <= batch.last_offset:
         raise CorruptRecordError(f"a record says that it is at {record.offset}, outside its batch")
     return record
+
+
+def _read_all_or_none(batch: Any) -> Iterator[Any]:
+    """Read a batch to its end before its first record is given."""
+    _expand(batch)
+    # Not list(batch), which would come back here.
+    return iter(list(iter(batch.__next__, None)))
 
 
 class _Batches:
@@ -307,7 +316,7 @@ def _read_batches_or_say_where(
     """Read the records of a fetched partition.
 
     Raises:
-        UnreadableBatchError: a batch cannot be read. The records before it were given, and the
+        UnreadableBatchError: a batch cannot be read. All records before it were given, and the
             next fetch begins with it.
     """
     batches = _Batches(records, part.fetch_offset)
@@ -400,6 +409,7 @@ def patch_consumers() -> None:
     """Change how every consumer of this process reads; see the module's docstring."""
     check()
     DefaultRecordBatch._read_msg = _read_record_strictly  # noqa: SLF001
+    DefaultRecordBatch.__iter__ = _read_all_or_none
     Fetcher.PartitionRecords._unpack_records = _read_batches_or_say_where  # noqa: SLF001
     Fetcher._parse_fetched_data = _parse_partition_or_say_which  # noqa: SLF001
     # Snappy is bounded by its format, to about 21 times.
