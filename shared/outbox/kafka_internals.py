@@ -370,15 +370,15 @@ def _parse_partition_or_say_which(fetcher: Fetcher, completed: Any) -> Any:
     return part
 
 
-def last_stable_offset(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
-    """Return the offset of the oldest open transaction, or the end, as of the last fetch.
+def readable_end(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return where committed records end, as of the last fetch; None before the first fetch.
 
-    Records from there on are not given to a consumer that reads committed ones only. None before
-    the first fetch, and from a broker that does not say.
+    It is the end of the partition, or where the oldest open transaction begins.
     """
-    state = consumer._subscription.assignment.get(partition)  # noqa: SLF001
-    offset: int = getattr(state, "last_stable_offset", -1)
-    return offset if offset >= 0 else None
+    state = consumer._subscription.assignment[partition]  # noqa: SLF001
+    stable: int = getattr(state, "last_stable_offset", -1)
+    end: int | None = state.highwater
+    return end if end is None or stable < 0 else min(end, stable)
 
 
 def _gunzip(data: Any) -> bytes:

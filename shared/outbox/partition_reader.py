@@ -24,9 +24,9 @@ log = structlog.get_logger(__name__)
 # A damaged connection or a broker's bad memory is cured by one of these.
 FETCHES_AGAIN = 3
 _DELAY_FIRST_S = 0.1
-_DELAY_MAX_S = 5.0
+DELAY_MAX_S = 5.0
 # A partition that was tried again and has not failed for this time is sound, and may be empty.
-_SOUND_AFTER_S = 5.0
+SOUND_AFTER_S = 5.0
 
 Batch = dict["TopicPartition", list[ConsumerRecord]]
 
@@ -132,7 +132,7 @@ class PartitionReader:
                 del self._troubles[partition]  # another consumer reads it
             elif now < trouble.retry_at:
                 timeout_ms = min(timeout_ms, int((trouble.retry_at - now) * 1000) + 1)
-            elif now < trouble.retry_at + _SOUND_AFTER_S:
+            elif now < trouble.retry_at + SOUND_AFTER_S:
                 consumer.resume(partition)
             else:
                 self._forget(partition)
@@ -159,7 +159,7 @@ class PartitionReader:
         if trouble is None or trouble.offset != error.offset:
             trouble = self._troubles[partition] = _Trouble(error.offset, error.reason)
             log.error("consumer.partition_held", reason=error.reason, **_place(partition, trouble))
-        delay_s = min(_DELAY_MAX_S, _DELAY_FIRST_S * 2 ** min(trouble.attempts, 10))
+        delay_s = min(DELAY_MAX_S, _DELAY_FIRST_S * 2 ** min(trouble.attempts, 10))
         trouble.reason = error.reason
         trouble.attempts += 1
         trouble.retry_at = time.monotonic() + delay_s

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import kafka.codec
 import pytest
 from kafka import KafkaProducer
-from uuid_utils.compat import uuid7
 
 from support.broker import KAFKA, KafkaBroker, chosen
 from support.delivery import ORDERS, PARTITIONS, Delivery, order_created

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[TopicPartition]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(partition_reader.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -105,7 +106,7 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
     consumer.error = None
     clock[0] += 1
     poll(reader, consumer)
-    clock[0] += partition_reader._SOUND_AFTER_S + 1
+    clock[0] += partition_reader.SOUND_AFTER_S + 1
 
     poll(reader, consumer)
 
@@ -122,7 +123,7 @@ def test_what_may_be_cured_is_held_back_however_long_it_takes(
     for _ in range(50):
         assert poll(reader, consumer) == {}
         assert poll(reader, consumer) == {GOOD: ["good"]}
-        clock[0] += partition_reader._DELAY_MAX_S
+        clock[0] += partition_reader.DELAY_MAX_S
 
     assert "orders.events-0 at 7" in reader.held()
     assert (closed, consumer.sought) == ([], [])
