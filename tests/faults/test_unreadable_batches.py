@@ -10,8 +10,10 @@ import kafka.codec
 import pytest
 from kafka import KafkaProducer
 
+from settle.audit.run import audit
 from support.broker import KAFKA, KafkaBroker, chosen
 from support.delivery import ORDERS, PARTITIONS, Delivery, order_created
+from support.doctor import Doctor
 from support.ports import free_port
 from support.segments import (
     ATTRIBUTES_AT,
@@ -217,3 +219,30 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
             wait_until(lambda: '"ready"' in health.read_text(), timeout_s=20)
 
     assert topic.dead_letters("payments") == []
+
+
+def test_audit_and_doctor_read_over_what_cannot_be_read(
+    node: KafkaBroker, topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = topic.open_account(1000)
+    put_orders(topic, user, 0, 1, 1)
+    put_orders(topic, user, 1, 1)
+    put_compressed(topic, user, "snappy", 1)
+    put_orders(topic, user, 1, 1)
+    corrupt(node, 0, CORRUPT["checksum"])
+    monkeypatch.setattr(kafka.codec, "snappy", None)
+    doctor = Doctor(tmp_path, {"payments": topic.payments_url}, topic.bootstrap)
+
+    verdict, found = doctor.verdict("payments lag")
+    report = audit(topic.settings("payments"), topic.settings("orders"), second_look_s=0)
+
+    assert verdict == "fail"
+    assert found.startswith("5 records")
+    assert f"{ORDERS}-0 cannot be read at 0: CorruptRecordError" in found
+    events = report.check(f"{ORDERS}: outbox, topic and inbox agree")
+    assert report.clean, report
+    assert events.notes["foreign in the topic"] == 3
+    assert events.notes["batches that could not be read"] == 2
+    named = " ".join(events.notes)
+    assert "partition 0: The batch with offsets 0 to 0 cannot be read: CorruptRecordError" in named
+    assert "partition 1: The batch with offsets 1 to 1 cannot be read: UnsupportedCodec" in named
