@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 FETCHES_AGAIN = 3
 _DELAY_FIRST_S = 0.1
 DELAY_MAX_S = 5.0
+# A partition that gives nothing for this time, although it has more, is told of.
+STALLED_S = 60.0
 # A partition that was tried again and has not failed for this time is sound, and may be empty.
 SOUND_AFTER_S = 5.0
 
@@ -94,6 +96,8 @@ class PartitionReader:
     def __init__(self, *, skips_missing_codec: bool = False) -> None:
         self._skips_missing_codec = skips_missing_codec
         self._troubles: dict[TopicPartition, _Trouble] = {}
+        # Where each partition stands that has more to read, and since when.
+        self._positions: dict[TopicPartition, tuple[int, float]] = {}
 
     def poll(
         self, consumer: KafkaConsumer, *, timeout_ms: int, max_records: int | None = None
@@ -113,15 +117,34 @@ class PartitionReader:
             return {}
         for partition in self._troubles.keys() & batch.keys():
             self._forget(partition)
+        self._note_positions(consumer)
         return batch
 
     def held(self) -> str:
-        """Return which partitions are held back and why; empty when all can be read."""
+        """Return which partitions stand still and why; empty when all can be read."""
+        stalled_since = time.monotonic() - STALLED_S
+        found = {
+            partition: (position, "the broker gives nothing: is a transaction open there?")
+            for partition, (position, since) in self._positions.items()
+            if since < stalled_since
+        } | {
+            partition: (trouble.offset, trouble.reason)
+            for partition, trouble in self._troubles.items()
+        }
         return "; ".join(
-            f"cannot read {partition.topic}-{partition.partition} at {trouble.offset}"
-            f" ({trouble.reason})"
-            for partition, trouble in sorted(self._troubles.items())
+            f"cannot read {partition.topic}-{partition.partition} at {offset} ({reason})"
+            for partition, (offset, reason) in sorted(found.items())
         )
+
+    def _note_positions(self, consumer: KafkaConsumer) -> None:
+        noted, now = self._positions, time.monotonic()
+        self._positions = {}
+        for partition in consumer.assignment():
+            end = consumer.highwater(partition)
+            position = None if end is None else consumer.position(partition)
+            if position is not None and position < end:
+                before, since = noted.get(partition, (position, now))
+                self._positions[partition] = (position, since if before == position else now)
 
     def _resume_due(self, consumer: KafkaConsumer, timeout_ms: int) -> int:
         """Resume partitions whose time has come. Return how long the poll may take."""

@@ -19,6 +19,7 @@ from support.segments import (
     ATTRIBUTES_AT,
     CODECS,
     COUNT_AT,
+    LENGTH_AT,
     MAGIC_AT,
     RECORDS_AT,
     flip,
@@ -217,6 +218,29 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
                 lambda: len(topic.charges()) == PARTITIONS + 2, timeout_s=30, what="the held ones"
             )
             wait_until(lambda: '"ready"' in health.read_text(), timeout_s=20)
+
+    assert topic.dead_letters("payments") == []
+
+
+def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
+    node: KafkaBroker, topic: Delivery, tmp_path: Path
+) -> None:
+    """It finds no batch behind one whose length is wrong."""
+    user = topic.open_account(1000)
+    put_orders(topic, user, 0, 1, 1, 1)
+    put_orders(topic, user, 1, 1)
+    # Started on it, the node would refuse to run.
+    rewrite(node.folder, ORDERS, 0, 1, lambda batch: put(batch, LENGTH_AT, ">i", 5))
+    health = tmp_path / "inbox-consumer-payments.json"
+
+    with topic.process("inbox-consumer", "run", "payments", HEALTH_DIR=str(tmp_path)) as consumer:
+        wait_until(lambda: len(topic.charges()) == 2, timeout_s=60, what="the other partition")
+        wait_until(
+            lambda: f"{ORDERS}-0 at 1" in health.read_text(), timeout_s=20, what="the health file"
+        )
+        put_orders(topic, user, 1, 1)
+        wait_until(lambda: len(topic.charges()) == 3, timeout_s=20, what="one more")
+        assert consumer.logged("consumer.broker_down") == []
 
     assert topic.dead_letters("payments") == []
 

@@ -10,6 +10,7 @@ import pytest
 from kafka import KafkaProducer
 
 from settle.audit.run import audit
+from shared.outbox import partition_reader
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Delivery, order_created
 from support.doctor import Doctor
@@ -104,8 +105,15 @@ def test_the_audit_counts_no_aborted_record(delivery: Delivery, user: UUID) -> N
 
 
 def test_a_transaction_that_hangs_is_seen_and_ends(
-    delivery: Delivery, user: UUID, doctor: Doctor
+    delivery: Delivery,
+    user: UUID,
+    doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(partition_reader, "STALLED_S", 1.0)
+    health = tmp_path / "inbox-consumer-payments.json"
+
     with transaction(delivery, user, age_s=120) as producer:
         delivery.place(user, 1)
         with delivery.relay("orders"):
@@ -114,7 +122,12 @@ def test_a_transaction_that_hangs_is_seen_and_ends(
         seen = doctor.verdict(f"transactions {ORDERS}")
         lag = doctor.seen["payments lag"]
         report = audit(delivery.settings("payments"), delivery.settings("orders"), second_look_s=0)
-        with delivery.consumer("payments"):
+        with delivery.consumer("payments", health_dir=str(tmp_path)):
+            wait_until(
+                lambda: health.exists() and f"cannot read {ORDERS}-" in health.read_text(),
+                timeout_s=40,
+                what="the health file to name the partition",
+            )
             producer.abort_transaction()
             wait_until(lambda: len(delivery.charges()) == 1, timeout_s=40, what="what is behind")
 

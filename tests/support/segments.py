@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 # The record batch of Kafka's documentation, "Implementation: Message Format".
-MAGIC_AT, CRC_AT, ATTRIBUTES_AT, LAST_OFFSET_DELTA_AT, COUNT_AT, RECORDS_AT = 16, 17, 21, 23, 57, 61
-_LENGTH_AT, _OVERHEAD = 8, 12
+LENGTH_AT, MAGIC_AT, CRC_AT, ATTRIBUTES_AT = 8, 16, 17, 21
+LAST_OFFSET_DELTA_AT, COUNT_AT, RECORDS_AT = 23, 57, 61
+_OVERHEAD = 12
 
 
 def batch_of(*values: bytes, offset: int = 0, codec: str = "none") -> bytes:
@@ -50,7 +51,7 @@ def batches_in(log: bytes) -> list[bytes]:
     """Return the batches of a segment, each with its header."""
     found, position = [], 0
     while position < len(log):
-        (length,) = struct.unpack_from(">i", log, position + _LENGTH_AT)
+        (length,) = struct.unpack_from(">i", log, position + LENGTH_AT)
         if length == 0:
             break  # the rest of the file is allocated, and empty
         found.append(log[position : position + _OVERHEAD + length])
@@ -61,7 +62,7 @@ def batches_in(log: bytes) -> list[bytes]:
 def rewrite(
     folder: Path, topic: str, partition: int, number: int, change: Callable[[bytes], bytes]
 ) -> bytes:
-    """Change one batch on the disk of a node that does not run; the length stays.
+    """Change one batch on the disk of a node, in its place.
 
     Returns:
         The batch as it is now.
@@ -70,6 +71,7 @@ def rewrite(
     found = batches_in(segment.read_bytes())
     changed = change(found[number])
     assert len(changed) == len(found[number])
-    found[number] = changed
-    segment.write_bytes(b"".join(found))
+    with segment.open("r+b") as file:
+        file.seek(sum(len(batch) for batch in found[:number]))
+        file.write(changed)
     return changed

@@ -20,6 +20,7 @@ from support.segments import (
     CODECS,
     COUNT_AT,
     LAST_OFFSET_DELTA_AT,
+    LENGTH_AT,
     MAGIC_AT,
     RECORDS_AT,
     batch_of,
@@ -46,6 +47,7 @@ def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError 
         while part:
             records += part.take(2)
     except UnreadableBatchError as error:
+        assert not part, "it would be asked for more without end"
         return records, error
     return records, None
 
@@ -116,9 +118,18 @@ def test_at_the_end_of_a_fetch_the_header_says_where_a_batch_ends_if_it_can(
     assert error.last_offset == last
 
 
+def test_a_batch_that_leads_back_is_unreadable() -> None:
+    """Its base offset has no checksum; followed, it would be read again and again."""
+    records, error = read(batch_of(b"a", b"b", offset=4), batch_of(b"c", offset=0), at=4)
+
+    assert offsets(records) == [4, 5]
+    assert error is not None
+    assert error.offset == 6
+
+
 @pytest.mark.parametrize("length", [-1, -40, 3])
 def test_a_batch_whose_own_length_is_wrong_is_told(length: int) -> None:
-    records, error = read(put(SOUND, 8, ">i", length), batch_of(b"z", offset=4), at=2)
+    records, error = read(put(SOUND, LENGTH_AT, ">i", length), batch_of(b"z", offset=4), at=2)
 
     assert records == []
     assert error is not None
@@ -160,7 +171,7 @@ def test_a_batch_that_expands_beyond_all_measure_is_unreadable(
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd", "snappy"])
 def test_a_compressed_batch_that_ends_early_is_unreadable(codec: str) -> None:
     whole = batch_of(b"x" * 1000, codec=codec)
-    shorter = with_checksum(put(whole, 8, ">i", len(whole) - 12 - 4)[:-4])
+    shorter = with_checksum(put(whole, LENGTH_AT, ">i", len(whole) - 12 - 4)[:-4])
 
     records, error = read(shorter)
 

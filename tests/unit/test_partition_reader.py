@@ -24,10 +24,17 @@ class FakeConsumer:
         self.paused: set[TopicPartition] = set()
         self.partitions = {BAD, GOOD}
         self.sought: list[tuple[TopicPartition, int]] = []
-        self.polls = 0
+        self.ends: dict[TopicPartition, int] = {}
+        self.positions: dict[TopicPartition, int] = {}
 
     def assignment(self) -> set[TopicPartition]:
         return self.partitions
+
+    def highwater(self, partition: TopicPartition) -> int | None:
+        return self.ends.get(partition)
+
+    def position(self, partition: TopicPartition) -> int:
+        return self.positions[partition]
 
     def pause(self, partition: TopicPartition) -> None:
         self.paused.add(partition)
@@ -40,7 +47,6 @@ class FakeConsumer:
         self.error = None
 
     def poll(self, **_: Any) -> dict[TopicPartition, list[str]]:
-        self.polls += 1
         if self.error is not None and BAD not in self.paused:
             raise self.error
         return {GOOD: ["good"]}
@@ -149,4 +155,26 @@ def test_a_partition_that_another_consumer_was_given_is_forgotten(
 
     poll(reader, consumer)
 
+    assert reader.held() == ""
+
+
+def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
+    clock: list[float],
+) -> None:
+    reader, consumer = PartitionReader(), FakeConsumer(None)
+    consumer.ends = {BAD: 9, GOOD: 9}
+    consumer.positions = {BAD: 7, GOOD: 9}
+    poll(reader, consumer)
+    clock[0] += partition_reader.STALLED_S - 1
+    poll(reader, consumer)
+    early = reader.held()
+    clock[0] += 2
+    poll(reader, consumer)
+
+    late = reader.held()
+    consumer.positions[BAD] = 8
+    poll(reader, consumer)
+
+    assert early == ""
+    assert "orders.events-0 at 7" in late
     assert reader.held() == ""
