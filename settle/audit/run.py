@@ -154,5 +154,9 @@ class _Audit:
             check.note(place, count)
         check.note("sent again", topic.records - topic.foreign - rows("topic", source))
         check.note("foreign in the topic", topic.foreign)
+        check.note("batches that could not be read", topic.unreadable)
+        for place in topic.places:
+            check.note(f"unreadable: {place}", 1)
+        check.note("offsets behind an open transaction", topic.behind_open)
         self.checks[effects_check(flow)].seen = received
         self.checks[effects_check(flow)].note("foreign", self._foreign[source])

@@ -53,9 +53,10 @@ CREATE TABLE topic (
 ) WITHOUT ROWID;
 
 -- `first_offset`: where the topic begins. `committed`: where its consumers go on; 0 when unknown.
+-- `open_from`: where an open transaction begins, behind which nothing was read; NULL without one.
 CREATE TABLE partition (
     source TEXT, number INTEGER, first_offset INTEGER, first_ms INTEGER, committed INTEGER,
-    PRIMARY KEY (source, number)
+    open_from INTEGER, PRIMARY KEY (source, number)
 ) WITHOUT ROWID;
 
 CREATE TABLE inbox (
@@ -87,6 +88,10 @@ SELECT source, id, order_id, place FROM (
         WHEN e.state <> 'sent' THEN e.state
         WHEN e.id < (SELECT before FROM horizon h WHERE h.source = e.source) THEN 'forgotten'
         WHEN t.id IS NULL AND before_begin(e.source, e.key, e.seq) THEN 'beyond retention'
+        -- It may lie behind the open transaction, in any partition that has one.
+        WHEN t.id IS NULL AND EXISTS (
+            SELECT 1 FROM partition o WHERE o.source = e.source AND o.open_from IS NOT NULL
+        ) THEN 'unread'
         WHEN t.id IS NULL THEN 'lost'
         WHEN t.offset < p.committed THEN 'not received'
         ELSE 'unread'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kafka import TopicPartition
@@ -12,6 +12,8 @@ from kafka.errors import GroupIdNotFoundError, RetriableError
 from settle.audit.ids import parse_uuid
 from settle.audit.report import AuditError
 from shared.outbox.clients import make_admin, make_reader
+from shared.outbox.kafka_internals import readable_end
+from shared.outbox.partition_reader import PartitionReader, UnreadableBatch
 from shared.outbox.topics import close_quietly
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 SILENCE_S = 30.0
+# Unreadable batches that are named; the others are counted.
+PLACES_MAX = 20
 _POLL_MS = 500
 _RETRY_S = 0.2
 
@@ -41,10 +45,21 @@ WHERE (excluded.timestamp_ms, excluded.partition, excluded.offset)
 
 @dataclass(slots=True)
 class TopicSeen:
-    """How many records a topic has, and how many of them are no events of its service."""
+    """What a topic has.
+
+    Args:
+        records: how many records.
+        foreign: how many of them are no events of its service.
+        unreadable: how many batches could not be read.
+        places: where the first of these are, and why they could not be read.
+        behind_open: how many offsets lie behind transactions that are open.
+    """
 
     records: int = 0
     foreign: int = 0
+    unreadable: int = 0
+    places: list[str] = field(default_factory=list)
+    behind_open: int = 0
 
 
 def read_topic(settings: Settings, scratch: Scratch, flow: Flow, tell: Tell) -> TopicSeen:
@@ -83,7 +98,7 @@ def _read(
     seen = TopicSeen()
     begins = reader.beginning_offsets(places)
     scratch.add(
-        "INSERT INTO partition VALUES (?, ?, ?, NULL, 0)",
+        "INSERT INTO partition VALUES (?, ?, ?, NULL, 0, NULL)",
         ((flow.source, place.partition, begins[place]) for place in places),
     )
     reader.assign(places)
@@ -92,15 +107,18 @@ def _read(
     first_ms: dict[TopicPartition, int] = {}
     ends: dict[TopicPartition, int] = {}
     heard_at = time.monotonic()
-    while len(ends) < len(places) or any(reader.position(each) < ends[each] for each in places):
-        found = reader.poll(timeout_ms=_POLL_MS)
+    # Nobody waits here for a codec to be installed.
+    partitions = PartitionReader(skips_missing_codec=True)
+    while len(ends) < len(places) or any(_is_more(reader, each, ends[each]) for each in places):
+        found = partitions.poll(reader, timeout_ms=_POLL_MS)
         # An embedded broker's end_offsets is wrong; what comes with a fetch is right everywhere.
         for place in places:
             end = reader.highwater(place)
             if end is not None:
                 ends.setdefault(place, end)
         for place, records in found.items():
-            first_ms.setdefault(place, records[0].timestamp)
+            if not isinstance(records[0], UnreadableBatch):
+                first_ms.setdefault(place, records[0].timestamp)
             _keep(records, scratch, flow, seen)
             tell(len(records))
         if found:
@@ -108,8 +126,9 @@ def _read(
         elif time.monotonic() - heard_at > SILENCE_S:
             raise AuditError(
                 f"{flow.topic} could not be read to its end: the broker has given nothing for"
-                f" {SILENCE_S:.0f} s. Look at the broker, then try again."
+                f" {SILENCE_S:.0f} s. {partitions.held() or 'Look at the broker'}, then try again."
             )
+    _note_open(reader, ends, scratch, flow, seen)
     scratch.add(
         "UPDATE partition SET first_ms = ? WHERE source = ? AND number = ?",
         ((moment, flow.source, place.partition) for place, moment in first_ms.items()),
@@ -117,9 +136,38 @@ def _read(
     return seen
 
 
+def _note_open(
+    reader: KafkaConsumer,
+    ends: dict[TopicPartition, int],
+    scratch: Scratch,
+    flow: Flow,
+    seen: TopicSeen,
+) -> None:
+    """Note the partitions that end behind an open transaction, which were not read to there."""
+    for place, end in ends.items():
+        position = reader.position(place)
+        if position < end:
+            seen.behind_open += end - position
+            scratch.add(
+                "UPDATE partition SET open_from = ? WHERE source = ? AND number = ?",
+                [(position, flow.source, place.partition)],
+            )
+
+
+def _is_more(reader: KafkaConsumer, place: TopicPartition, end: int) -> bool:
+    """Return whether there are committed records to read, up to where the partition ended."""
+    readable = readable_end(reader, place)
+    return readable is None or bool(reader.position(place) < min(end, readable))
+
+
 def _keep(records: Iterable[ConsumerRecord], scratch: Scratch, flow: Flow, seen: TopicSeen) -> None:
     rows = []
     for record in records:
+        if isinstance(record, UnreadableBatch):
+            seen.unreadable += 1
+            if len(seen.places) < PLACES_MAX:
+                seen.places.append(f"partition {record.partition}: {record.detail}")
+            continue
         seen.records += 1
         event_id = _id_of(record, flow.ce_source.encode())
         if event_id is None:

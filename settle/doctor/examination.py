@@ -266,6 +266,7 @@ def _broker_looks(admin: KafkaAdminClient, settings: Mapping[str, Settings]) -> 
         ]
         if where:
             yield f"{name} lag", partial(groups.check_lag, admin, service, settings[name], where)
-    # Last: the embedded broker hangs up on it.
+    # Last: the embedded broker hangs up on them.
     for topic, description in sorted(found.items()):
+        yield f"transactions {topic}", partial(topics.check_transactions, admin, description)
         yield f"clock {topic}", partial(topics.check_newest, admin, description)

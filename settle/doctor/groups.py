@@ -11,12 +11,13 @@ from kafka.admin import OffsetSpec
 from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from shared.outbox.clients import make_reader
+from shared.outbox.kafka_internals import PartitionError, readable_end
 from shared.outbox.topics import close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from kafka import KafkaAdminClient, TopicPartition
+    from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
     from settle.doctor.check import Check
     from shared.outbox.service import Service
@@ -61,12 +62,14 @@ class _Unread:
         lost: how many are gone that it has not read.
         age_s: of the first, by its timestamp; 0 when there is none.
         is_ahead: whether what it has committed is beyond the end.
+        unreadable: why the first cannot be read; empty when it can.
     """
 
     records: int
     lost: int
     age_s: float
     is_ahead: bool
+    unreadable: str
 
 
 def check_lag(
@@ -75,11 +78,19 @@ def check_lag(
     """How many records the group has still to read, and for how long the first has waited."""
     name = f"{service.name} lag"
     unread = _unread(admin, service, settings, where)
+    unreadable = [each.unreadable for each in unread if each.unreadable]
     records = sum(each.records for each in unread)
     lost = sum(each.lost for each in unread)
     oldest_s = max(each.age_s for each in unread)
     late = f"{records} records, the first for {duration(oldest_s)}"
-    if lost:
+    if unreadable:
+        yield fail(
+            name,
+            f"{late}; {'; '.join(unreadable)}",
+            "the consumer keeps a corrupt batch as a dead letter and goes on; a codec that is"
+            " missing, install; for what the broker refuses, see its log",
+        )
+    elif lost:
         yield fail(
             name,
             f"{lost} records are gone that were never read",
@@ -123,50 +134,87 @@ def _unread(
         told = admin.list_group_offsets(service.name).get(service.name, {})
         committed = {place: each.offset for place, each in told.items() if each.offset >= 0}
     begins = {place: max(starts[place], committed.get(place, 0)) for place in where}
-    ends, first_ms = _look_at(settings, begins)
+    fronts = _read_fronts(settings, begins)
     return [
         _Unread(
-            records=max(0, ends[place] - begins[place]),
+            records=fronts[place].records,
             lost=max(0, starts[place] - committed.get(place, starts[place])),
-            age_s=max(0.0, time.time() - first_ms[place] / 1000) if place in first_ms else 0.0,
-            is_ahead=committed.get(place, 0) > ends[place],
+            age_s=fronts[place].age_s,
+            is_ahead=committed.get(place, 0) > fronts[place].end,
+            unreadable=fronts[place].unreadable,
         )
         for place in where
     ]
 
 
-def _look_at(
+@dataclass(slots=True)
+class _Front:
+    """Where a group goes on to read a partition.
+
+    Args:
+        begin: the offset.
+        end: of the partition.
+        first_ms: the timestamp of the first record there; None while none was seen.
+        unreadable: why the first cannot be read.
+        is_known: whether all of this is.
+    """
+
+    begin: int
+    end: int = 0
+    first_ms: int | None = None
+    unreadable: str = ""
+    is_known: bool = False
+
+    @property
+    def records(self) -> int:
+        """Return how many offsets are to be read; markers of transactions alone count as none."""
+        nothing = self.first_ms is None and not self.unreadable
+        return 0 if nothing else max(0, self.end - self.begin)
+
+    @property
+    def age_s(self) -> float:
+        """Return for how long the first has waited; 0 when none is there, or its time unknown."""
+        return 0.0 if self.first_ms is None else max(0.0, time.time() - self.first_ms / 1000)
+
+
+def _read_fronts(
     settings: Settings, begins: Mapping[TopicPartition, int]
-) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-    """The end of each partition, and the timestamp of the record at which reading would begin.
+) -> dict[TopicPartition, _Front]:
+    """Read what comes first in each partition, and where each ends.
 
     Read, not asked for: of the embedded broker, only what comes with records is right.
     """
+    fronts = {place: _Front(begin) for place, begin in begins.items()}
     reader = make_reader(settings)
     try:
         reader.assign(list(begins))
         for place, offset in begins.items():
             reader.seek(place, offset)
-        first_ms: dict[TopicPartition, int] = {}
         deadline = time.monotonic() + READ_TIMEOUT_S
-        while True:
-            for place, records in reader.poll(timeout_ms=200).items():
-                first_ms.setdefault(place, records[0].timestamp)
-            ends = {place: reader.highwater(place) for place in begins}
-            if _is_complete(begins, ends, first_ms):
-                return {place: int(end) for place, end in ends.items() if end is not None}, first_ms
+        while not all(front.is_known for front in fronts.values()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the topics could not be read within {READ_TIMEOUT_S:.0f} s")
+            _read_on(reader, fronts)
     finally:
         close_quietly(reader)
+    return fronts
 
 
-def _is_complete(
-    begins: Mapping[TopicPartition, int],
-    ends: Mapping[TopicPartition, int | None],
-    first_ms: Mapping[TopicPartition, int],
-) -> bool:
-    return all(
-        end is not None and (end <= begins[place] or place in first_ms)
-        for place, end in ends.items()
-    )
+def _read_on(reader: KafkaConsumer, fronts: Mapping[TopicPartition, _Front]) -> None:
+    try:
+        for place, records in reader.poll(timeout_ms=200).items():
+            if fronts[place].first_ms is None:
+                fronts[place].first_ms = records[0].timestamp
+    except PartitionError as error:
+        front = fronts[error.partition]
+        if front.first_ms is None:
+            front.unreadable = str(error)
+        front.is_known = True
+        reader.pause(error.partition)
+    for place, front in fronts.items():
+        end = reader.highwater(place)
+        if end is not None:
+            front.end = end
+            # What is behind an open transaction is not given; the check of the topic tells of it.
+            readable = readable_end(reader, place)
+            front.is_known |= front.first_ms is not None or reader.position(place) >= readable

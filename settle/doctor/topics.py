@@ -12,6 +12,7 @@ from kafka.errors import KafkaConnectionError
 from settle.doctor.broker import settings_of
 from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
+from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from shared.outbox.clients import MAX_REQUEST_BYTES
 from shared.outbox.store import PAYLOAD_MAX_BYTES
 
@@ -171,6 +172,38 @@ def check_sending(
         )
     else:
         yield ok(name, f"acks=all of {least} at the least, up to {largest} bytes")
+
+
+def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Check]:
+    """Check for transactions that stay open: nothing behind their first record is consumed."""
+    name = f"transactions {topic['name']}"
+    try:
+        states = admin.describe_producers(places(topic))
+    except KafkaConnectionError:
+        yield ok(name, UNTOLD)  # the embedded broker hangs up
+        return
+    open_ones = [
+        (time.time() - producer.last_timestamp / 1000, partition, producer)
+        for partition, state in states.items()
+        for producer in state.active_producers
+        if producer.current_transaction_start_offset >= 0
+    ]
+    if not open_ones:
+        yield ok(name, "none is open")
+        return
+    age_s, partition, producer = max(open_ones, key=lambda each: each[0])
+    yield graded(
+        name,
+        age_s,
+        f"{len(open_ones)} open; producer {producer.producer_id} wrote last {duration(age_s)} ago,"
+        f" and holds back partition {partition.partition} from offset"
+        f" {producer.current_transaction_start_offset} on",
+        "end the producer's transaction, or abort it: kafka-transactions --bootstrap-server ..."
+        f" abort --topic {partition.topic} --partition {partition.partition}"
+        f" --start-offset {producer.current_transaction_start_offset}",
+        warn_over=LATE_WARN_S,
+        fail_over=LATE_FAIL_S,
+    )
 
 
 def check_newest(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Check]:

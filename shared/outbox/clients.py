@@ -1,25 +1,21 @@
-"""Kafka clients, with every option that matters given explicitly; none is left to a default."""
+"""Kafka clients. Every option that matters is given explicitly.
+
+A test lists the options that are left to their defaults, each with its reason.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaError
-from kafka.net.compat import KafkaNetClient
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.partitioner import DefaultPartitioner
 
-from shared.outbox.header_names import accept_any_header_name
+from shared.outbox.kafka_internals import connect, never_create_topics, patch_consumers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kafka.cluster import ClusterMetadata
-    from kafka.net.connection import KafkaConnection
-
     from shared.settings import Settings
-
-_Client = TypeVar("_Client")
 
 # A relay holds its shards for at most these two and the 2 s that its sender's thread has to end:
 # 9 s. The database ends its transaction after LEASE_MS (see relay); the sum must stay below.
@@ -34,7 +30,32 @@ MAX_POLL_INTERVAL_MS = 300_000
 # As a broker takes unless told otherwise (message.max.bytes).
 MAX_REQUEST_BYTES = 1024 * 1024
 
-_RECONNECT = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 1_000}
+# A response larger than this ends the connection; a batch never comes near it.
+RECEIVE_MAX_BYTES = 100_000_000
+IDLE_CONNECTION_MS = 540_000
+METADATA_MAX_AGE_MS = 30_000
+RETRY_BACKOFF_MS = 100
+
+
+def _connection(settings: Settings, client_id: str) -> dict[str, Any]:
+    """Return the options that all clients have in common."""
+    return {
+        "bootstrap_servers": list(settings.kafka_bootstrap_servers),
+        "client_id": client_id,
+        "security_protocol": "PLAINTEXT",
+        "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
+        "reconnect_backoff_ms": 50,
+        "reconnect_backoff_max_ms": 1_000,
+        "retry_backoff_ms": RETRY_BACKOFF_MS,
+        "connections_max_idle_ms": IDLE_CONNECTION_MS,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+        "max_in_flight_requests_per_connection": 5,
+        "receive_message_max_bytes": RECEIVE_MAX_BYTES,
+        # A bootstrap name with several addresses is tried at each of them.
+        "client_dns_lookup": "use_all_dns_ips",
+        # Ask each broker which versions it speaks.
+        "api_version": None,
+    }
 
 
 def make_admin(settings: Settings, client_id: str) -> KafkaAdminClient:
@@ -43,69 +64,41 @@ def make_admin(settings: Settings, client_id: str) -> KafkaAdminClient:
     Raises:
         KafkaError: no broker can be reached.
     """
-    return _connected(
+    return connect(
         KafkaAdminClient,
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
-        client_id=client_id,
+        **_connection(settings, client_id),
         request_timeout_ms=REQUEST_TIMEOUT_MS,
-        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
-        **_RECONNECT,
     )
 
 
 def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
     """Connect a producer whose records are acknowledged by all replicas, each kept once.
 
-    Keys are placed by the default partitioner, murmur2, as Java's clients place them.
-
     Raises:
         KafkaError: no broker can be reached.
     """
-    producer = _connected(
+    producer = connect(
         KafkaProducer,
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
-        client_id=client_id,
+        **_connection(settings, client_id),
         acks="all",
         enable_idempotence=True,
-        max_in_flight_requests_per_connection=5,
+        # The database's transaction is what makes an event; the outbox sends it again if need be.
+        transactional_id=None,
+        # DELIVERY_TIMEOUT_MS bounds the attempts.
+        retries=float("inf"),
         allow_auto_create_topics=False,
         max_block_ms=MAX_BLOCK_MS,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
+        # murmur2 of the key, as Java's clients place it.
+        partitioner=DefaultPartitioner(),
+        compression_type=None,
         linger_ms=5,
         batch_size=128 * 1024,
         max_request_size=MAX_REQUEST_BYTES,
-        **_RECONNECT,
     )
-    _never_create_topics(producer._metadata)  # noqa: SLF001
+    never_create_topics(producer)
     return producer
-
-
-def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -> None:
-    """Have a producer call back, in the thread that sends, when a connection to a broker ends.
-
-    By itself it connects anew and goes on, whatever it meets there. It is called before anything
-    is sent over another connection.
-    """
-    manager = producer._sender._client._manager  # noqa: SLF001 - there is no public hook
-    connect = manager.get_connection
-    watched: WeakSet[KafkaConnection] = WeakSet()
-
-    def watch(node_id: int | str, connection: KafkaConnection) -> None:
-        # A bootstrap connection carries no events, and is closed when it has done its work.
-        if connection not in watched and not manager.cluster.is_bootstrap(node_id):
-            watched.add(connection)
-            connection.close_future.add_both(call)
-
-    def get_connection(node_id: int | str, *arguments: Any, **options: Any) -> KafkaConnection:
-        connection = connect(node_id, *arguments, **options)
-        watch(node_id, connection)
-        return connection
-
-    manager.get_connection = get_connection
-    for node_id, connection in list(manager._conns.items()):  # noqa: SLF001
-        watch(node_id, connection)
 
 
 def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
@@ -116,8 +109,12 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
     """
     return _consumer(
         settings,
-        client_id=f"inbox-consumer-{group_id}",
+        f"inbox-consumer-{group_id}",
         group_id=group_id,
+        # Each start is a new member: a process has no name that outlives it.
+        group_instance_id=None,
+        # Both spread partitions evenly enough; every member must know one in common.
+        partition_assignment_strategy=(RangePartitionAssignor, RoundRobinPartitionAssignor),
         max_poll_records=settings.consumer_batch,
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
         session_timeout_ms=SESSION_TIMEOUT_MS,
@@ -134,60 +131,33 @@ def make_reader(settings: Settings) -> KafkaConsumer:
     """
     return _consumer(
         settings,
-        client_id="settle-reader",
+        "settle-reader",
         group_id=None,
         max_poll_records=2_000,
         fetch_max_bytes=4 * 1024 * 1024,
     )
 
 
-def _consumer(settings: Settings, **options: Any) -> KafkaConsumer:
-    accept_any_header_name()
-    consumer = _connected(
+def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsumer:
+    patch_consumers()
+    consumer = connect(
         KafkaConsumer,
-        bootstrap_servers=list(settings.kafka_bootstrap_servers),
+        **_connection(settings, client_id),
+        # What a producer has aborted never happened, and what is not committed yet has not.
+        isolation_level="read_committed",
+        check_crcs=True,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
+        exclude_internal_topics=True,
         request_timeout_ms=10_000,
-        bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS,
         fetch_min_bytes=1,
         # Apache Kafka answers as soon as there is a record; the embedded broker looks only every so
         # often while a fetch waits, by a share of this time (500: 0 to 100 ms late; 50: 3 to 11).
         fetch_max_wait_ms=50,
         max_partition_fetch_bytes=2 * 1024 * 1024,
-        metadata_max_age_ms=30_000,
-        **_RECONNECT,
+        enable_incremental_fetch_sessions=True,
         **options,
     )
-    _never_create_topics(consumer._cluster)  # noqa: SLF001
+    never_create_topics(consumer)
     return consumer
-
-
-def _connected(client_class: Callable[..., _Client], **options: Any) -> _Client:
-    """Make a client; if no broker answers, leave nothing of it behind.
-
-    kafka-python 3.0.12 starts a client's thread before it connects, and does not end it when that
-    fails: an hour's outage would leave hundreds.
-    """
-    nets: list[KafkaNetClient] = []
-
-    def net_client(**net_options: Any) -> KafkaNetClient:
-        nets.append(KafkaNetClient(**net_options))
-        return nets[-1]
-
-    try:
-        return client_class(kafka_client=net_client, **options)
-    except KafkaError:
-        for net in nets:
-            net.close()
-        raise
-
-
-def _never_create_topics(cluster: ClusterMetadata) -> None:
-    """Give `allow_auto_create_topics` to where kafka-python 3.0.12 asks for it, but never puts it.
-
-    A broker that forgot a topic would make it anew for whoever is still connected, with a
-    partition count of its own.
-    """
-    cluster.config["allow_auto_create_topics"] = False

@@ -26,6 +26,7 @@ from shared.outbox.clients import make_admin, make_consumer
 from shared.outbox.failures import DatabaseTroubleError, HandlerLimits
 from shared.outbox.handler_guard import GUARDABLE
 from shared.outbox.held import Held, HeldPartitions
+from shared.outbox.partition_reader import PartitionReader
 from shared.outbox.partitions import inbox_partitions, maintain
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
@@ -106,6 +107,7 @@ class Consumer:
             brake_failures=settings.brake_failures,
         )
         self._applier = Applier(service, sessions, limits)
+        self._reader = PartitionReader()
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._broker = Backoff("consumer.broker")
         self._database = Backoff("consumer.database")
@@ -138,8 +140,8 @@ class Consumer:
             consumer = self._connect()
             self._held.release_due(consumer)
             self._release_resumed(consumer)
-            batch: _Batch = consumer.poll(
-                timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
+            batch: _Batch = self._reader.poll(
+                consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
             )
             if batch:
                 self._take(consumer, batch)
@@ -216,7 +218,7 @@ class Consumer:
         stopped = self._held.details(stopped=True)
         if stopped:
             return "stopped", "; ".join(stopped)
-        waiting = self._held.details(stopped=False)
+        waiting = [*self._held.details(stopped=False), *filter(None, [self._reader.held()])]
         return ("waiting", "; ".join(waiting)) if waiting else ("ready", "")
 
     def _connect(self) -> KafkaConsumer:

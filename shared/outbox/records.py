@@ -14,6 +14,7 @@ from marshmallow import ValidationError
 
 from shared.errors import SettleError
 from shared.outbox.event import ReceivedEvent
+from shared.outbox.partition_reader import UnreadableBatch
 from shared.trace import Trace
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscr
         record: from the consumer.
         subscriptions: by topic and type.
     """
+    if isinstance(record, UnreadableBatch):
+        return Parsed(record, invalid=InvalidRecordError(record.reason, record.detail))
     try:
         headers = _headers(record)
         subscription = subscriptions.get((record.topic, headers["ce_type"]))

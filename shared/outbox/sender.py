@@ -25,7 +25,12 @@ from kafka.errors import (
     RecordListTooLargeError,
 )
 
-from shared.outbox.clients import DELIVERY_TIMEOUT_MS, make_producer, when_connection_ends
+from shared.outbox.clients import DELIVERY_TIMEOUT_MS, make_producer
+from shared.outbox.kafka_internals import (
+    stop_sending,
+    wait_for_sending_to_end,
+    when_connection_ends,
+)
 from shared.outbox.service import topic_of
 
 if TYPE_CHECKING:
@@ -114,9 +119,7 @@ class Sender:
         self._stop()
         # KafkaProducer.close() flushes first, and when that times out it raises and leaves its
         # thread sending; by now the thread has nothing left to send.
-        thread = self._producer._sender  # noqa: SLF001
-        thread.join(_THREAD_END_S)
-        if thread.is_alive():
+        if not wait_for_sending_to_end(self._producer, _THREAD_END_S):
             log.warning("relay.producer_thread_lingers")
         try:
             self._producer.close(timeout=0)
@@ -127,7 +130,7 @@ class Sender:
         # Called by the sending thread itself when a batch fails or its connection ends, before it
         # takes up another.
         self._stopped = True
-        self._producer._sender.force_close()  # noqa: SLF001 - close(timeout=0) would flush first
+        stop_sending(self._producer)
 
     def _headers(self, event: PendingEvent) -> list[tuple[str, bytes]]:
         """CloudEvents 1.0, Kafka protocol binding, binary content mode."""

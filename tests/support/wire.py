@@ -77,6 +77,7 @@ class _Link:
     client: StreamWriter
     server: StreamWriter
     left_behind: bool = False
+    garbled: tuple[bytes, bytes] | None = None
 
 
 class Wire:
@@ -134,6 +135,13 @@ class Wire:
         """Leave all connections that there are behind; those to come are to the next server."""
         for link in list(self._links):
             link.left_behind = True
+
+    def garble(self, found: bytes, instead: bytes, *who: str) -> None:
+        """Replace bytes in what the server sends over the connections that there are now."""
+        assert len(found) == len(instead)
+        for link in list(self._links):
+            if link.name.startswith(who):
+                link.garbled = found, instead
 
     @contextmanager
     def losing_an_answer(self) -> Iterator[None]:
@@ -212,6 +220,8 @@ class Wire:
                 if self._loses_next and target is link.client:
                     self._loses_next = False
                     return
+                if link.garbled and target is link.client:
+                    data = data.replace(*link.garbled)
                 target.write(data)
                 await target.drain()
 

@@ -1,0 +1,272 @@
+"""Batches that cannot be read: they stop their own partition, or are kept and skipped."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import kafka.codec
+import pytest
+from kafka import KafkaProducer
+
+from settle.audit.run import audit
+from support.broker import KAFKA, KafkaBroker, chosen
+from support.delivery import ORDERS, PARTITIONS, Delivery, order_created
+from support.doctor import Doctor
+from support.ports import free_port
+from support.segments import (
+    ATTRIBUTES_AT,
+    CODECS,
+    COUNT_AT,
+    LENGTH_AT,
+    MAGIC_AT,
+    RECORDS_AT,
+    flip,
+    put,
+    rewrite,
+    with_checksum,
+)
+from support.waiting import wait_until
+from support.wire import Wire, kafka_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from uuid import UUID
+
+pytestmark = [
+    pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker keeps no files"),
+    pytest.mark.timeout(240),
+]
+
+PRICE = 5
+
+
+def said_to_be(codec: str) -> Callable[[bytes], bytes]:
+    """Return what makes a batch say that it is compressed, which it is not."""
+    return lambda batch: with_checksum(put(batch, ATTRIBUTES_AT, ">h", CODECS[codec]))
+
+
+CORRUPT: dict[str, Callable[[bytes], bytes]] = {
+    "checksum": lambda batch: flip(batch, RECORDS_AT + 20),
+    "gzip": said_to_be("gzip"),
+    "snappy": said_to_be("snappy"),
+    "lz4": said_to_be("lz4"),
+    "zstd": said_to_be("zstd"),
+    "missing record": lambda batch: with_checksum(put(batch, COUNT_AT, ">i", 2)),
+    "negative length": lambda batch: with_checksum(put(batch, RECORDS_AT, ">B", 0x7F)),
+    "format": lambda batch: put(batch, MAGIC_AT, ">b", 9),
+}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[KafkaBroker]:
+    """A node of these tests, to stop and start."""
+    with KafkaBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def topic(payments_url: str, orders_url: str, node: KafkaBroker) -> Delivery:
+    """Both databases, and `node`, empty."""
+    node.reset()
+    return Delivery(payments_url, orders_url, node.bootstrap)
+
+
+def put_orders(delivery: Delivery, user: UUID, partition: int, *counts: int) -> None:
+    """Put batches of so many orders into a partition."""
+    for count in counts:
+        delivery.produce(
+            ORDERS,
+            *(replace(order_created(user, PRICE), partition=partition) for _ in range(count)),
+        )
+
+
+def corrupt(node: KafkaBroker, number: int, change: Callable[[bytes], bytes]) -> bytes:
+    """Change a batch of partition 0 on the node's disk."""
+    node.stop()
+    changed = rewrite(node.folder, ORDERS, 0, number, change)
+    node.start()
+    return changed
+
+
+@pytest.mark.parametrize("kind", CORRUPT)
+def test_a_corrupt_batch_is_kept_whole_and_everything_else_is_applied(
+    node: KafkaBroker, topic: Delivery, kind: str
+) -> None:
+    user = topic.open_account(1000)
+    put_orders(topic, user, 0, 2, 1, 2)
+    put_orders(topic, user, 1, 3)
+    batch = corrupt(node, 1, CORRUPT[kind])
+
+    with topic.process("inbox-consumer", "run", "payments") as consumer:
+        wait_until(lambda: topic.committed("payments") == 8, timeout_s=60, what="all to be read")
+        held = consumer.logged("consumer.partition_held")
+        down = consumer.logged("consumer.broker_down")
+
+    assert len(topic.charges()) == 7
+    (letter,) = topic.dead_letters("payments")
+    assert (letter.reason, letter.topic, letter.partition, letter.offset) == (
+        "unreadable_batch",
+        ORDERS,
+        0,
+        2,
+    )
+    assert bytes(letter.value) == batch
+    assert (letter.key, letter.headers) == (None, [])
+    assert "offsets 2 to 2" in letter.detail
+    assert [(line["partition"], line["offset"]) for line in held] == [(0, 2)]
+    assert down == []
+
+
+@pytest.mark.parametrize("failpoint", ["consumer.applied", "consumer.committed"])
+def test_a_consumer_killed_at_a_corrupt_batch_keeps_it_once(
+    node: KafkaBroker, topic: Delivery, failpoint: str
+) -> None:
+    user = topic.open_account(1000)
+    put_orders(topic, user, 0, 3, 1)
+    corrupt(node, 0, CORRUPT["checksum"])
+
+    with topic.process(
+        "inbox-consumer", "run", "payments", FAILPOINTS=f"{failpoint}=kill"
+    ) as consumer:
+        assert consumer.wait(timeout_s=40) == -signal.SIGKILL
+    kept = len(topic.dead_letters("payments"))
+    with topic.process("inbox-consumer", "run", "payments"):
+        wait_until(lambda: topic.committed("payments") == 4, timeout_s=60, what="all to be read")
+
+    assert kept == 1
+    assert len(topic.dead_letters("payments")) == 1
+    assert len(topic.charges()) == 1
+
+
+def test_a_damaged_connection_is_replaced_and_nothing_is_given_up(
+    payments_url: str, orders_url: str
+) -> None:
+    """The bytes on the broker are sound: only the first connection garbles them."""
+    port = free_port()
+    with KafkaBroker(port) as node, Wire(kafka_client, port, node.port) as wire:
+        delivery = Delivery(payments_url, orders_url, f"127.0.0.1:{port}")
+        user = delivery.open_account(1000)
+        put_orders(delivery, user, 0, 1)
+        with delivery.process("inbox-consumer", "run", "payments") as consumer:
+            wait_until(lambda: len(delivery.charges()) == 1, timeout_s=60, what="the first")
+            wire.garble(b"order.created", b"order.garbled", "inbox-consumer-payments")
+            put_orders(delivery, user, 0, 2)
+            wait_until(lambda: len(delivery.charges()) == 3, timeout_s=60, what="the others")
+            held = consumer.logged("consumer.partition_held")
+
+    assert delivery.dead_letters("payments") == []
+    assert len(held) == 1
+
+
+def put_compressed(delivery: Delivery, user: UUID, codec: str, partition: int) -> None:
+    """Put an order into a partition, as another client does that compresses."""
+    delivery.produce(ORDERS)  # makes the topic
+    producer = KafkaProducer(bootstrap_servers=delivery.bootstrap, compression_type=codec)
+    record = order_created(user, PRICE)
+    producer.send(
+        ORDERS, value=record.value, key=record.key, headers=record.headers, partition=partition
+    ).get(10)
+    producer.close()
+
+
+def test_every_codec_of_kafka_is_read(topic: Delivery) -> None:
+    user = topic.open_account(1000)
+    codecs = [codec for codec in CODECS if codec != "none"]
+    for partition, codec in enumerate(codecs):
+        put_compressed(topic, user, codec, partition)
+
+    with topic.consumer("payments"):
+        wait_until(lambda: len(topic.charges()) == 4, timeout_s=40, what="all four")
+
+    assert topic.dead_letters("payments") == []
+
+
+def test_a_missing_codec_stops_its_partition_until_it_is_there(
+    topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = topic.open_account(1000)
+    put_compressed(topic, user, "snappy", 0)
+    put_orders(topic, user, 0, 1)
+    for partition in range(1, PARTITIONS):
+        put_orders(topic, user, partition, 1)
+    health = tmp_path / "inbox-consumer-payments.json"
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(kafka.codec, "snappy", None)
+        with topic.consumer("payments", health_dir=str(tmp_path)):
+            wait_until(
+                lambda: len(topic.charges()) == PARTITIONS - 1,
+                timeout_s=60,
+                what="the other partitions",
+            )
+            wait_until(
+                lambda: (
+                    '"waiting"' in health.read_text()
+                    and f"{ORDERS}-0 at 0" in health.read_text()
+                    and "snappy" in health.read_text()
+                ),
+                timeout_s=20,
+                what="the health file to name the partition",
+            )
+            put_orders(topic, user, 1, 1)
+            wait_until(lambda: len(topic.charges()) == PARTITIONS, timeout_s=20, what="one more")
+            lacking.undo()
+            wait_until(
+                lambda: len(topic.charges()) == PARTITIONS + 2, timeout_s=30, what="the held ones"
+            )
+            wait_until(lambda: '"ready"' in health.read_text(), timeout_s=20)
+
+    assert topic.dead_letters("payments") == []
+
+
+def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
+    node: KafkaBroker, topic: Delivery, tmp_path: Path
+) -> None:
+    """It finds no batch behind one whose length is wrong."""
+    user = topic.open_account(1000)
+    put_orders(topic, user, 0, 1, 1, 1)
+    put_orders(topic, user, 1, 1)
+    # Started on it, the node would refuse to run.
+    rewrite(node.folder, ORDERS, 0, 1, lambda batch: put(batch, LENGTH_AT, ">i", 5))
+    health = tmp_path / "inbox-consumer-payments.json"
+
+    with topic.process("inbox-consumer", "run", "payments", HEALTH_DIR=str(tmp_path)) as consumer:
+        wait_until(lambda: len(topic.charges()) == 2, timeout_s=60, what="the other partition")
+        wait_until(
+            lambda: f"{ORDERS}-0 at 1" in health.read_text(), timeout_s=20, what="the health file"
+        )
+        put_orders(topic, user, 1, 1)
+        wait_until(lambda: len(topic.charges()) == 3, timeout_s=20, what="one more")
+        assert consumer.logged("consumer.broker_down") == []
+
+    assert topic.dead_letters("payments") == []
+
+
+def test_audit_and_doctor_read_over_what_cannot_be_read(
+    node: KafkaBroker, topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = topic.open_account(1000)
+    put_orders(topic, user, 0, 1, 1)
+    put_orders(topic, user, 1, 1)
+    put_compressed(topic, user, "snappy", 1)
+    put_orders(topic, user, 1, 1)
+    corrupt(node, 0, CORRUPT["checksum"])
+    monkeypatch.setattr(kafka.codec, "snappy", None)
+    doctor = Doctor(tmp_path, {"payments": topic.payments_url}, topic.bootstrap)
+
+    verdict, found = doctor.verdict("payments lag")
+    report = audit(topic.settings("payments"), topic.settings("orders"), second_look_s=0)
+
+    assert verdict == "fail"
+    assert found.startswith("5 records")
+    assert f"{ORDERS}-0 cannot be read at 0: CorruptRecordError" in found
+    events = report.check(f"{ORDERS}: outbox, topic and inbox agree")
+    assert report.clean, report
+    assert events.notes["foreign in the topic"] == 3
+    assert events.notes["batches that could not be read"] == 2
+    named = " ".join(events.notes)
+    assert "partition 0: The batch with offsets 0 to 0 cannot be read: CorruptRecordError" in named
+    assert "partition 1: The batch with offsets 1 to 1 cannot be read: UnsupportedCodec" in named

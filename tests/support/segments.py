@@ -1,0 +1,77 @@
+"""Batches of records as bytes, and the files in which Apache Kafka keeps them."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from kafka.record.memory_records import MemoryRecordsBuilder
+from kafka.record.util import calc_crc32c
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+# The record batch of Kafka's documentation, "Implementation: Message Format".
+LENGTH_AT, MAGIC_AT, CRC_AT, ATTRIBUTES_AT = 8, 16, 17, 21
+LAST_OFFSET_DELTA_AT, COUNT_AT, RECORDS_AT = 23, 57, 61
+_OVERHEAD = 12
+
+
+def batch_of(*values: bytes, offset: int = 0, codec: str = "none") -> bytes:
+    """Return a batch with a record for each value."""
+    builder = MemoryRecordsBuilder(
+        magic=2, compression_type=CODECS[codec], batch_size=1 << 20, offset=0
+    )
+    for value in values:
+        builder.append(timestamp=1_000, key=b"key", value=value, headers=[])
+    builder.close()
+    return put(bytes(builder.buffer()), 0, ">q", offset)
+
+
+def put(batch: bytes, at: int, form: str, value: int) -> bytes:
+    """Return the batch with a number replaced."""
+    changed = bytearray(batch)
+    struct.pack_into(form, changed, at, value)
+    return bytes(changed)
+
+
+def with_checksum(batch: bytes) -> bytes:
+    """Return the batch with the checksum that its content has."""
+    return put(batch, CRC_AT, ">I", calc_crc32c(batch[ATTRIBUTES_AT:]))
+
+
+def flip(batch: bytes, at: int) -> bytes:
+    """Return the batch with a byte replaced by another."""
+    return put(batch, at, ">B", batch[at] ^ 0xFF)
+
+
+def batches_in(log: bytes) -> list[bytes]:
+    """Return the batches of a segment, each with its header."""
+    found, position = [], 0
+    while position < len(log):
+        (length,) = struct.unpack_from(">i", log, position + LENGTH_AT)
+        if length == 0:
+            break  # the rest of the file is allocated, and empty
+        found.append(log[position : position + _OVERHEAD + length])
+        position += _OVERHEAD + length
+    return found
+
+
+def rewrite(
+    folder: Path, topic: str, partition: int, number: int, change: Callable[[bytes], bytes]
+) -> bytes:
+    """Change one batch on the disk of a node, in its place.
+
+    Returns:
+        The batch as it is now.
+    """
+    (segment,) = folder.glob(f"data/{topic}-{partition}/*.log")
+    found = batches_in(segment.read_bytes())
+    changed = change(found[number])
+    assert len(changed) == len(found[number])
+    with segment.open("r+b") as file:
+        file.seek(sum(len(batch) for batch in found[:number]))
+        file.write(changed)
+    return changed

@@ -1,0 +1,180 @@
+"""Which partitions are paused, tried again and given up, without a broker."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import CorruptRecordError, UnknownError, UnsupportedCodecError
+
+from shared.outbox import partition_reader
+from shared.outbox.kafka_internals import PartitionError, UnreadableBatchError
+from shared.outbox.partition_reader import PartitionReader, UnreadableBatch
+
+BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 1)
+
+
+class FakeConsumer:
+    """A consumer whose partition `BAD` raises for as long as it is not paused or moved on."""
+
+    def __init__(self, error: PartitionError | None) -> None:
+        self.error = error
+        self.paused: set[TopicPartition] = set()
+        self.partitions = {BAD, GOOD}
+        self.sought: list[tuple[TopicPartition, int]] = []
+        self.ends: dict[TopicPartition, int] = {}
+        self.positions: dict[TopicPartition, int] = {}
+
+    def assignment(self) -> set[TopicPartition]:
+        return self.partitions
+
+    def highwater(self, partition: TopicPartition) -> int | None:
+        return self.ends.get(partition)
+
+    def position(self, partition: TopicPartition) -> int:
+        return self.positions[partition]
+
+    def pause(self, partition: TopicPartition) -> None:
+        self.paused.add(partition)
+
+    def resume(self, partition: TopicPartition) -> None:
+        self.paused.discard(partition)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.sought.append((partition, offset))
+        self.error = None
+
+    def poll(self, **_: Any) -> dict[TopicPartition, list[str]]:
+        if self.error is not None and BAD not in self.paused:
+            raise self.error
+        return {GOOD: ["good"]}
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[TopicPartition]:
+    """The partitions to whose leader the connection was closed."""
+    seen: list[TopicPartition] = []
+    monkeypatch.setattr(
+        partition_reader, "close_connection", lambda _, partition: seen.append(partition)
+    )
+    return seen
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def corrupt() -> UnreadableBatchError:
+    return UnreadableBatchError(BAD, 7, CorruptRecordError("crc"), last_offset=9, value=b"raw")
+
+
+def lacking() -> UnreadableBatchError:
+    return UnreadableBatchError(
+        BAD, 7, UnsupportedCodecError("snappy"), last_offset=9, value=b"raw"
+    )
+
+
+def poll(reader: PartitionReader, consumer: FakeConsumer) -> Any:
+    return reader.poll(consumer, timeout_ms=500)
+
+
+def test_a_corrupt_batch_is_fetched_over_three_new_connections_and_then_given_up(
+    closed: list[TopicPartition], clock: list[float]
+) -> None:
+    reader, consumer = PartitionReader(), FakeConsumer(corrupt())
+    for _ in range(3):
+        assert poll(reader, consumer) == {}
+        assert poll(reader, consumer) == {GOOD: ["good"]}  # meanwhile
+        clock[0] += 1
+
+    given = poll(reader, consumer)
+
+    assert closed == [BAD] * 3
+    assert consumer.sought == [(BAD, 10)]
+    ((record,),) = given.values()
+    assert isinstance(record, UnreadableBatch)
+    assert (record.offset, record.value) == (9, b"raw")
+    assert "offsets 7 to 9" in record.detail
+    assert reader.held() == ""
+    assert consumer.paused == set()
+
+
+def test_a_batch_that_can_be_read_after_all_is_not_given_up(
+    closed: list[TopicPartition], clock: list[float]
+) -> None:
+    reader, consumer = PartitionReader(), FakeConsumer(corrupt())
+    poll(reader, consumer)
+    consumer.error = None
+    clock[0] += 1
+    poll(reader, consumer)
+    clock[0] += partition_reader.SOUND_AFTER_S + 1
+
+    poll(reader, consumer)
+
+    assert len(closed) == 1
+    assert reader.held() == ""
+
+
+@pytest.mark.parametrize("error", [lacking(), PartitionError(BAD, 7, UnknownError("a bug"))])
+def test_what_may_be_cured_is_held_back_however_long_it_takes(
+    error: PartitionError, closed: list[TopicPartition], clock: list[float]
+) -> None:
+    reader, consumer = PartitionReader(), FakeConsumer(error)
+
+    for _ in range(50):
+        assert poll(reader, consumer) == {}
+        assert poll(reader, consumer) == {GOOD: ["good"]}
+        clock[0] += partition_reader.DELAY_MAX_S
+
+    assert "orders.events-0 at 7" in reader.held()
+    assert (closed, consumer.sought) == ([], [])
+
+
+def test_a_reader_that_cannot_wait_skips_what_it_lacks_the_codec_for(
+    closed: list[TopicPartition], clock: list[float]
+) -> None:
+    reader, consumer = PartitionReader(skips_missing_codec=True), FakeConsumer(lacking())
+
+    given = poll(reader, consumer)
+
+    assert isinstance(given[BAD][0], UnreadableBatch)
+    assert consumer.sought == [(BAD, 10)]
+
+
+def test_a_partition_that_another_consumer_was_given_is_forgotten(
+    closed: list[TopicPartition], clock: list[float]
+) -> None:
+    reader, consumer = PartitionReader(), FakeConsumer(lacking())
+    poll(reader, consumer)
+    consumer.partitions = {GOOD}
+
+    poll(reader, consumer)
+
+    assert reader.held() == ""
+
+
+def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
+    clock: list[float],
+) -> None:
+    reader, consumer = PartitionReader(), FakeConsumer(None)
+    consumer.ends = {BAD: 9, GOOD: 9}
+    consumer.positions = {BAD: 7, GOOD: 9}
+    poll(reader, consumer)
+    clock[0] += partition_reader.STALLED_S - 1
+    poll(reader, consumer)
+    early = reader.held()
+    clock[0] += 2
+    poll(reader, consumer)
+
+    late = reader.held()
+    consumer.positions[BAD] = 8
+    poll(reader, consumer)
+
+    assert early == ""
+    assert "orders.events-0 at 7" in late
+    assert reader.held() == ""
