@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +20,6 @@ from shared.outbox.clients import make_admin
 from shared.outbox.pending import queue_again
 from shared.outbox.relay import Relay
 from shared.outbox.topics import close_quietly, ensure_topics
-from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -72,7 +70,7 @@ def replay(service: str, since: timedelta) -> None:
     found, settings = start(service)
     engine = make_engine(settings.database_url, application_name="outbox-relay replay", pool_size=1)
     with engine.begin() as connection:
-        count = queue_again(connection, found.aggregatetypes, least_id(datetime.now(UTC) - since))
+        count = queue_again(connection, found.aggregatetypes, since)
     engine.dispose()
     click.echo(f"{count} events of {found.name} are in line to be sent again.")
 
