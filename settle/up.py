@@ -233,26 +233,21 @@ def _migrate(stack: Stack) -> None:
 
 
 def _create_topics() -> None:
-    services = [load_service(name) for name in SERVICES]
-    topics = {
-        topic
-        for service in services
-        for topic in (*service.published_topics, *service.consumed_topics)
-    }
-    settings = read_settings(SERVICES[0])
+    settings = {name: read_settings(name) for name in SERVICES}
     deadline = time.monotonic() + TOPICS_TIMEOUT_S
     while True:
         try:
-            admin = make_admin(settings, "settle-up")
-            try:
-                ensure_topics(admin, topics, settings)
-            finally:
-                close_quietly(admin)
+            for name in SERVICES:
+                admin = make_admin(settings[name], "settle-up")
+                try:
+                    ensure_topics(admin, load_service(name).published_topics, settings[name])
+                finally:
+                    close_quietly(admin)
         except KafkaError as error:
             if time.monotonic() > deadline:
+                brokers = ",".join(settings[SERVICES[0]].kafka_bootstrap_servers)
                 raise UpError(
-                    f"The broker at {','.join(settings.kafka_bootstrap_servers)} does not take "
-                    f"topics: {error}. Check {BOOTSTRAP}."
+                    f"The broker at {brokers} does not take topics: {error}. Check {BOOTSTRAP}."
                 ) from error
         else:
             return

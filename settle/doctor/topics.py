@@ -48,8 +48,8 @@ def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) ->
         yield fail(
             name,
             "missing; nothing else of it was looked at",
-            f"outbox-relay topics {settings.service} makes it, as does a relay that runs, which"
-            " then sends its events again",
+            "start the relay of the service that publishes it: it creates the topic, and sends"
+            " the events again",
         )
         return
     partitions = found["partitions"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
-from kafka import OffsetAndMetadata
 from kafka.errors import (
     BrokerResponseError,
     CommitFailedError,
@@ -26,13 +26,21 @@ from shared.outbox.clients import make_admin, make_consumer
 from shared.outbox.failures import DatabaseTroubleError, HandlerLimits
 from shared.outbox.handler_guard import GUARDABLE
 from shared.outbox.held import Held, HeldPartitions
+from shared.outbox.offsets import OnAssignment, find_stale, offsets_of
 from shared.outbox.partition_reader import PartitionReader
 from shared.outbox.partitions import inbox_partitions, maintain
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
-from shared.outbox.topics import close_quietly, ensure_topics
+from shared.outbox.topics import (
+    close_quietly,
+    find_topics,
+    is_embedded,
+    read_topic_settings,
+    why_kept_too_long,
+)
 from shared.outbox.wakeup import notify_after_commit
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from uuid import UUID
 
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -50,9 +58,15 @@ DATABASE = "database"
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 TOPIC_CHECK_S = 5.0
+# How often a consumer looks for a topic that does not exist yet.
+TOPIC_WAIT_S = 1.0
 # On the embedded broker, joining takes half of the session's time-out (clients.py). After a member
 # died it takes up to 9 s; to end that early costs a second reading of the topic, no more.
 JOIN_STUCK_S = 6.0
+# On every broker, a join may take as long as another member's batch, normally under 10 s. A member
+# that needs longer is not harmed when this consumer connects again: it keeps its place until
+# MAX_POLL_INTERVAL_MS. Without this limit, a lost answer would keep the consumer waiting as long.
+JOIN_TIMEOUT_S = 60.0
 MAINTENANCE_S = 600.0
 # A consumer that is frozen in a transaction loses it after this time: whoever was given its
 # partitions waits for the inbox rows in it, and deposits wait for the accounts.
@@ -117,7 +131,12 @@ class Consumer:
         self._held = HeldPartitions()
         self._stops_checked_at = 0.0
         self._joining_since: float | None = None
+        self._is_embedded = False
+        # Of the topics that the consumer reads, as it found them before it joined.
         self._topic_ids: dict[str, UUID | None] = {}
+        self._last_ids: dict[str, UUID | None] = {}
+        self._recreated: set[str] = set()
+        self._missing: list[str] = []
         self._topics_checked_at = 0.0
         self._maintained_at: float | None = None
 
@@ -138,6 +157,9 @@ class Consumer:
         try:
             self._maintain_if_due()
             consumer = self._connect()
+            if consumer is None:
+                self._wait_for_topics()
+                return
             self._held.release_due(consumer)
             self._release_resumed(consumer)
             batch: _Batch = self._reader.poll(
@@ -190,16 +212,16 @@ class Consumer:
     def _commit(
         self, consumer: KafkaConsumer, batch: _Batch, held: dict[TopicPartition, Held]
     ) -> None:
-        offsets = {}
+        done = {}
         for place, records in batch.items():
             wait = held.get(place)
-            done = [each for each in records if wait is None or each.offset < wait.offset]
-            if done:
-                offsets[place] = OffsetAndMetadata(done[-1].offset + 1, "", done[-1].leader_epoch)
-        if not offsets:
+            applied = [each for each in records if wait is None or each.offset < wait.offset]
+            if applied:
+                done[place] = applied
+        if not done:
             return
         try:
-            consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
+            consumer.commit(offsets_of(done, self._topic_ids), timeout_ms=COMMIT_TIMEOUT_MS)
         except _REFUSED as error:
             # The group is giving the partitions out anew; whoever gets them reads these again.
             log.debug("consumer.commit_refused", error=type(error).__name__)
@@ -221,15 +243,49 @@ class Consumer:
         waiting = [*self._held.details(stopped=False), *filter(None, [self._reader.held()])]
         return ("waiting", "; ".join(waiting)) if waiting else ("ready", "")
 
-    def _connect(self) -> KafkaConsumer:
+    def _connect(self) -> KafkaConsumer | None:
+        """Join the group. Return None while none of the topics exists."""
         if self._consumer is None:
-            self._topic_ids = self._ensure_topics()
+            admin = self._administration()
+            self._topic_ids = self._find_topics()
+            if not self._topic_ids:
+                return None
+            self._is_embedded = is_embedded(admin)
+            self._check_retention()
             consumer = make_consumer(self._settings, self._service.name)
-            consumer.subscribe(list(self._service.consumed_topics))
             self._consumer = consumer
             self._held = HeldPartitions()
+            listener = OnAssignment(partial(self._skip_stale_offsets, consumer))
+            consumer.subscribe(sorted(self._topic_ids), listener=listener)
             self._joining_since = None
         return self._consumer
+
+    def _skip_stale_offsets(
+        self, consumer: KafkaConsumer, assigned: Collection[TopicPartition]
+    ) -> None:
+        """Read partitions from the beginning whose offsets belong to a topic that is gone."""
+        group = self._service.name
+        found = self._administration().list_group_offsets({group: list(assigned)})
+        stale = find_stale(found.get(group, {}), self._topic_ids, self._recreated)
+        if stale:
+            consumer.seek_to_beginning(*stale)
+            log.info(
+                "consumer.stale_offsets_skipped",
+                partitions=sorted(f"{each.topic}[{each.partition}]" for each in stale),
+            )
+
+    def _check_retention(self) -> None:
+        """Warn of topics that keep events longer than the inbox remembers them."""
+        for topic in self._topic_ids:
+            try:
+                found = read_topic_settings(self._administration(), topic)
+            except BrokerResponseError as error:
+                # The right to read settings may be missing. The inbox protects itself.
+                log.debug("consumer.retention_unknown", topic=topic, error=str(error))
+                continue
+            reason = why_kept_too_long(found, self._settings)
+            if reason is not None:
+                log.warning("consumer.retention_too_long", topic=topic, reason=reason)
 
     def _disconnect(self) -> None:
         if self._consumer is not None:
@@ -243,51 +299,69 @@ class Consumer:
             self._admin = None
 
     def _has_joined(self, consumer: KafkaConsumer) -> bool:
-        """Whether the group has taken this consumer in; when that never ends, it is ended."""
+        """Return whether the consumer is a member of its group; end a join that takes too long."""
         if consumer.group_metadata().state is MemberState.STABLE:
             self._joining_since = None
             return True
         now = time.monotonic()
         if self._joining_since is None:
             self._joining_since = now
-        elif now - self._joining_since > JOIN_STUCK_S:
-            self._joining_since = now
-            # Apache Kafka refuses, for this consumer is a member: another may just be slow.
-            if self._delete_group():
-                log.warning("consumer.join_stuck", instead="joining anew")
-                self._join_anew()
+        waited_s = now - self._joining_since
+        if waited_s > JOIN_TIMEOUT_S or (
+            self._is_embedded and waited_s > JOIN_STUCK_S and self._delete_group()
+        ):
+            log.warning("consumer.join_stuck", waited_s=round(waited_s), instead="joining again")
+            self._join_again()
         return False
 
     def _check_topics_if_due(self) -> None:
-        """Join anew when a topic is not the one it was: its offsets mean something else now."""
+        """Join again when a topic was replaced, is gone, or has come into being."""
         if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
             return
-        ids = self._ensure_topics()
-        if ids != self._topic_ids:
-            log.warning("consumer.topic_lost", topics=sorted(ids), instead="joining anew")
-            self._join_anew()
+        if self._find_topics() != self._topic_ids:
+            self._join_again()
 
-    def _join_anew(self) -> None:
-        """Leave the group, and have the broker forget it where nobody else is in it.
+    def _find_topics(self) -> dict[str, UUID | None]:
+        """Return the ids of the topics that exist, and log what has changed since the last time."""
+        self._topics_checked_at = time.monotonic()
+        wanted = self._service.consumed_topics
+        ids = find_topics(self._administration(), wanted)
+        missing = [topic for topic in wanted if topic not in ids]
+        if missing and missing != self._missing:
+            log.info("consumer.topics_missing", topics=missing)
+        self._missing = missing
+        replaced = {topic for topic in ids if self._last_ids.get(topic, ids[topic]) != ids[topic]}
+        if replaced:
+            log.warning("consumer.topic_lost", topics=sorted(replaced), instead="joining again")
+        self._recreated |= replaced
+        self._last_ids |= ids
+        return ids
 
-        The embedded broker waits for ever for members of before it came back empty, and for one
-        that ended while it joined. With a group go its offsets: records come again, and the inbox
-        drops what it knows.
+    def _wait_for_topics(self) -> None:
+        """Wait a moment for the services that publish the topics to create them."""
+        self._broker.succeeded()
+        self._loop.succeeded()
+        self._health.beat("waiting", f"topic {', '.join(self._missing)} does not exist yet")
+        self._stop.wait(TOPIC_WAIT_S)
+
+    def _join_again(self) -> None:
+        """Leave the group and join it with a new client, which holds no records.
+
+        The embedded broker waits forever for members from before it came back empty, and for one
+        that ended while it joined; there, the group is deleted where it has no other member. Its
+        offsets go with it: records come again, and the inbox drops those that it knows.
         """
         self._disconnect()
-        self._delete_group()
+        if self._is_embedded:
+            self._delete_group()
 
     def _delete_group(self) -> bool:
-        """Whether the broker forgot the group; none does that has members (NON_EMPTY_GROUP)."""
+        """Delete the group; return False when the broker refuses, since it has members."""
         try:
             answer = self._administration().delete_groups([self._service.name])
         except BrokerResponseError:
             return False
         return bool(answer.get(self._service.name) == "OK")
-
-    def _ensure_topics(self) -> dict[str, UUID | None]:
-        self._topics_checked_at = time.monotonic()
-        return ensure_topics(self._administration(), self._service.consumed_topics, self._settings)
 
     def _administration(self) -> KafkaAdminClient:
         if self._admin is None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from shared.outbox.uuid7 import least_id
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Sequence
+    from datetime import timedelta
     from uuid import UUID
 
     from sqlalchemy import Connection
 
 # What one batch may weigh in memory, in bytes of payload.
 BATCH_MAX_BYTES = 4 * 1024 * 1024
+# Events that one statement of a replay reads: far less than a second.
+REPLAY_PIECE = 10_000
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,9 @@ _LOCK_SHARDS = text(
     """
 )
 
-# The head of each shard by its index, however long the shard's tail is.
+# The head of each shard by its index, however long the shard's tail is. Nothing when a topic was
+# noted since the relay made its producer: that producer may know another cluster, another topic or
+# fewer partitions.
 _READ = text(
     """
     SELECT id, seq, shard, aggregatetype, aggregateid, type, payload, requestid, traceparent,
@@ -59,6 +67,9 @@ _READ = text(
         JOIN outbox o ON o.id = head.id
     ) AS weighed
     WHERE weight - octet_length(payload) < :max_bytes
+      AND CAST(:noted_at AS timestamptz[]) = (
+        SELECT coalesce(array_agg(noted_at ORDER BY topic), '{}') FROM outbox_topics
+      )
     ORDER BY seq
     LIMIT :most
     """
@@ -83,11 +94,19 @@ _LOCK_ALL_SHARDS = text("SELECT shard FROM outbox_shards ORDER BY shard FOR UPDA
 
 _QUEUE_AGAIN = text(
     """
-    INSERT INTO outbox_pending (shard, seq, id)
-    SELECT o.shard, o.seq, o.id FROM outbox o
-    WHERE o.id >= :since AND o.aggregatetype = ANY(CAST(:aggregatetypes AS text[]))
-      AND NOT EXISTS (SELECT FROM outbox_refused r WHERE r.seq = o.seq)
-    ON CONFLICT (shard, seq) DO NOTHING
+    WITH piece AS MATERIALIZED (
+        SELECT id, shard, seq, aggregatetype FROM outbox
+        WHERE id > :after ORDER BY id LIMIT :limit
+    ), queued AS (
+        INSERT INTO outbox_pending (shard, seq, id)
+        SELECT shard, seq, id FROM piece
+        WHERE aggregatetype = ANY(CAST(:aggregatetypes AS text[]))
+          AND NOT EXISTS (SELECT FROM outbox_refused r WHERE r.seq = piece.seq)
+        ON CONFLICT (shard, seq) DO NOTHING
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM piece) AS found, (SELECT count(*) FROM queued) AS queued,
+           (SELECT id FROM piece ORDER BY id DESC LIMIT 1) AS last
     """
 )
 
@@ -101,8 +120,18 @@ def lock_shards(connection: Connection, most: int) -> list[int]:
     return list(connection.execute(_LOCK_SHARDS, {"most": most}).scalars())
 
 
-def read_pending(connection: Connection, shards: Sequence[int], most: int) -> list[PendingEvent]:
-    """Read the oldest unsent events of locked shards, in the order in which they were added."""
+def read_pending(
+    connection: Connection, shards: Sequence[int], most: int, noted_at: Sequence[datetime]
+) -> list[PendingEvent]:
+    """Read the oldest unsent events of locked shards, in the order in which they were added.
+
+    Args:
+        connection: in the transaction that holds the shards.
+        shards: which.
+        most: at most so many events.
+        noted_at: from `shared.outbox.lost_topics.note_topics`, before the producer was made. No
+            events are read when a topic was noted since.
+    """
     rows = connection.execute(
         _READ,
         {
@@ -110,6 +139,7 @@ def read_pending(connection: Connection, shards: Sequence[int], most: int) -> li
             "per_shard": max(1, most // len(shards)),
             "most": most,
             "max_bytes": BATCH_MAX_BYTES,
+            "noted_at": list(noted_at),
         },
     )
     return [
@@ -147,22 +177,49 @@ def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
     mark_sent(connection, [event])
 
 
-def queue_again(connection: Connection, aggregatetypes: Sequence[str], since: UUID) -> int:
-    """Have published events sent again, except those that were refused.
+def lock_all_shards(connection: Connection) -> None:
+    """Lock every shard until the caller's transaction ends: no relay sends anything meanwhile."""
+    connection.execute(_LOCK_ALL_SHARDS)
 
-    Holds every shard until the caller's transaction ends, so that none of the keys' later events
-    can overtake them.
+
+def queue_again(
+    connection: Connection,
+    aggregatetypes: Sequence[str],
+    window: timedelta,
+    on_piece: Callable[[], None] = lambda: None,
+) -> int:
+    """Put published events in line to be sent again, except those that the broker refused.
+
+    One transaction holds every shard from the first to the last event: a relay that read a shard
+    in between would send later events of a key before earlier ones. Each statement is bounded, so
+    a long replay keeps the transaction from being idle and lets the process show that it is alive.
 
     Args:
         connection: in a transaction.
         aggregatetypes: of which events.
-        since: the least event id; see `shared.outbox.uuid7.least_id`.
+        window: how far back, by the database's clock.
+        on_piece: called before each statement.
 
     Returns:
         How many were queued that were not yet.
     """
-    connection.execute(_LOCK_ALL_SHARDS)
-    queued = connection.execute(
-        _QUEUE_AGAIN, {"since": since, "aggregatetypes": list(aggregatetypes)}
-    )
-    return queued.rowcount
+    lock_all_shards(connection)
+    after = least_id(_time_before(connection, window))
+    queued = 0
+    while True:
+        on_piece()
+        piece = connection.execute(
+            _QUEUE_AGAIN,
+            {"after": after, "limit": REPLAY_PIECE, "aggregatetypes": list(aggregatetypes)},
+        ).one()
+        queued += int(piece.queued)
+        # What is added meanwhile is in line already.
+        if piece.found < REPLAY_PIECE:
+            return queued
+        after = piece.last
+
+
+def _time_before(connection: Connection, window: timedelta) -> datetime:
+    """Return the database's time minus the window, but no time before 1970."""
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now - min(window, now - _EPOCH)

@@ -13,18 +13,19 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import make_engine
+from shared.errors import SettleError
 from shared.failpoints import failpoint
 from shared.outbox.clients import make_admin
 from shared.outbox.listener import Listener
-from shared.outbox.lost_topics import queue_again_if_lost
+from shared.outbox.lost_topics import Destination, note_topics
 from shared.outbox.partitions import maintain, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
 from shared.outbox.sender import PERMANENT, Sender
-from shared.outbox.topics import close_quietly, ensure_topics
+from shared.outbox.topics import close_quietly, ensure_topics, find_cluster
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    from datetime import datetime
 
     from kafka import KafkaAdminClient
     from sqlalchemy import Engine
@@ -57,6 +58,10 @@ class ShardCountError(FatalError):
     """The setting OUTBOX_SHARDS and the database disagree."""
 
 
+class _ReplayStoppedError(SettleError):
+    """The relay was asked to stop while it put events in line again."""
+
+
 class Relay:
     """One relay of a service's outbox. Any number may run at once.
 
@@ -83,6 +88,7 @@ class Relay:
         self._loop = Backoff("relay.loop", traceback=True)
         self._admin: KafkaAdminClient | None = None
         self._sender: Sender | None = None
+        self._noted_at: list[datetime] = []
         self._topics_checked_at = 0.0
         self._maintained_at: float | None = None
         self._expire_at = 0.0
@@ -93,6 +99,7 @@ class Relay:
 
         Raises:
             ShardCountError: OUTBOX_SHARDS is set, and is not what the database has.
+            ClusterLeftError: the outbox was moved to another Kafka cluster.
         """
         log.info("relay.started", service=self._service.name, pid=os.getpid())
         self._health.beat("starting")
@@ -130,6 +137,8 @@ class Relay:
             # The next server may be another, and this one's listener would not know.
             self._listener.close()
             self._pause(self._database, error, "database")
+        except _ReplayStoppedError:
+            self._disconnect()
         except FatalError:
             raise
         except Exception as error:  # noqa: BLE001 - logged; a defect must not end delivery
@@ -147,7 +156,7 @@ class Relay:
             # A broker ends connections that are idle, and when it restarts.
             self._disconnect()
         if self._sender is None:
-            self._check_topics()
+            self._noted_at = self._check_topics()
             self._sender = Sender(self._settings, self._service.source)
         return self._sender
 
@@ -174,7 +183,7 @@ class Relay:
             if not shards:
                 return 0
             most = 1 if self._singly else self._settings.relay_batch
-            events = read_pending(connection, shards, most)
+            events = read_pending(connection, shards, most, self._noted_at)
             failpoint("relay.locked")
             declared = self._refuse_undeclared(connection, events)
             sent = sender.send(declared)
@@ -239,33 +248,47 @@ class Relay:
         return declared
 
     def _check_topics_if_due(self) -> None:
-        if time.monotonic() - self._topics_checked_at >= TOPIC_CHECK_S:
-            self._check_topics()
+        if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
+            return
+        if self._check_topics() != self._noted_at:
+            # Only a new producer knows the topic's new partitions. This one must send no more.
+            self._disconnect()
 
-    def _check_topics(self) -> None:
-        """Create missing topics; when one is not the one known, send its events again.
+    def _check_topics(self) -> list[datetime]:
+        """Create missing topics. If a topic or the cluster was replaced, send the events again.
 
-        A broker that lost its topics, or an operator who made one anew, would otherwise leave
-        events unsent that are noted as sent.
+        Otherwise events would stay unsent that are noted as sent.
+
+        Returns:
+            When the topics were noted; see `read_pending`.
+
+        Raises:
+            ClusterLeftError: the outbox was moved to another Kafka cluster.
         """
         if self._admin is None:
             self._admin = make_admin(self._settings, f"outbox-relay-admin/{self._service.name}")
-        ids = ensure_topics(self._admin, self._service.published_topics, self._settings)
+        topics = self._service.published_topics
+        ids = ensure_topics(self._admin, topics, self._settings)
+        destination = Destination(
+            find_cluster(self._admin),
+            # A broker that gives no ids cannot show that a topic was replaced.
+            {topic: topic_id for topic, topic_id in ids.items() if topic_id is not None},
+            dict(zip(topics, self._service.aggregatetypes, strict=True)),
+        )
         self._topics_checked_at = time.monotonic()
-        for aggregatetype, topic in zip(
-            self._service.aggregatetypes, self._service.published_topics, strict=True
-        ):
-            self._queue_again_if_lost(aggregatetype, topic, ids.get(topic))
-
-    def _queue_again_if_lost(self, aggregatetype: str, topic: str, topic_id: UUID | None) -> None:
-        if topic_id is None:
-            return  # this broker gives no ids
         window = timedelta(seconds=self._settings.replay_window_s)
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
-            queued = queue_again_if_lost(connection, aggregatetype, topic, topic_id, window)
-        if queued is not None:
+            noted = note_topics(connection, destination, window, self._on_replay_piece)
+        for topic, queued in noted.queued.items():
             log.warning("relay.topic_lost", topic=topic, queued_again=queued)
+        return noted.noted_at
+
+    def _on_replay_piece(self) -> None:
+        """Show that the process is alive, however long a replay takes, and stop when asked to."""
+        self._health.beat("waiting", "events are put in line again")
+        if self._stop.requested:
+            raise _ReplayStoppedError
 
     def _maintain_if_due(self) -> None:
         now = time.monotonic()

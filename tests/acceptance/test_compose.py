@@ -32,7 +32,7 @@ PASSWORDS = {
     "PAYMENTS_DB_PASSWORD": "two",
     "ORDERS_DB_PASSWORD": "three",
 }
-ONE_SHOT = {"migrate-payments", "migrate-orders", "topics"}
+ONE_SHOT = {"migrate-payments", "migrate-orders"}
 OWN = {*ONE_SHOT, "payments", "orders"}
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
@@ -92,7 +92,6 @@ def test_the_start_order(services: dict[str, Any]) -> None:
         assert waits_for(name) == dict.fromkeys(ONE_SHOT, "service_completed_successfully")
     assert waits_for("migrate-payments") == {"postgres": "service_healthy"}
     assert waits_for("migrate-orders") == {"postgres": "service_healthy"}
-    assert waits_for("topics") == {"kafka": "service_healthy"}
 
 
 def test_a_service_knows_its_own_database_alone(services: dict[str, Any]) -> None:
@@ -169,7 +168,6 @@ def test_a_service_becomes_healthy(
 ) -> None:
     """What the image runs, told what the file says, passes the health check that the file has."""
     service = services[name]
-    image.shell(shlex.join(services["topics"]["command"]), **_told(services["topics"], environ))
     port, run = str(free_port()), image.root / "run"
     run.mkdir(exist_ok=True)
     inside = str(service["ports"][0]["target"])

@@ -1,18 +1,23 @@
-"""A consumer that ends while it joins must not keep the others out of the group for ever."""
+"""Joining a group ends, whatever becomes of the members and of the broker's answers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from kafka.protocol.consumer import JoinGroupRequest
+from structlog.testing import capture_logs
 
 from shared.outbox import consumer
 from shared.outbox.clients import make_consumer
-from support.delivery import Record
+from support.broker import KAFKA, chosen
+from support.delivery import ORDERS, Record, order_created
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    import pytest
-
     from support.delivery import Delivery
+    from support.proxy import Proxied
 
 
 def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
@@ -33,3 +38,30 @@ def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
 
     with delivery.consumer("payments"):
         wait_until(taken, timeout_s=30, what="the record to be taken by the next consumer")
+
+
+@pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker has a cure of its own")
+@pytest.mark.parametrize("answered", [0, 1], ids=["the member id", "the assignment"])
+def test_a_lost_answer_to_a_join_ends_in_another_join_and_keeps_the_offsets(
+    proxied: Proxied, proxied_delivery: Delivery, monkeypatch: pytest.MonkeyPatch, answered: int
+) -> None:
+    delivery = proxied_delivery
+    monkeypatch.setattr(consumer, "JOIN_STUCK_S", 0.5)  # for the embedded broker alone
+    monkeypatch.setattr(consumer, "JOIN_TIMEOUT_S", 8.0)
+    with proxied.failing(lambda _: None) as proxy:
+        delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(20)])
+        with delivery.consumer("payments"):
+            wait_until(lambda: delivery.committed("payments") == 20, what="the offsets")
+        delivery.produce(ORDERS, order_created(uuid4(), 1))
+
+        proxy.lose_answer(JoinGroupRequest.API_KEY, after=answered)
+        with delivery.consumer("payments"), capture_logs() as logs:
+            wait_until(
+                lambda: delivery.received("payments") == 21, timeout_s=40, what="the new record"
+            )
+            wait_until(lambda: delivery.committed("payments") == 21, what="its offset")
+        assert proxy.has_lost(JoinGroupRequest.API_KEY)
+
+    assert [each["event"] for each in logs].count("consumer.join_stuck") == 1
+    read = sum(each["records"] for each in logs if each["event"] == "consumer.received")
+    assert read == 1, "records were read again: the offsets were lost"

@@ -1,23 +1,43 @@
-"""Topics are there for all who ask for them at once, whoever of them creates them."""
+"""A topic is created by the service that publishes it, and awaited by those that consume it."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from threading import Barrier
 from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from shared.outbox.clients import make_admin
-from shared.outbox.topics import close_quietly, ensure_topics
+from shared.outbox.service import Subscription, load_service
+from shared.outbox.topics import close_quietly, count_partitions, ensure_topics, find_topics
+from support.broker import KAFKA, chosen
+from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
     from uuid import UUID
 
     from kafka import KafkaAdminClient
 
-    from support.delivery import Delivery
-
 WHO, ROUNDS = 4, 10
+DAY_MS = 24 * 60 * 60 * 1000
+needs_kafka = pytest.mark.skipif(
+    chosen()[0] != KAFKA, reason="the embedded broker does not show a topic's settings"
+)
+
+
+@pytest.fixture
+def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
+    client = make_admin(delivery.settings("orders"), "test")
+    yield client
+    close_quietly(client)
 
 
 def test_all_who_ensure_a_topic_at_once_are_told_of_the_same_one(delivery: Delivery) -> None:
@@ -39,3 +59,84 @@ def test_all_who_ensure_a_topic_at_once_are_told_of_the_same_one(delivery: Deliv
             now = ensure_topics(admins[0], [topic], settings)
             assert now.keys() == {topic}
             assert told == [now] * WHO
+
+
+def test_a_service_creates_what_it_publishes_and_nothing_else(
+    delivery: Delivery, admin: KafkaAdminClient
+) -> None:
+    done = delivery.run("outbox-relay", "topics", "orders", TOPIC_PARTITIONS="3")
+    with delivery.relay("orders", topic_partitions=5):
+        delivery.add("a", 1)
+        delivery.wait_sent("orders")
+
+    assert done.stdout == f"Topics of orders: {ORDERS}\n"
+    assert count_partitions(admin, [ORDERS, PAYMENTS]) == {ORDERS: 3}
+
+
+def test_a_consumer_waits_for_its_topic_and_takes_it_up_when_it_is_there(
+    delivery: Delivery, admin: KafkaAdminClient, tmp_path: Path
+) -> None:
+    health = {"HEALTH_DIR": str(tmp_path), "TOPIC_PARTITIONS": "9"}
+    with delivery.process("inbox-consumer", "run", "payments", **health) as consumer:
+        consumer.wait_logged("consumer.topics_missing")
+        wait_until(
+            lambda: (
+                "waiting"
+                in delivery.run("inbox-consumer", "healthcheck", "payments", **health).stdout
+            ),
+            what="the consumer to say that it waits",
+        )
+        told = delivery.run("inbox-consumer", "healthcheck", "payments", **health).stdout
+        assert find_topics(admin, [ORDERS]) == {}
+
+        delivery.produce(ORDERS, order_created(uuid4(), 1))
+
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="the record")
+        assert "topic orders.events does not exist yet" in told
+        assert len(consumer.logged("consumer.topics_missing")) == 1
+        for trouble in ("consumer.broker_down", "consumer.loop_down", "consumer.topic_lost"):
+            assert not consumer.logged(trouble)
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: 6}
+
+
+def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
+    delivery: Delivery,
+) -> None:
+    payments = load_service("payments")
+    (subscription,) = payments.subscriptions
+    other = Subscription("other.events", "order.created", subscription.schema, subscription.handle)
+    service = replace(payments, subscriptions=(subscription, other))
+    delivery.produce(ORDERS, order_created(uuid4(), 1))
+
+    with delivery.consumer(service):
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="one topic")
+        delivery.produce("other.events", order_created(uuid4(), 1))
+        wait_until(lambda: delivery.received("payments") == 2, timeout_s=30, what="the other")
+
+
+@needs_kafka
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"retention.ms": str(7 * DAY_MS)}, None),
+        ({"retention.ms": str(23 * DAY_MS - 1)}, None),
+        ({"retention.ms": str(23 * DAY_MS)}, "INBOX_RETENTION_S - REPLAY_WINDOW_S"),
+        ({"retention.ms": "-1"}, "events are kept forever"),
+        ({"cleanup.policy": "compact"}, "cleanup.policy contains compact"),
+        ({"cleanup.policy": "compact,delete"}, "cleanup.policy contains compact"),
+    ],
+)
+def test_a_topic_that_remembers_longer_than_the_inbox_is_warned_of(
+    delivery: Delivery, admin: KafkaAdminClient, setting: dict[str, str], said: str | None
+) -> None:
+    """The inbox remembers 30 days, and a replay goes back 7."""
+    ensure_topics(admin, [ORDERS], delivery.settings("orders"))
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, configs=setting)])
+
+    with delivery.process("inbox-consumer", "run", "payments") as consumer:
+        delivery.produce(ORDERS, order_created(uuid4(), 1))
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="the record")
+        warned = consumer.logged("consumer.retention_too_long")
+
+    assert [each["topic"] for each in warned] == ([ORDERS] if said else [])
+    assert all(said in each["reason"] for each in warned if said)

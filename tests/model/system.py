@@ -184,7 +184,7 @@ class System:
             self._engines[service].begin() as connection,
         ):
             shards = lock_shards(connection, ALL)
-            events = read_pending(connection, shards, ALL)[:count] if shards else []
+            events = read_pending(connection, shards, ALL, [])[:count] if shards else []
             # The settings say where the broker is; there is none.
             sent = Sender(None, source).send(events)
             assert sent.error is None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # after, its answer lost.
 REFUSE, OUT_OF_ORDER = "refuse", "out of order"
 CUT_BEFORE, CUT_AFTER = "cut before", "cut after"
+# The answer alone is lost; the connection stays.
+NO_ANSWER = "no answer"
 _ERRORS = {REFUSE: UnknownError, OUT_OF_ORDER: OutOfOrderSequenceNumberError}
 
 
@@ -39,6 +41,8 @@ class Proxy:
         self._lock = threading.Lock()
         self.produced = 0
         self.failed = 0
+        # By api_key: how many requests are still answered before one is not.
+        self._answered: dict[int, int] = {}
         self._listening = socket.create_server(("127.0.0.1", port))
         self._open: list[socket.socket] = [self._listening]
 
@@ -72,8 +76,22 @@ class Proxy:
                 thread.daemon = True
                 thread.start()
 
+    def lose_answer(self, api_key: int, *, after: int) -> None:
+        """Drop one answer to a request of this API; so many before it are passed on."""
+        self._answered[api_key] = after
+
+    def has_lost(self, api_key: int) -> bool:
+        """Whether that answer was dropped."""
+        return api_key not in self._answered
+
     def how(self, api_key: int) -> str | None:
         """How the next request fails."""
+        with self._lock:
+            if api_key in self._answered:
+                self._answered[api_key] -= 1
+                if self._answered[api_key] < 0:
+                    del self._answered[api_key]
+                    return NO_ANSWER
         if api_key != ProduceRequest.API_KEY:
             return None
         with self._lock:
@@ -108,6 +126,7 @@ class _Pair:
         self._proxy, self._client, self._broker = proxy, client, broker
         self._sending = threading.Lock()
         self._cut_at: int | None = None
+        self._dropped: set[int] = set()
 
     def up(self) -> None:
         with suppress(OSError):
@@ -123,6 +142,8 @@ class _Pair:
                     break
                 if how == CUT_AFTER:
                     self._cut_at = correlation_id
+                if how == NO_ANSWER:
+                    self._dropped.add(correlation_id)
                 _send(self._broker, frame)
         self._cut()
 
@@ -132,6 +153,8 @@ class _Pair:
                 (correlation_id,) = struct.unpack_from(">i", frame)
                 if correlation_id == self._cut_at:
                     break
+                if correlation_id in self._dropped:
+                    continue
                 with self._sending:
                     _send(self._client, frame)
         self._cut()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace as changed
 from typing import TYPE_CHECKING
 
 import click
@@ -18,10 +18,10 @@ from shared.outbox.cli.common import (
     stopped_by_signals,
 )
 from shared.outbox.clients import make_admin
+from shared.outbox.partition_count import raise_partitions
 from shared.outbox.pending import queue_again
 from shared.outbox.relay import Relay
 from shared.outbox.topics import close_quietly, ensure_topics
-from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -72,7 +72,7 @@ def replay(service: str, since: timedelta) -> None:
     found, settings = start(service)
     engine = make_engine(settings.database_url, application_name="outbox-relay replay", pool_size=1)
     with engine.begin() as connection:
-        count = queue_again(connection, found.aggregatetypes, least_id(datetime.now(UTC) - since))
+        count = queue_again(connection, found.aggregatetypes, since)
     engine.dispose()
     click.echo(f"{count} events of {found.name} are in line to be sent again.")
 
@@ -95,18 +95,37 @@ def healthcheck(service: str, max_age_s: float) -> None:
 
 @main.command()
 @service_argument
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 10_000),
+    help="Raise the partitions of each topic to this count.",
+)
 @told_in_a_sentence
-def topics(service: str) -> None:
-    r"""Create the topics that SERVICE writes and reads, where they are missing.
+def topics(service: str, partitions: int | None) -> None:
+    r"""Create the topics that SERVICE publishes, where they are missing.
+
+    With --partitions: also add partitions to those that exist, in order per key. While the command
+    runs, no relay sends; it waits until the consumers have read everything. If they do not, it
+    changes nothing and names who is behind. Partitions are never removed.
 
     \b
-    Example: outbox-relay topics payments
+    Examples:
+      outbox-relay topics payments
+      outbox-relay topics payments --partitions 12
     """
     found, settings = start(service)
-    wanted = sorted({*found.published_topics, *found.consumed_topics})
+    if partitions is not None:
+        settings = changed(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")
     try:
-        ensure_topics(admin, wanted, settings)
+        ensure_topics(admin, found.published_topics, settings)
+        if partitions is not None:
+            name = "outbox-relay topics"
+            engine = make_engine(settings.database_url, application_name=name, pool_size=1)
+            raise_partitions(engine, admin, found, partitions)
+            engine.dispose()
     finally:
         close_quietly(admin)
-    click.echo(f"Topics of {found.name}: {', '.join(wanted)}")
+    click.echo(f"Topics of {found.name}: {', '.join(found.published_topics)}")
+    if partitions is not None:
+        click.echo(f"Each has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")

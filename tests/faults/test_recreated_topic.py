@@ -1,0 +1,177 @@
+"""A topic that was deleted and created again is read from its start, whatever the group's state."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaConnectionError
+
+from shared.outbox import consumer as consumer_module
+from shared.outbox.clients import make_admin
+from shared.outbox.offsets import find_stale
+from shared.outbox.topics import close_quietly, ensure_topics, find_topics
+from support.broker import KAFKA, EmbeddedBroker, KafkaBroker, chosen
+from support.delivery import ORDERS, PARTITIONS, Delivery, Record, order_created
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from support.broker import Broker
+
+BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
+needs_kafka = pytest.mark.skipif(
+    chosen()[0] != KAFKA, reason="the embedded broker does not store the metadata of a commit"
+)
+
+
+@pytest.fixture(params=sorted({"embedded", chosen()[0]}))
+def each_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    with BROKERS[request.param]() as broker:
+        yield broker
+
+
+def spread(count: int) -> list[Record]:
+    """Orders in turn for each partition."""
+    return [
+        Record(order.value, order.headers, order.key, partition=number % PARTITIONS)
+        for number in range(count)
+        for order in [order_created(uuid4(), 1)]
+    ]
+
+
+def topic_id(delivery: Delivery) -> UUID | None:
+    admin = make_admin(delivery.settings("orders"), "test")
+    try:
+        return find_topics(admin, [ORDERS]).get(ORDERS)
+    finally:
+        close_quietly(admin)
+
+
+def recreate_topic(delivery: Delivery) -> None:
+    settings = delivery.settings("orders")
+    admin = make_admin(settings, "test")
+    try:
+        before = find_topics(admin, [ORDERS])
+        admin.delete_topics([ORDERS])
+        wait_until(lambda: not find_topics(admin, [ORDERS]), what="the topic to be gone")
+        assert ensure_topics(admin, [ORDERS], settings) != before
+    finally:
+        close_quietly(admin)
+
+
+def wait_received(delivery: Delivery, count: int) -> None:
+    wait_until(
+        lambda: delivery.received("payments") == count,
+        timeout_s=60,
+        what=f"{count} records to be received",
+    )
+
+
+def test_members_that_live_on_read_the_new_topic_from_its_start(
+    each_broker: Broker, payments_url: str, orders_url: str
+) -> None:
+    """Their positions lie within the new topic, and neither of them sees that the old one goes."""
+    delivery = Delivery(payments_url, orders_url, each_broker.bootstrap)
+    delivery.produce(ORDERS, *spread(120))
+    with (
+        delivery.process("inbox-consumer", "run", "payments") as one,
+        delivery.process("inbox-consumer", "run", "payments") as other,
+    ):
+        members = (one, other)
+        wait_received(delivery, 120)
+        for member in members:
+            member.signal(signal.SIGSTOP)
+        wait_until(lambda: all(member.stopped for member in members), what="them to freeze")
+
+        recreate_topic(delivery)
+        delivery.produce(ORDERS, *spread(180))
+        for member in members:
+            member.signal(signal.SIGCONT)
+
+        wait_received(delivery, 300)
+        for member in members:
+            member.wait_logged("consumer.topic_lost")
+            assert member.running
+            assert not member.logged("consumer.loop_down")
+
+
+@needs_kafka
+def test_a_consumer_that_was_away_reads_the_new_topic_from_its_start(delivery: Delivery) -> None:
+    delivery.produce(ORDERS, *spread(120))
+    with delivery.consumer("payments"):
+        wait_until(lambda: delivery.committed("payments") == 120, what="the offsets")
+
+    recreate_topic(delivery)
+    delivery.produce(ORDERS, *spread(180))
+
+    with delivery.consumer("payments"):
+        wait_received(delivery, 300)
+
+
+@needs_kafka
+def test_a_frozen_consumer_that_commits_offsets_of_the_old_topic_misleads_nobody(
+    delivery: Delivery,
+) -> None:
+    """Its partitions have a new owner, who has committed offsets of the new topic already."""
+    delivery.produce(ORDERS, *spread(6))
+    with delivery.consumer("payments"):
+        wait_until(lambda: delivery.committed("payments") == 6, what="the offsets")
+    old_id = topic_id(delivery)
+    recreate_topic(delivery)
+    delivery.produce(ORDERS, *spread(60))
+
+    commit(delivery, 9, str(old_id))
+
+    with delivery.consumer("payments"):
+        wait_received(delivery, 66)
+
+
+@needs_kafka
+def test_offsets_of_an_earlier_release_count_as_right(delivery: Delivery) -> None:
+    delivery.produce(ORDERS, *spread(60))
+
+    commit(delivery, 9, "")
+
+    with delivery.consumer("payments"):
+        wait_received(delivery, 6)
+
+
+def commit(delivery: Delivery, offset: int, metadata: str) -> None:
+    """Commit an offset for every partition, as a member of the group would."""
+    client = KafkaConsumer(
+        bootstrap_servers=delivery.bootstrap, group_id="payments", enable_auto_commit=False
+    )
+    partitions = [TopicPartition(ORDERS, number) for number in range(PARTITIONS)]
+    client.assign(partitions)
+    client.commit({each: OffsetAndMetadata(offset, metadata, -1) for each in partitions})
+    client.close()
+
+
+@needs_kafka
+def test_offsets_that_cannot_be_checked_are_not_used(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [KafkaConnectionError("no answer"), ValueError("unforeseen")]
+
+    def fail_twice(*arguments: object) -> list[TopicPartition]:
+        if failures:
+            raise failures.pop()
+        return find_stale(*arguments)  # type: ignore[arg-type]
+
+    delivery.produce(ORDERS, *spread(120))
+    with delivery.consumer("payments"):
+        wait_until(lambda: delivery.committed("payments") == 120, what="the offsets")
+    recreate_topic(delivery)
+    delivery.produce(ORDERS, *spread(180))
+    monkeypatch.setattr(consumer_module, "find_stale", fail_twice)
+
+    with delivery.consumer("payments"):
+        wait_received(delivery, 300)
+
+    assert not failures

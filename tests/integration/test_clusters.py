@@ -1,0 +1,132 @@
+"""An outbox goes to one Kafka cluster; a relay on a cluster that was left ends."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import create_engine
+
+from shared.outbox.lost_topics import ClusterLeftError, Destination, note_topics
+from support.broker import KAFKA, chosen
+from support.delivery import ORDERS, Delivery, first_appearances
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from support.broker import Broker
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def engine(orders_url: str) -> Iterator[Engine]:
+    made = create_engine(orders_url)
+    yield made
+    made.dispose()
+
+
+def note(engine: Engine, cluster_id: str | None, topic_id: UUID) -> dict[str, int]:
+    """Connect, as a relay does; return how many events of which topic are in line again."""
+    destination = Destination(cluster_id, {ORDERS: topic_id}, {ORDERS: "orders"})
+    with engine.begin() as connection:
+        return note_topics(connection, destination, HOUR).queued
+
+
+def test_a_cluster_never_seen_is_noted_and_given_the_events(
+    engine: Engine, orders_url: str
+) -> None:
+    Delivery("", orders_url, "").add("a", 1, 2)
+
+    assert note(engine, "first", uuid4()) == {}
+    assert note(engine, "second", uuid4()) == {ORDERS: 0}  # they are in line already
+
+
+def test_a_cluster_that_was_left_is_refused_and_nothing_is_changed(
+    engine: Engine, orders_url: str
+) -> None:
+    delivery = Delivery("", orders_url, "")
+    one, two = uuid4(), uuid4()
+    note(engine, "first", one)
+    note(engine, "second", two)
+    before = delivery.query("orders", "SELECT * FROM outbox_topics")
+
+    with pytest.raises(ClusterLeftError) as refused:
+        note(engine, "first", one)
+
+    assert "cluster first" in str(refused.value)
+    assert "cluster second" in str(refused.value)
+    assert "DELETE FROM outbox_clusters WHERE cluster_id = 'first'" in str(refused.value)
+    assert delivery.query("orders", "SELECT * FROM outbox_topics") == before
+    assert note(engine, "second", two) == {}
+
+
+def test_moving_back_on_purpose_is_allowed_by_the_statement_that_the_error_names(
+    engine: Engine, orders_url: str
+) -> None:
+    one, two = uuid4(), uuid4()
+    note(engine, "first", one)
+    note(engine, "second", two)
+
+    Delivery("", orders_url, "").query(
+        "orders", "DELETE FROM outbox_clusters WHERE cluster_id = 'first'"
+    )
+
+    assert note(engine, "first", one) == {ORDERS: 0}
+    with pytest.raises(ClusterLeftError):
+        note(engine, "second", two)
+
+
+def test_the_newest_cluster_is_the_current_one_after_the_clock_went_back(
+    engine: Engine, orders_url: str
+) -> None:
+    note(engine, "first", uuid4())
+    Delivery("", orders_url, "").query(
+        "orders", "UPDATE outbox_clusters SET noted_at = now() + interval '1 day'"
+    )
+    two = uuid4()
+
+    note(engine, "second", two)
+
+    assert note(engine, "second", two) == {}
+
+
+def test_the_embedded_broker_between_two_others_is_no_move(engine: Engine) -> None:
+    """It has one id everywhere, and starts empty each time."""
+    one = uuid4()
+    note(engine, "first", one)
+
+    assert note(engine, None, uuid4()) == {ORDERS: 0}
+    assert note(engine, "first", one) == {ORDERS: 0}
+
+
+@pytest.mark.skipif(chosen()[0] != KAFKA, reason="it takes two clusters of Apache Kafka")
+def test_of_two_relays_on_two_clusters_the_one_that_was_first_ends(
+    delivery: Delivery, own_broker: Broker
+) -> None:
+    moved = Delivery(delivery.payments_url, delivery.orders_url, own_broker.bootstrap)
+    delivery.add("a", *range(50))
+    with delivery.process("outbox-relay", "run", "orders") as first:
+        delivery.wait_sent("orders")
+        with moved.process("outbox-relay", "run", "orders") as second:
+            second.wait_logged("relay.topic_lost")
+            delivery.add("a", *range(50, 60))
+
+            assert first.wait(timeout_s=20) == 1
+            again = delivery.run("outbox-relay", "run", "orders")
+            delivery.wait_sent("orders")
+
+            # Whatever the first one did until it ended, the new cluster has everything, in order.
+            wait_until(lambda: len(moved.records(ORDERS)) >= 60, what="the records")
+            assert first_appearances(moved.records(ORDERS)) == {"a": list(range(60))}
+            assert len(second.logged("relay.topic_lost")) == 1
+            assert second.running
+    assert "DELETE FROM outbox_clusters" in first.lines[-1]
+    assert not first.logged("relay.topic_lost")
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (1, first.lines[-1].strip())
+    assert "Traceback" not in "".join(first.lines)

@@ -1,0 +1,232 @@
+"""Partitions are added only where no event of a moved key can overtake an earlier one."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from shared.outbox import partition_count
+from shared.outbox.clients import make_admin
+from shared.outbox.lost_topics import Destination, note_change, note_topics
+from shared.outbox.partition_count import PartitionsError, raise_partitions
+from shared.outbox.pending import lock_shards, read_pending
+from shared.outbox.service import load_service
+from shared.outbox.topics import close_quietly, count_partitions, ensure_topics
+from support.broker import KAFKA, chosen
+from support.delivery import ORDERS, PARTITIONS, Delivery, order_created
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from kafka import KafkaAdminClient
+
+_HOUR = timedelta(hours=1)
+needs_kafka = pytest.mark.skipif(
+    chosen()[0] != KAFKA, reason="the embedded broker cannot add partitions"
+)
+
+
+@pytest.fixture
+def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
+    """Of a broker that has the topic of orders, empty."""
+    settings = delivery.settings("orders")
+    client = make_admin(settings, "test")
+    ensure_topics(client, [ORDERS], settings)
+    yield client
+    close_quietly(client)
+
+
+def raise_to(delivery: Delivery, admin: KafkaAdminClient, count: int) -> None:
+    engine = create_engine(delivery.orders_url)
+    try:
+        raise_partitions(engine, admin, load_service("orders"), count)
+    finally:
+        engine.dispose()
+
+
+@needs_kafka
+def test_events_keep_their_order_while_partitions_are_added(
+    delivery: Delivery, admin: KafkaAdminClient
+) -> None:
+    """On a running system, under load: every user's orders are decided in the order of the API."""
+    users = [delivery.open_account(10**9) for _ in range(8)]
+    done = threading.Event()
+
+    def place(user: UUID) -> None:
+        while not done.is_set():
+            delivery.place(user, 1)
+
+    with ExitStack() as running:
+        for service in ("orders", "orders", "payments"):
+            running.enter_context(delivery.process("outbox-relay", "run", service))
+        for _ in range(2):
+            running.enter_context(delivery.process("inbox-consumer", "run", "payments"))
+        writers = [threading.Thread(target=place, args=(user,)) for user in users]
+        for writer in writers:
+            writer.start()
+        try:
+            wait_until(lambda: delivery.received("payments") > 100, timeout_s=60, what="some load")
+            raised = delivery.run("outbox-relay", "topics", "orders", "--partitions", "12")
+            before = delivery.received("payments")
+            wait_until(
+                lambda: delivery.received("payments") > before + 100, timeout_s=60, what="more load"
+            )
+        finally:
+            done.set()
+            for writer in writers:
+                writer.join()
+        delivery.wait_sent("orders", timeout_s=60)
+        count = delivery.query("orders", "SELECT count(*) FROM outbox")[0][0]
+        wait_until(
+            lambda: delivery.received("payments") == count, timeout_s=90, what="all to be received"
+        )
+
+    assert (raised.returncode, raised.stderr.count("Error")) == (0, 0), raised.stderr
+    assert "Each has 12 partitions. Set TOPIC_PARTITIONS=12." in raised.stdout
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
+    placed, decided = ordered(delivery, "orders"), ordered(delivery, "payments")
+    for user in users:
+        assert decided[str(user)] == placed[str(user)]
+    used = delivery.query("payments", "SELECT count(DISTINCT partition) FROM inbox")[0][0]
+    assert used > 1
+
+
+def ordered(delivery: Delivery, service: str) -> dict[str, list[str]]:
+    """The ids of each user's orders, in the order of a service's events."""
+    rows = delivery.query(
+        service,
+        "SELECT data ->> 'user_id' AS user_id, array_agg(data ->> 'order_id' ORDER BY seq) AS ids"
+        " FROM (SELECT seq, convert_from(payload, 'UTF8')::json AS data FROM outbox) AS event"
+        " GROUP BY 1",
+    )
+    return {row.user_id: row.ids for row in rows}
+
+
+@needs_kafka
+def test_unread_records_are_in_the_way_and_nothing_is_changed(
+    delivery: Delivery, admin: KafkaAdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition_count, "READ_TIMEOUT_S", 0.0)
+    delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(7)])
+
+    with pytest.raises(PartitionsError, match="group payments has not read 7 records of orders"):
+        raise_to(delivery, admin, 12)
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
+
+    with delivery.consumer("payments"):
+        wait_until(lambda: delivery.committed("payments") == 7, timeout_s=30, what="the offsets")
+        raise_to(delivery, admin, 12)
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
+
+
+@needs_kafka
+@pytest.mark.parametrize("metadata", ["", str(uuid4())], ids=["behind", "of a former topic"])
+def test_a_group_that_no_service_knows_counts_once_it_has_committed(
+    delivery: Delivery,
+    admin: KafkaAdminClient,
+    monkeypatch: pytest.MonkeyPatch,
+    metadata: str,
+) -> None:
+    monkeypatch.setattr(partition_count, "READ_TIMEOUT_S", 0.0)
+    delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(7)])
+    with delivery.consumer("payments"):
+        wait_until(lambda: delivery.committed("payments") == 7, timeout_s=30, what="the offsets")
+    reader = KafkaConsumer(
+        bootstrap_servers=delivery.bootstrap, group_id="report", enable_auto_commit=False
+    )
+    partitions = [TopicPartition(ORDERS, number) for number in range(PARTITIONS)]
+    reader.assign(partitions)
+    reader.commit({each: OffsetAndMetadata(0, metadata, -1) for each in partitions})
+    reader.close()
+
+    with pytest.raises(PartitionsError, match="The group report has not read 7 records"):
+        raise_to(delivery, admin, 12)
+
+
+@needs_kafka
+def test_fewer_partitions_are_refused_by_the_command(
+    delivery: Delivery, admin: KafkaAdminClient
+) -> None:
+    done = delivery.run("outbox-relay", "topics", "orders", "--partitions", "5")
+
+    assert done.returncode == 1
+    assert "orders.events has 6 partitions, and Kafka cannot remove any" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
+
+
+@needs_kafka
+def test_the_count_that_is_there_changes_nothing(
+    delivery: Delivery, admin: KafkaAdminClient
+) -> None:
+    """Unread records are not in the way of that."""
+    delivery.produce(ORDERS, order_created(uuid4(), 1))
+
+    raise_to(delivery, admin, PARTITIONS)
+
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
+
+
+def test_the_embedded_broker_is_refused(embedded_delivery: Delivery) -> None:
+    done = embedded_delivery.run("outbox-relay", "topics", "orders", "--partitions", "12")
+
+    assert done.returncode == 1
+    assert "The embedded broker cannot add partitions" in done.stderr
+
+
+def test_a_relay_whose_producer_is_older_than_the_change_reads_no_events(orders_url: str) -> None:
+    delivery = Delivery("", orders_url, "")
+    delivery.add("a", 1)
+    engine = create_engine(orders_url)
+    destination = Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
+    with engine.begin() as connection:
+        before = note_topics(connection, destination, window=_HOUR).noted_at
+    with engine.begin() as connection:
+        note_change(connection, [ORDERS])
+    with engine.begin() as connection:
+        after = note_topics(connection, destination, window=_HOUR).noted_at
+
+    with engine.begin() as connection:
+        shards = lock_shards(connection, 16)
+        assert len(shards) == 1
+        assert read_pending(connection, shards, 10, before) == []
+        assert len(read_pending(connection, shards, 10, after)) == 1
+    engine.dispose()
+
+
+def test_no_relay_connects_or_sends_while_partitions_are_added(
+    orders_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = Delivery("", orders_url, "")
+    delivery.add("a", 1)
+    engine = create_engine(orders_url)
+    destination = Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
+    with engine.begin() as connection:
+        note_topics(connection, destination, window=_HOUR)
+    seen: list[object] = []
+
+    def look(*_: object) -> list[str]:
+        with engine.begin() as relay:
+            seen.append(lock_shards(relay, 16))
+            relay.execute(text("SET LOCAL lock_timeout = 100"))
+            with pytest.raises(OperationalError, match="lock timeout"):
+                note_topics(relay, destination, window=_HOUR)
+        return []
+
+    monkeypatch.setattr(partition_count, "is_embedded", lambda _: False)
+    monkeypatch.setattr(partition_count, "_find_lower", look)
+
+    raise_partitions(engine, None, load_service("orders"), 12)
+
+    assert seen == [[]]
+    engine.dispose()

@@ -1,0 +1,139 @@
+"""A replay of many events: bounded statements, one transaction, signs of life in between."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine
+
+from shared.outbox import pending
+from shared.outbox.lost_topics import Destination, note_topics
+from shared.outbox.pending import lock_shards, queue_again
+from shared.outbox.process import Stop
+from shared.outbox.relay import Relay
+from shared.outbox.service import load_service
+from support.delivery import ORDERS, Delivery, first_appearances
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+EVENTS, PIECE = 20_000, 1_000
+DAY = timedelta(days=1)
+NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+
+
+@pytest.fixture
+def sent(orders_url: str) -> Delivery:
+    """An outbox whose events are all marked as sent."""
+    delivery = Delivery("", orders_url, "")
+    delivery.add("a", *range(EVENTS // 2))
+    delivery.add("b", *range(EVENTS // 2))
+    delivery.query("orders", "DELETE FROM outbox_pending")
+    return delivery
+
+
+@pytest.fixture
+def engine(orders_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr(pending, "REPLAY_PIECE", PIECE)
+    made = create_engine(orders_url, pool_size=1, max_overflow=0)
+    yield made
+    made.dispose()
+
+
+def test_a_long_replay_is_made_of_short_statements(sent: Delivery, engine: Engine) -> None:
+    pieces: list[int] = []
+
+    with engine.begin() as connection:
+        queued = queue_again(connection, ["orders"], DAY, lambda: pieces.append(1))
+
+    assert queued == sent.pending("orders") == EVENTS
+    assert len(pieces) == EVENTS // PIECE + 1
+
+
+def test_no_relay_sends_between_two_pieces(sent: Delivery, engine: Engine) -> None:
+    """It would send a later event of a key before an earlier one."""
+    sent.add("a", "later")
+    other = create_engine(sent.orders_url)
+    locked: list[list[int]] = []
+
+    def look() -> None:
+        with other.begin() as relay:
+            locked.append(lock_shards(relay, 16))
+
+    with engine.begin() as connection:
+        queue_again(connection, ["orders"], DAY, look)
+    with other.begin() as relay:
+        after = lock_shards(relay, 16)
+    other.dispose()
+
+    assert locked == [[]] * (EVENTS // PIECE + 1)
+    assert len(after) == 2
+
+
+def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
+    sent: Delivery, engine: Engine
+) -> None:
+    first, second = (Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"}) for _ in range(2))
+    pieces = iter(range(EVENTS))
+
+    def die() -> None:
+        if next(pieces) == 5:
+            raise ConnectionError
+
+    with engine.begin() as connection:
+        note_topics(connection, first, DAY)
+    with pytest.raises(ConnectionError), engine.begin() as connection:
+        note_topics(connection, second, DAY, die)
+    assert sent.pending("orders") == 0
+
+    with engine.begin() as connection:
+        assert note_topics(connection, second, DAY).queued == {ORDERS: EVENTS}
+
+
+def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
+    delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "REPLAY_PIECE", 10)
+    delivery.add("a", *range(100))
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+    delivery.query("orders", "UPDATE outbox_topics SET topic_id = gen_random_uuid()")
+    beats: list[tuple[str, dict[str, str]]] = []
+    stop = Stop()
+    relay = Relay(
+        load_service("orders"), delivery.settings("orders", health_dir=str(tmp_path)), stop
+    )
+    beat = relay._health.beat  # noqa: SLF001
+
+    def count(state: str, detail: str = "") -> None:
+        beat(state, detail)
+        beats.append((state, json.loads((tmp_path / "outbox-relay-orders.json").read_text())))
+        if len([each for each, _ in beats if each == "waiting"]) == 5:
+            stop.request()
+
+    monkeypatch.setattr(relay._health, "beat", count)  # noqa: SLF001
+
+    relay.run()
+
+    states = [state for state, _ in beats]
+    assert states == ["starting", *["waiting"] * 5]
+    assert beats[-1][1]["detail"] == "events are put in line again"
+    assert delivery.pending("orders") == 0
+    with delivery.relay("orders"):
+        wait_until(lambda: len(delivery.records(ORDERS)) == 200, what="all to be sent again")
+    assert first_appearances(delivery.records(ORDERS)) == {"a": list(range(100))}
+
+
+@pytest.mark.parametrize("since", ["30000d", "999999999d"])
+def test_further_back_than_time_goes_is_everything(sent: Delivery, since: str) -> None:
+    done = sent.run("outbox-relay", "replay", "orders", "--since", since, **NOWHERE)
+
+    assert done.stdout == f"{EVENTS} events of orders are in line to be sent again.\n", done.stderr
