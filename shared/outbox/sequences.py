@@ -1,0 +1,223 @@
+"""Sequences that are behind their columns: the next generated value is one that a row already has.
+
+It happens after ``ALTER SEQUENCE ... RESTART``, or after rows were copied in with their values and
+`setval` was forgotten. Each INSERT then fails, or takes a number below one that was given before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    Ask = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
+    """Run a query with psycopg2's parameters, and return its rows."""
+
+# outbox.seq has no index: its maximum is taken from this many of the newest rows of each partition.
+SAMPLE_ROWS = 100
+
+# Columns whose values a sequence gives: identity columns, and those with a default of nextval.
+# Sequences that count down or start again are nothing that a maximum says anything about.
+_GENERATED = """
+    WITH generated AS (
+        SELECT d.refobjid AS table_oid, d.refobjsubid AS column_number, d.objid AS sequence_oid
+        FROM pg_depend d
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+          AND d.deptype = 'i' AND d.refobjsubid > 0
+        UNION
+        SELECT f.adrelid, f.adnum, d.refobjid
+        FROM pg_attrdef f
+        JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
+        WHERE d.refclassid = 'pg_class'::regclass
+    )
+    SELECT t.oid, t.relname::text, a.attname::text, t.oid::regclass::text,
+           quote_ident(a.attname), s.seqrelid::regclass::text, a.attidentity = 'a',
+           EXISTS (
+               SELECT FROM pg_index x
+               JOIN pg_class i ON i.oid = x.indexrelid
+               JOIN pg_am m ON m.oid = i.relam
+               WHERE x.indrelid = t.oid AND x.indkey[0] = a.attnum AND x.indpred IS NULL
+                 AND x.indisvalid AND m.amname = 'btree'
+           ),
+           has_sequence_privilege(s.seqrelid, 'SELECT')
+               AND has_column_privilege(t.oid, a.attnum, 'SELECT')
+    FROM generated g
+    JOIN pg_sequence s ON s.seqrelid = g.sequence_oid
+    JOIN pg_class t ON t.oid = g.table_oid
+    JOIN pg_attribute a ON a.attrelid = g.table_oid AND a.attnum = g.column_number
+    WHERE s.seqincrement > 0 AND NOT s.seqcycle
+      AND t.relnamespace = coalesce(%(schema)s, current_schema())::regnamespace
+    ORDER BY 2, 3
+"""
+# A partition's index belongs to the table that is partitioned: that one has the identity column.
+_KEY_COLUMNS = """
+    SELECT coalesce(pg_partition_root(t.oid), t.oid)::oid, a.attname::text
+    FROM pg_class t
+    JOIN pg_index x ON x.indrelid = t.oid
+    JOIN pg_class i ON i.oid = x.indexrelid
+    JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = ANY (x.indkey)
+    WHERE t.relname = %(table)s AND i.relname = %(constraint)s
+      AND t.relnamespace = coalesce(%(schema)s, current_schema())::regnamespace
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A sequence that will give values which its column already has.
+
+    Args:
+        table: the table's name.
+        column: the column's name.
+        sequence: the sequence's name, quoted where it has to be.
+        next_value: the value that the sequence gives next.
+        maximum: the highest value known to be in the column.
+        remedy: the SQL statement that moves the sequence past the column's maximum.
+    """
+
+    table: str
+    column: str
+    sequence: str
+    next_value: int
+    maximum: int
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Generated:
+    oid: int
+    table: str
+    column: str
+    quoted_table: str
+    quoted_column: str
+    sequence: str
+    is_always: bool
+    has_index: bool
+    is_readable: bool
+
+    @property
+    def is_outbox_number(self) -> bool:
+        return (self.table, self.column) == ("outbox", "seq")
+
+
+def asking(connection: Connection) -> Ask:
+    """Return a function that runs queries on a SQLAlchemy connection."""
+    return lambda query, parameters: connection.exec_driver_sql(query, dict(parameters)).all()
+
+
+def find_behind(ask: Ask, schema: str | None = None) -> list[Behind]:
+    """Return the sequences of a schema whose next value is not above their column's maximum.
+
+    Cheap on large tables: a maximum is read from an index, that of ``outbox.seq`` from
+    `outbox_pending` and the newest rows of each partition. A column without an index, or one that
+    the role may not read, is left out.
+
+    Args:
+        ask: runs a query; see `asking`.
+        schema: None for the current schema.
+    """
+    found = []
+    for generated in _generated(ask, schema):
+        if not generated.is_readable or not (generated.has_index or generated.is_outbox_number):
+            continue
+        maximum, _, next_value = _values(ask, generated)
+        if maximum is not None and next_value <= maximum:
+            found.append(
+                Behind(
+                    generated.table,
+                    generated.column,
+                    generated.sequence,
+                    next_value,
+                    maximum,
+                    _remedy(generated),
+                )
+            )
+    return found
+
+
+def generated_key_behind(
+    connection: Connection, schema: str | None, table: str, constraint: str
+) -> bool:
+    """Return whether a unique violation came from a sequence that is behind its column.
+
+    Call it with the diagnostics of the violation: ``error.orig.diag.schema_name``, ``table_name``
+    and ``constraint_name``. The value that collided was the sequence's last one, so a sequence that
+    stands at the maximum counts as behind. A column that is GENERATED ALWAYS takes values from its
+    sequence alone, so its collisions always count.
+
+    Args:
+        connection: not in a failed transaction.
+        schema: of the table; None for the current schema.
+        table: the table or the partition that refused the row.
+        constraint: the unique constraint or the unique index.
+
+    Raises:
+        ProgrammingError: the role may not read the sequence or the column.
+    """
+    ask = asking(connection)
+    names = {"schema": schema, "table": table, "constraint": constraint}
+    key = {(oid, column) for oid, column in ask(_KEY_COLUMNS, names)}
+    # outbox_pending.seq is a copy of outbox.seq.
+    is_copy = table == "outbox_pending" and any(column == "seq" for _, column in key)
+    for generated in _generated(ask, schema):
+        if (generated.oid, generated.column) in key or (is_copy and generated.is_outbox_number):
+            if generated.is_always:
+                return True
+            maximum, last_value, _ = _values(ask, generated)
+            if maximum is not None and last_value <= maximum:
+                return True
+    return False
+
+
+def _generated(ask: Ask, schema: str | None) -> list[_Generated]:
+    return [_Generated(*row) for row in ask(_GENERATED, {"schema": schema})]
+
+
+def _values(ask: Ask, generated: _Generated) -> tuple[int | None, int, int]:
+    """Return the column's maximum, the sequence's last value, and its next one.
+
+    One statement: its snapshot is older than what it reads from the sequence, so a value that is
+    inserted meanwhile cannot look as if the sequence were behind.
+    """
+    maximum = (
+        _outbox_maximum(ask, generated)
+        if generated.is_outbox_number
+        else f"SELECT max({generated.quoted_column}) FROM {generated.quoted_table}"  # noqa: S608
+    )
+    ((highest, last_value, next_value),) = ask(
+        # Names come quoted from the catalog.
+        f"SELECT ({maximum}), s.last_value,"  # noqa: S608
+        " s.last_value + CASE WHEN s.is_called THEN p.seqincrement ELSE 0 END"
+        f" FROM {generated.sequence} s"
+        " JOIN pg_sequence p ON p.seqrelid = %(sequence)s::regclass",
+        {"sequence": generated.sequence},
+    )
+    return highest, last_value, next_value
+
+
+def _outbox_maximum(ask: Ask, generated: _Generated) -> str:
+    """Return the query for the highest seq of pending events and of a sample of the sent ones."""
+    pending = generated.quoted_table.removesuffix("outbox")
+    of_pending = (
+        f"SELECT max((SELECT p.seq FROM {pending}outbox_pending p WHERE p.shard = s.shard"  # noqa: S608
+        f" ORDER BY p.seq DESC LIMIT 1)) AS seq FROM {pending}outbox_shards s"
+    )
+    of_partitions = [
+        f"(SELECT seq FROM {partition} ORDER BY id DESC LIMIT {SAMPLE_ROWS})"  # noqa: S608
+        for (partition,) in ask(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = %(oid)s",
+            {"oid": generated.oid},
+        )
+    ]
+    return f"SELECT max(seq) FROM ({' UNION ALL '.join([of_pending, *of_partitions])}) AS sample"  # noqa: S608
+
+
+def _remedy(generated: _Generated) -> str:
+    sequence = generated.sequence.replace("'", "''")
+    return (
+        f"SELECT setval('{sequence}',"  # noqa: S608
+        f" (SELECT max({generated.quoted_column}) FROM {generated.quoted_table}))"
+    )
