@@ -23,8 +23,9 @@ from shared.database import make_engine, make_sessions
 from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
+from shared.outbox.health import Health
 from shared.outbox.partitions import inbox_partitions, maintain
-from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
+from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
 from shared.outbox.wakeup import notify_after_commit
 
@@ -109,6 +110,7 @@ class Consumer:
         finally:
             self._disconnect()
             self._engine.dispose()
+        self._health.remove()
         log.info("consumer.stopped", service=self._service.name)
 
     def _turn(self) -> None:

@@ -15,11 +15,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared.database import make_engine
 from shared.failpoints import failpoint
 from shared.outbox.clients import make_admin
+from shared.outbox.health import Health
 from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import queue_again_if_lost
 from shared.outbox.partitions import maintain, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
-from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
+from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.sender import PERMANENT, Sender
 from shared.outbox.topics import close_quietly, ensure_topics
 
@@ -103,6 +104,7 @@ class Relay:
             self._disconnect()
             self._listener.close()
             self._engine.dispose()
+        self._health.remove()
         log.info("relay.stopped", service=self._service.name)
 
     def _turn(self) -> None:
