@@ -201,6 +201,7 @@ def _database_looks(database: Database) -> Iterator[Look]:
         "constraints": schema.check_constraints,
         "autovacuum": upkeep.check_autovacuum,
         "parts": upkeep.check_partitions,
+        "horizon": upkeep.check_horizon,
         "size": check_size,
         "unsent": delivery.check_unsent,
         "refused": delivery.check_refused,

@@ -24,7 +24,7 @@ from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
 from shared.outbox.health import Health
-from shared.outbox.partitions import inbox_partitions, maintain
+from shared.outbox.partitions import Maintenance, inbox_partitions
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.topics import close_quietly, ensure_topics
 from shared.outbox.wakeup import notify_after_commit
@@ -49,7 +49,6 @@ TOPIC_CHECK_S = 5.0
 # On the embedded broker, joining takes half of the session's time-out (clients.py). After a member
 # died it takes up to 9 s; to end that early costs a second reading of the topic, no more.
 JOIN_STUCK_S = 6.0
-MAINTENANCE_S = 600.0
 # A consumer that is frozen in a transaction loses it after this time: whoever was given its
 # partitions waits for the inbox rows in it, and deposits wait for the accounts.
 IDLE_MS = 10_000
@@ -98,7 +97,11 @@ class Consumer:
         self._joining_since: float | None = None
         self._topic_ids: dict[str, UUID | None] = {}
         self._topics_checked_at = 0.0
-        self._maintained_at: float | None = None
+        self._maintenance = Maintenance(
+            self._engine,
+            inbox_partitions(settings.inbox_retention_s),
+            self._health.repeat,
+        )
 
     def run(self) -> None:
         """Consume until asked to stop."""
@@ -127,7 +130,8 @@ class Consumer:
             self._check_topics_if_due()
             self._broker.succeeded()
             self._loop.succeeded()
-            self._health.beat(*("ready", "") if joined else ("starting", "joining the group"))
+            trouble = self._maintenance.trouble
+            self._health.beat(*("ready", trouble) if joined else ("starting", "joining the group"))
         except KafkaError as error:
             # Whatever was read and not committed is read again; the inbox knows it.
             self._disconnect()
@@ -254,8 +258,6 @@ class Consumer:
         return self._admin
 
     def _maintain_if_due(self) -> None:
-        now = time.monotonic()
-        if self._maintained_at is None or now - self._maintained_at >= MAINTENANCE_S:
-            maintain(self._engine, inbox_partitions(self._settings.inbox_retention_s))
-            self._maintained_at = now
+        if self._maintenance.is_due:
+            self._maintenance.run()
             self._database.succeeded()

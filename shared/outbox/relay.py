@@ -18,7 +18,7 @@ from shared.outbox.clients import make_admin
 from shared.outbox.health import Health
 from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import queue_again_if_lost
-from shared.outbox.partitions import maintain, outbox_partitions
+from shared.outbox.partitions import Maintenance, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.sender import PERMANENT, Sender
@@ -41,7 +41,6 @@ SHARDS_PER_BATCH = 8
 # A relay that is frozen in a transaction loses it, and its shards, after this time.
 LEASE_MS = 10_000
 TOPIC_CHECK_S = 5.0
-MAINTENANCE_S = 600.0
 EXPIRY_S = 1.0
 
 _BEGIN = text(
@@ -85,7 +84,11 @@ class Relay:
         self._admin: KafkaAdminClient | None = None
         self._sender: Sender | None = None
         self._topics_checked_at = 0.0
-        self._maintained_at: float | None = None
+        self._maintenance = Maintenance(
+            self._engine,
+            outbox_partitions(settings.outbox_retention_s),
+            self._health.repeat,
+        )
         self._expire_at = 0.0
         self._singly = 0
 
@@ -118,7 +121,7 @@ class Relay:
             self._database.succeeded()
             self._broker.succeeded()
             self._loop.succeeded()
-            self._health.beat("ready")
+            self._health.beat("ready", self._maintenance.trouble)
             if not relayed:
                 self._listener.wait(self._settings.relay_poll_s)
             self._check_topics_if_due()
@@ -250,12 +253,9 @@ class Relay:
             log.warning("relay.topic_lost", topic=topic, queued_again=queued)
 
     def _maintain_if_due(self) -> None:
-        now = time.monotonic()
-        if self._maintained_at is not None and now - self._maintained_at < MAINTENANCE_S:
-            return
-        self._check_shard_count()
-        maintain(self._engine, outbox_partitions(self._settings.outbox_retention_s))
-        self._maintained_at = now
+        if self._maintenance.is_due:
+            self._check_shard_count()
+            self._maintenance.run()
 
     def _expire_if_due(self) -> None:
         """Have the service's old rows removed, a piece a turn, so that no event waits long."""
