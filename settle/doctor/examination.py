@@ -199,6 +199,7 @@ def _database_looks(database: Database) -> Iterator[Look]:
         "pooler": pooling.check_connections,
         "indexes": schema.check_indexes,
         "constraints": schema.check_constraints,
+        "sequences": schema.check_sequences,
         "autovacuum": upkeep.check_autovacuum,
         "parts": upkeep.check_partitions,
         "horizon": upkeep.check_horizon,

@@ -22,6 +22,7 @@ from shared.outbox.partitions import Maintenance, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.sender import PERMANENT, Sender
+from shared.outbox.sequences import check_sequences
 from shared.outbox.topics import close_quietly, ensure_topics
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Relay:
 
         Raises:
             ShardCountError: OUTBOX_SHARDS is set, and is not what the database has.
+            SequenceBehindError: new events would overtake earlier ones.
         """
         log.info("relay.started", service=self._service.name, pid=os.getpid())
         self._health.beat("starting")
@@ -255,6 +257,7 @@ class Relay:
     def _maintain_if_due(self) -> None:
         if self._maintenance.is_due:
             self._check_shard_count()
+            check_sequences(self._engine)
             self._maintenance.run()
 
     def _expire_if_due(self) -> None:
