@@ -149,7 +149,9 @@ def check_horizon(database: Database) -> Iterator[Check]:
     """Check that the inbox knows every event that may still come."""
     name = f"{database.service} horizon"
     settings = read_settings(database.service)
-    found = database.ask("SELECT before::text FROM inbox_horizon ORDER BY before DESC LIMIT 1")
+    found = database.ask(
+        "SELECT h.before::text FROM inbox_horizon h ORDER BY h.before DESC LIMIT 1"
+    )
     if not found:
         yield ok(name, "nothing was dropped from the inbox yet")
         return

@@ -195,7 +195,7 @@ def maintain(
         upkeep.attempt("partition.made", f"{table}_default", upkeep.make_default)
     with engine.connect() as connection:
         ask = asking(connection)
-        wanted = _wanted_days(ask, partitioned, now)
+        wanted = wanted_days(ask, partitioned, now)
         retained_at = retention_time(ask, table, now)
     for day in wanted:
         if day not in existing.days:
@@ -255,8 +255,9 @@ def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
         now: the database's time.
     """
     found = ask(
-        f"SELECT id::text FROM {table} WHERE id < %(high)s::uuid"  # noqa: S608 - our own names
-        " AND substr(id::text, 15, 1) = '7' ORDER BY id DESC LIMIT 1",
+        # ORDER BY id alone would mean the text, which no index has.
+        f"SELECT t.id::text FROM {table} t WHERE t.id < %(high)s::uuid"  # noqa: S608 - our own names
+        " AND substr(t.id::text, 15, 1) = '7' ORDER BY t.id DESC LIMIT 1",
         {"high": str(least_id(now + timedelta(milliseconds=1)))},
     )
     return moment_of(UUID(found[0][0])) if found else None
@@ -418,7 +419,7 @@ def _read_clock(ask: Ask) -> datetime:
     return read
 
 
-def _wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[datetime]:
+def wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[datetime]:
     """Return today, the days ahead, and earlier days that have rows in the default partition."""
     today = _midnight(now)
     days = {today + DAY * number for number in range(DAYS_AHEAD + 1)}
@@ -427,8 +428,8 @@ def _wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[date
     while default is not None:
         # One row a day by the index, however many there are.
         found = ask(
-            f"SELECT id::text FROM {default} WHERE id >= %(low)s::uuid AND id < %(high)s::uuid"  # noqa: S608
-            " ORDER BY id LIMIT 1",
+            f"SELECT t.id::text FROM {default} t"  # noqa: S608
+            " WHERE t.id >= %(low)s::uuid AND t.id < %(high)s::uuid ORDER BY t.id LIMIT 1",
             {"low": str(low), "high": str(high)},
         )
         if not found:

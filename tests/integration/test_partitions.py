@@ -22,17 +22,20 @@ from uuid_utils.compat import uuid7
 from shared import outbox
 from shared.migrations import upgrade
 from shared.outbox import Event, partitions
+from shared.outbox.ask import asking
 from shared.outbox.partitions import (
     Maintenance,
     horizon,
     inbox_partitions,
     maintain,
     outbox_partitions,
+    retention_time,
+    wanted_days,
 )
 from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Engine
 
@@ -357,6 +360,28 @@ def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine:
         connection.exec_driver_sql(statements.replace(moment, dropped_at.isoformat()))
 
     assert query(engine, "SELECT before FROM inbox_horizon") == [least_id(dropped_at)]
+
+
+@BOTH
+def test_what_is_asked_of_a_large_table_is_answered_by_its_index(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    maintain(engine, partitioned, NOON)
+    plans: list[str] = []
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET enable_seqscan = off; SET enable_sort = off")
+        ask = asking(connection)
+
+        def explain(query: str, parameters: Mapping[str, object]) -> Sequence[Sequence[object]]:
+            if "LIMIT 1" in query:
+                plans.append("\n".join(line for (line,) in ask(f"EXPLAIN {query}", parameters)))
+            return ask(query, parameters)
+
+        retention_time(explain, partitioned.table, NOON)
+        wanted_days(explain, partitioned, NOON)
+
+    assert len(plans) == 2
+    assert all("Index" in plan and "Sort  (" not in plan for plan in plans), plans
 
 
 # What operators do to partitions.
