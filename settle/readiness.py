@@ -13,6 +13,7 @@ from settle.databases import why_silent
 from settle.embedded.postgres import SUPERUSER
 from settle.stack import APIS, BROKER, POSTGRES
 from settle.supervisor import POLL_S
+from shared.outbox.health import read_signs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,13 +75,13 @@ def _ask_api(stack: Stack, process: Process) -> str | None:
 
 def _read_health(stack: Stack, process: Process) -> str | None:
     service, _, part = process.name.partition("-")
-    told = _told(stack, f"{HEALTH_NAMES[part]}-{service}")
-    if told.get("pid") != process.pid:
+    signs = read_signs(stack.state.health, f"{HEALTH_NAMES[part]}-{service}").values()
+    sign = next((sign for sign in signs if sign and sign.is_seen and sign.pid == process.pid), None)
+    if sign is None or sign.has_ended:
         return STARTING
-    if told["state"] != "ready":
-        return f"{told['state']}: {told['detail']}" if told["detail"] else str(told["state"])
-    age_s = time.time() - told["at"]
-    return None if age_s < STALE_AFTER_S else f"has said nothing for {age_s:.0f} s"
+    if sign.state != "ready":
+        return f"{sign.state}: {sign.detail}" if sign.detail else sign.state
+    return None if sign.age_s < STALE_AFTER_S else f"has said nothing for {sign.age_s:.0f} s"
 
 
 def _told(stack: Stack, name: str) -> dict[str, Any]:

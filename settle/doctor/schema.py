@@ -11,6 +11,7 @@ from services.payments import models as payments
 from settle.doctor.check import fail, ok
 from shared.idempotency import tables as idempotency
 from shared.outbox import tables as outbox
+from shared.outbox.sequences import find_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,3 +141,21 @@ def _missing_references(table: Table, found: set[tuple[str, tuple[str, ...]]]) -
             columns = tuple(constraint.column_keys)
             if (table.name, columns) not in found:
                 yield f"reference {table.name} ({', '.join(columns)})"
+
+
+def check_sequences(database: Database) -> Iterator[Check]:
+    """Check that no sequence gives values that its column already has."""
+    name = f"{database.service} sequences"
+    behind = find_behind(database.ask)
+    if not behind:
+        yield ok(name, "all are past their columns")
+        return
+    yield fail(
+        name,
+        "; ".join(
+            f"{each.sequence} gives {each.next_value} next, {each.table}.{each.column} is at "
+            f"{each.maximum}"
+            for each in behind
+        ),
+        "; ".join(each.remedy for each in behind),
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from settle.doctor.check import duration, fail, ok, warn
-from shared.outbox.partitions import DAY, partition_name
+from shared.outbox.partitions import DAY, partition_name, read_partitions, retention_time
+from shared.outbox.uuid7 import moment_of
 from shared.settings import read_settings
 
 if TYPE_CHECKING:
@@ -92,40 +94,85 @@ def check_partitions(database: Database) -> Iterator[Check]:
 
 def _check_table(database: Database, table: str, retention_s: int, keeper: str) -> Check:
     name = f"{database.service} {table} parts"
-    there = {
-        partition
-        for (partition,) in database.ask(
-            "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-            " WHERE i.inhparent = %s::regclass",
-            [table],
+    there = read_partitions(database.ask, table)
+    if there.default is None:
+        return fail(
+            name,
+            "there is no default partition: a row of a day without partition is refused",
+            f"start the {keeper} of {database.service}: it makes {table}_default",
         )
-    }
-    today = datetime.now(UTC)
-    wanted = [partition_name(table, today), partition_name(table, today + DAY)]
-    missing = [partition for partition in wanted if partition not in there]
+    now = _clock(database)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    foreign = "; ".join(f"{each}: {reason}" for each, reason in there.foreign.items())
+    missing = [partition_name(table, day) for day in (today, today + DAY) if day not in there.days]
     if missing:
+        found = f"missing: {', '.join(missing)}; rows go to {there.default}"
         return warn(
             name,
-            f"missing: {', '.join(missing)}; rows go to {table}_default",
-            f"start the {keeper} of {database.service}: it makes them, and moves the rows",
+            f"{found}. {foreign}" if foreign else found,
+            f"start the {keeper} of {database.service}: it makes them, and moves the rows; see "
+            "partition.failed in its log",
+        )
+    if foreign:
+        return warn(
+            name,
+            foreign,
+            f"rename it back, or detach it: the {keeper} leaves it alone, also after its retention",
         )
     # Rows whose ids are no UUIDv7 stay in the default partition, and count as strays as well.
     ((stray,),) = database.ask(
-        f"SELECT count(*) FROM (SELECT FROM {table}_default LIMIT {STRAY_LIMIT}) AS stray"  # noqa: S608
+        f"SELECT count(*) FROM (SELECT FROM {there.default} LIMIT {STRAY_LIMIT}) AS stray"  # noqa: S608
     )
     if stray:
         return warn(
             name,
-            f"{stray} rows in {table}_default",
+            f"{stray} rows in {there.default}",
             f"the {keeper} moves those of known days; the others stay: their ids carry no time",
         )
-    expired_s = retention_s + EXPIRED_WARN_DAYS * DAY.total_seconds()
-    before = partition_name(table, datetime.fromtimestamp(today.timestamp() - expired_s, UTC))
-    old = sorted(partition for partition in there if f"{table}_p" < partition < before)
+    retained_at = retention_time(database.ask, table, now)
+    expired = timedelta(seconds=retention_s) + EXPIRED_WARN_DAYS * DAY
+    old = [
+        partition_name(table, day)
+        for day in sorted(there.days)
+        if retained_at is not None and day + DAY + expired <= retained_at
+    ]
     if old:
         return warn(
             name,
             f"past retention, and still there: {', '.join(old)}",
-            f"see partition.kept and partition.locked in the log of the {keeper}",
+            f"see partition.kept, partition.locked and partition.failed in the log of the {keeper}",
         )
-    return ok(name, f"{len(there) - 1} days, tomorrow's among them")
+    return ok(name, f"{len(there.days)} days, tomorrow's among them")
+
+
+def check_horizon(database: Database) -> Iterator[Check]:
+    """Check that the inbox knows every event that may still come."""
+    name = f"{database.service} horizon"
+    settings = read_settings(database.service)
+    found = database.ask(
+        "SELECT h.before::text FROM inbox_horizon h ORDER BY h.before DESC LIMIT 1"
+    )
+    if not found:
+        yield ok(name, "nothing was dropped from the inbox yet")
+        return
+    begins, now = moment_of(UUID(found[0][0])), _clock(database)
+    shown = f"{begins:%Y-%m-%d %H:%M:%S} UTC"
+    late = timedelta(seconds=settings.topic_retention_s + settings.replay_window_s)
+    remedy = 'see "The horizon of an inbox is wrong" in docs/operations.md'
+    if begins > now:
+        yield fail(name, f"{shown} is in the future: all events are parked until then", remedy)
+    elif begins > now - late:
+        yield warn(
+            name,
+            f"{shown}: events from before it are parked, and may still come by a replay",
+            remedy,
+        )
+    else:
+        yield ok(name, f"the inbox knows its events since {shown}")
+
+
+def _clock(database: Database) -> datetime:
+    """Return the database's time; by this one the partitions are made and dropped."""
+    ((now,),) = database.ask("SELECT clock_timestamp()")
+    read: datetime = now.astimezone(UTC)
+    return read

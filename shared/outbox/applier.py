@@ -27,7 +27,7 @@ from shared.outbox.failures import (
     HandlerLimits,
     HandlerTimeoutError,
     Wait,
-    raise_if_sequence_behind,
+    raise_key_collision,
     raise_trouble_behind,
 )
 from shared.outbox.handler_guard import ActiveClock, HandlerRun, guarded
@@ -114,7 +114,7 @@ class Applier:
         Raises:
             SQLAlchemyError: the database is in trouble. Part of the records may be applied; all
                 can be given again.
-            DatabaseTroubleError: likewise; `SequenceBehindError` among them.
+            DatabaseTroubleError: likewise; `KeyCollisionError` among them.
         """
         held: dict[TopicPartition, Held] = {}
         give_back_at = time.monotonic() + APPLY_MAX_S
@@ -246,7 +246,7 @@ class Applier:
         except (Exception, SystemExit) as error:
             if run.ended_by is None:
                 raise_trouble_behind(error)
-                raise_if_sequence_behind(session, error)
+                raise_key_collision(session, error)
             raise _HandlerFailedError(error) from error
         _note(session, items, checked)
 
@@ -279,7 +279,7 @@ class Applier:
         try:
             yield
         except (DataError, IntegrityError) as error:
-            raise_if_sequence_behind(session, error)
+            raise_key_collision(session, error)
             raise _HandlerFailedError(error) from error
         except DBAPIError as error:
             if (sqlstate_of(error) or "").startswith(_RAISED_BY_FUNCTION):

@@ -25,11 +25,12 @@ from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
 from shared.outbox.failures import DatabaseTroubleError, HandlerLimits
 from shared.outbox.handler_guard import GUARDABLE
+from shared.outbox.health import Health
 from shared.outbox.held import Held, HeldPartitions
 from shared.outbox.offsets import OnAssignment, find_stale, offsets_of
 from shared.outbox.partition_reader import PartitionReader
-from shared.outbox.partitions import inbox_partitions, maintain
-from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
+from shared.outbox.partitions import Maintenance, inbox_partitions
+from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.topics import (
     close_quietly,
     find_topics,
@@ -67,7 +68,6 @@ JOIN_STUCK_S = 6.0
 # that needs longer is not harmed when this consumer connects again: it keeps its place until
 # MAX_POLL_INTERVAL_MS. Without this limit, a lost answer would keep the consumer waiting as long.
 JOIN_TIMEOUT_S = 60.0
-MAINTENANCE_S = 600.0
 # A consumer that is frozen in a transaction loses it after this time: whoever was given its
 # partitions waits for the inbox rows in it, and deposits wait for the accounts.
 IDLE_MS = 10_000
@@ -138,7 +138,11 @@ class Consumer:
         self._recreated: set[str] = set()
         self._missing: list[str] = []
         self._topics_checked_at = 0.0
-        self._maintained_at: float | None = None
+        self._maintenance = Maintenance(
+            self._engine,
+            inbox_partitions(settings.inbox_retention_s),
+            self._health.repeat,
+        )
 
     def run(self) -> None:
         """Consume until asked to stop."""
@@ -150,6 +154,7 @@ class Consumer:
         finally:
             self._disconnect()
             self._engine.dispose()
+        self._health.remove()
         log.info("consumer.stopped", service=self._service.name)
 
     def _turn(self) -> None:
@@ -241,7 +246,7 @@ class Consumer:
         if stopped:
             return "stopped", "; ".join(stopped)
         waiting = [*self._held.details(stopped=False), *filter(None, [self._reader.held()])]
-        return ("waiting", "; ".join(waiting)) if waiting else ("ready", "")
+        return ("waiting", "; ".join(waiting)) if waiting else ("ready", self._maintenance.trouble)
 
     def _connect(self) -> KafkaConsumer | None:
         """Join the group. Return None while none of the topics exists."""
@@ -369,8 +374,6 @@ class Consumer:
         return self._admin
 
     def _maintain_if_due(self) -> None:
-        now = time.monotonic()
-        if self._maintained_at is None or now - self._maintained_at >= MAINTENANCE_S:
-            maintain(self._engine, inbox_partitions(self._settings.inbox_retention_s))
-            self._maintained_at = now
+        if self._maintenance.is_due:
+            self._maintenance.run()
             self._database.succeeded()

@@ -83,7 +83,7 @@ class DatabaseTroubleError(SettleError):
     """The transaction failed for a reason that passes without a change of the event."""
 
 
-class SequenceBehindError(DatabaseTroubleError):
+class KeyCollisionError(DatabaseTroubleError):
     """A generated key collided, because its sequence is behind its table."""
 
 
@@ -231,7 +231,7 @@ def raise_trouble_behind(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def raise_if_sequence_behind(session: Session, error: BaseException) -> None:
+def raise_key_collision(session: Session, error: BaseException) -> None:
     """Raise the collision of a generated key as trouble, if its sequence is behind the table.
 
     Args:
@@ -239,7 +239,7 @@ def raise_if_sequence_behind(session: Session, error: BaseException) -> None:
         error: that it failed with.
 
     Raises:
-        SequenceBehindError: it is.
+        KeyCollisionError: it is.
     """
     if not isinstance(error, IntegrityError) or sqlstate_of(error) != UNIQUE_VIOLATION:
         return
@@ -250,7 +250,7 @@ def raise_if_sequence_behind(session: Session, error: BaseException) -> None:
             session.connection(), place.schema_name, place.table_name, place.constraint_name
         )
     if behind:
-        raise SequenceBehindError(
+        raise KeyCollisionError(
             f"A generated key of {place.table_name} exists already ({place.constraint_name}): its"
             " sequence is behind the table. settle doctor shows how to correct it."
         ) from error

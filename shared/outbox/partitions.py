@@ -1,41 +1,66 @@
-"""Partitions of the outbox and the inbox: one a UTC day, made ahead, dropped after retention.
+"""Partitions of the outbox and the inbox: one per UTC day, made ahead, dropped after retention.
 
-Both tables are parted by the UUIDv7 that is their key. What finds no partition, because none was
-made in time or the id has another form, goes to the default partition and is moved out of it
-later: a missing partition never refuses a row.
+Both tables are partitioned by the UUIDv7 that is their key. A row whose partition does not exist,
+because nobody made it in time or because the id has another form, goes to the default partition
+and is moved out of it later: a missing partition never refuses a row.
+
+Time is the database's, never the process's. What is dropped also depends on the newest row: a
+database whose clock is days ahead drops nothing that the newest row says is still to be kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared.deadlines import without_deadline
-from shared.outbox.uuid7 import least_id
+from shared.errors import SettleError
+from shared.outbox.ask import asking
+from shared.outbox.uuid7 import least_id, moment_of
+from shared.sqlstate import LOCK_NOT_AVAILABLE, is_unreachable, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from uuid import UUID
 
     from sqlalchemy import Connection, Engine
+
+    from shared.outbox.ask import Ask
 
 log = structlog.get_logger(__name__)
 
 DAY = timedelta(days=1)
 DAYS_AHEAD = 3
+MAINTENANCE_S = 600.0
 # Waiting for a table's lock makes everyone else wait behind; better to come again later.
 LOCK_TIMEOUT_MS = 500
+# Rows are moved out of the default partition in pieces, so that signs of life come in between.
+MOVE_ROWS = 10_000
+SKEW_WARN_S = 60.0
 _ADVISORY_KEY = 7_310_021  # one process at a time looks after the partitions of a database
+
+_PARTITIONS = """
+    SELECT c.oid::regclass::text, c.relname::text, c.relnamespace = p.relnamespace,
+           pg_get_expr(c.relpartbound, c.oid), i.inhdetachpending
+    FROM pg_inherits i
+    JOIN pg_class c ON c.oid = i.inhrelid
+    JOIN pg_class p ON p.oid = i.inhparent
+    WHERE i.inhparent = %(table)s::regclass
+    ORDER BY 2
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Partitioned:
-    """A table parted by UUIDv7.
+    """A table partitioned by UUIDv7.
 
     Args:
         table: its name.
@@ -50,8 +75,69 @@ class Partitioned:
     after_drop: str | None = None
 
 
+@dataclass(slots=True)
+class Partitions:
+    """The partitions that a table has.
+
+    Args:
+        default: the name of the default partition, quoted; None when there is none.
+        days: the first moment (UTC) of each day that has a partition of this module's making.
+        foreign: other partitions, by their names, with what is odd about them. This module never
+            touches them.
+    """
+
+    default: str | None = None
+    days: set[datetime] = field(default_factory=set)
+    foreign: dict[str, str] = field(default_factory=dict)
+
+
+class PartitionError(SettleError):
+    """A partition cannot be made."""
+
+
+class Maintenance:
+    """Maintains the partitions of a table when it is due.
+
+    Args:
+        engine: of the service's database.
+        partitioned: the table.
+        beat: gives a sign of life; called between pieces of work that may take long.
+    """
+
+    def __init__(self, engine: Engine, partitioned: Partitioned, beat: Callable[[], None]) -> None:
+        self._engine = engine
+        self._partitioned = partitioned
+        self._beat = beat
+        self._next_at = 0.0
+        self.trouble = ""
+        """What the last maintenance could not do; empty when it did all."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next maintenance."""
+        return time.monotonic() >= self._next_at
+
+    def run(self) -> None:
+        """Maintain the partitions. Trouble is logged and waits until the next time.
+
+        A table without the coming days' partitions still takes rows, so delivery goes on.
+
+        Raises:
+            SQLAlchemyError: the database cannot be reached.
+        """
+        try:
+            failed = maintain(self._engine, self._partitioned, beat=self._beat)
+        except Exception as error:
+            if is_unreachable(error):
+                raise
+            log.warning("partition.maintenance_failed", exc_info=error)
+            failed = [self._partitioned.table]
+        self.trouble = f"partition upkeep failed: {', '.join(failed)}" if failed else ""
+        self._next_at = time.monotonic() + MAINTENANCE_S
+
+
 def outbox_partitions(retention_s: int) -> Partitioned:
-    """The outbox: a partition that holds unsent events is never dropped."""
+    """Describe the outbox: a partition that holds unsent events is never dropped."""
     return Partitioned(
         table="outbox",
         retention=timedelta(seconds=retention_s),
@@ -60,7 +146,7 @@ def outbox_partitions(retention_s: int) -> Partitioned:
 
 
 def inbox_partitions(retention_s: int) -> Partitioned:
-    """The inbox: with a partition goes the knowledge of its events, and the horizon moves up."""
+    """Describe the inbox: with a partition goes the knowledge of its events; the horizon moves."""
     return Partitioned(
         table="inbox",
         retention=timedelta(seconds=retention_s),
@@ -73,143 +159,317 @@ def inbox_partitions(retention_s: int) -> Partitioned:
     )
 
 
-def maintain(engine: Engine, partitioned: Partitioned, now: datetime | None = None) -> None:
+def maintain(
+    engine: Engine,
+    partitioned: Partitioned,
+    now: datetime | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Make the partitions of the coming days, and drop those past their retention.
 
     Safe to call from any number of processes at once, and to be cut off anywhere: each partition
     is made or dropped in a transaction of its own. One that is locked by others is left for the
-    next call.
+    next call. One that cannot be made or dropped is logged, and the others have their turn.
 
     Args:
         engine: of the service's database.
         partitioned: which table.
-        now: the time; None for the clock's.
+        now: the time; None for the database's clock.
+        beat: gives a sign of life; called between the pieces of the work.
+
+    Returns:
+        The names of the partitions that could not be made or dropped.
+
+    Raises:
+        SQLAlchemyError: the database cannot be reached.
     """
-    now = now or datetime.now(UTC)
+    table = partitioned.table
+    upkeep = _Upkeep(engine, partitioned, beat)
     with engine.connect() as connection:
-        existing = existing_days(connection, partitioned.table)
-    for day in _wanted_days(engine, partitioned, now):
-        if day not in existing:
-            _attempt(engine, partitioned, day, _make)
-    for day in sorted(existing):
-        if day + DAY + partitioned.retention <= now:
-            _attempt(engine, partitioned, day, _drop)
+        ask = asking(connection)
+        now = now or _read_clock(ask)
+        existing = read_partitions(ask, table)
+    for name, reason in existing.foreign.items():
+        log.warning("partition.foreign", table=table, partition=name, reason=reason)
+    if existing.default is None:
+        upkeep.attempt("partition.made", f"{table}_default", upkeep.make_default)
+    with engine.connect() as connection:
+        ask = asking(connection)
+        wanted = wanted_days(ask, partitioned, now)
+        retained_at = retention_time(ask, table, now)
+    for day in wanted:
+        if day not in existing.days:
+            name = partition_name(table, day)
+            upkeep.attempt("partition.made", name, partial(upkeep.make, day=day))
+    for day in sorted(existing.days):
+        if retained_at is not None and day + DAY + partitioned.retention <= retained_at:
+            name = partition_name(table, day)
+            upkeep.attempt("partition.dropped", name, partial(upkeep.drop, day=day))
+    return upkeep.failed
 
 
-def _attempt(
-    engine: Engine,
-    partitioned: Partitioned,
-    day: datetime,
-    action: Callable[[Connection, Partitioned, datetime], bool],
-) -> None:
-    try:
-        with engine.begin() as connection:
-            without_deadline(connection)
-            connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-            # Waited for, for as long as any lock: a day that was passed by because another
-            # process was at the next one would be missing until the next call.
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY})
-            if action(connection, partitioned, day):
-                log.info(
-                    f"partition.{action.__name__.strip('_')}",
-                    partition=partition_name(partitioned.table, day),
-                )
-    except OperationalError as error:
-        if not _is_lock_timeout(error):
-            raise
-        log.info(
-            "partition.locked", partition=partition_name(partitioned.table, day), instead="later"
-        )
+def read_partitions(ask: Ask, table: str) -> Partitions:
+    """Return a table's partitions.
 
+    A partition of this module's making has the name and the bounds of its day, and lies in the
+    table's schema. An operator may have renamed one, or attached others.
 
-def _make(connection: Connection, partitioned: Partitioned, day: datetime) -> bool:
-    """Create a table beside, fill it from the default partition, and attach it.
-
-    CREATE TABLE ... PARTITION OF would lock the parent against readers too, and refuses while the
-    default partition still holds rows of the range. Writers have to wait: one that found its way
-    to the default partition before the new one was attached would be refused there after it.
+    Args:
+        ask: runs a query; see `shared.outbox.ask`.
+        table: the table's name.
     """
-    table, name = partitioned.table, partition_name(partitioned.table, day)
-    if connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one():
-        return False
-    low, high = least_id(day), least_id(day + DAY)
-    bounds = {"low": low, "high": high}
-    connection.execute(text(f"LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE"))
-    connection.execute(text(f"LOCK TABLE {table}_default IN ACCESS EXCLUSIVE MODE"))
-    connection.execute(
-        text(
-            f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
-            " INCLUDING INDEXES INCLUDING GENERATED INCLUDING STORAGE)"
-        )
-    )
-    columns = _plain_columns(connection, table)
-    connection.execute(
-        text(
-            # Names of this module's own making.
-            f"WITH moved AS (DELETE FROM {table}_default WHERE id >= :low AND id < :high"  # noqa: S608
-            f" RETURNING {columns}) INSERT INTO {name} ({columns}) SELECT {columns} FROM moved"
-        ),
-        bounds,
-    )
-    connection.execute(
-        text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}')")
-    )
-    return True
-
-
-def _drop(connection: Connection, partitioned: Partitioned, day: datetime) -> bool:
-    """Drop a partition, unless something in it is still needed; asked under its lock."""
-    name = partition_name(partitioned.table, day)
-    if not connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one():
-        return False
-    bounds = {"low": least_id(day), "high": least_id(day + DAY)}
-    connection.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"))
-    if partitioned.keep_if and connection.execute(text(partitioned.keep_if), bounds).scalar_one():
-        log.warning("partition.kept", partition=name, reason="it holds unsent events")
-        return False
-    connection.execute(text(f"DROP TABLE {name}"))
-    if partitioned.after_drop:
-        connection.execute(text(partitioned.after_drop), {"high": bounds["high"]})
-    return True
-
-
-def _wanted_days(engine: Engine, partitioned: Partitioned, now: datetime) -> list[datetime]:
-    """Today and the days ahead, and earlier days whose rows had to go to the default partition."""
-    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    ahead = [today + DAY * number for number in range(DAYS_AHEAD + 1)]
-    with engine.connect() as connection:
-        stray = connection.execute(
-            text(
-                # The first 48 bits: the time.
-                "SELECT DISTINCT substr(id::text, 1, 8) || substr(id::text, 10, 4)"  # noqa: S608
-                f" FROM {partitioned.table}_default WHERE id >= :low AND id < :high"
-            ),
-            {"low": least_id(today - partitioned.retention), "high": least_id(today)},
-        ).scalars()
-        moments = {datetime.fromtimestamp(int(digits, 16) / 1000, UTC) for digits in stray}
-    days = {moment.replace(hour=0, minute=0, second=0, microsecond=0) for moment in moments}
-    return sorted({*ahead, *days})
+    found = Partitions()
+    for qualified, name, in_schema, bounds, is_detached in ask(_PARTITIONS, {"table": table}):
+        day = _day_in(table, name)
+        if bounds == "DEFAULT":
+            found.default = qualified
+        elif is_detached:
+            found.foreign[qualified] = f"it is half detached; DETACH PARTITION {qualified} FINALIZE"
+        elif day is None:
+            found.foreign[qualified] = f"its name is not {table}_pYYYYMMDD"
+        elif bounds != _bounds(day):
+            found.foreign[qualified] = "its bounds are not those of the day in its name"
+        elif not in_schema:
+            found.foreign[qualified] = f"it is not in the schema of {table}"
+        else:
+            found.days.add(day)
+    return found
 
 
 def existing_days(connection: Connection, table: str) -> set[datetime]:
-    """The days, by their first moment in UTC, of which a table has a partition."""
-    names = connection.execute(
+    """Return the days, by their first moment in UTC, that have a partition."""
+    return read_partitions(asking(connection), table).days
+
+
+def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
+    """Return the time by which a table's retention goes, or None to drop nothing.
+
+    It is the time of the newest id that is not later than the database's clock. So a partition
+    goes only when both say that it is past its retention. A clock that is days ahead drops nothing
+    that is needed; an id from the future does not count. A table without new rows keeps what it
+    has: its retention goes on with the next row.
+
+    Args:
+        ask: runs a query; see `shared.outbox.ask`.
+        table: the table's name.
+        now: the database's time.
+    """
+    found = ask(
+        # ORDER BY id alone would mean the text, which no index has.
+        f"SELECT t.id::text FROM {table} t WHERE t.id < %(high)s::uuid"  # noqa: S608 - our own names
+        " AND substr(t.id::text, 15, 1) = '7' ORDER BY t.id DESC LIMIT 1",
+        {"high": str(least_id(now + timedelta(milliseconds=1)))},
+    )
+    return moment_of(UUID(found[0][0])) if found else None
+
+
+def horizon(connection: Connection) -> UUID | None:
+    """Return the oldest id that the inbox still knows, or None if nothing was ever dropped.
+
+    An event below it may have been applied and forgotten. That holds for a horizon in the future,
+    too, such as a wrong clock left it: rows up to there were dropped, so it is not lowered here.
+    """
+    found: UUID | None = connection.execute(
+        text("SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1")
+    ).scalar_one_or_none()
+    return found
+
+
+def partition_name(table: str, day: datetime) -> str:
+    """Return the name of a day's partition."""
+    return f"{table}_p{day:%Y%m%d}"
+
+
+class _Upkeep:
+    """Makes and drops partitions, each in a transaction of its own."""
+
+    def __init__(self, engine: Engine, partitioned: Partitioned, beat: Callable[[], None]) -> None:
+        self._engine = engine
+        self._partitioned = partitioned
+        self._table = partitioned.table
+        self._beat = beat
+        self.failed: list[str] = []
+
+    def attempt(self, done: str, name: str, action: Callable[[Connection], bool]) -> None:
+        """Make or drop one partition, and log it as `done`, or log why not."""
+        self._beat()
+        try:
+            with self._engine.begin() as connection:
+                without_deadline(connection)
+                connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+                # Another process may be at another day: to pass this one by would leave it missing
+                # until the next maintenance.
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY}
+                )
+                if action(connection):
+                    log.info(done, partition=name)
+        except (SQLAlchemyError, PartitionError) as error:
+            if is_unreachable(error):
+                raise
+            if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
+                log.info("partition.locked", partition=name, instead="later")
+                return
+            log.warning("partition.failed", partition=name, exc_info=error)
+            self.failed.append(name)
+
+    def make_default(self, connection: Connection) -> bool:
+        """Create the default partition, which somebody has dropped or detached."""
+        if read_partitions(asking(connection), self._table).default is not None:
+            return False
+        name = self._free_name(connection, f"{self._table}_default")
+        connection.execute(text(f"CREATE TABLE {name} PARTITION OF {self._table} DEFAULT"))
+        return True
+
+    def make(self, connection: Connection, day: datetime) -> bool:
+        """Create a table beside, fill it from the default partition, and attach it.
+
+        CREATE TABLE ... PARTITION OF would lock the parent against readers too, and refuses while
+        the default partition still holds rows of the range. Writers have to wait: a row that was
+        routed to the default partition before the attachment would be refused there after it.
+        """
+        existing = read_partitions(asking(connection), self._table)
+        if day in existing.days:
+            return False
+        name = self._free_name(connection, partition_name(self._table, day))
+        connection.execute(text(f"LOCK TABLE ONLY {self._table} IN SHARE ROW EXCLUSIVE MODE"))
+        if existing.default is not None:
+            connection.execute(text(f"LOCK TABLE {existing.default} IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(
+            text(
+                f"CREATE TABLE {name} (LIKE {self._table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
+                " INCLUDING INDEXES INCLUDING GENERATED INCLUDING STORAGE)"
+            )
+        )
+        if existing.default is not None:
+            self._move(connection, existing.default, name, day)
+        connection.execute(
+            text(f"ALTER TABLE {self._table} ATTACH PARTITION {name} {_bounds(day)}")
+        )
+        return True
+
+    def _move(self, connection: Connection, default: str, name: str, day: datetime) -> None:
+        """Move a day's rows out of the default partition, in pieces."""
+        columns = _plain_columns(connection, self._table)
+        low, end = least_id(day), least_id(day + DAY)
+        while low < end:
+            self._beat()
+            after = connection.execute(
+                text(
+                    f"SELECT id FROM {default} WHERE id >= :low AND id < :end"  # noqa: S608 - our own
+                    f" ORDER BY id OFFSET {MOVE_ROWS} LIMIT 1"
+                ),
+                {"low": low, "end": end},
+            ).scalar_one_or_none()
+            high = end if after is None else after
+            connection.execute(
+                text(
+                    f"WITH moved AS (DELETE FROM {default} WHERE id >= :low AND id < :high"  # noqa: S608
+                    f" RETURNING {columns})"
+                    f" INSERT INTO {name} ({columns}) SELECT {columns} FROM moved"
+                ),
+                {"low": low, "high": high},
+            )
+            low = high
+
+    def drop(self, connection: Connection, day: datetime) -> bool:
+        """Drop a partition, unless something in it is still needed. Both are checked locked."""
+        name = partition_name(self._table, day)
+        if day not in existing_days(connection, self._table):
+            return False
+        qualified = f"{_schema(connection, self._table)}.{name}"
+        bounds = {"low": least_id(day), "high": least_id(day + DAY)}
+        connection.execute(text(f"LOCK TABLE {qualified} IN ACCESS EXCLUSIVE MODE"))
+        if day not in existing_days(connection, self._table):
+            return False  # detached meanwhile, to be kept
+        keep_if, after_drop = self._partitioned.keep_if, self._partitioned.after_drop
+        if keep_if and connection.execute(text(keep_if), bounds).scalar_one():
+            log.warning("partition.kept", partition=name, reason="it holds unsent events")
+            return False
+        connection.execute(text(f"DROP TABLE {qualified}"))
+        if after_drop:
+            connection.execute(text(after_drop), {"high": bounds["high"]})
+        return True
+
+    def _free_name(self, connection: Connection, name: str) -> str:
+        """Return the qualified name for a new partition.
+
+        Raises:
+            PartitionError: another table has that name.
+        """
+        qualified = f"{_schema(connection, self._table)}.{name}"
+        if connection.execute(text("SELECT to_regclass(:name)"), {"name": qualified}).scalar_one():
+            raise PartitionError(
+                f"{qualified} exists and is not the partition of {self._table} that its name "
+                "says. Attach, rename or drop it."
+            )
+        return qualified
+
+
+def _read_clock(ask: Ask) -> datetime:
+    """Return the database's time, and warn when the process's clock is far from it."""
+    before = time.time()
+    ((now,),) = ask("SELECT clock_timestamp()", {})
+    after, theirs = time.time(), now.timestamp()
+    ahead_s = before - theirs if before > theirs else min(0.0, after - theirs)
+    if abs(ahead_s) > SKEW_WARN_S:
+        # Positive: this process is ahead of the database.
+        log.warning("clock.skew", seconds=round(ahead_s, 1), database=now.isoformat())
+    read: datetime = now.astimezone(UTC)
+    return read
+
+
+def wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[datetime]:
+    """Return today, the days ahead, and earlier days that have rows in the default partition."""
+    today = _midnight(now)
+    days = {today + DAY * number for number in range(DAYS_AHEAD + 1)}
+    default = read_partitions(ask, partitioned.table).default
+    low, high = least_id(today - partitioned.retention), least_id(today)
+    while default is not None:
+        # One row a day by the index, however many there are.
+        found = ask(
+            f"SELECT t.id::text FROM {default} t"  # noqa: S608
+            " WHERE t.id >= %(low)s::uuid AND t.id < %(high)s::uuid ORDER BY t.id LIMIT 1",
+            {"low": str(low), "high": str(high)},
+        )
+        if not found:
+            break
+        day = _midnight(moment_of(UUID(found[0][0])))
+        days.add(day)
+        low = least_id(day + DAY)
+    return sorted(days)
+
+
+def _midnight(moment: datetime) -> datetime:
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _day_in(table: str, name: str) -> datetime | None:
+    """Return the day that a partition's name says, or None if it is no such name."""
+    match = re.fullmatch(rf"{table}_p(\d{{8}})", name, re.ASCII)
+    try:
+        return datetime.strptime(match[1], "%Y%m%d").replace(tzinfo=UTC) if match else None
+    except ValueError:
+        return None
+
+
+def _bounds(day: datetime) -> str:
+    return f"FOR VALUES FROM ('{least_id(day)}') TO ('{least_id(day + DAY)}')"
+
+
+def _schema(connection: Connection, table: str) -> str:
+    """Return the schema of a table, quoted: a partition belongs into the same one."""
+    schema: str = connection.execute(
         text(
-            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-            " WHERE i.inhparent = CAST(:table AS regclass)"
+            "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = CAST(:t AS regclass)"
         ),
-        {"table": table},
-    ).scalars()
-    prefix = f"{table}_p"
-    return {
-        datetime.strptime(name.removeprefix(prefix), "%Y%m%d").replace(tzinfo=UTC)
-        for name in names
-        if name.startswith(prefix)
-    }
+        {"t": table},
+    ).scalar_one()
+    return schema
 
 
 def _plain_columns(connection: Connection, table: str) -> str:
-    """The columns that are inserted as they are: all but the generated."""
+    """Return the columns that are inserted as they are: all but the generated ones."""
     names = connection.execute(
         text(
             "SELECT quote_ident(attname) FROM pg_attribute"
@@ -219,20 +479,3 @@ def _plain_columns(connection: Connection, table: str) -> str:
         {"table": table},
     ).scalars()
     return ", ".join(names)
-
-
-def partition_name(table: str, day: datetime) -> str:
-    """The name of a day's partition."""
-    return f"{table}_p{day:%Y%m%d}"
-
-
-def _is_lock_timeout(error: OperationalError) -> bool:
-    return getattr(error.orig, "pgcode", None) == "55P03"  # lock_not_available
-
-
-def horizon(connection: Connection) -> UUID | None:
-    """Where the inbox begins: ids below may have been applied and forgotten. None: it knows all."""
-    found: UUID | None = connection.execute(
-        text("SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1")
-    ).scalar_one_or_none()
-    return found

@@ -1,8 +1,7 @@
-"""What a relay and a consumer have in common: stopping, backing off, signs of life."""
+"""What a relay and a consumer have in common: stopping and backing off."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -10,7 +9,6 @@ import re
 import select
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
-HEALTH_EVERY_S = 1.0
 # Reasons of one outage that are logged; an error text that differs each time must not fill the log.
 REASONS_MAX = 20
 # How long a transaction of a relay or a consumer may hold its connection, should the server be
@@ -144,81 +141,3 @@ def _reason(error: BaseException) -> str:
     """Return what two errors with one cause have in common: ports and ids differ."""
     text = re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", str(error).partition("\n")[0])
     return f"{type(error).__name__} {sqlstate_of(error)} {text}"
-
-
-class StuckError(SettleError):
-    """A process that should be running gives no sign of life."""
-
-
-def check_health(directory: str | None, process: str, max_age_s: float) -> str:
-    """Read the file that `Health` writes.
-
-    Args:
-        directory: where; the setting HEALTH_DIR.
-        process: the file's name without ``.json``.
-        max_age_s: how old the last sign of life may be.
-
-    Returns:
-        A sentence on the state of the process, which lives and turns.
-
-    Raises:
-        StuckError: it never wrote, ended, or is alive but does not turn.
-    """
-    if directory is None:
-        raise StuckError("HEALTH_DIR is not set: there is nowhere to look for signs of life.")
-    path = Path(directory, f"{process}.json")
-    try:
-        content = json.loads(path.read_text())
-        pid, at, state = int(content["pid"]), float(content["at"]), str(content["state"])
-    except FileNotFoundError as error:
-        raise StuckError(f"{process} has given no sign of life: there is no {path}.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StuckError(f"{path} cannot be read: {error}.") from error
-    age_s = time.time() - at
-    if age_s > max_age_s:
-        alive = "is alive but stuck" if _is_alive(pid) else "has ended"
-        raise StuckError(
-            f"{process} (pid {pid}) {alive}: its last sign of life is {age_s:.0f} s old."
-        )
-    detail = f", {content['detail']}" if content.get("detail") else ""
-    return f"{process} (pid {pid}) is {state}{detail}; seen {max(0.0, age_s):.1f} s ago."
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it is another user's
-    return True
-
-
-class Health:
-    """A file that says that the process's loop still turns; rewritten about every second.
-
-    Args:
-        directory: where; None writes nothing.
-        process: the file's name without ``.json``.
-    """
-
-    def __init__(self, directory: str | None, process: str) -> None:
-        self._path = Path(directory, f"{process}.json") if directory else None
-        self._last: tuple[str, str] | None = None
-        self._next_at = 0.0
-
-    def beat(self, state: str, detail: str = "") -> None:
-        """Tell the state: ``starting``, ``ready`` or ``waiting``, and what it waits for."""
-        now = time.monotonic()
-        if self._path is None or (self._last == (state, detail) and now < self._next_at):
-            return
-        self._last, self._next_at = (state, detail), now + HEALTH_EVERY_S
-        content = {"pid": os.getpid(), "at": time.time(), "state": state, "detail": detail}
-        written = self._path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            written.write_text(json.dumps(content))
-            written.replace(self._path)
-        except OSError as error:
-            # A full disk must not stop delivery; the stale file tells the supervisor.
-            log.warning("health.not_written", path=str(self._path), error=str(error))
-            self._next_at = now + 60 * HEALTH_EVERY_S

@@ -16,12 +16,14 @@ from shared.database import make_engine
 from shared.errors import SettleError
 from shared.failpoints import failpoint
 from shared.outbox.clients import make_admin
+from shared.outbox.health import Health
 from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import Destination, note_topics
-from shared.outbox.partitions import maintain, outbox_partitions
+from shared.outbox.partitions import Maintenance, outbox_partitions
 from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
-from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Health, Stop
+from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.sender import PERMANENT, Sender
+from shared.outbox.sequences import check_sequences
 from shared.outbox.topics import close_quietly, ensure_topics, find_cluster
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ SHARDS_PER_BATCH = 8
 # A relay that is frozen in a transaction loses it, and its shards, after this time.
 LEASE_MS = 10_000
 TOPIC_CHECK_S = 5.0
-MAINTENANCE_S = 600.0
 EXPIRY_S = 1.0
 
 _BEGIN = text(
@@ -90,7 +91,11 @@ class Relay:
         self._sender: Sender | None = None
         self._noted_at: list[datetime] = []
         self._topics_checked_at = 0.0
-        self._maintained_at: float | None = None
+        self._maintenance = Maintenance(
+            self._engine,
+            outbox_partitions(settings.outbox_retention_s),
+            self._health.repeat,
+        )
         self._expire_at = 0.0
         self._singly = 0
 
@@ -100,6 +105,7 @@ class Relay:
         Raises:
             ShardCountError: OUTBOX_SHARDS is set, and is not what the database has.
             ClusterLeftError: the outbox was moved to another Kafka cluster.
+            SequenceBehindError: new events would overtake earlier ones.
         """
         log.info("relay.started", service=self._service.name, pid=os.getpid())
         self._health.beat("starting")
@@ -110,6 +116,7 @@ class Relay:
             self._disconnect()
             self._listener.close()
             self._engine.dispose()
+        self._health.remove()
         log.info("relay.stopped", service=self._service.name)
 
     def _turn(self) -> None:
@@ -123,7 +130,7 @@ class Relay:
             self._database.succeeded()
             self._broker.succeeded()
             self._loop.succeeded()
-            self._health.beat("ready")
+            self._health.beat("ready", self._maintenance.trouble)
             if not relayed:
                 self._listener.wait(self._settings.relay_poll_s)
             self._check_topics_if_due()
@@ -291,12 +298,10 @@ class Relay:
             raise _ReplayStoppedError
 
     def _maintain_if_due(self) -> None:
-        now = time.monotonic()
-        if self._maintained_at is not None and now - self._maintained_at < MAINTENANCE_S:
-            return
-        self._check_shard_count()
-        maintain(self._engine, outbox_partitions(self._settings.outbox_retention_s))
-        self._maintained_at = now
+        if self._maintenance.is_due:
+            self._check_shard_count()
+            check_sequences(self._engine)
+            self._maintenance.run()
 
     def _expire_if_due(self) -> None:
         """Have the service's old rows removed, a piece a turn, so that no event waits long."""

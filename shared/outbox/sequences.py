@@ -7,18 +7,23 @@ It happens after ``ALTER SEQUENCE ... RESTART``, or after rows were copied in wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.outbox.ask import Ask, asking
+from shared.outbox.process import FatalError
+from shared.sqlstate import is_unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from sqlalchemy import Connection, Engine
 
-    from sqlalchemy import Connection
-
-    Ask = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
-    """Run a query with psycopg2's parameters, and return its rows."""
+log = structlog.get_logger(__name__)
 
 # outbox.seq has no index: its maximum is taken from this many of the newest rows of each partition.
 SAMPLE_ROWS = 100
+CHECK_TIMEOUT_MS = 5_000
 
 # Columns whose values a sequence gives: identity columns, and those with a default of nextval.
 # Sequences that count down or start again are nothing that a maximum says anything about.
@@ -85,6 +90,11 @@ class Behind:
     maximum: int
     remedy: str
 
+    @property
+    def is_outbox_number(self) -> bool:
+        """Whether it is the sequence that puts the events in order."""
+        return (self.table, self.column) == ("outbox", "seq")
+
 
 @dataclass(frozen=True, slots=True)
 class _Generated:
@@ -103,9 +113,8 @@ class _Generated:
         return (self.table, self.column) == ("outbox", "seq")
 
 
-def asking(connection: Connection) -> Ask:
-    """Return a function that runs queries on a SQLAlchemy connection."""
-    return lambda query, parameters: connection.exec_driver_sql(query, dict(parameters)).all()
+class SequenceBehindError(FatalError):
+    """The sequence of the outbox gives numbers below those of earlier events."""
 
 
 def find_behind(ask: Ask, schema: str | None = None) -> list[Behind]:
@@ -136,6 +145,45 @@ def find_behind(ask: Ask, schema: str | None = None) -> list[Behind]:
                 )
             )
     return found
+
+
+def check_sequences(engine: Engine) -> None:
+    """Log the sequences that are behind their columns. Refuse to relay when outbox.seq is.
+
+    New events would get numbers below those of earlier ones, and would overtake them.
+
+    Args:
+        engine: of the service's database.
+
+    Raises:
+        SequenceBehindError: ``outbox.seq`` is behind.
+        SQLAlchemyError: the database cannot be reached.
+    """
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {CHECK_TIMEOUT_MS}")
+            found = find_behind(asking(connection))
+    except SQLAlchemyError as error:
+        if is_unreachable(error):
+            raise
+        log.warning("sequence.not_checked", exc_info=error)
+        return
+    for each in found:
+        (log.error if each.is_outbox_number else log.warning)(
+            "sequence.behind",
+            sequence=each.sequence,
+            column=f"{each.table}.{each.column}",
+            next=each.next_value,
+            maximum=each.maximum,
+            remedy=each.remedy,
+        )
+    for each in found:
+        if each.is_outbox_number:
+            raise SequenceBehindError(
+                f"The sequence {each.sequence} gives {each.next_value} next, but outbox.seq is at "
+                f"{each.maximum} already: new events would overtake earlier ones. Run "
+                f"{each.remedy}; then start the relay again."
+            )
 
 
 def generated_key_behind(

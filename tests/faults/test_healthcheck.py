@@ -44,7 +44,31 @@ def test_one_that_is_frozen_fails_its_check_and_passes_it_when_it_turns_again(
         wait_until(lambda: check(process, tmp_path)[0] == 0, timeout_s=30)
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
-    wait_until(lambda: "has ended" in check(process, tmp_path, 1)[1], timeout_s=15)
+    code, told = check(process, tmp_path)
+    assert (code, "has given no sign of life" in told) == (1, True), told
+
+
+def test_of_two_relays_the_one_that_is_frozen_or_killed_is_told(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    run = ("outbox-relay", "run", "orders")
+    with (
+        delivery.process(*run, HEALTH_DIR=str(tmp_path)) as one,
+        delivery.process(*run, HEALTH_DIR=str(tmp_path)) as other,
+    ):
+        wait_until(lambda: check(run[0], tmp_path)[1].count("is ready") == 2, timeout_s=30)
+        one.signal(signal.SIGSTOP)
+        wait_until(lambda: check(run[0], tmp_path)[0] == 1, timeout_s=15)
+        assert f"(pid {one.pid}) is alive but stuck" in check(run[0], tmp_path)[1]
+
+        # Once the stuck one is killed, the other one is all there is, and it is well.
+        one.signal(signal.SIGKILL)
+        one.wait()
+        assert check(run[0], tmp_path)[0] == 0
+        other.signal(signal.SIGKILL)
+        other.wait()
+        code, told = check(run[0], tmp_path)
+        assert (code, "has ended" in told) == (1, True), told
 
 
 def test_one_that_waits_for_its_broker_is_well(delivery: Delivery, tmp_path: Path) -> None:
@@ -59,5 +83,5 @@ def test_no_sign_of_life_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert check("outbox-relay", None)[0] == 1
     assert "HEALTH_DIR is not set" in check("outbox-relay", None)[1]
     assert "has given no sign of life" in check("outbox-relay", tmp_path)[1]
-    (tmp_path / "outbox-relay-orders.json").write_text(json.dumps({"pid": "?"}))
+    (tmp_path / "outbox-relay-orders.host.1.json").write_text(json.dumps({"pid": "?"}))
     assert "cannot be read" in check("outbox-relay", tmp_path)[1]

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -23,6 +23,7 @@ from shared.deadlines import DeadlineWatcher, without_deadline
 from shared.outbox import consumer, relay
 from shared.outbox.lost_topics import Destination, note_topics
 from shared.outbox.partitions import DAY, Partitioned, existing_days, maintain
+from shared.outbox.uuid7 import least_id
 from support.delivery import ORDERS, order_created
 from support.freezing import frozen
 from support.waiting import wait_until
@@ -130,6 +131,14 @@ def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
         maintain(engine, slow)
         with engine.connect() as connection:
             first = min(existing_days(connection, "outbox"))
+            connection.execute(
+                text(
+                    "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
+                    " VALUES (:id, 'orders', 'a', 't', '')"
+                ),
+                {"id": UUID(int=least_id(first + 2 * DAY).int | 7 << 76)},
+            )
+            connection.commit()
         maintain(engine, slow, now=first + 2 * DAY)
         with engine.connect() as connection:
             assert first not in existing_days(connection, "outbox")

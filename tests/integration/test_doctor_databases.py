@@ -16,7 +16,8 @@ from uuid_utils.compat import uuid7
 
 from settle.doctor import background, clocks, database, pooling, sessions, upkeep
 from shared.database import connect_autocommit
-from shared.outbox.partitions import inbox_partitions, maintain, outbox_partitions
+from shared.outbox.partitions import DAY, inbox_partitions, maintain, outbox_partitions
+from shared.outbox.uuid7 import least_id
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
@@ -238,6 +239,8 @@ def test_partitions_that_should_have_gone_and_rows_without_one(
         maintain(engine, table)
     assert doctor.verdict("orders outbox parts")[0] == "ok"
     maintain(engine, outbox_partitions(60 * DAY_S), datetime.now(UTC) - timedelta(days=30))
+    assert doctor.verdict("orders outbox parts")[0] == "ok"  # nothing goes while nothing comes
+    Delivery("", orders_url, NOWHERE).add("a", 1)
     how, what = doctor.verdict("orders outbox parts")
     assert how == "warn"
     assert "past retention" in what
@@ -246,6 +249,71 @@ def test_partitions_that_should_have_gone_and_rows_without_one(
         f" VALUES ('{uuid4()}', '', '', '', 0, 0, 'applied')"
     )
     assert doctor.verdict("orders inbox parts") == ("warn", "1 rows in inbox_default")
+
+
+def test_the_days_are_those_of_the_databases_clock(
+    doctor: Doctor, orders_url: str, run: Callable[[str], None]
+) -> None:
+    engine = create_engine(orders_url, poolclass=NullPool)
+    maintain(engine, outbox_partitions(60 * DAY_S))
+    run(
+        "CREATE SCHEMA skewed; CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz"
+        " RETURN pg_catalog.clock_timestamp() + interval '40 days';"
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public, skewed,"
+        " pg_catalog', current_database()); END $$"
+    )
+
+    how, what = doctor.verdict("orders outbox parts")
+
+    assert (how, what[:17]) == ("warn", "missing: outbox_p"), what
+
+
+def test_partitions_that_are_not_the_relays_own(
+    doctor: Doctor, orders_url: str, run: Callable[[str], None]
+) -> None:
+    engine = create_engine(orders_url, poolclass=NullPool)
+    maintain(engine, outbox_partitions(60 * DAY_S), datetime.now(UTC) - timedelta(days=30))
+    maintain(engine, outbox_partitions(60 * DAY_S))
+    run(
+        "DO $$ DECLARE oldest text := (SELECT min(inhrelid::regclass::text) FROM pg_inherits"
+        " WHERE inhparent = 'outbox'::regclass AND inhrelid::regclass::text LIKE '%_p%');"
+        " BEGIN EXECUTE format('ALTER TABLE %I RENAME TO outbox_p2025', oldest); END $$"
+    )
+    assert doctor.verdict("orders outbox parts") == (
+        "warn",
+        "outbox_p2025: its name is not outbox_pYYYYMMDD",
+    )
+
+    run("DROP TABLE outbox_default")
+    how, what = doctor.verdict("orders outbox parts")
+    assert (how, "no default partition" in what) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "found"),
+    [(10, "fail", "in the future"), (-2, "warn", "may still come"), (-20, "ok", "since")],
+)
+def test_the_horizon_of_the_inbox(
+    doctor: Doctor, run: Callable[[str], None], days: int, verdict: str, found: str
+) -> None:
+    assert doctor.verdict("orders horizon")[0] == "ok"
+    run(f"INSERT INTO inbox_horizon VALUES ('{least_id(datetime.now(UTC) + days * DAY)}')")
+
+    how, what = doctor.verdict("orders horizon")
+
+    assert (how, found in what) == (verdict, True), what
+
+
+def test_a_sequence_that_is_behind(doctor: Doctor, run: Callable[[str], None]) -> None:
+    Delivery("", doctor.urls["orders"], NOWHERE).add("a", 1, 2)
+    assert doctor.verdict("orders sequences")[0] == "ok"
+    run("ALTER TABLE outbox ALTER COLUMN seq RESTART WITH 1")
+
+    how, what = doctor.verdict("orders sequences")
+
+    assert (how, what) == ("fail", "outbox_seq_seq gives 1 next, outbox.seq is at 2")
+    run(doctor.seen["orders sequences"].remedy)
+    assert doctor.verdict("orders sequences")[0] == "ok"
 
 
 def test_an_event_and_an_order_that_wait(

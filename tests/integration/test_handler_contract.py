@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 
 from shared import outbox
 from shared.outbox import Event, Outcome, Retry, Verdict
-from shared.outbox.failures import HandlerLimits, SequenceBehindError
+from shared.outbox.failures import HandlerLimits, KeyCollisionError
 from shared.sqlstate import sqlstate_of
 from support.handling import (
     TOPIC,
@@ -454,7 +454,7 @@ def test_a_sequence_that_is_behind_parks_nothing_and_passes(
     applier = make_applier(number_service(handler(act)), engine)
     record = number_record(1)
     for _ in range(3):
-        with pytest.raises(SequenceBehindError, match="generated_pkey"):
+        with pytest.raises(KeyCollisionError, match="generated_pkey"):
             applier.apply([record])
     assert applier.apply([record]) == {}
 

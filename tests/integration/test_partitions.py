@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
+from uuid_utils.compat import uuid7
 
 from shared import outbox
 from shared.migrations import upgrade
-from shared.outbox import Event
-from shared.outbox.partitions import horizon, inbox_partitions, maintain, outbox_partitions
+from shared.outbox import Event, partitions
+from shared.outbox.ask import asking
+from shared.outbox.partitions import (
+    Maintenance,
+    horizon,
+    inbox_partitions,
+    maintain,
+    outbox_partitions,
+    retention_time,
+    wanted_days,
+)
 from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Engine
 
@@ -31,6 +47,8 @@ NOON = datetime(2031, 3, 10, 12, tzinfo=UTC)
 RETENTION_S = 7 * 24 * 60 * 60
 OUTBOX = outbox_partitions(RETENTION_S)
 INBOX = inbox_partitions(RETENTION_S)
+BOTH = pytest.mark.parametrize("partitioned", [OUTBOX, INBOX], ids=["outbox", "inbox"])
+OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 
 
 @pytest.fixture
@@ -68,6 +86,16 @@ def receive(engine: Engine, *ids: UUID) -> None:
         )
 
 
+def put_sent(engine: Engine, *ids: UUID) -> None:
+    """Add events that are not to be sent any more."""
+    add(engine, *ids)
+    with engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM outbox_pending WHERE id = ANY (CAST(:ids AS uuid[]))"),
+            {"ids": [str(each) for each in ids]},
+        )
+
+
 def query(engine: Engine, statement: str) -> list[object]:
     with engine.begin() as connection:
         result = connection.execute(text(statement))
@@ -85,7 +113,7 @@ def days(engine: Engine, table: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("partitioned", [OUTBOX, INBOX], ids=["outbox", "inbox"])
+@BOTH
 def test_days_are_made_ahead_and_take_what_the_default_holds(
     engine: Engine, partitioned: Partitioned
 ) -> None:
@@ -132,12 +160,14 @@ def test_what_is_past_retention_goes_unless_it_is_still_to_be_sent(engine: Engin
         (midnight + 8 * DAY, "20310311", "20310311"),
         (midnight + 9 * DAY, "20310311", "20310312"),  # the 11th has an unsent event
     ]:
+        put_sent(engine, id_at(at))
+        receive(engine, id_at(at))
         maintain(engine, OUTBOX, at)
         maintain(engine, INBOX, at)
         assert (days(engine, "outbox")[0], days(engine, "inbox")[0]) == (outbox_from, inbox_from)
     # The horizon stands where the inbox begins, in one row.
     assert query(engine, "SELECT before FROM inbox_horizon") == [least_id(midnight + 2 * DAY)]
-    assert query(engine, "SELECT id FROM outbox") == [unsent]
+    assert query(engine, "SELECT id FROM outbox ORDER BY id LIMIT 1") == [unsent]
 
     query(engine, "DELETE FROM outbox_pending")
     maintain(engine, OUTBOX, midnight + 9 * DAY)
@@ -146,6 +176,7 @@ def test_what_is_past_retention_goes_unless_it_is_still_to_be_sent(engine: Engin
 
 def test_a_partition_in_use_is_left_for_later_and_nobody_waits_long(engine: Engine) -> None:
     maintain(engine, OUTBOX, NOON)
+    put_sent(engine, id_at(NOON + 9 * DAY))
     with engine.connect() as reader:
         reader.execute(text("SELECT count(*) FROM outbox"))
         maintain(engine, OUTBOX, NOON + 9 * DAY)  # neither makes nor drops, nor raises
@@ -172,7 +203,7 @@ def test_partitions_are_made_under_writers_by_several_at_once(engine: Engine) ->
     def look_after() -> None:
         for day in range(most):
             for partitioned in both:
-                maintain(engine, partitioned, NOON + day * DAY)
+                assert maintain(engine, partitioned, NOON + day * DAY) == []
 
     with ThreadPoolExecutor() as threads:
         writers = [threads.submit(write, number) for number in (0, 1)]
@@ -187,3 +218,336 @@ def test_partitions_are_made_under_writers_by_several_at_once(engine: Engine) ->
     for partitioned in both:  # a day that was locked all the time is made at the next call
         maintain(engine, partitioned, NOON + (most - 1) * DAY)
         assert query(engine, f"SELECT id FROM {partitioned.table}_default LIMIT 1") == []
+
+
+# Time.
+
+
+def put(engine: Engine, partitioned: Partitioned, *ids: UUID) -> None:
+    (put_sent if partitioned is OUTBOX else receive)(engine, *ids)
+
+
+def set_database_clock(engine: Engine, ahead: str) -> None:
+    """Make the database's clock_timestamp() tell another time, on new connections."""
+    query(
+        engine,
+        "CREATE SCHEMA skewed; CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz"
+        f" RETURN pg_catalog.clock_timestamp() + interval '{ahead}';",
+    )
+    query(
+        engine,
+        f'ALTER DATABASE "{engine.url.database}" SET search_path = public, skewed, pg_catalog',
+    )
+    engine.dispose()
+
+
+def set_process_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
+    """Make the process's clock, as the engine reads it, tell another time."""
+    monkeypatch.setattr(
+        partitions,
+        "time",
+        SimpleNamespace(time=lambda: time.time() + ahead.total_seconds(), monotonic=time.monotonic),
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("days_ahead", [40, -40])
+def test_a_process_whose_clock_is_wrong_goes_by_the_databases_and_says_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, partitioned: Partitioned, days_ahead: int
+) -> None:
+    table = partitioned.table
+    put(engine, partitioned, uuid7())
+    maintain(engine, partitioned)
+    before = days(engine, table)
+    set_process_clock(monkeypatch, days_ahead * DAY)
+
+    with capture_logs() as lines:
+        maintain(engine, partitioned)
+
+    assert days(engine, table) == before
+    (skew,) = [line for line in lines if line["event"] == "clock.skew"]
+    assert skew["log_level"] == "warning"
+    assert skew["seconds"] == pytest.approx(days_ahead * 86_400, abs=5)
+    with engine.connect() as connection:
+        assert horizon(connection) is None
+
+
+def test_clocks_that_agree_are_not_warned_of(engine: Engine) -> None:
+    with capture_logs() as lines:
+        maintain(engine, OUTBOX)
+
+    assert {line["event"] for line in lines} == {"partition.made"}
+
+
+@BOTH
+def test_a_database_whose_clock_is_days_ahead_drops_nothing_that_the_newest_row_needs(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    table, newest = partitioned.table, uuid7()
+    put(engine, partitioned, newest)
+    maintain(engine, partitioned)
+    before = set(days(engine, table))
+    set_database_clock(engine, "40 days")
+
+    maintain(engine, partitioned)
+
+    assert before <= set(days(engine, table))
+    assert query(engine, f"SELECT id FROM {table}") == [newest]
+    with engine.connect() as connection:
+        assert horizon(connection) is None
+
+
+@BOTH
+def test_ids_from_the_future_and_of_other_forms_drop_nothing(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    maintain(engine, partitioned, NOON)
+    forged = [
+        id_at(NOON + 4000 * DAY),
+        UUID("ffffffff-ffff-7fff-bfff-ffffffffffff"),
+        UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11"),
+        UUID(int=least_id(NOON + 39 * DAY).int | 4 << 76),  # no UUIDv7
+    ]
+    put(engine, partitioned, id_at(NOON), *forged)
+
+    for at in (NOON + DAY, NOON + 40 * DAY):
+        maintain(engine, partitioned, at)
+
+    assert days(engine, partitioned.table)[0] == "20310310"
+
+
+@BOTH
+def test_a_table_without_new_rows_keeps_what_it_has_until_the_next_row(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    later = NOON + 60 * DAY
+    maintain(engine, partitioned, NOON)
+    maintain(engine, partitioned, later)  # empty
+    put(engine, partitioned, id_at(NOON))
+    maintain(engine, partitioned, later)  # idle
+    assert days(engine, partitioned.table)[0] == "20310310"
+
+    put(engine, partitioned, id_at(later))
+    maintain(engine, partitioned, later)
+
+    assert days(engine, partitioned.table) == ["20310509", "20310510", "20310511", "20310512"]
+
+
+def test_the_horizon_is_never_past_the_databases_clock_less_the_retention(engine: Engine) -> None:
+    for day in range(12):
+        receive(engine, id_at(NOON + day * DAY))
+        maintain(engine, INBOX, NOON + day * DAY)
+
+        with engine.connect() as connection:
+            begins = horizon(connection)
+        assert begins is None or begins <= least_id(NOON + day * DAY - INBOX.retention)
+    assert begins is not None
+
+
+def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine: Engine) -> None:
+    dropped_at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+    future = least_id(datetime.now(UTC) + 10 * DAY)
+    query(engine, f"INSERT INTO inbox_horizon VALUES ('{future}'), ('{least_id(NOON)}')")
+    (statements,) = re.findall(
+        r"```sql\n(BEGIN;\nDELETE FROM inbox_horizon;.*?)```",
+        OPERATIONS.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    moment = "2026-01-31 12:34:56+00"
+    assert moment in statements
+
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statements.replace(moment, dropped_at.isoformat()))
+
+    assert query(engine, "SELECT before FROM inbox_horizon") == [least_id(dropped_at)]
+
+
+@BOTH
+def test_what_is_asked_of_a_large_table_is_answered_by_its_index(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    maintain(engine, partitioned, NOON)
+    plans: list[str] = []
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET enable_seqscan = off; SET enable_sort = off")
+        ask = asking(connection)
+
+        def explain(query: str, parameters: Mapping[str, object]) -> Sequence[Sequence[object]]:
+            if "LIMIT 1" in query:
+                plans.append("\n".join(line for (line,) in ask(f"EXPLAIN {query}", parameters)))
+            return ask(query, parameters)
+
+        retention_time(explain, partitioned.table, NOON)
+        wanted_days(explain, partitioned, NOON)
+
+    assert len(plans) == 2
+    assert all("Index" in plan and "Sort  (" not in plan for plan in plans), plans
+
+
+# What operators do to partitions.
+
+
+@BOTH
+def test_partitions_of_other_names_and_bounds_are_left_alone_and_told(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    table = partitioned.table
+    maintain(engine, partitioned, NOON - 60 * DAY)
+    low, high = least_id(NOON - 100 * DAY), least_id(NOON - 99 * DAY)
+    query(
+        engine,
+        "CREATE SCHEMA archive;"
+        f"ALTER TABLE {table}_p20310109 RENAME TO {table}_p20310109_old;"
+        f"ALTER TABLE {table}_p20310110 RENAME TO {table}_p2031;"
+        f'ALTER TABLE {table}_p20310111 RENAME TO "{table.upper()}_P20310111";'
+        f"ALTER TABLE {table}_p20310112 SET SCHEMA archive;"
+        f"CREATE TABLE {table}_p20319999 PARTITION OF {table}"
+        f" FOR VALUES FROM ('{low}') TO ('{high}');"
+        f"CREATE TABLE {table}_p20310101 PARTITION OF {table}"
+        f" FOR VALUES FROM ('{high}') TO ('{least_id(NOON - 98 * DAY)}');",
+    )
+    put(engine, partitioned, id_at(NOON))
+
+    with capture_logs() as lines:
+        failed = maintain(engine, partitioned, NOON)
+
+    assert failed == []
+    assert {
+        (line["partition"], line["log_level"])
+        for line in lines
+        if line["event"] == "partition.foreign"
+    } == {
+        (f"{table}_p20310109_old", "warning"),
+        (f"{table}_p2031", "warning"),
+        (f'"{table.upper()}_P20310111"', "warning"),
+        (f"archive.{table}_p20310112", "warning"),
+        (f"{table}_p20319999", "warning"),
+        (f"{table}_p20310101", "warning"),
+    }
+    assert len(days(engine, table)) == 10
+
+
+@BOTH
+def test_a_day_that_a_foreign_partition_covers_is_told_and_the_others_are_made(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    table = partitioned.table
+    query(
+        engine,
+        f"CREATE TABLE {table}_march PARTITION OF {table} FOR VALUES"
+        f" FROM ('{least_id(NOON)}') TO ('{least_id(NOON + DAY)}')",
+    )
+
+    with capture_logs() as lines:
+        failed = maintain(engine, partitioned, NOON)
+
+    assert failed == [f"{table}_p20310310", f"{table}_p20310311"]
+    told = [line for line in lines if line["event"] == "partition.failed"]
+    assert [line["partition"] for line in told] == failed
+    assert "would overlap" in str(told[0]["exc_info"])
+    assert days(engine, table)[1:] == ["20310312", "20310313"]
+
+
+@BOTH
+def test_a_detached_partition_is_kept_and_its_name_is_told(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    table = partitioned.table
+    maintain(engine, partitioned, NOON)
+    put(engine, partitioned, id_at(NOON), id_at(NOON + 20 * DAY))
+    query(engine, f"ALTER TABLE {table} DETACH PARTITION {table}_p20310310")
+
+    with capture_logs() as lines:
+        assert maintain(engine, partitioned, NOON + DAY) == []
+        assert maintain(engine, partitioned, NOON) == [f"{table}_p20310310"]
+        assert maintain(engine, partitioned, NOON + 20 * DAY) == []
+
+    (told,) = [line for line in lines if line["event"] == "partition.failed"]
+    assert "Attach, rename or drop it" in str(told["exc_info"])
+    assert query(engine, f"SELECT id FROM {table}_p20310310") == [id_at(NOON)]
+
+
+@BOTH
+def test_a_default_partition_that_is_missing_is_made_again_and_one_of_another_name_is_used(
+    engine: Engine, partitioned: Partitioned
+) -> None:
+    table = partitioned.table
+    query(engine, f"DROP TABLE {table}_default")
+
+    assert maintain(engine, partitioned, NOON) == []
+    put(engine, partitioned, id_at(NOON + 9 * DAY))
+    query(engine, f'ALTER TABLE {table}_default RENAME TO "The rest"')
+    assert maintain(engine, partitioned, NOON + 9 * DAY) == []
+
+    assert query(engine, f"SELECT id FROM {table}_p20310319") == [id_at(NOON + 9 * DAY)]
+    assert query(engine, 'SELECT id FROM "The rest"') == []
+
+
+def test_a_partition_belongs_into_the_schema_of_its_table(engine: Engine) -> None:
+    query(engine, "CREATE SCHEMA first_in_path")
+    query(
+        engine,
+        f'ALTER DATABASE "{engine.url.database}" SET search_path = first_in_path, public',
+    )
+    engine.dispose()
+
+    maintain(engine, OUTBOX, NOON)
+
+    assert query(engine, "SELECT 'public.outbox_p20310310'::regclass::text") == ["outbox_p20310310"]
+
+
+def test_made_and_dropped_partitions_are_logged_by_static_names(engine: Engine) -> None:
+    later = NOON + 10 * DAY
+    with capture_logs() as lines:
+        maintain(engine, OUTBOX, NOON)
+        put_sent(engine, id_at(later))
+        maintain(engine, OUTBOX, later)
+
+    told = [(line["event"], line["partition"]) for line in lines]
+    assert told[0] == ("partition.made", "outbox_p20310310")
+    assert told[-1] == ("partition.dropped", "outbox_p20310312")
+
+
+# Maintenance as a whole.
+
+
+def test_rows_are_moved_in_pieces_with_signs_of_life_in_between(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "MOVE_ROWS", 10)
+    ids = [id_at(NOON, number) for number in range(35)]
+    add(engine, *ids)
+    beats: list[None] = []
+
+    maintain(engine, OUTBOX, NOON, beat=lambda: beats.append(None))
+
+    assert query(engine, "SELECT id FROM outbox_p20310310 ORDER BY id") == ids
+    assert len(beats) == 4 + 3 + 4  # four days, of which three are moved at once and one in four
+
+
+def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maintenance = Maintenance(engine, OUTBOX, beat=lambda: None)
+    monkeypatch.setattr(partitions, "read_partitions", lambda *_: 1 / 0)
+
+    with capture_logs() as lines:
+        maintenance.run()
+
+    assert maintenance.trouble == "partition upkeep failed: outbox"
+    assert not maintenance.is_due
+    (told,) = lines
+    assert (told["event"], type(told["exc_info"])) == (
+        "partition.maintenance_failed",
+        ZeroDivisionError,
+    )
+
+
+def test_a_database_that_is_away_is_not_taken_for_trouble_of_the_maintenance() -> None:
+    away = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nowhere")
+    maintenance = Maintenance(away, OUTBOX, beat=lambda: None)
+
+    with pytest.raises(OperationalError):
+        maintenance.run()
+
+    assert maintenance.is_due

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,13 +16,17 @@ from uuid_utils.compat import uuid7
 
 from shared import outbox
 from shared.outbox import Event, notify_after_commit
+from shared.outbox.health import StuckError, check_health
 from shared.outbox.store import PAYLOAD_MAX_BYTES, EventTooLargeError
+from shared.outbox.uuid7 import least_id
 from shared.trace import Trace
 from support.delivery import ORDERS, Delivery, first_appearances, header
 from support.waiting import wait_until
 from support.writers import Writers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.broker import Broker
     from support.postgres import PostgresServer
 
@@ -320,3 +325,70 @@ def test_add_never_commits(delivery: Delivery) -> None:
     engine.dispose()
     assert delivery.query("orders", "SELECT id FROM outbox") == []
     assert delivery.pending("orders") == 0
+
+
+def test_a_relay_refuses_to_start_when_the_numbers_of_events_would_go_back(
+    delivery: Delivery,
+) -> None:
+    delivery.add("a", 1, 2, 3)
+    delivery.query("orders", "ALTER TABLE outbox ALTER COLUMN seq RESTART WITH 1")
+
+    done = delivery.run("outbox-relay", "run", "orders")
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith(
+        "Error: The sequence outbox_seq_seq gives 1 next, but outbox.seq is at 3"
+    )
+    remedy = "SELECT setval('outbox_seq_seq', (SELECT max(seq) FROM outbox))"
+    assert remedy in told
+    delivery.query("orders", remedy)
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+
+
+def test_another_sequence_that_is_behind_is_told_and_events_are_sent(delivery: Delivery) -> None:
+    delivery.open_account(10)
+    delivery.add("a", 1, service="payments")
+    delivery.query("payments", "ALTER SEQUENCE transfers_id_seq RESTART WITH 1")
+
+    with delivery.process("outbox-relay", "run", "payments") as relay:
+        relay.wait_logged("sequence.behind")
+        delivery.wait_sent("payments")
+
+    (told,) = relay.logged("sequence.behind")
+    assert (told["column"], told["level"]) == ("transfers.id", "warning")
+
+
+def test_events_are_sent_though_partitions_cannot_be_maintained(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    """A partition of another name, one that overlaps, and a table that has a day's name."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    low, high = least_id(today - timedelta(days=1)), least_id(today + timedelta(hours=1))
+    delivery.query(
+        "orders",
+        f"CREATE TABLE outbox_p20250101_old PARTITION OF outbox"
+        f" FOR VALUES FROM ('{low}') TO ('{high}')",
+    )
+    delivery.query("orders", f"CREATE TABLE outbox_p{today + timedelta(days=1):%Y%m%d} ()")
+    delivery.add("a", 1)
+
+    with delivery.process("outbox-relay", "run", "orders", HEALTH_DIR=str(tmp_path)) as relay:
+        delivery.wait_sent("orders")
+
+        assert len(relay.logged("partition.failed")) == 2
+        assert relay.logged("partition.foreign")
+        assert len(relay.logged("partition.made")) == 2
+        wait_until(
+            lambda: "is ready, partition upkeep failed: outbox_p" in health_of("orders", tmp_path)
+        )
+        assert not relay.logged("relay.loop_down")
+
+
+def health_of(service: str, directory: Path) -> str:
+    try:
+        return check_health(str(directory), f"outbox-relay-{service}", 30)
+    except StuckError as error:
+        return str(error)

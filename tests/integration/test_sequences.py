@@ -11,7 +11,8 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.migrations import upgrade
 from shared.outbox import sequences
-from shared.outbox.sequences import asking, find_behind, generated_key_behind
+from shared.outbox.ask import asking
+from shared.outbox.sequences import find_behind, generated_key_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

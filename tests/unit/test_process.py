@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import psycopg2
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
-from shared.outbox.process import BACKOFF_MOST_S, Backoff, Health, Stop
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from shared.outbox.process import BACKOFF_MOST_S, Backoff, Stop
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
@@ -68,19 +63,6 @@ def test_a_stop_waits_for_descriptors_above_1023() -> None:
 
     os.close(read)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_health_file_is_whole_and_a_full_disk_is_survived(tmp_path: Path) -> None:
-    health = Health(str(tmp_path), "outbox-relay-orders")
-    health.beat("starting")
-    health.beat("ready")
-    (written,) = tmp_path.iterdir()
-    assert written.name == "outbox-relay-orders.json"
-    assert json.loads(written.read_text())["state"] == "ready"
-    with capture_logs() as lines:
-        Health(str(tmp_path / "gone"), "x").beat("ready")
-    assert [line["event"] for line in lines] == ["health.not_written"]
-    Health(None, "x").beat("ready")
 
 
 def test_a_changed_reason_of_an_outage_is_logged_once() -> None:

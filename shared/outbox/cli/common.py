@@ -11,7 +11,8 @@ import click
 
 from shared.failpoints import arm
 from shared.log import configure_logging
-from shared.outbox.process import Stop, check_health
+from shared.outbox.health import check_health
+from shared.outbox.process import Stop
 from shared.outbox.service import Service, load_service, service_names
 from shared.settings import Settings, read_settings
 
@@ -56,10 +57,10 @@ def stopped_by_signals() -> Stop:
 
 
 def print_health(process: str, service_name: str, max_age_s: float) -> None:
-    """Tell whether a service's process turns, from what it writes to HEALTH_DIR.
+    """Print the state of a service's processes, from the files that they write to HEALTH_DIR.
 
     Raises:
-        StuckError: it does not.
+        StuckError: there is none, or one does not turn.
     """
     service = load_service(service_name)
     directory = os.environ.get("HEALTH_DIR") or None

@@ -59,10 +59,11 @@ def run(service: str) -> None:
 @max_age_option
 @told_in_a_sentence
 def healthcheck(service: str, max_age_s: float) -> None:
-    r"""Tell whether the consumer of SERVICE turns: exit 1 when it ended, or is alive but stuck.
+    r"""Check that the main loop of each consumer of SERVICE runs: exit 1 when one is stuck.
 
-    For supervisors and containers; reads what the consumer writes to HEALTH_DIR. One that waits for
-    a neighbour is well.
+    For supervisors and containers. Reads the files that the consumers write to HEALTH_DIR. A
+    consumer passes that waits for the database or Kafka, or that stopped because of a handler's
+    error: a restart would not help. Exit 1 also when no consumer runs.
 
     \b
     Example: inbox-consumer healthcheck orders

@@ -82,10 +82,11 @@ def replay(service: str, since: timedelta) -> None:
 @max_age_option
 @told_in_a_sentence
 def healthcheck(service: str, max_age_s: float) -> None:
-    r"""Tell whether the relay of SERVICE turns: exit 1 when it ended, or is alive but stuck.
+    r"""Check that the main loop of each relay of SERVICE runs: exit 1 when one is stuck.
 
-    For supervisors and containers; reads what the relay writes to HEALTH_DIR. One that waits for
-    a neighbour is well.
+    For supervisors and containers. Reads the files that the relays write to HEALTH_DIR. A relay
+    that waits for the database or Kafka passes: a restart would not help. Exit 1 also when no
+    relay runs.
 
     \b
     Example: outbox-relay healthcheck orders

@@ -1,0 +1,17 @@
+"""Queries for the catalog that run on SQLAlchemy's connections and on the doctor's alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+Ask = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
+"""Run a query with psycopg2's named parameters, and return its rows."""
+
+
+def asking(connection: Connection) -> Ask:
+    """Return a function that runs queries on a SQLAlchemy connection."""
+    return lambda query, parameters: connection.exec_driver_sql(query, dict(parameters)).all()

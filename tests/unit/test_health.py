@@ -1,0 +1,237 @@
+"""Signs of life: one file for each process, read by the health checks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from shared.outbox import health
+from shared.outbox.health import UNSEEN_ENDED_S, Health, StuckError, check_health
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RELAY = "outbox-relay-orders"
+BEAT = f"""
+import sys
+from shared.outbox.health import Health
+health = Health(sys.argv[1], {RELAY!r})
+health.beat("ready")
+sys.stdout.write("x")
+sys.stdout.flush()
+sys.stdin.read()
+health.remove()
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another relay, which has given a sign of life; it ends when its stdin is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEAT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"x"
+    with process:
+        yield process
+        process.kill()
+
+
+def write(directory: Path, **changed: Any) -> None:
+    """Write the file of a process, as this one would but for what is changed."""
+    Health(str(directory), "template").beat("ready")
+    (template,) = directory.glob("template.*.json")
+    content = json.loads(template.read_text()) | changed
+    template.unlink()
+    path = directory / f"{RELAY}.{content['pid_namespace'].strip('pid:[]')}.{content['pid']}.json"
+    path.write_text(json.dumps(content))
+
+
+def set_monotonic(monkeypatch: pytest.MonkeyPatch, later_s: float) -> None:
+    monkeypatch.setattr(
+        health,
+        "time",
+        SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + later_s),
+    )
+
+
+def test_each_process_has_its_own_file(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+    Health(str(tmp_path), RELAY).beat("waiting", "broker")
+
+    told = check_health(str(tmp_path), RELAY, 30).splitlines()
+
+    assert len(list(tmp_path.iterdir())) == 2
+    assert told[0].startswith(f"{RELAY} (pid {os.getpid()}) is waiting, broker; seen ")
+    assert told[1].startswith(f"{RELAY} (pid {other.pid}) is ready; seen ")
+
+
+def test_one_that_is_frozen_fails_the_check_beside_one_that_turns(
+    tmp_path: Path, other: subprocess.Popen[bytes]
+) -> None:
+    other.send_signal(signal.SIGSTOP)
+
+    def one_is_stuck() -> bool:
+        Health(str(tmp_path), RELAY).beat("ready")
+        try:
+            check_health(str(tmp_path), RELAY, 0.5)
+        except StuckError as error:
+            return f"(pid {other.pid}) is alive but stuck" in str(error)
+        return False
+
+    wait_until(one_is_stuck, what="the frozen process to fail the check")
+
+
+def test_a_clock_that_is_set_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        health, "time", SimpleNamespace(time=lambda: time.time() + 4000, monotonic=time.monotonic)
+    )
+    Health(str(tmp_path), RELAY).beat("ready")  # the clock goes back after it
+    monkeypatch.undo()
+
+    assert "is ready" in check_health(str(tmp_path), RELAY, 30)
+    set_monotonic(monkeypatch, 31)
+    with pytest.raises(StuckError, match="alive but stuck"):
+        check_health(str(tmp_path), RELAY, 30)
+
+
+def test_one_that_was_killed_counts_until_another_runs(
+    tmp_path: Path, other: subprocess.Popen[bytes]
+) -> None:
+    other.kill()
+    other.wait()
+    with pytest.raises(StuckError, match=rf"pid {other.pid}\) has ended"):
+        check_health(str(tmp_path), RELAY, 30)
+
+    Health(str(tmp_path), RELAY).beat("ready")
+
+    assert f"(pid {os.getpid()}) is ready" in check_health(str(tmp_path), RELAY, 30)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_one_that_ends_as_asked_leaves_nothing(
+    tmp_path: Path, other: subprocess.Popen[bytes]
+) -> None:
+    assert other.stdin is not None
+    other.stdin.close()
+    other.wait()
+
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StuckError, match="has given no sign of life"):
+        check_health(str(tmp_path), RELAY, 30)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"started": "1"},  # the pid is another process's by now
+        {"boot": "a-boot-before"},
+        {"boot": "a-boot-before", "pid_namespace": "pid:[1]"},
+    ],
+)
+def test_what_a_process_of_before_has_left_is_not_taken_for_one_that_lives(
+    tmp_path: Path, changed: dict[str, str]
+) -> None:
+    write(tmp_path, **changed)
+
+    with pytest.raises(StuckError, match="has ended"):
+        check_health(str(tmp_path), RELAY, 30)
+
+
+def test_processes_of_other_containers_are_judged_by_their_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, pid_namespace="pid:[1]", pid=1)
+    assert "(pid 1) is ready" in check_health(str(tmp_path), RELAY, 30)
+
+    set_monotonic(monkeypatch, 31)
+    with pytest.raises(StuckError, match="alive but stuck"):
+        check_health(str(tmp_path), RELAY, 30)
+    set_monotonic(monkeypatch, UNSEEN_ENDED_S + 1)
+    with pytest.raises(StuckError, match="has ended"):
+        check_health(str(tmp_path), RELAY, 30)
+
+
+def test_a_silent_process_of_another_container_does_not_fail_the_check_of_this_one(
+    tmp_path: Path,
+) -> None:
+    """A restart of this container would not help it."""
+    write(tmp_path, pid_namespace="pid:[1]", pid=1, monotonic=time.monotonic() - 60)
+    Health(str(tmp_path), RELAY).beat("ready")
+
+    assert f"(pid {os.getpid()}) is ready" in check_health(str(tmp_path), RELAY, 30)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "?"}'])
+def test_a_file_that_cannot_be_read_counts_until_a_process_runs(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / f"{RELAY}.host.1.json").write_text(content)
+    with pytest.raises(StuckError, match="cannot be read"):
+        check_health(str(tmp_path), RELAY, 30)
+
+    Health(str(tmp_path), RELAY).beat("ready")
+
+    assert "is ready" in check_health(str(tmp_path), RELAY, 30)
+
+
+@pytest.mark.parametrize("state", ["waiting", "stopped", "starting"])
+def test_every_state_of_a_loop_that_turns_passes(tmp_path: Path, state: str) -> None:
+    Health(str(tmp_path), RELAY).beat(state, "the reason")
+
+    assert f"is {state}, the reason;" in check_health(str(tmp_path), RELAY, 30)
+
+
+def test_processes_of_other_kinds_are_not_looked_at(tmp_path: Path) -> None:
+    Health(str(tmp_path), f"{RELAY}-eu").beat("ready")
+    Health(str(tmp_path), "inbox-consumer-orders").beat("ready")
+
+    with pytest.raises(StuckError, match="has given no sign of life"):
+        check_health(str(tmp_path), RELAY, 30)
+
+
+def test_after_a_failed_write_the_next_beat_writes_and_the_outage_is_logged_once(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "gone"
+    told = Health(str(folder), RELAY)
+
+    with capture_logs() as lines:
+        for _ in range(5):
+            told.beat("ready")
+        folder.mkdir()
+        told.beat("ready")
+
+    assert [line["event"] for line in lines] == ["health.not_written"]
+    assert "is ready" in check_health(str(folder), RELAY, 30)
+
+
+def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Health(str(tmp_path), RELAY)
+    told.beat("ready", "a detail")
+    set_monotonic(monkeypatch, 31)
+
+    told.repeat()
+
+    assert "is ready, a detail" in check_health(str(tmp_path), RELAY, 30)
+
+
+def test_without_a_directory_nothing_is_written() -> None:
+    told = Health(None, RELAY)
+    told.beat("ready")
+    told.repeat()
+    told.remove()
+    with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
+        check_health(None, RELAY, 30)
