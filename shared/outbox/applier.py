@@ -40,7 +40,7 @@ from shared.outbox.uuid7 import time_of
 from shared.sqlstate import is_unreachable, sqlstate_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from uuid import UUID
 
     from kafka.consumer.fetcher import ConsumerRecord
@@ -91,15 +91,23 @@ class Applier:
         service: whose handlers.
         sessions: of its database; their engine was made with `handler_guard.GUARDABLE`.
         limits: of the handlers.
+        beat: gives a sign of life; called between transactions, and from another thread while a
+            handler runs within its limits.
     """
 
     def __init__(
-        self, service: Service, sessions: sessionmaker[Session], limits: HandlerLimits
+        self,
+        service: Service,
+        sessions: sessionmaker[Session],
+        limits: HandlerLimits,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._sessions = sessions
         self._limits = limits
+        self._beat = beat
         self._failures = FailedEvents(sessions, limits)
-        self._clock = ActiveClock()
+        self._handler_until = 0.0
+        self._clock = ActiveClock(self._beat_for_handler)
         self._subscriptions = {
             subscription.key: subscription for subscription in service.subscriptions
         }
@@ -125,6 +133,7 @@ class Applier:
             items = [item for item in segment if not _is_held(item, held)]
             if not items:
                 continue
+            self._beat()
             if time.monotonic() > give_back_at:
                 _hold(held, items, Wait(0.0, "more records than fit in one turn"))
                 continue
@@ -238,6 +247,7 @@ class Applier:
         run = HandlerRun(self._clock)
         runs.append((subscription, run))
         try:
+            self._handler_until = self._clock.now() + self._limits.total_s
             with guarded(session.connection(), run):
                 with traced(events) as traced_events:
                     verdicts = subscription.handle(session, traced_events)
@@ -248,7 +258,14 @@ class Applier:
                 raise_trouble_behind(error)
                 raise_key_collision(session, error)
             raise _HandlerFailedError(error) from error
+        finally:
+            self._handler_until = 0.0
         _note(session, items, checked)
+
+    def _beat_for_handler(self, now: float) -> None:
+        """Give a sign of life for a handler; one that exceeds its limits gives none."""
+        if now < self._handler_until:
+            self._beat()
 
     def _blame_slow_handler(
         self, runs: Sequence[tuple[Subscription, HandlerRun]], error: Exception

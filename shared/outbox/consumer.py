@@ -120,9 +120,9 @@ class Consumer:
             retries=settings.retry_attempts,
             brake_failures=settings.brake_failures,
         )
-        self._applier = Applier(service, sessions, limits)
-        self._reader = PartitionReader()
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
+        self._applier = Applier(service, sessions, limits, self._health.repeat)
+        self._reader = PartitionReader()
         self._broker = Backoff("consumer.broker")
         self._database = Backoff("consumer.database")
         self._loop = Backoff("consumer.loop", traceback=True)

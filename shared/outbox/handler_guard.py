@@ -19,9 +19,10 @@ from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, connection, cursor
 from psycopg2.sql import Composable
 
 from shared.errors import SettleError
+from shared.threads import repeat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
@@ -57,10 +58,14 @@ class ActiveClock(threading.Thread):
 
     A thread ticks. A tick that comes late although the process used no processor time means that
     the process did not run.
+
+    Args:
+        on_tick: called by the thread at each tick, a few times a second, with the time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_tick: Callable[[float], None] = lambda _: None) -> None:
         super().__init__(name="active-clock", daemon=True)
+        self._on_tick = on_tick
         self._lock = threading.Lock()
         self._frozen_s = 0.0
         self._ticked_at = time.monotonic()
@@ -79,9 +84,11 @@ class ActiveClock(threading.Thread):
 
     def run(self) -> None:
         """Tick until the process ends."""
-        while True:
-            time.sleep(_TICK_S)
-            self.now()
+        repeat("consumer.clock", self._tick)
+
+    def _tick(self) -> None:
+        time.sleep(_TICK_S)
+        self._on_tick(self.now())
 
 
 class HandlerRun:

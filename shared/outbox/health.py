@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ class Health:
             if directory
             else None
         )
+        # A handler's beats come from another thread.
+        self._lock = threading.RLock()
         self._last: tuple[str, str] | None = None
         self._next_at = 0.0
         self._is_failing = False
@@ -98,6 +101,10 @@ class Health:
                 does nothing until an operator says so.
             detail: what it waits for, why it is stopped, or what does not go well.
         """
+        with self._lock:
+            self._beat(state, detail)
+
+    def _beat(self, state: str, detail: str) -> None:
         now = time.monotonic()
         is_new = self._is_failing or self._last != (state, detail)
         if self._path is None or (not is_new and now < self._next_at):
@@ -129,8 +136,9 @@ class Health:
 
     def repeat(self) -> None:
         """Give a sign of life in the middle of long work, with the last state."""
-        if self._last is not None:
-            self.beat(*self._last)
+        with self._lock:
+            if self._last is not None:
+                self._beat(*self._last)
 
     def remove(self) -> None:
         """Remove the file: the process ends as it was asked to."""

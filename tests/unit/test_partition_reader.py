@@ -21,7 +21,7 @@ class FakeConsumer:
 
     def __init__(self, error: PartitionError | None) -> None:
         self.error = error
-        self.paused: set[TopicPartition] = set()
+        self.are_paused: set[TopicPartition] = set()
         self.partitions = {BAD, GOOD}
         self.sought: list[tuple[TopicPartition, int]] = []
         self.ends: dict[TopicPartition, int] = {}
@@ -30,6 +30,9 @@ class FakeConsumer:
     def assignment(self) -> set[TopicPartition]:
         return self.partitions
 
+    def paused(self) -> set[TopicPartition]:
+        return self.are_paused
+
     def highwater(self, partition: TopicPartition) -> int | None:
         return self.ends.get(partition)
 
@@ -37,17 +40,17 @@ class FakeConsumer:
         return self.positions[partition]
 
     def pause(self, partition: TopicPartition) -> None:
-        self.paused.add(partition)
+        self.are_paused.add(partition)
 
     def resume(self, partition: TopicPartition) -> None:
-        self.paused.discard(partition)
+        self.are_paused.discard(partition)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.sought.append((partition, offset))
         self.error = None
 
     def poll(self, **_: Any) -> dict[TopicPartition, list[str]]:
-        if self.error is not None and BAD not in self.paused:
+        if self.error is not None and BAD not in self.are_paused:
             raise self.error
         return {GOOD: ["good"]}
 
@@ -101,7 +104,7 @@ def test_a_corrupt_batch_is_fetched_over_three_new_connections_and_then_given_up
     assert (record.offset, record.value) == (9, b"raw")
     assert "offsets 7 to 9" in record.detail
     assert reader.held() == ""
-    assert consumer.paused == set()
+    assert consumer.are_paused == set()
 
 
 def test_a_batch_that_can_be_read_after_all_is_not_given_up(

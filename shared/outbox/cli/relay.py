@@ -110,9 +110,7 @@ def topics(service: str, partitions: int | None) -> None:
     changes nothing and names who is behind. Partitions are never removed.
 
     \b
-    Examples:
-      outbox-relay topics payments
-      outbox-relay topics payments --partitions 12
+    Example: outbox-relay topics payments --partitions 12
     """
     found, settings = start(service)
     if partitions is not None:
