@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 from kafka import TopicPartition
 from kafka.admin import OffsetSpec
+from kafka.errors import KafkaError
 from sqlalchemy import text
 
 from shared.errors import SettleError
@@ -101,7 +102,7 @@ def _find_lower(admin: KafkaAdminClient, service: Service, count: int) -> list[s
 def _wait_until_read(connection: Connection, admin: KafkaAdminClient, topics: list[str]) -> None:
     ids = find_topics(admin, topics)
     deadline = time.monotonic() + READ_TIMEOUT_S
-    while unread := list(_find_unread(admin, ids)):
+    while unread := _what_is_unread(admin, ids):
         if time.monotonic() > deadline:
             raise PartitionsError(
                 f"{'; '.join(unread)}. Nothing was changed. Start the consumers, wait until they "
@@ -110,6 +111,16 @@ def _wait_until_read(connection: Connection, admin: KafkaAdminClient, topics: li
             )
         time.sleep(READ_POLL_S)
         connection.execute(text("SELECT 1"))  # it still holds the shards, and is not idle
+
+
+def _what_is_unread(admin: KafkaAdminClient, ids: Mapping[str, UUID | None]) -> list[str]:
+    try:
+        return list(_find_unread(admin, ids))
+    except KafkaError as error:
+        if not error.retriable:
+            raise
+        # A coordinator or a leader has just been elected.
+        return [f"The groups' offsets cannot be read: {error}"]
 
 
 def _find_unread(admin: KafkaAdminClient, ids: Mapping[str, UUID | None]) -> Iterator[str]:

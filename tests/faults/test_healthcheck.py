@@ -34,6 +34,7 @@ def check(process: str, directory: Path | None, max_age_s: float = 3) -> tuple[i
 def test_one_that_is_frozen_fails_its_check_and_passes_it_when_it_turns_again(
     delivery: Delivery, tmp_path: Path, process: str
 ) -> None:
+    assert delivery.run("outbox-relay", "topics", "payments").returncode == 0  # it consumes it
     with delivery.process(process, "run", "orders", HEALTH_DIR=str(tmp_path)) as running:
         wait_until(lambda: "is ready" in check(process, tmp_path)[1], timeout_s=30)
         assert check(process, tmp_path)[0] == 0
