@@ -120,6 +120,14 @@ def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> 
             " bytes a partition",
             "set retention.bytes to -1: events may go before they are read",
         )
+    elif told.get("message.timestamp.type") == "CreateTime":
+        yield warn(
+            name,
+            f"kept for {duration(kept_s)} by the clocks of the relays: those of one whose clock is "
+            "days behind are gone at once",
+            f"kafka-configs --alter --topic {topic} --add-config "
+            "message.timestamp.type=LogAppendTime",
+        )
     else:
         yield ok(name, f"kept for {duration(kept_s)}")
 

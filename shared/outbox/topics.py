@@ -130,7 +130,12 @@ def _create(admin: KafkaAdminClient, topic: str, settings: Settings) -> None:
                 topic: {
                     "num_partitions": settings.topic_partitions,
                     "replication_factor": settings.topic_replication,
-                    "configs": {"retention.ms": str(settings.topic_retention_s * 1000)},
+                    "configs": {
+                        "retention.ms": str(settings.topic_retention_s * 1000),
+                        # By the broker's clock. By that of a relay which is days behind, the broker
+                        # would drop events that nobody has read; it refuses those of one ahead.
+                        "message.timestamp.type": "LogAppendTime",
+                    },
                 }
             },
             timeout_ms=3_000,

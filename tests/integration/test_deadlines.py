@@ -277,7 +277,8 @@ def test_relays_and_consumers_give_up_a_server_that_says_nothing(
         wait_until(lambda: len(delivery.charges()) == times, timeout_s=60, what="the charge")
 
     def waits_for_the_database(process: str) -> bool:
-        told = json.loads((tmp_path / f"{process}.json").read_text())
+        (file,) = tmp_path.glob(f"{process}.*.json")
+        told = json.loads(file.read_text())
         return (told["state"], told["detail"]) == ("waiting", "database")
 
     with (

@@ -18,7 +18,7 @@ from settle.doctor import groups, topics
 from shared.outbox.clients import make_admin, make_producer
 from shared.outbox.topics import ensure_topics
 from support.broker import KAFKA, chosen
-from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
+from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, order_created
 from support.doctor import UNDURABLE, Doctor
 from support.ports import free_port
 from support.waiting import wait_until
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kafka import KafkaAdminClient
 
 SERVICES = ("payments", "orders")
+AS_CREATED = {"retention.ms": str(7 * 86_400_000), "message.timestamp.type": "LogAppendTime"}
 needs_kafka = pytest.mark.skipif(
     chosen()[0] != KAFKA, reason="the embedded broker tells nothing of its settings and groups"
 )
@@ -39,6 +40,16 @@ needs_kafka = pytest.mark.skipif(
 def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
     """It looks at payments, whose consumer reads the topic of orders."""
     return Doctor(tmp_path, {"payments": delivery.payments_url}, delivery.bootstrap)
+
+
+@pytest.fixture
+def senders_clock(delivery: Delivery) -> None:
+    """The topic of orders keeps the times that its senders give."""
+    client = make_admin(delivery.settings("payments"), "test")
+    configs = {"message.timestamp.type": "CreateTime"}
+    topic = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
+    client.create_topics({ORDERS: topic})
+    client.close()
 
 
 @pytest.fixture
@@ -156,6 +167,7 @@ SET = [
     ({"retention.ms": str(DAY_MS)}, "retention", "warn", "kept for 24 h"),
     ({"cleanup.policy": "compact"}, "retention", "fail", "compacted"),
     ({"retention.bytes": "1000000"}, "retention", "warn", "no more than 1000000 bytes"),
+    ({"message.timestamp.type": "CreateTime"}, "retention", "warn", "by the clocks of the relays"),
     ({"min.insync.replicas": "2"}, "sending", "fail", "nothing is taken ever"),
     ({"max.message.bytes": "1000"}, "sending", "fail", "max.message.bytes is 1000"),
     ({"max.message.bytes": "950000"}, "sending", "warn", "max.message.bytes is 950000"),
@@ -178,9 +190,9 @@ def test_topics_that_are_set_wrongly(doctor: Doctor, admin: KafkaAdminClient) ->
         wait_until(told, what=f"{changed} to be told")
         admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, list(changed))])
         assert doctor.seen[f"{check} {PAYMENTS}"].verdict == "ok"
-        if "retention.ms" in changed:
-            kept = {"retention.ms": str(7 * DAY_MS)}
-            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, kept)])
+        for setting in AS_CREATED.keys() & changed.keys():
+            again = {setting: AS_CREATED[setting]}
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, again)])
 
 
 @needs_kafka
@@ -202,6 +214,7 @@ def test_a_brokers_disk(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_group_that_is_behind(
     doctor: Doctor,
+    senders_clock: None,
     admin: KafkaAdminClient,
     delivery: Delivery,
     monkeypatch: pytest.MonkeyPatch,
@@ -253,7 +266,7 @@ def test_a_group_that_nobody_is_in_or_that_missed_records(
 
 @needs_kafka
 def test_a_record_from_the_future(
-    doctor: Doctor, admin: KafkaAdminClient, delivery: Delivery
+    doctor: Doctor, senders_clock: None, admin: KafkaAdminClient, delivery: Delivery
 ) -> None:
     assert doctor.verdict(f"clock {ORDERS}") == ("ok", "cannot be told: the topic is empty")
     for ahead_s, verdict in ((20, "warn"), (600, "fail")):
