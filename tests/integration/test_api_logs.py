@@ -90,7 +90,9 @@ def test_a_defect_is_logged_with_its_request_but_not_its_values(
     payments_url: str, payments_session: Any, tmp_path: Path
 ) -> None:
     log = tmp_path / "api.log"
-    payments_session.connection().exec_driver_sql("ALTER TABLE accounts RENAME TO gone")
+    payments_session.connection().exec_driver_sql(
+        "ALTER TABLE accounts RENAME COLUMN user_id TO gone"
+    )
     payments_session.commit()
     with serve("payments", payments_url, log) as url:
         headers = {"X-Request-ID": "r-2"}
@@ -100,7 +102,7 @@ def test_a_defect_is_logged_with_its_request_but_not_its_values(
     assert response.status_code == 500
     (failed,) = [line for line in lines(log) if line["event"] == "web.request_failed"]
     assert failed["request_id"] == "r-2"
-    assert "UndefinedTable" in failed["exception"]
+    assert "UndefinedColumn" in failed["exception"]
     assert USER not in log.read_text()
 
 
