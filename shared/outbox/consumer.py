@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,27 +22,19 @@ from shared.database import make_engine, make_sessions
 from shared.failpoints import failpoint
 from shared.outbox.applier import Applier
 from shared.outbox.clients import make_admin, make_consumer
+from shared.outbox.consumed_topics import ConsumedTopics
 from shared.outbox.failures import DatabaseTroubleError, HandlerLimits
 from shared.outbox.handler_guard import GUARDABLE
 from shared.outbox.health import Health
 from shared.outbox.held import Held, HeldPartitions
-from shared.outbox.offsets import OnAssignment, find_stale, offsets_of
+from shared.outbox.offsets import OnAssignment, offsets_of
 from shared.outbox.partition_reader import PartitionReader
 from shared.outbox.partitions import Maintenance, inbox_partitions
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
-from shared.outbox.topics import (
-    close_quietly,
-    find_topics,
-    is_embedded,
-    read_topic_settings,
-    why_kept_too_long,
-)
+from shared.outbox.topics import close_quietly, is_embedded
 from shared.outbox.wakeup import notify_after_commit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from uuid import UUID
-
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy import Engine
@@ -58,7 +49,6 @@ POLL_MS = 500
 DATABASE = "database"
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
-TOPIC_CHECK_S = 5.0
 # How often a consumer looks for a topic that does not exist yet.
 TOPIC_WAIT_S = 1.0
 # On the embedded broker, joining takes half of the session's time-out (clients.py). After a member
@@ -132,12 +122,7 @@ class Consumer:
         self._stops_checked_at = 0.0
         self._joining_since: float | None = None
         self._is_embedded = False
-        # Of the topics that the consumer reads, as it found them before it joined.
-        self._topic_ids: dict[str, UUID | None] = {}
-        self._last_ids: dict[str, UUID | None] = {}
-        self._recreated: set[str] = set()
-        self._missing: list[str] = []
-        self._topics_checked_at = 0.0
+        self._topics = ConsumedTopics(service, settings)
         self._maintenance = Maintenance(
             self._engine,
             inbox_partitions(settings.inbox_retention_s),
@@ -200,6 +185,7 @@ class Consumer:
         What cannot be applied now is held: its partition is paused and read again later. Meanwhile
         the consumer goes on polling, and so keeps its partitions.
         """
+        self._held.hold_again(consumer, batch)
         records = [record for partition in batch.values() for record in partition]
         try:
             held = self._applier.apply(records)
@@ -226,7 +212,7 @@ class Consumer:
         if not done:
             return
         try:
-            consumer.commit(offsets_of(done, self._topic_ids), timeout_ms=COMMIT_TIMEOUT_MS)
+            consumer.commit(offsets_of(done, self._topics.ids), timeout_ms=COMMIT_TIMEOUT_MS)
         except _REFUSED as error:
             # The group is giving the partitions out anew; whoever gets them reads these again.
             log.debug("consumer.commit_refused", error=type(error).__name__)
@@ -252,45 +238,21 @@ class Consumer:
         """Join the group. Return None while none of the topics exists."""
         if self._consumer is None:
             admin = self._administration()
-            self._topic_ids = self._find_topics()
-            if not self._topic_ids:
+            if not self._topics.find(admin):
                 return None
             self._is_embedded = is_embedded(admin)
-            self._check_retention()
+            self._topics.check_retention(admin)
             consumer = make_consumer(self._settings, self._service.name)
             self._consumer = consumer
             self._held = HeldPartitions()
-            listener = OnAssignment(partial(self._skip_stale_offsets, consumer))
-            consumer.subscribe(sorted(self._topic_ids), listener=listener)
+            listener = OnAssignment(
+                lambda assigned: self._topics.skip_stale_offsets(
+                    self._administration(), consumer, assigned
+                )
+            )
+            consumer.subscribe(sorted(self._topics.ids), listener=listener)
             self._joining_since = None
         return self._consumer
-
-    def _skip_stale_offsets(
-        self, consumer: KafkaConsumer, assigned: Collection[TopicPartition]
-    ) -> None:
-        """Read partitions from the beginning whose offsets belong to a topic that is gone."""
-        group = self._service.name
-        found = self._administration().list_group_offsets({group: list(assigned)})
-        stale = find_stale(found.get(group, {}), self._topic_ids, self._recreated)
-        if stale:
-            consumer.seek_to_beginning(*stale)
-            log.info(
-                "consumer.stale_offsets_skipped",
-                partitions=sorted(f"{each.topic}[{each.partition}]" for each in stale),
-            )
-
-    def _check_retention(self) -> None:
-        """Warn of topics that keep events longer than the inbox remembers them."""
-        for topic in self._topic_ids:
-            try:
-                found = read_topic_settings(self._administration(), topic)
-            except BrokerResponseError as error:
-                # The right to read settings may be missing. The inbox protects itself.
-                log.debug("consumer.retention_unknown", topic=topic, error=str(error))
-                continue
-            reason = why_kept_too_long(found, self._settings)
-            if reason is not None:
-                log.warning("consumer.retention_too_long", topic=topic, reason=reason)
 
     def _disconnect(self) -> None:
         if self._consumer is not None:
@@ -321,32 +283,14 @@ class Consumer:
 
     def _check_topics_if_due(self) -> None:
         """Join again when a topic was replaced, is gone, or has come into being."""
-        if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
-            return
-        if self._find_topics() != self._topic_ids:
+        if self._topics.is_due and self._topics.have_changed(self._administration()):
             self._join_again()
-
-    def _find_topics(self) -> dict[str, UUID | None]:
-        """Return the ids of the topics that exist, and log what has changed since the last time."""
-        self._topics_checked_at = time.monotonic()
-        wanted = self._service.consumed_topics
-        ids = find_topics(self._administration(), wanted)
-        missing = [topic for topic in wanted if topic not in ids]
-        if missing and missing != self._missing:
-            log.info("consumer.topics_missing", topics=missing)
-        self._missing = missing
-        replaced = {topic for topic in ids if self._last_ids.get(topic, ids[topic]) != ids[topic]}
-        if replaced:
-            log.warning("consumer.topic_lost", topics=sorted(replaced), instead="joining again")
-        self._recreated |= replaced
-        self._last_ids |= ids
-        return ids
 
     def _wait_for_topics(self) -> None:
         """Wait a moment for the services that publish the topics to create them."""
         self._broker.succeeded()
         self._loop.succeeded()
-        self._health.beat("waiting", f"topic {', '.join(self._missing)} does not exist yet")
+        self._health.beat("waiting", f"topic {', '.join(self._topics.missing)} does not exist yet")
         self._stop.wait(TOPIC_WAIT_S)
 
     def _join_again(self) -> None:

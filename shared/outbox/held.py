@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from kafka import KafkaConsumer, TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
 
     from shared.outbox.brakes import SubscriptionKey
 
@@ -30,11 +31,7 @@ class Held(NamedTuple):
 
 
 class HeldPartitions:
-    """The partitions of one Kafka client that wait.
-
-    A rebalance takes partitions away and gives them back unpaused, at the committed offset. What
-    failed there fails again then, and is held again.
-    """
+    """The partitions of one Kafka client that wait."""
 
     def __init__(self) -> None:
         self._until: dict[TopicPartition, tuple[float, Held]] = {}
@@ -45,6 +42,20 @@ class HeldPartitions:
             consumer.seek(place, wait.offset)
             consumer.pause(place)
             self._until[place] = (time.monotonic() + wait.wait_s, wait)
+
+    def hold_again(
+        self, consumer: KafkaConsumer, batch: dict[TopicPartition, list[ConsumerRecord]]
+    ) -> None:
+        """Take records out of a batch whose partitions must wait longer, and hold these again.
+
+        A rebalance gives a partition back unpaused, at the committed offset.
+        """
+        now = time.monotonic()
+        for place in self._until.keys() & batch.keys():
+            until, _ = self._until[place]
+            if until > now:
+                consumer.seek(place, batch.pop(place)[0].offset)
+                consumer.pause(place)
 
     def release_due(self, consumer: KafkaConsumer) -> None:
         """Read the partitions again that have waited long enough, or belong to others now."""
