@@ -10,7 +10,7 @@ import pytest
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaConnectionError
 
-from shared.outbox import consumer as consumer_module
+from shared.outbox import consumed_topics
 from shared.outbox.clients import make_admin
 from shared.outbox.offsets import find_stale
 from shared.outbox.topics import close_quietly, ensure_topics, find_topics
@@ -169,7 +169,7 @@ def test_offsets_that_cannot_be_checked_are_not_used(
         wait_until(lambda: delivery.committed("payments") == 120, what="the offsets")
     recreate_topic(delivery)
     delivery.produce(ORDERS, *spread(180))
-    monkeypatch.setattr(consumer_module, "find_stale", fail_twice)
+    monkeypatch.setattr(consumed_topics, "find_stale", fail_twice)
 
     with delivery.consumer("payments"):
         wait_received(delivery, 300)
