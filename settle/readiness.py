@@ -76,7 +76,9 @@ def _ask_api(stack: Stack, process: Process) -> str | None:
 def _read_health(stack: Stack, process: Process) -> str | None:
     service, _, part = process.name.partition("-")
     signs = read_signs(stack.state.health, f"{HEALTH_NAMES[part]}-{service}").values()
-    sign = next((sign for sign in signs if sign and sign.is_seen and sign.pid == process.pid), None)
+    sign = next(
+        (sign for sign in signs if sign and sign.is_local and sign.pid == process.pid), None
+    )
     if sign is None or sign.has_ended:
         return STARTING
     if sign.state != "ready":

@@ -43,9 +43,11 @@ _TRANSIENT_CODES = frozenset(
         IDLE_IN_TRANSACTION_TIMEOUT,
     }
 )
-# Classes and codes for which the server could not be reached or ended the connection.
+# Classes and codes that mean that the server could not be reached or ended the connection.
 _UNREACHABLE_CLASSES = frozenset({"08", "28", "3D"})
-_UNREACHABLE_CODES = frozenset({"53300", "57P01", "57P02", "57P03", "57P05", "25P03"})
+_UNREACHABLE_CODES = frozenset(
+    {"53300", "57P01", "57P02", "57P03", "57P05", IDLE_IN_TRANSACTION_TIMEOUT}
+)
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -55,7 +57,7 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether a database error can pass without a change of what was asked.
+    """Return whether the same statement can succeed later.
 
     An error without SQLSTATE comes from the driver or the pool. It is transient when the
     connection failed or none was free.

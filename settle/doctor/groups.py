@@ -11,7 +11,7 @@ from kafka.admin import OffsetSpec
 from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from shared.outbox.clients import make_reader
-from shared.outbox.kafka_internals import PartitionError, readable_end
+from shared.outbox.kafka_internals import UnreadablePartitionError, readable_end
 from shared.outbox.topics import close_quietly
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _read_on(reader: KafkaConsumer, fronts: Mapping[TopicPartition, _Front]) -> 
         for place, records in reader.poll(timeout_ms=200).items():
             if fronts[place].first_ms is None:
                 fronts[place].first_ms = records[0].timestamp
-    except PartitionError as error:
+    except UnreadablePartitionError as error:
         front = fronts[error.partition]
         if front.first_ms is None:
             front.unreadable = str(error)

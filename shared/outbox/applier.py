@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from kafka import TopicPartition
@@ -23,12 +23,12 @@ from shared.failpoints import failpoint
 from shared.outbox import brakes
 from shared.outbox.failures import (
     DatabaseTroubleError,
-    FailedEvents,
+    FailureHandling,
     HandlerLimits,
     HandlerTimeoutError,
     Wait,
+    raise_if_database_failed,
     raise_key_collision,
-    raise_trouble_behind,
 )
 from shared.outbox.handler_guard import ActiveClock, HandlerRun, guarded
 from shared.outbox.held import Held
@@ -61,7 +61,7 @@ APPLY_MAX_S = 60.0
 
 
 class WrongVerdictError(SettleError):
-    """A handler returned something else than None or verdicts on the events it was given."""
+    """A handler returned something other than None or verdicts on the events it was given."""
 
 
 class _HandlerFailedError(Exception):
@@ -81,16 +81,26 @@ class _StoppedError(Exception):
         self.brake = brake
 
 
-_Segment = tuple[bool, list[Parsed]]  # whether it is a probe, and its records
+class _Segment(NamedTuple):
+    """Records to be applied together.
+
+    Args:
+        items: the records, in their order.
+        is_probe: whether events of a stopped subscription may be handled.
+    """
+
+    items: Sequence[Parsed]
+    is_probe: bool = False
 
 
 class Applier:
     """Applies records to a service's database, each event exactly once.
 
     Args:
-        service: whose handlers.
-        sessions: of its database; their engine was made with `handler_guard.GUARDABLE`.
-        limits: of the handlers.
+        service: the service whose handlers are called.
+        sessions: makes sessions of its database; the engine was made with
+            `handler_guard.GUARDABLE`.
+        limits: what the handlers may use up.
         beat: gives a sign of life; called between transactions, and from another thread while a
             handler runs within its limits.
     """
@@ -105,7 +115,7 @@ class Applier:
         self._sessions = sessions
         self._limits = limits
         self._beat = beat
-        self._failures = FailedEvents(sessions, limits)
+        self._failures = FailureHandling(sessions, limits)
         self._handler_until = 0.0
         self._clock = ActiveClock(self._beat_for_handler)
         self._subscriptions = {
@@ -120,40 +130,40 @@ class Applier:
             applied. Every record before that is in the inbox or the dead letters.
 
         Raises:
-            SQLAlchemyError: the database is in trouble. Part of the records may be applied; all
-                can be given again.
-            DatabaseTroubleError: likewise; `KeyCollisionError` among them.
+            SQLAlchemyError: the database is in trouble. Some records may already be applied. It is
+                safe to pass all of them again.
+            DatabaseTroubleError: the same, for example `KeyCollisionError`.
         """
         held: dict[TopicPartition, Held] = {}
         give_back_at = time.monotonic() + APPLY_MAX_S
         everything = [parse(record, self._subscriptions) for record in records]
-        segments: deque[_Segment] = deque([(False, everything)])
+        segments: deque[_Segment] = deque([_Segment(everything)])
         while segments:
-            is_probe, segment = segments.popleft()
-            items = [item for item in segment if not _is_held(item, held)]
+            segment = segments.popleft()
+            items = [item for item in segment.items if not _is_held(item, held)]
             if not items:
                 continue
             self._beat()
             if time.monotonic() > give_back_at:
-                _hold(held, items, Wait(0.0, "more records than fit in one turn"))
+                _hold(held, items, Wait(0.0, ""))
                 continue
             try:
-                self._apply(items, is_probe=is_probe)
+                self._apply(items, is_probe=segment.is_probe)
             except _StoppedError as stopped:
                 segments.extendleft(reversed(self._around_stop(items, stopped, held)))
             except _HandlerFailedError as failure:
                 if len(items) > 1:
                     middle = len(items) // 2
-                    segments.extendleft([(False, items[middle:]), (False, items[:middle])])
+                    segments.extendleft([_Segment(items[middle:]), _Segment(items[:middle])])
                     continue
-                wait = self._failures.settle(items[0], failure.cause)
+                wait = self._failures.decide(items[0], failure.cause)
                 if wait is not None:
                     _hold(held, items, wait)
         return held
 
-    def stopped(self) -> set[SubscriptionKey]:
-        """Return the subscriptions that are stopped."""
-        return self._failures.stopped()
+    def refresh_stopped(self) -> set[SubscriptionKey]:
+        """Read which subscriptions are stopped."""
+        return self._failures.refresh_stopped()
 
     def _apply(self, items: Sequence[Parsed], *, is_probe: bool) -> None:
         """Apply a batch in one transaction."""
@@ -188,13 +198,13 @@ class Applier:
         with self._sessions() as session:
             with self._blaming_events(session):
                 fresh, failing = self._record(session, items)
-            for subscription, run in groupby(fresh, key=lambda item: item.subscription):
+            for subscription, group in groupby(fresh, key=lambda item: item.subscription):
                 if subscription is None:
                     continue
                 brake = failing.get(subscription.key)
                 if brake is not None and brake.stopped and not is_probe:
                     raise _StoppedError(subscription, brake)
-                self._handle(session, subscription, list(run), runs)
+                self._handle(session, subscription, list(group), runs)
                 if brake is not None:
                     brakes.release(session, subscription.key)
                     released.append((subscription, brake))
@@ -228,7 +238,7 @@ class Applier:
         failpoint("consumer.recorded")
         horizon, failing = brakes.read_state(session)
         fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
-        return _not_forgotten(session, fresh, horizon), failing
+        return _park_older_than_inbox(session, fresh, horizon), failing
 
     def _handle(
         self,
@@ -255,7 +265,7 @@ class Applier:
             checked = _checked(verdicts, events)
         except (Exception, SystemExit) as error:
             if run.ended_by is None:
-                raise_trouble_behind(error)
+                raise_if_database_failed(error)
                 raise_key_collision(session, error)
             raise _HandlerFailedError(error) from error
         finally:
@@ -270,7 +280,7 @@ class Applier:
     def _blame_slow_handler(
         self, runs: Sequence[tuple[Subscription, HandlerRun]], error: Exception
     ) -> None:
-        """Raise the lost connection as the handler's failure, if the engine's timeouts ended it."""
+        """Raise a lost connection as the handler's failure if the handler exceeded its limits."""
         limits = self._limits
         if not is_unreachable(error):
             return
@@ -292,7 +302,7 @@ class Applier:
 
     @contextmanager
     def _blaming_events(self, session: Session) -> Iterator[None]:
-        """Raise what can only be an event's fault as a failure of its batch."""
+        """Treat data errors as the events' fault: raise them as a failure of the batch."""
         try:
             yield
         except (DataError, IntegrityError) as error:
@@ -313,10 +323,10 @@ class Applier:
         )
         if self._failures.may_probe(subscription):
             first, rest = items[position], items[position + 1 :]
-            return [(False, items[:position]), (True, [first]), (False, rest)]
+            return [_Segment(items[:position]), _Segment([first], is_probe=True), _Segment(rest)]
         wait = self._failures.wait_for_probe(subscription, stop.brake.error)
         _hold(held, [items[position]], wait)
-        return [(False, items)]
+        return [_Segment(items)]
 
 
 def _is_held(item: Parsed, held: Mapping[TopicPartition, Held]) -> bool:
@@ -331,8 +341,10 @@ def _hold(held: dict[TopicPartition, Held], items: Iterable[Parsed], wait: Wait)
         held.setdefault(place, Held(item.record.offset, *wait))
 
 
-def _not_forgotten(session: Session, fresh: Sequence[Parsed], horizon: UUID | None) -> list[Parsed]:
-    """Return the events that the inbox would know if they had been applied; park the others."""
+def _park_older_than_inbox(
+    session: Session, fresh: Sequence[Parsed], horizon: UUID | None
+) -> list[Parsed]:
+    """Park events that are older than the inbox; return the others."""
     if horizon is None:
         return list(fresh)
     old = [item for item in fresh if _is_older(_event(item).id, horizon)]
@@ -342,7 +354,7 @@ def _not_forgotten(session: Session, fresh: Sequence[Parsed], horizon: UUID | No
         detail = f"Event {event.id} is older than the inbox, which begins at {horizon}."
         park(session, item.record, event, "older_than_inbox", detail)
         _log_parked(item, "older_than_inbox", detail)
-    return [item for item in fresh if item not in old]
+    return [item for item in fresh if not _is_older(_event(item).id, horizon)]
 
 
 def _is_older(event_id: UUID, horizon: UUID) -> bool:
@@ -372,7 +384,9 @@ def _checked(
     known = {event.id for event in events}
     for event_id, verdict in verdicts.items():
         if event_id not in known:
-            raise WrongVerdictError(f"A verdict is on {event_id!r}, which is no event of the run.")
+            raise WrongVerdictError(
+                f"The handler returned a verdict on {event_id!r}, which is not in its batch."
+            )
         if not isinstance(verdict, Verdict) or verdict.outcome not in _VERDICTS:
             raise WrongVerdictError(
                 f"The verdict on event {event_id} is {verdict!r}, not a Verdict with the outcome"

@@ -35,7 +35,7 @@ _READ = text(
 _COUNT_FAILURE = text(
     """
     INSERT INTO inbox_brakes AS brake (topic, type, error, failures, detail, stopped_at)
-    VALUES (:topic, :type, :error, 1, :detail, CASE WHEN :limit <= 1 THEN now() END)
+    VALUES (:topic, :type, :error, 1, :detail, CASE WHEN 1 >= :limit THEN now() END)
     ON CONFLICT (topic, type) DO UPDATE SET
         failures = CASE WHEN brake.error = excluded.error THEN brake.failures + 1 ELSE 1 END,
         error = excluded.error,
@@ -44,8 +44,8 @@ _COUNT_FAILURE = text(
         stopped_at = coalesce(
             brake.stopped_at,
             CASE
-                WHEN :limit <= 1
-                    OR (brake.error = excluded.error AND brake.failures + 1 >= :limit)
+                WHEN CASE WHEN brake.error = excluded.error THEN brake.failures + 1 ELSE 1 END
+                    >= :limit
                 THEN now()
             END
         )
@@ -76,7 +76,7 @@ class Brake:
     """The last failures of a subscription.
 
     Args:
-        error: what they have in common; see `shared.outbox.applier`.
+        error: the class and SQLSTATE that the failures share.
         stopped: whether there were enough of them to stop the subscription.
     """
 

@@ -113,7 +113,7 @@ class ConsumedTopics:
         self.missing = missing
         replaced = {topic for topic in ids if self._last_ids.get(topic, ids[topic]) != ids[topic]}
         if replaced:
-            log.warning("consumer.topic_lost", topics=sorted(replaced), instead="joining again")
+            log.warning("consumer.topic_lost", topics=sorted(replaced), action="join again")
         self._replaced |= replaced
         self._last_ids |= ids
         return ids

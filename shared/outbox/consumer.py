@@ -46,28 +46,29 @@ log = structlog.get_logger(__name__)
 
 # Also how long a SIGTERM may go unnoticed.
 POLL_MS = 500
+# What a consumer waits for, in its health.
+BROKER = "broker"
 DATABASE = "database"
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 # How often a consumer looks for a topic that does not exist yet.
 TOPIC_WAIT_S = 1.0
-# On the embedded broker, joining takes half of the session's time-out (clients.py). After a member
-# died it takes up to 9 s; to end that early costs a second reading of the topic, no more.
+# On the embedded broker a join takes half of SESSION_TIMEOUT_MS, or up to 9 s after a member died.
+# To end a join too early is safe: the topic is only read again.
 JOIN_STUCK_S = 6.0
-# On every broker, a join may take as long as another member's batch, normally under 10 s. A member
-# that needs longer is not harmed when this consumer connects again: it keeps its place until
-# MAX_POLL_INTERVAL_MS. Without this limit, a lost answer would keep the consumer waiting as long.
+# Another member's batch can delay a join on any broker, normally by less than 10 s. Connecting
+# again does not disturb that member. Without this limit, a lost answer would block the consumer
+# until MAX_POLL_INTERVAL_MS.
 JOIN_TIMEOUT_S = 60.0
-# A consumer that is frozen in a transaction loses it after this time: whoever was given its
-# partitions waits for the inbox rows in it, and deposits wait for the accounts.
+# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the new consumer
+# of its partitions waits for its inbox rows, and deposits wait for its account rows.
 IDLE_MS = 10_000
-# A lock that its holder does not give back is waited for no longer; the batch is tried again.
+# The longest wait for a row lock. After that the batch is tried again.
 LOCK_WAIT_MS = 30_000
 # How soon an operator's `resume` is noticed.
 RESUME_CHECK_S = 1.0
 
-# What a commit ends with while the group is giving its partitions out anew. The consumer must not
-# be closed for it: it is joining.
+# Errors of a commit during a rebalance. The consumer must not be closed: it is rejoining the group.
 _REFUSED = (
     CommitFailedError,
     IllegalGenerationError,
@@ -84,7 +85,7 @@ class Consumer:
     Args:
         service: whose inbox and handlers; its name is the group's.
         settings: of that service's process.
-        stop: ends it, the batch under way finished.
+        stop: ends the loop after the current batch.
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
@@ -107,7 +108,7 @@ class Consumer:
         limits = HandlerLimits(
             pause_s=IDLE_MS / 1000,
             total_s=TRANSACTION_S,
-            retries=settings.retry_attempts,
+            retry_attempts=settings.retry_attempts,
             brake_failures=settings.brake_failures,
         )
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
@@ -143,7 +144,7 @@ class Consumer:
         log.info("consumer.stopped", service=self._service.name)
 
     def _turn(self) -> None:
-        """One poll and what it brought. Trouble with a neighbour is waited out."""
+        """Poll once and apply the records. If the database or Kafka is down, wait and return."""
         try:
             self._maintain_if_due()
             consumer = self._connect()
@@ -165,18 +166,18 @@ class Consumer:
         except KafkaError as error:
             # Whatever was read and not committed is read again; the inbox knows it.
             self._disconnect()
-            self._pause(self._broker, error, "broker")
+            self._back_off(self._broker, error, BROKER)
         except SQLAlchemyError as error:
-            self._pause(self._database, error, "database")
+            self._back_off(self._database, error, DATABASE)
         except FatalError:
             raise
         except Exception as error:  # noqa: BLE001 - logged; a defect must not end consumption
             # What was read and not committed is read again.
             self._disconnect()
-            self._pause(self._loop, error, "an unexpected error is logged")
+            self._back_off(self._loop, error, "an unexpected error; see the log")
 
-    def _pause(self, backoff: Backoff, error: Exception, neighbour: str) -> None:
-        self._health.beat("waiting", neighbour)
+    def _back_off(self, backoff: Backoff, error: Exception, waiting_for: str) -> None:
+        self._health.beat("waiting", waiting_for)
         self._stop.wait(backoff.failed(error))
 
     def _take(self, consumer: KafkaConsumer, batch: _Batch) -> None:
@@ -214,7 +215,7 @@ class Consumer:
         try:
             consumer.commit(offsets_of(done, self._topics.ids), timeout_ms=COMMIT_TIMEOUT_MS)
         except _REFUSED as error:
-            # The group is giving the partitions out anew; whoever gets them reads these again.
+            # A rebalance is running. The new owner reads these records again.
             log.debug("consumer.commit_refused", error=type(error).__name__)
 
     def _release_resumed(self, consumer: KafkaConsumer) -> None:
@@ -222,7 +223,7 @@ class Consumer:
         waiting = self._held.subscriptions()
         if waiting and time.monotonic() - self._stops_checked_at >= RESUME_CHECK_S:
             self._stops_checked_at = time.monotonic()
-            self._held.release(consumer, waiting - self._applier.stopped())
+            self._held.release(consumer, waiting - self._applier.refresh_stopped())
 
     def _state(self, *, joined: bool) -> tuple[str, str]:
         """Return the state for the process's health, and its detail."""
@@ -231,8 +232,12 @@ class Consumer:
         stopped = self._held.details(stopped=True)
         if stopped:
             return "stopped", "; ".join(stopped)
-        waiting = [*self._held.details(stopped=False), *filter(None, [self._reader.held()])]
-        return ("waiting", "; ".join(waiting)) if waiting else ("ready", self._maintenance.trouble)
+        waiting = self._held.details(stopped=False)
+        if unreadable := self._reader.describe_held():
+            waiting.append(unreadable)
+        if waiting:
+            return "waiting", "; ".join(waiting)
+        return "ready", self._maintenance.trouble
 
     def _connect(self) -> KafkaConsumer | None:
         """Join the group. Return None while none of the topics exists."""
@@ -277,7 +282,7 @@ class Consumer:
         if waited_s > JOIN_TIMEOUT_S or (
             self._is_embedded and waited_s > JOIN_STUCK_S and self._delete_group()
         ):
-            log.warning("consumer.join_stuck", waited_s=round(waited_s), instead="joining again")
+            log.warning("consumer.join_stuck", waited_s=round(waited_s), action="join again")
             self._join_again()
         return False
 
@@ -296,8 +301,8 @@ class Consumer:
     def _join_again(self) -> None:
         """Leave the group and join it with a new client, which holds no records.
 
-        The embedded broker waits forever for members from before it came back empty, and for one
-        that ended while it joined; there, the group is deleted where it has no other member. Its
+        After a restart, the embedded broker waits forever for its old members, and for a member
+        that died while joining. So the group is deleted there if it has no other member. Its
         offsets go with it: records come again, and the inbox drops those that it knows.
         """
         self._disconnect()

@@ -1,4 +1,4 @@
-"""Decide what becomes of events that the handler failed for, and of errors in general.
+"""Decide what becomes of events that the handler failed for.
 
 An event that failed alone becomes a dead letter, waits for another attempt, or stops its
 subscription. Errors that the database causes are raised instead: they pass without a change of the
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 _TIMEOUT_WAIT_S = 1.0
 _PROBE_FIRST_S = 1.0
 _PROBE_MAX_S = 60.0
-_DOUBLINGS_MAX = 30  # far beyond every bound, and still a float
+_DOUBLINGS_MAX = 30  # keeps 2 ** n from overflowing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class HandlerLimits:
         pause_s: time between two of its statements, in seconds; the database ends the transaction
             then (`idle_in_transaction_session_timeout`).
         total_s: time in all, in seconds; then the connection is cut (`shared.deadlines`).
-        timeouts: how often one event may exceed them, alone, before it becomes a dead letter.
-        retries: how often it may ask to be tried again (`Retry`) before it does.
+        retry_attempts: attempts before an event whose handler raises `Retry` becomes a dead letter.
+        timeout_attempts: attempts before an event that exceeds the times, alone, becomes one.
         brake_failures: how many events may fail in a row with one error before their subscription
             stops.
     """
 
     pause_s: float
     total_s: float
-    retries: int
+    retry_attempts: int
     brake_failures: int
-    timeouts: int = 3
+    timeout_attempts: int = 3
 
 
 class Wait(NamedTuple):
@@ -100,12 +100,12 @@ class _Probe:
     at: float = 0.0
 
 
-class FailedEvents:
-    """Keeps count of failures, and decides what becomes of each event that failed alone.
+class FailureHandling:
+    """Counts failures, and decides what becomes of each event that failed alone.
 
     Args:
-        sessions: of the service's database.
-        limits: of the handlers.
+        sessions: makes sessions of the service's database.
+        limits: what the handlers may use up.
     """
 
     def __init__(self, sessions: sessionmaker[Session], limits: HandlerLimits) -> None:
@@ -113,8 +113,8 @@ class FailedEvents:
         self._limits = limits
         self._probes: dict[SubscriptionKey, _Probe] = {}
 
-    def stopped(self) -> set[SubscriptionKey]:
-        """Return the subscriptions that are stopped; the others may try again at once."""
+    def refresh_stopped(self) -> set[SubscriptionKey]:
+        """Read which subscriptions are stopped, and forget the probes of all others."""
         with self._sessions.begin() as session:
             found = {
                 (stopped.topic, stopped.type)
@@ -142,7 +142,7 @@ class FailedEvents:
                 "consumer.subscription_resumed", topic=subscription.topic, type=subscription.type
             )
 
-    def settle(self, item: Parsed, error: BaseException) -> Wait | None:
+    def decide(self, item: Parsed, error: BaseException) -> Wait | None:
         """Decide what becomes of a record that failed alone.
 
         Args:
@@ -154,34 +154,35 @@ class FailedEvents:
             stopped. None when the record is in the dead letters now.
         """
         event, subscription = item.event, item.subscription
-        detail = one_line(error)
-        wait, stopped = None, False
+        stopped = False
         with self._sessions.begin() as session:
+            # Without a subscription there is no handler to retry or to stop.
             if event is not None and subscription is not None:
                 wait = self._next_attempt(session, event, error)
-                stopped = wait is None and brakes.count_failure(
+                if wait is not None:
+                    return wait
+                stopped = brakes.count_failure(
                     session,
                     subscription.key,
                     error=_kind_of(error),
-                    detail=f"event {event.id}: {detail}",
+                    detail=f"event {event.id}: {one_line(error)}",
                     limit=self._limits.brake_failures,
                 )
-            if wait is None and not stopped:
+            if not stopped:
                 _park(session, item, error)
         if subscription is not None and stopped:
             return self._stop(subscription, item, error)
-        if wait is None:
-            _log_failure("consumer.handler_failed", item, error)
-        return wait
+        _log_failure("consumer.handler_failed", item, error)
+        return None
 
     def _next_attempt(
         self, session: Session, event: ReceivedEvent, error: BaseException
     ) -> Wait | None:
         """Count a failed attempt; return how long to wait for the next one, if there is one."""
         if isinstance(error, Retry):
-            limit, first_s = self._limits.retries, error.after_s
+            limit, first_s = self._limits.retry_attempts, error.after_s
         elif isinstance(error, HandlerTimeoutError):
-            limit, first_s = self._limits.timeouts, _TIMEOUT_WAIT_S
+            limit, first_s = self._limits.timeout_attempts, _TIMEOUT_WAIT_S
         else:
             return None
         attempt = count_attempt(session, event.id, _reason_of(error), one_line(error))
@@ -202,6 +203,7 @@ class FailedEvents:
 
     def _stop(self, subscription: Subscription, item: Parsed, error: BaseException) -> Wait:
         """Let a stopped subscription wait for its next probe, longer each time."""
+        # `may_probe` adds the entry, so a missing one means that this failure stopped it.
         is_new = subscription.key not in self._probes
         probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
         probe.at = time.monotonic() + probe.wait_s
@@ -212,8 +214,8 @@ class FailedEvents:
         return self.wait_for_probe(subscription, _kind_of(error))
 
 
-def raise_trouble_behind(error: BaseException) -> None:
-    """Raise the database's trouble that a handler's error hides, if there is one.
+def raise_if_database_failed(error: BaseException) -> None:
+    """Raise the transient database error in the cause chain of a handler's error, if there is one.
 
     A handler may catch a lost connection and raise an error of its own.
 
@@ -232,27 +234,31 @@ def raise_trouble_behind(error: BaseException) -> None:
 
 
 def raise_key_collision(session: Session, error: BaseException) -> None:
-    """Raise the collision of a generated key as trouble, if its sequence is behind the table.
+    """Raise KeyCollisionError if a unique violation comes from a sequence behind its table.
 
     Args:
-        session: whose transaction failed; it is rolled back.
-        error: that it failed with.
+        session: the session whose transaction failed; it is rolled back.
+        error: the error that it failed with.
 
     Raises:
-        KeyCollisionError: it is.
+        KeyCollisionError: the sequence is behind.
     """
     if not isinstance(error, IntegrityError) or sqlstate_of(error) != UNIQUE_VIOLATION:
         return
     session.rollback()
-    place = error.orig.diag  # type: ignore[union-attr]  # psycopg2's errors have one
+    diagnostics = error.orig.diag  # type: ignore[union-attr]  # psycopg2's errors have one
     with session.begin():
         behind = generated_key_behind(
-            session.connection(), place.schema_name, place.table_name, place.constraint_name
+            session.connection(),
+            diagnostics.schema_name,
+            diagnostics.table_name,
+            diagnostics.constraint_name,
         )
     if behind:
         raise KeyCollisionError(
-            f"A generated key of {place.table_name} exists already ({place.constraint_name}): its"
-            " sequence is behind the table. settle doctor shows how to correct it."
+            f"A generated key of {diagnostics.table_name} exists already"
+            f" ({diagnostics.constraint_name}): its sequence is behind the table. settle doctor"
+            " shows how to correct it."
         ) from error
 
 

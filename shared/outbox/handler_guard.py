@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _TICK_S = 0.2
 # Without a tick for longer than this, the process was frozen; a busy machine delays less.
 _FROZEN_S = 1.0
-# A timeout is measured a little earlier here than at the server, which starts its clock later.
+# The engine's timeouts start before the run: the server counts from its last answer, the deadline
+# from the checkout. So the run measures a little less than they do.
 _TOLERANCE = 0.95
 
 _MAY_END = re.compile(r"\b(?:commit|end|rollback|abort|prepare)\b", re.IGNORECASE)
@@ -130,7 +131,7 @@ class HandlerRun:
 
     def statement_begins(self, text: str) -> None:
         """Measure the pause before a statement, and refuse one that ends the transaction."""
-        self._measure()
+        self.measure()
         if _MAY_END.search(text) and _ends_transaction(text):
             self.refuse_end(repr(text.strip()[:80]))
 
@@ -139,14 +140,15 @@ class HandlerRun:
         self._idle_since = self._clock.now()
         self.first_error = self.first_error or error
 
-    def finish(self) -> None:
-        """Stop measuring."""
-        self._measure()
-
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Update the measured times."""
         now = self._clock.now()
         self.longest_pause_s = max(self.longest_pause_s, now - self._idle_since)
         self.total_s = now - self._began
+
+
+def _first_error(run: HandlerRun) -> str:
+    return f" The first error: {run.first_error}" if run.first_error is not None else ""
 
 
 @lru_cache(maxsize=256)
@@ -197,8 +199,8 @@ class _GuardedConnection(connection):
         super().commit()
 
     def rollback(self) -> None:
-        # SQLAlchemy itself rolls back while it handles the error of a flush. The run fails then in
-        # any case, and that error says more.
+        # SQLAlchemy itself rolls back while it handles a failed flush. A refusal would hide the
+        # error of the flush; `guarded` fails the run later.
         if self.run is not None and sys.exc_info()[1] is not None:
             self.run.rolled_back = True
         else:
@@ -244,7 +246,7 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
         yield
     finally:
         driver.run = None
-        run.finish()
+        run.measure()
         if (run.ended_by is not None or run.rolled_back) and not transaction.closed:
             # SQLAlchemy's view of the transaction is wrong by now, and the session may have let go
             # of the connection without returning it to the pool.
@@ -254,6 +256,6 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
         run.refuse_end(run.ended_by)
     if run.rolled_back or driver.info.transaction_status != TRANSACTION_STATUS_INTRANS:
         raise SwallowedError(
-            "A handler caught an error and went on, but its transaction was aborted by it."
-            f" Use session.begin_nested() around what may fail. The error: {run.first_error}"
+            "A handler continued after its transaction was aborted. Put statements that may fail"
+            f" into session.begin_nested().{_first_error(run)}"
         ) from run.first_error

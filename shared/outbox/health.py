@@ -18,8 +18,8 @@ import structlog
 from shared.errors import SettleError
 
 HEALTH_EVERY_S = 1.0
-# A process that cannot be seen from here, because it runs in another container, has ended when it
-# has been silent for this long. Until then it counts as stuck.
+# After this time without a sign of life, a process of another container counts as ended. Until then
+# it counts as stuck.
 UNSEEN_ENDED_S = 3600.0
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Sign:
 
     Args:
         pid: of the process, in its PID namespace.
-        started: when the process started, as /proc tells it; a pid is used again, this is not.
+        started: when the process started, from /proc. Unlike the pid, it is not used again.
         pid_namespace: where the pid counts; another one is another container.
         boot: the id of the machine's boot, within which `monotonic` counts.
         monotonic: seconds of CLOCK_MONOTONIC at the sign of life.
@@ -59,20 +59,20 @@ class Sign:
         return max(0.0, time.monotonic() - self.monotonic)
 
     @property
-    def is_seen(self) -> bool:
-        """Whether the process would be visible from here, if it lived."""
+    def is_local(self) -> bool:
+        """Whether the process runs in this boot and PID namespace, so that /proc shows it."""
         return self.boot == _boot() and self.pid_namespace == _pid_namespace()
 
     @property
     def has_ended(self) -> bool:
         """Whether the process has ended without removing its file."""
-        if self.is_seen:
+        if self.is_local:
             return _started(self.pid) != self.started
         return self.boot != _boot() or self.age_s > UNSEEN_ENDED_S
 
 
 class Health:
-    """A file that says that the process's loop still turns; rewritten about every second.
+    """The file with a process's signs of life; it is rewritten about every second.
 
     Args:
         directory: where; None writes nothing.
@@ -122,10 +122,10 @@ class Health:
             state=state,
             detail=detail,
         )
-        written = self._path.with_suffix(".tmp")
+        temporary = self._path.with_suffix(".tmp")
         try:
-            written.write_text(json.dumps(asdict(sign)), encoding="utf-8")
-            written.replace(self._path)
+            temporary.write_text(json.dumps(asdict(sign)), encoding="utf-8")
+            temporary.replace(self._path)
         except OSError as error:
             # A full disk must not stop delivery; the stale file tells the supervisor.
             if not self._is_failing:
@@ -175,11 +175,11 @@ def check_health(directory: str | None, process: str, max_age_s: float) -> str:
         StuckError: there is no process, or one is alive and does not turn.
     """
     if directory is None:
-        raise StuckError("HEALTH_DIR is not set: there is nowhere to look for signs of life.")
+        raise StuckError("HEALTH_DIR is not set. Set it to the folder that the processes write to.")
     signs = read_signs(directory, process)
     alive = [sign for sign in signs.values() if sign is not None and not sign.has_ended]
-    # To restart this container would not help a process of another one.
-    alive = [sign for sign in alive if sign.is_seen] or alive
+    # Restarting this container would not help a process of another one.
+    alive = [sign for sign in alive if sign.is_local] or alive
     stuck = [sign for sign in alive if sign.age_s > max_age_s]
     if stuck:
         raise StuckError(
@@ -199,11 +199,12 @@ def check_health(directory: str | None, process: str, max_age_s: float) -> str:
 
 
 def _why_none(directory: str, process: str, signs: dict[Path, Sign | None]) -> str:
-    for path, sign in signs.items():
-        if sign is None:
-            return f"{path} cannot be read, and there is no other process."
-        return f"{process} (pid {sign.pid}) has ended; its file {path} is still there."
-    return f"{process} has given no sign of life: there is no file of it in {directory}."
+    if not signs:
+        return f"{process} has given no sign of life: there is no file of it in {directory}."
+    path, sign = next(iter(signs.items()))
+    if sign is None:
+        return f"{path} cannot be read, and there is no other process."
+    return f"{process} (pid {sign.pid}) has ended; its file {path} is still there."
 
 
 def _read(path: Path) -> Sign | None:

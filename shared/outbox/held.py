@@ -77,7 +77,10 @@ class HeldPartitions:
         return {wait.subscription for _, wait in self._until.values() if wait.subscription}
 
     def details(self, *, stopped: bool) -> list[str]:
-        """Return why partitions wait: for a stopped subscription, or for something else."""
+        """Return why partitions wait: for a stopped subscription, or for something else.
+
+        A wait of 0 s ends with the next poll and is left out.
+        """
         return sorted(
             {
                 wait.detail

@@ -8,7 +8,7 @@ kafka-python 3.0.12 is changed in four ways:
 - A batch that cannot be read raises `UnreadableBatchError`, which holds its bytes and its place;
   none of its records is given. Unchanged, poll() raises a bare error once and then loops without
   end.
-- A partition that the broker cannot serve raises `PartitionError`, which names the partition.
+- A partition that the broker cannot serve raises `UnreadablePartitionError`, which names it.
 - A compressed batch is expanded to at most `EXPANDED_MAX_BYTES`. Unchanged, one small batch can
   take all memory.
 - A header name that is not UTF-8 is read with ``\xff`` in place of the bytes that are no text.
@@ -77,7 +77,7 @@ class KafkaVersionError(FatalError):
     """The installed kafka-python is not the one that this module was written for."""
 
 
-class PartitionError(KafkaError):  # type: ignore[misc]  # kafka-python is untyped
+class UnreadablePartitionError(KafkaError):  # type: ignore[misc]  # kafka-python is untyped
     """One partition cannot be read now. The broker and the other partitions may be well.
 
     Args:
@@ -96,14 +96,14 @@ class PartitionError(KafkaError):  # type: ignore[misc]  # kafka-python is untyp
         self.cause = cause
 
 
-class UnreadableBatchError(PartitionError):
+class UnreadableBatchError(UnreadablePartitionError):
     """A batch of records cannot be read.
 
     Args:
         partition: where it is.
         offset: the first offset in it that was not read.
         cause: what was raised there.
-        last_offset: its last offset, as far as it can be known; reading may go on behind it.
+        last_offset: its last offset, as far as it can be known; reading may continue after it.
         value: its bytes, as the broker sent them.
     """
 
@@ -151,7 +151,7 @@ def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
     """Make a client. If no broker answers, leave nothing of it behind.
 
     kafka-python starts a client's thread before it connects, and does not end it when that fails:
-    an hour's outage would leave hundreds.
+    an outage of an hour would leak hundreds of threads.
 
     Raises:
         KafkaError: no broker can be reached.
@@ -172,7 +172,7 @@ def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
 
 
 def never_create_topics(client: KafkaConsumer | KafkaProducer) -> None:
-    """Pass `allow_auto_create_topics` on; kafka-python reads it where it never puts it.
+    """Set `allow_auto_create_topics` where kafka-python reads it; it never stores it there.
 
     A broker that forgot a topic would create it again for each client that is still connected,
     with a partition count of its own.
@@ -267,9 +267,9 @@ def _read_record_strictly(batch: Any) -> Any:
 
 
 def _read_all_or_none(batch: Any) -> Iterator[Any]:
-    """Read a batch to its end before its first record is given."""
+    """Read the whole batch before returning its first record."""
     _expand(batch)
-    # Not list(batch), which would come back here.
+    # list(batch) would call this function again.
     return iter(list(iter(batch.__next__, None)))
 
 
@@ -323,7 +323,7 @@ def _read_batches_or_say_where(
     try:
         yield from _read_batches(part, partition, batches, *deserializers)
     except Exception as error:
-        # Otherwise it is asked for more records without end.
+        # Without drain(), the fetcher would ask this part for records forever.
         part.drain()
         raise UnreadableBatchError(
             partition,
@@ -335,10 +335,10 @@ def _read_batches_or_say_where(
 
 
 def _last_offset(batches: _Batches, offset: int, high_watermark: int) -> int:
-    """Return the last offset of the current batch, whose header may be corrupt itself.
+    """Estimate the last offset of the current batch, whose header may be corrupt.
 
-    The next batch's beginning is the best evidence. Reading goes on at most one offset later when
-    nothing plausible is known: the broker then sends the batch that has this offset.
+    Prefer the start of the next batch, then this batch's header. If neither is plausible, return
+    `offset`: reading then advances by one, and the broker sends the batch that contains it.
     """
     candidates = []
     if len(batches.following) >= _BASE_OFFSET.size:
@@ -355,13 +355,13 @@ def _parse_partition_or_say_which(fetcher: Fetcher, completed: Any) -> Any:
     """Open what was fetched of one partition.
 
     Raises:
-        PartitionError: the broker gave an error in place of records.
+        UnreadablePartitionError: the broker gave an error in place of records.
     """
     partition = completed.topic_partition
     try:
         part = _parse_partition(fetcher, completed)
     except KafkaError as error:
-        raise PartitionError(partition, completed.fetched_offset, error) from error
+        raise UnreadablePartitionError(partition, completed.fetched_offset, error) from error
     if part is not None:
         part.high_watermark = completed.partition_data.high_watermark
         fetcher._subscriptions.assignment[partition].last_stable_offset = (  # noqa: SLF001

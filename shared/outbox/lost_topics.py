@@ -47,7 +47,7 @@ _NOTE_CLUSTER = text(
 )
 
 # Waiting for every shard takes longer than a batch may; so does a piece of a replay.
-_TAKE_TIME = text("SET LOCAL lock_timeout = 20000; SET LOCAL statement_timeout = 60000")
+_RAISE_TIMEOUTS = text("SET LOCAL lock_timeout = 20000; SET LOCAL statement_timeout = 60000")
 
 
 class ClusterLeftError(FatalError):
@@ -113,7 +113,7 @@ def note_topics(
     if _is_noted(connection, destination, topics):
         return Noted([topic.noted_at for topic in topics.values()])
     without_deadline(connection)
-    connection.execute(_TAKE_TIME)
+    connection.execute(_RAISE_TIMEOUTS)
     lock_all_shards(connection)
     topics = lock_topics(connection)
     _note_cluster(connection, destination.cluster_id)

@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from kafka.consumer.fetcher import ConsumerRecord
 
-from shared.outbox.kafka_internals import PartitionError, UnreadableBatchError, close_connection
+from shared.outbox.kafka_internals import (
+    UnreadableBatchError,
+    UnreadablePartitionError,
+    close_connection,
+)
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer, TopicPartition
 
 log = structlog.get_logger(__name__)
 
-# A damaged connection or a broker's bad memory is cured by one of these.
-FETCHES_AGAIN = 3
+# A fetch over a new connection cures a damaged connection, or a memory error of the broker.
+REFETCH_LIMIT = 3
 _DELAY_FIRST_S = 0.1
 DELAY_MAX_S = 5.0
-# A partition that gives nothing for this time, although it has more, is told of.
+# A partition that gives nothing for this time, although it has more, is reported.
 STALLED_S = 60.0
 # A partition that was tried again and has not failed for this time is sound, and may be empty.
 SOUND_AFTER_S = 5.0
@@ -36,8 +40,8 @@ Batch = dict["TopicPartition", list[ConsumerRecord]]
 class UnreadableBatch(ConsumerRecord):  # type: ignore[misc]  # kafka-python is untyped
     """A batch that cannot be read, in the place of its records.
 
-    Its value is the batch as the broker sent it, its offset the batch's last one: committing it
-    leads behind the batch.
+    Its value is the batch as the broker sent it. Its offset is the batch's last one: committing it
+    skips the batch.
     """
 
     reason = "unreadable_batch"
@@ -112,7 +116,7 @@ class PartitionReader:
             batch: Batch = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
         except UnreadableBatchError as error:
             return self._fetch_again_or_give_up(consumer, error)
-        except PartitionError as error:
+        except UnreadablePartitionError as error:
             self._hold(consumer, error)
             return {}
         for partition in self._troubles.keys() & batch.keys():
@@ -120,7 +124,7 @@ class PartitionReader:
         self._note_positions(consumer)
         return batch
 
-    def held(self) -> str:
+    def describe_held(self) -> str:
         """Return which partitions stand still and why; empty when all can be read."""
         stalled_since = time.monotonic() - STALLED_S
         found = {
@@ -165,9 +169,10 @@ class PartitionReader:
         self, consumer: KafkaConsumer, error: UnreadableBatchError
     ) -> Batch:
         attempts = self._hold(consumer, error)
-        if error.lacks_codec and not self._skips_missing_codec:
-            return {}
-        if attempts <= FETCHES_AGAIN and not error.lacks_codec:
+        if error.lacks_codec:
+            if not self._skips_missing_codec:
+                return {}
+        elif attempts <= REFETCH_LIMIT:
             close_connection(consumer, error.partition)
             return {}
         consumer.seek(error.partition, error.last_offset + 1)
@@ -175,7 +180,7 @@ class PartitionReader:
         self._forget(error.partition)
         return {error.partition: [UnreadableBatch.of(error)]}
 
-    def _hold(self, consumer: KafkaConsumer, error: PartitionError) -> int:
+    def _hold(self, consumer: KafkaConsumer, error: UnreadablePartitionError) -> int:
         """Pause a partition until its next attempt. Return how many have failed."""
         partition = error.partition
         trouble = self._troubles.get(partition)

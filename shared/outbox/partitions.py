@@ -40,7 +40,8 @@ log = structlog.get_logger(__name__)
 DAY = timedelta(days=1)
 DAYS_AHEAD = 3
 MAINTENANCE_S = 600.0
-# Waiting for a table's lock makes everyone else wait behind; better to come again later.
+# A waiting table lock blocks all later queries of the table. So give up early, and retry at the
+# next maintenance.
 LOCK_TIMEOUT_MS = 500
 # Rows are moved out of the default partition in pieces, so that signs of life come in between.
 MOVE_ROWS = 10_000
@@ -65,7 +66,7 @@ class Partitioned:
     Args:
         table: its name.
         retention: how long a partition is kept after its day.
-        keep_if: a query that is true of a partition that must not go, with ``:low`` and ``:high``.
+        keep_if: a query that returns true if the partition from ``:low`` to ``:high`` must be kept.
         after_drop: a statement for the transaction that drops a partition, with ``:high``.
     """
 
@@ -91,7 +92,7 @@ class Partitions:
     foreign: dict[str, str] = field(default_factory=dict)
 
 
-class PartitionError(SettleError):
+class PartitionNameTakenError(SettleError):
     """A partition cannot be made."""
 
 
@@ -146,7 +147,7 @@ def outbox_partitions(retention_s: int) -> Partitioned:
 
 
 def inbox_partitions(retention_s: int) -> Partitioned:
-    """Describe the inbox: with a partition goes the knowledge of its events; the horizon moves."""
+    """Describe the inbox. Dropping a partition moves the horizon: its events are forgotten."""
     return Partitioned(
         table="inbox",
         retention=timedelta(seconds=retention_s),
@@ -242,12 +243,12 @@ def existing_days(connection: Connection, table: str) -> set[datetime]:
 
 
 def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
-    """Return the time by which a table's retention goes, or None to drop nothing.
+    """Return the current time for a table's retention, or None to drop nothing.
 
     It is the time of the newest id that is not later than the database's clock. So a partition
     goes only when both say that it is past its retention. A clock that is days ahead drops nothing
-    that is needed; an id from the future does not count. A table without new rows keeps what it
-    has: its retention goes on with the next row.
+    that is needed; an id from the future does not count. A table without new rows drops
+    nothing.
 
     Args:
         ask: runs a query; see `shared.outbox.ask`.
@@ -304,7 +305,7 @@ class _Upkeep:
                 )
                 if action(connection):
                     log.info(done, partition=name)
-        except (SQLAlchemyError, PartitionError) as error:
+        except (SQLAlchemyError, PartitionNameTakenError) as error:
             if is_unreachable(error):
                 raise
             if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
@@ -399,7 +400,7 @@ class _Upkeep:
         """
         qualified = f"{_schema(connection, self._table)}.{name}"
         if connection.execute(text("SELECT to_regclass(:name)"), {"name": qualified}).scalar_one():
-            raise PartitionError(
+            raise PartitionNameTakenError(
                 f"{qualified} exists and is not the partition of {self._table} that its name "
                 "says. Attach, rename or drop it."
             )

@@ -24,9 +24,9 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 # Reasons of one outage that are logged; an error text that differs each time must not fill the log.
 REASONS_MAX = 20
-# How long a transaction of a relay or a consumer may hold its connection, should the server be
-# frozen and end nothing itself: after a failover it would else wait for the old one for ever. Far
-# more than a batch takes; what grows with the tables has no deadline.
+# Maximum time in which a transaction of a relay or consumer may hold its connection. Without it, a
+# frozen server would block the process forever, even after a failover. A batch takes far less. Work
+# that grows with the tables has no deadline.
 TRANSACTION_S = 120.0
 
 log = structlog.get_logger(__name__)

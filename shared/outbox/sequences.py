@@ -1,7 +1,7 @@
 """Sequences that are behind their columns: the next generated value is one that a row already has.
 
 It happens after ``ALTER SEQUENCE ... RESTART``, or after rows were copied in with their values and
-`setval` was forgotten. Each INSERT then fails, or takes a number below one that was given before.
+`setval` was forgotten. Each INSERT then fails, or gets a lower number than earlier rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLE_ROWS = 100
 CHECK_TIMEOUT_MS = 5_000
 
 # Columns whose values a sequence gives: identity columns, and those with a default of nextval.
-# Sequences that count down or start again are nothing that a maximum says anything about.
+# Skip descending and cyclic sequences: a maximum says nothing about their next value.
 _GENERATED = """
     WITH generated AS (
         SELECT d.refobjid AS table_oid, d.refobjsubid AS column_number, d.objid AS sequence_oid
@@ -71,7 +71,7 @@ _KEY_COLUMNS = """
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class SequenceBehind:
     """A sequence that will give values which its column already has.
 
     Args:
@@ -91,13 +91,13 @@ class Behind:
     remedy: str
 
     @property
-    def is_outbox_number(self) -> bool:
+    def is_outbox_seq(self) -> bool:
         """Whether it is the sequence that puts the events in order."""
         return (self.table, self.column) == ("outbox", "seq")
 
 
 @dataclass(frozen=True, slots=True)
-class _Generated:
+class _GeneratedColumn:
     oid: int
     table: str
     column: str
@@ -109,7 +109,7 @@ class _Generated:
     is_readable: bool
 
     @property
-    def is_outbox_number(self) -> bool:
+    def is_outbox_seq(self) -> bool:
         return (self.table, self.column) == ("outbox", "seq")
 
 
@@ -117,7 +117,7 @@ class SequenceBehindError(FatalError):
     """The sequence of the outbox gives numbers below those of earlier events."""
 
 
-def find_behind(ask: Ask, schema: str | None = None) -> list[Behind]:
+def find_behind(ask: Ask, schema: str | None = None) -> list[SequenceBehind]:
     """Return the sequences of a schema whose next value is not above their column's maximum.
 
     Cheap on large tables: a maximum is read from an index, that of ``outbox.seq`` from
@@ -130,12 +130,12 @@ def find_behind(ask: Ask, schema: str | None = None) -> list[Behind]:
     """
     found = []
     for generated in _generated(ask, schema):
-        if not generated.is_readable or not (generated.has_index or generated.is_outbox_number):
+        if not generated.is_readable or not (generated.has_index or generated.is_outbox_seq):
             continue
         maximum, _, next_value = _values(ask, generated)
         if maximum is not None and next_value <= maximum:
             found.append(
-                Behind(
+                SequenceBehind(
                     generated.table,
                     generated.column,
                     generated.sequence,
@@ -169,7 +169,7 @@ def check_sequences(engine: Engine) -> None:
         log.warning("sequence.not_checked", exc_info=error)
         return
     for each in found:
-        (log.error if each.is_outbox_number else log.warning)(
+        (log.error if each.is_outbox_seq else log.warning)(
             "sequence.behind",
             sequence=each.sequence,
             column=f"{each.table}.{each.column}",
@@ -178,7 +178,7 @@ def check_sequences(engine: Engine) -> None:
             remedy=each.remedy,
         )
     for each in found:
-        if each.is_outbox_number:
+        if each.is_outbox_seq:
             raise SequenceBehindError(
                 f"The sequence {each.sequence} gives {each.next_value} next, but outbox.seq is at "
                 f"{each.maximum} already: new events would overtake earlier ones. Run "
@@ -211,7 +211,7 @@ def generated_key_behind(
     # outbox_pending.seq is a copy of outbox.seq.
     is_copy = table == "outbox_pending" and any(column == "seq" for _, column in key)
     for generated in _generated(ask, schema):
-        if (generated.oid, generated.column) in key or (is_copy and generated.is_outbox_number):
+        if (generated.oid, generated.column) in key or (is_copy and generated.is_outbox_seq):
             if generated.is_always:
                 return True
             maximum, last_value, _ = _values(ask, generated)
@@ -220,19 +220,19 @@ def generated_key_behind(
     return False
 
 
-def _generated(ask: Ask, schema: str | None) -> list[_Generated]:
-    return [_Generated(*row) for row in ask(_GENERATED, {"schema": schema})]
+def _generated(ask: Ask, schema: str | None) -> list[_GeneratedColumn]:
+    return [_GeneratedColumn(*row) for row in ask(_GENERATED, {"schema": schema})]
 
 
-def _values(ask: Ask, generated: _Generated) -> tuple[int | None, int, int]:
+def _values(ask: Ask, generated: _GeneratedColumn) -> tuple[int | None, int, int]:
     """Return the column's maximum, the sequence's last value, and its next one.
 
-    One statement: its snapshot is older than what it reads from the sequence, so a value that is
-    inserted meanwhile cannot look as if the sequence were behind.
+    One statement reads both. The sequence is read after the snapshot is taken, so a concurrent
+    insert cannot make it look behind.
     """
     maximum = (
         _outbox_maximum(ask, generated)
-        if generated.is_outbox_number
+        if generated.is_outbox_seq
         else f"SELECT max({generated.quoted_column}) FROM {generated.quoted_table}"  # noqa: S608
     )
     ((highest, last_value, next_value),) = ask(
@@ -246,12 +246,12 @@ def _values(ask: Ask, generated: _Generated) -> tuple[int | None, int, int]:
     return highest, last_value, next_value
 
 
-def _outbox_maximum(ask: Ask, generated: _Generated) -> str:
+def _outbox_maximum(ask: Ask, generated: _GeneratedColumn) -> str:
     """Return the query for the highest seq of pending events and of a sample of the sent ones."""
-    pending = generated.quoted_table.removesuffix("outbox")
+    schema_prefix = generated.quoted_table.removesuffix("outbox")
     of_pending = (
-        f"SELECT max((SELECT p.seq FROM {pending}outbox_pending p WHERE p.shard = s.shard"  # noqa: S608
-        f" ORDER BY p.seq DESC LIMIT 1)) AS seq FROM {pending}outbox_shards s"
+        f"SELECT max((SELECT p.seq FROM {schema_prefix}outbox_pending p WHERE p.shard = s.shard"  # noqa: S608
+        f" ORDER BY p.seq DESC LIMIT 1)) AS seq FROM {schema_prefix}outbox_shards s"
     )
     of_partitions = [
         f"(SELECT seq FROM {partition} ORDER BY id DESC LIMIT {SAMPLE_ROWS})"  # noqa: S608
@@ -263,7 +263,7 @@ def _outbox_maximum(ask: Ask, generated: _Generated) -> str:
     return f"SELECT max(seq) FROM ({' UNION ALL '.join([of_pending, *of_partitions])}) AS sample"  # noqa: S608
 
 
-def _remedy(generated: _Generated) -> str:
+def _remedy(generated: _GeneratedColumn) -> str:
     sequence = generated.sequence.replace("'", "''")
     return (
         f"SELECT setval('{sequence}',"  # noqa: S608

@@ -53,7 +53,7 @@ class Verdict:
 
 
 class Retry(Exception):  # noqa: N818 - an instruction, not a fault
-    """Raised by a handler to try again later: what it depends on does not work at the moment.
+    """Raised by a handler to try again later: something that it depends on is unavailable.
 
     The transaction is rolled back, the partition waits, and the handler gets the event again. The
     wait doubles with each attempt. After RETRY_ATTEMPTS attempts the event becomes a dead letter.
@@ -71,7 +71,7 @@ class Retry(Exception):  # noqa: N818 - an instruction, not a fault
 
 
 Handler = Callable[[Session, Sequence[ReceivedEvent]], Mapping[UUID, Verdict] | None]
-"""Applies a run of events, in their order, inside the engine's transaction.
+"""Apply a batch of events of one subscription, in their order, inside the engine's transaction.
 
 **Its transaction.** The engine commits the events' inbox rows together with everything that the
 handler did in the session. The handler must not end the transaction: `session.commit()`,
@@ -83,22 +83,22 @@ commit.
 **What it returns.** None, or a verdict for each event that it did not apply, by event id. An event
 without a verdict was applied.
 
-**What it raises.** `Retry` when something else than the database does not work at the moment. Any
+**What it raises.** `Retry` when a dependency other than the database is unavailable. Any
 other exception is a failure of the handler: the batch is rolled back and retried in halves until
 one event fails alone, which becomes a dead letter. So a handler may run several times for one
 event, and effects outside of the database must be safe to repeat. Errors of the database that pass
-by themselves (`shared.sqlstate.is_transient`) are retried without end and never make a dead letter.
+by themselves (`shared.sqlstate.is_transient`) are retried forever and never make a dead letter.
 
 **When every event fails.** After BRAKE_FAILURES failures in a row with one error, the subscription
 stops instead of making more dead letters. See `shared.outbox.brakes`.
 
 **Its time.** A handler may take 10 s between two statements and 120 s in all; see
-`shared.outbox.applier.HandlerLimits`. An event that exceeds this alone, three times, becomes a
+`shared.outbox.failures.HandlerLimits`. An event that exceeds this alone, three times, becomes a
 dead letter.
 
-**Its trace.** While the handler iterates over the events, the current trace is that of the event at
-hand, and `Event` takes it over. A handler that first collects and then adds events passes
-``trace=event.trace`` itself.
+**Its trace.** While the handler iterates over the events, the current trace is the trace of the
+event at hand, and a new `Event` inherits it. A handler that first collects and then adds events
+passes ``trace=event.trace`` itself.
 """
 
 
@@ -117,7 +117,7 @@ class Subscription:
         topic: where it comes from.
         type: the CloudEvents type.
         schema: validates the data; unknown fields are ignored.
-        handle: applies a run of such events; see `Handler` for the contract.
+        handle: applies a batch of such events; see `Handler` for the contract.
     """
 
     topic: str
@@ -127,7 +127,7 @@ class Subscription:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Topic and type, which no two subscriptions of a service have in common."""
+        """Return topic and type, which are unique in the service."""
         return self.topic, self.type
 
 
@@ -139,7 +139,7 @@ class Service:
         name: as on the command line; also the consumer group and the ``ce_source``.
         aggregatetypes: of the events that it publishes.
         subscriptions: the events that it consumes.
-        expiries: what its relays do beside, about every second.
+        expiries: cleanup jobs; the relay runs them about once a second.
     """
 
     name: str
@@ -180,12 +180,12 @@ class UnknownServiceError(SettleError):
 
 
 def topic_of(aggregatetype: str) -> str:
-    """The topic of an aggregate type's events; the rule that Debezium's EventRouter is set to."""
+    """Return the topic of an aggregate type's events, as Debezium's EventRouter is set to."""
     return f"{aggregatetype}.events"
 
 
 def service_names() -> list[str]:
-    """The names of the services that are installed."""
+    """Return the names of the services that are installed."""
     return sorted(entry_points(group=ENTRY_POINT_GROUP).names)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ALL = 1_000_000
 # As a consumer has them by default.
-LIMITS = HandlerLimits(pause_s=10, total_s=120, retries=10, brake_failures=20)
+LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=10, brake_failures=20)
 
 # Ids below this one are older than what the inboxes know.
 BEGINS_AT = least_id(datetime.now(UTC) - timedelta(days=1))

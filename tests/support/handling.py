@@ -34,7 +34,7 @@ _EMPTY = """
     TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, dead_letters, outbox,
              outbox_pending
 """
-LIMITS = HandlerLimits(pause_s=10, total_s=120, retries=3, brake_failures=20)
+LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=3, brake_failures=20)
 
 
 class Base(DeclarativeBase):

@@ -41,7 +41,7 @@ def test_a_handler_that_sleeps_uses_up_its_time(fake_time: FakeTime) -> None:
     run = HandlerRun(clock)
 
     ticking(clock, fake_time, 11)
-    run.finish()
+    run.measure()
 
     assert run.longest_pause_s == pytest.approx(11)
     assert run.exceeded(pause_s=10, total_s=120)
@@ -53,7 +53,7 @@ def test_a_frozen_process_does_not(fake_time: FakeTime) -> None:
 
     ticking(clock, fake_time, 1)
     fake_time.pass_by(300)  # stopped, and woken
-    run.finish()
+    run.measure()
 
     assert run.longest_pause_s < 2
     assert not run.exceeded(pause_s=10, total_s=120)
@@ -66,7 +66,7 @@ def test_a_handler_that_computes_without_letting_other_threads_run_does(
     run = HandlerRun(clock)
 
     fake_time.pass_by(15, cpu_s=14)
-    run.finish()
+    run.measure()
 
     assert run.exceeded(pause_s=10, total_s=120)
 
@@ -79,7 +79,7 @@ def test_statements_end_a_pause_but_not_the_total(fake_time: FakeTime) -> None:
         ticking(clock, fake_time, 6)
         run.statement_begins("SELECT 1")
         run.statement_ended(None)
-    run.finish()
+    run.measure()
 
     assert not run.exceeded(pause_s=10, total_s=130)
     assert run.exceeded(pause_s=10, total_s=120)

@@ -10,7 +10,7 @@ from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, UnknownError, UnsupportedCodecError
 
 from shared.outbox import partition_reader
-from shared.outbox.kafka_internals import PartitionError, UnreadableBatchError
+from shared.outbox.kafka_internals import UnreadableBatchError, UnreadablePartitionError
 from shared.outbox.partition_reader import PartitionReader, UnreadableBatch
 
 BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 1)
@@ -19,7 +19,7 @@ BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 
 class FakeConsumer:
     """A consumer whose partition `BAD` raises for as long as it is not paused or moved on."""
 
-    def __init__(self, error: PartitionError | None) -> None:
+    def __init__(self, error: UnreadablePartitionError | None) -> None:
         self.error = error
         self.are_paused: set[TopicPartition] = set()
         self.partitions = {BAD, GOOD}
@@ -103,7 +103,7 @@ def test_a_corrupt_batch_is_fetched_over_three_new_connections_and_then_given_up
     assert isinstance(record, UnreadableBatch)
     assert (record.offset, record.value) == (9, b"raw")
     assert "offsets 7 to 9" in record.detail
-    assert reader.held() == ""
+    assert reader.describe_held() == ""
     assert consumer.are_paused == set()
 
 
@@ -120,12 +120,14 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
     poll(reader, consumer)
 
     assert len(closed) == 1
-    assert reader.held() == ""
+    assert reader.describe_held() == ""
 
 
-@pytest.mark.parametrize("error", [lacking(), PartitionError(BAD, 7, UnknownError("a bug"))])
+@pytest.mark.parametrize(
+    "error", [lacking(), UnreadablePartitionError(BAD, 7, UnknownError("a bug"))]
+)
 def test_what_may_be_cured_is_held_back_however_long_it_takes(
-    error: PartitionError, closed: list[TopicPartition], clock: list[float]
+    error: UnreadablePartitionError, closed: list[TopicPartition], clock: list[float]
 ) -> None:
     reader, consumer = PartitionReader(), FakeConsumer(error)
 
@@ -134,7 +136,7 @@ def test_what_may_be_cured_is_held_back_however_long_it_takes(
         assert poll(reader, consumer) == {GOOD: ["good"]}
         clock[0] += partition_reader.DELAY_MAX_S
 
-    assert "orders.events-0 at 7" in reader.held()
+    assert "orders.events-0 at 7" in reader.describe_held()
     assert (closed, consumer.sought) == ([], [])
 
 
@@ -158,7 +160,7 @@ def test_a_partition_that_another_consumer_was_given_is_forgotten(
 
     poll(reader, consumer)
 
-    assert reader.held() == ""
+    assert reader.describe_held() == ""
 
 
 def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
@@ -170,14 +172,14 @@ def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
     poll(reader, consumer)
     clock[0] += partition_reader.STALLED_S - 1
     poll(reader, consumer)
-    early = reader.held()
+    early = reader.describe_held()
     clock[0] += 2
     poll(reader, consumer)
 
-    late = reader.held()
+    late = reader.describe_held()
     consumer.positions[BAD] = 8
     poll(reader, consumer)
 
     assert early == ""
     assert "orders.events-0 at 7" in late
-    assert reader.held() == ""
+    assert reader.describe_held() == ""
