@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import kafka.codec
@@ -12,7 +13,7 @@ from kafka import KafkaProducer
 
 from settle.audit.run import audit
 from support.broker import KAFKA, KafkaBroker, chosen
-from support.delivery import ORDERS, PARTITIONS, Delivery, order_created
+from support.delivery import ORDERS, PARTITIONS, Delivery, order_created, read_health
 from support.doctor import Doctor
 from support.ports import free_port
 from support.segments import (
@@ -192,7 +193,7 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
     put_orders(topic, user, 0, 1)
     for partition in range(1, PARTITIONS):
         put_orders(topic, user, partition, 1)
-    health = tmp_path / "inbox-consumer-payments.json"
+    health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
     with monkeypatch.context() as lacking:
         lacking.setattr(kafka.codec, "snappy", None)
@@ -204,9 +205,9 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
             )
             wait_until(
                 lambda: (
-                    '"waiting"' in health.read_text()
-                    and f"{ORDERS}-0 at 0" in health.read_text()
-                    and "snappy" in health.read_text()
+                    '"waiting"' in health()
+                    and f"{ORDERS}-0 at 0" in health()
+                    and "snappy" in health()
                 ),
                 timeout_s=20,
                 what="the health file to name the partition",
@@ -217,7 +218,7 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
             wait_until(
                 lambda: len(topic.charges()) == PARTITIONS + 2, timeout_s=30, what="the held ones"
             )
-            wait_until(lambda: '"ready"' in health.read_text(), timeout_s=20)
+            wait_until(lambda: '"ready"' in health(), timeout_s=20)
 
     assert topic.dead_letters("payments") == []
 
@@ -231,13 +232,11 @@ def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
     put_orders(topic, user, 1, 1)
     # Started on it, the node would refuse to run.
     rewrite(node.folder, ORDERS, 0, 1, lambda batch: put(batch, LENGTH_AT, ">i", 5))
-    health = tmp_path / "inbox-consumer-payments.json"
+    health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
     with topic.process("inbox-consumer", "run", "payments", HEALTH_DIR=str(tmp_path)) as consumer:
         wait_until(lambda: len(topic.charges()) == 2, timeout_s=60, what="the other partition")
-        wait_until(
-            lambda: f"{ORDERS}-0 at 1" in health.read_text(), timeout_s=20, what="the health file"
-        )
+        wait_until(lambda: f"{ORDERS}-0 at 1" in health(), timeout_s=20, what="the health file")
         put_orders(topic, user, 1, 1)
         wait_until(lambda: len(topic.charges()) == 3, timeout_s=20, what="one more")
         assert consumer.logged("consumer.broker_down") == []

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from shared import outbox
 from shared.outbox import Event, Retry, Service, Subscription
 from shared.outbox import failures as engine_failures
-from support.delivery import ORDERS, Delivery, Record, headers
+from support.delivery import ORDERS, Delivery, Record, headers, read_health
 from support.handling import NUMBER, NumberSchema
 from support.waiting import wait_until
 
@@ -52,10 +52,9 @@ def logged(capfd: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
 
 
 def health(folder: Path) -> dict[str, Any]:
-    files = list(folder.glob("inbox-consumer-orders*.json"))
-    assert files
-    (file,) = files
-    found: dict[str, Any] = json.loads(file.read_text())
+    written = read_health(folder, "inbox-consumer-orders")
+    assert written
+    found: dict[str, Any] = json.loads(written)
     return found
 
 

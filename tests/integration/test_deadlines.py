@@ -24,7 +24,7 @@ from shared.outbox import consumer, relay
 from shared.outbox.lost_topics import Destination, note_topics
 from shared.outbox.partitions import DAY, Partitioned, existing_days, maintain
 from shared.outbox.uuid7 import least_id
-from support.delivery import ORDERS, order_created
+from support.delivery import ORDERS, order_created, read_health
 from support.freezing import frozen
 from support.waiting import wait_until
 
@@ -277,8 +277,7 @@ def test_relays_and_consumers_give_up_a_server_that_says_nothing(
         wait_until(lambda: len(delivery.charges()) == times, timeout_s=60, what="the charge")
 
     def waits_for_the_database(process: str) -> bool:
-        (file,) = tmp_path.glob(f"{process}.*.json")
-        told = json.loads(file.read_text())
+        told = json.loads(read_health(tmp_path, process))
         return (told["state"], told["detail"]) == ("waiting", "database")
 
     with (

@@ -18,7 +18,7 @@ from settle.doctor import groups, topics
 from shared.outbox.clients import make_admin, make_producer
 from shared.outbox.topics import ensure_topics
 from support.broker import KAFKA, chosen
-from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, order_created
+from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
 from support.doctor import UNDURABLE, Doctor
 from support.ports import free_port
 from support.waiting import wait_until
@@ -45,11 +45,7 @@ def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
 @pytest.fixture
 def senders_clock(delivery: Delivery) -> None:
     """The topic of orders keeps the times that its senders give."""
-    client = make_admin(delivery.settings("payments"), "test")
-    configs = {"message.timestamp.type": "CreateTime"}
-    topic = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
-    client.create_topics({ORDERS: topic})
-    client.close()
+    delivery.keep_senders_times(ORDERS)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from shared.outbox.pending import lock_shards, queue_again
 from shared.outbox.process import Stop
 from shared.outbox.relay import Relay
 from shared.outbox.service import load_service
-from support.delivery import ORDERS, Delivery, first_appearances
+from support.delivery import ORDERS, Delivery, first_appearances, read_health
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
 
     def count(state: str, detail: str = "") -> None:
         beat(state, detail)
-        beats.append((state, json.loads((tmp_path / "outbox-relay-orders.json").read_text())))
+        beats.append((state, json.loads(read_health(tmp_path, "outbox-relay-orders"))))
         if len([each for each, _ in beats if each == "waiting"]) == 5:
             stop.request()
 

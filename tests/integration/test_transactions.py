@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from kafka import KafkaProducer
 from settle.audit.run import audit
 from shared.outbox import partition_reader
 from support.broker import KAFKA, chosen
-from support.delivery import ORDERS, Delivery, order_created
+from support.delivery import ORDERS, Delivery, order_created, read_health
 from support.doctor import Doctor
 from support.waiting import wait_until
 
@@ -112,7 +113,8 @@ def test_a_transaction_that_hangs_is_seen_and_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(partition_reader, "STALLED_S", 1.0)
-    health = tmp_path / "inbox-consumer-payments.json"
+    health = partial(read_health, tmp_path, "inbox-consumer-payments")
+    delivery.keep_senders_times(ORDERS)
 
     with transaction(delivery, user, age_s=120) as producer:
         delivery.place(user, 1)
@@ -124,7 +126,7 @@ def test_a_transaction_that_hangs_is_seen_and_ends(
         report = audit(delivery.settings("payments"), delivery.settings("orders"), second_look_s=0)
         with delivery.consumer("payments", health_dir=str(tmp_path)):
             wait_until(
-                lambda: health.exists() and f"cannot read {ORDERS}-" in health.read_text(),
+                lambda: f"cannot read {ORDERS}-" in health(),
                 timeout_s=40,
                 what="the health file to name the partition",
             )

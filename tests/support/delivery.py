@@ -219,6 +219,14 @@ class Delivery:
 
     # The topics.
 
+    def keep_senders_times(self, topic: str) -> None:
+        """Create a topic that keeps the times that its senders give."""
+        admin = make_admin(self.settings("orders"), "test")
+        configs = {"message.timestamp.type": "CreateTime"}
+        described = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
+        admin.create_topics({topic: described})
+        admin.close()
+
     def produce(self, topic: str, *records: Record) -> list[int]:
         """Put records into a topic, and wait until the broker has them; their offsets."""
         settings = self.settings("orders")
@@ -264,6 +272,11 @@ class Delivery:
         finally:
             admin.close()
         return sum(max(0, each.offset) for group in offsets.values() for each in group.values())
+
+
+def read_health(folder: Path, process: str) -> str:
+    """Return what the one process of a kind has written; nothing before its first sign of life."""
+    return "".join(file.read_text() for file in folder.glob(f"{process}.*.json"))
 
 
 def header(record: ConsumerRecord, name: str) -> str:
