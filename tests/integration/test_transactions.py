@@ -33,7 +33,7 @@ PRICE = 60
 @pytest.fixture
 def user(delivery: Delivery) -> UUID:
     """A user with 100, and the topic of orders."""
-    delivery.produce(ORDERS)
+    delivery.keep_senders_times(ORDERS)
     return delivery.open_account(100)
 
 
@@ -114,7 +114,6 @@ def test_a_transaction_that_hangs_is_seen_and_ends(
 ) -> None:
     monkeypatch.setattr(partition_reader, "STALLED_S", 1.0)
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
-    delivery.keep_senders_times(ORDERS)
 
     with transaction(delivery, user, age_s=120) as producer:
         delivery.place(user, 1)
