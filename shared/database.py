@@ -26,11 +26,13 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.deadlines import hold_deadline
+from shared.sqlstate import READ_ONLY_TRANSACTION, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from psycopg2.extensions import connection
+    from sqlalchemy import ExceptionContext
     from sqlalchemy.pool import ConnectionPoolEntry
 
 # Time-outs in seconds, but for tcp_user_timeout (ms). Keep-alives end a connection whose peer
@@ -96,6 +98,7 @@ def make_engine(
         | dict(driver_options or {}),
     )
     event.listen(engine, "checkout", _refuse_closed)
+    event.listen(engine, "handle_error", _leave_read_only_session)
     if deadline_s is not None:
         hold_deadline(engine, deadline_s)
     return engine
@@ -133,6 +136,15 @@ def make_sessions(
     """
     info = None if aggregatetypes is None else {AGGREGATETYPES: frozenset(aggregatetypes)}
     return sessionmaker(engine, expire_on_commit=False, info=info)
+
+
+def _leave_read_only_session(context: ExceptionContext) -> None:
+    """Do not use a read-only session again: the database may be writable by then.
+
+    A session keeps `default_transaction_read_only` as it was when it began.
+    """
+    if sqlstate_of(context.original_exception) == READ_ONLY_TRANSACTION:
+        context.is_disconnect = True
 
 
 def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:

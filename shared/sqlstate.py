@@ -52,8 +52,9 @@ _UNREACHABLE_CODES = frozenset(
 
 def sqlstate_of(error: BaseException) -> str | None:
     """Return the SQLSTATE of an error of SQLAlchemy or psycopg2, or None if it has none."""
-    code: str | None = getattr(getattr(error, "orig", None) or error, "pgcode", None)
-    return code
+    raised = error.orig if isinstance(error, DBAPIError) else error
+    code: object = raised.pgcode if isinstance(raised, psycopg2.Error) else None
+    return code if isinstance(code, str) else None
 
 
 def is_transient(error: BaseException) -> bool:

@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +39,7 @@ from shared.outbox.records import Parsed, parse
 from shared.outbox.service import Outcome, Verdict
 from shared.outbox.traced import traced
 from shared.outbox.uuid7 import time_of
-from shared.sqlstate import is_unreachable, sqlstate_of
+from shared.sqlstate import is_transient, is_unreachable, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,7 +70,7 @@ class _HandlerFailedError(Exception):
     """The handler failed for the batch; the cause is its error."""
 
     def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
+        super().__init__()
         self.cause = cause
 
 
@@ -91,6 +93,27 @@ class _Segment(NamedTuple):
 
     items: Sequence[Parsed]
     is_probe: bool = False
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction applies, and what came of it.
+
+    Args:
+        items: the records.
+        is_probe: whether events of stopped subscriptions may be handled.
+        runs: of the handlers, by subscription.
+        fresh: what was new.
+        released: the subscriptions that failed before and succeeded now.
+        notes: log lines for after the commit.
+    """
+
+    items: Sequence[Parsed]
+    is_probe: bool
+    runs: list[tuple[Subscription, HandlerRun]] = field(default_factory=list)
+    fresh: list[Parsed] = field(default_factory=list)
+    released: list[tuple[Subscription, Brake]] = field(default_factory=list)
+    notes: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Applier:
@@ -148,15 +171,20 @@ class Applier:
                 _hold(held, items, Wait(0.0, ""))
                 continue
             try:
-                self._apply(items, is_probe=segment.is_probe)
+                self._apply(_Batch(items, segment.is_probe))
             except _StoppedError as stopped:
                 segments.extendleft(reversed(self._around_stop(items, stopped, held)))
-            except _HandlerFailedError as failure:
+            except (SQLAlchemyError, DatabaseTroubleError):
+                raise
+            except Exception as error:  # noqa: BLE001 - kept with the event, or stops the subscription
+                cause = error.cause if isinstance(error, _HandlerFailedError) else error
                 if len(items) > 1:
-                    middle = len(items) // 2
-                    segments.extendleft([_Segment(items[middle:]), _Segment(items[:middle])])
+                    # Parsed again: the handler may have changed the events' data.
+                    again = [parse(item.record, self._subscriptions) for item in items]
+                    middle = len(again) // 2
+                    segments.extendleft([_Segment(again[middle:]), _Segment(again[:middle])])
                     continue
-                wait = self._failures.decide(items[0], failure.cause)
+                wait = self._failures.decide(items[0], cause)
                 if wait is not None:
                     _hold(held, items, wait)
         return held
@@ -165,66 +193,43 @@ class Applier:
         """Read which subscriptions are stopped."""
         return self._failures.refresh_stopped()
 
-    def _apply(self, items: Sequence[Parsed], *, is_probe: bool) -> None:
+    def _apply(self, batch: _Batch) -> None:
         """Apply a batch in one transaction."""
-        runs: list[tuple[Subscription, HandlerRun]] = []
         try:
-            fresh, released = self._transact(items, runs, is_probe=is_probe)
+            with self._sessions() as session:
+                self._transact(session, batch)
         except (SQLAlchemyError, DatabaseTroubleError) as error:
-            self._blame_slow_handler(runs, error)
+            self._blame_slow_handler(batch.runs, error)
             raise
-        for subscription, brake in released:
+        for note in batch.notes:
+            note()
+        for subscription, brake in batch.released:
             self._failures.succeeded(subscription, was_stopped=brake.stopped)
-        _log_received(items, fresh)
+        _log_received(batch)
 
-    def _transact(
-        self,
-        items: Sequence[Parsed],
-        runs: list[tuple[Subscription, HandlerRun]],
-        *,
-        is_probe: bool,
-    ) -> tuple[list[Parsed], list[tuple[Subscription, Brake]]]:
-        """Record, handle and commit a batch.
+    def _transact(self, session: Session, batch: _Batch) -> None:
+        """Record, handle and commit a batch."""
+        with self._blaming_events(session):
+            failing = self._record(session, batch)
+        for subscription, group in groupby(batch.fresh, key=lambda item: item.subscription):
+            if subscription is None:
+                continue
+            brake = failing.get(subscription.key)
+            if brake is not None and brake.stopped and not batch.is_probe:
+                raise _StoppedError(subscription, brake)
+            self._handle(session, batch, subscription, list(group))
+            if brake is not None:
+                brakes.release(session, subscription.key)
+                batch.released.append((subscription, brake))
+        with self._blaming_events(session, of_handler=True):
+            session.commit()  # deferred constraints and triggers run here
 
-        Args:
-            items: the batch.
-            runs: receives the run of each handler.
-            is_probe: whether events of stopped subscriptions may be handled.
-
-        Returns:
-            What was new, and the subscriptions that failed before and succeeded now.
-        """
-        released = []
-        with self._sessions() as session:
-            with self._blaming_events(session):
-                fresh, failing = self._record(session, items)
-            for subscription, group in groupby(fresh, key=lambda item: item.subscription):
-                if subscription is None:
-                    continue
-                brake = failing.get(subscription.key)
-                if brake is not None and brake.stopped and not is_probe:
-                    raise _StoppedError(subscription, brake)
-                self._handle(session, subscription, list(group), runs)
-                if brake is not None:
-                    brakes.release(session, subscription.key)
-                    released.append((subscription, brake))
-            with self._blaming_events(session):
-                session.commit()  # deferred constraints are checked here
-        return fresh, released
-
-    def _record(
-        self, session: Session, items: Sequence[Parsed]
-    ) -> tuple[list[Parsed], dict[SubscriptionKey, Brake]]:
-        """Record a batch in the inbox.
-
-        Returns:
-            What of it is new and may be applied; and the subscriptions whose last events failed.
-        """
+    def _record(self, session: Session, batch: _Batch) -> dict[SubscriptionKey, Brake]:
+        """Record a batch in the inbox; return the subscriptions whose last events failed."""
         events: dict[UUID, Parsed] = {}
-        for item in items:
+        for item in batch.items:
             if item.invalid is not None:
-                park(session, item.record, None, item.invalid.reason, item.invalid.detail)
-                _log_parked(item, item.invalid.reason, item.invalid.detail)
+                _park(session, batch, item, item.invalid.reason, item.invalid.detail)
             else:
                 events.setdefault(_event(item).id, item)
         fresh_ids = record_new(
@@ -237,15 +242,17 @@ class Applier:
         )
         failpoint("consumer.recorded")
         horizon, failing = brakes.read_state(session)
-        fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
-        return _park_older_than_inbox(session, fresh, horizon), failing
+        batch.fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
+        if horizon is not None:
+            _park_older_than_inbox(session, batch, horizon)
+        return failing
 
     def _handle(
         self,
         session: Session,
+        batch: _Batch,
         subscription: Subscription,
         items: list[Parsed],
-        runs: list[tuple[Subscription, HandlerRun]],
     ) -> None:
         """Run the handler for events of its subscription, and note its verdicts.
 
@@ -255,22 +262,23 @@ class Applier:
         """
         events = [_event(item) for item in items]
         run = HandlerRun(self._clock)
-        runs.append((subscription, run))
+        batch.runs.append((subscription, run))
         try:
             self._handler_until = self._clock.now() + self._limits.total_s
+            _raise_schema_failure(items)
             with guarded(session.connection(), run):
                 with traced(events) as traced_events:
                     verdicts = subscription.handle(session, traced_events)
                 session.flush()
             checked = _checked(verdicts, events)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             if run.ended_by is None:
-                raise_if_database_failed(error)
+                raise_if_database_failed(error, run)
                 raise_key_collision(session, error)
             raise _HandlerFailedError(error) from error
         finally:
             self._handler_until = 0.0
-        _note(session, items, checked)
+        _note(session, batch, items, checked)
 
     def _beat_for_handler(self, now: float) -> None:
         """Give a sign of life for a handler; one that exceeds its limits gives none."""
@@ -301,7 +309,7 @@ class Applier:
                 ) from error
 
     @contextmanager
-    def _blaming_events(self, session: Session) -> Iterator[None]:
+    def _blaming_events(self, session: Session, *, of_handler: bool = False) -> Iterator[None]:
         """Treat data errors as the events' fault: raise them as a failure of the batch."""
         try:
             yield
@@ -309,7 +317,10 @@ class Applier:
             raise_key_collision(session, error)
             raise _HandlerFailedError(error) from error
         except DBAPIError as error:
-            if (sqlstate_of(error) or "").startswith(_RAISED_BY_FUNCTION):
+            code = sqlstate_of(error)
+            if code is None or is_transient(error):
+                raise
+            if of_handler or code.startswith(_RAISED_BY_FUNCTION):
                 raise _HandlerFailedError(error) from error
             raise
 
@@ -318,8 +329,14 @@ class Applier:
     ) -> list[_Segment]:
         """Split a batch at the first event of a stopped subscription, to probe it or to wait."""
         subscription = stop.subscription
-        position = next(
+        # Another partition than last time, if there is one: its events may be good.
+        candidates = [
             number for number, item in enumerate(items) if item.subscription is subscription
+        ]
+        last = self._failures.last_probed(subscription)
+        position = next(
+            (number for number in candidates if items[number].record.partition != last),
+            candidates[0],
         )
         if self._failures.may_probe(subscription):
             first, rest = items[position], items[position + 1 :]
@@ -327,6 +344,13 @@ class Applier:
         wait = self._failures.wait_for_probe(subscription, stop.brake.error)
         _hold(held, [items[position]], wait)
         return [_Segment(items)]
+
+
+def _raise_schema_failure(items: Sequence[Parsed]) -> None:
+    """Raise what the code of a schema raised, as a failure of the subscription."""
+    for item in items:
+        if item.failure is not None:
+            raise item.failure
 
 
 def _is_held(item: Parsed, held: Mapping[TopicPartition, Held]) -> bool:
@@ -341,20 +365,15 @@ def _hold(held: dict[TopicPartition, Held], items: Iterable[Parsed], wait: Wait)
         held.setdefault(place, Held(item.record.offset, *wait))
 
 
-def _park_older_than_inbox(
-    session: Session, fresh: Sequence[Parsed], horizon: UUID | None
-) -> list[Parsed]:
-    """Park events that are older than the inbox; return the others."""
-    if horizon is None:
-        return list(fresh)
-    old = [item for item in fresh if _is_older(_event(item).id, horizon)]
+def _park_older_than_inbox(session: Session, batch: _Batch, horizon: UUID) -> None:
+    """Park the new events of a batch that are older than the inbox; leave the others."""
+    old = [item for item in batch.fresh if _is_older(_event(item).id, horizon)]
     forget(session, [_event(item).id for item in old])
     for item in old:
-        event = _event(item)
-        detail = f"Event {event.id} is older than the inbox, which begins at {horizon}."
-        park(session, item.record, event, "older_than_inbox", detail)
-        _log_parked(item, "older_than_inbox", detail)
-    return [item for item in fresh if not _is_older(_event(item).id, horizon)]
+        event_id = _event(item).id
+        detail = f"Event {event_id} is older than the inbox, which begins at {horizon}."
+        _park(session, batch, item, "older_than_inbox", detail)
+    batch.fresh = [item for item in batch.fresh if not _is_older(_event(item).id, horizon)]
 
 
 def _is_older(event_id: UUID, horizon: UUID) -> bool:
@@ -381,21 +400,34 @@ def _checked(
         raise WrongVerdictError(
             f"A handler returns None or verdicts by event id, not a {type(verdicts).__name__}."
         )
+    verdicts = dict(verdicts)
     known = {event.id for event in events}
     for event_id, verdict in verdicts.items():
         if event_id not in known:
             raise WrongVerdictError(
                 f"The handler returned a verdict on {event_id!r}, which is not in its batch."
             )
-        if not isinstance(verdict, Verdict) or verdict.outcome not in _VERDICTS:
+        if not _is_valid(verdict):
             raise WrongVerdictError(
                 f"The verdict on event {event_id} is {verdict!r}, not a Verdict with the outcome"
-                " ANOMALY or PARKED."
+                " ANOMALY or PARKED, and texts as reason and detail."
             )
     return verdicts
 
 
-def _note(session: Session, items: Sequence[Parsed], verdicts: Mapping[UUID, Verdict]) -> None:
+def _is_valid(verdict: object) -> bool:
+    return (
+        isinstance(verdict, Verdict)
+        and isinstance(verdict.outcome, Outcome)
+        and verdict.outcome in _VERDICTS
+        and isinstance(verdict.reason, str)
+        and isinstance(verdict.detail, str)
+    )
+
+
+def _note(
+    session: Session, batch: _Batch, items: Sequence[Parsed], verdicts: Mapping[UUID, Verdict]
+) -> None:
     """Note in inbox and dead letters what the handler did not apply."""
     for item in items:
         event = _event(item)
@@ -404,17 +436,26 @@ def _note(session: Session, items: Sequence[Parsed], verdicts: Mapping[UUID, Ver
             continue
         note_verdict(session, event, verdict)
         if verdict.outcome is Outcome.PARKED:
-            park(session, item.record, event, verdict.reason, verdict.detail)
-            _log_parked(item, verdict.reason, verdict.detail)
+            _park(session, batch, item, verdict.reason, verdict.detail)
         else:
-            log.warning(
-                "consumer.anomaly",
-                id=str(event.id),
-                type=event.type,
-                reason=verdict.reason,
-                detail=verdict.detail,
-                requestid=event.trace.request_id,
-            )
+            batch.notes.append(partial(_log_anomaly, event, verdict))
+
+
+def _park(session: Session, batch: _Batch, item: Parsed, reason: str, detail: str) -> None:
+    """Put a record into the dead letters."""
+    park(session, item.record, item.event, reason, detail)
+    batch.notes.append(partial(_log_parked, item, reason, detail))
+
+
+def _log_anomaly(event: ReceivedEvent, verdict: Verdict) -> None:
+    log.warning(
+        "consumer.anomaly",
+        id=str(event.id),
+        type=event.type,
+        reason=verdict.reason,
+        detail=verdict.detail,
+        requestid=event.trace.request_id,
+    )
 
 
 def _log_parked(item: Parsed, reason: str, detail: str) -> None:
@@ -430,14 +471,14 @@ def _log_parked(item: Parsed, reason: str, detail: str) -> None:
     )
 
 
-def _log_received(items: Sequence[Parsed], fresh: Sequence[Parsed]) -> None:
+def _log_received(batch: _Batch) -> None:
     log.info(
         "consumer.received",
-        records=len(items),
-        new=len(fresh),
+        records=len(batch.items),
+        new=len(batch.fresh),
         requests=[
             item.event.trace.request_id
-            for item in fresh
+            for item in batch.fresh
             if item.event and item.event.trace.request_id
         ],
     )

@@ -104,6 +104,8 @@ class Consumer:
             driver_options=GUARDABLE,
         )
         sessions = make_sessions(self._engine, aggregatetypes=service.aggregatetypes)
+        # A session that a handler goes on using after its end must not take the connection.
+        sessions.configure(close_resets_only=False)
         notify_after_commit(sessions, settings.database_url)
         limits = HandlerLimits(
             pause_s=IDLE_MS / 1000,
@@ -191,7 +193,9 @@ class Consumer:
         try:
             held = self._applier.apply(records)
         except (SQLAlchemyError, DatabaseTroubleError) as error:
-            # Part of the records may be applied; the inbox knows which.
+            # Part of the records may be applied; the inbox knows which. A session setting that a
+            # handler left behind, or that was changed since, must not fail the next attempt.
+            self._engine.dispose()
             wait_s = self._database.failed(error)
             held = {place: Held(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
         else:

@@ -12,21 +12,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from shared.errors import SettleError
 from shared.outbox import brakes
 from shared.outbox.inbox import count_attempt, park, record_new, storable
 from shared.outbox.sequences import generated_key_behind
 from shared.outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
-from shared.sqlstate import UNIQUE_VIOLATION, is_transient, sqlstate_of
+from shared.sqlstate import UNIQUE_VIOLATION, is_transient, is_unreachable, sqlstate_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.orm import Session, sessionmaker
 
     from shared.outbox.brakes import SubscriptionKey
     from shared.outbox.event import ReceivedEvent
+    from shared.outbox.handler_guard import HandlerRun
     from shared.outbox.records import Parsed
     from shared.outbox.service import Subscription
 
@@ -37,6 +39,7 @@ log = structlog.get_logger(__name__)
 _TIMEOUT_WAIT_S = 1.0
 _PROBE_FIRST_S = 1.0
 _PROBE_MAX_S = 60.0
+_DETAIL_MAX_LENGTH = 2_000
 _DOUBLINGS_MAX = 30  # keeps 2 ** n from overflowing
 
 
@@ -94,10 +97,12 @@ class _Probe:
     Args:
         wait_s: after the next failure, in seconds.
         at: by the monotonic clock.
+        partition: of the last event that was tried.
     """
 
     wait_s: float
     at: float = 0.0
+    partition: int | None = None
 
 
 class FailureHandling:
@@ -128,6 +133,11 @@ class FailureHandling:
         """Return whether a stopped subscription may try its next event now."""
         probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
         return time.monotonic() >= probe.at
+
+    def last_probed(self, subscription: Subscription) -> int | None:
+        """Return the partition of the last event that a stopped subscription tried."""
+        probe = self._probes.get(subscription.key)
+        return None if probe is None else probe.partition
 
     def wait_for_probe(self, subscription: Subscription, error: str) -> Wait:
         """Return how long a stopped subscription has to wait for its next probe."""
@@ -180,7 +190,7 @@ class FailureHandling:
     ) -> Wait | None:
         """Count a failed attempt; return how long to wait for the next one, if there is one."""
         if isinstance(error, Retry):
-            limit, first_s = self._limits.retry_attempts, error.after_s
+            limit, first_s = self._limits.retry_attempts, _wait_of(error)
         elif isinstance(error, HandlerTimeoutError):
             limit, first_s = self._limits.timeout_attempts, _TIMEOUT_WAIT_S
         else:
@@ -208,29 +218,50 @@ class FailureHandling:
         probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
         probe.at = time.monotonic() + probe.wait_s
         probe.wait_s = min(_PROBE_MAX_S, probe.wait_s * 2)
+        probe.partition = item.record.partition
         _log_failure(
             "consumer.subscription_stopped" if is_new else "consumer.probe_failed", item, error
         )
         return self.wait_for_probe(subscription, _kind_of(error))
 
 
-def raise_if_database_failed(error: BaseException) -> None:
+def raise_if_database_failed(error: BaseException, run: HandlerRun) -> None:
     """Raise the transient database error in the cause chain of a handler's error, if there is one.
 
-    A handler may catch a lost connection and raise an error of its own.
+    A handler may catch a lost connection and raise an error of its own, or go on and fail later.
+    Errors of another database are the handler's own: it raises `Retry` for them.
+
+    Args:
+        error: what the handler raised.
+        run: of the handler.
 
     Raises:
         SQLAlchemyError: the error, or one that caused it, is transient.
         DatabaseTroubleError: likewise, for an error of the driver.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        # The pool has one connection, which the batch holds; only a handler can ask for another.
-        if is_transient(cause) and not isinstance(cause, PoolTimeoutError):
-            if isinstance(cause, SQLAlchemyError):
-                raise cause
+    transient = [each for each in run.errors if is_transient(each)]
+    for cause in _causes(error):
+        if isinstance(cause, DBAPIError) and any(cause.orig is each for each in transient):
+            raise cause
+        if any(cause is each for each in transient):
             raise DatabaseTroubleError(one_line(cause)) from cause
-        cause = cause.__cause__ or cause.__context__
+    if transient and run.is_broken:
+        raise DatabaseTroubleError(one_line(transient[0])) from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Return an error and all that led to it, each once: chains may be circular."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        waiting += [cause.__context__, cause.__cause__]
+        if isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions
 
 
 def raise_key_collision(session: Session, error: BaseException) -> None:
@@ -247,13 +278,13 @@ def raise_key_collision(session: Session, error: BaseException) -> None:
         return
     session.rollback()
     diagnostics = error.orig.diag  # type: ignore[union-attr]  # psycopg2's errors have one
-    with session.begin():
-        behind = generated_key_behind(
-            session.connection(),
-            diagnostics.schema_name,
-            diagnostics.table_name,
-            diagnostics.constraint_name,
-        )
+    try:
+        with session.begin():
+            behind = generated_key_behind(session.connection(), diagnostics)
+    except DBAPIError as failure:
+        if is_unreachable(failure):
+            raise
+        return  # the role may not look, or there is no such table: the event is to blame
     if behind:
         raise KeyCollisionError(
             f"A generated key of {diagnostics.table_name} exists already"
@@ -267,6 +298,14 @@ def _park(session: Session, item: Parsed, error: BaseException) -> None:
     if item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
     park(session, item.record, item.event, _reason_of(error), one_line(error))
+
+
+def _wait_of(error: Retry) -> float:
+    """Return how long a handler wants to wait; a subclass of `Retry` may have set anything."""
+    wait_s: object = error.after_s
+    if isinstance(wait_s, int | float) and 0 <= wait_s <= RETRY_WAIT_MAX_S:
+        return float(wait_s)
+    return Retry.after_s
 
 
 def _reason_of(error: BaseException) -> str:
@@ -286,8 +325,11 @@ def _kind_of(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the class and the first line of an error, as a text column can hold it."""
-    lines = str(error).splitlines()
-    return storable(f"{type(error).__name__}: {lines[0] if lines else ''}")
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # noqa: BLE001 - an error whose text cannot be made is an error as well
+        lines = ["its text cannot be made"]
+    return storable(f"{type(error).__name__}: {lines[0][:_DETAIL_MAX_LENGTH] if lines else ''}")
 
 
 def _log_failure(name: str, item: Parsed, error: BaseException) -> None:

@@ -41,9 +41,12 @@ _ENDS = re.compile(
 )
 # Comments, strings, quoted names and dollar-quoted strings (PostgreSQL documentation, 4.1).
 _QUOTED = re.compile(
-    r"--[^\n]*|/\*.*?\*/|e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1",
+    r"--[^\n\r]*|/\*|(?<![\w$])e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
+    r"|(?<![\w$])(\$(?:[^\W\d]\w*)?\$).*?\1",
     re.IGNORECASE | re.DOTALL,
 )
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_ERRORS_KEPT = 100
 
 
 class TransactionEndedError(SettleError):
@@ -98,7 +101,8 @@ class HandlerRun:
     Attributes:
         ended_by: the call or statement with which the handler tried to end the transaction.
         rolled_back: whether the transaction was rolled back while an error was handled.
-        first_error: the first database error of the run, whether the handler caught it or not.
+        is_broken: whether the transaction could not go on when the run ended.
+        errors: the database's errors of the run, whether the handler caught them or not.
         total_s: how long the handler has run, in seconds, without the time the process was frozen.
         longest_pause_s: the longest time between two of its statements, likewise.
     """
@@ -108,7 +112,8 @@ class HandlerRun:
         self._began = self._idle_since = clock.now()
         self.ended_by: str | None = None
         self.rolled_back = False
-        self.first_error: psycopg2.Error | None = None
+        self.is_broken = False
+        self.errors: list[psycopg2.Error] = []
         self.total_s = 0.0
         self.longest_pause_s = 0.0
 
@@ -136,9 +141,10 @@ class HandlerRun:
             self.refuse_end(repr(text.strip()[:80]))
 
     def statement_ended(self, error: psycopg2.Error | None) -> None:
-        """Start to measure the next pause; keep the run's first error."""
+        """Start to measure the next pause, and keep the statement's error."""
         self._idle_since = self._clock.now()
-        self.first_error = self.first_error or error
+        if error is not None and len(self.errors) < _ERRORS_KEPT:
+            self.errors.append(error)
 
     def measure(self) -> None:
         """Update the measured times."""
@@ -148,12 +154,32 @@ class HandlerRun:
 
 
 def _first_error(run: HandlerRun) -> str:
-    return f" The first error: {run.first_error}" if run.first_error is not None else ""
+    return f" The first error: {run.errors[0]}" if run.errors else ""
 
 
 @lru_cache(maxsize=256)
 def _ends_transaction(text: str) -> bool:
-    return any(_ENDS.match(each) for each in _QUOTED.sub(" ", text).split(";"))
+    return any(_ENDS.match(each) for each in _without_quoted(text).split(";"))
+
+
+def _without_quoted(text: str) -> str:
+    """Replace comments and all that is quoted by spaces; comments may be nested."""
+    kept, position = [], 0
+    while found := _QUOTED.search(text, position):
+        kept.append(text[position : found.start()])
+        position = _comment_end(text, found.end()) if found[0] == "/*" else found.end()
+    return " ".join([*kept, text[position:]])
+
+
+def _comment_end(text: str, position: int) -> int:
+    depth = 1
+    while depth:
+        edge = _COMMENT_EDGE.search(text, position)
+        if edge is None:
+            return len(text)
+        depth += 1 if edge[0] == "/*" else -1
+        position = edge.end()
+    return position
 
 
 class _GuardedCursor(cursor):
@@ -164,6 +190,10 @@ class _GuardedCursor(cursor):
     def executemany(self, query: Any, vars_list: Any) -> None:
         with _statement(self, query):
             super().executemany(query, vars_list)
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        with _statement(self, sql):
+            super().copy_expert(sql, file, size)
 
 
 @contextmanager
@@ -211,6 +241,24 @@ class _GuardedConnection(connection):
         self._refuse("reset()")
         super().reset()
 
+    # psycopg2 rolls back before these two.
+
+    def set_isolation_level(self, level: int | None) -> None:
+        self._refuse("set_isolation_level()")
+        super().set_isolation_level(level)
+
+    def set_client_encoding(self, encoding: str) -> None:
+        self._refuse("set_client_encoding()")
+        super().set_client_encoding(encoding)
+
+    def cursor(  # type: ignore[override]  # one signature for psycopg2's three
+        self, name: Any = None, cursor_factory: Any = None, **options: Any
+    ) -> Any:
+        """Open a cursor; one of another class is guarded, too."""
+        if cursor_factory is not None and not issubclass(cursor_factory, _GuardedCursor):
+            cursor_factory = type(cursor_factory.__name__, (_GuardedCursor, cursor_factory), {})
+        return super().cursor(name, cursor_factory=cursor_factory, **options)
+
     def _refuse(self, how: str) -> None:
         if self.run is not None:
             self.run.refuse_end(how)
@@ -247,6 +295,9 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
     finally:
         driver.run = None
         run.measure()
+        run.is_broken = (
+            run.rolled_back or driver.info.transaction_status != TRANSACTION_STATUS_INTRANS
+        )
         if (run.ended_by is not None or run.rolled_back) and not transaction.closed:
             # SQLAlchemy's view of the transaction is wrong by now, and the session may have let go
             # of the connection without returning it to the pool.
@@ -254,8 +305,8 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
             transaction.close()
     if run.ended_by is not None:
         run.refuse_end(run.ended_by)
-    if run.rolled_back or driver.info.transaction_status != TRANSACTION_STATUS_INTRANS:
+    if run.is_broken:
         raise SwallowedError(
             "A handler continued after its transaction was aborted. Put statements that may fail"
             f" into session.begin_nested().{_first_error(run)}"
-        ) from run.first_error
+        )

@@ -6,6 +6,7 @@ Ages are taken from CLOCK_MONOTONIC. All processes of one boot share it, and nob
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import threading
@@ -215,13 +216,20 @@ def _read(path: Path) -> Sign | None:
             started=str(content["started"]),
             pid_namespace=str(content["pid_namespace"]),
             boot=str(content["boot"]),
-            monotonic=float(content["monotonic"]),
-            at=float(content["at"]),
+            monotonic=_finite(content["monotonic"]),
+            at=_finite(content["at"]),
             state=str(content["state"]),
             detail=str(content["detail"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _finite(value: object) -> float:
+    number = float(str(value))
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not a time")
+    return number
 
 
 def _remove_ended(directory: str, process: str) -> None:

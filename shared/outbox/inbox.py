@@ -128,7 +128,7 @@ def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> No
         {
             "id": event.id,
             "outcome": str(verdict.outcome),
-            "detail": f"{verdict.reason}: {verdict.detail}",
+            "detail": storable(f"{verdict.reason}: {verdict.detail}"),
         },
     )
 
@@ -151,7 +151,7 @@ def park(
             "value": record.value,
             "headers": json.dumps([_header(name, value) for name, value in record.headers or ()]),
             "requestid": event.trace.request_id if event else None,
-            "reason": reason,
+            "reason": storable(reason),
             "detail": storable(detail),
         },
     )

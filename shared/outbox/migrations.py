@@ -6,6 +6,7 @@ A migration of a service calls them like any other operation::
 
     def upgrade() -> None:
         migrations.create_v1(shards=16)
+        migrations.create_v2()
 
 An operation, once released, never changes; a change of the tables is a new one.
 """

@@ -90,6 +90,24 @@ _REFUSE = text(
     """
 )
 
+_REFUSE_ORPHANS = text(
+    """
+    WITH orphans AS (
+        DELETE FROM outbox_pending p
+        WHERE (p.shard, p.seq) IN (
+            SELECT o.shard, o.seq FROM outbox_pending o
+            WHERE o.shard = ANY(CAST(:shards AS integer[]))
+              AND NOT EXISTS (SELECT FROM outbox e WHERE e.id = o.id)
+            LIMIT 1000
+        )
+        RETURNING p.seq, p.id
+    )
+    INSERT INTO outbox_refused (seq, id, reason)
+    SELECT seq, id, 'its row in the outbox is gone' FROM orphans
+    ON CONFLICT (seq) DO NOTHING
+    """
+)
+
 _LOCK_ALL_SHARDS = text("SELECT shard FROM outbox_shards ORDER BY shard FOR UPDATE")
 
 _QUEUE_AGAIN = text(
@@ -175,6 +193,19 @@ def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
     """Note that an event can never be sent, and stop trying."""
     connection.execute(_REFUSE, {"seq": event.seq, "id": event.id, "reason": reason})
     mark_sent(connection, [event])
+
+
+def refuse_orphans(connection: Connection, shards: Sequence[int]) -> int:
+    """Give up pending rows whose events are gone from the outbox; return how many.
+
+    Somebody deleted the events, or detached their partition. Their pending rows would hold up
+    their shard.
+
+    Args:
+        connection: in a transaction that holds the shards.
+        shards: at most 1,000 rows of them at a time.
+    """
+    return connection.execute(_REFUSE_ORPHANS, {"shards": list(shards)}).rowcount
 
 
 def lock_all_shards(connection: Connection) -> None:

@@ -127,7 +127,7 @@ class Backoff:
     def _log(self, event: str, error: BaseException) -> None:
         log.warning(
             event,
-            error=f"{type(error).__name__}: {str(error).strip()}",
+            error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             sqlstate=sqlstate_of(error),
             exc_info=error if self._traceback else None,
         )

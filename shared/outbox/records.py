@@ -10,10 +10,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
-from marshmallow import ValidationError
+from marshmallow import EXCLUDE, ValidationError
 
 from shared.errors import SettleError
 from shared.outbox.event import ReceivedEvent
+from shared.outbox.headers import HEADER_TEXT
 from shared.outbox.partition_reader import UnreadableBatch
 from shared.trace import Trace
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from shared.outbox.service import Subscription
 
-HEADER_MAX_LENGTH = 1000
-_TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _REQUIRED = ("ce_id", "ce_type", "ce_source", "ce_specversion")
 
@@ -53,12 +52,14 @@ class Parsed:
         event: its data validated when its type is subscribed to, else empty.
         subscription: None for a type that nobody here knows.
         invalid: why it is no event.
+        failure: what the schema of its subscription raised, other than a ValidationError.
     """
 
     record: ConsumerRecord
     event: ReceivedEvent | None = None
     subscription: Subscription | None = None
     invalid: InvalidRecordError | None = None
+    failure: Exception | None = None
 
 
 def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscription]) -> Parsed:
@@ -73,7 +74,7 @@ def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscr
     try:
         headers = _headers(record)
         subscription = subscriptions.get((record.topic, headers["ce_type"]))
-        data = {} if subscription is None else _validated(subscription, _data(record, headers))
+        data, failure = _read_data(record, headers, subscription)
         event = ReceivedEvent(
             id=_event_id(headers["ce_id"]),
             type=headers["ce_type"],
@@ -87,7 +88,7 @@ def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscr
         )
     except InvalidRecordError as error:
         return Parsed(record, invalid=error)
-    return Parsed(record, event=event, subscription=subscription)
+    return Parsed(record, event=event, subscription=subscription, failure=failure)
 
 
 def fingerprint(record: ConsumerRecord) -> bytes:
@@ -110,6 +111,10 @@ def _headers(record: ConsumerRecord) -> dict[str, str]:
     for name, value in record.headers or ():
         if not name.startswith("ce_") and name not in ("content-type", "traceparent"):
             continue
+        if value is None and name not in _REQUIRED:
+            continue
+        if name == "traceparent" and name in found:
+            continue  # a tracing agent added one
         if name in found:
             _refuse("doubled_header", f"The header {name} stands twice.")
         found[name] = _header_text(name, value)
@@ -126,7 +131,7 @@ def _header_text(name: str, value: bytes | None) -> str:
         decoded = (value or b"").decode()
     except UnicodeDecodeError:
         _refuse("invalid_header", f"The header {name} is not UTF-8.")
-    if len(decoded) > HEADER_MAX_LENGTH or not _TEXT.fullmatch(decoded):
+    if not HEADER_TEXT.fullmatch(decoded):
         _refuse(
             "invalid_header",
             f"The header {name} is empty, has control characters, or is too long.",
@@ -170,11 +175,26 @@ def _data(record: ConsumerRecord, headers: Mapping[str, str]) -> Any:
         _refuse("not_json", f"The value is not JSON: {error}.")
 
 
+def _read_data(
+    record: ConsumerRecord, headers: Mapping[str, str], subscription: Subscription | None
+) -> tuple[Mapping[str, Any], Exception | None]:
+    """Return the validated data, or what the code of the schema raised."""
+    if subscription is None:
+        return {}, None
+    data = _data(record, headers)
+    try:
+        return _validated(subscription, data), None
+    except InvalidRecordError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a failure of the service's code, as its handler's
+        return {}, error
+
+
 def _validated(subscription: Subscription, data: Any) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         _refuse("not_an_object", f"The value is a JSON {type(data).__name__}, not an object.")
     try:
-        loaded: Mapping[str, Any] = subscription.schema.load(data)
+        loaded: Mapping[str, Any] = subscription.schema.load(data, unknown=EXCLUDE)
     except ValidationError as error:
         _refuse("invalid_data", f"The data does not fit {subscription.type}: {error.messages}.")
     return loaded

@@ -20,7 +20,13 @@ from shared.outbox.health import Health
 from shared.outbox.listener import Listener
 from shared.outbox.lost_topics import Destination, note_topics
 from shared.outbox.partitions import Maintenance, outbox_partitions
-from shared.outbox.pending import lock_shards, mark_sent, read_pending, refuse
+from shared.outbox.pending import (
+    lock_shards,
+    mark_sent,
+    read_pending,
+    refuse,
+    refuse_orphans,
+)
 from shared.outbox.process import TRANSACTION_S, Backoff, FatalError, Stop
 from shared.outbox.sender import PERMANENT, Sender
 from shared.outbox.sequences import check_sequences
@@ -141,7 +147,9 @@ class Relay:
             # The transaction, and with it the shards, may be another's by now: what this
             # producer still holds must not be sent.
             self._disconnect()
-            # The next server may be another, and this one's listener would not know.
+            # The next server may be another, or the same with other settings. This one's listener
+            # and session would not know.
+            self._engine.dispose()
             self._listener.close()
             self._pause(self._database, error, "database")
         except _ReplayStoppedError:
@@ -192,6 +200,7 @@ class Relay:
             most = 1 if self._singly else self._settings.relay_batch
             events = read_pending(connection, shards, most, self._noted_at)
             failpoint("relay.locked")
+            self._refuse_orphans(connection, set(shards) - {event.shard for event in events})
             declared = self._refuse_undeclared(connection, events)
             sent = sender.send(declared)
             failpoint("relay.sent")
@@ -229,6 +238,12 @@ class Relay:
             return
         (event,) = events
         _refuse(connection, event, f"{type(error).__name__}: {error}")
+
+    def _refuse_orphans(self, connection: Connection, shards: set[int]) -> None:
+        """Give up what is in line in shards without readable events, if its events are gone."""
+        count = refuse_orphans(connection, sorted(shards)) if shards else 0
+        if count:
+            log.error("relay.orphans_refused", events=count)
 
     def _refuse_undeclared(
         self, connection: Connection, events: list[PendingEvent]

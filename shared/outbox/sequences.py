@@ -6,8 +6,9 @@ It happens after ``ALTER SEQUENCE ... RESTART``, or after rows were copied in wi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,7 +41,7 @@ _GENERATED = """
         WHERE d.refclassid = 'pg_class'::regclass
     )
     SELECT t.oid, t.relname::text, a.attname::text, t.oid::regclass::text,
-           quote_ident(a.attname), s.seqrelid::regclass::text, a.attidentity = 'a',
+           quote_ident(a.attname), s.seqrelid::regclass::text,
            EXISTS (
                SELECT FROM pg_index x
                JOIN pg_class i ON i.oid = x.indexrelid
@@ -68,6 +69,18 @@ _KEY_COLUMNS = """
     WHERE t.relname = %(table)s AND i.relname = %(constraint)s
       AND t.relnamespace = coalesce(%(schema)s, current_schema())::regnamespace
 """
+
+
+_KEY_DETAIL = re.compile(r"\((.+)\)=\((.+)\)")
+
+
+class Diagnostics(Protocol):
+    """What PostgreSQL says of a violated constraint; psycopg2's ``error.diag``."""
+
+    schema_name: str | None
+    table_name: str | None
+    constraint_name: str | None
+    message_detail: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,6 @@ class _GeneratedColumn:
     quoted_table: str
     quoted_column: str
     sequence: str
-    is_always: bool
     has_index: bool
     is_readable: bool
 
@@ -186,38 +198,72 @@ def check_sequences(engine: Engine) -> None:
             )
 
 
-def generated_key_behind(
-    connection: Connection, schema: str | None, table: str, constraint: str
-) -> bool:
+def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool:
     """Return whether a unique violation came from a sequence that is behind its column.
 
-    Call it with the diagnostics of the violation: ``error.orig.diag.schema_name``, ``table_name``
-    and ``constraint_name``. The value that collided was the sequence's last one, so a sequence that
-    stands at the maximum counts as behind. A column that is GENERATED ALWAYS takes values from its
-    sequence alone, so its collisions always count.
+    A value that the application itself chose may collide as well. It is told apart by its value:
+    the sequence has passed it, and the sequence is behind, or gave this very value last.
 
     Args:
-        connection: not in a failed transaction.
-        schema: of the table; None for the current schema.
-        table: the table or the partition that refused the row.
-        constraint: the unique constraint or the unique index.
+        connection: the one on which the violation was raised, in a new transaction.
+        violation: the diagnostics of the error.
 
     Raises:
-        ProgrammingError: the role may not read the sequence or the column.
+        DBAPIError: the role may not read the sequence or the column, or there is no such table.
     """
     ask = asking(connection)
-    names = {"schema": schema, "table": table, "constraint": constraint}
+    schema, table = violation.schema_name, violation.table_name
+    names = {"schema": schema, "table": table, "constraint": violation.constraint_name}
     key = {(oid, column) for oid, column in ask(_KEY_COLUMNS, names)}
+    values = _key_values(violation.message_detail)
     # outbox_pending.seq is a copy of outbox.seq.
     is_copy = table == "outbox_pending" and any(column == "seq" for _, column in key)
     for generated in _generated(ask, schema):
-        if (generated.oid, generated.column) in key or (is_copy and generated.is_outbox_seq):
-            if generated.is_always:
-                return True
-            maximum, last_value, _ = _values(ask, generated)
-            if maximum is not None and last_value <= maximum:
-                return True
+        if (generated.oid, generated.column) not in key and not (
+            is_copy and generated.is_outbox_seq
+        ):
+            continue
+        value = values.get(generated.column)
+        maximum, last_value, next_value = _values(ask, generated)
+        if is_copy and maximum is not None:
+            return next_value <= maximum
+        if value is None or maximum is None or value > last_value:
+            continue
+        if next_value <= maximum:
+            return True
+        # The sequence has just caught up, or the application chose the newest row's value.
+        if value == last_value and _gave_last(ask, generated):
+            return True
     return False
+
+
+def _key_values(detail: str | None) -> dict[str, int]:
+    """Return the whole numbers of a violated key: ``Key (tenant, id)=(5, 1) already exists.``."""
+    found = _KEY_DETAIL.search(detail or "")
+    if found is None:
+        return {}
+    columns, values = found[1].split(", "), found[2].split(", ")
+    if len(columns) != len(values):
+        return {}
+    return {
+        column.strip('"'): int(value)
+        for column, value in zip(columns, values, strict=True)
+        if value.removeprefix("-").isdecimal()
+    }
+
+
+def _gave_last(ask: Ask, generated: _GeneratedColumn) -> bool:
+    """Return whether this session took the sequence's last value.
+
+    Raises:
+        DBAPIError: this session has taken none (55000).
+    """
+    ((current, last_value),) = ask(
+        "SELECT currval(%(sequence)s::regclass), last_value"  # noqa: S608 - quoted by the catalog
+        f" FROM {generated.sequence}",
+        {"sequence": generated.sequence},
+    )
+    return bool(current == last_value)
 
 
 def _generated(ask: Ask, schema: str | None) -> list[_GeneratedColumn]:

@@ -7,23 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
-from uuid import UUID
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 from shared.errors import SettleError
-from shared.outbox.event import ReceivedEvent
 from shared.settings import Settings
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from marshmallow import Schema
+    from sqlalchemy.orm import Session
+
+    from shared.outbox.event import ReceivedEvent
 
 ENTRY_POINT_GROUP = "settle.services"
 
 # The longest wait between two attempts at one event, in seconds.
 RETRY_WAIT_MAX_S = 300.0
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,100}")
 # Kafka takes no other names (org.apache.kafka.common.internals.Topic).
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -63,6 +66,8 @@ class Retry(Exception):  # noqa: N818 - an instruction, not a fault
         after_s: how long to wait before the second attempt, in seconds.
     """
 
+    after_s: float = 1.0
+
     def __init__(self, reason: str = "The handler asked for it.", *, after_s: float = 1.0) -> None:
         if not 0 <= after_s <= RETRY_WAIT_MAX_S:
             raise ValueError(f"after_s must be from 0 to {RETRY_WAIT_MAX_S:.0f}, not {after_s}")
@@ -70,36 +75,42 @@ class Retry(Exception):  # noqa: N818 - an instruction, not a fault
         self.after_s = after_s
 
 
-Handler = Callable[[Session, Sequence[ReceivedEvent]], Mapping[UUID, Verdict] | None]
-"""Apply a batch of events of one subscription, in their order, inside the engine's transaction.
+class Handler(Protocol):
+    """Apply a batch of events of one subscription, in their order, inside the engine's transaction.
 
-**Its transaction.** The engine commits the events' inbox rows together with everything that the
-handler did in the session. The handler must not end the transaction: `session.commit()`,
-`rollback()` and `close()`, those of its connection, and a textual COMMIT or ROLLBACK raise
-`TransactionEndedError` at once, and nothing of the batch becomes durable. `session.begin_nested()`
-and its rollback are allowed. The handler may add events with `outbox.add`; they are sent after the
-commit.
+    **Its transaction.** The engine commits the events' inbox rows together with everything that
+    the handler did in the session. The handler must not end the transaction:
+    `session.commit()`, `rollback()` and `close()`, those of its connection, and a textual
+    COMMIT or ROLLBACK raise `TransactionEndedError` at once, and nothing of the batch becomes
+    durable. `session.begin_nested()` and its rollback are allowed. The handler may add events
+    with `outbox.add`; they are sent after the commit.
 
-**What it returns.** None, or a verdict for each event that it did not apply, by event id. An event
-without a verdict was applied.
+    **What it returns.** None, or a verdict for each event that it did not apply, by event id.
+    An event without a verdict was applied.
 
-**What it raises.** `Retry` when a dependency other than the database is unavailable. Any
-other exception is a failure of the handler: the batch is rolled back and retried in halves until
-one event fails alone, which becomes a dead letter. So a handler may run several times for one
-event, and effects outside of the database must be safe to repeat. Errors of the database that pass
-by themselves (`shared.sqlstate.is_transient`) are retried forever and never make a dead letter.
+    **What it raises.** `Retry` when a dependency other than the database is unavailable. Any
+    other exception is a failure of the handler: the batch is rolled back and retried in halves
+    until one event fails alone, which becomes a dead letter. So a handler may run several times
+    for one event, and effects outside of the database must be safe to repeat. Errors of the
+    database that pass by themselves (`shared.sqlstate.is_transient`) are retried forever and
+    never make a dead letter.
 
-**When every event fails.** After BRAKE_FAILURES failures in a row with one error, the subscription
-stops instead of making more dead letters. See `shared.outbox.brakes`.
+    **When every event fails.** After BRAKE_FAILURES failures in a row with one error, the
+    subscription stops instead of making more dead letters. See `shared.outbox.brakes`.
 
-**Its time.** A handler may take 10 s between two statements and 120 s in all; see
-`shared.outbox.failures.HandlerLimits`. An event that exceeds this alone, three times, becomes a
-dead letter.
+    **Its time.** A handler may take 10 s between two statements and 120 s in all; see
+    `shared.outbox.failures.HandlerLimits`. An event that exceeds this alone, three times,
+    becomes a dead letter.
 
-**Its trace.** While the handler iterates over the events, the current trace is the trace of the
-event at hand, and a new `Event` inherits it. A handler that first collects and then adds events
-passes ``trace=event.trace`` itself.
-"""
+    **Its trace.** While the handler iterates over the events, the current trace is the trace of
+    the event at hand, and a new `Event` inherits it. A handler that first collects and then
+    adds events passes ``trace=event.trace`` itself.
+    """
+
+    def __call__(
+        self, session: Session, events: Sequence[ReceivedEvent], /
+    ) -> Mapping[UUID, Verdict] | None:
+        """Apply the events."""
 
 
 Expiry = Callable[[Engine, Settings], bool]
@@ -116,7 +127,8 @@ class Subscription:
     Args:
         topic: where it comes from.
         type: the CloudEvents type.
-        schema: validates the data; unknown fields are ignored.
+        schema: validates the data. Fields that it does not have are ignored, so a publisher may add
+            some.
         handle: applies a batch of such events; see `Handler` for the contract.
     """
 
@@ -148,6 +160,16 @@ class Service:
     expiries: tuple[Expiry, ...] = ()
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidServiceError(
+                f"A service cannot have the name {self.name!r}: use 1 to 100 of the characters a-z,"
+                " A-Z, 0-9, '_' and '-'."
+            )
+        keys = [subscription.key for subscription in self.subscriptions]
+        for topic, event_type in {key for key in keys if keys.count(key) > 1}:
+            raise InvalidServiceError(
+                f"Service {self.name} has two subscriptions to {event_type} of {topic}."
+            )
         for topic in (*self.published_topics, *self.consumed_topics):
             if not _TOPIC_NAME.fullmatch(topic):
                 raise InvalidTopicNameError(
@@ -171,7 +193,11 @@ class Service:
         return tuple(sorted({subscription.topic for subscription in self.subscriptions}))
 
 
-class InvalidTopicNameError(SettleError):
+class InvalidServiceError(SettleError):
+    """A service's description of itself cannot work."""
+
+
+class InvalidTopicNameError(InvalidServiceError):
     """A service declares a topic that no Kafka accepts."""
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from shared.database import AGGREGATETYPES
 from shared.errors import SettleError
 from shared.fields import format_time
+from shared.outbox.headers import HEADER_TEXT
 from shared.outbox.wakeup import mark_for_wakeup
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # A broker takes records of up to 1 MiB unless told otherwise (message.max.bytes); the rest is
 # room for the headers and the batch around the record.
 PAYLOAD_MAX_BYTES = 900_000
+KEY_MAX_LENGTH = 10_000
 
 
 class InvalidEventError(SettleError):
@@ -122,8 +124,8 @@ def add_with(
             "event_aggregateid": event.aggregateid,
             "event_type": event.type,
             "event_payload": _payload(event),
-            "event_requestid": event.trace.request_id,
-            "event_traceparent": event.trace.traceparent,
+            "event_requestid": _header(event.trace.request_id),
+            "event_traceparent": _header(event.trace.traceparent),
         },
     )
     if not added.rowcount:
@@ -162,8 +164,8 @@ def add_all(session: Session, events: Sequence[Event]) -> None:
             "aggregateids": [event.aggregateid for event in events],
             "types": [event.type for event in events],
             "payloads": [_payload(event) for event in events],
-            "requestids": [event.trace.request_id for event in events],
-            "traceparents": [event.trace.traceparent for event in events],
+            "requestids": [_header(event.trace.request_id) for event in events],
+            "traceparents": [_header(event.trace.traceparent) for event in events],
         },
     )
     mark_for_wakeup(session)
@@ -171,6 +173,8 @@ def add_all(session: Session, events: Sequence[Event]) -> None:
 
 def _check(session: Session, event: Event) -> None:
     """Refuse an event that no relay could send."""
+    if not isinstance(event.id, UUID):
+        raise InvalidEventError(f"{_name(event)} cannot be added: its id is not a UUID.")
     for name in ("aggregatetype", "aggregateid", "type"):
         text: object = getattr(event, name)
         if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
@@ -178,6 +182,16 @@ def _check(session: Session, event: Event) -> None:
                 f"{_name(event)} cannot be added: its {name} is {text!r}. It must be a str without"
                 " NUL and lone surrogates."
             )
+    if not HEADER_TEXT.fullmatch(event.type):
+        raise InvalidEventError(
+            f"{_name(event)} cannot be added: its type must have 1 to 1,000 characters, none of"
+            " them a control character."
+        )
+    if len(event.aggregateid) > KEY_MAX_LENGTH:
+        raise EventTooLargeError(
+            f"{_name(event)} cannot be added: its aggregateid has more than {KEY_MAX_LENGTH}"
+            " characters."
+        )
     declared: frozenset[str] | None = session.info.get(AGGREGATETYPES)
     if declared is not None and event.aggregatetype not in declared:
         raise UndeclaredAggregateTypeError(
@@ -206,8 +220,13 @@ def _payload(event: Event) -> bytes:
     return payload
 
 
+def _header(text: str | None) -> str | None:
+    """Return the text of an optional header, or None if a consumer would refuse it."""
+    return text if text is not None and HEADER_TEXT.fullmatch(text) else None
+
+
 def _name(event: Event) -> str:
-    return f"Event {event.id} ({event.type!r}, key {event.aggregateid!r})"
+    return f"Event {event.id} ({str(event.type)[:100]!r}, key {str(event.aggregateid)[:100]!r})"
 
 
 def _json_value(value: object, place: str) -> object:

@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 from shared.sqlstate import (
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
+    UNIQUE_VIOLATION,
     is_transient,
     is_unreachable,
     sqlstate_of,
@@ -179,9 +180,11 @@ def _is_stock(error: HTTPException) -> bool:
 
 
 def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
-    if not is_transient(error):
-        return _on_defect(error)
     sqlstate = sqlstate_of(error)
+    # Use cases expect the duplicates that requests can cause. Another one comes from a sequence
+    # that was set back, and passes.
+    if not is_transient(error) and sqlstate != UNIQUE_VIOLATION:
+        return _on_defect(error)
     log.warning(
         "web.database_unavailable",
         error=str(error).partition("\n")[0],
@@ -190,7 +193,7 @@ def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     )
     if sqlstate in _TIMED_OUT:
         return unavailable(kinds.DATABASE_TOO_SLOW, TOO_SLOW)
-    if is_unreachable(error) or getattr(error, "connection_invalidated", False):
+    if is_unreachable(error):
         return unavailable(kinds.DATABASE_UNAVAILABLE, UNREACHABLE)
     rolled_back = sqlstate is not None and sqlstate.startswith(_ROLLBACK)
     return unavailable(kinds.DATABASE_UNAVAILABLE, ROLLED_BACK if rolled_back else REFUSES)

@@ -108,10 +108,13 @@ def test_an_operator_resumes_a_stopped_subscription(
         defect["there"] = False
         done = delivery.run("inbox-consumer", "resume", "orders")
         wait_until(lambda: delivery.received("orders") == 9, timeout_s=5)
-    again = delivery.run("inbox-consumer", "resume", "orders", "--type", NUMBER)
+    again = delivery.run("inbox-consumer", "resume", "orders")
+    unknown = delivery.run("inbox-consumer", "resume", "orders", "--type", "order.eaten")
 
     assert (done.returncode, done.stdout) == (0, "number of orders.events is resumed.\n")
     assert again.stdout == "No subscription of orders is stopped.\n"
+    assert unknown.returncode == 1
+    assert "payment.failed, payment.succeeded" in unknown.stderr
     assert delivery.inbox("orders") == {"applied": 7, "parked": 2}
 
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 import structlog
 from kafka import TopicPartition
+from marshmallow import Schema, fields, post_load
+from psycopg2.extras import DictCursor
 from sqlalchemy import create_engine, select, text
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, ProgrammingError, SQLAlchemyError
 from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
 from shared import outbox
-from shared.outbox import Event, Outcome, Retry, Verdict
-from shared.outbox.failures import HandlerLimits, KeyCollisionError
+from shared.outbox import Event, Outcome, Retry, Service, Subscription, Verdict
+from shared.outbox.failures import DatabaseTroubleError, HandlerLimits, KeyCollisionError
 from shared.sqlstate import sqlstate_of
 from support.handling import (
     TOPIC,
     Effect,
+    NumberSchema,
     empty,
     handler_engine,
     make_applier,
@@ -115,6 +121,20 @@ ENDS: dict[str, Callable[[Session], object]] = {
     "connection.close": lambda session: session.connection().close(),
     "driver.commit": lambda session: session.connection().connection.commit(),
     "driver.rollback": lambda session: session.connection().connection.driver_connection.rollback(),
+    "driver.set_isolation_level": lambda session: (
+        session.connection().connection.driver_connection.set_isolation_level(0)
+    ),
+    "driver.set_client_encoding": lambda session: (
+        session.connection().connection.driver_connection.set_client_encoding("LATIN1")
+    ),
+    "COMMIT by a cursor of another class": lambda session: (
+        session.connection()
+        .connection.driver_connection.cursor(cursor_factory=DictCursor)
+        .execute("COMMIT; BEGIN")
+    ),
+    "COMMIT by copy_expert": lambda session: (
+        session.connection().connection.cursor().copy_expert("COMMIT; BEGIN", io.StringIO())
+    ),
     "driver.reset": lambda session: session.connection().connection.driver_connection.reset(),
     "COMMIT": lambda session: session.execute(text("COMMIT")),
     "END after another statement": lambda session: session.connection().exec_driver_sql(
@@ -216,6 +236,8 @@ def test_an_error_that_the_handler_swallowed_does_not_lose_the_event(
     ("returned", "complaint"),
     [
         ([], "not a list"),
+        ("first: outcome as text", "not a Verdict"),
+        ("first: no detail", "texts as reason and detail"),
         ({uuid7(): Verdict(Outcome.ANOMALY, "x", "y")}, "not in its batch"),
         ("first: applied", "ANOMALY or PARKED"),
         ("first: text", "not a Verdict"),
@@ -227,6 +249,8 @@ def test_a_wrong_verdict_is_a_failure(
     verdicts = {
         "first: applied": Verdict(Outcome.APPLIED, "x", "y"),
         "first: text": "parked",
+        "first: outcome as text": Verdict("parked", "x", "y"),  # type: ignore[arg-type]
+        "first: no detail": Verdict(Outcome.PARKED, "x", None),
     }
 
     def handle(_: Session, events: Sequence[ReceivedEvent]) -> Any:
@@ -235,6 +259,175 @@ def test_a_wrong_verdict_is_a_failure(
     apply(engine, handle, 0)
 
     assert complaint in ask("SELECT detail FROM dead_letters")[0]
+
+
+def test_the_texts_of_a_verdict_may_quote_the_event(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def handle(_: Session, events: Sequence[ReceivedEvent]) -> Any:
+        verdict = Verdict(Outcome.PARKED, "unknown\0", "order 'a\0b\ud800' is unknown")
+        return {event.id: verdict for event in events}
+
+    apply(engine, handle, 0)
+
+    assert ask("SELECT detail FROM dead_letters") == ["order 'a\\x00b\\ud800' is unknown"]
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class OddRetry(Retry):
+    def __init__(self) -> None:
+        """Without the base class's."""
+
+
+def circular() -> Exception:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__context__ = second, first
+    return first
+
+
+ODD_ERRORS: dict[str, Callable[[], BaseException]] = {
+    "its text cannot be made": UnprintableError,
+    "circular causes": circular,
+    "no Exception": lambda: asyncio.CancelledError("cancelled"),
+    "a group": lambda: ExceptionGroup("several", [ValueError("x"), KeyError("y")]),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ERRORS)
+def test_an_odd_error_is_a_dead_letter_like_any_other(
+    engine: Engine, ask: Callable[[str], list[Any]], name: str
+) -> None:
+    def act(_: Session, number: int) -> None:
+        if number == 1:
+            error = ODD_ERRORS[name]()
+            raise error from error
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    assert ask('SELECT "offset" FROM dead_letters') == [1]
+
+
+def test_a_retry_without_a_wait_waits_the_usual_time(engine: Engine) -> None:
+    def act(_: Session, __: int) -> None:
+        raise OddRetry
+
+    assert apply(engine, handler(act), 0)[PLACE].wait_s == 1.0
+
+
+def test_a_handler_may_change_the_data_it_is_given(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    """What it did to the data is gone when the event is tried again."""
+
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        for event in events:
+            number = event.data.pop("number")  # type: ignore[attr-defined]
+            write_down(session, number)
+            if number == 5:
+                raise ValueError(number)
+
+    apply(engine, handle, *range(8))
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1, 2, 3, 4, 6, 7]
+    assert ask('SELECT "offset" FROM dead_letters') == [5]
+
+
+def test_a_schema_whose_code_fails_is_a_failure_of_the_subscription(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    """A defect there hits every event as well; as unreadable records they would not count."""
+
+    class Broken(NumberSchema):
+        @post_load
+        def divide(self, data: dict[str, int], **_: Any) -> Any:
+            return data["number"] / 0
+
+    subscription = Subscription(TOPIC, "number", Broken(), lambda _session, _events: None)
+    applier = make_applier(Service("orders", (), (subscription,)), engine, EARLY_BRAKE)
+
+    held = applier.apply([number_record(number) for number in range(10)])
+
+    assert held[PLACE].offset == 4
+    assert ask("SELECT reason FROM dead_letters") == ["handler_failed"] * 4
+
+
+def test_fields_that_the_schema_does_not_know_are_ignored(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    strict = type("StrictSchema", (Schema,), {"number": fields.Integer(required=True)})()
+    subscription = Subscription(TOPIC, "number", strict, lambda _session, _events: None)
+    record = number_record(1, added_later=2)
+
+    make_applier(Service("orders", (), (subscription,)), engine).apply([record])
+
+    assert ask("SELECT outcome FROM inbox") == ["applied"]
+
+
+def test_a_deferred_trigger_fails_alone_too(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    ask(
+        "DROP TABLE IF EXISTS watched; CREATE TABLE watched (number integer);"
+        "CREATE OR REPLACE FUNCTION refuse_one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.number = 1 THEN RAISE EXCEPTION 'no' USING ERRCODE = 'MY001'; END IF;"
+        " RETURN NULL; END $$;"
+        "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON watched DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION refuse_one()"
+    )
+
+    def act(session: Session, number: int) -> None:
+        session.execute(text(f"INSERT INTO watched VALUES ({number})"))
+
+    apply(engine, handler(act), 0, 1, 2)
+
+    assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
+    assert ask('SELECT "offset" FROM dead_letters') == [1]
+
+
+def test_another_databases_outage_is_not_this_ones(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def act(_: Session, __: int) -> None:
+        try:
+            psycopg2.connect("postgresql://127.0.0.1:1/nowhere")
+        except psycopg2.OperationalError as error:
+            raise Retry("the other database is away") from error
+
+    assert apply(engine, handler(act), 0)[PLACE].offset == 0
+    assert ask("SELECT attempts FROM inbox_attempts") == [1]
+
+
+def test_an_error_after_a_swallowed_deadlock_parks_nothing(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
+    def act(session: Session, _: int) -> None:
+        rows: Any = None
+        with suppress(Exception):
+            rows = session.execute(text("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"))
+        list(rows)
+
+    with pytest.raises(DatabaseTroubleError):
+        apply(engine, handler(act), 0)
+
+    assert ask("SELECT count(*) FROM dead_letters") == [0]
+
+
+def test_a_session_used_after_its_end_does_not_take_the_connection(
+    database_url: str, ask: Callable[[str], list[Any]]
+) -> None:
+    kept: list[Session] = []
+
+    with handler_engine(database_url) as engine:
+        apply(engine, lambda session, _: kept.append(session), 0)
+        with pytest.raises(InvalidRequestError):
+            kept[0].execute(text("SELECT 1"))
+
+        assert is_back(engine)
 
 
 def test_none_means_that_all_were_applied(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
@@ -463,6 +656,26 @@ def test_a_sequence_that_is_behind_parks_nothing_and_passes(
 
     assert ask("SELECT count(*) FROM dead_letters") == [0]
     assert ask("SELECT id FROM generated WHERE number = 1") == [4]
+
+
+HEALTHY = "INSERT INTO things (x) SELECT 1 FROM generate_series(1, 3)"
+COLLIDING = {
+    "an id of its own": "INSERT INTO things (id, x) VALUES (1, 1)",
+    "the newest id": "INSERT INTO things (id, x) VALUES (3, 1)",
+    "another row's id": "UPDATE things SET id = 1 WHERE id = 2",
+}
+
+
+@pytest.mark.parametrize("name", COLLIDING)
+def test_a_key_that_the_handler_chose_itself_is_the_events_fault(
+    engine: Engine, ask: Callable[[str], list[Any]], name: str
+) -> None:
+    ask("DROP TABLE IF EXISTS things; CREATE TABLE things (id serial PRIMARY KEY, x integer)")
+    ask(HEALTHY)
+
+    apply(engine, handler(lambda session, _: session.execute(text(COLLIDING[name]))), 0)
+
+    assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
 
 
 def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(

@@ -392,3 +392,16 @@ def health_of(service: str, directory: Path) -> str:
         return check_health(str(directory), f"outbox-relay-{service}", 30)
     except StuckError as error:
         return str(error)
+
+
+def test_rows_in_line_without_their_events_hold_up_nothing(delivery: Delivery) -> None:
+    delivery.add("a", *range(60))
+    delivery.query("orders", "DELETE FROM outbox")
+    delivery.add("a", {"n": "new"})
+
+    with delivery.relay("orders", relay_batch=50):
+        delivery.wait_sent("orders")
+
+    assert first_appearances(delivery.records(ORDERS)) == {"a": [{"n": "new"}]}
+    ((count,),) = delivery.query("orders", "SELECT count(*) FROM outbox_refused")
+    assert count == 60

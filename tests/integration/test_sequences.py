@@ -62,13 +62,8 @@ def collision_is_the_sequences(engine: Engine, statement: str) -> bool:
     with pytest.raises(IntegrityError) as raised:
         run(engine, statement)
     assert isinstance(raised.value.orig, UniqueViolation)
-    diag = raised.value.orig.diag
-    assert diag.table_name is not None
-    assert diag.constraint_name is not None
     with engine.connect() as connection:
-        return generated_key_behind(
-            connection, diag.schema_name, diag.table_name, diag.constraint_name
-        )
+        return generated_key_behind(connection, raised.value.orig.diag)
 
 
 def test_a_sequence_that_was_restarted_is_named_with_the_statement_that_mends_it(

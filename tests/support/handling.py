@@ -74,6 +74,7 @@ def number_record(
     offset: int | None = None,
     event_id: UUID | None = None,
     request_id: str | None = None,
+    **more: object,
 ) -> ConsumerRecord:
     """Return a record of a number's event; its offset is the number unless given."""
     headers = {
@@ -82,7 +83,7 @@ def number_record(
         "ce_source": "/test",
         "ce_specversion": "1.0",
     } | ({"ce_requestid": request_id} if request_id else {})
-    value = json.dumps({"number": number}).encode()
+    value = json.dumps({"number": number, **more}).encode()
     return ConsumerRecord(
         topic=TOPIC,
         partition=partition,
@@ -122,7 +123,9 @@ def empty(engine: Engine) -> None:
 
 def make_applier(service: Service, engine: Engine, limits: HandlerLimits = LIMITS) -> Applier:
     """Return an applier of a service's handlers."""
-    return Applier(service, make_sessions(engine), limits)
+    sessions = make_sessions(engine)
+    sessions.configure(close_resets_only=False)
+    return Applier(service, sessions, limits)
 
 
 def write_down(session: Session, number: int) -> None:

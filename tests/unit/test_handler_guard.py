@@ -99,6 +99,10 @@ def test_statements_end_a_pause_but_not_the_total(fake_time: FakeTime) -> None:
         "PREPARE TRANSACTION 'x'",
         "UPDATE effects SET a = 'x;'; end",
         "SELECT $a$;$a$; COMMIT",
+        "/* a /* b */ ' */ COMMIT; select ''",
+        "select 1 as a$b$; COMMIT; select 2 as c$b$",
+        "select 1 as e, name'\\'; COMMIT; --'",
+        "--x\rCOMMIT",
     ],
 )
 def test_a_statement_that_ends_the_transaction_is_refused(
@@ -118,6 +122,8 @@ def test_a_statement_that_ends_the_transaction_is_refused(
         "RELEASE SAVEPOINT a",
         "SELECT CASE WHEN true THEN 2 END",
         "SELECT 'x; commit'",
+        "SELECT a like'%\\' or b = '; end of day'",
+        "/* never closed; COMMIT",
         "SELECT $a$; COMMIT;$a$",
         "SELECT E'it\\'s; COMMIT'",
         'INSERT INTO "a; commit" VALUES (1)',

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from sqlalchemy import text
 
-from shared.cli import Group, told_in_a_sentence, version_option
+from shared.cli import Group, fail, told_in_a_sentence, version_option
 from shared.database import make_engine
 from shared.outbox.brakes import resume
 from shared.outbox.cli.common import (
@@ -86,11 +86,16 @@ def resume_subscriptions(service: str, event_type: str | None) -> None:
     """
     found, settings = start(service)
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    known = sorted({subscription.type for subscription in found.subscriptions})
+    if event_type is not None and event_type not in known:
+        fail(f"{found.name} does not subscribe to {event_type}, but to: {', '.join(known)}.")
     with engine.begin() as connection:
         resumed = resume(connection, event_type)
     engine.dispose()
     if not resumed:
-        click.echo(f"No subscription of {found.name} is stopped.")
+        which = "No subscription" if event_type is None else f"The subscription to {event_type}"
+        state = "is stopped" if event_type is None else "is not stopped"
+        click.echo(f"{which} of {found.name} {state}.")
     for topic, resumed_type in resumed:
         click.echo(f"{resumed_type} of {topic} is resumed.")
 
