@@ -58,8 +58,9 @@ TOPIC_WAIT_S = 1.0
 JOIN_STUCK_S = 6.0
 # Another member's batch can delay a join on any broker, normally by less than 10 s. Connecting
 # again does not disturb that member. Without this limit, a lost answer would block the consumer
-# until MAX_POLL_INTERVAL_MS.
-JOIN_TIMEOUT_S = 60.0
+# until MAX_POLL_INTERVAL_MS. kafka-python was also seen to stall when it joined again after
+# partitions were added.
+JOIN_TIMEOUT_S = 20.0
 # PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the new consumer
 # of its partitions waits for its inbox rows, and deposits wait for its account rows.
 IDLE_MS = 10_000

@@ -250,6 +250,39 @@ def test_a_database_that_is_read_only_asks_to_come_again(
         assert app.test_client().get("/readyz").status_code == 200
 
 
+def test_a_database_that_is_writable_again_is_written_to(
+    payments_url: str, postgres: PostgresServer
+) -> None:
+    """A session keeps its setting, so it is not used again."""
+    name = make_url(payments_url).database
+    postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with open_app("payments", payments_url) as app:
+        client = app.test_client()
+        refused = client.post("/accounts", json={"user_id": str(uuid4())})
+        postgres.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+
+        taken = client.post("/accounts", json={"user_id": str(uuid4())})
+
+    assert (refused.status_code, taken.status_code) == (503, 201)
+
+
+def test_a_key_that_a_sequence_gave_twice_asks_to_come_again(
+    payments_url: str, postgres: PostgresServer
+) -> None:
+    name = make_url(payments_url).database
+    user = str(uuid4())
+    with open_app("payments", payments_url) as app:
+        client = app.test_client()
+        client.post("/accounts", json={"user_id": user})
+        for _ in range(2):
+            client.post(f"/accounts/{user}/deposit", json={"amount": 1})
+        postgres.execute("ALTER SEQUENCE transfers_id_seq RESTART WITH 2", database=name)
+
+        answers = [client.post(f"/accounts/{user}/deposit", json={"amount": 1}) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [503, 200]
+
+
 def test_a_missing_right_is_not_a_missing_migration(
     payments_url: str, postgres: PostgresServer
 ) -> None:
