@@ -34,7 +34,7 @@ from shared.outbox.failures import (
 )
 from shared.outbox.handler_guard import ActiveClock, HandlerRun, guarded
 from shared.outbox.held import Held
-from shared.outbox.inbox import forget, note_verdict, park, record_new
+from shared.outbox.inbox import forget, forget_attempts, note_verdict, park, record_new
 from shared.outbox.records import Parsed, parse
 from shared.outbox.service import Outcome, Verdict
 from shared.outbox.traced import traced
@@ -241,11 +241,13 @@ class Applier:
             },
         )
         failpoint("consumer.recorded")
-        horizon, failing = brakes.read_state(session)
+        state = brakes.read_state(session)
         batch.fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
-        if horizon is not None:
-            _park_older_than_inbox(session, batch, horizon)
-        return failing
+        if state.has_attempts:
+            forget_attempts(session, list(fresh_ids))
+        if state.horizon is not None:
+            _park_older_than_inbox(session, batch, state.horizon)
+        return state.brakes
 
     def _handle(
         self,

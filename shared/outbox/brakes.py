@@ -9,7 +9,7 @@ time to time. The first success, or an operator (`inbox-consumer resume`), relea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 SubscriptionKey = tuple[str, str]  # topic and type
 
+# One statement for each batch, so as cheap as can be: these tables are empty nearly always.
 _READ = text(
     """
-    SELECT (SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1) AS before,
-           topic, type, error, stopped_at
-    FROM (SELECT) AS always LEFT JOIN inbox_brakes ON true
+    SELECT (SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1) AS horizon,
+           EXISTS (SELECT FROM inbox_brakes) AS has_brakes,
+           EXISTS (SELECT FROM inbox_attempts) AS has_attempts
     """
 )
+
+_BRAKES = text("SELECT topic, type, error, stopped_at FROM inbox_brakes")
 
 # The same error again counts on; another one starts at 1. A stopped subscription stays stopped.
 _COUNT_FAILURE = text(
@@ -96,23 +99,33 @@ class StoppedSubscription:
     stopped_at: datetime
 
 
-def read_state(session: Session) -> tuple[UUID | None, dict[SubscriptionKey, Brake]]:
-    """Read the inbox's horizon and the subscriptions that failed last, in one statement.
+class State(NamedTuple):
+    """What a batch must know of the inbox.
+
+    Args:
+        horizon: see `shared.outbox.partitions`; None if nothing was ever dropped.
+        has_attempts: whether attempts at any event have failed.
+        brakes: of the subscriptions whose last events failed.
+    """
+
+    horizon: UUID | None
+    has_attempts: bool
+    brakes: dict[SubscriptionKey, Brake]
+
+
+def read_state(session: Session) -> State:
+    """Read the state of the inbox.
 
     Call it after the batch's ids were inserted into the inbox: a partition dropped before that has
     moved the horizon already.
-
-    Returns:
-        The horizon (see `shared.outbox.partitions`), or None if nothing was ever dropped; and the
-        brake of each subscription whose last event failed.
     """
-    rows = session.execute(_READ).all()
+    row = session.execute(_READ).one()
+    found = session.execute(_BRAKES) if row.has_brakes else ()
     brakes = {
-        (row.topic, row.type): Brake(row.error, stopped=row.stopped_at is not None)
-        for row in rows
-        if row.topic is not None
+        (topic, event_type): Brake(error, stopped=stopped_at is not None)
+        for topic, event_type, error, stopped_at in found
     }
-    return rows[0].before, brakes
+    return State(row.horizon, row.has_attempts, brakes)
 
 
 def count_failure(

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from shared.errors import SettleError
 from shared.outbox import brakes
-from shared.outbox.inbox import count_attempt, park, record_new, storable
+from shared.outbox.inbox import count_attempt, forget_attempts, park, record_new, storable
 from shared.outbox.sequences import generated_key_behind
 from shared.outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
 from shared.sqlstate import UNIQUE_VIOLATION, is_transient, is_unreachable, sqlstate_of
@@ -297,6 +297,7 @@ def _park(session: Session, item: Parsed, error: BaseException) -> None:
     """Record the event, so that it is not tried again, and keep its record whole."""
     if item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
+        forget_attempts(session, [item.event.id])
     park(session, item.record, item.event, _reason_of(error), one_line(error))
 
 

@@ -78,6 +78,12 @@ class ActiveClock(threading.Thread):
 
     def now(self) -> float:
         """Return seconds that passed while the process could run, from an arbitrary start."""
+        now = time.monotonic()
+        if now - self._ticked_at < _FROZEN_S:
+            return now - self._frozen_s
+        return self._note_tick()
+
+    def _note_tick(self) -> float:
         with self._lock:
             now, cpu_s = time.monotonic(), time.process_time()
             late_s = now - self._ticked_at - _TICK_S
@@ -92,7 +98,7 @@ class ActiveClock(threading.Thread):
 
     def _tick(self) -> None:
         time.sleep(_TICK_S)
-        self._on_tick(self.now())
+        self._on_tick(self._note_tick())
 
 
 class HandlerRun:
@@ -137,7 +143,7 @@ class HandlerRun:
     def statement_begins(self, text: str) -> None:
         """Measure the pause before a statement, and refuse one that ends the transaction."""
         self.measure()
-        if _MAY_END.search(text) and _ends_transaction(text):
+        if _ends_transaction(text):
             self.refuse_end(repr(text.strip()[:80]))
 
     def statement_ended(self, error: psycopg2.Error | None) -> None:
@@ -157,9 +163,11 @@ def _first_error(run: HandlerRun) -> str:
     return f" The first error: {run.errors[0]}" if run.errors else ""
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _ends_transaction(text: str) -> bool:
-    return any(_ENDS.match(each) for each in _without_quoted(text).split(";"))
+    return bool(_MAY_END.search(text)) and any(
+        _ENDS.match(each) for each in _without_quoted(text).split(";")
+    )
 
 
 def _without_quoted(text: str) -> str:
@@ -184,33 +192,28 @@ def _comment_end(text: str, position: int) -> int:
 
 class _GuardedCursor(cursor):
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - the driver's name
-        with _statement(self, query):
-            super().execute(query, vars)
+        self._guard(query, super().execute, query, vars)
 
     def executemany(self, query: Any, vars_list: Any) -> None:
-        with _statement(self, query):
-            super().executemany(query, vars_list)
+        self._guard(query, super().executemany, query, vars_list)
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-        with _statement(self, sql):
-            super().copy_expert(sql, file, size)
+        self._guard(sql, super().copy_expert, sql, file, size)
 
-
-@contextmanager
-def _statement(guarded: cursor, query: Any) -> Iterator[None]:
-    run = _run_of(guarded.connection)
-    if run is None:
-        yield
-        return
-    run.statement_begins(_text(query, guarded))
-    failure = None
-    try:
-        yield
-    except psycopg2.Error as error:
-        failure = error
-        raise
-    finally:
-        run.statement_ended(failure)
+    def _guard(self, query: Any, call: Callable[..., None], *arguments: Any) -> None:
+        run = _run_of(self.connection)
+        if run is None:
+            call(*arguments)
+            return
+        run.statement_begins(_text(query, self))
+        failure = None
+        try:
+            call(*arguments)
+        except psycopg2.Error as error:
+            failure = error
+            raise
+        finally:
+            run.statement_ended(failure)
 
 
 def _text(query: Any, guarded: cursor) -> str:
@@ -255,6 +258,8 @@ class _GuardedConnection(connection):
         self, name: Any = None, cursor_factory: Any = None, **options: Any
     ) -> Any:
         """Open a cursor; one of another class is guarded, too."""
+        if name is None and cursor_factory is None and not options:
+            return super().cursor()
         if cursor_factory is not None and not issubclass(cursor_factory, _GuardedCursor):
             cursor_factory = type(cursor_factory.__name__, (_GuardedCursor, cursor_factory), {})
         return super().cursor(name, cursor_factory=cursor_factory, **options)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # other in one order and never in a circle.
 _RECORD = text(
     """
-    WITH forgotten AS (DELETE FROM inbox_attempts WHERE event_id = ANY(CAST(:ids AS uuid[])))
     INSERT INTO inbox (id, type, source, topic, partition, "offset", requestid, outcome)
     SELECT * FROM unnest(
         CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:sources AS text[]),
@@ -38,6 +37,8 @@ _RECORD = text(
 )
 
 _FORGET = text("DELETE FROM inbox WHERE id = ANY(CAST(:ids AS uuid[]))")
+
+_FORGET_ATTEMPTS = text("DELETE FROM inbox_attempts WHERE event_id = ANY(CAST(:ids AS uuid[]))")
 
 _COUNT_ATTEMPT = text(
     """
@@ -68,7 +69,7 @@ _PARK = text(
 def record_new(
     session: Session, events: Sequence[ReceivedEvent], outcomes: Mapping[UUID, Outcome]
 ) -> set[UUID]:
-    """Record events in the inbox, and forget their failed attempts.
+    """Record events in the inbox.
 
     Args:
         session: its transaction also holds the events' effects.
@@ -100,6 +101,11 @@ def forget(session: Session, event_ids: Sequence[UUID]) -> None:
     """Remove events that the same transaction recorded, but that must not be applied."""
     if event_ids:
         session.execute(_FORGET, {"ids": [str(event_id) for event_id in event_ids]})
+
+
+def forget_attempts(session: Session, event_ids: Sequence[UUID]) -> None:
+    """Forget the failed attempts at events that are applied, or become dead letters."""
+    session.execute(_FORGET_ATTEMPTS, {"ids": [str(event_id) for event_id in event_ids]})
 
 
 def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) -> int:
