@@ -196,3 +196,19 @@ def test_a_database_that_refuses_is_named_and_waited_for(
     assert "sqlstate=42P01" in line
     assert "not_migrated_yet" in line
     assert delivery.dead_letters("orders") == []
+
+
+def test_what_a_handler_left_in_its_session_does_not_block_the_next_events(
+    delivery: Delivery,
+) -> None:
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        if events[0].data["number"] == 0:
+            session.execute(text("CREATE TEMP TABLE inbox (id uuid)"))
+
+    with delivery.consumer(service_of(handle)):
+        delivery.produce(ORDERS, *numbers(1))
+        wait_until(lambda: delivery.received("orders") == 1, timeout_s=30)
+        delivery.produce(ORDERS, *numbers(2, first=1))
+        wait_until(lambda: delivery.received("orders") == 3, timeout_s=30)
+
+    assert delivery.inbox("orders") == {"applied": 3}
