@@ -103,7 +103,8 @@ class State(NamedTuple):
     """What a batch must know of the inbox.
 
     Args:
-        horizon: see `shared.outbox.partitions`; None if nothing was ever dropped.
+        horizon: the oldest id that the inbox still knows; None if nothing was ever dropped. One
+            in the future, which a wrong clock left, holds as well: rows up to there were dropped.
         has_attempts: whether attempts at any event have failed.
         brakes: of the subscriptions whose last events failed.
     """

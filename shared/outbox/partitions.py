@@ -264,18 +264,6 @@ def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
     return moment_of(UUID(found[0][0])) if found else None
 
 
-def horizon(connection: Connection) -> UUID | None:
-    """Return the oldest id that the inbox still knows, or None if nothing was ever dropped.
-
-    An event below it may have been applied and forgotten. That holds for a horizon in the future,
-    too, such as a wrong clock left it: rows up to there were dropped, so it is not lowered here.
-    """
-    found: UUID | None = connection.execute(
-        text("SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1")
-    ).scalar_one_or_none()
-    return found
-
-
 def partition_name(table: str, day: datetime) -> str:
     """Return the name of a day's partition."""
     return f"{table}_p{day:%Y%m%d}"

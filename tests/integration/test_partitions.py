@@ -23,9 +23,9 @@ from shared import outbox
 from shared.migrations import upgrade
 from shared.outbox import Event, partitions
 from shared.outbox.ask import asking
+from shared.outbox.brakes import read_state
 from shared.outbox.partitions import (
     Maintenance,
-    horizon,
     inbox_partitions,
     maintain,
     outbox_partitions,
@@ -37,7 +37,7 @@ from shared.outbox.uuid7 import least_id
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from shared.outbox.partitions import Partitioned
     from support.postgres import PostgresServer
@@ -61,6 +61,12 @@ def engine(any_postgres: PostgresServer) -> Iterator[Engine]:
     yield engine
     engine.dispose()
     any_postgres.drop_database(name)
+
+
+def horizon(connection: Connection) -> UUID | None:
+    """Where the inbox begins, as a consumer reads it."""
+    with Session(connection) as session:
+        return read_state(session).horizon
 
 
 def id_at(moment: datetime, number: int = 0) -> UUID:

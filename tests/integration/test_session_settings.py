@@ -184,7 +184,7 @@ def test_migrations_run_as_ever(postgres: PostgresServer, monkeypatch: pytest.Mo
 def test_a_transaction_pooler_that_ignores_options(
     orders_url: str, postgres: PostgresServer
 ) -> None:
-    """As PgBouncer when it is told to; the encoding and the isolation level hold all the same."""
+    """PgBouncer can ignore start-up options. Encoding and isolation level do not need them."""
     name = make_url(orders_url).database
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_isolation = serializable')
     postgres.execute(f'ALTER DATABASE "{name}" SET client_encoding = LATIN1')
