@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,8 @@ import pytest
 from kafka.errors import KafkaError
 
 from shared.outbox import clients
-from shared.settings import read_settings
 from support.ports import free_port
+from support.web import NO_DATABASE, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +23,11 @@ def test_a_client_that_finds_no_broker_leaves_no_thread(
     make: Callable[[Settings, str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outage is tried again every few seconds, for hours; a thread for each try would add up."""
-    monkeypatch.setitem(os.environ, "ORDERS_DATABASE_URL", "postgresql+psycopg2://nowhere/orders")
-    monkeypatch.setitem(os.environ, "KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port()}")
+    settings = settings_of(
+        "orders", NO_DATABASE, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}"
+    )
     monkeypatch.setattr(clients, "BOOTSTRAP_TIMEOUT_MS", 200)
     before = set(threading.enumerate())
     with pytest.raises(KafkaError):
-        make(read_settings("orders"), "test")
+        make(settings, "test")
     assert set(threading.enumerate()) == before

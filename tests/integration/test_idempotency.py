@@ -331,11 +331,8 @@ def test_a_key_past_its_time_is_new_again_also_before_it_is_removed(
     assert count(orders_session, "idempotency_keys") == 1
 
 
-def test_the_retention_is_a_setting(
-    orders_url: str, orders_session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IDEMPOTENCY_RETENTION_S", "60")
-    with open_app("orders", orders_url) as app:
+def test_the_retention_is_a_setting(orders_url: str, orders_session: Session) -> None:
+    with open_app("orders", orders_url, IDEMPOTENCY_RETENTION_S="60") as app:
         place(app.test_client())
         age(orders_session, timedelta(seconds=60))
         assert not is_replay(place(app.test_client()))

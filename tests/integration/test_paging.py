@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DATABASE = "orders_paging"
 ROWS = 100_000
 USER = UUID(int=1)
+SECRET = "0123456789abcdef0123456789abcdef"
 
 # Every hundredth order is of one user, every tenth has failed; those of the tests are newer.
 _FILL = text(
@@ -165,28 +166,25 @@ def test_a_cursor_of_other_filters_or_changed_by_a_letter_is_refused(client: Fla
 
 
 def test_a_cursor_outlives_the_process_and_is_bound_to_the_secret(
-    client: FlaskClient, url: str, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, url: str
 ) -> None:
     address = second_page(client)
     with open_app("orders", url) as another:
         assert another.test_client().get(address).status_code == 200
-    monkeypatch.setenv("CURSOR_SECRET", "0123456789abcdef0123456789abcdef")
-    with open_app("orders", url) as another:
+    with open_app("orders", url, CURSOR_SECRET=SECRET) as another:
         refused(another.test_client(), address)
         given = second_page(another.test_client())
-    with open_app("orders", url.replace("@127.0.0.1", "@localhost")) as elsewhere:
+    elsewhere_url = url.replace("@127.0.0.1", "@localhost")
+    with open_app("orders", elsewhere_url, CURSOR_SECRET=SECRET) as elsewhere:
         assert elsewhere.test_client().get(given).status_code == 200
 
 
-def test_a_link_is_what_the_client_can_reach(
-    client: FlaskClient, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_is_what_the_client_can_reach(client: FlaskClient, url: str) -> None:
     """Behind a proxy that is trusted, its address; else what a client says of one is not heeded."""
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pay.example"}
     untrusted = client.get("/orders?limit=1", headers=headers).headers["Link"]
     assert untrusted.startswith("<http://localhost/orders?")
-    monkeypatch.setenv("TRUSTED_PROXIES", "1")
-    with open_app("orders", url) as behind:
+    with open_app("orders", url, TRUSTED_PROXIES="1") as behind:
         trusted = behind.test_client().get("/orders?limit=1", headers=headers).headers["Link"]
     assert trusted.startswith("<https://pay.example/orders?")
 

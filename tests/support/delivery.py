@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from unittest.mock import patch
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
@@ -32,6 +31,7 @@ from shared.outbox.relay import Relay
 from shared.outbox.service import Service, load_service
 from shared.outbox.topics import ensure_topics
 from shared.settings import Settings, read_settings
+from support.environ import environment
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Delivery:
         }
 
     def settings(self, service: str, **changed: Any) -> Settings:
-        with patch.dict(os.environ, self.environ):
+        with environment(self.environ):
             return replace(read_settings(service), **changed)
 
     def url(self, service: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 from settle.doctor.examination import examine
 from settle.stack import BOOTSTRAP, DATABASE_URLS, SERVICES
 from settle.state import StateFolder
+from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +45,7 @@ class Doctor:
 
     def examine(self, *services: str, **environ: str) -> dict[str, Check]:
         """Every check, by its name."""
-        with patch.dict(os.environ, {**self.environ, **environ}):
+        with environment({**self.environ, **environ}):
             checks = list(
                 examine(StateFolder(self.folder), quick=False, services=services or SERVICES)
             )

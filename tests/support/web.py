@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import requests
 
 from shared.settings import read_settings
 from shared.web.waiting import release_waiters
+from support.environ import environment
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -42,7 +42,7 @@ def settings_of(service: str, database_url: str, **environ: str) -> Settings:
         "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",  # the apps never ask it
         **environ,
     }
-    with patch.dict(os.environ, environ):
+    with environment(environ):
         return read_settings(service)
 
 

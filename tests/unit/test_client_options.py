@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock, patch
 
@@ -11,6 +10,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from shared.outbox import clients
 from shared.settings import read_settings
+from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ def settings() -> Iterator[Settings]:
         "ORDERS_DATABASE_URL": "postgresql+psycopg2://nowhere/orders",
         "KAFKA_BOOTSTRAP_SERVERS": "nowhere:1",
     }
-    with patch.dict(os.environ, environ):
+    with environment(environ):
         yield read_settings("orders")
 
 
