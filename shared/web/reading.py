@@ -8,6 +8,7 @@ of them.
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from gunicorn.http.errors import ParseException
@@ -21,11 +22,27 @@ READ_S = 10.0
 WRITE_S = 60.0
 
 
-class RequestTooSlowError(ParseException):  # type: ignore[misc]  # it has no type information
+class RequestError(ParseException):  # type: ignore[misc]  # it has no type information
+    """A request that is answered before it reaches the app, or while its body is read.
+
+    Args:
+        detail: a sentence for a person.
+        status: of the answer.
+    """
+
+    def __init__(self, detail: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class RequestTooSlowError(RequestError):
     """A request had not arrived in time."""
 
-    def __str__(self) -> str:
-        return f"The request had not arrived in whole after {READ_S:.0f} seconds."
+    def __init__(self) -> None:
+        super().__init__(
+            f"The request had not arrived in whole after {READ_S:.0f} seconds.",
+            HTTPStatus.REQUEST_TIMEOUT,
+        )
 
 
 class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type information
@@ -38,16 +55,22 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
     def __init__(self, connection: socket) -> None:
         super().__init__(connection)
         self._deadline: float | None = None
+        self._begun = False
+        self.invites = False
+        """Whether the client waits for `100 Continue` before it sends the body."""
 
     def expect_request(self) -> None:
         """Have the time begin anew, when the next request's first bytes are read."""
         self._deadline = None
+        self._begun = bool(self.buf.getvalue())
+        self.invites = False
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         """Read what has come, or wait for more.
 
         Raises:
             RequestTooSlowError: the request's time is over.
+            RequestError: the connection ended within the request (RFC 9112, section 8).
         """
         now = time.monotonic()
         if self._deadline is None:
@@ -56,9 +79,15 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
             raise RequestTooSlowError
         self.sock.settimeout(self._deadline - now)
         try:
+            if self.invites:
+                self.invites = False
+                self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             received: bytes = super().chunk(size_hint)
         except TimeoutError as error:
             raise RequestTooSlowError from error
         finally:
             self.sock.settimeout(WRITE_S)
+        if not received and self._begun:
+            raise RequestError("The connection ended before the request did.")
+        self._begun = True
         return received
