@@ -6,7 +6,7 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from gunicorn.http.body import LengthReader
+from gunicorn.http.body import ChunkedReader, LengthReader
 
 from shared.web.reading import RequestError
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gunicorn.http.message import Request
 
 _HTTP_1_1 = (1, 1)
+# Nobody reads them. gunicorn takes 800 kB, and looks through all of them each time more comes.
+_TRAILERS_MAX_BYTES = 8 * 1024
 # The absolute form of a target (RFC 9112, section 3.2.2), with its authority.
 _ABSOLUTE = re.compile(r"https?://(?P<authority>[^/?]*).*", re.IGNORECASE)
 
@@ -35,6 +37,8 @@ def apply_rules(request: Request) -> None:
             f"The transfer coding {codings[:40]!r} is not supported; chunked is.",
             HTTPStatus.NOT_IMPLEMENTED,
         )
+    if isinstance(request.body.reader, ChunkedReader):
+        request.body.reader.limit_trailer_section = _TRAILERS_MAX_BYTES
     # A later minor version is answered as the latest that is known (RFC 9110, section 2.5).
     request.version = min(request.version, _HTTP_1_1)
 

@@ -146,7 +146,8 @@ HEADERS_TOO_LARGE = Kind(
     "headers-too-large",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "The headers are too large",
-    "A header is longer than 8 kB, or there are more than 100. Nothing was changed.",
+    "A header is longer than 8 kB, all of them together are longer than 64 KiB, or there are more"
+    " than 100. Nothing was changed.",
     "Leave out what the calls do not need, cookies for example.",
 )
 INTERNAL_ERROR = Kind(

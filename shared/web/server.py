@@ -43,6 +43,9 @@ LINGER_S = 2.0
 LINGER_MAX_BYTES = 16 * 1024 * 1024
 _DISCARD_BYTES = 64 * 1024
 
+# Characters of a request that gunicorn quotes, in the log and in an answer.
+_DETAIL_MAX = 200
+
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type information
     """Gives gunicorn's own lines the form that all others have; the app logs the requests."""
@@ -60,6 +63,10 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
             raise RuntimeError(str(error)) from error
         configure_logging(level=level, form=form)
         self.error_log.propagate = True
+
+    def warning(self, msg: str, *arguments: object, **options: object) -> None:
+        """Log a warning, such as of a request that cannot be read; it is cut."""
+        super().warning(msg[:_DETAIL_MAX], *arguments, **options)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
@@ -93,7 +100,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         apply_rules(req)
         # An answer that is known without the body is given at once: without a wait for the rest of
         # the body, and without the invitation to send it.
-        conn.parser.unreader.invites = req._expected_100_continue  # noqa: SLF001
+        conn.parser.unreader.expect_body(invites=req._expected_100_continue)  # noqa: SLF001
         req._expected_100_continue = False  # noqa: SLF001
         # The connection ends there, as after a body that could not be read; the answer says so
         # (RFC 9112, section 9.6).
@@ -194,9 +201,10 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
     """
     # There is no request whose id it could have; its address may be what was wrong.
     request_id = str(uuid4())
+    detail = (detail or reason)[:_DETAIL_MAX]  # it quotes the request
     log.warning("web.malformed_request", status=status, error=detail, request_id=request_id)
     kind = kind_of(status)
-    document = document_of(kind, detail or reason, path="", request_id=request_id)
+    document = document_of(kind, detail, path="", request_id=request_id)
     body = json.dumps(document)
     util.write_nonblock(
         client,

@@ -62,7 +62,7 @@ def connect(port: int) -> socket.socket:
 
 
 def head(line: bytes, headers: bytes) -> bytes:
-    return line + b" HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+    return line + b" HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n"
 
 
 def send_slowly(client: socket.socket, seconds: float) -> None:

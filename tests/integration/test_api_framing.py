@@ -21,13 +21,14 @@ from support.web import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 USER = str(uuid4())
 BODY = json.dumps({"user_id": USER, "amount": 5}).encode()
 LENGTH = str(len(BODY)).encode()
 LINE = b"POST /orders HTTP/1.1\r\n"
-HOST = b"Host: x\r\n"
+HOST = b"Host: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
 HEAD = LINE + HOST + JSON
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -60,7 +61,7 @@ def with_coding(coding: bytes, further: bytes = b"") -> bytes:
 # Section 2.2: the parts of a message. Bare LF and CR, white space before the first header.
 MESSAGE = {
     "bare LF after the first line": ORDER.replace(b"\r\n", b"\n", 1),
-    "bare LF after a header": ORDER.replace(b"Host: x\r\n", b"Host: x\n"),
+    "bare LF after a header": ORDER.replace(b"Host: localhost\r\n", b"Host: localhost\n"),
     "bare LF everywhere": ORDER.replace(b"\r\n", b"\n"),
     "bare CR in the first line": with_line(b"POST /orders HTTP/1.1\r"),
     "bare CR in a header": with_header(b"X-A: a\rX-B: b"),
@@ -98,7 +99,7 @@ HOSTS = {
     "a blank host": ORDER.replace(HOST, b"Host:  \r\n"),
     "two hosts": ORDER.replace(HOST, HOST + b"Host: y\r\n"),
     "a host twice": ORDER.replace(HOST, HOST + HOST),
-    "no host beside a URI": with_line(b"POST http://x/orders HTTP/1.1").replace(HOST, b""),
+    "no host beside a URI": with_line(b"POST http://localhost/orders HTTP/1.1").replace(HOST, b""),
 }
 # Section 5: headers.
 HEADERS = {
@@ -156,6 +157,7 @@ CHUNKS = {
     "bare LF after a chunk": CHUNKED + CHUNK[:-2] + b"\n0\r\n\r\n",
     "a trailer that is no header": CHUNKED + CHUNK + b"0\r\nX\r\n\r\n",
     "a trailer with a length": CHUNKED + CHUNK + b"0\r\nContent-Length: 5\r\n\r\n",
+    "trailers of 10 kB": CHUNKED + CHUNK + b"0\r\n" + b"X: aaaa\r\n" * 1200,
     "a folded trailer": CHUNKED + CHUNK + b"0\r\nX: a\r\n b\r\n\r\n",
 }
 BAD_REQUESTS = MESSAGE | LINES | HOSTS | HEADERS | LENGTHS | CHUNKS
@@ -171,6 +173,7 @@ UNKNOWN = {
     "HTTP/9.9": (with_line(b"POST /orders HTTP/9.9"), 505),
     "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "another expectation": (with_header(b"Expect: much"), 417),
+    "65 kB of headers": (LINE + HOST + (b"X-A: " + b"a" * 8000 + b"\r\n") * 9, 431),
     "two expectations": (with_header(b"Expect: 100-continue, much"), 417),
 }
 
@@ -194,8 +197,8 @@ INCOMPLETE = {
 # What is allowed, though rare.
 ALLOWED = {
     "an empty line before the first": b"\r\n" + ORDER,
-    "a URI": with_line(b"POST http://x/orders HTTP/1.1"),
-    "a URI in capital letters": with_line(b"POST HTTP://X/orders HTTP/1.1"),
+    "a URI": with_line(b"POST http://localhost/orders HTTP/1.1"),
+    "a URI in capital letters": with_line(b"POST HTTP://LOCALHOST/orders HTTP/1.1"),
     "HTTP/1.0 without host": ORDER.replace(b"HTTP/1.1", b"HTTP/1.0").replace(HOST, b""),
     "HTTP/1.2": ORDER.replace(b"HTTP/1.1", b"HTTP/1.2"),
     "chunks": CHUNKED + CHUNK + b"0\r\n\r\n",
@@ -212,9 +215,13 @@ ALLOWED = {
 
 
 @pytest.fixture(scope="module")
-def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+
+
+@pytest.fixture(scope="module")
+def port(database_url: str, log: Path) -> Iterator[int]:
     """Where gunicorn listens."""
-    log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
     with serve("orders", database_url, log) as url:
         yield int(url.rpartition(":")[2])
 
@@ -301,6 +308,17 @@ def test_a_request_against_the_rules_is_refused(port: int, orders: Orders, name:
     assert orders.count() == 0
 
 
+def test_a_message_quotes_little_of_a_request(port: int, log: Path) -> None:
+    line = b"POST /orders HTTP/1.1\r\n" + b"\0" * 8000
+
+    received = exchange(port, line + b"\r\n\r\n")
+
+    detail = check_refused(received, 400)["detail"]
+    assert isinstance(detail, str)
+    assert len(detail) <= 200
+    assert max(len(line) for line in log.read_text().splitlines()) < 1000
+
+
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_the_server_does_not_know_is_refused(port: int, orders: Orders, name: str) -> None:
     sent, status = UNKNOWN[name]
@@ -368,9 +386,9 @@ def test_the_host_of_a_target_counts_before_the_header(port: int) -> None:
 
     received = exchange(
         port,
-        b"GET http://other.example:81/orders?limit=1 HTTP/1.1\r\nHost: x\r\n"
+        b"GET http://localhost:81/orders?limit=1 HTTP/1.1\r\nHost: localhost:82\r\n"
         b"Connection: close\r\n\r\n",
     )
 
     link = only_response(received).headers["Link"]
-    assert link.startswith("<http://other.example:81/orders?")
+    assert link.startswith("<http://localhost:81/orders?")
