@@ -54,7 +54,7 @@ def _apply_target(request: Request) -> None:
     if absolute is None:
         raise RequestError("The address must be a path, or a URI with http and a host.")
     authority = absolute["authority"]
-    if not authority or "@" in authority:
+    if not authority.partition(":")[0] or "@" in authority:
         raise RequestError("The address has no host, or a user beside it (RFC 9110, section 4.2).")
     # The target names the host; the header is ignored.
     others = [(name, value) for name, value in request.headers if name != "HOST"]

@@ -83,6 +83,7 @@ LINES = {
     "a scheme without slashes": with_line(b"POST http:/orders HTTP/1.1"),
     "another scheme": with_line(b"POST ftp://x/orders HTTP/1.1"),
     "a URI without host": with_line(b"POST http:///orders HTTP/1.1"),
+    "a URI with a port alone": with_line(b"POST http://:80/orders HTTP/1.1"),
     "a URI with a user": with_line(b"POST http://me@x/orders HTTP/1.1"),
     "a host and port": with_line(b"POST x:80 HTTP/1.1"),
     "CONNECT": with_line(b"CONNECT x:80 HTTP/1.1"),
