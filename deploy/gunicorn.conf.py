@@ -22,8 +22,8 @@ backlog = 2048
 # X-Forwarded-* and the like are the app's matter (TRUSTED_PROXIES): gunicorn believes nobody.
 forwarded_allow_ips = ""
 
-# Bytes of a request's first line, its headers, and bytes of each; what is more is 414 or 431. The
-# body is the app's matter (shared/web/bodies.py).
+# Bytes of a request's first line, its headers, and bytes of each; what is more is 414 or 431. For
+# all of them together, shared/web/reading.py has a limit; for the body, shared/web/bodies.py.
 limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190

@@ -1,22 +1,23 @@
-"""Reading request bodies: strict JSON, and nothing left unread on the wire."""
+"""Reading request bodies: strict JSON, in time and memory linear in their length."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from contextlib import suppress
+from itertools import accumulate, islice
 from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from flask import Response, request
+from flask import request
 from gunicorn.http.errors import ParseException
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from shared.web import kinds
 from shared.web.problems import InvalidInputError, ProblemError
-from shared.web.reading import RequestTooSlowError
+from shared.web.reading import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,19 +25,26 @@ if TYPE_CHECKING:
     from flask import Flask, Request
     from marshmallow import Schema, ValidationError
 
-MAX_BYTES = 1024 * 1024
+# The largest call is an order whose description has 10,000 characters, each escaped as a surrogate
+# pair (12 bytes).
+MAX_BYTES = 128 * 1024
 # Levels of arrays and objects within each other. No call needs more than two.
 MAX_DEPTH = 32
+COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
 TOO_DEEP = f"The body is nested too deeply: {MAX_DEPTH} levels are the most."
 
-# Of an answer that tells repeated names: how many of them, and how many characters of each.
+# Limits of an answer that names repeated names: the number of faults, and the length of a pointer
+# and of each name in it, in characters.
 FAULTS_MAX = 20
+POINTER_MAX = 2_000
 NAME_MAX = 100
 
-# A client that is still sending when the connection is closed may never see the answer: what it
-# sends is read and thrown away, up to this much.
-_DRAIN_MAX_BYTES = 64 * 1024 * 1024
-_DRAIN_CHUNK_BYTES = 64 * 1024
+# A string, to its end or to the end of the body. No part is tried twice (the quantifiers are
+# possessive), so a search takes linear time.
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_CONTAINERS = (dict, list)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 # What gunicorn raises when the chunks of a body are malformed, or end before the last.
 _UNREADABLE = (OSError, ParseException)
@@ -45,10 +53,14 @@ _UNREADABLE = (OSError, ParseException)
 class _Repetitive(dict[str, Any]):
     """An object that has a name more than once."""
 
+    __slots__ = ("repeated",)
+
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         counts = Counter(name for name, _ in pairs)
-        self.repeated = [name for name, count in counts.items() if count > 1]
+        self.repeated = list(
+            islice((name for name, count in counts.items() if count > 1), FAULTS_MAX)
+        )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -64,10 +76,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ProblemError(
-        kinds.NOT_JSON,
-        f"The body is not JSON: {name} is no number there (RFC 8259, section 6).",
-    )
+    raise _not_json(f"{name} is no number there (RFC 8259, section 6).")
 
 
 _decoder = json.JSONDecoder(
@@ -78,83 +87,142 @@ _decoder = json.JSONDecoder(
 def read_json(incoming: Request) -> Any:  # whatever JSON holds
     """Parse a request's body as JSON (RFC 8259), in UTF-8.
 
+    The media type has no parameter `charset`: one that is sent has no effect (section 11).
+
     Raises:
         ProblemError: it is not JSON, or nested beyond `MAX_DEPTH`, or cannot be read.
         InvalidInputError: an object has a name twice: one reader would take the first value,
             another the last (RFC 8259, section 4). Or a number is larger than Python reads.
         RequestEntityTooLarge: it is over `MAX_BYTES`.
-        UnsupportedMediaType: it does not say that it is JSON.
+        UnsupportedMediaType: it does not say that it is JSON, or it is compressed.
     """
-    if not incoming.is_json:
-        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
+    _check_media_type(incoming)
+    body = _read(incoming)
+    text = _decode(body)
+    if _depth(body) > MAX_DEPTH:
+        raise ProblemError(kinds.NESTED_TOO_DEEPLY, TOO_DEEP)
     try:
-        data = _decoder.decode(_read(incoming).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ProblemError(kinds.NOT_JSON, "The body is not JSON: it is not UTF-8.") from error
+        data = _decoder.decode(text)
     except json.JSONDecodeError as error:
-        raise ProblemError(
-            kinds.NOT_JSON,
-            f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
-        ) from error
-    except RecursionError as error:
-        raise ProblemError(kinds.NESTED_TOO_DEEPLY, TOO_DEEP) from error
+        raise _not_json(f"{error.msg} (line {error.lineno}, column {error.colno}).") from error
     except ValueError as error:
         # Python bounds the digits of an integer (sys.set_int_max_str_digits).
         raise InvalidInputError([{"pointer": "#", "detail": "A number is too long."}]) from error
-    _check(data)
+    faults: list[dict[str, str]] = []
+    if isinstance(data, _CONTAINERS):
+        _find_repeated_names(data, [], faults)
+    if faults:
+        raise InvalidInputError(faults[:FAULTS_MAX])
     return data
 
 
-def _check(data: Any) -> None:
-    """Refuse depth and repeated names, level by level: most bodies have one."""
-    faults: list[dict[str, str]] = []
-    level = [("#", data)]
-    for _ in range(MAX_DEPTH):
+def _not_json(why: str) -> ProblemError:
+    return ProblemError(kinds.NOT_JSON, f"The body is not JSON: {why}")
+
+
+def _check_media_type(incoming: Request) -> None:
+    """Refuse a body by its headers, before any of it is read."""
+    if not incoming.is_json:
+        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
+    coding = incoming.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in {"", "identity"}:
+        raise _UnsupportedCodingError
+
+
+class _UnsupportedCodingError(UnsupportedMediaType):
+    """A compressed body; the answer names the codings that are taken (RFC 9110, section 12.5.3)."""
+
+    description = COMPRESSED
+
+    def get_headers(self, *arguments: Any, **options: Any) -> list[tuple[str, str]]:
+        return [*super().get_headers(*arguments, **options), ("Accept-Encoding", "identity")]
+
+
+def _decode(body: bytes) -> str:
+    """Decode a body from UTF-8.
+
+    A byte order mark is refused: RFC 8259, section 8.1, lets a reader choose.
+
+    Raises:
+        ProblemError: it is empty, or in another encoding; the detail says which.
+    """
+    if not body.strip(b" \t\r\n"):
+        raise _not_json("it is only white space." if body else "it is empty.")
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8-sig":
+        raise _not_json(
+            "it begins with a byte order mark (U+FEFF). Leave the mark out (RFC 8259, section 8.1)."
+        )
+    if encoding != "utf-8":
+        raise _not_json(f"it is in {encoding[:6].upper()}, and must be in UTF-8.")
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"it is not UTF-8 (at byte {error.start + 1}).") from error
+
+
+def _depth(body: bytes) -> int:
+    """Count the levels of arrays and objects in a body, before it is parsed.
+
+    Up to the place where a body stops being JSON, the number is right. A parser goes no further.
+    """
+    # As text, of one byte a character: to join bytes takes ten times the memory.
+    rest = _STRING.sub("", body.decode("latin-1")).encode("latin-1")
+    brackets = rest.translate(None, _NOT_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+
+
+def _find_repeated_names(
+    data: dict[str, Any] | list[Any], path: list[str | int], faults: list[dict[str, str]]
+) -> None:
+    """Collect the faults of a value of at most `MAX_DEPTH` levels, until there are `FAULTS_MAX`.
+
+    Args:
+        data: an object or array.
+        path: the names and indexes that lead to it; the same afterwards.
+        faults: the list to which to add.
+    """
+    if isinstance(data, _Repetitive):
         faults += [
-            {"pointer": _pointer(pointer, name), "detail": "The object has this name twice."}
-            for pointer, each in level
-            if isinstance(each, _Repetitive)
-            for name in each.repeated
+            {"pointer": _pointer([*path, name]), "detail": "The object has this name twice."}
+            for name in data.repeated
         ]
-        level = [inner for pointer, each in level for inner in _nested(pointer, each)]
-        if not level:
+    pairs: Iterable[tuple[str | int, Any]]
+    pairs = data.items() if isinstance(data, dict) else enumerate(data)
+    for name, each in pairs:
+        if len(faults) >= FAULTS_MAX:
+            return
+        if each and isinstance(each, _CONTAINERS):
+            path.append(name)
+            _find_repeated_names(each, path, faults)
+            path.pop()
+
+
+def _pointer(path: list[str | int]) -> str:
+    """Make a JSON Pointer, as a fragment (RFC 6901, section 6).
+
+    Where it would be longer than `POINTER_MAX`, it ends earlier: at a value around the place.
+    """
+    pointer = "#"
+    for name in path:
+        escaped = str(name)[:NAME_MAX].replace("~", "~0").replace("/", "~1")
+        longer = f"{pointer}/{quote(escaped, safe='~', errors='replace')}"
+        if len(longer) > POINTER_MAX:
             break
-    else:
-        raise ProblemError(kinds.NESTED_TOO_DEEPLY, TOO_DEEP)
-    if faults:
-        raise InvalidInputError(faults[:FAULTS_MAX])
-
-
-def _nested(pointer: str, data: Any) -> list[tuple[str, Any]]:
-    """The arrays and objects right within one, each with its pointer."""
-    if isinstance(data, dict):
-        pairs: Iterable[tuple[object, Any]] = data.items()
-    elif isinstance(data, list):
-        pairs = enumerate(data)
-    else:
-        return []
-    return [
-        (_pointer(pointer, name), each) for name, each in pairs if isinstance(each, dict | list)
-    ]
-
-
-def _pointer(outer: str, name: object) -> str:
-    """A JSON Pointer one level deeper, as a fragment (RFC 6901, section 6)."""
-    escaped = str(name).replace("~", "~0").replace("/", "~1")
-    return f"{outer}/{quote(escaped[:NAME_MAX], safe='~', errors='replace')}"
+        pointer = longer
+    return pointer
 
 
 def _read(incoming: Request) -> bytes:
     try:
         body = incoming.get_data(cache=False)
-    except RequestTooSlowError as error:
-        raise ProblemError(kinds.REQUEST_TOO_SLOW, str(error)) from error
+    except RequestError as error:
+        raise ProblemError(kinds.kind_of(error.status), str(error)) from error
     except _UNREADABLE as error:
         raise ProblemError(
             kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."
         ) from error
-    if incoming.content_length is None and len(body) >= MAX_BYTES:
-        # Of a body without a length, werkzeug gives the first MAX_BYTES and says no more.
+    if len(body) > MAX_BYTES:
         raise RequestEntityTooLarge
     return body
 
@@ -203,24 +271,14 @@ def _fault(location: str, field: str, detail: str) -> dict[str, str]:
 
 
 def register(app: Flask) -> None:
-    """Bound the bodies of an app, and read those that its calls leave unread."""
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
+    """Bound the bodies of an app."""
+    # werkzeug cuts a body without a length there, and says nothing. The byte beyond the limit shows
+    # that there is more.
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES + 1
     app.before_request(_refuse_large)
-    app.after_request(_drain)
 
 
 def _refuse_large() -> None:
     """Refuse a large body also where none is read, as of a GET."""
     if request.routing_exception is None and (request.content_length or 0) > MAX_BYTES:
         raise RequestEntityTooLarge
-
-
-def _drain(response: Response) -> Response:
-    stream = request.environ["wsgi.input"]
-    # Only where the server ends the stream at the body's end; else a read could wait for ever.
-    if request.environ.get("wsgi.input_terminated", False):
-        with suppress(*_UNREADABLE):
-            for _ in range(_DRAIN_MAX_BYTES // _DRAIN_CHUNK_BYTES):
-                if not stream.read(_DRAIN_CHUNK_BYTES):
-                    break
-    return response

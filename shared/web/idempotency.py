@@ -54,6 +54,14 @@ _EXTENSION = "settle-idempotency-retention"
 def register(app: Flask, settings: Settings) -> None:
     """Have an app keep its keys as long as the setting IDEMPOTENCY_RETENTION_S says."""
     app.extensions[_EXTENSION] = settings.idempotency_retention_s
+    app.before_request(_check_key)
+
+
+def _check_key() -> None:
+    """Refuse a malformed key at once: the body need not arrive for that."""
+    given = request.headers.get(HEADER)
+    if given is not None and request.method == "POST" and request.routing_exception is None:
+        read_key(given)
 
 
 def idempotent(view: View) -> View:

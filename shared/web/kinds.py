@@ -42,16 +42,17 @@ MALFORMED_REQUEST = Kind(
     HTTPStatus.BAD_REQUEST,
     "The request is not HTTP as it should be",
     "The request could not be read: its first line, a header, or the chunks of its body have a form"
-    " that HTTP does not know, or it ended before its end. Nothing was changed.",
+    " that HTTP does not know, or the connection ended before the request did. Nothing was"
+    " changed.",
     "This is a defect of the client, or of a proxy on the way. The detail says what was met.",
 )
 NOT_JSON = Kind(
     "not-json",
     HTTPStatus.BAD_REQUEST,
     "The body is not JSON",
-    "The body is not JSON as RFC 8259 has it, in UTF-8. NaN and Infinity are no JSON. Nothing was"
-    " changed.",
-    "Write the body with a JSON library. The detail tells the line and the column.",
+    "The body is not JSON as RFC 8259 has it, in UTF-8 without a byte order mark. NaN and Infinity"
+    " are no JSON. Nothing was changed.",
+    "Write the body with a JSON library. The detail says what was met, and where.",
 )
 NESTED_TOO_DEEPLY = Kind(
     "nested-too-deeply",
@@ -116,8 +117,8 @@ BODY_TOO_LARGE = Kind(
     "body-too-large",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "The body is too large",
-    "The body is larger than 1 MiB. It was not looked at, and nothing was changed.",
-    "Send less: no call needs more than a few kilobytes.",
+    "The body is larger than 128 KiB. It was not looked at, and nothing was changed.",
+    "Send less: no call needs more, also with each character of a description escaped.",
 )
 URI_TOO_LONG = Kind(
     "uri-too-long",
@@ -129,10 +130,10 @@ URI_TOO_LONG = Kind(
 UNSUPPORTED_MEDIA_TYPE = Kind(
     "unsupported-media-type",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    "The body is not said to be JSON",
-    "The header Content-Type is missing, or names something else than JSON. The body was not looked"
-    " at, and nothing was changed.",
-    "Send JSON, with Content-Type: application/json.",
+    "The body is not said to be JSON, or is compressed",
+    "The header Content-Type is missing, or names something else than JSON. Or the header"
+    " Content-Encoding names a compression. The body was not looked at, and nothing was changed.",
+    "Send JSON, with Content-Type: application/json and without Content-Encoding.",
 )
 EXPECTATION_FAILED = Kind(
     "expectation-failed",
@@ -145,7 +146,8 @@ HEADERS_TOO_LARGE = Kind(
     "headers-too-large",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "The headers are too large",
-    "A header is longer than 8 kB, or there are more than 100. Nothing was changed.",
+    "A header is longer than 8 kB, all of them together are longer than 64 KiB, or there are more"
+    " than 100. Nothing was changed.",
     "Leave out what the calls do not need, cookies for example.",
 )
 INTERNAL_ERROR = Kind(
@@ -161,6 +163,14 @@ NOT_IMPLEMENTED = Kind(
     "The body is encoded in a way that the server does not know",
     "The header Transfer-Encoding names something else than chunked. Nothing was changed.",
     "Send the body with a Content-Length, or chunked.",
+)
+HTTP_VERSION_NOT_SUPPORTED = Kind(
+    "http-version-not-supported",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+    "The server does not know this version of HTTP",
+    "The first line of the request names another version of HTTP than 1.0 or 1.1. Nothing was"
+    " changed.",
+    "Send the request by HTTP/1.1.",
 )
 DATABASE_UNAVAILABLE = Kind(
     "database-unavailable",
@@ -207,6 +217,7 @@ COMMON = (
     HEADERS_TOO_LARGE,
     INTERNAL_ERROR,
     NOT_IMPLEMENTED,
+    HTTP_VERSION_NOT_SUPPORTED,
     DATABASE_UNAVAILABLE,
     DATABASE_TOO_SLOW,
     NOT_READY,
@@ -227,6 +238,7 @@ _BY_STATUS = {
         HEADERS_TOO_LARGE,
         INTERNAL_ERROR,
         NOT_IMPLEMENTED,
+        HTTP_VERSION_NOT_SUPPORTED,
     )
 }
 

@@ -12,7 +12,7 @@ from marshmallow import fields
 from shared.fields import OpenSchema
 from shared.idempotency.keys import KeyInUseError, KeyReusedError
 from shared.web import idempotency, kinds
-from shared.web.bodies import TOO_DEEP
+from shared.web.bodies import COMPRESSED, TOO_DEEP
 from shared.web.problems import MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, UNREACHABLE, document_of
 from shared.web.reading import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -30,8 +30,8 @@ _DESCRIPTION = """\
 Amounts are integers of minor units (cents, say), from 1 to 2^63-1. A field that is unknown is
 ignored, one that an object has twice is refused. Every error is a problem document (RFC 9457),
 also where the address is unknown (404) or does not take the method (405), and where the request
-asks of HTTP what the server does not do (417, 501); its `type` leads to a page that tells what to
-do, and `/problems` lists them.
+asks of HTTP what the server does not do (417, 501, 505); its `type` leads to a page that tells what
+to do, and `/problems` lists them.
 """
 
 
@@ -176,13 +176,14 @@ _PROBLEMS: dict[str, Doc] = {
         (kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."),
     ),
     "TooSlow": problem_response((kinds.REQUEST_TOO_SLOW, str(RequestTooSlowError()))),
-    "BodyTooLarge": problem_response((kinds.BODY_TOO_LARGE, "The body is larger than 1 MiB.")),
+    "BodyTooLarge": problem_response((kinds.BODY_TOO_LARGE, "The body is larger than 128 KiB.")),
     "UriTooLong": problem_response((kinds.URI_TOO_LONG, "Request Line is too large (6001 > 4094)")),
     "UnsupportedMediaType": problem_response(
         (
             kinds.UNSUPPORTED_MEDIA_TYPE,
             "The body must be JSON, with Content-Type: application/json.",
-        )
+        ),
+        (kinds.UNSUPPORTED_MEDIA_TYPE, COMPRESSED),
     ),
     "InvalidInput": problem_response(
         (

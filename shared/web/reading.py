@@ -8,6 +8,7 @@ of them.
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from gunicorn.http.errors import ParseException
@@ -19,13 +20,33 @@ if TYPE_CHECKING:
 # Seconds: for all of a request to arrive, its body included; and for the client to take an answer.
 READ_S = 10.0
 WRITE_S = 60.0
+# Of a request's first line and headers together. gunicorn looks through all that came of them each
+# time more comes: by its own limit (100 headers of 8 kB), a client that sends byte after byte would
+# have a processor core for itself.
+HEAD_MAX_BYTES = 64 * 1024
 
 
-class RequestTooSlowError(ParseException):  # type: ignore[misc]  # it has no type information
+class RequestError(ParseException):  # type: ignore[misc]  # it has no type information
+    """A request that is answered before it reaches the app, or while its body is read.
+
+    Args:
+        detail: a sentence for a person.
+        status: of the answer.
+    """
+
+    def __init__(self, detail: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class RequestTooSlowError(RequestError):
     """A request had not arrived in time."""
 
-    def __str__(self) -> str:
-        return f"The request had not arrived in whole after {READ_S:.0f} seconds."
+    def __init__(self) -> None:
+        super().__init__(
+            f"The request had not arrived in whole after {READ_S:.0f} seconds.",
+            HTTPStatus.REQUEST_TIMEOUT,
+        )
 
 
 class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type information
@@ -38,16 +59,34 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
     def __init__(self, connection: socket) -> None:
         super().__init__(connection)
         self._deadline: float | None = None
+        self._begun = False
+        self._head_left: int | None = None
+        self._invites = False
 
     def expect_request(self) -> None:
         """Have the time begin anew, when the next request's first bytes are read."""
         self._deadline = None
+        self._begun = bool(self.buf.getvalue())
+        self._head_left = HEAD_MAX_BYTES
+        self._invites = False
+
+    def expect_body(self, *, invites: bool) -> None:
+        """Go on from the head of a request to its body.
+
+        Args:
+            invites: whether the client waits for `100 Continue`; it is sent when the body is read
+                and has not come (RFC 9110, section 10.1.1).
+        """
+        self._head_left = None
+        self._invites = invites
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         """Read what has come, or wait for more.
 
         Raises:
             RequestTooSlowError: the request's time is over.
+            RequestError: the connection ended within the request (RFC 9112, section 8), or the
+                head is over `HEAD_MAX_BYTES`.
         """
         now = time.monotonic()
         if self._deadline is None:
@@ -56,9 +95,22 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
             raise RequestTooSlowError
         self.sock.settimeout(self._deadline - now)
         try:
+            if self._invites:
+                self._invites = False
+                self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             received: bytes = super().chunk(size_hint)
         except TimeoutError as error:
             raise RequestTooSlowError from error
         finally:
             self.sock.settimeout(WRITE_S)
+        if not received and self._begun:
+            raise RequestError("The connection ended before the request did.")
+        self._begun = True
+        if self._head_left is not None:
+            self._head_left -= len(received)
+            if self._head_left < 0:
+                raise RequestError(
+                    f"The headers have more than {HEAD_MAX_BYTES // 1024} KiB together.",
+                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                )
         return received

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import deque
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
-from socket import SHUT_RD
+from selectors import EVENT_READ
+from socket import SHUT_WR
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
 from gunicorn import glogging, http, util
+from gunicorn.http.errors import InvalidHTTPVersion
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from shared.log import configure_logging
 from shared.settings import SettingsError, read_log_settings
+from shared.web.http_rules import apply_rules, is_body_left, must_close
 from shared.web.kinds import kind_of
 from shared.web.problems import MEDIA_TYPE, document_of
-from shared.web.reading import RequestTooSlowError, Unreader
+from shared.web.reading import RequestError, Unreader
 from shared.web.tracing import REQUEST_ID
 from shared.web.waiting import release_waiters
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from socket import socket
     from types import FrameType
 
@@ -30,6 +37,14 @@ if TYPE_CHECKING:
     from gunicorn.workers.gthread import TConn
 
 log = structlog.get_logger(__name__)
+
+# How long a connection is read from after its last answer, and how much.
+LINGER_S = 2.0
+LINGER_MAX_BYTES = 16 * 1024 * 1024
+_DISCARD_BYTES = 64 * 1024
+
+# Characters of a request that gunicorn quotes, in the log and in an answer.
+_DETAIL_MAX = 200
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type information
@@ -49,6 +64,10 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
         configure_logging(level=level, form=form)
         self.error_log.propagate = True
 
+    def warning(self, msg: str, *arguments: object, **options: object) -> None:
+        """Log a warning, such as of a request that cannot be read; it is cut."""
+        super().warning(msg[:_DETAIL_MAX], *arguments, **options)
+
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     """gunicorn's threaded worker, with bounded patience, and problem documents as its own answers.
@@ -61,6 +80,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def init_process(self) -> None:
         """Put `write_problem` in the place from which gunicorn calls it."""
         util.write_error = write_problem
+        self._lingering: deque[TConn] = deque()
         super().init_process()
 
     def handle(self, conn: TConn) -> object:
@@ -73,17 +93,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = Unreader(conn.sock)
         conn.parser.unreader.expect_request()
-        goes_on = super().handle(conn)
-        if goes_on is False:
-            _see_off(conn.sock)
-        return goes_on
+        return super().handle(conn)
 
     def handle_request(self, req: Request, conn: TConn) -> object:
         """Answer a request; a client that does not take the answer in time is given up."""
-        # After a body that could not be read, gunicorn closes the connection; the answer says so
+        apply_rules(req)
+        # An answer that is known without the body is given at once: without a wait for the rest of
+        # the body, and without the invitation to send it.
+        conn.parser.unreader.expect_body(invites=req._expected_100_continue)  # noqa: SLF001
+        req._expected_100_continue = False  # noqa: SLF001
+        # The connection ends there, as after a body that could not be read; the answer says so
         # (RFC 9112, section 9.6).
         asks_to_close = req.should_close
-        req.should_close = lambda: req.body.failed or asks_to_close()
+        req.should_close = lambda: (
+            req.body.failed or is_body_left(req) or must_close(req) or asks_to_close()
+        )
         try:
             return super().handle_request(req, conn)
         except TimeoutError:
@@ -92,12 +116,61 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def handle_error(self, req: Request, client: socket, addr: object, exc: Exception) -> None:
         """Answer a request that cannot be read."""
-        if isinstance(exc, RequestTooSlowError):
-            status = HTTPStatus.REQUEST_TIMEOUT
+        if isinstance(exc, InvalidHTTPVersion) and isinstance(exc.version, tuple):
+            # It is well-formed; gunicorn would answer 400 (RFC 9110, section 15.6.6).
+            exc = RequestError(str(exc), HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        if isinstance(exc, RequestError):
             with suppress(OSError):  # it may be gone
-                write_problem(client, status, status.phrase, str(exc))
+                write_problem(client, exc.status, exc.status.phrase, str(exc))
         else:
             super().handle_error(req, client, addr, exc)
+
+    def finish_request(self, conn: TConn, done: Future[object]) -> None:
+        """Put a connection back to where the next request is waited for, or end it.
+
+        A connection that ends is half-closed, and what the client still sends is thrown away for a
+        moment: otherwise it might not see its answer (RFC 9112, section 9.6). gunicorn does so too,
+        but meanwhile its main thread waits for nobody else.
+        """
+        if done.cancelled() or done.exception() is not None or done.result() is not False:
+            super().finish_request(conn, done)
+            return
+        try:
+            conn.sock.shutdown(SHUT_WR)
+            conn.sock.settimeout(0)
+            self.poller.register(conn.sock, EVENT_READ, partial(self._discard, conn))
+        except (OSError, ValueError):  # the client is gone
+            self._close(conn)
+            return
+        conn.timeout = time.monotonic() + LINGER_S
+        conn.left_bytes = LINGER_MAX_BYTES
+        self._lingering.append(conn)
+
+    def _discard(self, conn: TConn, client: socket) -> None:
+        try:
+            received = len(client.recv(_DISCARD_BYTES))
+        except BlockingIOError:
+            return
+        except OSError:
+            received = 0
+        conn.left_bytes -= received
+        if not received or conn.left_bytes <= 0:
+            self._lingering.remove(conn)
+            self.poller.unregister(client)
+            self._close(conn)
+
+    def murder_pending(self) -> None:
+        """Close the connections whose time is over, whether they had a request or not."""
+        super().murder_pending()
+        now = time.monotonic()
+        while self._lingering and self._lingering[0].timeout <= now:
+            conn = self._lingering.popleft()
+            self.poller.unregister(conn.sock)
+            self._close(conn)
+
+    def _close(self, conn: TConn) -> None:
+        self.nr_conns -= 1
+        conn.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Answer those who wait at once: a stop may take less time than they have."""
@@ -117,17 +190,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             release_waiters(app)
 
 
-def _see_off(client: socket) -> None:
-    """Leave a client the time to read its answer, before the connection is closed.
-
-    gunicorn would do so in its main thread, which waits for nobody else meanwhile: up to 2 s for
-    each client that is gone.
-    """
-    with suppress(OSError):
-        util.close_graceful(client.dup())
-        client.shutdown(SHUT_RD)  # where the client has not closed by now, gunicorn need not wait
-
-
 def write_problem(client: socket, status: int, reason: str, detail: str) -> None:
     """Answer a request with a problem document, and announce that the connection ends.
 
@@ -139,9 +201,10 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
     """
     # There is no request whose id it could have; its address may be what was wrong.
     request_id = str(uuid4())
+    detail = (detail or reason)[:_DETAIL_MAX]  # it quotes the request
     log.warning("web.malformed_request", status=status, error=detail, request_id=request_id)
     kind = kind_of(status)
-    document = document_of(kind, detail or reason, path="", request_id=request_id)
+    document = document_of(kind, detail, path="", request_id=request_id)
     body = json.dumps(document)
     util.write_nonblock(
         client,

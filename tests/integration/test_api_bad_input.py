@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
 
-from shared.web.bodies import MAX_DEPTH
+from shared.web.bodies import MAX_BYTES, MAX_DEPTH, NAME_MAX, POINTER_MAX
 from support.web import open_app, problem_of
 
 if TYPE_CHECKING:
@@ -48,8 +51,8 @@ NOT_JSON = [
     b'\xef\xbb\xbf{"amount": 1}',
     '{"amount": 1}'.encode("utf-16"),
     b"[" * 100_000,
-    b'{"a":' * 100_000,
-    b'{"a":[' * 50_000 + b"]}" * 50_000,
+    b'{"a":' * 20_000,
+    b'{"a":[' * 10_000 + b"]}" * 10_000,
     b"\x00",
     b"user_id=1&amount=2",
     b"<a/>",
@@ -154,10 +157,33 @@ def test_a_name_twice_in_an_object_is_refused(
 
 def test_many_names_twice_are_not_all_told(call: tuple[FlaskClient, str]) -> None:
     client, path = call
-    pairs = ",".join(f'"{number}{"x" * 200}": 1' for number in range(1000))
+    pairs = ",".join(f'"{number}{"x" * 200}": 1' for number in range(250))
     response = client.post(path, data=f"{{{pairs},{pairs}}}", content_type=JSON)
     assert len(problem_of(response, 422)["errors"]) == 20
     assert len(response.data) < 5_000
+
+
+def test_a_name_twice_is_found_between_many_values(call: tuple[FlaskClient, str]) -> None:
+    client, path = call
+    body = b'{"x": [' + b"[]," * 20_000 + b'{"y": {"a": 1, "a": 2}}], "z": {"b": 1, "b": 2}}'
+
+    document = problem_of(client.post(path, data=body, content_type=JSON), 422)
+
+    pointers = [error["pointer"] for error in document["errors"]]
+    assert pointers == ["#/x/20000/y/a", "#/z/b"]
+
+
+def test_a_pointer_of_many_long_names_ends_early(call: tuple[FlaskClient, str]) -> None:
+    """At a value around the place: the answer is short, and the pointer leads somewhere."""
+    client, path = call
+    name = "\U0001f600" * NAME_MAX
+    body = f'{{"{name}":' * (MAX_DEPTH - 1) + '{"a": 1, "a": 2}' + "}" * (MAX_DEPTH - 1)
+
+    response = client.post(path, data=body.encode(), content_type=JSON)
+
+    (error,) = problem_of(response, 422)["errors"]
+    assert error["pointer"] == f"#/{quote(name)}"
+    assert len(error["pointer"]) <= POINTER_MAX
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1" * 400 + b".5"])
@@ -218,6 +244,65 @@ def test_a_body_must_say_that_it_is_json(
     client, path = call
     body = json.dumps({"user_id": USER, "amount": 5})
     problem_of(client.post(path, data=body, content_type=content_type), 415)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "it is empty."),
+        (b" \t\r\n", "it is only white space."),
+        (codecs.BOM_UTF8 + b"{}", "it begins with a byte order mark (U+FEFF). Leave the mark out"),
+        ('{"amount": 1}'.encode("utf-16"), "it is in UTF-16, and must be in UTF-8."),
+        ('{"amount": 1}'.encode("utf-16-be"), "it is in UTF-16, and must be in UTF-8."),
+        ('{"amount": 1}'.encode("utf-16-le"), "it is in UTF-16, and must be in UTF-8."),
+        ('{"amount": 1}'.encode("utf-32"), "it is in UTF-32, and must be in UTF-8."),
+        ('{"amount": 1}'.encode("utf-32-be"), "it is in UTF-32, and must be in UTF-8."),
+        ('{"description": "\xe9"}'.encode("latin-1"), "it is not UTF-8 (at byte 18)."),
+    ],
+)
+def test_another_encoding_is_named(call: tuple[FlaskClient, str], body: bytes, detail: str) -> None:
+    """RFC 8259, section 8.1; a byte order mark may be ignored or refused."""
+    client, path = call
+    for content_type in (JSON, "application/json; charset=utf-16"):
+        document = problem_of(client.post(path, data=body, content_type=content_type), 400)
+        assert document["type"] == "/problems/not-json"
+        assert document["detail"].startswith(f"The body is not JSON: {detail}")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "GZIP, identity", "x"])
+def test_a_compressed_body_is_refused(call: tuple[FlaskClient, str], coding: str) -> None:
+    """RFC 9110, section 15.5.16."""
+    client, path = call
+    body = gzip.compress(json.dumps({"user_id": USER, "amount": 5}).encode())
+
+    response = client.post(path, data=body, content_type=JSON, headers={"Content-Encoding": coding})
+
+    document = problem_of(response, 415)
+    assert document["detail"] == (
+        "The body must not be compressed: send it without Content-Encoding."
+    )
+    assert response.headers["Accept-Encoding"] == "identity"
+
+
+def test_the_largest_order_is_taken(clients: dict[str, FlaskClient]) -> None:
+    """Every character escaped, and each of the description as two surrogates."""
+
+    def escaped(value: str) -> str:
+        units = value.encode("utf-16-be")
+        pairs = zip(units[::2], units[1::2], strict=True)
+        return '"' + "".join(f"\\u{high:02x}{low:02x}" for high, low in pairs) + '"'
+
+    fields = {
+        escaped("user_id"): escaped(USER),
+        escaped("amount"): str(2**63 - 1),
+        escaped("description"): escaped("\U0001f600" * 10_000),
+    }
+    body = "{" + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "}"
+
+    response = clients["orders"].post("/orders", data=body, content_type=JSON)
+
+    assert response.status_code == 202, response.text
+    assert 120_000 < len(body) < MAX_BYTES
 
 
 def test_a_large_body_is_refused(call: tuple[FlaskClient, str]) -> None:
@@ -291,6 +376,10 @@ def test_every_fault_of_a_body_is_told(clients: dict[str, FlaskClient]) -> None:
 
 def test_json_may_be_named_with_a_charset_or_a_suffix(clients: dict[str, FlaskClient]) -> None:
     body = json.dumps({"user_id": USER, "amount": 5})
-    for content_type in ("application/json; charset=utf-8", "application/vnd.order+json"):
+    for content_type in (
+        "application/json; charset=utf-8",
+        "application/json; charset=iso-8859-1",  # has no effect (RFC 8259, section 11)
+        "application/vnd.order+json",
+    ):
         response = clients["orders"].post("/orders", data=body, content_type=content_type)
         assert response.status_code == 202

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 CLIENTS = 2 * WORKERS * THREADS
-# For all of them to be answered. They do not close their connections either, and gunicorn gives
-# each 2 s to do so: in the threads that makes 5 to 10 s, in a worker's main thread 32 to 64.
+# For all of them to be answered. They do not close their connections either. gunicorn would give
+# each 2 s to do so, one after the other: 32 to 64 s.
 TIMEOUT_S = 25
 # 10 MB of JSON: far more than the buffers on the way hold.
 ROWS = 1000

@@ -1,0 +1,177 @@
+"""Answers that are known from a request's headers alone: they do not wait for its body.
+
+On the server as it is deployed, by clients that announce a body and do not send it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+
+from shared.web import THREADS
+from shared.web.problems import MEDIA_TYPE
+from shared.web.reading import READ_S
+from shared.web.server import LINGER_MAX_BYTES, LINGER_S
+from support.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORKERS = 2
+BODY = json.dumps({"user_id": str(uuid4()), "amount": 5}).encode()
+JSON = b"Content-Type: application/json\r\n"
+LENGTH = b"Content-Length: 500\r\n"
+LARGE = b"Content-Length: 3000000\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+EXPECT = b"Expect: 100-continue\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# The first line, the headers, and the status.
+KNOWN = [
+    (b"POST /orders", JSON + LARGE, 413),
+    (b"GET /orders", LARGE, 413),
+    (b"POST /x", JSON + LENGTH, 404),
+    (b"POST /x", JSON + LARGE, 404),
+    (b"POST /x", JSON + CHUNKED, 404),
+    (b"PUT /orders", JSON + LENGTH, 405),
+    (b"POST /orders", LENGTH, 415),
+    (b"POST /orders", b"Content-Type: text/plain\r\n" + CHUNKED, 415),
+    (b"POST /orders", JSON + b"Content-Encoding: gzip\r\n" + LENGTH, 415),
+    (b"POST /orders", JSON + b"Idempotency-Key: a b\r\n" + LENGTH, 422),
+    (b"GET /livez", LENGTH, 200),
+]
+
+
+@pytest.fixture(scope="module")
+def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where gunicorn listens."""
+    log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+    with serve("orders", database_url, log) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def head(line: bytes, headers: bytes) -> bytes:
+    return line + b" HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n"
+
+
+def send_slowly(client: socket.socket, seconds: float) -> None:
+    """Send a byte now and then for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        client.sendall(b" ")
+        time.sleep(0.05)
+
+
+def send_chunks(client: socket.socket, size: int) -> None:
+    """Send so many bytes, in chunks of 64 KiB, as fast as they are taken."""
+    for _ in range(size // 0x10000):
+        client.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+
+
+def answer_on(client: socket.socket) -> HTTPResponse:
+    response = HTTPResponse(client)
+    response.begin()
+    return response
+
+
+@pytest.mark.parametrize("expect", [b"", EXPECT], ids=["", "expect"])
+@pytest.mark.parametrize(("line", "headers", "status"), KNOWN)
+def test_a_known_answer_is_given_at_once(
+    port: int, line: bytes, headers: bytes, status: int, expect: bytes
+) -> None:
+    """And without an invitation to send the body (RFC 9110, section 10.1.1)."""
+    began = time.monotonic()
+    with connect(port) as client:
+        client.sendall(head(line, headers + expect))
+
+        assert client.recv(len(CONTINUE), socket.MSG_PEEK) != CONTINUE
+        response = answer_on(client)
+        assert response.status == status
+        assert response.headers["Connection"] == "close"
+        if status != 200:
+            assert response.headers["Content-Type"] == MEDIA_TYPE
+        assert response.read()
+        assert client.recv(1) == b""
+    assert time.monotonic() - began < READ_S / 2
+
+
+def test_such_clients_keep_no_thread(port: int) -> None:
+    """More of them than there are threads, and none closes its connection."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(8 * WORKERS * THREADS)]
+        for client in clients:
+            client.sendall(head(b"POST /orders", JSON + LARGE))
+        for client in clients:
+            assert answer_on(client).status == 413
+        assert place(port).status_code == 202
+        # Each of them in a thread, for as long as its connection lingers, would take 16 s.
+        assert time.monotonic() - began < 8 * LINGER_S / 2
+
+
+def test_one_that_goes_on_sending_slowly_is_closed_soon(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(head(b"POST /orders", JSON + LARGE))
+        assert answer_on(client).status == 413
+
+        with pytest.raises(ConnectionError):
+            send_slowly(client, READ_S)
+
+
+def test_one_that_goes_on_sending_much_is_closed_soon(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(head(b"POST /orders", JSON + CHUNKED))
+
+        with pytest.raises(ConnectionError):
+            send_chunks(client, 10 * LINGER_MAX_BYTES)
+
+
+def test_a_client_that_waits_for_the_invitation_gets_it(port: int) -> None:
+    """Once, and only if the body is wanted."""
+    with connect(port) as client:
+        length = b"Content-Length: %d\r\n" % len(BODY)
+        for _ in range(2):
+            client.sendall(head(b"POST /orders", JSON + length + EXPECT))
+            assert client.recv(100) == CONTINUE
+            client.sendall(BODY)
+            response = answer_on(client)
+            assert response.status == 202
+            assert response.headers["Connection"] == "keep-alive"
+            assert response.read()
+
+
+def test_a_client_that_does_not_wait_gets_no_invitation(port: int) -> None:
+    with connect(port) as client:
+        length = b"Content-Length: %d\r\n" % len(BODY)
+
+        client.sendall(head(b"POST /orders", JSON + length + EXPECT) + BODY)
+
+        assert client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 202"
+
+
+def test_a_small_body_that_nobody_reads_does_not_end_the_connection(port: int) -> None:
+    """As long as it came with the head."""
+    with connect(port) as client:
+        length = b"Content-Length: %d\r\n" % len(BODY)
+        for _ in range(2):
+            client.sendall(head(b"POST /x", JSON + length) + BODY)
+            response = answer_on(client)
+            assert response.status == 404
+            assert response.headers["Connection"] == "keep-alive"
+            assert response.read()
+
+
+def place(port: int) -> requests.Response:
+    body = {"user_id": str(uuid4()), "amount": 1}
+    return requests.post(f"http://127.0.0.1:{port}/orders", json=body, timeout=30)

@@ -1,0 +1,149 @@
+"""Bodies that ask for much work, on the server as it is deployed: its memory and its patience.
+
+Each is as large as a body may be, or hardly larger. They come on more connections than there are
+threads.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+
+from shared.web import THREADS
+from shared.web.bodies import MAX_BYTES
+from support.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORKERS = 2
+CLIENTS = WORKERS * THREADS
+MEMORY_MAX_KB = 200 * 1024
+# A second on a machine of its own; tests share theirs.
+LIVEZ_MAX_S = 5.0
+
+JSON = {"Content-Type": "application/json"}
+EMOJI = "\U0001f600".encode()
+
+
+def order(value: bytes) -> bytes:
+    """An order that is valid, with a further field."""
+    return b'{"user_id": "%s", "amount": 1, "x": %s}' % (str(uuid4()).encode(), value)
+
+
+def array(item: bytes, *, size: int = 120_000) -> bytes:
+    """An array of so many bytes that has nothing but this item."""
+    return b"[" + b",".join([item] * (size // (len(item) + 1))) + b"]"
+
+
+def names(value: bytes, *, distinct: int) -> bytes:
+    """An object of 10,000 pairs, with so many distinct names."""
+    return b"{" + b",".join(b'"%x":%s' % (n % distinct, value) for n in range(10_000)) + b"}"
+
+
+def nested(value: bytes) -> bytes:
+    """A value within 25 objects, whose names are long and become longer in a JSON Pointer."""
+    return (b'{"' + EMOJI * 100 + b'":') * 25 + value + b"}" * 25
+
+
+# Each with the status of its answer.
+BODIES = {
+    "empty arrays": (order(array(b"[]")), 202),
+    "empty objects": (order(array(b"{}")), 202),
+    "arrays in arrays": (order(array(b"[[0]]")), 202),
+    "objects in objects": (order(array(b'{"":{}}')), 202),
+    "strings": (order(array(b'""')), 202),
+    "escapes": (order(b'"' + b"\\u0000" * 20_000 + b'"'), 202),
+    "names": (order(names(b"[]", distinct=10_000)), 202),
+    "names given twice": (order(names(b"[]", distinct=5_000)), 422),
+    "one name": (order(names(b"[]", distinct=1)), 422),
+    "long names around arrays": (order(nested(array(b"[]", size=100_000))), 202),
+    "long names around names given twice": (
+        order(nested(array(b'{"a":1,"a":1}', size=100_000))),
+        422,
+    ),
+    "numbers of 4,300 digits": (order(array(b"9" * 4300)), 202),
+    "a number of 120,000 digits": (order(b"9" * 120_000), 422),
+    "a fraction of 120,000 digits": (order(b"0." + b"9" * 120_000), 202),
+    "an exponent of 120,000 digits": (order(b"1e" + b"9" * 120_000), 422),
+    "too deep": (b"[" * MAX_BYTES, 400),
+    "too deep, by objects": (b'{"":' * 30_000, 400),
+    "a string that does not end": (b'"' + b'\\"' * 60_000, 400),
+    "too large": (b" " * (MAX_BYTES + 1), 413),
+}
+
+
+@pytest.fixture(scope="module")
+def health_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("health")
+
+
+@pytest.fixture(scope="module")
+def url(
+    database_url: str, health_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of the server, which writes its process id."""
+    log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+    names_itself = {"HEALTH_DIR": str(health_dir), "SUPERVISOR_PROCESS_NAME": "orders-api"}
+    with serve("orders", database_url, log, **names_itself) as address:
+        yield address
+
+
+def peak_memory_kb(health_dir: Path) -> list[int]:
+    """The peak of each worker's resident memory (proc(5), VmHWM)."""
+    master = json.loads((health_dir / "orders-api.json").read_text())["pid"]
+    workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    assert len(workers) == WORKERS
+    peaks = []
+    for worker in workers:
+        status = Path(f"/proc/{worker}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        peaks.append(int(line.split()[1]))
+    return peaks
+
+
+@contextmanager
+def probing(url: str) -> Iterator[list[float]]:
+    """Ask for /livez all the time; yields how many seconds each answer took."""
+    took: list[float] = []
+    over = threading.Event()
+
+    def probe() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            assert requests.get(f"{url}/livez", timeout=30).ok
+            took.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(1) as pool:
+        probes = pool.submit(probe)
+        try:
+            yield took
+        finally:
+            over.set()
+            probes.result()
+
+
+def test_hostile_bodies_cost_little(url: str, health_dir: Path) -> None:
+    def post(name: str) -> tuple[str, int, int]:
+        body, _ = BODIES[name]
+        answer = requests.post(f"{url}/orders", data=body, headers=JSON, timeout=60)
+        return name, answer.status_code, len(answer.content)
+
+    with probing(url) as took, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(post, [*BODIES] * 4))
+
+    assert {name: status for name, status, _ in answers} == {
+        name: status for name, (_, status) in BODIES.items()
+    }
+    assert max(size for _, _, size in answers) < 50_000
+    assert max(took) < LIVEZ_MAX_S
+    assert max(peak_memory_kb(health_dir)) < MEMORY_MAX_KB
