@@ -28,10 +28,10 @@ _DESCRIPTION = """\
 
 
 Amounts are integers of minor units (cents, say), from 1 to 2^63-1. A field that is unknown is
-ignored, one that an object has twice is refused. Every error is a problem document (RFC 9457),
-also where the address is unknown (404) or does not take the method (405), and where the request
-asks of HTTP what the server does not do (417, 501); its `type` leads to a page that tells what to
-do, and `/problems` lists them.
+ignored, one that an object has twice is refused. A parameter of the query that is unknown, or given
+twice, is refused. Every error is a problem document (RFC 9457), also where the address is unknown
+(404) or does not take the method (405), and where the request asks of HTTP what the server does not
+do (417, 501); its `type` leads to a page that tells what to do, and `/problems` lists them.
 """
 
 
@@ -254,9 +254,8 @@ def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
     responses = doc.setdefault("responses", {})
     for status, name in (_ANY | (_WITH_BODY if "requestBody" in doc else {})).items():
         responses.setdefault(status, name)
-    if HTTPStatus.UNPROCESSABLE_ENTITY in responses:
-        # flask-smorest's own name for it is another in each version of Python.
-        responses[HTTPStatus.UNPROCESSABLE_ENTITY] = "InvalidInput"
+    # flask-smorest's own name for it is another in each version of Python.
+    responses[HTTPStatus.UNPROCESSABLE_ENTITY] = "InvalidInput"
     for response in responses.values():
         if isinstance(response, dict):
             response.setdefault("headers", {})[REQUEST_ID] = REQUEST_ID
