@@ -13,6 +13,7 @@ from shared.fields import OpenSchema
 from shared.idempotency.keys import KeyInUseError, KeyReusedError
 from shared.web import idempotency, kinds
 from shared.web.bodies import TOO_DEEP
+from shared.web.edge import WRONG_HOST
 from shared.web.problems import MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, UNREACHABLE, document_of
 from shared.web.reading import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -197,6 +198,12 @@ _PROBLEMS: dict[str, Doc] = {
             "Error parsing headers: 'limit request headers fields size'",
         )
     ),
+    "Misdirected": problem_response(
+        (
+            kinds.MISDIRECTED_REQUEST,
+            WRONG_HOST.format("shop.example"),
+        )
+    ),
     "InternalError": problem_response(
         (
             kinds.INTERNAL_ERROR,
@@ -213,6 +220,7 @@ _ANY = {
     HTTPStatus.REQUEST_TIMEOUT: "TooSlow",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BodyTooLarge",
     HTTPStatus.REQUEST_URI_TOO_LONG: "UriTooLong",
+    HTTPStatus.MISDIRECTED_REQUEST: "Misdirected",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HeadersTooLarge",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalError",
     HTTPStatus.SERVICE_UNAVAILABLE: "DatabaseTrouble",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROBLEM = "application/problem+json"
-ANY = {"400", "408", "413", "414", "422", "431", "500", "503"}
+ANY = {"400", "408", "413", "414", "421", "422", "431", "500", "503"}
 WITH_BODY = ANY | {"415"}
 STATUSES = {
     "payments": {
