@@ -211,8 +211,7 @@ def _origins(env: Env, name: str) -> tuple[str, ...]:
         if not _is_origin(origin):
             raise SettingsError(
                 f"{name} holds {origin!r}, which is no origin as browsers write it:"
-                " expected https://shop.example or http://localhost:3000, separated by commas,"
-                " in lower case, without the scheme's own port"
+                " expected https://shop.example or http://localhost:3000, separated by commas"
             )
     return origins
 
