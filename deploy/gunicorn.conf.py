@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shared.settings import SettingsError, read_settings
+import structlog
+
+from shared.settings import ANY_HOST, SettingsError, read_settings
 from shared.web import THREADS
+
+log = structlog.get_logger(__name__)
 
 bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
@@ -45,10 +49,12 @@ def on_starting(server: Any) -> None:
     package, _, rest = server.app.app_uri.partition(".")
     if package == "services":
         try:
-            read_settings(rest.partition(".")[0])
+            settings = read_settings(rest.partition(".")[0])
         except SettingsError as error:
             server.log.error(str(error))  # noqa: TRY400 - the sentence tells all
             sys.exit(1)
+        if ANY_HOST in settings.allowed_hosts and not os.environ.get("ALLOWED_HOSTS"):
+            log.warning("web.any_host_allowed", remedy="set ALLOWED_HOSTS to the service's names")
 
 
 def when_ready(_server: Any) -> None:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 _QUIET = {"kafka": logging.CRITICAL, "alembic": logging.WARNING, "urllib3": logging.WARNING}
 
 
+# Characters of a value, or of a line of a text: much of it comes from clients and topics, and what
+# they send must not push everything else out of the logs. Lines of a text.
+VALUE_MAX = 200
+LINES_MAX = 200
+# These may have many lines: tracebacks, and a library's own words.
+_TEXTS = frozenset({"event", "exception", "stack"})
+_SHORT = frozenset({int, float, bool, type(None)})
+
+
 class _Output(io.TextIOBase):
     """Standard error, where a line that cannot be written is lost, and nothing else.
 
@@ -79,6 +88,7 @@ def write_together(event: str, lines: Iterable[tuple[int, Mapping[str, object]]]
 def _json() -> list[structlog.typing.Processor]:
     return [
         structlog.processors.format_exc_info,
+        _bound,
         structlog.processors.JSONRenderer(default=str),
     ]
 
@@ -86,6 +96,8 @@ def _json() -> list[structlog.typing.Processor]:
 def _console() -> list[structlog.typing.Processor]:
     return [
         _escape,
+        structlog.processors.format_exc_info,
+        _bound,
         structlog.dev.ConsoleRenderer(
             timestamp_key="at",
             colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
@@ -103,6 +115,37 @@ def _escape(
         key: repr(value) if isinstance(value, str) and not value.isprintable() else value
         for key, value in event_dict.items()
     }
+
+
+def _bound(
+    _: object, __: str, event_dict: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Cut every value that is long."""
+    for key, value in event_dict.items():
+        kind = type(value)
+        if kind in _SHORT or (kind is str and len(value) <= VALUE_MAX):
+            continue
+        event_dict[key] = _bound_lines(str(value)) if key in _TEXTS else _bound_value(value)
+    return event_dict
+
+
+def _bound_value(value: object) -> object:
+    """A value of at most `VALUE_MAX` characters; of several, each."""
+    if type(value) in _SHORT:
+        return value
+    if isinstance(value, list | tuple):
+        return [_bound_value(each) for each in value]
+    text = str(value)
+    return text if len(text) <= VALUE_MAX else f"{text[: VALUE_MAX - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _bound_lines(text: str) -> str:
+    """A text's first and last lines: a traceback begins with the cause, and ends with the error."""
+    lines = text.split("\n")
+    if len(lines) > LINES_MAX:
+        half = LINES_MAX // 2
+        lines = [*lines[:half], f"({len(lines) - 2 * half} lines left out)", *lines[-half:]]
+    return "\n".join(str(_bound_value(line)) for line in lines)
 
 
 def _configure_libraries(

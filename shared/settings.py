@@ -16,7 +16,20 @@ DAY_S = 24 * 60 * 60
 DRIVER = "postgresql+psycopg2"
 CURSOR_SECRET_MIN = 32
 
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+# In ALLOWED_HOSTS: every host is allowed.
+ANY_HOST = "*"
+
+_NAME = r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?"
+_ADDRESS_6 = r"\[[0-9a-f:.]+\]"
+_HOST = re.compile(rf"{_NAME}|{_ADDRESS_6}")
+_ORIGIN = re.compile(
+    rf"(?P<scheme>https?)://(?P<host>{_NAME}|{_ADDRESS_6})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PORT_MAX = 65535
+
+# RFC 6761, section 6.3, and RFC 1122, section 3.2.1.3. Nobody can point such a name elsewhere.
+_LOOPBACK = re.compile(r"(?:[a-z0-9_.-]+\.)?localhost|127(?:\.[0-9]{1,3}){3}|\[?::1\]?")
 
 
 class SettingsError(SettleError):
@@ -31,6 +44,9 @@ class Settings:
     relay refuses to start when the two differ. None expects nothing.
 
     `cursor_secret` is what the cursors of lists are signed with.
+
+    `allowed_hosts` are the hosts that an API answers to beside those of the loopback, in lower
+    case; `ANY_HOST` among them means all.
     """
 
     service: str
@@ -51,6 +67,7 @@ class Settings:
     idempotency_retention_s: int
     cursor_secret: str
     trusted_proxies: int
+    allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
     health_dir: str | None
     log_level: str
@@ -96,6 +113,7 @@ def read_settings(service: str) -> Settings:
             idempotency_retention_s=whole("IDEMPOTENCY_RETENTION_S", DAY_S, least=60),
             cursor_secret=_cursor_secret(env, service),
             trusted_proxies=whole("TRUSTED_PROXIES", 0, least=0, most=10),
+            allowed_hosts=_allowed_hosts(env),
             cors_origins=_origins(env, "CORS_ORIGINS"),
             health_dir=env.str("HEALTH_DIR", "") or None,
             log_level=_log_level(env),
@@ -162,16 +180,48 @@ def _cursor_secret(env: Env, service: str) -> str:
     return given
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host, in lower case, is this machine itself, whoever is asked for its address."""
+    return _LOOPBACK.fullmatch(host) is not None
+
+
+def _allowed_hosts(env: Env) -> tuple[str, ...]:
+    """The setting. Unless it is given: no further hosts, or any where others may know our names.
+
+    That is where an API listens on more than the loopback, or behind a proxy.
+    """
+    given: list[str] = env.list("ALLOWED_HOSTS", [])
+    hosts = tuple(host.strip().lower() for host in given)
+    for host in hosts:
+        if host != ANY_HOST and not _HOST.fullmatch(host):
+            raise SettingsError(
+                f"ALLOWED_HOSTS holds {host!r}, which is no host: expected shop.example or"
+                " 192.0.2.7, separated by commas, without schemes and ports; or * for all"
+            )
+    if hosts:
+        return hosts
+    exposed = not is_loopback(env.str("BIND_ADDRESS", "127.0.0.1").lower())
+    return (ANY_HOST,) if exposed or env.int("TRUSTED_PROXIES", 0) else ()
+
+
 def _origins(env: Env, name: str) -> tuple[str, ...]:
-    """Origins as browsers write them (RFC 6454, section 6.2)."""
+    """Origins as browsers write them (RFC 6454, section 6.2; WHATWG URL, section 4.5)."""
     origins: tuple[str, ...] = tuple(env.list(name, []))
     for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
+        if not _is_origin(origin):
             raise SettingsError(
-                f"{name} holds {origin!r}, which is no origin:"
+                f"{name} holds {origin!r}, which is no origin as browsers write it:"
                 " expected https://shop.example or http://localhost:3000, separated by commas"
             )
     return origins
+
+
+def _is_origin(text: str) -> bool:
+    found = _ORIGIN.fullmatch(text)
+    if found is None:
+        return False
+    port = int(found["port"] or 0)
+    return port <= _PORT_MAX and port != _DEFAULT_PORTS[found["scheme"]]
 
 
 def _database_url(env: Env, name: str) -> str:

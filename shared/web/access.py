@@ -21,12 +21,10 @@ from flask import Response, g, request
 from shared.log import write_together
 from shared.threads import repeat
 from shared.trace import current_trace
+from shared.web.edge import PROBES
 
 if TYPE_CHECKING:
     from flask import Flask
-
-# Asked every few seconds, by machines; logged at DEBUG.
-_PROBES = frozenset({"/livez", "/readyz"})
 
 # How late a line may be, and how many lines wait at most; the oldest are dropped.
 _GATHER_S = 0.1
@@ -86,7 +84,8 @@ def register(app: Flask) -> None:
     def log_request(response: Response) -> Response:
         # Only the path: a query may hold what the log must not show.
         writer.write(
-            logging.DEBUG if request.path in _PROBES else logging.INFO,
+            # Probes are asked every few seconds, by machines.
+            logging.DEBUG if request.path in PROBES else logging.INFO,
             {
                 "method": request.method,
                 "path": request.path,

@@ -21,6 +21,7 @@ from shared.web import (
     paging,
     problem_pages,
     problems,
+    query,
     sessions,
     tracing,
 )
@@ -99,6 +100,7 @@ def make_app(
     tracing.register(app)
     edge.register(app, settings)
     bodies.register(app)
+    query.register(app)
     paging.register(app, settings)
     idempotency.register(app, settings)
     api = openapi.make_api(app, title=title, description=description)

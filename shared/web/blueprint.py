@@ -10,6 +10,7 @@ from shared.web import kinds
 from shared.web.bodies import Parser
 from shared.web.idempotency import idempotent
 from shared.web.openapi import KEY_IN_USE, describe_common, problem_response
+from shared.web.query import take_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,20 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
     def __init__(self, name: str, import_name: str, *, description: str) -> None:
         super().__init__(name, import_name, description=description)
         self._prepare_doc_cbks.append(describe_common)
+
+    def arguments(self, schema: Schema, *, location: str = "json", **options: Any) -> Decorator:
+        """Parse the body or the query by a schema into the view's first argument.
+
+        Args:
+            schema: an instance: webargs would make one of a class for each request.
+            location: ``json`` for the body, or ``query``. A query has these parameters, no others.
+            options: of flask-smorest, such as ``example``.
+        """
+        parse: Decorator = super().arguments(schema, location=location, **options)
+        if location != "query":
+            return parse
+        names = [field.data_key or name for name, field in schema.load_fields.items()]
+        return lambda view: take_parameters(parse(view), names)
 
     def problem(self, kind: Kind, *details: str) -> Decorator:
         """Describe a kind of problem that the call can end as, by a sentence for each case.
@@ -67,14 +82,6 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
             parameters: Sequence[Mapping[str, Any]] | None = None,
         ) -> Decorator:
             """Register a view at an address, whose parameters are described."""
-
-        def arguments(
-            self, schema: Schema, *, location: str = "json", example: object = None
-        ) -> Decorator:
-            """Parse the body or the query by a schema into the view's first argument.
-
-            It takes an instance: webargs would make one of a class for each request.
-            """
 
         def response(
             self,

@@ -150,6 +150,16 @@ HEADERS_TOO_LARGE = Kind(
     " than 100. Nothing was changed.",
     "Leave out what the calls do not need, cookies for example.",
 )
+MISDIRECTED_REQUEST = Kind(
+    "misdirected-request",
+    HTTPStatus.MISDIRECTED_REQUEST,
+    "The service does not answer to this host",
+    "The header Host, or X-Forwarded-Host behind a trusted proxy, names a host that the service was"
+    " not told of. Otherwise a page could reach the service from a browser, under a name that leads"
+    " to the service's address (DNS rebinding). Nothing was changed.",
+    "Use a name that is the service's. The operator lists them in the setting ALLOWED_HOSTS;"
+    " localhost and 127.0.0.1 are allowed without it.",
+)
 INTERNAL_ERROR = Kind(
     "internal-error",
     HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -215,6 +225,7 @@ COMMON = (
     UNSUPPORTED_MEDIA_TYPE,
     EXPECTATION_FAILED,
     HEADERS_TOO_LARGE,
+    MISDIRECTED_REQUEST,
     INTERNAL_ERROR,
     NOT_IMPLEMENTED,
     HTTP_VERSION_NOT_SUPPORTED,

@@ -13,6 +13,7 @@ from shared.fields import OpenSchema
 from shared.idempotency.keys import KeyInUseError, KeyReusedError
 from shared.web import idempotency, kinds
 from shared.web.bodies import COMPRESSED, TOO_DEEP
+from shared.web.edge import WRONG_HOST
 from shared.web.problems import MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, UNREACHABLE, document_of
 from shared.web.reading import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -28,10 +29,10 @@ _DESCRIPTION = """\
 
 
 Amounts are integers of minor units (cents, say), from 1 to 2^63-1. A field that is unknown is
-ignored, one that an object has twice is refused. Every error is a problem document (RFC 9457),
-also where the address is unknown (404) or does not take the method (405), and where the request
-asks of HTTP what the server does not do (417, 501, 505); its `type` leads to a page that tells what
-to do, and `/problems` lists them.
+ignored, one that an object has twice is refused. A parameter of the query that is unknown, or given
+twice, is refused. Every error is a problem document (RFC 9457), also where the address is unknown
+(404) or does not take the method (405), and where the request asks of HTTP what the server does not
+do (417, 501, 505); its `type` leads to a page that tells what to do, and `/problems` lists them.
 """
 
 
@@ -198,6 +199,12 @@ _PROBLEMS: dict[str, Doc] = {
             "Error parsing headers: 'limit request headers fields size'",
         )
     ),
+    "Misdirected": problem_response(
+        (
+            kinds.MISDIRECTED_REQUEST,
+            WRONG_HOST.format("shop.example"),
+        )
+    ),
     "InternalError": problem_response(
         (
             kinds.INTERNAL_ERROR,
@@ -214,6 +221,7 @@ _ANY = {
     HTTPStatus.REQUEST_TIMEOUT: "TooSlow",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BodyTooLarge",
     HTTPStatus.REQUEST_URI_TOO_LONG: "UriTooLong",
+    HTTPStatus.MISDIRECTED_REQUEST: "Misdirected",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HeadersTooLarge",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalError",
     HTTPStatus.SERVICE_UNAVAILABLE: "DatabaseTrouble",
@@ -255,9 +263,8 @@ def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
     responses = doc.setdefault("responses", {})
     for status, name in (_ANY | (_WITH_BODY if "requestBody" in doc else {})).items():
         responses.setdefault(status, name)
-    if HTTPStatus.UNPROCESSABLE_ENTITY in responses:
-        # flask-smorest's own name for it is another in each version of Python.
-        responses[HTTPStatus.UNPROCESSABLE_ENTITY] = "InvalidInput"
+    # flask-smorest's own name for it is another in each version of Python.
+    responses[HTTPStatus.UNPROCESSABLE_ENTITY] = "InvalidInput"
     for response in responses.values():
         if isinstance(response, dict):
             response.setdefault("headers", {})[REQUEST_ID] = REQUEST_ID

@@ -90,7 +90,7 @@ class Paging:
     after: tuple[Any, ...] | None
 
     def link(self, *last: object) -> dict[str, str]:
-        """The header that leads to the next page (RFC 8288), by its whole address.
+        """The header that leads to the next page (RFC 8288), by its whole address where it can.
 
         Args:
             last: the sort key of this page's last row; what `str` makes of each part must be what
@@ -100,8 +100,11 @@ class Paging:
         query["limit"] = str(self.limit)
         payload = json.dumps([str(part) for part in last], separators=(",", ":")).encode()
         query["cursor"] = _seal(payload, self.filters)
-        # A Host that is none (RFC 3986), one with an underscore say, cannot be in an address.
-        address = request.base_url if request.host else request.root_path + request.path
+        address = request.root_path + request.path
+        # Of what was received: werkzeug's `base_url` decodes names from Punycode, or fails to. A
+        # Host that cannot be in an address (RFC 3986), one with an underscore say, is empty here.
+        if request.host and request.scheme in {"http", "https"}:
+            address = f"{request.scheme}://{request.host}{address}"
         return {"Link": f'<{address}?{urlencode(query)}>; rel="next"'}
 
 

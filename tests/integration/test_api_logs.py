@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,6 +105,36 @@ def test_a_defect_is_logged_with_its_request_but_not_its_values(
     assert failed["request_id"] == "r-2"
     assert "UndefinedColumn" in failed["exception"]
     assert USER not in log.read_text()
+
+
+def test_a_client_cannot_wash_the_log_away(payments_url: str, tmp_path: Path) -> None:
+    """Whatever part of a request it makes long: well-formed, refused, or hardly HTTP."""
+    log = tmp_path / "api.log"
+    sent = [
+        b"GET /" + b"x" * 4000 + b" HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /" + b"%F0%9F%98%80" * 300 + b" HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /" + b"%ff" * 1300 + b" HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /" + b"\xff" * 4000 + b" HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET / HTTP/1.1\r\nHost: " + b"x" * 8000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: " + b"x" * 8000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header" + b"\xff" * 7000 + b": x\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: " + b"x" * 7000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"y" * 7000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nExpect: " + b"x" * 7000 + b"\r\n",
+        b"GARBAGE" * 500 + b"\r\n",
+        b"G" * 3000 + b" / HTTP/1.1\r\nHost: localhost\r\n",
+    ]
+    with serve("payments", payments_url, log) as url:
+        port = int(url.rpartition(":")[2])
+        for head in sent:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                client.sendall(head + b"Connection: close\r\n\r\n")
+                assert client.recv(4) == b"HTTP"
+
+    told = lines(log)
+    assert len(told) > len(sent)
+    assert max(len(value) for line in told for value in line.values() if type(value) is str) <= 200
+    assert max(map(len, log.read_bytes().splitlines())) < 12 * 200 + 400
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ ROWS = 1000
 # Who waits for each of these in a thread for gunicorn's 5 s is done with them after 80 s.
 SILENT = 16 * WORKERS * THREADS
 
-HEAD = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 STOPPED_IN = [
     b"P",
     b"POST /orders HTTP/1.1\r\nHost:",
@@ -71,7 +71,7 @@ def test_clients_that_connect_and_send_nothing(port: int) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(SILENT)]
         # The first has been silent for a while; what it sends after all is answered.
-        clients[0].sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        clients[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert clients[0].recv(15) == b"HTTP/1.1 200 OK"
         assert place(port).status_code == 202
 
@@ -130,7 +130,7 @@ def test_clients_that_do_not_take_their_answer(port: int, database_url: str, log
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(CLIENTS)]
         for client in clients:
-            client.sendall(f"GET /orders?limit={ROWS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            client.sendall(f"GET /orders?limit={ROWS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert place(port).status_code == 202
         wait_until(
             lambda: log.read_text().count("web.answer_not_taken") == CLIENTS,

@@ -1,11 +1,11 @@
-"""A service believes a proxy, and lets scripts of another origin in, only when it was told to."""
+"""A service answers to its own names, and believes proxies and lets origins in as it was told."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from flask import Flask, request
+from flask import Flask, Response, request
 
 from shared.web import edge
 from support.web import NO_DATABASE, settings_of
@@ -33,6 +33,12 @@ def client(**environ: str) -> FlaskClient:
     def seen() -> dict[str, str | None]:
         return {"url": request.url, "address": request.remote_addr}
 
+    @app.get("/livez")
+    @app.get("/readyz")
+    @app.get("/varied")
+    def varied() -> Response:
+        return Response("varied", headers={"Vary": "Prefer"})
+
     return app.test_client()
 
 
@@ -55,6 +61,146 @@ def test_what_came_before_the_trusted_proxies_is_not_believed() -> None:
     assert seen == {"url": "https://api.shop.example/seen", "address": "203.0.113.7"}
     two = client(TRUSTED_PROXIES="2").post("/seen", headers=headers).json
     assert two["address"] == "spoofed"
+
+
+LOOPBACK = [
+    "localhost",
+    "LocalHost:8081",
+    "localhost.",
+    "localhost:",
+    "localhost:99999",  # the port is not compared
+    "pay.localhost",
+    "127.0.0.1",
+    "127.0.0.1:8081",
+    "127.8.9.1",
+    "[::1]:8081",
+]
+OTHERS = [
+    "evil.example",
+    "evil.example:8081",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "evillocalhost",
+    "127.evil.example",
+    "xn--e1afmkfd.xn--p1ai",
+    "0.0.0.0",
+    "0",
+    "127.1",
+    "2130706433",
+    "192.0.2.7",
+    "[::]",
+    "[::1]1",
+    "[::ffff:127.0.0.1]",
+    "::1",
+    "localhost:evil.example",
+    "localhost:8081:80",
+    "localhost@evil.example",
+    "evil.example@localhost",
+    "localhost/",
+    "localhost, evil.example",
+    "localhost\t",
+    "loc%61lhost",
+    "\xff",
+    "",
+]
+# A label is empty, or longer than 63 characters (RFC 1035, section 2.3.4): werkzeug refuses these.
+NO_NAMES = ["localhost..", ".localhost", "x" * 64, "x" * 8000]
+
+
+def status_of(
+    asked: FlaskClient, host: str, path: str = "/varied", *, forwarded: str | None = None
+) -> int:
+    """How a request to a host is answered; a proxy may say that it forwards one to another."""
+    environ = {"HTTP_HOST": host}
+    if forwarded is not None:
+        environ["HTTP_X_FORWARDED_HOST"] = forwarded
+    return asked.get(path, environ_overrides=environ).status_code
+
+
+@pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_this_machines_own_names_are_always_allowed(host: str, variables: dict[str, str]) -> None:
+    assert status_of(client(**variables), host) == 200
+
+
+@pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
+@pytest.mark.parametrize("host", OTHERS + NO_NAMES)
+def test_a_page_whose_name_leads_to_this_machine_is_refused(
+    host: str, variables: dict[str, str]
+) -> None:
+    """To the browser it is of one origin with the service: nothing but Host tells them apart."""
+    assert status_of(client(**variables), host) == 421
+
+
+@pytest.mark.parametrize(
+    "host", ["pay.example", "PAY.example:443", "pay.example.", "[2001:db8::7]"]
+)
+def test_a_host_that_is_configured_is_allowed(host: str) -> None:
+    asked = client(ALLOWED_HOSTS="pay.example,[2001:db8::7]", BIND_ADDRESS="0.0.0.0")
+
+    assert status_of(asked, host) == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "sub.pay.example", "xpay.example", "pay.exampl"])
+def test_a_host_that_looks_alike_is_refused(host: str) -> None:
+    asked = client(ALLOWED_HOSTS="pay.example", BIND_ADDRESS="0.0.0.0")
+
+    assert status_of(asked, host) == 421
+
+
+@pytest.mark.parametrize(
+    "variables", [{"ALLOWED_HOSTS": "*"}, {"BIND_ADDRESS": "0.0.0.0"}, {"TRUSTED_PROXIES": "1"}]
+)
+@pytest.mark.parametrize("host", OTHERS)
+def test_any_host_is_allowed_where_its_names_are_not_known(
+    host: str, variables: dict[str, str]
+) -> None:
+    assert status_of(client(**variables), host) == 200
+
+
+@pytest.mark.parametrize("host", NO_NAMES)
+def test_what_is_no_host_is_a_bad_request(host: str) -> None:
+    assert status_of(client(ALLOWED_HOSTS="*"), host) == 400
+
+
+def test_behind_a_proxy_both_hosts_are_compared() -> None:
+    """A page that reaches the service past the proxy can send any X-Forwarded-Host."""
+    asked = client(ALLOWED_HOSTS="pay.example,orders", TRUSTED_PROXIES="1")
+
+    assert status_of(asked, "pay.example") == 200
+    assert status_of(asked, "pay.example", forwarded="pay.example") == 200
+    assert status_of(asked, "orders:8081", forwarded="pay.example") == 200
+    assert status_of(asked, "127.0.0.1:8081", forwarded="pay.example") == 200
+    assert status_of(asked, "127.0.0.1:8081", forwarded="evil.example, pay.example") == 200
+    assert status_of(asked, "evil.example:8081", forwarded="pay.example") == 421
+    assert status_of(asked, "pay.example", forwarded="evil.example") == 421
+    assert status_of(asked, "pay.example", forwarded="pay.example, evil.example") == 421
+
+
+def test_a_host_that_nobody_forwards_for_us_is_not_compared() -> None:
+    assert status_of(client(), "localhost", forwarded="evil.example") == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_probes_may_come_under_any_host(path: str) -> None:
+    """A load balancer asks by address, and cannot always be told to name a host."""
+    assert status_of(client(), "10.1.2.3:8081", path) == 200
+
+
+def test_a_request_without_host_does_not_come_from_a_browser() -> None:
+    """Old clients may leave it out, in HTTP/1.0."""
+    answer = client().post("/seen", environ_overrides={"HTTP_HOST": None})
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/seen", "/nothing", "/livez/", "//livez", "/livez/x"])
+def test_every_other_address_is_refused_alike(path: str) -> None:
+    asked = client(CORS_ORIGINS=SHOP)
+
+    for method in ("GET", "POST", "OPTIONS", "FOO"):
+        answer = asked.open(path, method=method, environ_overrides={"HTTP_HOST": "evil.example"})
+        assert answer.status_code == 421
 
 
 def cors_headers(response: TestResponse) -> dict[str, str]:
@@ -118,6 +264,40 @@ def test_an_origin_that_looks_alike_is_not_let_in(origin: str) -> None:
     assert (
         "Access-Control-Allow-Origin" not in asked.post("/seen", headers={"Origin": origin}).headers
     )
+
+
+@pytest.mark.parametrize(
+    ("configured", "others"),
+    [
+        (
+            "http://[fe80::1]",
+            ["http://evil.example", "http://f", "http://fe80::1", "http://[fe80::1]:1"],
+        ),
+        ("http://[::1]:3000", ["http://:", "http://[::1]", "http://1:3000", "http://[::1]:30000"]),
+        ("https://a.shop.example", ["https://abshop.example", "https://A.shop.example"]),
+        ("https://shop.example:8443", ["https://shop.example", "https://shop.example:84430"]),
+    ],
+)
+def test_origins_are_compared_as_strings(configured: str, others: list[str]) -> None:
+    """Whatever is in them: to a pattern, the brackets of an address are a set of characters."""
+    asked = client(CORS_ORIGINS=configured)
+
+    allowed = asked.post("/seen", headers={"Origin": configured})
+    assert allowed.headers["Access-Control-Allow-Origin"] == configured
+    for origin in [*others, f"{configured}, {configured}", f" {configured}", f"{configured}/", ""]:
+        assert cors_headers(asked.post("/seen", headers={"Origin": origin})) == {}
+        assert cors_headers(preflight(asked, origin)) == {}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
+def test_caches_are_told_that_an_answer_depends_on_its_origin(headers: dict[str, str]) -> None:
+    """Also where no origin is let in, and with one origin alone (the Fetch standard, 3.2.5)."""
+    asked = client(CORS_ORIGINS=SHOP)
+
+    assert asked.post("/seen", headers=headers).headers["Vary"] == "Origin"
+    assert asked.get("/nothing", headers=headers).headers["Vary"] == "Origin"
+    assert asked.options("/seen", headers=headers).headers["Vary"] == "Origin"
+    assert asked.get("/varied", headers=headers).headers["Vary"] == "Prefer, Origin"
 
 
 def test_no_browser_guesses_a_type() -> None:

@@ -81,6 +81,75 @@ def test_the_level_holds_for_all() -> None:
     assert "too.fine" in write("json", "DEBUG")
 
 
+HOSTILE = """
+import logging
+import structlog
+from shared.log import configure_logging, write_together
+
+configure_logging(level="INFO", form="{form}")
+log = structlog.get_logger()
+long = "<" + {unit!r} * 100_000
+log.info("value", path=long)
+log.info("values", requests=["short", long], count=7, nothing=None)
+log.info("object", error=ValueError(long))
+write_together("together", [(logging.INFO, dict(path=long, at="now"))])
+logging.getLogger("gunicorn.error").warning("Invalid request: %s", long)
+def again(depth):
+    if depth:
+        again(depth - 1)
+    raise ValueError(long)
+for depth in (1, 500):
+    try:
+        again(depth)
+    except ValueError:
+        log.exception("failed")
+try:
+    raise ValueError("line\\n" * 100_000)
+except ValueError:
+    log.exception("failed")
+"""
+
+
+def write_hostile(form: str, unit: str = "x") -> list[str]:
+    """The lines of which a client or a topic chose most of each."""
+    code = HOSTILE.format(form=form, unit=unit)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+
+
+def test_what_a_client_sent_is_cut_to_200_characters() -> None:
+    """Or the logs of a day would be gone in minutes: they are kept up to a size."""
+    cut = "<" + "x" * 198 + "…"
+
+    value, values, error, together, library, *failed = map(json.loads, write_hostile("json"))
+
+    assert value["path"] == cut
+    assert (values["requests"], values["count"]) == (["short", cut], 7)
+    assert values["nothing"] is None
+    assert error["error"] == cut
+    assert together["path"] == cut
+    assert library["event"] == f"Invalid request: {cut}"[:199] + "…"
+    for each in failed:
+        lines = each["exception"].split("\n")
+        assert lines[0] == "Traceback (most recent call last):"
+        assert len(lines) <= 201
+        assert max(map(len, lines)) <= 200
+    assert failed[0]["exception"].endswith("ValueError: <" + "x" * 186 + "…")
+    assert "(99" in failed[-1]["exception"]  # so many thousand lines are left out
+
+
+@pytest.mark.parametrize("unit", ["x", "\x1b", "\n", "\U0001f600", "\ud800"])
+def test_no_line_is_long_whatever_it_is_of(unit: str) -> None:
+    """A character takes twelve at most, where JSON escapes it."""
+    shown = [line for line in write_hostile("json", unit) if "exception" not in json.loads(line)]
+
+    assert max(map(len, shown)) < 12 * 200 + 200
+
+
+def test_a_person_gets_short_lines_as_well() -> None:
+    assert max(map(len, write_hostile("console"))) < 400
+
+
 NOBODY_READS = """
 import logging, os, sys
 import structlog

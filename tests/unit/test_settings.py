@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.settings import DAY_S, SettingsError, read_database_url, read_settings
+from support.environ import environment
 
 GOOD = {
     "ORDERS_DATABASE_URL": "postgresql+psycopg2://user@db/orders",
@@ -45,6 +46,22 @@ def test_defaults_hold_the_windows_in_order() -> None:
         ("CORS_ORIGINS", "https://shop.example/"),
         ("CORS_ORIGINS", "https://shop.example,https://*.shop.example"),
         ("CORS_ORIGINS", "null"),
+        ("CORS_ORIGINS", "https://Shop.example"),  # browsers write it in lower case,
+        ("CORS_ORIGINS", "https://shop.example:443"),  # without a port that goes without saying,
+        ("CORS_ORIGINS", "http://shop.example:80"),
+        ("CORS_ORIGINS", "http://shop.example:08080"),
+        ("CORS_ORIGINS", "http://shop.example:65536"),
+        ("CORS_ORIGINS", "https://магазин.example"),  # and as xn--...
+        ("CORS_ORIGINS", "http://[fe80::1%25eth0]"),
+        ("ALLOWED_HOSTS", "https://shop.example"),
+        ("ALLOWED_HOSTS", "shop.example:8080"),
+        ("ALLOWED_HOSTS", "shop.example/"),
+        ("ALLOWED_HOSTS", "*.shop.example"),
+        ("ALLOWED_HOSTS", ".shop.example"),
+        ("ALLOWED_HOSTS", "shop.example,"),
+        ("ALLOWED_HOSTS", "shop.example other.example"),
+        ("ALLOWED_HOSTS", "магазин.example"),
+        ("ALLOWED_HOSTS", "::1"),
         ("RELAY_BATCH", "many"),
         ("RELAY_POLL_S", "0"),
         ("CONSUMER_BATCH", "501"),
@@ -79,3 +96,33 @@ def test_the_cursor_secret_is_the_databases_own_unless_given(environ: pytest.Mon
     assert read_settings("orders").cursor_secret != first
     environ.setenv("CURSOR_SECRET", "x" * 32)
     assert read_settings("orders").cursor_secret == "x" * 32
+
+
+@pytest.mark.parametrize(
+    ("variables", "hosts"),
+    [
+        ({}, ()),
+        ({"BIND_ADDRESS": "127.0.0.1"}, ()),
+        ({"BIND_ADDRESS": "127.8.9.1"}, ()),
+        ({"BIND_ADDRESS": "localhost"}, ()),
+        ({"BIND_ADDRESS": "[::1]"}, ()),
+        ({"BIND_ADDRESS": ""}, ("*",)),  # gunicorn listens on all then
+        ({"BIND_ADDRESS": "0.0.0.0"}, ("*",)),
+        ({"BIND_ADDRESS": "[::]"}, ("*",)),
+        ({"BIND_ADDRESS": "192.0.2.7"}, ("*",)),
+        ({"BIND_ADDRESS": "127.evil.example"}, ("*",)),
+        ({"TRUSTED_PROXIES": "1"}, ("*",)),  # clients know the proxy's name
+        ({"ALLOWED_HOSTS": "", "BIND_ADDRESS": "0.0.0.0"}, ("*",)),
+        ({"ALLOWED_HOSTS": "Pay.example, pay_1"}, ("pay.example", "pay_1")),
+        ({"ALLOWED_HOSTS": "pay.example", "BIND_ADDRESS": "0.0.0.0"}, ("pay.example",)),
+        ({"ALLOWED_HOSTS": "[2001:DB8::7],192.0.2.7"}, ("[2001:db8::7]", "192.0.2.7")),
+        ({"ALLOWED_HOSTS": "*"}, ("*",)),
+    ],
+)
+def test_which_hosts_are_allowed_goes_by_who_can_reach_the_service(
+    variables: dict[str, str], hosts: tuple[str, ...]
+) -> None:
+    with environment(variables):
+        settings = read_settings("orders")
+
+    assert settings.allowed_hosts == hosts
