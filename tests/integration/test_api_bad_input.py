@@ -8,7 +8,6 @@ import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-from uuid import uuid4
 
 import pytest
 
