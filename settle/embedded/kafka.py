@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shared.errors import SettleError
 
-VERSION = "4.1.0"
+VERSION = "4.1.2"
 LEAST_JAVA = 17
 # What Debian and Ubuntu call them.
 INSTALL = "openjdk-17-jre-headless and maven"
@@ -113,7 +113,11 @@ def _run_maven(building: Path) -> None:
     (building / "pom.xml").write_text(_POM, encoding="utf-8")
     try:
         done = subprocess.run(
-            ["mvn", "-q", "-B", _COPY, f"-DoutputDirectory={building}/jars"],  # noqa: S607 - on PATH
+            # Strict: Maven otherwise only warns of a file that does not match its checksum.
+            [
+                *("mvn", "-q", "-B", "--strict-checksums"),
+                *(_COPY, f"-DoutputDirectory={building}/jars"),
+            ],
             cwd=building,
             capture_output=True,
             text=True,
