@@ -94,6 +94,14 @@ bench-http: $(INSTALLED) ## Measure the calls against bare handlers; minutes; AR
 openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/openapi
 	@PYTHONPATH=tests $(BIN)/python -m support.openapi
 
+# The last of it is what builds the package itself: a release builds with nothing but what is listed.
+.PHONY: requirements
+requirements: $(INSTALLED) ## Renew requirements.txt, a release's packages with hashes, by constraints.txt
+	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(BIN)/uv pip compile --quiet \
+		--universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command 'make requirements' --constraint constraints.txt \
+		--output-file requirements.txt setup.cfg - >/dev/null
+
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; ARGS="--max-examples 1000"
 	@PYTHONPATH=tests $(BIN)/python -m contract $(ARGS)

@@ -27,7 +27,7 @@ from settle.logs import NAMES, find_logs, follow, last_lines
 from settle.progress import shown_steps
 from settle.reset import reset as remove_all
 from settle.stack import SERVICES, running_stack
-from settle.state import open_state
+from settle.state import find_state, open_state
 from settle.status import read_status
 from settle.supervisor import Supervisor
 from settle.up import bring_up
@@ -294,7 +294,7 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
     configure_logging(level="CRITICAL", form="auto")  # what libraries say, the checks say
     services = SERVICES if service is None else (load_service(service).name,)
     checks = []
-    for check in examine(open_state(), quick=quick, services=services):
+    for check in examine(find_state(), quick=quick, services=services):
         checks.append(check)
         if not as_json:
             click.echo(_check_line(check))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from settle.embedded import kafka
 from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
 from shared.errors import SettleError
-from shared.settings import SettingsError, read_database_url
+from shared.settings import Settings, SettingsError, read_database_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,18 @@ BROKER_KIND = "BROKER"
 FIXED = (*PORTS, "BIND_ADDRESS", *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND)
 # Names what of the above is ours: a shell that has read `.settle/env` has every one of them set.
 EMBEDDED = "SETTLE_EMBEDDED"
+
+# What the programs are given of the caller's environment: what a program needs to run, and the
+# settings, each by its field's name. Whatever else a shell holds, keys of other systems above all,
+# is not for them.
+INHERITED = {
+    *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
+    *("LD_LIBRARY_PATH", "JAVA_HOME", "XDG_CACHE_HOME"),
+    *({field.name.upper() for field in fields(Settings)} - {"SERVICE", "DATABASE_URL"}),
+}
+INHERITED_PREFIXES = ("LC_", "PYTHON", "PGSSL", "SSL_")
+
+AS_ROOT = "the APIs, relays, consumers and the broker run as root; only PostgreSQL does not"
 
 POSTGRES = "postgres"
 BROKER = "broker"
@@ -97,7 +109,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What supervisord and the programs are told, beside what the caller's environment says."""
+        """What supervisord and the programs are told, beside what they inherit."""
         return {
             "SETTLE_HOME": str(self.state.home),
             "SETTLE_RUN_DIR": str(self.state.run),
@@ -238,6 +250,15 @@ def read_ports() -> dict[str, int]:
             raise SettingsError(f"{names[port]} and {name} are both {port}: change one of them.")
         names[port] = name
     return ports
+
+
+def inherited_environment() -> dict[str, str]:
+    """What supervisord and the programs are given of the caller's environment."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+    }
 
 
 def port_variables(program: str, broker: BrokerKind | None) -> tuple[str, ...]:

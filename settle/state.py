@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from settle.safe_folders import refuse_unsafe, take_folder, write_private
 from shared.errors import SettleError
 
 if TYPE_CHECKING:
@@ -97,36 +98,51 @@ class StateFolder:
         """How much room there is."""
         return shutil.disk_usage(self.nearest).free // 1024**2
 
+    def refuse_unsafe(self) -> None:
+        """Refuse a folder in which another user could replace what lies there.
+
+        Raises:
+            StateError: the folder cannot be reached.
+            UnsafeFolderError: naming the folder at fault, and what to do.
+        """
+        try:
+            refuse_unsafe(self.home, variable="SETTLE_HOME")
+            if self.socket.parent != self.run:
+                refuse_unsafe(self.socket.parent, variable="TMPDIR")
+        except OSError as error:
+            raise self._cannot_be_used(error) from error
+
     def make(self) -> None:
         """Make the folders that are missing, closed to others.
 
         Raises:
-            StateError: it cannot be made or written to, or another's folder is in its place.
+            StateError: it cannot be made or written to.
+            UnsafeFolderError: another user could replace what lies there.
         """
         try:
-            for folder in (self.home, self.logs, self.run, self.health):
-                folder.mkdir(parents=True, exist_ok=True)
-            # PostgreSQL, run as another user, passes through the first; nobody else sees the rest.
-            self.home.chmod(0o711)
-            self.logs.chmod(0o700)
-            self.run.chmod(0o700)
+            self.home.mkdir(parents=True, exist_ok=True)
+            self.refuse_unsafe()
+            # Run by root, PostgreSQL is another user: it may pass through, and see nothing else.
+            take_folder(self.home.resolve(), 0o711 if os.geteuid() == 0 else 0o700)
+            for folder in (self.logs, self.run, self.health):
+                take_folder(folder, 0o700)
+            if self.socket.parent != self.run:
+                self.socket.parent.mkdir(mode=0o700, exist_ok=True)
+                self.refuse_unsafe()
         except OSError as error:
-            raise StateError(
-                f"{self.home} cannot be used ({error.strerror}): make it writable, "
-                "or have SETTLE_HOME name another folder."
-            ) from error
-        if self.socket.parent != self.run:
-            self.socket.parent.mkdir(mode=0o700, exist_ok=True)
-            found = self.socket.parent.lstat()
-            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise StateError(f"{self.socket.parent} must be yours alone: remove it.")
+            raise self._cannot_be_used(error) from error
+
+    def _cannot_be_used(self, error: OSError) -> StateError:
+        return StateError(
+            f"{self.home} cannot be used ({error.strerror}): make it writable, "
+            "or have SETTLE_HOME name another folder."
+        )
 
     def write_env(self, environment: Mapping[str, str]) -> None:
         """Keep the environment of the running stack; it holds passwords."""
         lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
         new = self.env.with_suffix(".new")
-        new.touch(mode=0o600)
-        new.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        write_private(new, "\n".join([*lines, ""]))
         new.rename(self.env)
 
     def read_env(self) -> dict[str, str]:
@@ -152,7 +168,7 @@ class StateFolder:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             self.make()
-            with self.lock.open("w", encoding="ascii") as lock:
+            with self._open_lock() as lock:
                 if self._take(lock):
                     yield
                     return
@@ -166,6 +182,12 @@ class StateFolder:
                 on_wait = None
             time.sleep(0.1)
 
+    def _open_lock(self) -> TextIO:
+        """Open the lock file, closed to others: who can open a file can lock it (flock(2))."""
+        file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.fchmod(file, 0o600)  # an earlier version made it readable
+        return open(file, "w", encoding="ascii")  # noqa: PTH123 - a descriptor
+
     def _take(self, lock: TextIO) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,8 +200,8 @@ class StateFolder:
             return False
 
 
-def open_state() -> StateFolder:
-    """The state folder of this checkout, or the one that ``SETTLE_HOME`` names.
+def find_state() -> StateFolder:
+    """The state folder of this checkout, or the one that ``SETTLE_HOME`` names; it may be unsafe.
 
     Raises:
         StateError: this is not a checkout.
@@ -188,3 +210,15 @@ def open_state() -> StateFolder:
         raise StateError(f"settle runs from a checkout, and {CHECKOUT} has no deploy folder.")
     given = os.environ.get("SETTLE_HOME")
     return StateFolder(Path(given).absolute() if given else CHECKOUT / ".settle")
+
+
+def open_state() -> StateFolder:
+    """The state folder, safe to read and to write.
+
+    Raises:
+        StateError: this is not a checkout.
+        UnsafeFolderError: another user could replace what lies in the folder.
+    """
+    state = find_state()
+    state.refuse_unsafe()
+    return state

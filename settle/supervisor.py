@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
+from settle.stack import inherited_environment
 from settle.state import CHECKOUT, DEPLOY
 from shared.errors import SettleError
 
@@ -191,7 +192,7 @@ def start_supervisor(stack: Stack) -> Supervisor:
         SupervisorError: it does not come up; with what it said.
     """
     scripts = sysconfig.get_path("scripts")
-    environment = {**os.environ, **stack.environment}
+    environment = {**inherited_environment(), **stack.environment}
     environment["PATH"] = f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     done = subprocess.run(
         [f"{scripts}/supervisord", "--configuration", str(DEPLOY / "supervisord.conf")],

@@ -19,6 +19,7 @@ from settle.ports import why_taken
 from settle.readiness import wait_ready
 from settle.stack import (
     APIS,
+    AS_ROOT,
     BOOTSTRAP,
     BROKER,
     DATABASE_URLS,
@@ -73,6 +74,8 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
     Raises:
         SettleError: why it cannot be.
     """
+    if os.geteuid() == 0:
+        steps.say(f"Warning: {AS_ROOT}. Run settle as an ordinary user.")
     with state.locked(lambda: steps.say("Waiting for another settle up, down or reset to end.")):
         supervisor = Supervisor(state.socket)
         stack = running_stack(state)

@@ -95,10 +95,11 @@ def examine(
 def _find(state: StateFolder, services: Sequence[str]) -> _Patient:
     """The stack that runs here, unless the environment names others than it has."""
     try:
+        state.refuse_unsafe()
         runs = Supervisor(state.socket).pid() is not None
         stack = running_stack(state) if runs else None
     except EXPECTED:
-        stack = None  # the check of the supervisor tells why
+        stack = None  # the checks of the folder and the supervisor tell why
     if stack is not None:
         ours = stack.environment
         given = [name for name in (*DATABASE_URLS.values(), BOOTSTRAP) if os.environ.get(name)]
@@ -121,6 +122,7 @@ def _quick(patient: _Patient) -> Iterator[Look]:
 
 def _local(patient: _Patient) -> Iterator[Look]:
     state, stack = patient.state, patient.stack
+    yield "user", local.check_user
     yield "folder", partial(local.check_folder, state)
     yield "supervisord", partial(local.check_supervisor, state)
     yield "ports", partial(local.check_ports, stack)

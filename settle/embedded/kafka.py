@@ -16,9 +16,11 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
+from settle.embedded.environment import clean_environment
+from settle.safe_folders import refuse_unsafe, take_folder
 from shared.errors import SettleError
 
-VERSION = "4.1.0"
+VERSION = "4.1.2"
 LEAST_JAVA = 17
 # What Debian and Ubuntu call them.
 INSTALL = "openjdk-17-jre-headless and maven"
@@ -84,14 +86,16 @@ def fetch() -> Path:
 
     Raises:
         KafkaUnavailableError: Java or Maven is missing, or Maven failed.
+        UnsafeFolderError: another user could replace the jars.
     """
     lacking = missing()
     if lacking is not None:
         raise KafkaUnavailableError(lacking)
     jars = _cache()
+    jars.parent.mkdir(parents=True, exist_ok=True)
+    refuse_unsafe(jars.parent, variable="XDG_CACHE_HOME")  # what lies there is run
     if jars.is_dir():
         return jars
-    jars.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=jars.parent) as name:
         building = Path(name)
         _run_maven(building)
@@ -113,7 +117,11 @@ def _run_maven(building: Path) -> None:
     (building / "pom.xml").write_text(_POM, encoding="utf-8")
     try:
         done = subprocess.run(
-            ["mvn", "-q", "-B", _COPY, f"-DoutputDirectory={building}/jars"],  # noqa: S607 - on PATH
+            # Strict: Maven otherwise only warns of a file that does not match its checksum.
+            [
+                *("mvn", "-q", "-B", "--strict-checksums"),
+                *(_COPY, f"-DoutputDirectory={building}/jars"),
+            ],
             cwd=building,
             capture_output=True,
             text=True,
@@ -154,10 +162,10 @@ class Node:
 
         Raises:
             KafkaUnavailableError: Kafka is not to be had, or refuses the folder.
+            UnsafeFolderError: another user could replace the jars or the folder.
         """
         jars = fetch()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)  # what users ordered is nobody else's business
+        take_folder(self.folder, 0o700)  # what users ordered is nobody else's business
         configuration = self.folder / "server.properties"
         configuration.write_text(self._configuration(), encoding="utf-8")
         java = ["java", *_JAVA_OPTIONS, "-cp", f"{jars}/*"]
@@ -181,6 +189,7 @@ class Node:
             text=True,
             timeout=FORMAT_TIMEOUT_S,
             check=False,
+            env=clean_environment(),
         )
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip().partition("\n")[0]
@@ -221,7 +230,8 @@ def main() -> None:
     )
     command = node.prepare()
     os.chdir("/")
-    os.execvp(command[0], command)  # supervisord then watches the node itself
+    # supervisord then watches the node itself
+    os.execvpe(command[0], command, clean_environment())
 
 
 if __name__ == "__main__":

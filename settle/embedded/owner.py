@@ -42,12 +42,6 @@ class Owner:
             os.setgid(self.gid)
             os.setuid(self.uid)
 
-    def give(self, path: Path, mode: int) -> None:
-        """Make a file or folder this user's, with these permissions."""
-        if self.switch:
-            os.chown(path, self.uid, self.gid)
-        path.chmod(mode)
-
     def reaches(self, path: Path) -> bool:
         """Whether this user may enter the folder, or run the file, at `path`."""
         # Asked of the kernel as that user: modes, ACLs and mounts are too many to work out here.

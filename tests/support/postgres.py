@@ -14,7 +14,7 @@ from typing import Self
 import psycopg2
 from sqlalchemy.engine import make_url
 
-from settle.embedded.postgres import SUPERUSER, Cluster, open_cluster
+from settle.embedded.postgres import Cluster, open_cluster
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -74,27 +74,7 @@ class PostgresServer:
         cluster = self._cluster
         if not cluster.binaries.exists():
             raise FileNotFoundError(f"No {cluster.binaries}: install Debian's postgresql-15.")
-        cluster.folder.mkdir(parents=True)
-        cluster.owner.give(cluster.folder, 0o700)
-        password = cluster.folder / "password"
-        password.write_text("of a test")
-        cluster.owner.give(password, 0o600)
-        subprocess.run(
-            [
-                str(cluster.binaries / "initdb"),
-                f"--pgdata={cluster.data}",
-                f"--username={SUPERUSER}",
-                f"--pwfile={password}",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-sync",
-            ],
-            cwd="/",
-            check=True,
-            capture_output=True,
-            **cluster.owner.run_as,
-        )
+        cluster.run_initdb("--locale=C", "--no-sync")
 
     @property
     def major(self) -> str:

@@ -1,0 +1,214 @@
+"""Folders and files that no other user of the machine can replace."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.errors import SettleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LINKS_MAX = 40  # as the kernel has it (path_resolution(7))
+SMALL_FILE_BYTES = 64 * 1024
+
+
+class UnsafeFolderError(SettleError):
+    """Another user could replace what lies in a folder."""
+
+
+def refuse_unsafe(folder: Path, *, variable: str) -> None:
+    """Refuse a folder in which another user could change, replace or rename what lies there.
+
+    The rule is that of OpenSSH's StrictModes. The folder belongs to this user, and nobody else may
+    write to it. The folders and links that lead to it belong to this user, to root, or to the owner
+    of this code, who decides anyway what is run. Others may write to those only if they are sticky,
+    as /tmp is. What does not exist yet is passed over.
+
+    Args:
+        folder: the folder.
+        variable: of the environment, which names another one.
+
+    Raises:
+        UnsafeFolderError: naming the folder at fault, and what to do.
+        OSError: the folder cannot be reached.
+    """
+    trusted = {0, os.geteuid(), Path(__file__).stat().st_uid}
+    for path, found, is_last in _way_to(folder):
+        if found.st_uid not in ({os.geteuid()} if is_last else trusted):
+            raise UnsafeFolderError(
+                f"{folder} cannot be used: {path} belongs to the user {_user_name(found.st_uid)}. "
+                f"Run settle as that user, or set {variable} to a folder of your own."
+            )
+        is_link = stat.S_ISLNK(found.st_mode)  # its mode says nothing
+        is_sticky = bool(found.st_mode & stat.S_ISVTX) and not is_last
+        if not is_link and not is_sticky and _others_may_write(found):
+            raise UnsafeFolderError(
+                f"{folder} cannot be used: other users may write to {path}. "
+                f"Run chmod go-w {path}, or set {variable} to a folder of your own."
+            )
+
+
+def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
+    """Yield each folder and link that leads to a path, and whether it is the path itself.
+
+    Links are followed one by one, since each is found in a folder that somebody may write to.
+    """
+    here, rest, links = Path("/"), list(path.absolute().parts[1:]), 0
+    yield here, here.lstat(), not rest
+    while rest:
+        name = rest.pop(0)
+        if name == "..":
+            here = here.parent
+            continue
+        step = here / name
+        try:
+            found = step.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if not stat.S_ISLNK(found.st_mode):
+            here = step
+            yield here, found, not rest
+            continue
+        yield step, found, False
+        links += 1
+        if links > LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = step.readlink()
+        rest = [*target.parts, *rest]
+        if target.is_absolute():
+            here, rest = Path("/"), rest[1:]
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    if found.st_mode & stat.S_IWOTH:
+        return True
+    return bool(found.st_mode & stat.S_IWGRP) and not _is_private_group(found)
+
+
+def _is_private_group(found: os.stat_result) -> bool:
+    """Whether the group is its owner's alone, as useradd makes one, and pam_umask relies on."""
+    try:
+        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid)
+    except KeyError:
+        return False
+    return group.gr_name == owner.pw_name and set(group.gr_mem) <= {owner.pw_name}
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def take_folder(path: Path, mode: int) -> None:
+    """Make a folder in a safe one, or take it over: it becomes this user's, with this mode.
+
+    Raises:
+        UnsafeFolderError: a link is in its place.
+        OSError: it cannot be made, or another user's cannot be taken over.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    folder = _open_no_link(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _take(folder, mode)
+    finally:
+        os.close(folder)
+
+
+def take_file(path: Path) -> None:
+    """Take over a file that lies in a safe folder: only this user may read it.
+
+    Raises:
+        UnsafeFolderError: a link is in its place.
+        OSError: there is none, or another user's cannot be taken over.
+    """
+    file = _open_regular(path.parent, path.name)
+    try:
+        _take(file, 0o600)
+    finally:
+        os.close(file)
+
+
+def give_folder(path: Path, *, uid: int, gid: int) -> None:
+    """Make a new folder for another user, in a safe one.
+
+    Raises:
+        OSError: something is in its place, or the user cannot be given it.
+    """
+    path.mkdir(mode=0o700)
+    folder = _open_no_link(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fchown(folder, uid, gid)
+    finally:
+        os.close(folder)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a new file that only this user can read; one that was in its place is removed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.unlink(missing_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123 - a descriptor
+        opened.write(text)
+
+
+def read_small(folder: Path, name: str) -> str:
+    """Read a small file from a folder that another user may write to.
+
+    No link is followed, and no pipe is waited for.
+
+    Args:
+        folder: lies in a safe one.
+        name: the file's name in it.
+
+    Raises:
+        UnsafeFolderError: it is a link, or no file.
+        OSError: there is none, or it cannot be read.
+    """
+    with open(_open_regular(folder, name), "rb") as opened:
+        return opened.read(SMALL_FILE_BYTES).decode(errors="replace")
+
+
+def _take(descriptor: int, mode: int) -> None:
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        os.fchown(descriptor, os.geteuid(), os.getegid())
+    os.fchmod(descriptor, mode)
+
+
+def _open_regular(folder: Path, name: str) -> int:
+    inside = _open_no_link(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        file = _open_no_link(folder / name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=inside)
+    finally:
+        os.close(inside)
+    found = os.fstat(file)
+    # A second name would be a hard link, to a file that somebody else has elsewhere.
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(file)
+        raise UnsafeFolderError(f"{folder / name} is not a plain file: remove it.")
+    return file
+
+
+def _open_no_link(path: Path, flags: int, *, dir_fd: int | None = None) -> int:
+    """Open what lies at a path; with `dir_fd`, the folder that is opened there decides."""
+    name = path if dir_fd is None else path.name
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except OSError as error:
+        # A link where a folder is wanted is ENOTDIR (open(2)).
+        if error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink():
+            raise UnsafeFolderError(
+                f"{path} is a link, and links are not followed there: remove it."
+            ) from error
+        raise

@@ -1,0 +1,59 @@
+"""How Apache Kafka is fetched: by Maven, once, and never with a file that was altered."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from settle.embedded import kafka
+from support.environ import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+JAVA = "#!/bin/sh\necho 'openjdk version \"17.0.1\"' >&2\n"
+MAVEN = '#!/bin/sh\nprintf "%s\\n" "$@" >> "$0.arguments"\nmkdir jars && touch jars/kafka.jar\n'
+REFUSING = "#!/bin/sh\necho '[ERROR] Checksum validation failed'\nmkdir jars\nexit 1\n"
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Path]:
+    """A folder of programs that stand in for Java and Maven; the cache is empty."""
+    install(tmp_path / "java", JAVA)
+    install(tmp_path / "mvn", MAVEN)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    with environment({"PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}):
+        yield tmp_path
+
+
+def install(program: Path, script: str) -> None:
+    program.write_text(script, encoding="ascii")
+    program.chmod(0o755)
+
+
+def test_maven_checks_what_it_fetches_and_is_asked_once(programs: Path) -> None:
+    jars = kafka.fetch()
+    again = kafka.fetch()
+
+    arguments = (programs / "mvn.arguments").read_text(encoding="ascii").splitlines()
+    assert arguments.count("--strict-checksums") == 1
+    assert again == jars
+    assert [path.name for path in jars.iterdir()] == ["kafka.jar"]
+
+
+def test_nothing_is_kept_of_what_maven_refuses(programs: Path) -> None:
+    install(programs / "mvn", REFUSING)
+
+    with pytest.raises(kafka.KafkaUnavailableError, match="Checksum validation failed"):
+        kafka.fetch()
+
+    assert not kafka.fetched()
+
+
+def test_a_cache_of_another_version_is_not_used(programs: Path) -> None:
+    (programs / "cache" / "settle" / "kafka-4.1.0").mkdir(parents=True)
+
+    assert not kafka.fetched()
