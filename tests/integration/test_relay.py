@@ -21,6 +21,7 @@ from shared.outbox.store import PAYLOAD_MAX_BYTES, EventTooLargeError
 from shared.outbox.uuid7 import least_id
 from shared.trace import Trace
 from support.delivery import ORDERS, Delivery, first_appearances, header
+from support.memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
 from support.writers import Writers
 
@@ -247,6 +248,30 @@ def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: 
     assert (seq, "MessageSizeTooLargeError" in reason) == (3, True)
     # Nor is it tried again by a replay.
     assert delivery.run("outbox-relay", "replay", "orders", "--since", "1h").stdout.startswith("5 ")
+
+
+def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
+    """Also one that SQL added, which no broker takes."""
+    for _ in range(6):
+        delivery.add("a", *["x" * 890_000] * 10)
+    delivery.query(
+        "orders",
+        "WITH added AS (INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
+        " VALUES (:id, 'orders', 'a', 'order.created',"
+        " convert_to(repeat('x', 100000000), 'UTF8'))"
+        " RETURNING shard, seq, id)"
+        " INSERT INTO outbox_pending SELECT shard, seq, id FROM added",
+        id=uuid7(),
+    )
+    delivery.add("a", 1)
+
+    with delivery.process("outbox-relay", "run", "orders") as relay:
+        delivery.wait_sent("orders", timeout_s=60)
+        peak = peak_mb(relay.pid)
+        refused = relay.logged("relay.refused")
+
+    assert peak < PEAK_MAX_MB
+    assert ["MessageSizeTooLargeError" in each["error"] for each in refused] == [True]
 
 
 def test_an_event_of_an_undeclared_aggregatetype_does_not_hold_up_the_others(
