@@ -63,7 +63,15 @@ FULL JOIN (
 """
 
 _INBOX = "SELECT uuid_send(id), source, type, outcome FROM inbox"
-_DEAD = "SELECT event_id::text, headers FROM dead_letters WHERE topic = :topic"
+# The headers of a dead letter may have a megabyte, and an id has 45 characters at most.
+_DEAD = """
+SELECT event_id::text, (
+    SELECT header -> 1 FROM json_array_elements(headers) AS header
+    WHERE (header -> 0)::text = '"ce_id"' AND octet_length((header -> 1)::text) < 100
+    LIMIT 1
+) AS ce_id
+FROM dead_letters WHERE topic = :topic
+"""
 _HORIZON = "SELECT uuid_send(before) FROM inbox_horizon ORDER BY before DESC LIMIT 1"
 _STATUSES = "SELECT status, uuid_send(id) FROM orders WHERE id = ANY(CAST(:ids AS uuid[]))"
 
@@ -184,10 +192,9 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int
     return foreign
 
 
-def _dead_id(event_id: str | None, headers: list[list[Any]]) -> bytes | None:
+def _dead_id(event_id: str | None, ce_id: Any) -> bytes | None:
     """The id of what was parked, which may be no event and yet have one."""
-    told = [value for name, value in headers if name == "ce_id"]
-    return parse_uuid(event_id or (told[0] if told else None))
+    return parse_uuid(event_id or ce_id)
 
 
 def read_latest_statuses(found: Snapshot, scratch: Scratch) -> None:

@@ -15,6 +15,7 @@ from kafka.partitioner import DefaultPartitioner
 from shared.outbox.kafka_internals import (
     FETCH_MAX_BYTES,
     connect,
+    drop_fetched_when_paused,
     never_create_topics,
     patch_consumers,
 )
@@ -172,4 +173,5 @@ def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsum
         **options,
     )
     never_create_topics(consumer)
+    drop_fetched_when_paused(consumer)
     return consumer

@@ -217,6 +217,24 @@ def never_create_topics(client: KafkaConsumer | KafkaProducer) -> None:
     cluster.config["allow_auto_create_topics"] = False
 
 
+class _Dropped(dict[TopicPartition, Any]):
+    """A dictionary that keeps nothing."""
+
+    def __setitem__(self, key: TopicPartition, value: Any) -> None:
+        """Drop the value."""
+
+
+def drop_fetched_when_paused(consumer: KafkaConsumer) -> None:
+    """Let a consumer keep no records of paused partitions.
+
+    It keeps what one fetch brought, for each of them. After a pause this project reads from an
+    earlier offset anyhow.
+    """
+    fetcher = consumer._fetcher  # noqa: SLF001
+    fetcher._paused_completed_fetches = _Dropped()  # noqa: SLF001
+    fetcher._paused_partition_records = _Dropped()  # noqa: SLF001
+
+
 def close_connection(consumer: KafkaConsumer, partition: TopicPartition) -> None:
     """Close the connection to the leader of a partition; the next fetch opens another one."""
     leader = consumer._cluster.leader_for_partition(partition)  # noqa: SLF001

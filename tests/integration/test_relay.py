@@ -17,7 +17,8 @@ from uuid_utils.compat import uuid7
 from shared import outbox
 from shared.outbox import Event, notify_after_commit
 from shared.outbox.health import StuckError, check_health
-from shared.outbox.store import PAYLOAD_MAX_BYTES, EventTooLargeError
+from shared.outbox.pending import BATCH_MAX_BYTES, lock_shards, read_pending
+from shared.outbox.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, EventTooLargeError
 from shared.outbox.uuid7 import least_id
 from shared.trace import Trace
 from support.delivery import ORDERS, Delivery, first_appearances, header
@@ -252,8 +253,7 @@ def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: 
 
 def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
     """Also one that SQL added, which no broker takes."""
-    for _ in range(6):
-        delivery.add("a", *["x" * 890_000] * 10)
+    delivery.add("a", *["x" * 890_000] * 10)
     delivery.query(
         "orders",
         "WITH added AS (INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
@@ -272,6 +272,19 @@ def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
 
     assert peak < PEAK_MAX_MB
     assert ["MessageSizeTooLargeError" in each["error"] for each in refused] == [True]
+
+
+def test_long_keys_count_for_what_a_batch_weighs(delivery: Delivery) -> None:
+    key = "\N{GRINNING FACE}" * KEY_MAX_LENGTH
+    delivery.add(key, *range(200))
+
+    with delivery.session("orders") as session:
+        connection = session.connection()
+        shards = lock_shards(connection, 1)
+        events = read_pending(connection, shards, 10_000, [])
+
+    weights = [len(event.aggregateid.encode()) + len(event.payload) for event in events]
+    assert BATCH_MAX_BYTES - max(weights) < sum(weights) < BATCH_MAX_BYTES + max(weights)
 
 
 def test_an_event_of_an_undeclared_aggregatetype_does_not_hold_up_the_others(

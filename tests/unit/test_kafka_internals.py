@@ -384,3 +384,20 @@ def test_a_private_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(Fetcher, "_parse_fetched_data")
     with pytest.raises(KafkaVersionError, match=r"Fetcher\._parse_fetched_data"):
         kafka_internals.check()
+
+
+def test_records_of_a_paused_partition_are_not_kept() -> None:
+    fetcher = Fetcher(Mock(), Mock())
+    paused, parsed = Mock(topic_partition=PARTITION), part_of(SOUND, at=2)
+    fetcher._subscriptions.is_paused.return_value = True  # noqa: SLF001
+    kept = [name for name in vars(fetcher) if name.startswith("_paused_")]
+
+    kafka_internals.drop_fetched_when_paused(Mock(_fetcher=fetcher))
+    fetcher._completed_fetches.append(paused)  # noqa: SLF001
+    fetcher._next_partition_records = parsed  # noqa: SLF001
+    found = fetcher.fetched_records(10)
+
+    assert found == ({}, False)
+    assert len(kept) == 2
+    assert [len(getattr(fetcher, name)) for name in kept] == [0, 0]
+    assert not fetcher._completed_fetches  # noqa: SLF001
