@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Tell = Callable[[int], None]
 
 CHUNK = 2_000
+# The headers of one may have a megabyte.
+DEAD_LETTERS_AT_ONCE = 10
 
 # One snapshot for all that is read. Nobody waits for what only reads, but for partitions that are
 # to be dropped: relays and consumers try again later.
@@ -63,15 +65,7 @@ FULL JOIN (
 """
 
 _INBOX = "SELECT uuid_send(id), source, type, outcome FROM inbox"
-# The headers of a dead letter may have a megabyte, and an id has 45 characters at most.
-_DEAD = """
-SELECT event_id::text, (
-    SELECT header -> 1 FROM json_array_elements(headers) AS header
-    WHERE (header -> 0)::text = '"ce_id"' AND octet_length((header -> 1)::text) < 100
-    LIMIT 1
-) AS ce_id
-FROM dead_letters WHERE topic = :topic
-"""
+_DEAD = "SELECT event_id::text, headers FROM dead_letters WHERE topic = :topic"
 _HORIZON = "SELECT uuid_send(before) FROM inbox_horizon ORDER BY before DESC LIMIT 1"
 _STATUSES = "SELECT status, uuid_send(id) FROM orders WHERE id = ANY(CAST(:ids AS uuid[]))"
 
@@ -91,11 +85,15 @@ class Snapshot:
         counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)  # noqa: S608 - names of ours
         return int(self.connection.execute(text(f"SELECT {counts}")).scalar_one())
 
-    def stream(self, sql: str, **parameters: Any) -> Iterator[list[Any]]:
+    def stream(
+        self, sql: str, *, rows_at_once: int = CHUNK, **parameters: Any
+    ) -> Iterator[list[Any]]:
         """The rows of a query, some at a time, through a cursor on the server."""
-        streaming = self.connection.execution_options(stream_results=True, max_row_buffer=CHUNK)
+        streaming = self.connection.execution_options(
+            stream_results=True, max_row_buffer=rows_at_once
+        )
         with streaming.execute(text(sql), parameters) as result:
-            for rows in result.partitions(CHUNK):
+            for rows in result.partitions(rows_at_once):
                 yield list(map(tuple, rows))
 
     def rows(self, sql: str, **parameters: Any) -> list[Any]:
@@ -181,7 +179,7 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int
             ((flow.source, id_, type_, outcome) for id_, _, type_, outcome in ours),
         )
         tell(len(rows))
-    for rows in found.stream(_DEAD, topic=flow.topic):
+    for rows in found.stream(_DEAD, rows_at_once=DEAD_LETTERS_AT_ONCE, topic=flow.topic):
         ids = (_dead_id(*row) for row in rows)
         scratch.add(
             "INSERT OR IGNORE INTO dead VALUES (?, ?)",
@@ -192,9 +190,10 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int
     return foreign
 
 
-def _dead_id(event_id: str | None, ce_id: Any) -> bytes | None:
+def _dead_id(event_id: str | None, headers: list[list[Any]]) -> bytes | None:
     """The id of what was parked, which may be no event and yet have one."""
-    return parse_uuid(event_id or ce_id)
+    told = [value for name, value in headers if name == "ce_id"]
+    return parse_uuid(event_id or (told[0] if told else None))
 
 
 def read_latest_statuses(found: Snapshot, scratch: Scratch) -> None:
