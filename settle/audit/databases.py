@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Tell = Callable[[int], None]
 
 CHUNK = 2_000
+# The headers of one may have a megabyte.
+DEAD_LETTERS_AT_ONCE = 10
 
 # One snapshot for all that is read. Nobody waits for what only reads, but for partitions that are
 # to be dropped: relays and consumers try again later.
@@ -83,11 +85,15 @@ class Snapshot:
         counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)  # noqa: S608 - names of ours
         return int(self.connection.execute(text(f"SELECT {counts}")).scalar_one())
 
-    def stream(self, sql: str, **parameters: Any) -> Iterator[list[Any]]:
+    def stream(
+        self, sql: str, *, rows_at_once: int = CHUNK, **parameters: Any
+    ) -> Iterator[list[Any]]:
         """The rows of a query, some at a time, through a cursor on the server."""
-        streaming = self.connection.execution_options(stream_results=True, max_row_buffer=CHUNK)
+        streaming = self.connection.execution_options(
+            stream_results=True, max_row_buffer=rows_at_once
+        )
         with streaming.execute(text(sql), parameters) as result:
-            for rows in result.partitions(CHUNK):
+            for rows in result.partitions(rows_at_once):
                 yield list(map(tuple, rows))
 
     def rows(self, sql: str, **parameters: Any) -> list[Any]:
@@ -173,7 +179,7 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int
             ((flow.source, id_, type_, outcome) for id_, _, type_, outcome in ours),
         )
         tell(len(rows))
-    for rows in found.stream(_DEAD, topic=flow.topic):
+    for rows in found.stream(_DEAD, rows_at_once=DEAD_LETTERS_AT_ONCE, topic=flow.topic):
         ids = (_dead_id(*row) for row in rows)
         scratch.add(
             "INSERT OR IGNORE INTO dead VALUES (?, ?)",

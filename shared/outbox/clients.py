@@ -12,7 +12,14 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.partitioner import DefaultPartitioner
 
-from shared.outbox.kafka_internals import connect, never_create_topics, patch_consumers
+from shared.outbox.kafka_internals import (
+    FETCH_MAX_BYTES,
+    connect,
+    drop_fetched_when_paused,
+    never_create_topics,
+    patch_consumers,
+)
+from shared.outbox.record_stream import RECORD_MAX_BYTES
 
 if TYPE_CHECKING:
     from shared.settings import Settings
@@ -30,8 +37,14 @@ MAX_POLL_INTERVAL_MS = 300_000
 # As a broker takes unless told otherwise (message.max.bytes).
 MAX_REQUEST_BYTES = 1024 * 1024
 
-# A response larger than this ends the connection; a batch never comes near it.
+# Of one partition in one fetch. The broker sends a first batch whole, however large it is.
+_PARTITION_FETCH_BYTES = RECORD_MAX_BYTES
+
+# A response larger than this ends the connection.
 RECEIVE_MAX_BYTES = 100_000_000
+# The same for consumers, but for the response to a fetch with a batch over FETCH_MAX_BYTES: see
+# kafka_internals. An embedded broker may send a batch more than it is asked for.
+_CONSUMER_RECEIVE_MAX_BYTES = FETCH_MAX_BYTES + _PARTITION_FETCH_BYTES
 IDLE_CONNECTION_MS = 540_000
 METADATA_MAX_AGE_MS = 30_000
 RETRY_BACKOFF_MS = 100
@@ -119,7 +132,6 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
         session_timeout_ms=SESSION_TIMEOUT_MS,
         heartbeat_interval_ms=HEARTBEAT_MS,
-        fetch_max_bytes=8 * 1024 * 1024,
     )
 
 
@@ -134,7 +146,6 @@ def make_reader(settings: Settings) -> KafkaConsumer:
         "settle-reader",
         group_id=None,
         max_poll_records=2_000,
-        fetch_max_bytes=4 * 1024 * 1024,
     )
 
 
@@ -142,7 +153,8 @@ def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsum
     patch_consumers()
     consumer = connect(
         KafkaConsumer,
-        **_connection(settings, client_id),
+        **_connection(settings, client_id)
+        | {"receive_message_max_bytes": _CONSUMER_RECEIVE_MAX_BYTES},
         # What a producer has aborted never happened, and what is not committed yet has not.
         isolation_level="read_committed",
         check_crcs=True,
@@ -155,9 +167,11 @@ def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsum
         # Apache Kafka answers as soon as there is a record; the embedded broker looks only every so
         # often while a fetch waits, by a share of this time (500: 0 to 100 ms late; 50: 3 to 11).
         fetch_max_wait_ms=50,
-        max_partition_fetch_bytes=2 * 1024 * 1024,
+        fetch_max_bytes=FETCH_MAX_BYTES,
+        max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
         enable_incremental_fetch_sessions=True,
         **options,
     )
     never_create_topics(consumer)
+    drop_fetched_when_paused(consumer)
     return consumer

@@ -1,8 +1,9 @@
 """Polling a consumer so that trouble with one partition stops that partition alone.
 
 A batch that is corrupt is fetched again over new connections, then handed on as a record that
-holds its bytes. A batch whose codec is missing, and a partition that the broker cannot serve, are
-held back and tried again for as long as it takes.
+holds its bytes. What is too large is handed on as a record that names its size and digest. A batch
+whose codec is missing, and a partition that the broker cannot serve, are held back and tried again
+for as long as it takes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from shared.outbox.kafka_internals import (
     UnreadablePartitionError,
     close_connection,
 )
+from shared.outbox.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer, TopicPartition
@@ -34,22 +36,50 @@ STALLED_S = 60.0
 # A partition that was tried again and has not failed for this time is sound, and may be empty.
 SOUND_AFTER_S = 5.0
 
+# The reason of a dead letter.
+TOO_LARGE = "too_large"
+
 Batch = dict["TopicPartition", list[ConsumerRecord]]
 
 
-class UnreadableBatch(ConsumerRecord):  # type: ignore[misc]  # kafka-python is untyped
-    """A batch that cannot be read, in the place of its records.
+class Refused(ConsumerRecord):  # type: ignore[misc]  # kafka-python is untyped
+    """Stands for what cannot be read.
 
-    Its value is the batch as the broker sent it. Its offset is the batch's last one: committing it
-    skips the batch.
+    Args:
+        reason: of its dead letter.
+        detail: a sentence.
     """
 
-    reason = "unreadable_batch"
+    reason: str
     detail: str
+
+
+class TooLargeRecord(Refused):
+    """A record that is too large, without its key, value and headers."""
+
+    @classmethod
+    def of(cls, record: ConsumerRecord) -> TooLargeRecord:
+        """Return what stands for a record whose value is a `TooLarge`."""
+        found = cls(*record._replace(value=None))
+        found.reason = TOO_LARGE
+        found.detail = (
+            f"The record at offset {record.offset} has {record.value.describe()}."
+            f" At most {RECORD_MAX_BYTES} bytes and {HEADERS_MAX} headers are read."
+        )
+        return found
+
+
+class UnreadableBatch(Refused):
+    """A batch that cannot be read, in the place of its records.
+
+    Its value is the batch as the broker sent it, or None if that is too large. Its offset is the
+    batch's last one: committing it skips the batch.
+    """
 
     @classmethod
     def of(cls, error: UnreadableBatchError) -> UnreadableBatch:
         """Return the record for a batch."""
+        is_kept = not isinstance(error.value, TooLarge)
         record = cls(
             topic=error.partition.topic,
             partition=error.partition.partition,
@@ -58,17 +88,20 @@ class UnreadableBatch(ConsumerRecord):  # type: ignore[misc]  # kafka-python is 
             timestamp=-1,
             timestamp_type=0,
             key=None,
-            value=error.value,
+            value=error.value if is_kept else None,
             headers=[],
             checksum=None,
             serialized_key_size=-1,
-            serialized_value_size=len(error.value),
+            serialized_value_size=len(error.value) if is_kept else -1,
             serialized_header_size=-1,
         )
+        record.reason = TOO_LARGE if error.is_too_large else "unreadable_batch"
         record.detail = (
             f"The batch with offsets {error.offset} to {error.last_offset} cannot be read:"
             f" {error.reason}"
         )
+        if isinstance(error.value, TooLarge):
+            record.detail += f". It has {error.value.describe()}."
         return record
 
 
@@ -106,7 +139,7 @@ class PartitionReader:
     def poll(
         self, consumer: KafkaConsumer, *, timeout_ms: int, max_records: int | None = None
     ) -> Batch:
-        """Return records, among them an `UnreadableBatch` for each batch that is given up.
+        """Return records, among them a `Refused` for each record or batch that is given up.
 
         Raises:
             KafkaError: the broker or the group is in trouble, not one partition.
@@ -122,7 +155,13 @@ class PartitionReader:
         for partition in self._troubles.keys() & batch.keys():
             self._forget(partition)
         self._note_positions(consumer)
-        return batch
+        return {
+            partition: [
+                TooLargeRecord.of(record) if isinstance(record.value, TooLarge) else record
+                for record in records
+            ]
+            for partition, records in batch.items()
+        }
 
     def describe_held(self) -> str:
         """Return which partitions stand still and why; empty when all can be read."""
@@ -172,7 +211,7 @@ class PartitionReader:
         if error.lacks_codec:
             if not self._skips_missing_codec:
                 return {}
-        elif attempts <= REFETCH_LIMIT:
+        elif attempts <= REFETCH_LIMIT and not error.is_too_large:
             close_connection(consumer, error.partition)
             return {}
         consumer.seek(error.partition, error.last_offset + 1)

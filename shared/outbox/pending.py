@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from shared.outbox.clients import MAX_REQUEST_BYTES
 from shared.outbox.uuid7 import least_id
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-# What one batch may weigh in memory, in bytes of payload.
+# What one batch may weigh in memory, in bytes of payloads, keys and headers.
 BATCH_MAX_BYTES = 4 * 1024 * 1024
+# What is read of a payload: a producer refuses this much. `outbox.add` takes less, SQL may not.
+_PAYLOAD_READ_BYTES = MAX_REQUEST_BYTES + 1
 # Events that one statement of a replay reads: far less than a second.
 REPLAY_PIECE = 10_000
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -55,18 +58,23 @@ _LOCK_SHARDS = text(
 # fewer partitions.
 _READ = text(
     """
-    SELECT id, seq, shard, aggregatetype, aggregateid, type, payload, requestid, traceparent,
+    SELECT id, seq, shard, aggregatetype, aggregateid, type,
+           substring(payload FROM 1 FOR :payload_bytes) AS payload, requestid, traceparent,
            created_at
     FROM (
-        SELECT o.*, sum(octet_length(o.payload)) OVER (ORDER BY o.seq) AS weight
+        SELECT o.*, size.bytes, sum(size.bytes) OVER (ORDER BY o.seq) AS weight
         FROM unnest(CAST(:shards AS integer[])) AS locked (shard)
         CROSS JOIN LATERAL (
             SELECT p.id FROM outbox_pending p
             WHERE p.shard = locked.shard ORDER BY p.seq LIMIT :per_shard
         ) AS head
         JOIN outbox o ON o.id = head.id
+        CROSS JOIN LATERAL (
+            SELECT octet_length(o.payload)
+                + octet_length(concat(o.aggregateid, o.type, o.requestid, o.traceparent)) AS bytes
+        ) AS size
     ) AS weighed
-    WHERE weight - octet_length(payload) < :max_bytes
+    WHERE weight - bytes < :max_bytes
       AND CAST(:noted_at AS timestamptz[]) = (
         SELECT coalesce(array_agg(noted_at ORDER BY topic), '{}') FROM outbox_topics
       )
@@ -157,6 +165,7 @@ def read_pending(
             "per_shard": max(1, most // len(shards)),
             "most": most,
             "max_bytes": BATCH_MAX_BYTES,
+            "payload_bytes": _PAYLOAD_READ_BYTES,
             "noted_at": list(noted_at),
         },
     )

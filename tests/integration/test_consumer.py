@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,6 +18,7 @@ from uuid_utils.compat import uuid7
 from shared.outbox import Service, Subscription
 from shared.outbox.uuid7 import time_of
 from support.delivery import ORDERS, PAYMENTS, Delivery, Record, headers, order_created
+from support.memory import PEAK_MAX_MB, PRINT_STATUS, peak_in
 from support.poison import RawName, headers_of_no_event, values_that_are_no_order
 from support.waiting import wait_until
 
@@ -80,6 +84,33 @@ def test_poison_of_every_kind_is_parked_between_good_events(
     assert garbled["value"] == {"base64": "eyJvcmRlcl9pZCI6ICL/In0="}
     assert any(["ce_id", {"base64": "/w=="}] in line["headers"] for line in lines)
     assert any(["ce_\\xff", {"base64": "/w=="}] in line["headers"] for line in lines)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_large_dead_letters_are_listed_in_little_memory(
+    delivery: Delivery, form: list[str]
+) -> None:
+    delivery.query(
+        "payments",
+        "INSERT INTO dead_letters"
+        ' (fingerprint, topic, partition, "offset", value, headers, reason, detail)'
+        " SELECT convert_to(n::text, 'UTF8'), 'orders.events', 0, n,"
+        " convert_to(repeat('x', 1000000), 'UTF8'), '[]', 'not_json', 'no JSON'"
+        " FROM generate_series(1, 60) AS n",
+    )
+
+    command = f"{PRINT_STATUS}\nfrom shared.outbox.cli.inbox import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "dead-letters", "list", "payments", "--limit=100", *form],
+        env={**os.environ, **delivery.environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout.count("not_json") == 60
+    assert peak_in(done.stderr) < PEAK_MAX_MB
 
 
 def test_duplicates_are_applied_once(delivery: Delivery) -> None:

@@ -17,10 +17,12 @@ from uuid_utils.compat import uuid7
 from shared import outbox
 from shared.outbox import Event, notify_after_commit
 from shared.outbox.health import StuckError, check_health
-from shared.outbox.store import PAYLOAD_MAX_BYTES, EventTooLargeError
+from shared.outbox.pending import BATCH_MAX_BYTES, lock_shards, read_pending
+from shared.outbox.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, EventTooLargeError
 from shared.outbox.uuid7 import least_id
 from shared.trace import Trace
 from support.delivery import ORDERS, Delivery, first_appearances, header
+from support.memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
 from support.writers import Writers
 
@@ -247,6 +249,42 @@ def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: 
     assert (seq, "MessageSizeTooLargeError" in reason) == (3, True)
     # Nor is it tried again by a replay.
     assert delivery.run("outbox-relay", "replay", "orders", "--since", "1h").stdout.startswith("5 ")
+
+
+def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
+    """Also one that SQL added, which no broker takes."""
+    delivery.add("a", *["x" * 890_000] * 10)
+    delivery.query(
+        "orders",
+        "WITH added AS (INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
+        " VALUES (:id, 'orders', 'a', 'order.created',"
+        " convert_to(repeat('x', 100000000), 'UTF8'))"
+        " RETURNING shard, seq, id)"
+        " INSERT INTO outbox_pending SELECT shard, seq, id FROM added",
+        id=uuid7(),
+    )
+    delivery.add("a", 1)
+
+    with delivery.process("outbox-relay", "run", "orders") as relay:
+        delivery.wait_sent("orders", timeout_s=60)
+        peak = peak_mb(relay.pid)
+        refused = relay.logged("relay.refused")
+
+    assert peak < PEAK_MAX_MB
+    assert ["MessageSizeTooLargeError" in each["error"] for each in refused] == [True]
+
+
+def test_long_keys_count_for_what_a_batch_weighs(delivery: Delivery) -> None:
+    key = "\N{GRINNING FACE}" * KEY_MAX_LENGTH
+    delivery.add(key, *range(200))
+
+    with delivery.session("orders") as session:
+        connection = session.connection()
+        shards = lock_shards(connection, 1)
+        events = read_pending(connection, shards, 10_000, [])
+
+    weights = [len(event.aggregateid.encode()) + len(event.payload) for event in events]
+    assert BATCH_MAX_BYTES - max(weights) < sum(weights) < BATCH_MAX_BYTES + max(weights)
 
 
 def test_an_event_of_an_undeclared_aggregatetype_does_not_hold_up_the_others(

@@ -33,6 +33,7 @@ def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes
     return {
         "not JSON": ("not_json", b"{"),
         "empty": ("not_json", b""),
+        "a name twice": ("not_json", good.replace(b"}", b', "amount": 5}')),
         "NaN": ("not_json", but(amount=float("nan"))),
         "infinity": ("not_json", but(amount=float("inf"))),
         "5,000 digits": ("not_json", good.replace(b'"amount": 5', b'"amount": ' + b"9" * 5000)),
@@ -50,6 +51,7 @@ def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes
         "order a surrogate": ("invalid_data", but(order_id="\ud800" * 36)),
         "nil user": ("invalid_data", but(user_id=str(UUID(int=0)))),
         "NUL in user": ("invalid_data", but(user_id="\0" * 36)),
+        "1e999": ("invalid_data", good.replace(b'"amount": 5', b'"amount": 1e999')),
         "float": ("invalid_data", but(amount=5.0)),
         "exponent": ("invalid_data", good.replace(b'"amount": 5', b'"amount": 5e2')),
         "number in a string": ("invalid_data", but(amount="5")),

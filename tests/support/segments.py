@@ -6,10 +6,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from kafka.record.memory_records import MemoryRecordsBuilder
-from kafka.record.util import calc_crc32c
+from kafka.record.util import calc_crc32c, encode_varint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
@@ -17,17 +17,42 @@ CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 LENGTH_AT, MAGIC_AT, CRC_AT, ATTRIBUTES_AT = 8, 16, 17, 21
 LAST_OFFSET_DELTA_AT, COUNT_AT, RECORDS_AT = 23, 57, 61
 _OVERHEAD = 12
+# Of snappy-java's framing.
+XERIAL = b"\x82SNAPPY\0" + b"\0\0\0\1" * 2
 
 
-def batch_of(*values: bytes, offset: int = 0, codec: str = "none") -> bytes:
+def batch_of(
+    *values: bytes,
+    offset: int = 0,
+    codec: str = "none",
+    key: bytes = b"key",
+    headers: Sequence[tuple[str, bytes | None]] = (),
+) -> bytes:
     """Return a batch with a record for each value."""
     builder = MemoryRecordsBuilder(
-        magic=2, compression_type=CODECS[codec], batch_size=1 << 20, offset=0
+        magic=2, compression_type=CODECS[codec], batch_size=1 << 28, offset=0
     )
     for value in values:
-        builder.append(timestamp=1_000, key=b"key", value=value, headers=[])
+        builder.append(timestamp=1_000, key=key, value=value, headers=list(headers))
     builder.close()
     return put(bytes(builder.buffer()), 0, ">q", offset)
+
+
+def batch_with(content: bytes, codec: str, count: int = 1) -> bytes:
+    """Return a batch whose compressed content is given, whatever it is."""
+    header = batch_of(*[b""] * count)[:RECORDS_AT]
+    batch = put(header + content, LENGTH_AT, ">i", len(header) + len(content) - _OVERHEAD)
+    return with_checksum(put(batch, ATTRIBUTES_AT, ">h", CODECS[codec]))
+
+
+def record_bytes(key: bytes, value: bytes, *, offset_delta: int) -> bytes:
+    """Return a record without headers, as it stands in a batch after its length."""
+    found = bytearray()
+    for number in (0, 0, offset_delta, len(key)):
+        encode_varint(number, found.append)
+    found += key
+    encode_varint(len(value), found.append)
+    return bytes(found + value + b"\0")
 
 
 def put(batch: bytes, at: int, form: str, value: int) -> bytes:

@@ -9,6 +9,9 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from shared.outbox import clients
+from shared.outbox.headers import HEADER_MAX_LENGTH
+from shared.outbox.record_stream import BATCH_RECORDS_MAX, RECORD_MAX_BYTES
+from shared.outbox.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES
 from shared.settings import read_settings
 from support.environ import environment
 
@@ -145,3 +148,13 @@ def test_a_fetch_has_room_for_the_largest_record(settings: Settings) -> None:
     assert options["max_partition_fetch_bytes"] >= clients.MAX_REQUEST_BYTES
     assert options["max_partition_fetch_bytes"] <= options["fetch_max_bytes"]
     assert options["fetch_max_bytes"] < options["receive_message_max_bytes"]
+
+
+def test_what_a_relay_sends_is_read(settings: Settings) -> None:
+    """The payload, the key (4 bytes a character) and the headers of the largest event."""
+    largest = PAYLOAD_MAX_BYTES + 4 * KEY_MAX_LENGTH + 9 * 4 * HEADER_MAX_LENGTH
+
+    options = options_of("producer", settings)
+
+    assert largest < options["max_request_size"] <= RECORD_MAX_BYTES
+    assert settings.consumer_batch < BATCH_RECORDS_MAX

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+from collections import defaultdict
 from typing import Any
 from unittest.mock import Mock
 
 import kafka
 import kafka.codec
 import pytest
+import zstandard
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import UnsupportedCodecError
 from kafka.record import MemoryRecords
 
-from shared.outbox import kafka_internals
+from shared.outbox import kafka_internals, record_stream
 from shared.outbox.kafka_internals import KafkaVersionError, UnreadableBatchError
+from shared.outbox.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
 from support.segments import (
     ATTRIBUTES_AT,
     CODECS,
@@ -23,9 +28,12 @@ from support.segments import (
     LENGTH_AT,
     MAGIC_AT,
     RECORDS_AT,
+    XERIAL,
     batch_of,
+    batch_with,
     flip,
     put,
+    record_bytes,
     with_checksum,
 )
 
@@ -45,11 +53,16 @@ def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError 
     records = []
     try:
         while part:
-            records += part.take(2)
+            records += part.take(1)
     except UnreadableBatchError as error:
         assert not part, "it would be asked for more without end"
         return records, error
     return records, None
+
+
+def part_of(batch: bytes, at: int = 0) -> Any:
+    """Return a fetched partition with a batch."""
+    return Fetcher.PartitionRecords(at, PARTITION, MemoryRecords(batch))
 
 
 def offsets(records: list[Any]) -> list[int]:
@@ -72,6 +85,8 @@ SOUND = batch_of(b"a", b"b", offset=2)
 UNREADABLE = {
     "checksum": flip(SOUND, len(SOUND) - 1),
     "format to come": put(SOUND, MAGIC_AT, ">b", 3),
+    "format 1": put(SOUND, MAGIC_AT, ">b", 1),
+    "format 0": put(SOUND, MAGIC_AT, ">b", 0),
     "negative format": put(SOUND, MAGIC_AT, ">b", -1),
     "negative length of a record": with_checksum(put(SOUND, RECORDS_AT, ">B", 1)),
     "length beyond the end": with_checksum(put(SOUND, RECORDS_AT, ">B", 0x7E)),
@@ -154,18 +169,197 @@ def test_a_codec_that_nobody_knows_is_not_taken_for_corruption() -> None:
     assert error.lacks_codec
 
 
-@pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
-def test_a_batch_that_expands_beyond_all_measure_is_unreadable(
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_record_that_is_too_large_is_measured_and_its_neighbours_are_read(codec: str) -> None:
+    large = b"x" * RECORD_MAX_BYTES
+    batch = batch_of(b"before", large, b"after", codec=codec)
+
+    records, error = read(batch)
+
+    assert error is None
+    before, refused, after = records
+    assert (before.value, after.value) == (b"before", b"after")
+    assert (refused.offset, refused.timestamp, refused.key) == (1, 1_000, None)
+    assert isinstance(refused.value, TooLarge)
+    content = record_bytes(b"key", large, offset_delta=1)
+    assert refused.value.size == len(content) > RECORD_MAX_BYTES
+    assert refused.value.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("headers", [HEADERS_MAX, HEADERS_MAX + 1])
+def test_a_record_with_too_many_headers_is_measured(headers: int) -> None:
+    batch = batch_of(b"value", headers=[("", None)] * headers)
+
+    records, error = read(batch)
+
+    assert error is None
+    assert isinstance(records[0].value, TooLarge) is (headers > HEADERS_MAX)
+
+
+def test_a_key_or_a_header_counts_for_the_size_of_a_record() -> None:
+    keyed = batch_of(b"", key=b"k" * RECORD_MAX_BYTES)
+    headed = batch_of(b"", headers=[("name", b"h" * RECORD_MAX_BYTES)], offset=1)
+
+    records, error = read(keyed, headed)
+
+    assert error is None
+    assert offsets(records) == [0, 1]
+    assert all(isinstance(record.value, TooLarge) for record in records)
+
+
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if codec != "none"])
+def test_a_batch_that_expands_beyond_the_limit_is_measured(
     codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_internals, "EXPANDED_MAX_BYTES", 100_000)
-    bomb = batch_of(b"x" * 200_000, codec=codec)
+    monkeypatch.setattr(record_stream, "EXPANDED_MAX_BYTES", 100_000)
+    bomb = batch_of(b"a", b"x" * 200_000, codec=codec)
 
     records, error = read(bomb)
 
     assert records == []
     assert error is not None
+    assert error.is_too_large
     assert "100000" in error.reason
+    assert isinstance(error.value, TooLarge)
+    assert error.value.size == len(bomb)
+    assert error.value.sha256 == hashlib.sha256(bomb).hexdigest()
+
+
+def test_a_batch_of_too_many_records_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_stream, "BATCH_RECORDS_MAX", 10)
+
+    most, error = read(batch_of(*[b""] * 10))
+    more, refused = read(batch_of(*[b""] * 11))
+
+    assert (len(most), error) == (10, None)
+    assert more == []
+    assert refused is not None
+    assert refused.is_too_large
+
+
+def test_a_corrupt_batch_that_is_too_large_to_keep_is_measured() -> None:
+    batch = flip(batch_of(b"x" * RECORD_MAX_BYTES), 100)
+
+    _, error = read(batch)
+
+    assert error is not None
+    assert not error.is_too_large, "it is fetched again: the connection may have damaged it"
+    assert isinstance(error.value, TooLarge)
+
+
+def test_the_records_before_one_that_is_corrupt_inside_are_read() -> None:
+    last = batch_of(b"aaaa", b"bbbb", b"cccc", offset=2)
+    batch = with_checksum(last.replace(b"\x08bbbb", b"\x0cbbbb"))
+
+    records, error = read(batch, batch_of(b"z", offset=5))
+
+    assert offsets(records) == [2]
+    assert error is not None
+    assert (error.offset, error.last_offset, error.value) == (3, 4, batch)
+
+
+def test_records_whose_offsets_go_back_are_corrupt() -> None:
+    batch = batch_of(b"aaaa", b"bbbb", offset=2)
+    repeated = with_checksum(batch.replace(b"\x02\x06key\x08bbbb", b"\x00\x06key\x08bbbb"))
+
+    records, error = read(repeated)
+
+    assert offsets(records) == [2]
+    assert error is not None
+
+
+def test_a_poll_gives_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_internals, "POLL_MAX_BYTES", 3_000)
+    batches = [batch_of(*[b"x" * 1_000] * 5, offset=offset) for offset in (0, 5)]
+    parts = [part_of(batches[0]), part_of(batches[1], at=5)]
+    state = Mock(highwater=None)
+    fetcher = Mock(**{"_subscriptions.assignment": {PARTITION: state}})
+    append = Fetcher._append  # noqa: SLF001
+    drained: dict[TopicPartition, list[Any]] = defaultdict(list)
+
+    for part in parts:
+        state.position = Mock(offset=part.next_fetch_offset)
+        added = append(fetcher, drained, part, 500, update_offsets=True)
+
+    assert offsets(drained[PARTITION]) == [0, 1, 2]
+    assert added == 500, "which ends the poll"
+    assert offsets(parts[0].take(2)) == [3, 4]
+
+
+def test_many_headers_count_for_the_bytes_of_a_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fetcher.PartitionRecords, "bytes_left", 100_000)
+    part = part_of(batch_of(*[b""] * 20, headers=[("", None)] * 500))
+
+    records = part.take(500)
+
+    assert len(records) == 2
+
+
+ZSTD = zstandard.ZstdCompressor()
+HOSTILE_CONTENT = {
+    "zstd with a window of 128 MiB": (
+        "zstd",
+        zstandard.ZstdCompressor(
+            compression_params=zstandard.ZstdCompressionParameters(window_log=27)
+        )
+        .compressobj()
+        .compress(b"x" * 1_000_000),
+    ),
+    "zstd with a dictionary": (
+        "zstd",
+        # RFC 8878, 3.1.1: one segment, the id of a dictionary (7), one byte, as it is.
+        b"\x28\xb5\x2f\xfd\x21\x07\x01\x09\x00\x00x",
+    ),
+    "zstd that lies about its size": ("zstd", ZSTD.compress(b"x" * 200)[:5] + b"\xff" * 20),
+    "snappy that says 4 GB": ("snappy", b"\xff\xff\xff\xff\x0f" + b"\0" * 20),
+    "snappy without a size": ("snappy", b"\xff" * 20),
+    "snappy in blocks of negative length": ("snappy", XERIAL + b"\xff\xff\xff\xfc" * 5),
+    "snappy in blocks of no length": ("snappy", XERIAL + b"\0" * 20),
+    "lz4 without an end": ("lz4", kafka.codec.lz4.compress(b"x" * 200)[:-4]),
+    "lz4 that lies about its size": (
+        "lz4",
+        kafka.codec.lz4.compress(b"x" * 200).replace(b"\xc8\0\0\0\0\0\0\0", b"\xff" * 8),
+    ),
+    "gzip without an end": ("gzip", gzip.compress(b"x" * 200)[:-4]),
+    "gzip with a wrong checksum": ("gzip", flip(gzip.compress(b"x" * 200), -6)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_CONTENT)
+def test_content_that_lies_is_unreadable(kind: str) -> None:
+    codec, content = HOSTILE_CONTENT[kind]
+    batch = batch_with(content, codec)
+
+    records, error = read(batch)
+
+    assert records == []
+    assert error is not None
+    assert not error.lacks_codec
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
+def test_content_in_several_parts_is_read(codec: str) -> None:
+    """RFC 1952, 2.2: members follow one another; so do the frames of RFC 8878 and of LZ4."""
+    compress = {"gzip": gzip.compress, "lz4": kafka.codec.lz4.compress, "zstd": ZSTD.compress}[
+        codec
+    ]
+    plain = batch_of(b"a" * 50, b"b" * 50)[RECORDS_AT:]
+    content = b"".join(compress(plain[n : n + 40]) for n in range(0, len(plain), 40))
+
+    records, error = read(batch_with(content, codec, count=2))
+
+    assert error is None
+    assert [record.value for record in records] == [b"a" * 50, b"b" * 50]
+
+
+def test_snappy_without_blocks_is_read() -> None:
+    """As librdkafka writes it."""
+    plain = batch_of(b"a" * 50, b"b" * 50)[RECORDS_AT:]
+
+    records, error = read(batch_with(kafka.codec.snappy.compress(plain), "snappy", count=2))
+
+    assert error is None
+    assert len(records) == 2
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd", "snappy"])
@@ -190,3 +384,20 @@ def test_a_private_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(Fetcher, "_parse_fetched_data")
     with pytest.raises(KafkaVersionError, match=r"Fetcher\._parse_fetched_data"):
         kafka_internals.check()
+
+
+def test_records_of_a_paused_partition_are_not_kept() -> None:
+    fetcher = Fetcher(Mock(), Mock())
+    paused, parsed = Mock(topic_partition=PARTITION), part_of(SOUND, at=2)
+    fetcher._subscriptions.is_paused.return_value = True  # noqa: SLF001
+    kept = [name for name in vars(fetcher) if name.startswith("_paused_")]
+
+    kafka_internals.drop_fetched_when_paused(Mock(_fetcher=fetcher))
+    fetcher._completed_fetches.append(paused)  # noqa: SLF001
+    fetcher._next_partition_records = parsed  # noqa: SLF001
+    found = fetcher.fetched_records(10)
+
+    assert found == ({}, False)
+    assert len(kept) == 2
+    assert [len(getattr(fetcher, name)) for name in kept] == [0, 0]
+    assert not fetcher._completed_fetches  # noqa: SLF001

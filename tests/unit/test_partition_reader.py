@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from kafka import TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import CorruptRecordError, UnknownError, UnsupportedCodecError
 
 from shared.outbox import partition_reader
 from shared.outbox.kafka_internals import UnreadableBatchError, UnreadablePartitionError
-from shared.outbox.partition_reader import PartitionReader, UnreadableBatch
+from shared.outbox.partition_reader import PartitionReader, TooLargeRecord, UnreadableBatch
+from shared.outbox.record_stream import TooLarge, TooLargeError
 
 BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 1)
+RECORD = ConsumerRecord(*GOOD, 0, 3, 0, 0, b"key", b"good", [], None, 3, 4, -1)
 
 
 class FakeConsumer:
@@ -49,10 +53,10 @@ class FakeConsumer:
         self.sought.append((partition, offset))
         self.error = None
 
-    def poll(self, **_: Any) -> dict[TopicPartition, list[str]]:
+    def poll(self, **_: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
         if self.error is not None and BAD not in self.are_paused:
             raise self.error
-        return {GOOD: ["good"]}
+        return {GOOD: [RECORD]}
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_a_corrupt_batch_is_fetched_over_three_new_connections_and_then_given_up
     reader, consumer = PartitionReader(), FakeConsumer(corrupt())
     for _ in range(3):
         assert poll(reader, consumer) == {}
-        assert poll(reader, consumer) == {GOOD: ["good"]}  # meanwhile
+        assert poll(reader, consumer) == {GOOD: [RECORD]}  # meanwhile
         clock[0] += 1
 
     given = poll(reader, consumer)
@@ -133,7 +137,7 @@ def test_what_may_be_cured_is_held_back_however_long_it_takes(
 
     for _ in range(50):
         assert poll(reader, consumer) == {}
-        assert poll(reader, consumer) == {GOOD: ["good"]}
+        assert poll(reader, consumer) == {GOOD: [RECORD]}
         clock[0] += partition_reader.DELAY_MAX_S
 
     assert "orders.events-0 at 7" in reader.describe_held()
@@ -183,3 +187,32 @@ def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
     assert early == ""
     assert "orders.events-0 at 7" in late
     assert reader.describe_held() == ""
+
+
+def test_a_record_that_is_too_large_is_told_by_its_size_and_digest() -> None:
+    consumer = FakeConsumer(None)
+    measured = RECORD._replace(key=None, value=TooLarge.measured(2_000_000, "ab" * 32))
+
+    with patch.object(consumer, "poll", return_value={GOOD: [RECORD, measured]}):
+        batch = PartitionReader().poll(consumer, timeout_ms=0)
+
+    kept, refused = batch[GOOD]
+    assert kept is RECORD
+    assert isinstance(refused, TooLargeRecord)
+    assert (refused.reason, refused.offset, refused.value) == ("too_large", 3, None)
+    assert f"2000000 bytes with the SHA-256 {'ab' * 32}" in refused.detail
+
+
+def test_a_batch_that_is_too_large_is_not_fetched_again(closed: list[TopicPartition]) -> None:
+    measure = TooLarge.measured(3_000, "ab" * 32)
+    error = UnreadableBatchError(BAD, 7, TooLargeError("it"), last_offset=9, value=measure)
+    consumer = FakeConsumer(error)
+
+    batch = PartitionReader().poll(consumer, timeout_ms=0)
+
+    (refused,) = batch[BAD]
+    assert isinstance(refused, UnreadableBatch)
+    assert (refused.reason, refused.offset, refused.value) == ("too_large", 9, None)
+    assert f"3000 bytes with the SHA-256 {'ab' * 32}" in refused.detail
+    assert consumer.sought == [(BAD, 10)]
+    assert closed == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from marshmallow import Schema
 from uuid_utils.compat import uuid7
 
 from services.payments.events import SERVICE
@@ -87,3 +90,45 @@ def test_each_part_of_a_record_makes_another_fingerprint() -> None:
     ]
     assert len({fingerprint(each) for each in [record, *others]}) == 1 + len(others)
     assert fingerprint(Received()) == fingerprint(record)
+
+
+def test_what_was_refused_does_not_keep_the_parsed_data() -> None:
+    """It takes up to 30 times the memory of the value, and a poll has many records."""
+    value = b'{"x":[' + b",".join([b"{}"] * 50_000) + b"]}"
+    tracemalloc.start()
+
+    parsed = [parse(Received(value=value), SUBSCRIPTIONS) for _ in range(3)]
+
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {each.invalid.reason for each in parsed if each.invalid} == {"invalid_data"}
+    assert kept < 1_000_000
+
+
+def test_what_a_schema_raised_does_not_keep_the_parsed_data() -> None:
+    class Defective(Schema):
+        def load(self, data: Any, **_: Any) -> Any:
+            raise RuntimeError(len(data))
+
+    (subscription,) = SUBSCRIPTIONS.values()
+    defective = {("orders.events", "order.created"): replace(subscription, schema=Defective())}
+    value = b'{"x":[' + b",".join([b"{}"] * 50_000) + b"]}"
+    tracemalloc.start()
+
+    parsed = parse(Received(value=value), defective)
+
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(parsed.failure, RuntimeError)
+    assert kept < 1_000_000
+
+
+def test_a_long_reason_is_cut() -> None:
+    headers = [*Received.headers, ("content-type", b"\xc2\x80" * 1_000)]
+
+    parsed = parse(Received(headers=headers), SUBSCRIPTIONS)
+
+    assert parsed.invalid is not None
+    assert len(parsed.invalid.detail) == 2_000

@@ -118,13 +118,17 @@ def list_dead_letters(service: str, limit: int, *, as_json: bool) -> None:
     """
     found, settings = start(service)
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    found_any = False
     with engine.connect() as connection:
-        rows = [dict(row) for row in connection.execute(_LIST, {"most": limit}).mappings()]
+        # A row at a time: a dead letter may have a megabyte, and the list thousands of them.
+        one_by_one = connection.execution_options(yield_per=1)
+        for row in one_by_one.execute(_LIST, {"most": limit}).mappings():
+            found_any = True
+            shown = dict(row)
+            click.echo(json.dumps(_whole(shown), ensure_ascii=False) if as_json else _short(shown))
     engine.dispose()
-    if not rows and not as_json:
+    if not found_any and not as_json:
         click.echo(f"No dead letters in {found.name}.")
-    for row in rows:
-        click.echo(json.dumps(_whole(row), ensure_ascii=False) if as_json else _short(row))
 
 
 def _short(row: dict[str, Any]) -> str:
