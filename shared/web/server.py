@@ -20,6 +20,7 @@ from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from shared.log import configure_logging
 from shared.settings import SettingsError, read_log_settings
+from shared.web import caching
 from shared.web.http_rules import apply_rules, is_body_left, must_close
 from shared.web.kinds import kind_of
 from shared.web.problems import MEDIA_TYPE, document_of
@@ -224,6 +225,7 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
         (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: {MEDIA_TYPE}\r\n"
             f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n"
+            f"{caching.HEADER}: {caching.NOT_STORED}\r\n"
             f"{REQUEST_ID}: {request_id}\r\n\r\n{body}"
         ).encode("ascii"),
     )
