@@ -21,7 +21,7 @@ from services.orders.schemas import (
     OrderStatusSchema,
     WholeOrderSchema,
 )
-from shared.web import Blueprint, prefer, read_paging, transaction
+from shared.web import PAGE_BYTES_MAX, Blueprint, prefer, read_paging, transaction
 
 if TYPE_CHECKING:
     from typing import Any
@@ -165,7 +165,11 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
         page = orders.newest(
-            session, limit=paging.limit, filters=paging.filters, after=paging.after
+            session,
+            limit=paging.limit,
+            bytes_max=PAGE_BYTES_MAX,
+            filters=paging.filters,
+            after=paging.after,
         )
     if not page.more:
         return page.rows, {}

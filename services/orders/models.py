@@ -53,6 +53,7 @@ orders = Table(
     ),
 )
 
+# One for each list. They are read backwards: rows are compared, and so all columns ascend.
 Index("orders_newest", orders.c.created_at.desc(), orders.c.id.desc())
-Index("orders_newest_of_status", orders.c.status, orders.c.created_at.desc(), orders.c.id.desc())
-Index("orders_newest_of_user", orders.c.user_id, orders.c.created_at.desc(), orders.c.id.desc())
+Index("orders_by_status", orders.c.status, orders.c.created_at, orders.c.id)
+Index("orders_by_user", orders.c.user_id, orders.c.status, orders.c.created_at, orders.c.id)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, select, tuple_
+from sqlalchemy import bindparam, func, literal, or_, select, tuple_, union_all
 from uuid_utils.compat import uuid7
 
 from services.orders.events import order_created
-from services.orders.models import CREATED, orders
+from services.orders.models import CREATED, STATUSES, orders
 from shared import outbox
 from shared.errors import SettleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Row
+    from sqlalchemy import ColumnElement, FromClause, Row, Select, Subquery
     from sqlalchemy.orm import Session
 
 
@@ -49,13 +50,9 @@ _PLACE = outbox.with_event(
 _STATUS = "SELECT status FROM orders WHERE id = %s"
 # Made once: to make it takes as long as to execute it.
 _FIND = select(orders).where(orders.c.id == bindparam("order_id"))
-_NEWEST = select(orders).order_by(orders.c.created_at.desc(), orders.c.id.desc())
-_FILTERS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
-    "user_id": lambda user_id: orders.c.user_id == user_id,
-    "status": lambda status: orders.c.status == status,
-    "created_from": lambda moment: orders.c.created_at >= moment,
-    "created_before": lambda moment: orders.c.created_at < moment,
-}
+# About what JSON makes of an order without its description.
+_ROW_BYTES = 256
+_NEWEST_BY = ("created_at", "id")
 
 
 def place(session: Session, *, user_id: UUID, amount: int, description: str) -> UUID:
@@ -120,6 +117,7 @@ def newest(
     session: Session,
     *,
     limit: int,
+    bytes_max: int,
     filters: Mapping[str, Any],
     after: tuple[datetime, UUID] | None = None,
 ) -> Page:
@@ -128,17 +126,99 @@ def newest(
     Args:
         session: reads them.
         limit: how many at most.
+        bytes_max: how large they may be together, by `_ROW_BYTES` and their descriptions in UTF-8.
+            The first one is listed in any case.
         filters: which; any of `user_id`, `status`, `created_from` (inclusive) and
             `created_before` (exclusive).
         after: created_at and id of the order before the first; these filters let it through.
     """
-    wanted = dict(filters)
-    query = _NEWEST
+    values = {**filters, "bytes_max": bytes_max, "limit": limit, "read_limit": limit + 1}
     if after is not None:
-        query = query.where(tuple_(orders.c.created_at, orders.c.id) < tuple_(*after))
-        # It follows from `after`; but given both, PostgreSQL may enter the index at this one, and
-        # read on from there: every page would cost as much as all those before it.
-        wanted.pop("created_before", None)
-    query = query.where(*(_FILTERS[name](value) for name, value in wanted.items()))
-    rows = session.execute(query.limit(limit + 1)).all()
-    return Page(rows[:limit], more=len(rows) > limit)
+        values["after_at"], values["after_id"] = after
+    query = _newest_query(frozenset(filters), is_first=after is None)
+    rows = session.execute(query, values).all()
+    return Page(rows, more=bool(rows) and rows[0].found > len(rows))
+
+
+# Made once for each combination of filters: to make it takes longer than to execute it.
+@cache
+def _newest_query(filters: frozenset[str], *, is_first: bool) -> Select[tuple[Any, ...]]:
+    """Make the query of a list; its parameters have the names of the filters.
+
+    Args:
+        filters: the names of those that are given.
+        is_first: whether for the first page, without `after_at` and `after_id`.
+    """
+    listed, order = _listed(filters, is_first=is_first)
+    # The database adds the sizes up, so that no more than a page leaves it. Of a description it
+    # reads only the length.
+    size = func.octet_length(listed.c.description) + _ROW_BYTES
+    total = func.sum(size).over(order_by=_newest_first(listed, order), rows=(None, 0))
+    sized = select(
+        listed,
+        size.label("size"),
+        total.label("total"),
+        func.count().over().label("found"),
+    ).subquery()
+    fits = or_(sized.c.total <= bindparam("bytes_max"), sized.c.total == sized.c.size)
+    query = select(sized).where(fits).order_by(*_newest_first(sized, order))
+    return query.limit(bindparam("limit"))
+
+
+def _listed(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
+    """Select the newest orders that pass the filters, and name the columns that order them."""
+    if "user_id" not in filters:
+        fixed: dict[str, ColumnElement[Any]] = {
+            name: bindparam(name) for name in ("status",) if name in filters
+        }
+        return _run(fixed, filters, is_first=is_first).subquery(), (*fixed, *_NEWEST_BY)
+    # The index keeps a user's orders by status: without one, there are three runs of them.
+    statuses: list[ColumnElement[str]] = (
+        [bindparam("status")] if "status" in filters else [literal(each) for each in STATUSES]
+    )
+    user_id: ColumnElement[UUID] = bindparam("user_id")
+    runs = [
+        _run({"user_id": user_id, "status": status}, filters, is_first=is_first)
+        for status in statuses
+    ]
+    merged = union_all(*runs).subquery()
+    query = select(merged).order_by(*_newest_first(merged, _NEWEST_BY))
+    return query.limit(bindparam("read_limit")).subquery(), _NEWEST_BY
+
+
+def _run(
+    fixed: Mapping[str, ColumnElement[Any]], filters: frozenset[str], *, is_first: bool
+) -> Select[tuple[Any, ...]]:
+    """Select neighbours in the index that begins with the fixed columns.
+
+    The conditions compare rows, from the index's first column on, and so does the order. With
+    equations the planner could read another index that has only the order, or only one of the
+    filters, and drop what the others do not let through. Where the statistics are old or the data
+    is uneven, that is nearly all of the table.
+    """
+
+    def columns(*further: str) -> ColumnElement[Any]:
+        return tuple_(*(orders.c[name] for name in (*fixed, *further)))
+
+    def values(*further: str) -> ColumnElement[Any]:
+        return tuple_(*fixed.values(), *(bindparam(name) for name in further))
+
+    conditions = []
+    if "created_from" in filters:
+        conditions.append(columns("created_at") >= values("created_from"))
+    elif fixed:
+        conditions.append(columns() >= values())
+    if not is_first:
+        # `created_before` follows from it.
+        conditions.append(columns(*_NEWEST_BY) < values("after_at", "after_id"))
+    elif "created_before" in filters:
+        conditions.append(columns("created_at") < values("created_before"))
+    elif fixed:
+        conditions.append(columns() <= values())
+    query = select(orders).where(*conditions)
+    query = query.order_by(*_newest_first(orders, (*fixed, *_NEWEST_BY)))
+    return query.limit(bindparam("read_limit"))
+
+
+def _newest_first(source: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
+    return [source.c[name].desc() for name in names]

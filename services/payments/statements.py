@@ -64,9 +64,10 @@ class Page:
 
 _ACCOUNT = text("SELECT id FROM accounts WHERE user_id = :user_id")
 
-# By the account's id as a literal, so that the statistics of just this account choose the plan; and
-# with a limit in each branch, so that each is read in its index's order and no further. The balance
-# in the same statement, or a transfer might come between the two.
+# With a limit in each branch, so that each is read in its index's order and no further. That order
+# begins with the account. Ordered by id alone, a branch could also be read by the primary key: for
+# an account that once had most transfers, through all that others had since. The balance in the
+# same statement, or a transfer might come between the two.
 _PAGE = text(
     """
     SELECT account.balance, transfer.id, kind, amount, order_id, created_at
@@ -74,12 +75,14 @@ _PAGE = text(
     LEFT JOIN (
         (
             SELECT id, kind, amount, order_id, created_at FROM transfers
-            WHERE to_account_id = :account_id AND kind = 'deposit' AND id < :before
-            ORDER BY id DESC LIMIT :most
+            WHERE kind = 'deposit' AND to_account_id >= :account_id
+                AND (to_account_id, id) < (:account_id, :before)
+            ORDER BY to_account_id DESC, id DESC LIMIT :most
         ) UNION ALL (
             SELECT id, kind, amount, order_id, created_at FROM transfers
-            WHERE from_account_id = :account_id AND kind = 'charge' AND id < :before
-            ORDER BY id DESC LIMIT :most
+            WHERE kind = 'charge' AND from_account_id >= :account_id
+                AND (from_account_id, id) < (:account_id, :before)
+            ORDER BY from_account_id DESC, id DESC LIMIT :most
         )
         ORDER BY id DESC LIMIT :most
     ) AS transfer ON true

@@ -6,11 +6,12 @@ It knows nothing of the delivery engine: a service wires the two.
 from shared.web.app import POOL_SIZE, SESSION_SETTINGS, THREADS, TRANSACTION_S, make_app
 from shared.web.blueprint import Blueprint
 from shared.web.kinds import Kind
-from shared.web.paging import CursorField, Limit, Paging, read_paging
+from shared.web.paging import PAGE_BYTES_MAX, CursorField, Limit, Paging, read_paging
 from shared.web.sessions import transaction
 from shared.web.waiting import Waiters, current_waiters, register_waiters
 
 __all__ = [
+    "PAGE_BYTES_MAX",
     "POOL_SIZE",
     "SESSION_SETTINGS",
     "THREADS",

@@ -12,6 +12,7 @@ from werkzeug.routing import RequestRedirect
 from shared.web import (
     access,
     bodies,
+    caching,
     docs,
     edge,
     health,
@@ -98,6 +99,7 @@ def make_app(
     access.register(app)
     sessions.register(app, session_factory)
     tracing.register(app)
+    caching.register(app, settings)
     edge.register(app, settings)
     bodies.register(app)
     query.register(app)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import flask_swagger_ui
 from flask import Blueprint, Response, current_app, jsonify
 
+from shared.web.caching import revalidate
 from shared.web.pages import secure, wants_page
 
 if TYPE_CHECKING:
@@ -93,4 +94,5 @@ def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
         return Response(described, mimetype="application/json")
 
     pages.after_request(secure)
+    pages.after_request(revalidate)
     app.register_blueprint(pages)

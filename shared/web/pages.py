@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from flask import request
 
+from shared.web.caching import vary_by
+
 if TYPE_CHECKING:
     from flask import Response
 
@@ -22,6 +24,7 @@ _HEADERS = {
 
 def wants_page() -> bool:
     """Whether the request comes from a person's browser, and not from a program."""
+    vary_by("Accept")
     kinds = ["application/json", "text/html"]
     return request.accept_mimetypes.best_match(kinds) == "text/html"
 

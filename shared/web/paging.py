@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 1000
 LIMIT_DEFAULT = 100
+# A page ends before the row with which it would be larger, whatever its limit; its first row it has
+# in any case. A list whose rows hold text of the clients goes by it.
+PAGE_BYTES_MAX = 512 * 1024
 
 _DIGITS = re.compile(r"[0-9]{1,4}")
 _TAG_BYTES = 16

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
+from shared.web.caching import revalidate
 from shared.web.pages import secure, wants_page
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def register(app: Flask, kinds: Iterable[Kind]) -> None:
         return _page(members["title"], _KIND.format_map(escaped | {"phrase": phrase}))
 
     pages.after_request(secure)
+    pages.after_request(revalidate)
     app.register_blueprint(pages)
 
 

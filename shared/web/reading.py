@@ -17,9 +17,8 @@ from gunicorn.http.unreader import SocketUnreader
 if TYPE_CHECKING:
     from socket import socket
 
-# Seconds: for all of a request to arrive, its body included; and for the client to take an answer.
+# Seconds for all of a request to arrive, its body included.
 READ_S = 10.0
-WRITE_S = 60.0
 # Of a request's first line and headers together. gunicorn looks through all that came of them each
 # time more comes: by its own limit (100 headers of 8 kB), a client that sends byte after byte would
 # have a processor core for itself.
@@ -101,8 +100,6 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
             received: bytes = super().chunk(size_hint)
         except TimeoutError as error:
             raise RequestTooSlowError from error
-        finally:
-            self.sock.settimeout(WRITE_S)
         if not received and self._begun:
             raise RequestError("The connection ended before the request did.")
         self._begun = True

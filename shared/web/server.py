@@ -20,10 +20,12 @@ from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from shared.log import configure_logging
 from shared.settings import SettingsError, read_log_settings
+from shared.web import caching
 from shared.web.http_rules import apply_rules, is_body_left, must_close
 from shared.web.kinds import kind_of
 from shared.web.problems import MEDIA_TYPE, document_of
 from shared.web.reading import RequestError, Unreader
+from shared.web.sending import AnswerSocket, UnsentAnswers
 from shared.web.tracing import REQUEST_ID
 from shared.web.waiting import release_waiters
 
@@ -83,6 +85,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         self._lingering: deque[TConn] = deque()
         super().init_process()
 
+    def run(self) -> None:
+        """Serve until the worker is asked to stop."""
+        self._unsent = UnsentAnswers(self.poller, self._close)
+        super().run()
+
     def handle(self, conn: TConn) -> object:
         """Handle a connection's next request, in a thread."""
         if not (conn.initialized or conn.wait_for_data(0)):
@@ -96,7 +103,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         return super().handle(conn)
 
     def handle_request(self, req: Request, conn: TConn) -> object:
-        """Answer a request; a client that does not take the answer in time is given up."""
+        """Answer a request, without a wait for the client to take the answer."""
         apply_rules(req)
         # An answer that is known without the body is given at once: without a wait for the rest of
         # the body, and without the invitation to send it.
@@ -108,11 +115,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         req.should_close = lambda: (
             req.body.failed or is_body_left(req) or must_close(req) or asks_to_close()
         )
+        connection = conn.sock
+        conn.sock = conn.answer = AnswerSocket(connection, req.path)
         try:
             return super().handle_request(req, conn)
-        except TimeoutError:
-            log.warning("web.answer_not_taken", path=req.path, waited_s=conn.sock.gettimeout())
-            return False
+        finally:
+            conn.sock = connection
 
     def handle_error(self, req: Request, client: socket, addr: object, exc: Exception) -> None:
         """Answer a request that cannot be read."""
@@ -126,13 +134,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             super().handle_error(req, client, addr, exc)
 
     def finish_request(self, conn: TConn, done: Future[object]) -> None:
-        """Put a connection back to where the next request is waited for, or end it.
+        """Send the rest of an answer; then wait for the next request, or end the connection.
 
         A connection that ends is half-closed, and what the client still sends is thrown away for a
         moment: otherwise it might not see its answer (RFC 9112, section 9.6). gunicorn does so too,
         but meanwhile its main thread waits for nobody else.
         """
-        if done.cancelled() or done.exception() is not None or done.result() is not False:
+        has_failed = done.cancelled() or done.exception() is not None
+        answer = getattr(conn, "answer", None)
+        if not has_failed and answer is not None and answer.unsent:
+            self._unsent.add(conn, answer, then=partial(self.finish_request, conn, done))
+            return
+        if has_failed or done.result() is not False:
             super().finish_request(conn, done)
             return
         try:
@@ -162,6 +175,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def murder_pending(self) -> None:
         """Close the connections whose time is over, whether they had a request or not."""
         super().murder_pending()
+        self._unsent.end_late()
         now = time.monotonic()
         while self._lingering and self._lingering[0].timeout <= now:
             conn = self._lingering.popleft()
@@ -211,6 +225,7 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
         (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: {MEDIA_TYPE}\r\n"
             f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n"
+            f"{caching.HEADER}: {caching.NOT_STORED}\r\n"
             f"{REQUEST_ID}: {request_id}\r\n\r\n{body}"
         ).encode("ascii"),
     )

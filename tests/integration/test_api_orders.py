@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from services.orders.orders import newest
+from shared.web import PAGE_BYTES_MAX
 from support.plans import most_rows
 from support.settling import finish
 from support.web import pages, problem_of
@@ -336,7 +337,7 @@ def test_a_rare_status_is_not_searched_for_among_all_orders(
     wanted = {"status": status} | ({"user_id": UUID(USER)} if of_user else {})
 
     def read() -> None:
-        page = newest(orders_session, limit=100, filters=wanted)
+        page = newest(orders_session, limit=100, bytes_max=PAGE_BYTES_MAX, filters=wanted)
         assert (len(page.rows), page.more) == (1, False)
 
     assert most_rows(orders_session, read) <= 2

@@ -172,3 +172,31 @@ def test_a_page_reads_no_more_of_the_ledger_than_it_shows(
             assert (len(page.entries), page.more) == (100, True)
 
         assert most_rows(payments_session, read) < 500
+
+
+def test_a_page_of_an_account_that_is_no_longer_used_reads_none_of_the_newer_transfers(
+    payments: FlaskClient, payments_session: Session
+) -> None:
+    """Where the statistics are of the time when nearly all transfers were of that account."""
+    former, current = open_account(payments), open_account(payments)
+    fill = text(
+        """
+        INSERT INTO transfers (from_account_id, to_account_id, amount, kind)
+        SELECT world.id, account.id, 1, 'deposit'
+        FROM generate_series(1, :count) AS number, accounts AS world, accounts AS account
+        WHERE world.name = 'world' AND account.user_id = :user_id
+        """
+    )
+    payments_session.execute(text("ALTER TABLE transfers SET (autovacuum_enabled = off)"))
+    payments_session.execute(fill, {"count": 50_000, "user_id": former})
+    payments_session.execute(fill, {"count": 1_000, "user_id": current})
+    payments_session.execute(text("UPDATE accounts SET balance = 50000 WHERE user_id IS NOT NULL"))
+    payments_session.execute(text("ANALYZE"))
+    payments_session.execute(fill, {"count": 10_000, "user_id": current})
+    payments_session.commit()
+
+    def read() -> None:
+        page = statements.page(payments_session, former, limit=100)
+        assert (len(page.entries), page.more) == (100, True)
+
+    assert most_rows(payments_session, read) <= 2 * 101

@@ -69,7 +69,7 @@ def test_all_is_well_with_a_new_database(doctor: Doctor, orders_url: str) -> Non
 # What is done to a service's database, all at once: the check that tells, how, and what it names.
 MISSING = {
     "orders": [
-        ("DROP INDEX orders_newest_of_user", "indexes", "fail", "orders_newest_of_user"),
+        ("DROP INDEX orders_by_user", "indexes", "fail", "orders_by_user"),
         ("DROP INDEX inbox_not_applied", "indexes", "fail", "inbox_not_applied"),
         ("DROP TRIGGER orders_final ON orders", "constraints", "fail", "orders_final"),
         (

@@ -120,3 +120,18 @@ def test_head_is_what_a_database_gets(engine: Engine) -> None:
     with engine.connect() as connection:
         found = connection.scalar(text("SELECT version_num FROM alembic_version"))
     assert found == migrations.head("orders")
+
+
+def test_an_index_that_was_made_beforehand_is_kept(engine: Engine) -> None:
+    command.upgrade(config_of("orders", engine), "0004")
+    statement = text(
+        "CREATE INDEX CONCURRENTLY orders_by_status ON orders (status, created_at, id)"
+    )
+    oid = text("SELECT CAST('orders_by_status' AS regclass)::oid")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(statement)
+        made = connection.scalar(oid)
+
+        command.upgrade(config_of("orders", engine), "head")
+
+        assert connection.scalar(oid) == made

@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import NullPool, create_engine, event, text
 
-from support.web import open_app, problem_of
+from services.orders import api
+from shared.web import PAGE_BYTES_MAX
+from support.web import open_app, pages, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,3 +199,31 @@ def test_a_time_in_the_filters_is_the_same_on_every_page(client: FlaskClient) ->
     following_page, _ = next_of(client, following)
     amounts = [order["Amount"] for order in [*page, *following_page]]
     assert amounts == [17999, 17998, 17997, 17996]
+
+
+def test_a_page_ends_at_a_number_of_bytes_as_well_and_leads_on(
+    orders_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is skipped, nothing comes twice, and a row that is too large has its own page."""
+    monkeypatch.setattr(api, "PAGE_BYTES_MAX", 20_000)
+    lengths = [10, 9_000, 9_000, 9_000, 10, 10_000, 10_000, 10]
+    with open_app("orders", orders_url) as app:
+        client = app.test_client()
+        for length in lengths:
+            body = {"user_id": str(USER), "amount": 1, "description": "\N{SNOWMAN}" * length}
+            assert client.post("/orders", json=body).status_code == 202
+
+        found = [
+            [len(order["Description"]) for order in page]
+            for page in pages(client, f"/orders?user_id={USER}&limit=3")
+        ]
+
+    # Newest first; a snowman is three bytes.
+    assert found == [[10], [10_000], [10_000], [10], [9_000], [9_000], [9_000], [10]]
+
+
+def test_a_page_of_a_thousand_usual_orders_is_whole(client: FlaskClient) -> None:
+    answer = client.get("/orders?limit=1000&created_before=2025-06-01T00:00:00Z")
+
+    assert len(answer.json) == 1000
+    assert len(answer.data) < PAGE_BYTES_MAX

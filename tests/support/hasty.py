@@ -1,17 +1,34 @@
-"""gunicorn's worker as it is deployed, but with little patience for its clients."""
+"""gunicorn's worker as it is deployed, but with small limits for its clients."""
 
 from __future__ import annotations
 
-from shared.web import reading
+import socket
+
+from shared.web import reading, sending
 from shared.web.server import Worker
 
 PATIENCE_S = 0.5
+SEND_BUFFER_BYTES = 16 * 1024
 
 
-class HastyWorker(Worker):
-    """The same in all else."""
+class CrampedWorker(Worker):
+    """Its connections hold little that is not read yet, as those over a network do.
+
+    Those of the loopback hold megabytes.
+    """
+
+    def init_process(self) -> None:
+        """Bound what the system keeps for each connection."""
+        for listener in self.sockets:
+            # What is accepted inherits it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        super().init_process()
+
+
+class HastyWorker(CrampedWorker):
+    """And it has little patience."""
 
     def init_process(self) -> None:
         """Lose patience: in the worker's own process, and nowhere else."""
-        reading.READ_S = reading.WRITE_S = PATIENCE_S
+        reading.READ_S = sending.WRITE_S = PATIENCE_S
         super().init_process()

@@ -1,0 +1,60 @@
+"""What caches may do with an answer: `Cache-Control` (RFC 9111, section 5.2) and `Vary` (RFC 9110).
+
+Unless its route says otherwise, an answer is not stored: balances and statuses change, and what is
+one user's is not for others. Errors are not stored either; some caches would keep a 404 or 405.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from flask import after_this_request, request
+from werkzeug.http import parse_set_header
+
+if TYPE_CHECKING:
+    from flask import Flask, Response
+
+    from shared.settings import Settings
+
+HEADER = "Cache-Control"
+NOT_STORED = "no-store"
+REVALIDATED = "no-cache"
+
+
+def register(app: Flask, settings: Settings) -> None:
+    """Complete both headers of every answer of an app. Register it before what adds to `Vary`."""
+    has_origins = bool(settings.cors_origins)
+
+    def complete(response: Response) -> Response:
+        response.headers.setdefault(HEADER, NOT_STORED)
+        varies = parse_set_header(", ".join(response.headers.getlist("Vary")))
+        if has_origins:
+            # An answer without CORS headers is not for a request with an Origin (the Fetch
+            # standard, "CORS protocol and HTTP caches").
+            varies.add("Origin")
+        if varies:
+            response.headers["Vary"] = varies.to_header()
+        return response
+
+    app.after_request(complete)
+
+
+def vary_by(header: str) -> None:
+    """Say that the answer to this request depends on one of its headers."""
+
+    @after_this_request
+    def add(response: Response) -> Response:
+        response.vary.add(header)
+        return response
+
+
+def revalidate(response: Response) -> Response:
+    """Let caches store a page, and ask each time whether it has changed (RFC 9110, section 13)."""
+    if response.status_code != HTTPStatus.OK or request.method == "OPTIONS":
+        return response
+    if "ETag" not in response.headers:  # files have one
+        response.headers[HEADER] = REVALIDATED
+        response.add_etag()
+        response.make_conditional(request)
+    return response

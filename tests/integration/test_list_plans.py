@@ -1,0 +1,133 @@
+"""Each list of orders reads only the neighbours of its page in one index.
+
+The statistics are older than the newest orders, and these differ from the others: the planner takes
+for common what is rare among the newest, and the other way round.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.orm import Session
+
+from services.orders.models import STATUSES
+from services.orders.orders import newest
+from shared.web import PAGE_BYTES_MAX
+from support.plans import most_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.postgres import PostgresServer
+
+DATABASE = "orders_list_plans"
+LIMIT = 10
+BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+FORMER, CURRENT, UNKNOWN = UUID(int=1), UUID(int=2), UUID(int=3)
+OLD, NEW = 100_000, 30_000
+
+# An order a second. Of the old ones, 19 of 20 are FORMER's, 49 of 50 failed, one is open. FORMER
+# has no new ones: 19 of 20 are CURRENT's. Of these a third is open, and none failed.
+_FILL = text(
+    """
+    INSERT INTO orders
+        (id, user_id, amount, description, status, failure_reason, created_at, updated_at)
+    SELECT gen_random_uuid(), user_id, 1, '', status,
+        CASE status WHEN 'failed' THEN 'insufficient_funds' END, moment, moment
+    FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS n, LATERAL (
+        SELECT
+            CASE
+                WHEN n <= :old AND n % 20 > 0 THEN CAST(:former AS uuid)
+                WHEN n > :old AND n % 20 > 0 OR n % 1000 = 0 THEN CAST(:current AS uuid)
+                ELSE gen_random_uuid()
+            END AS user_id,
+            CASE
+                WHEN n > :old AND n % 3 = 0 OR n = 777 THEN 'created'
+                WHEN n > :old OR n % 50 = 1 THEN 'success'
+                ELSE 'failed'
+            END AS status,
+            CAST(:begin AS timestamptz) + n * interval '1 second' AS moment
+    ) AS made
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def session(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[Session]:
+    url = postgres.create_database(DATABASE, template=databases("orders"))
+    engine = create_engine(url, poolclass=NullPool)
+    users = {"former": FORMER, "current": CURRENT, "begin": BEGIN, "old": OLD}
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ALTER TABLE orders SET (autovacuum_enabled = off)"))
+        connection.execute(_FILL, {"first": 1, "last": OLD, **users})
+        connection.execute(text("VACUUM ANALYZE orders"))
+        connection.execute(_FILL, {"first": OLD + 1, "last": OLD + NEW, **users})
+    with Session(engine) as session:
+        yield session
+    postgres.drop_database(DATABASE)
+
+
+@pytest.mark.parametrize("status", [None, *STATUSES])
+@pytest.mark.parametrize(
+    "user_id",
+    [None, FORMER, CURRENT, UNKNOWN],
+    ids=["of all", "of a former user", "of a user", "of nobody"],
+)
+@pytest.mark.parametrize(
+    "times",
+    [
+        {},
+        {"created_from": BEGIN + timedelta(seconds=500)},
+        {"created_from": BEGIN + timedelta(seconds=OLD + 500)},
+        {"created_before": BEGIN + timedelta(seconds=OLD - 500)},
+        {
+            "created_from": BEGIN + timedelta(seconds=500),
+            "created_before": BEGIN + timedelta(seconds=5_000),
+        },
+    ],
+    ids=["", "from", "from lately", "before", "from and before"],
+)
+def test_a_list_reads_a_page_of_an_index_and_drops_no_row(
+    session: Session, user_id: UUID | None, status: str | None, times: dict[str, datetime]
+) -> None:
+    """On the first page and the one after it. A user's page is put together from one a status."""
+    given: dict[str, Any] = {"user_id": user_id, "status": status, **times}
+    filters = {name: value for name, value in given.items() if value is not None}
+    runs = len(STATUSES) if user_id is not None and status is None else 1
+    after = None
+
+    for _ in range(2):
+
+        def read(after: tuple[datetime, UUID] | None = after) -> Any:
+            return newest(
+                session, limit=LIMIT, bytes_max=PAGE_BYTES_MAX, filters=filters, after=after
+            )
+
+        page = read()
+        assert most_rows(session, read) <= runs * (LIMIT + 1)
+        if not page.more:
+            break
+        after = (page.rows[-1].created_at, page.rows[-1].id)
+
+
+def test_the_orders_of_a_user_are_newest_first_whatever_their_status(session: Session) -> None:
+    before = BEGIN + timedelta(seconds=OLD + 5)
+    plain = text(
+        "SELECT id FROM orders WHERE user_id = :user_id AND created_at < :before"
+        " ORDER BY created_at DESC, id DESC LIMIT 20"
+    )
+
+    page = newest(
+        session,
+        limit=20,
+        bytes_max=PAGE_BYTES_MAX,
+        filters={"user_id": CURRENT, "created_before": before},
+    )
+
+    expected = session.scalars(plain, {"user_id": CURRENT, "before": before}).all()
+    assert [row.id for row in page.rows] == expected
+    assert {row.status for row in page.rows} == set(STATUSES)

@@ -1,0 +1,148 @@
+"""What caches may do with the answers of every route."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from werkzeug.http import parse_set_header
+
+from shared.web.server import write_problem
+from support.web import NO_DATABASE, open_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from flask import Flask
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
+
+# An answer without a body leaves the file of the docs that it is about to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+SERVICES = ["payments", "orders"]
+SHOP = "https://shop.example"
+
+# The only routes whose answers may be stored, with a value for their variable part.
+STORED = {
+    "/": "/",
+    "/docs": "/docs",
+    "/docs/start.js": "/docs/start.js",
+    "/docs/files/<path:filename>": "/docs/files/swagger-ui.css",
+    "/openapi.json": "/openapi.json",
+    "/problems": "/problems",
+    "/problems/<name>": "/problems/not-json",
+}
+BY_ACCEPT = ["/", "/problems", "/problems/<name>"]
+
+
+@pytest.fixture(scope="module", params=SERVICES)
+def app(request: pytest.FixtureRequest) -> Iterator[Flask]:
+    with open_app(request.param, NO_DATABASE) as app:
+        yield app
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def vary_of(response: TestResponse) -> set[str]:
+    assert len(response.headers.getlist("Vary")) <= 1
+    return set(parse_set_header(response.headers.get("Vary")))
+
+
+def routes(app: Flask) -> list[tuple[str, str, str]]:
+    """Every rule of an app, with each of its methods and an address."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        address = STORED.get(rule.rule)
+        if address is None:
+            built = rule.build(dict.fromkeys(rule.arguments, uuid4()))
+            assert built is not None
+            address = built[1]
+        found += [(rule.rule, method, address) for method in rule.methods or ()]
+    return found
+
+
+def test_nothing_is_stored_but_what_is_the_same_for_all(app: Flask, client: FlaskClient) -> None:
+    """There is no database: most are errors, which no cache may keep either."""
+    for rule, method, address in routes(app):
+        body: dict[str, str] | None = {} if method == "POST" else None
+        response = client.open(address, method=method, json=body, buffered=True)
+
+        stored = rule in STORED and method in {"GET", "HEAD"}
+        expected = "no-cache" if stored else "no-store"
+        assert response.headers["Cache-Control"] == expected, (method, address)
+        assert ("ETag" in response.headers) == stored, (method, address)
+        assert ("Accept" in vary_of(response)) == (stored and rule in BY_ACCEPT), (method, address)
+
+
+@pytest.mark.parametrize(
+    "address", ["/nowhere", "/problems/nothing", "/docs/files/nothing", "/order/x"]
+)
+def test_what_does_not_exist_is_not_stored(client: FlaskClient, address: str) -> None:
+    response = client.get(address)
+
+    assert response.status_code == 404
+    assert response.headers["Cache-Control"] == "no-store"
+    assert "ETag" not in response.headers
+
+
+@pytest.mark.parametrize("address", STORED.values())
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+def test_what_is_stored_is_asked_for_again_by_its_etag(
+    client: FlaskClient, address: str, accept: str
+) -> None:
+    """304 has the headers of the 200 that caches go by (RFC 9110, section 15.4.5)."""
+    whole = client.get(address, headers={"Accept": accept}, buffered=True)
+
+    again = client.get(address, headers={"Accept": accept, "If-None-Match": whole.headers["ETag"]})
+
+    assert (again.status_code, again.data) == (304, b"")
+    for name in ("ETag", "Cache-Control", "Vary"):
+        assert again.headers.get(name) == whole.headers.get(name)
+
+
+@pytest.mark.parametrize("address", [STORED[rule] for rule in BY_ACCEPT])
+def test_each_form_of_a_page_has_an_etag_of_its_own(client: FlaskClient, address: str) -> None:
+    page, data = (
+        client.get(address, headers={"Accept": accept}) for accept in ("text/html", "*/*")
+    )
+
+    assert page.content_type != data.content_type
+    assert page.headers["ETag"] != data.headers["ETag"]
+
+
+@pytest.mark.parametrize("origins", [SHOP, f"{SHOP},https://other.example"], ids=["one", "two"])
+@pytest.mark.parametrize("sent", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
+def test_with_cors_all_depends_on_the_origin(origins: str, sent: dict[str, str]) -> None:
+    """Also what was asked for without one: a cache might give it to a script."""
+    with open_app("orders", NO_DATABASE, CORS_ORIGINS=origins) as app:
+        client = app.test_client()
+
+        assert vary_of(client.get("/problems", headers=sent)) == {"Origin", "Accept"}
+        assert vary_of(client.get("/livez", headers=sent)) == {"Origin"}
+        assert vary_of(client.get("/nowhere", headers=sent)) == {"Origin"}
+        assert vary_of(client.options("/orders", headers=sent)) == {"Origin"}
+
+
+def test_what_gunicorn_answers_is_not_stored() -> None:
+    """Caches may keep a 414 that says nothing of it (RFC 9110, section 15.1)."""
+
+    class Client:
+        sent = b""
+
+        def gettimeout(self) -> float:
+            return 0.0
+
+        def sendall(self, data: bytes) -> None:
+            self.sent += data
+
+    client: Any = Client()
+
+    write_problem(client, 414, "URI Too Long", "")
+
+    assert b"\r\nCache-Control: no-store\r\n" in client.sent

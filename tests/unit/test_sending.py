@@ -1,0 +1,143 @@
+"""Answers that clients have not taken: sent as there is room, and bounded in time and size."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from selectors import DefaultSelector
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from shared.web import sending
+from shared.web.sending import AnswerSocket, UnsentAnswers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LARGE = bytes(range(256)) * 8192  # 2 MB, more than a pair of sockets holds
+
+
+class Server:
+    """What a worker's main thread has, with clients that are sockets of this process."""
+
+    def __init__(self) -> None:
+        self.poller = DefaultSelector()
+        self.closed: list[Any] = []
+        self.finished: list[Any] = []
+        self.unsent = UnsentAnswers(self.poller, self._close)
+        self._sockets: list[socket.socket] = []
+
+    def answer(self, data: bytes) -> tuple[Any, socket.socket]:
+        """Answer a client that has not read yet; the connection, and the client's end."""
+        ours, client = socket.socketpair()
+        self._sockets += [ours, client]
+        conn = Conn(ours)
+        answer = AnswerSocket(ours, "/orders")
+        answer.sendall(data)
+        self.unsent.add(conn, answer, then=lambda: self.finished.append(conn))
+        return conn, client
+
+    def turn(self) -> None:
+        """Do what the main thread does in a moment."""
+        for key, _ in self.poller.select(0):
+            key.data(key.fileobj)
+        self.unsent.end_late()
+
+    def _close(self, conn: Any) -> None:
+        self.closed.append(conn)
+        conn.sock.close()
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+        self.poller.close()
+
+
+class Conn:
+    """gunicorn's, as far as it matters here."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with closing(Server()) as server:
+        yield server
+
+
+def test_an_answer_is_sent_as_the_client_takes_it(server: Server) -> None:
+    conn, client = server.answer(LARGE)
+    received = bytearray()
+
+    while not server.finished:
+        received += client.recv(65536)
+        server.turn()
+    client.settimeout(0)
+    while len(received) < len(LARGE):
+        received += client.recv(65536)
+
+    assert bytes(received) == LARGE
+    assert (server.finished, server.closed) == ([conn], [])
+
+
+def test_to_write_does_not_wait_and_keeps_the_order_of_the_pieces() -> None:
+    ours, client = socket.socketpair()
+    with ours, client:
+        answer = AnswerSocket(ours, "/orders")
+
+        answer.sendall(b"head")
+        answer.sendall(LARGE)
+        answer.sendall(b"tail")
+
+        taken = b"head" + LARGE + b"tail"
+        assert taken.endswith(bytes(answer.unsent))
+        assert client.recv(4) == b"head"
+        assert ours.gettimeout() is None
+
+
+def test_a_part_of_a_file_is_sent(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    ours, client = socket.socketpair()
+    with ours, client, file.open("rb") as opened:
+        AnswerSocket(ours, "/docs").sendfile(opened, offset=2, count=5)
+
+        assert client.recv(100) == b"23456"
+
+
+def test_the_oldest_is_given_up_when_there_is_too_much(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "UNSENT_MAX_BYTES", 2 * len(LARGE))
+
+    first, second, third = (server.answer(LARGE)[0] for _ in range(3))
+    assert server.closed == [first]
+    server.answer(LARGE)
+
+    assert server.closed == [first, second]
+    assert third not in server.closed
+
+
+def test_one_that_is_not_taken_in_time_is_given_up_though_some_of_it_is_taken(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "WRITE_S", 0.05)
+    conn, client = server.answer(LARGE)
+
+    while not server.closed:
+        client.recv(1)
+        server.turn()
+
+    assert server.closed == [conn]
+
+
+def test_a_client_that_is_gone_is_closed(server: Server) -> None:
+    conn, client = server.answer(LARGE)
+    client.close()
+
+    server.turn()
+
+    assert (server.closed, server.finished) == ([conn], [])
