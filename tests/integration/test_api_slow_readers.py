@@ -154,7 +154,9 @@ def test_the_time_for_an_answer_is_that_of_the_whole(hasty_url: str, hasty_log: 
 
 def test_a_client_that_says_it_will_close_and_does_not_has_its_answer(hasty_url: str) -> None:
     with connect(hasty_url) as client:
-        client.sendall(f"GET {LIST} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        client.sendall(
+            f"GET {LIST} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
 
         received = b"".join(iter(lambda: client.recv(65536), b""))
 
@@ -176,7 +178,7 @@ def connect(url: str) -> socket.socket:
 
 
 def ask(client: socket.socket, address: str) -> None:
-    client.sendall(f"GET {address} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    client.sendall(f"GET {address} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
 
 def answers(log: Path, address: str) -> int:
