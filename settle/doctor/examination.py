@@ -122,12 +122,12 @@ def _quick(patient: _Patient) -> Iterator[Look]:
 
 def _local(patient: _Patient) -> Iterator[Look]:
     state, stack = patient.state, patient.stack
-    yield "user", local.check_user
     yield "folder", partial(local.check_folder, state)
     yield "supervisord", partial(local.check_supervisor, state)
     yield "ports", partial(local.check_ports, stack)
     yield "servers", partial(local.check_embedded, state, stack)
     if stack is not None:
+        yield "user", local.check_user
         others = {service for service in SERVICES if service not in patient.services}
         programs = [each for each in stack.programs if each.partition("-")[0] not in others]
         yield "processes", partial(local.check_processes, stack, programs)

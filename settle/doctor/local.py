@@ -67,7 +67,7 @@ def check_folder(state: StateFolder) -> Iterator[Check]:
 
 
 def check_user() -> Iterator[Check]:
-    """Whether the stack runs as root, which only PostgreSQL gives up by itself."""
+    """Whether the stack runs as root: it runs as its folder's owner, who is this user."""
     name = "user"
     if os.geteuid() == 0:
         yield warn(name, AS_ROOT, "run settle as an ordinary user; a server: docs/operations.md")
