@@ -26,10 +26,14 @@ class UnsafeFolderError(SettleError):
 def refuse_unsafe(folder: Path, *, variable: str) -> None:
     """Refuse a folder in which another user could change, replace or rename what lies there.
 
-    The rule is that of OpenSSH's StrictModes. The folder belongs to this user, and nobody else may
-    write to it. The folders and links that lead to it belong to this user, to root, or to the owner
-    of this code, who decides anyway what is run. Others may write to those only if they are sticky,
-    as /tmp is. What does not exist yet is passed over.
+    The rules are similar to OpenSSH's StrictModes:
+
+    - The folder itself belongs to this user, and nobody else may write to it.
+    - Each folder and link on the way to it belongs to this user, to root, or to the owner of this
+      code. The owner of the code can run anything as this user already.
+    - Others may write to a folder on the way only if it is sticky, as /tmp is.
+
+    A folder that does not exist yet is not checked.
 
     Args:
         folder: the folder.
@@ -49,19 +53,21 @@ def refuse_unsafe(folder: Path, *, variable: str) -> None:
         is_link = stat.S_ISLNK(found.st_mode)  # its mode says nothing
         is_sticky = bool(found.st_mode & stat.S_ISVTX) and not is_last
         if not is_link and not is_sticky and _others_may_write(found):
+            is_own = found.st_uid == os.geteuid()
+            change = "Run" if is_own else f"Ask {_user_name(found.st_uid)} to run"
             raise UnsafeFolderError(
                 f"{folder} cannot be used: other users may write to {path}. "
-                f"Run chmod go-w {path}, or set {variable} to a folder of your own."
+                f"{change} chmod go-w {path}, or set {variable} to a folder of your own."
             )
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
-    """Yield each folder and link that leads to a path, and whether it is the path itself.
+    """Yield each folder and link on the way to a path, and whether it is the path itself.
 
-    Links are followed one by one, since each is found in a folder that somebody may write to.
+    Links are followed one by one, because the folder of each link must be safe, too.
     """
     here, rest, links = Path("/"), list(path.absolute().parts[1:]), 0
-    yield here, here.lstat(), not rest
+    yield here, here.lstat(), False
     while rest:
         name = rest.pop(0)
         if name == "..":
@@ -74,7 +80,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
             return
         if not stat.S_ISLNK(found.st_mode):
             here = step
-            yield here, found, not rest
+            yield here, found, False
             continue
         yield step, found, False
         links += 1
@@ -84,6 +90,8 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
         rest = [*target.parts, *rest]
         if target.is_absolute():
             here, rest = Path("/"), rest[1:]
+    # Only now is the last one known: a path, or the target of a link, may end in "..".
+    yield here, here.lstat(), True
 
 
 def _others_may_write(found: os.stat_result) -> bool:
@@ -93,7 +101,7 @@ def _others_may_write(found: os.stat_result) -> bool:
 
 
 def _is_private_group(found: os.stat_result) -> bool:
-    """Whether the group is its owner's alone, as useradd makes one, and pam_umask relies on."""
+    """Return whether the group is the owner's private one, as useradd makes it."""
     try:
         group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid)
     except KeyError:
@@ -109,7 +117,9 @@ def _user_name(uid: int) -> str:
 
 
 def take_folder(path: Path, mode: int) -> None:
-    """Make a folder in a safe one, or take it over: it becomes this user's, with this mode.
+    """Make a folder, or make an existing one this user's. Set its mode.
+
+    The folder around it must be safe.
 
     Raises:
         UnsafeFolderError: a link is in its place.
@@ -124,7 +134,7 @@ def take_folder(path: Path, mode: int) -> None:
 
 
 def take_file(path: Path) -> None:
-    """Take over a file that lies in a safe folder: only this user may read it.
+    """Make a file this user's, and readable for no other. The folder around it must be safe.
 
     Raises:
         UnsafeFolderError: a link is in its place.
@@ -138,7 +148,7 @@ def take_file(path: Path) -> None:
 
 
 def give_folder(path: Path, *, uid: int, gid: int) -> None:
-    """Make a new folder for another user, in a safe one.
+    """Make a new folder, and give it to another user. The folder around it must be safe.
 
     Raises:
         OSError: something is in its place, or the user cannot be given it.
@@ -152,7 +162,7 @@ def give_folder(path: Path, *, uid: int, gid: int) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a new file that only this user can read; one that was in its place is removed.
+    """Write a file that only this user can read. A file in its place is removed first.
 
     Raises:
         OSError: it cannot be written.
@@ -173,7 +183,7 @@ def read_small(folder: Path, name: str) -> str:
         name: the file's name in it.
 
     Raises:
-        UnsafeFolderError: it is a link, or no file.
+        UnsafeFolderError: it is a link, has a second hard link, or is not a regular file.
         OSError: there is none, or it cannot be read.
     """
     with open(_open_regular(folder, name), "rb") as opened:
@@ -193,7 +203,7 @@ def _open_regular(folder: Path, name: str) -> int:
     finally:
         os.close(inside)
     found = os.fstat(file)
-    # A second name would be a hard link, to a file that somebody else has elsewhere.
+    # With a second hard link, it may be somebody else's file from another folder.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(file)
         raise UnsafeFolderError(f"{folder / name} is not a plain file: remove it.")
@@ -201,7 +211,16 @@ def _open_regular(folder: Path, name: str) -> int:
 
 
 def _open_no_link(path: Path, flags: int, *, dir_fd: int | None = None) -> int:
-    """Open what lies at a path; with `dir_fd`, the folder that is opened there decides."""
+    """Open a file or folder, but not through a link in the last part of its path.
+
+    Args:
+        path: of the file or folder.
+        flags: of `os.open`.
+        dir_fd: the opened folder around it. Somebody may replace that folder's path meanwhile.
+
+    Raises:
+        UnsafeFolderError: it is a link.
+    """
     name = path if dir_fd is None else path.name
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
@@ -209,6 +228,6 @@ def _open_no_link(path: Path, flags: int, *, dir_fd: int | None = None) -> int:
         # A link where a folder is wanted is ENOTDIR (open(2)).
         if error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink():
             raise UnsafeFolderError(
-                f"{path} is a link, and links are not followed there: remove it."
+                f"{path} is a symbolic link. Links are not followed here. Remove it."
             ) from error
         raise

@@ -53,7 +53,8 @@ orders = Table(
     ),
 )
 
-# One for each list. They are read backwards: rows are compared, and so all columns ascend.
+# One for each list. The columns of an index have the same direction, because a query compares whole
+# rows: (status, created_at, id) < (...). PostgreSQL reads an index in both directions.
 Index("orders_newest", orders.c.created_at.desc(), orders.c.id.desc())
 Index("orders_by_status", orders.c.status, orders.c.created_at, orders.c.id)
 Index("orders_by_user", orders.c.user_id, orders.c.status, orders.c.created_at, orders.c.id)

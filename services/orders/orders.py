@@ -48,9 +48,9 @@ _PLACE = outbox.with_event(
 )
 # The driver's own, as `_PLACE` is: clients ask it again and again.
 _STATUS = "SELECT status FROM orders WHERE id = %s"
-# Made once: to make it takes as long as to execute it.
+# Built once: to build it takes as long as to execute it.
 _FIND = select(orders).where(orders.c.id == bindparam("order_id"))
-# About what JSON makes of an order without its description.
+# Approximate size of an order in JSON without its description, in bytes.
 _ROW_BYTES = 256
 _NEWEST_BY = ("created_at", "id")
 
@@ -126,11 +126,11 @@ def newest(
     Args:
         session: reads them.
         limit: how many at most.
-        bytes_max: how large they may be together, by `_ROW_BYTES` and their descriptions in UTF-8.
-            The first one is listed in any case.
+        bytes_max: maximum size of the page. An order counts `_ROW_BYTES` and the length of its
+            description in UTF-8. The first order is always returned.
         filters: which; any of `user_id`, `status`, `created_from` (inclusive) and
             `created_before` (exclusive).
-        after: created_at and id of the order before the first; these filters let it through.
+        after: created_at and id of the last order of the page before, listed with these filters.
     """
     values = {**filters, "bytes_max": bytes_max, "limit": limit, "read_limit": limit + 1}
     if after is not None:
@@ -140,7 +140,7 @@ def newest(
     return Page(rows, more=bool(rows) and rows[0].found > len(rows))
 
 
-# Made once for each combination of filters: to make it takes longer than to execute it.
+# Built once for each combination of filters: to build it takes longer than to execute it.
 @cache
 def _newest_query(filters: frozenset[str], *, is_first: bool) -> Select[tuple[Any, ...]]:
     """Make the query of a list; its parameters have the names of the filters.
@@ -149,9 +149,9 @@ def _newest_query(filters: frozenset[str], *, is_first: bool) -> Select[tuple[An
         filters: the names of those that are given.
         is_first: whether for the first page, without `after_at` and `after_id`.
     """
-    listed, order = _listed(filters, is_first=is_first)
-    # The database adds the sizes up, so that no more than a page leaves it. Of a description it
-    # reads only the length.
+    listed, order = _matching_orders(filters, is_first=is_first)
+    # The database sums the sizes, so it returns no more than a page. Of a description it reads only
+    # the length.
     size = func.octet_length(listed.c.description) + _ROW_BYTES
     total = func.sum(size).over(order_by=_newest_first(listed, order), rows=(None, 0))
     sized = select(
@@ -165,20 +165,21 @@ def _newest_query(filters: frozenset[str], *, is_first: bool) -> Select[tuple[An
     return query.limit(bindparam("limit"))
 
 
-def _listed(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
+def _matching_orders(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
     """Select the newest orders that pass the filters, and name the columns that order them."""
     if "user_id" not in filters:
-        fixed: dict[str, ColumnElement[Any]] = {
-            name: bindparam(name) for name in ("status",) if name in filters
-        }
-        return _run(fixed, filters, is_first=is_first).subquery(), (*fixed, *_NEWEST_BY)
-    # The index keeps a user's orders by status: without one, there are three runs of them.
+        fixed: dict[str, ColumnElement[Any]] = {}
+        if "status" in filters:
+            fixed["status"] = bindparam("status")
+        return _index_range(fixed, filters, is_first=is_first).subquery(), (*fixed, *_NEWEST_BY)
+    # The index orders a user's orders by status first. Without a status in the filters, one range
+    # per status is read, and they are merged.
     statuses: list[ColumnElement[str]] = (
         [bindparam("status")] if "status" in filters else [literal(each) for each in STATUSES]
     )
     user_id: ColumnElement[UUID] = bindparam("user_id")
     runs = [
-        _run({"user_id": user_id, "status": status}, filters, is_first=is_first)
+        _index_range({"user_id": user_id, "status": status}, filters, is_first=is_first)
         for status in statuses
     ]
     merged = union_all(*runs).subquery()
@@ -186,15 +187,20 @@ def _listed(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Seque
     return query.limit(bindparam("read_limit")).subquery(), _NEWEST_BY
 
 
-def _run(
+def _index_range(
     fixed: Mapping[str, ColumnElement[Any]], filters: frozenset[str], *, is_first: bool
 ) -> Select[tuple[Any, ...]]:
-    """Select neighbours in the index that begins with the fixed columns.
+    """Select one contiguous range of the index that begins with the fixed columns.
 
-    The conditions compare rows, from the index's first column on, and so does the order. With
-    equations the planner could read another index that has only the order, or only one of the
-    filters, and drop what the others do not let through. Where the statistics are old or the data
-    is uneven, that is nearly all of the table.
+    The conditions compare rows, such as (status, created_at) < (:status, :before), and the order
+    begins with the same columns. With `status = :status`, the planner could choose another index,
+    such as the one by time, and filter row by row. With old statistics or uneven data it would then
+    read most of the table.
+
+    Args:
+        fixed: the columns that have one value in the whole range, and their values.
+        filters: the names of the filters that are given.
+        is_first: whether for the first page, so that there is no order before it.
     """
 
     def columns(*further: str) -> ColumnElement[Any]:
@@ -209,7 +215,7 @@ def _run(
     elif fixed:
         conditions.append(columns() >= values())
     if not is_first:
-        # `created_before` follows from it.
+        # `created_before` would add nothing: the order before the first is earlier.
         conditions.append(columns(*_NEWEST_BY) < values("after_at", "after_id"))
     elif "created_before" in filters:
         conditions.append(columns("created_at") < values("created_before"))

@@ -73,7 +73,11 @@ def check_indexes(database: Database) -> Iterator[Check]:
     if missing:
         yield fail(name, f"missing: {', '.join(missing)}", AGAIN.format(database.service))
     elif invalid:
-        yield fail(name, f"invalid, so unused: {', '.join(invalid)}", "REINDEX INDEX each of them")
+        yield fail(
+            name,
+            f"invalid, so unused: {', '.join(invalid)}",
+            "REINDEX INDEX CONCURRENTLY each of them",
+        )
     else:
         yield ok(name, f"all {len(found)} there and valid")
 

@@ -1,8 +1,9 @@
-"""Receiving the answer to a fetch whose first batch is too large to be held in memory.
+"""Receive the response to a fetch whose first batch is too large for memory.
 
-A broker sends the first batch whole, however large it is (KIP-74), and limits only what follows.
-So such an answer holds one batch, and the other partitions are empty. It is read as it arrives:
-the batch is replaced by its header, its size and its SHA-256.
+A broker always sends the first batch completely, however large it is (KIP-74). Its limit of size
+applies to later batches only. So such a response has one batch, and the other partitions are
+empty. It is read as it arrives. The batch's header, size and SHA-256 are kept, and the rest of the
+batch is thrown away.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ if TYPE_CHECKING:
     _Reading = Generator[int, bytes, None]
     _Counting = Generator[int, bytes, int]
 
-# The request that such an answer belongs to, and the one version of it that is read here.
+# The request of such a response, and the only version of it that is read here.
 FETCH_API_KEY = 1
 FETCH_VERSION = 12
 
-# What a replaced batch is kept of: enough of its header to know its offsets.
+# Bytes that are kept of a replaced batch: its header, which has its offsets.
 _HEADER_BYTES = 61
-# A batch begins with its offset and its length. So does what replaces it, with an offset that no
-# batch has.
+# The start of every batch: its offset and its length.
 _BATCH_START = struct.Struct(">qi")
+# What replaces a batch: a marker for its offset, a length, then the batch's size and digest.
 _REPLACED = struct.Struct(">qiq32s")
+# The marker. The offset of a real batch is never negative.
 _NO_OFFSET = -(2**62)
-# Beside the batch: far more than the partitions of a consumer need.
+# Maximum size of a response without its batch. Real responses are far smaller.
 _REST_MAX_BYTES = 1024 * 1024
 _VARINT_MORE, _VARINT_MAX_SHIFT = 0x80, 28
 
@@ -61,12 +63,12 @@ def replaced_batch(batch: bytes | memoryview) -> ReplacedBatch | None:
 
 
 class LargeFetchResponse:
-    """Takes the bytes of an answer, and gives an answer in which a large batch is replaced.
+    """Receives the bytes of a response, and gives the response with a large batch replaced.
 
     It stands in for kafka-python's `KafkaBytes`.
 
     Args:
-        size: of the whole answer, in bytes.
+        size: of the whole response, in bytes.
         batch_max_bytes: a batch over this size is replaced.
     """
 
@@ -75,7 +77,7 @@ class LargeFetchResponse:
         self._batch_max_bytes = batch_max_bytes
         self._received = 0
         self._waiting = bytearray()
-        self._answer = bytearray()
+        self._response = bytearray()
         self._position = 0
         self._reading = self._read()
         self._wanted = next(self._reading)
@@ -91,34 +93,37 @@ class LargeFetchResponse:
         """Take the next bytes.
 
         Raises:
-            InvalidReceiveError: it is no answer of this form.
+            InvalidReceiveError: the response has another form.
         """
         self._received += len(data)
         self._waiting += data
-        position, is_whole = 0, False
+        position, is_parsed = 0, False
         try:
             while self._wanted <= len(self._waiting) - position:
                 begin, position = position, position + self._wanted
                 self._wanted = self._reading.send(bytes(self._waiting[begin:position]))
         except StopIteration:
-            is_whole = True
-        if is_whole is not (self._received == self._size):
-            raise InvalidReceiveError(f"an answer of {self._size} bytes does not end where it ends")
+            is_parsed = True
         del self._waiting[:position]
+        is_received = self._received == self._size
+        if is_parsed != is_received or (is_parsed and self._waiting):
+            raise InvalidReceiveError(
+                f"the fields of a response do not fill its {self._size} bytes"
+            )
 
     def seek(self, position: int) -> None:
-        """Go to a place in the answer that is given."""
+        """Go to a position in the response that is given."""
         self._position = position
 
     def read(self, count: int | None = None) -> bytes:
-        """Return bytes of the answer that is given."""
-        end = len(self._answer) if count is None else self._position + count
-        data = bytes(self._answer[self._position : end])
+        """Return bytes of the response that is given."""
+        end = len(self._response) if count is None else self._position + count
+        data = bytes(self._response[self._position : end])
         self._position += len(data)
         return data
 
     def _read(self) -> _Reading:
-        """Read the answer: FetchResponse of version 12, after a response header of version 1."""
+        """Read a FetchResponse of version 12, after a response header of version 1."""
         yield from self._copy(4)  # correlation id
         yield from self._copy_tags()
         yield from self._copy(4 + 2 + 4)  # throttle time, error, session
@@ -135,12 +140,12 @@ class LargeFetchResponse:
             yield from self._copy(8 + 8)
             yield from self._copy_tags()
         yield from self._copy(4)  # preferred replica
-        at = len(self._answer)
+        at = len(self._response)
         size = yield from self._copy_count()
         if size <= self._batch_max_bytes:
             yield from self._copy(size)
         else:
-            del self._answer[at:]
+            del self._response[at:]
             yield from self._replace(size)
         yield from self._copy_tags()
 
@@ -158,26 +163,27 @@ class LargeFetchResponse:
             left -= len(piece)
         length = _REPLACED.size + len(header) - _BATCH_START.size
         replacement = _REPLACED.pack(_NO_OFFSET, length, size, digest.digest()) + header
-        self._answer += _varint(len(replacement) + 1) + replacement
+        self._response += _varint(len(replacement) + 1) + replacement
 
     def _copy(self, count: int) -> _Reading:
-        if len(self._answer) + count > self._batch_max_bytes + _REST_MAX_BYTES:
-            raise InvalidReceiveError(f"an answer of {self._size} bytes is not one batch")
+        """Copy bytes to the response that is given, up to its limit."""
+        if len(self._response) + count > self._batch_max_bytes + _REST_MAX_BYTES:
+            raise InvalidReceiveError(f"a response of {self._size} bytes is not one batch")
         if count:
-            self._answer += yield count
+            self._response += yield count
 
     def _copy_number(self) -> _Counting:
         """Copy an unsigned varint."""
         number = shift = 0
         while True:
             byte = yield 1
-            self._answer += byte
+            self._response += byte
             number |= (byte[0] & ~_VARINT_MORE) << shift
             if byte[0] < _VARINT_MORE:
                 return number
             shift += 7
             if shift > _VARINT_MAX_SHIFT:
-                raise InvalidReceiveError("a number in an answer has no end")
+                raise InvalidReceiveError("a number in a response has no end")
 
     def _copy_count(self) -> _Counting:
         """Copy the length of a compact field, which is one more than that; of null, 0."""
@@ -192,7 +198,7 @@ class LargeFetchResponse:
 def _varint(number: int) -> bytes:
     found = bytearray()
     while number >= _VARINT_MORE:
-        found.append(number & ~_VARINT_MORE & 0xFF | _VARINT_MORE)
+        found.append((number & 0x7F) | _VARINT_MORE)
         number >>= 7
     found.append(number)
     return bytes(found)

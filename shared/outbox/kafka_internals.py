@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from kafka.net.connection import KafkaConnection
 
 VERSION = "3.0.12"
-# Batches of one answer to a fetch; a first batch over it is not received.
+# What a fetch asks for. If a response is larger than a client takes, a batch over this is replaced.
 FETCH_MAX_BYTES = 4 * RECORD_MAX_BYTES
 # Records that one poll gives, as they are in memory; the last one may go beyond it.
 POLL_MAX_BYTES = 4 * RECORD_MAX_BYTES

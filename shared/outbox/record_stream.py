@@ -1,7 +1,7 @@
-"""Reading the content of a batch as a stream, so that its expanded size never is in memory.
+"""Read a batch of records as a stream. The expanded batch is never in memory as a whole.
 
-A few kilobytes may expand to any size. So a compressed batch is expanded piece by piece, one
-record is held at a time, and what is too large is only measured: its size and its SHA-256.
+A few kilobytes may expand to any size. So a batch is expanded in pieces, and one record is in
+memory at a time. Of a record that is too large, only the size and the SHA-256 are kept.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from shared.errors import SettleError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A record, and a batch that is kept as a dead letter. As a broker takes unless told otherwise
-# (message.max.bytes), and all that a relay sends.
+# Maximum size of a record, and of a batch that is stored in a dead letter. It is the broker's
+# default of message.max.bytes, and the most that a relay sends.
 RECORD_MAX_BYTES = 1024 * 1024
-# Headers of a record. Each takes about a hundred bytes of memory, and two bytes of a record.
+# Maximum headers of a record. A header has two bytes or more, and takes about 100 bytes of memory.
 HEADERS_MAX = 1_000
-# All records of a batch together. It bounds the time that a batch takes, not the memory.
+# Maximum size of an expanded batch. It limits the time that a batch takes, not the memory.
 EXPANDED_MAX_BYTES = 64 * RECORD_MAX_BYTES
-# Records of a batch; an event has at least so many bytes with its headers.
+# Minimum size of an event with its headers. It gives the maximum number of records of a batch.
 _EVENT_MIN_BYTES = 256
 BATCH_RECORDS_MAX = EXPANDED_MAX_BYTES // _EVENT_MIN_BYTES
 # What a Zstandard decoder should support; it holds a window in memory (RFC 8878, 3.1.1.1.2).
@@ -49,7 +49,9 @@ class TooLargeError(SettleError):
 
 
 class TooLarge(bytes):
-    """Stands for bytes that are too large to keep; it is empty.
+    """The size and digest of bytes that are too large to keep. As `bytes`, it is empty.
+
+    kafka-python passes it on as the value of a record.
 
     Args:
         size: of the bytes.
@@ -66,7 +68,7 @@ class TooLarge(bytes):
 
     @classmethod
     def measured(cls, size: int, sha256: str) -> Self:
-        """Return what stands for bytes whose size and digest are known."""
+        """Make it of a size and a digest that are known."""
         found = cls()
         found.size, found.sha256 = size, sha256
         return found
@@ -134,14 +136,14 @@ class RecordStream:
     def check(self, count: int) -> None:
         """Check that there are so many records, within the limits and with nothing after them.
 
-        It reads the stream to its end; the inside of the records is not looked at.
+        It reads the stream to its end. The fields of the records are not checked.
 
         Raises:
             TooLargeError: they are too many, or too large together.
             CorruptRecordError: they are not so many.
         """
         if count > BATCH_RECORDS_MAX:
-            raise TooLargeError(f"it has {count} records, and {BATCH_RECORDS_MAX} are allowed")
+            raise TooLargeError(f"it has {count} records; the maximum is {BATCH_RECORDS_MAX}")
         expanded = 0
         for _ in range(count):
             length = self.read_length()
@@ -155,7 +157,7 @@ class RecordStream:
 
 
 def _open(codec: str, data: bytes | memoryview) -> object:
-    """Return a file of what a codec expands to."""
+    """Return a file that gives the expanded bytes."""
     if codec == "gzip":
         return gzip.GzipFile(fileobj=io.BytesIO(data))
     if codec == "lz4":
@@ -163,7 +165,9 @@ def _open(codec: str, data: bytes | memoryview) -> object:
     if codec == "zstd":
         decompressor = codecs.zstd.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX_BYTES)
         return decompressor.stream_reader(io.BytesIO(data), read_across_frames=True)
-    return _SnappyFile(bytes(data)) if codec == "snappy" else io.BytesIO(data)
+    if codec == "snappy":
+        return _SnappyFile(bytes(data))
+    return io.BytesIO(data)
 
 
 class _SnappyFile(io.RawIOBase):
@@ -203,7 +207,7 @@ def _snappy_blocks(data: bytes) -> Iterator[bytes]:
 
 def _expand_snappy(block: bytes) -> bytes:
     """Expand a block, which begins with its expanded size as a varint."""
-    size = sum((byte & 0x7F) << 7 * number for number, byte in enumerate(_varint(block)))
+    size = sum((byte & 0x7F) << (7 * number) for number, byte in enumerate(_varint(block)))
     if size > _SNAPPY_BLOCK_MAX_BYTES:
         raise TooLargeError(f"a Snappy block expands to {size} bytes")
     return bytes(codecs.snappy.decompress(block))

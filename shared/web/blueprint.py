@@ -10,7 +10,7 @@ from shared.web import kinds
 from shared.web.bodies import Parser
 from shared.web.idempotency import idempotent
 from shared.web.openapi import KEY_IN_USE, describe_common, problem_response
-from shared.web.query import take_parameters
+from shared.web.query import declare_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         if location != "query":
             return parse
         names = [field.data_key or name for name, field in schema.load_fields.items()]
-        return lambda view: take_parameters(parse(view), names)
+        return lambda view: declare_parameters(parse(view), names)
 
     def problem(self, kind: Kind, *details: str) -> Decorator:
         """Describe a kind of problem that the call can end as, by a sentence for each case.

@@ -1,4 +1,4 @@
-"""Reading request bodies: strict JSON, in time and memory linear in their length."""
+"""Parse request bodies as strict JSON. Time and memory grow linearly with the body."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from flask import Flask, Request
     from marshmallow import Schema, ValidationError
 
-# The largest call is an order whose description has 10,000 characters, each escaped as a surrogate
-# pair (12 bytes).
+# Maximum size of a body. The largest valid one is an order with a description of 10,000 characters,
+# each escaped as a surrogate pair (12 bytes).
 MAX_BYTES = 128 * 1024
-# Levels of arrays and objects within each other. No call needs more than two.
+# Maximum nesting of arrays and objects. The body of every call is one flat object.
 MAX_DEPTH = 32
 COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
-TOO_DEEP = f"The body is nested too deeply: {MAX_DEPTH} levels are the most."
+TOO_DEEP = f"The body is nested too deeply: the maximum is {MAX_DEPTH} levels."
 
-# Limits of an answer that names repeated names: the number of faults, and the length of a pointer
-# and of each name in it, in characters.
+# Limits of an answer that lists faults: their number, and the length of a JSON Pointer and of each
+# name, in characters.
 FAULTS_MAX = 20
 POINTER_MAX = 2_000
 NAME_MAX = 100
@@ -44,13 +44,13 @@ NAME_MAX = 100
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _CONTAINERS = (dict, list)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 # What gunicorn raises when the chunks of a body are malformed, or end before the last.
 _UNREADABLE = (OSError, ParseException)
 
 
-class _Repetitive(dict[str, Any]):
+class _ObjectWithRepeatedNames(dict[str, Any]):
     """An object that has a name more than once."""
 
     __slots__ = ("repeated",)
@@ -63,38 +63,40 @@ class _Repetitive(dict[str, Any]):
         )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else _Repetitive(pairs)
+    return found if len(found) == len(pairs) else _ObjectWithRepeatedNames(pairs)
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     number = float(text)
     if isinf(number):
-        raise InvalidInputError([{"pointer": "#", "detail": f"{text[:40]} is too large a number."}])
+        raise InvalidInputError(
+            [{"pointer": "#", "detail": f"The number {text[:40]} is too large."}]
+        )
     return number
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _not_json(f"{name} is no number there (RFC 8259, section 6).")
+    raise _not_json(f"{name} is not a number in JSON (RFC 8259, section 6).")
 
 
 _decoder = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_finite, parse_constant=_refuse_constant
+    object_pairs_hook=_make_object, parse_float=_parse_finite, parse_constant=_refuse_constant
 )
 
 
 def read_json(incoming: Request) -> Any:  # whatever JSON holds
     """Parse a request's body as JSON (RFC 8259), in UTF-8.
 
-    The media type has no parameter `charset`: one that is sent has no effect (section 11).
+    A parameter `charset` of its media type has no effect (section 11).
 
     Raises:
-        ProblemError: it is not JSON, or nested beyond `MAX_DEPTH`, or cannot be read.
-        InvalidInputError: an object has a name twice: one reader would take the first value,
-            another the last (RFC 8259, section 4). Or a number is larger than Python reads.
-        RequestEntityTooLarge: it is over `MAX_BYTES`.
-        UnsupportedMediaType: it does not say that it is JSON, or it is compressed.
+        ProblemError: it cannot be read, is not JSON, or is nested deeper than `MAX_DEPTH`.
+        InvalidInputError: an object repeats a name, and parsers disagree on which value counts (RFC
+            8259, section 4). Or a number is too large for Python.
+        RequestEntityTooLarge: it is larger than `MAX_BYTES`.
+        UnsupportedMediaType: its media type is not JSON, or it is compressed.
     """
     _check_media_type(incoming)
     body = _read(incoming)
@@ -107,7 +109,9 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
         raise _not_json(f"{error.msg} (line {error.lineno}, column {error.colno}).") from error
     except ValueError as error:
         # Python bounds the digits of an integer (sys.set_int_max_str_digits).
-        raise InvalidInputError([{"pointer": "#", "detail": "A number is too long."}]) from error
+        raise InvalidInputError(
+            [{"pointer": "#", "detail": "An integer has too many digits."}]
+        ) from error
     faults: list[dict[str, str]] = []
     if isinstance(data, _CONTAINERS):
         _find_repeated_names(data, [], faults)
@@ -162,14 +166,14 @@ def _decode(body: bytes) -> str:
 
 
 def _depth(body: bytes) -> int:
-    """Count the levels of arrays and objects in a body, before it is parsed.
+    """Return the nesting depth of a body without parsing it.
 
-    Up to the place where a body stops being JSON, the number is right. A parser goes no further.
+    If the body is not JSON, the depth is right up to the first error. The parser stops there.
     """
     # As text, of one byte a character: to join bytes takes ten times the memory.
     rest = _STRING.sub("", body.decode("latin-1")).encode("latin-1")
     brackets = rest.translate(None, _NOT_BRACKETS)
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+    return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)
 
 
 def _find_repeated_names(
@@ -182,9 +186,12 @@ def _find_repeated_names(
         path: the names and indexes that lead to it; the same afterwards.
         faults: the list to which to add.
     """
-    if isinstance(data, _Repetitive):
+    if isinstance(data, _ObjectWithRepeatedNames):
         faults += [
-            {"pointer": _pointer([*path, name]), "detail": "The object has this name twice."}
+            {
+                "pointer": _pointer([*path, name]),
+                "detail": "The object has this name more than once.",
+            }
             for name in data.repeated
         ]
     pairs: Iterable[tuple[str | int, Any]]
@@ -201,7 +208,8 @@ def _find_repeated_names(
 def _pointer(path: list[str | int]) -> str:
     """Make a JSON Pointer, as a fragment (RFC 6901, section 6).
 
-    Where it would be longer than `POINTER_MAX`, it ends earlier: at a value around the place.
+    A name is cut to `NAME_MAX`. A pointer that would be longer than `POINTER_MAX` ends at a value
+    around the place.
     """
     pointer = "#"
     for name in path:
@@ -271,14 +279,14 @@ def _fault(location: str, field: str, detail: str) -> dict[str, str]:
 
 
 def register(app: Flask) -> None:
-    """Bound the bodies of an app."""
-    # werkzeug cuts a body without a length there, and says nothing. The byte beyond the limit shows
-    # that there is more.
+    """Limit the request bodies of an app to `MAX_BYTES`."""
+    # werkzeug silently truncates a chunked body at this limit. One byte more shows that the body
+    # was larger.
     app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES + 1
     app.before_request(_refuse_large)
 
 
 def _refuse_large() -> None:
-    """Refuse a large body also where none is read, as of a GET."""
+    """Refuse a large body even if the view reads none, as of a GET. 404 and 405 come first."""
     if request.routing_exception is None and (request.content_length or 0) > MAX_BYTES:
         raise RequestEntityTooLarge

@@ -1,4 +1,4 @@
-"""Who may reach a service by which way: trusted proxies, allowed hosts, and CORS."""
+"""Trusted proxies, allowed hosts, and CORS."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
     from shared.settings import Settings
 
-# Health checks of load balancers name a service by its address. They change nothing, and tell
-# nothing but that the service is there.
+# Load balancers check these by IP address. They change nothing, and show only whether the service
+# is up and ready.
 PROBES = frozenset({"/livez", "/readyz"})
 
 # RFC 9110, section 7.2, over RFC 3986, section 3.2: a port may be empty.
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]*)?")
-_SHOWN_MAX = 100
+_QUOTED_HOST_MAX = 100
 WRONG_HOST = (
     "This service does not answer to the host {!r}. If it should, add the name to its setting"
     " ALLOWED_HOSTS."
 )
 
-# Of the CORS protocol (the Fetch standard, section 3.2): what scripts of another origin may send,
-# and what they may see of an answer.
-_MAY_SEND = ("Content-Type", "Idempotency-Key", "Prefer", REQUEST_ID, TRACEPARENT)
-_MAY_SEE = (
+# CORS (the Fetch standard, section 3.2): the request headers that scripts of another origin may
+# set, and the response headers that they may read.
+_ALLOWED_HEADERS = ("Content-Type", "Idempotency-Key", "Prefer", REQUEST_ID, TRACEPARENT)
+_EXPOSED_HEADERS = (
     "Idempotent-Replayed",
     "Link",
     "Location",
@@ -44,55 +44,57 @@ _MAY_SEE = (
     "Retry-After",
     REQUEST_ID,
 )
-_PREFLIGHT_KEPT_S = 600
+_PREFLIGHT_MAX_AGE_S = 600
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": ", ".join(_MAY_SEND),
-    "Access-Control-Max-Age": str(_PREFLIGHT_KEPT_S),
+    "Access-Control-Allow-Headers": ", ".join(_ALLOWED_HEADERS),
+    "Access-Control-Max-Age": str(_PREFLIGHT_MAX_AGE_S),
 }
 
 
 def register(app: Flask, settings: Settings) -> None:
     """Let proxies, host names and browsers' origins in as far as the settings say."""
-    app.after_request(_as_typed)
+    app.after_request(_add_nosniff_header)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]  # Flask's way to add middleware
             app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=0, x_prefix=0
         )
     if ANY_HOST not in settings.allowed_hosts:
-        app.before_request(partial(_refuse_hosts, frozenset(settings.allowed_hosts)))
+        app.before_request(partial(_check_host, frozenset(settings.allowed_hosts)))
     if settings.cors_origins:
-        app.after_request(partial(_answer_origin, frozenset(settings.cors_origins)))
+        app.after_request(partial(_add_cors_headers, frozenset(settings.cors_origins)))
 
 
-def _refuse_hosts(allowed: AbstractSet[str]) -> None:
-    """Refuse a request to a host that this service is not (RFC 9110, section 7.4).
+def _check_host(allowed: AbstractSet[str]) -> None:
+    """Refuse a request whose Host is not allowed (RFC 9110, section 7.4).
 
-    The owner of a name can point it at this service's address. The browser then takes a page under
-    that name and this service for one site, and lets the page send and read anything (DNS
-    rebinding). Only the name in Host betrays it.
+    It prevents DNS rebinding. An attacker points a name of their own at this service's address. For
+    a browser, a page from that name then has the same origin as this service, so the page can send
+    and read anything. Only the Host header shows the foreign name.
 
-    Behind trusted proxies, Host itself is checked as well as the host that they forward: a page
-    that reaches the service directly can send any X-Forwarded-Host. A request without Host (an old
-    client, in HTTP/1.0) does not come from a browser.
+    Behind trusted proxies, both the forwarded host and the received one are checked: a page that
+    reaches the service directly can set X-Forwarded-Host. A request without Host (HTTP/1.0) is
+    allowed, because no browser sends one.
     """
     if request.path in PROBES:
         return
     received = request.environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
     for host in (request.headers.get("Host"), received):
         if host is not None and not _is_allowed(host, allowed):
-            raise ProblemError(kinds.MISDIRECTED_REQUEST, WRONG_HOST.format(host[:_SHOWN_MAX]))
+            raise ProblemError(
+                kinds.MISDIRECTED_REQUEST, WRONG_HOST.format(host[:_QUOTED_HOST_MAX])
+            )
 
 
 def _is_allowed(host: str, allowed: AbstractSet[str]) -> bool:
-    """Whether a host is named so, in any case, at whatever port; a final dot says no more."""
+    """Return whether a Host is allowed or loopback. Case, port and a final dot do not matter."""
     found = _HOST.fullmatch(host.lower())
     name = found["name"].removesuffix(".") if found else ""
     return name in allowed or is_loopback(name)
 
 
-def _answer_origin(origins: AbstractSet[str], response: Response) -> Response:
+def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response:
     """Let scripts of these origins in, by the CORS protocol (the Fetch standard, section 3.2).
 
     Origins are compared as strings: browsers write each in one way only.
@@ -105,11 +107,11 @@ def _answer_origin(origins: AbstractSet[str], response: Response) -> Response:
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             response.headers.update(_PREFLIGHT)
         else:
-            response.headers["Access-Control-Expose-Headers"] = ", ".join(_MAY_SEE)
+            response.headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED_HEADERS)
     return response
 
 
-def _as_typed(response: Response) -> Response:
-    """Keep browsers from guessing another type than the one that is said."""
+def _add_nosniff_header(response: Response) -> Response:
+    """Keep browsers from guessing another content type."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -1,7 +1,7 @@
-"""Queries: a parameter that is unknown, or given twice, is refused.
+"""Refuse query parameters that are unknown or repeated.
 
-A filter with a misspelt name would otherwise show everybody's rows, and of a parameter given twice
-nobody can know which value counts.
+A misspelt filter would otherwise return everybody's rows. Of a repeated parameter, nobody can know
+which value counts.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     View = Callable[..., Any]
 
 _MARK = "_query_parameters"
-_TWICE = "The query has this parameter twice."
+_REPEATED = "The query has this parameter more than once."
 
 
-def take_parameters(view: View, names: Iterable[str]) -> View:
-    """Let a view take parameters in its query. One that is not marked so takes none."""
+def declare_parameters(view: View, names: Iterable[str]) -> View:
+    """Declare the query parameters that a view takes. Other views take none."""
     view.__dict__[_MARK] = tuple(names)
     return view
 
 
 def register(app: Flask) -> None:
-    """Refuse what the query of a request has and its call does not take."""
+    """Refuse query parameters that are unknown or repeated, before each request of an app."""
     app.before_request(_refuse_parameters)
 
 
 def _refuse_parameters() -> None:
-    # OPTIONS does not reach the call. A browser asks so whether it may send the request, and only
-    # the answer to that request should say what is wrong with it.
+    # A CORS preflight is an OPTIONS request. If it fails, the browser hides the reason from the
+    # script, so only the request itself is checked.
     if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
         return
     known = getattr(current_app.view_functions[request.url_rule.endpoint], _MARK, ())
@@ -48,7 +48,7 @@ def _refuse_parameters() -> None:
         else "This address takes no parameters."
     )
     faults = [
-        {"parameter": name[:NAME_MAX], "detail": _TWICE if name in known else unknown}
+        {"parameter": name[:NAME_MAX], "detail": _REPEATED if name in known else unknown}
         for name, values in request.args.lists()
         if name not in known or len(values) > 1
     ]

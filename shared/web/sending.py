@@ -1,9 +1,9 @@
-"""Sending answers, without a thread that waits for the client.
+"""Send answers without blocking a thread on a slow client.
 
-gunicorn sends an answer in the thread that made it, and waits there for the client to take it. Its
-time-out is for one piece of an answer, not for the whole: a client that takes a byte now and then
-has the thread for as long as it likes. Here a thread sends what the connection has room for. The
-worker's main thread sends the rest as the client takes it, within `WRITE_S`.
+gunicorn sends an answer in the thread that made it. The thread waits until the client has received
+all of it. gunicorn's time-out applies to each write and not to the whole answer, so a slow client
+can hold a thread forever. Here the thread sends only what fits into the connection's send buffer.
+The worker's main thread sends the rest when there is room again, for at most `WRITE_S`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
     from gunicorn.workers.gthread import TConn
 
-# Seconds for a client to take an answer, all of it.
+# Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0
-# What a worker keeps of answers that their clients have not taken: 32 of the largest pages, beside
-# what the system keeps for each connection. Beyond it the oldest is given up. A worker of about
-# 70 MB stays far below 200 MB by this.
+# Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
+# send buffers. Beyond it, the connection of the oldest answer is closed. A worker of about 70 MB
+# stays far below 200 MB. A page of a list is 512 KiB before JSON escapes it.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
 
 class AnswerSocket:
-    """A connection for gunicorn to write one answer to. To write never waits.
+    """A connection to which gunicorn writes one answer. Writing never blocks.
 
     Args:
         connection: to the client.
@@ -46,10 +46,10 @@ class AnswerSocket:
         self._connection = connection
         self.path = path
         self.unsent = bytearray()
-        """What the connection had no room for."""
+        """Bytes that did not fit into the send buffer."""
 
     def sendall(self, data: bytes) -> None:
-        """Send what there is room for, and keep the rest."""
+        """Send what fits into the send buffer, and keep the rest."""
         sent = 0 if self.unsent else send_some(self._connection, data)
         self.unsent += memoryview(data)[sent:]
 
@@ -63,7 +63,7 @@ class AnswerSocket:
 
 
 def send_some(connection: socket, data: bytes | bytearray) -> int:
-    """Send what a connection has room for; return how many bytes that were."""
+    """Send what fits into the send buffer. Return the number of bytes sent."""
     timeout = connection.gettimeout()
     connection.settimeout(0)
     sent = 0
@@ -86,10 +86,10 @@ class _Rest:
 
 
 class UnsentAnswers:
-    """The answers of a worker that their clients have not taken yet. For its main thread alone.
+    """The answers of a worker that are not completely sent. Only the main thread uses it.
 
     Args:
-        poller: what the main thread waits for.
+        poller: of the main thread.
         close: closes a connection.
     """
 
@@ -101,8 +101,12 @@ class UnsentAnswers:
 
     def add(self, conn: TConn, answer: AnswerSocket, then: Callable[[], None]) -> None:
         """Send the rest of an answer; `then` is called when all of it is sent."""
-        conn.sock.settimeout(0)
-        self._poller.register(conn.sock, EVENT_WRITE, partial(self._send, conn))
+        try:
+            conn.sock.settimeout(0)
+            self._poller.register(conn.sock, EVENT_WRITE, partial(self._send, conn))
+        except (OSError, ValueError):  # gunicorn has closed the connection
+            self._close(conn)
+            return
         self._rests[conn] = _Rest(answer, time.monotonic() + WRITE_S, then)
         self._bytes += len(answer.unsent)
         while self._bytes > UNSENT_MAX_BYTES:

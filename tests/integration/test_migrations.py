@@ -10,6 +10,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import NullPool, create_engine, inspect, text
+from sqlalchemy.exc import InternalError
 
 from shared import migrations
 from shared.idempotency import tables as idempotency_tables
@@ -135,3 +136,22 @@ def test_an_index_that_was_made_beforehand_is_kept(engine: Engine) -> None:
         command.upgrade(config_of("orders", engine), "head")
 
         assert connection.scalar(oid) == made
+
+
+def test_an_index_whose_making_was_interrupted_is_refused(engine: Engine) -> None:
+    """The indexes that it replaces stay until it is whole."""
+    command.upgrade(config_of("orders", engine), "0004")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE INDEX orders_by_user ON orders (user_id, status)"))
+        connection.execute(
+            text(
+                "UPDATE pg_index SET indisvalid = false"
+                " WHERE indexrelid = 'orders_by_user'::regclass"
+            )
+        )
+
+        with pytest.raises(InternalError, match="orders_by_user is invalid"):
+            command.upgrade(config_of("orders", engine), "head")
+
+        kept = text("SELECT to_regclass('orders_newest_of_user') IS NOT NULL")
+        assert connection.scalar(kept)

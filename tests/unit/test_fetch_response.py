@@ -106,6 +106,15 @@ def test_an_answer_within_the_limit_is_left_as_it_is() -> None:
     assert partition.records == small
 
 
+@pytest.mark.parametrize("piece", [1, 1_000_000])
+def test_bytes_after_the_fields_of_an_answer_end_the_connection(piece: int) -> None:
+    whole = answer(LARGE)
+    longer = (int.from_bytes(whole[:4]) + 3).to_bytes(4) + whole[4:] + b"end"
+
+    with pytest.raises(InvalidReceiveError):
+        receive(longer, piece=piece)
+
+
 @pytest.mark.parametrize(
     ("data", "version"),
     [

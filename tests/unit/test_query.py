@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
-TWICE = "The query has this parameter twice."
+TWICE = "The query has this parameter more than once."
 
 # Every address, by what it takes.
 TAKEN = {

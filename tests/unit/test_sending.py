@@ -141,3 +141,17 @@ def test_a_client_that_is_gone_is_closed(server: Server) -> None:
     server.turn()
 
     assert (server.closed, server.finished) == ([conn], [])
+
+
+def test_a_connection_that_gunicorn_has_closed_is_closed(server: Server) -> None:
+    """As when the app failed after a part of its answer."""
+    ours, client = socket.socketpair()
+    with client:
+        answer = AnswerSocket(ours, "/orders")
+        answer.sendall(LARGE)
+        ours.close()
+        conn = Conn(ours)
+
+        server.unsent.add(conn, answer, then=lambda: server.finished.append(conn))
+
+    assert (server.closed, server.finished) == ([conn], [])

@@ -21,6 +21,19 @@ depends_on = None
 # docs/operations.md. DROP comes first, since its lock is the stronger one: a transaction that asks
 # for the weaker lock first can deadlock with a consumer.
 _UPGRADE = """
+DO $$
+DECLARE
+    broken text := (
+        SELECT string_agg(indexrelid::regclass::text, ', ') FROM pg_index
+        WHERE indexrelid IN (to_regclass('orders_by_status'), to_regclass('orders_by_user'))
+            AND NOT indisvalid
+    );
+BEGIN
+    IF broken IS NOT NULL THEN
+        RAISE EXCEPTION 'The index % is invalid, because its making was interrupted.', broken
+            USING HINT = 'Run REINDEX INDEX CONCURRENTLY for it, then this migration again.';
+    END IF;
+END $$;
 DROP INDEX orders_newest_of_status;
 DROP INDEX orders_newest_of_user;
 CREATE INDEX IF NOT EXISTS orders_by_status ON orders (status, created_at, id);
