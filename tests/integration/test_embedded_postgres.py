@@ -65,9 +65,9 @@ def test_a_link_in_the_data_is_not_followed(made: Cluster, tmp_path: Path) -> No
     version.symlink_to(secret)
 
     try:
-        with pytest.raises(UnsafeFolderError, match=r"PG_VERSION is a link") as refused:
+        with pytest.raises(UnsafeFolderError, match=r"PG_VERSION is a symbolic link") as refused:
             made.initialise()
-        with pytest.raises(UnsafeFolderError, match=r"postmaster\.pid is a link"):
+        with pytest.raises(UnsafeFolderError, match=r"postmaster\.pid is a symbolic link"):
             made.running_pid()
     finally:
         (made.data / "kept").rename(version)
