@@ -1,9 +1,9 @@
-"""Receive the response to a fetch whose first batch is too large for memory.
+"""Receive the response to a fetch that is too large for memory.
 
-A broker always sends the first batch completely, however large it is (KIP-74). Its limit of size
-applies to later batches only. So such a response has one batch, and the other partitions are
-empty. It is read as it arrives. The batch's header, size and SHA-256 are kept, and the rest of the
-batch is thrown away.
+A broker always sends the first batch completely, however large it is (KIP-74). Some brokers send
+more than was asked for as well. So a large response is read as it arrives. Of a batch that is too
+large, the header, size and SHA-256 are kept. Batches beyond the limit are left out, and the next
+fetch asks for them again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     # Yields how many bytes it needs next, and is sent them.
     _Reading = Generator[int, bytes, None]
     _Counting = Generator[int, bytes, int]
+    _Keeping = Generator[int, bytes, bytes]
 
 # The request of such a response, and the only version of it that is read here.
 FETCH_API_KEY = 1
@@ -35,7 +36,8 @@ _BATCH_START = struct.Struct(">qi")
 _REPLACED = struct.Struct(">qiq32s")
 # The marker. The offset of a real batch is never negative.
 _NO_OFFSET = -(2**62)
-# Maximum size of a response without its batch. Real responses are far smaller.
+_PIECE_BYTES = 64 * 1024
+# Maximum size of a response without its batches. Real responses are far smaller.
 _REST_MAX_BYTES = 1024 * 1024
 _VARINT_MORE, _VARINT_MAX_SHIFT = 0x80, 28
 
@@ -63,18 +65,19 @@ def replaced_batch(batch: bytes | memoryview) -> ReplacedBatch | None:
 
 
 class LargeFetchResponse:
-    """Receives the bytes of a response, and gives the response with a large batch replaced.
+    """Receives the bytes of a response, and gives the response with fewer or smaller batches.
 
     It stands in for kafka-python's `KafkaBytes`.
 
     Args:
         size: of the whole response, in bytes.
-        batch_max_bytes: a batch over this size is replaced.
+        batches_max_bytes: the most that is kept of all batches. One over this size is replaced.
     """
 
-    def __init__(self, size: int, batch_max_bytes: int) -> None:
+    def __init__(self, size: int, batches_max_bytes: int) -> None:
         self._size = size
-        self._batch_max_bytes = batch_max_bytes
+        self._batches_max_bytes = batches_max_bytes
+        self._batches_bytes = 0
         self._received = 0
         self._waiting = bytearray()
         self._response = bytearray()
@@ -142,33 +145,55 @@ class LargeFetchResponse:
         yield from self._copy(4)  # preferred replica
         at = len(self._response)
         size = yield from self._copy_count()
-        if size <= self._batch_max_bytes:
-            yield from self._copy(size)
-        else:
+        if size:
             del self._response[at:]
-            yield from self._replace(size)
+            kept = yield from self._keep_batches(size)
+            self._response += _varint(len(kept) + 1) + kept
         yield from self._copy_tags()
 
-    def _replace(self, size: int) -> _Reading:
-        """Measure the records of a partition, which are one batch."""
-        header = yield _HEADER_BYTES
-        _, length = _BATCH_START.unpack_from(header)
-        if _BATCH_START.size + length != size:
-            raise InvalidReceiveError(f"{size} bytes of records are not one batch")
+    def _keep_batches(self, size: int) -> _Keeping:
+        """Read the records of a partition, and return its first batches within the limit."""
+        kept = bytearray()
+        left = size
+        while left >= _BATCH_START.size:
+            start = yield _BATCH_START.size
+            left -= len(start)
+            _, length = _BATCH_START.unpack(start)
+            if not 0 <= length <= left:
+                break  # a part of a batch, at the end
+            if self._batches_bytes + len(start) + length <= self._batches_max_bytes:
+                kept += start + (yield length)
+                left -= length
+                self._batches_bytes += len(start) + length
+                continue
+            if len(start) + length > self._batches_max_bytes and not kept:
+                kept += yield from self._replace(start, length)
+                left -= length
+            break
+        yield from self._skip(left)
+        return bytes(kept)
+
+    def _replace(self, start: bytes, length: int) -> _Keeping:
+        """Measure a batch, and return what replaces it."""
+        size = len(start) + length
+        header = start + (yield _HEADER_BYTES - len(start))
         digest = hashlib.sha256(header)
         left = size - len(header)
         while left:
-            piece = yield min(left, 64 * 1024)
+            piece = yield min(left, _PIECE_BYTES)
             digest.update(piece)
             left -= len(piece)
         length = _REPLACED.size + len(header) - _BATCH_START.size
-        replacement = _REPLACED.pack(_NO_OFFSET, length, size, digest.digest()) + header
-        self._response += _varint(len(replacement) + 1) + replacement
+        return _REPLACED.pack(_NO_OFFSET, length, size, digest.digest()) + header
+
+    def _skip(self, count: int) -> _Reading:
+        while count:
+            count -= len((yield min(count, _PIECE_BYTES)))
 
     def _copy(self, count: int) -> _Reading:
         """Copy bytes to the response that is given, up to its limit."""
-        if len(self._response) + count > self._batch_max_bytes + _REST_MAX_BYTES:
-            raise InvalidReceiveError(f"a response of {self._size} bytes is not one batch")
+        if len(self._response) + count > self._batches_max_bytes + _REST_MAX_BYTES:
+            raise InvalidReceiveError(f"{self._size} bytes are not a response to a fetch")
         if count:
             self._response += yield count
 

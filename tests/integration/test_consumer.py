@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 
 from shared.outbox import Service, Subscription
 from shared.outbox.uuid7 import time_of
-from support.delivery import ORDERS, PAYMENTS, Delivery, Record, headers, order_created
+from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, Record, headers, order_created
 from support.memory import PEAK_MAX_MB, PRINT_STATUS, peak_in
 from support.poison import RawName, headers_of_no_event, values_that_are_no_order
 from support.waiting import wait_until
@@ -266,3 +266,26 @@ def test_members_that_join_and_leave_charge_each_order_once(delivery: Delivery) 
     assert len(charged) == len(set(charged)) == 211
     assert [delivery.balance(user) for user in users] == [978] + [979] * 9
     assert delivery.inbox("payments") == {"applied": 211}
+
+
+def test_a_backlog_larger_than_a_response_is_read(embedded_delivery: Delivery) -> None:
+    """The embedded broker sends more than a fetch asks for."""
+    count = 72
+    embedded_delivery.produce(
+        ORDERS,
+        *[
+            Record(
+                b"x" * (1_040_000 if number % 2 else 100),
+                headers("order.eaten"),
+                partition=number % PARTITIONS,
+            )
+            for number in range(count)
+        ],
+    )
+
+    with embedded_delivery.consumer("payments"):
+        wait_until(
+            lambda: embedded_delivery.received("payments") == count, timeout_s=30, what="all"
+        )
+
+    assert embedded_delivery.inbox("payments") == {"skipped": count}
