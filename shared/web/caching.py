@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from flask import after_this_request, request
-from werkzeug.http import parse_set_header
+from werkzeug.http import parse_date, parse_set_header
 
 if TYPE_CHECKING:
     from flask import Flask, Response
@@ -37,7 +37,20 @@ def register(app: Flask, settings: Settings) -> None:
             response.headers["Vary"] = varies.to_header()
         return response
 
+    app.before_request(_ignore_unreadable_dates)
     app.after_request(complete)
+
+
+def _ignore_unreadable_dates() -> None:
+    """Ignore conditions whose date cannot be read (RFC 9110, section 13.1.3).
+
+    werkzeug does so as well, but for a year, hour or zone that is out of range it raises an error.
+    """
+    for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE"):
+        try:
+            parse_date(request.environ.get(name))
+        except (OverflowError, ValueError):
+            del request.environ[name]
 
 
 def vary_by(header: str) -> None:

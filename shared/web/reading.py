@@ -23,6 +23,9 @@ READ_S = 10.0
 # time more comes: by its own limit (100 headers of 8 kB), a client that sends byte after byte would
 # have a processor core for itself.
 HEAD_MAX_BYTES = 64 * 1024
+# Of a request's body with the framing of its chunks. A chunk of one byte costs the processor as
+# much as one of a thousand.
+BODY_MAX_BYTES = 160 * 1024
 
 
 class RequestError(ParseException):  # type: ignore[misc]  # it has no type information
@@ -59,14 +62,16 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         super().__init__(connection)
         self._deadline: float | None = None
         self._begun = False
-        self._head_left: int | None = None
+        self._is_head = True
+        self._bytes_left = HEAD_MAX_BYTES
         self._invites = False
 
     def expect_request(self) -> None:
         """Have the time begin anew, when the next request's first bytes are read."""
         self._deadline = None
         self._begun = bool(self.buf.getvalue())
-        self._head_left = HEAD_MAX_BYTES
+        self._is_head = True
+        self._bytes_left = HEAD_MAX_BYTES
         self._invites = False
 
     def expect_body(self, *, invites: bool) -> None:
@@ -76,7 +81,8 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
             invites: whether the client waits for `100 Continue`; it is sent when the body is read
                 and has not come (RFC 9110, section 10.1.1).
         """
-        self._head_left = None
+        self._is_head = False
+        self._bytes_left = BODY_MAX_BYTES
         self._invites = invites
 
     def chunk(self, size_hint: int | None = None) -> bytes:
@@ -85,7 +91,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         Raises:
             RequestTooSlowError: the request's time is over.
             RequestError: the connection ended within the request (RFC 9112, section 8), or the
-                head is over `HEAD_MAX_BYTES`.
+                head is over `HEAD_MAX_BYTES`, or the body over `BODY_MAX_BYTES`.
         """
         now = time.monotonic()
         if self._deadline is None:
@@ -103,11 +109,18 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         if not received and self._begun:
             raise RequestError("The connection ended before the request did.")
         self._begun = True
-        if self._head_left is not None:
-            self._head_left -= len(received)
-            if self._head_left < 0:
-                raise RequestError(
-                    f"The headers have more than {HEAD_MAX_BYTES // 1024} KiB together.",
-                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                )
+        self._bytes_left -= len(received)
+        if self._bytes_left < 0:
+            raise self._too_large()
         return received
+
+    def _too_large(self) -> RequestError:
+        if self._is_head:
+            return RequestError(
+                f"The headers have more than {HEAD_MAX_BYTES // 1024} KiB together.",
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            )
+        return RequestError(
+            f"The body has more than {BODY_MAX_BYTES // 1024} KiB with the framing of its chunks.",
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        )

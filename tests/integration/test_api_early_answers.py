@@ -175,3 +175,16 @@ def test_a_small_body_that_nobody_reads_does_not_end_the_connection(port: int) -
 def place(port: int) -> requests.Response:
     body = {"user_id": str(uuid4()), "amount": 1}
     return requests.post(f"http://127.0.0.1:{port}/orders", json=body, timeout=30)
+
+
+@pytest.mark.parametrize(("size", "status"), [(1, 413), (100, 400)])
+def test_chunks_of_a_byte_are_refused_by_what_they_cost(port: int, size: int, status: int) -> None:
+    """White space, which is not JSON; of the larger chunks, the limit lets all through."""
+    chunk = b"%x\r\n%b\r\n" % (size, b" " * size)
+    body = chunk * (100_000 // size) + b"0\r\n\r\n"
+
+    with connect(port) as client:
+        client.sendall(head(b"POST /orders", JSON + CHUNKED) + body)
+        answer = client.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status)

@@ -146,3 +146,23 @@ def test_what_gunicorn_answers_is_not_stored() -> None:
     write_problem(client, 414, "URI Too Long", "")
 
     assert b"\r\nCache-Control: no-store\r\n" in client.sent
+
+
+@pytest.mark.parametrize("name", ["If-Modified-Since", "If-Unmodified-Since", "If-Range"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2020 00:00:00 +99999999999999",
+        "Mon, 01 Jan 2020 99999999999:00:00 GMT",
+    ],
+    ids=["year", "zone", "hour"],
+)
+@pytest.mark.parametrize("address", ["/docs", "/docs/files/swagger-ui.css", "/problems"])
+def test_a_date_out_of_range_is_ignored(
+    client: FlaskClient, address: str, date: str, name: str
+) -> None:
+    """RFC 9110, section 13.1.3."""
+    answer = client.get(address, headers={name: date, "Range": "bytes=0-1"})
+
+    assert answer.status_code in {200, 206}
