@@ -181,7 +181,7 @@ def _cursor_secret(env: Env, service: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, in lower case, is this machine itself, whoever is asked for its address."""
+    """Return whether a host, in lower case, is a loopback name or address. No resolver is asked."""
     return _LOOPBACK.fullmatch(host) is not None
 
 

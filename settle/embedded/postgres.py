@@ -214,7 +214,7 @@ class Cluster:
             is_owners = process.stat().st_uid == self.owner.uid
         except (OSError, ValueError):
             return None
-        # Its owner's too: whoever writes the file could name any process.
+        # The process must be that of the server's user, who could write any number into the file.
         if is_owners and os.fsencode(self.data) in arguments:
             return pid
         (self.data / lock).unlink(missing_ok=True)

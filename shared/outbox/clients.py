@@ -34,8 +34,8 @@ BOOTSTRAP_TIMEOUT_MS = 3_000
 SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_MS = 1_500
 MAX_POLL_INTERVAL_MS = 300_000
-# As a broker takes unless told otherwise (message.max.bytes).
-MAX_REQUEST_BYTES = 1024 * 1024
+# A producer sends no record that a consumer here would refuse.
+MAX_REQUEST_BYTES = RECORD_MAX_BYTES
 
 # Of one partition in one fetch. The broker sends a first batch whole, however large it is.
 _PARTITION_FETCH_BYTES = RECORD_MAX_BYTES

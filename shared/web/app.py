@@ -99,7 +99,7 @@ def make_app(
     access.register(app)
     sessions.register(app, session_factory)
     tracing.register(app)
-    caching.register(app, settings)
+    caching.register(app)
     edge.register(app, settings)
     bodies.register(app)
     query.register(app)

@@ -15,30 +15,23 @@ from werkzeug.http import parse_date, parse_set_header
 if TYPE_CHECKING:
     from flask import Flask, Response
 
-    from shared.settings import Settings
-
 HEADER = "Cache-Control"
 NOT_STORED = "no-store"
 REVALIDATED = "no-cache"
 
 
-def register(app: Flask, settings: Settings) -> None:
+def register(app: Flask) -> None:
     """Complete both headers of every answer of an app. Register it before what adds to `Vary`."""
-    has_origins = bool(settings.cors_origins)
-
-    def complete(response: Response) -> Response:
-        response.headers.setdefault(HEADER, NOT_STORED)
-        varies = parse_set_header(", ".join(response.headers.getlist("Vary")))
-        if has_origins:
-            # An answer without CORS headers is not for a request with an Origin (the Fetch
-            # standard, "CORS protocol and HTTP caches").
-            varies.add("Origin")
-        if varies:
-            response.headers["Vary"] = varies.to_header()
-        return response
-
     app.before_request(_ignore_unreadable_dates)
-    app.after_request(complete)
+    app.after_request(_complete)
+
+
+def _complete(response: Response) -> Response:
+    response.headers.setdefault(HEADER, NOT_STORED)
+    varies = parse_set_header(", ".join(response.headers.getlist("Vary")))
+    if varies:
+        response.headers["Vary"] = varies.to_header()
+    return response
 
 
 def _ignore_unreadable_dates() -> None:

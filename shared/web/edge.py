@@ -99,7 +99,8 @@ def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response
 
     Origins are compared as strings: browsers write each in one way only.
     """
-    # Also for an origin that is not let in, or none: caches would mix up the answers.
+    # Also for an origin that is not let in, or none: caches would mix up the answers (the Fetch
+    # standard, "CORS protocol and HTTP caches").
     response.vary.add("Origin")
     origin = request.headers.get("Origin")
     if origin in origins:

@@ -60,15 +60,11 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
 
     def __init__(self, connection: socket) -> None:
         super().__init__(connection)
-        self._deadline: float | None = None
-        self._begun = False
-        self._is_head = True
-        self._bytes_left = HEAD_MAX_BYTES
-        self._invites = False
+        self.expect_request()
 
     def expect_request(self) -> None:
-        """Have the time begin anew, when the next request's first bytes are read."""
-        self._deadline = None
+        """Wait for the next request. Its time begins when its first bytes are read."""
+        self._deadline: float | None = None
         self._begun = bool(self.buf.getvalue())
         self._is_head = True
         self._bytes_left = HEAD_MAX_BYTES

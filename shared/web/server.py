@@ -45,7 +45,7 @@ LINGER_S = 2.0
 LINGER_MAX_BYTES = 16 * 1024 * 1024
 _DISCARD_BYTES = 64 * 1024
 
-# Characters of a request that gunicorn quotes, in the log and in an answer.
+# Characters of a request that gunicorn quotes in an answer. The log cuts every value by itself.
 _DETAIL_MAX = 200
 
 
@@ -65,10 +65,6 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
             raise RuntimeError(str(error)) from error
         configure_logging(level=level, form=form)
         self.error_log.propagate = True
-
-    def warning(self, msg: str, *arguments: object, **options: object) -> None:
-        """Log a warning, such as of a request that cannot be read; it is cut."""
-        super().warning(msg[:_DETAIL_MAX], *arguments, **options)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information

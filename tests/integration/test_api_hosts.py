@@ -77,7 +77,7 @@ def test_a_link_has_the_host_as_it_was_received(port: int, host: str) -> None:
 
 @pytest.mark.parametrize("host", [b"a_b", b"localhost:99999", b"localhost:", b"%6cocalhost"])
 def test_a_link_is_relative_where_the_host_cannot_be_in_an_address(port: int, host: bytes) -> None:
-    """It leads on all the same (RFC 8288, section 3.1: a reference may be relative)."""
+    """A link may be a relative reference (RFC 8288, section 3.1)."""
     answer = send(port, f"GET {LIST} HTTP/1.1", b"Host: " + host)
 
     assert answer[:2] == (200, "/orders")
