@@ -7,6 +7,8 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The engine comes from this checkout, never by its name from an index.
+ENGINE := shared/outbox
 PACKAGES := .[embedded,test,dev]
 
 # The first Python that fits and can make a virtual environment; PYTHON=... names another.
@@ -26,13 +28,13 @@ help: ## Show this list
 .PHONY: install
 install: $(INSTALLED) ## Make the virtual environment .venv and install everything into it
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 with venv is needed;" \
 		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@{ $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '$(PACKAGES)'
+		--constraint constraints.txt --editable $(ENGINE) --editable '$(PACKAGES)'
 	@touch $(INSTALLED)
 
 .PHONY: up
@@ -100,7 +102,7 @@ requirements: $(INSTALLED) ## Renew requirements.txt, a release's packages with 
 	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command 'make requirements' --constraint constraints.txt \
-		--output-file requirements.txt setup.cfg - >/dev/null
+		--output-file requirements.txt setup.cfg $(ENGINE)/pyproject.toml - >/dev/null
 
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; ARGS="--max-examples 1000"
@@ -109,5 +111,5 @@ fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; A
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay
 	@if test -x $(BIN)/settle; then $(BIN)/settle down; fi
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) build dist *.egg-info $(ENGINE)/src/*.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

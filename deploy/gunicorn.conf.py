@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from shared.settings import ANY_HOST, SettingsError, read_settings
+from settle_outbox.settings import ANY_HOST, SettingsError, read_settings
 from shared.web import THREADS
 
 log = structlog.get_logger(__name__)

@@ -31,7 +31,7 @@ from settle.state import find_state, open_state
 from settle.status import read_status
 from settle.supervisor import Supervisor
 from settle.up import bring_up
-from shared.cli import (
+from settle_outbox.cli.base import (
     EXIT_FAILED,
     EXPECTED,
     Group,
@@ -40,9 +40,9 @@ from shared.cli import (
     told_in_a_sentence,
     version_option,
 )
-from shared.errors import SettleError
-from shared.log import configure_logging
-from shared.outbox.service import load_service, service_names
+from settle_outbox.errors import SettleError
+from settle_outbox.log import configure_logging
+from settle_outbox.service import load_service, service_names
 
 if TYPE_CHECKING:
     from settle.doctor.check import Check

@@ -8,7 +8,7 @@ import psycopg2
 from psycopg2 import sql
 
 from settle.stack import SERVICES
-from shared.database import connect_autocommit
+from settle_outbox.storage.database import connect_autocommit
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor

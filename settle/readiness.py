@@ -13,7 +13,7 @@ from settle.databases import why_silent
 from settle.embedded.postgres import SUPERUSER
 from settle.stack import APIS, BROKER, POSTGRES
 from settle.supervisor import POLL_S
-from shared.outbox.health import read_signs
+from settle_outbox.runtime.health import read_signs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

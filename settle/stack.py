@@ -12,8 +12,8 @@ from environs import Env, EnvError, validate
 from settle.embedded import kafka
 from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
-from shared.errors import SettleError
-from shared.settings import Settings, SettingsError, read_database_url
+from settle_outbox.errors import SettleError
+from settle_outbox.settings import Settings, SettingsError, read_database_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

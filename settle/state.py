@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from settle.safe_folders import refuse_unsafe, take_folder, write_private
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from settle.stack import inherited_environment
 from settle.state import CHECKOUT, DEPLOY
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -35,12 +35,12 @@ from settle.stack import (
 )
 from settle.state import CHECKOUT, LEAST_FREE_MB
 from settle.supervisor import Supervisor, start_supervisor
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
+from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.topics import close_quietly, ensure_topics
+from settle_outbox.service import load_service
+from settle_outbox.settings import read_settings
 from shared.migrations import upgrade
-from shared.outbox.clients import make_admin
-from shared.outbox.service import load_service
-from shared.outbox.topics import close_quietly, ensure_topics
-from shared.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

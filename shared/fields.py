@@ -13,6 +13,8 @@ from uuid import UUID
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
+from settle_outbox.event import format_time
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,11 +33,6 @@ _MOMENT = re.compile(
 
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
-
-
-def format_time(moment: datetime) -> str:
-    """A moment as ``2025-06-17T20:55:35.806222Z``: UTC, always with microseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class OpenSchema(Schema):

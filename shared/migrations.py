@@ -10,9 +10,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, text
 
-from shared.database import ISOLATION_LEVEL, connect_args
-from shared.errors import SettleError
-from shared.settings import read_database_url
+from settle_outbox.errors import SettleError
+from settle_outbox.settings import read_database_url
+from settle_outbox.storage.database import ISOLATION_LEVEL, connect_args
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

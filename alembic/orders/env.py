@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from services.orders.models import metadata
+from settle_outbox.storage import tables
 from shared import migrations
 from shared.idempotency import tables as idempotency_tables
-from shared.outbox import tables
 
 migrations.run([metadata, tables.metadata, idempotency_tables.metadata])

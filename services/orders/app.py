@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import settle_outbox as outbox
 from services.orders.api import blueprint
 from services.orders.events import SERVICE
 from services.orders.problems import PROBLEMS
 from services.orders.watch import Watch
-from shared import migrations, outbox
-from shared.database import make_engine, make_sessions
-from shared.failpoints import arm
-from shared.log import configure_logging
-from shared.settings import Settings, read_settings
+from settle_outbox.log import configure_logging
+from settle_outbox.runtime.failpoints import arm
+from settle_outbox.settings import Settings, read_settings
+from settle_outbox.storage.database import make_engine, make_sessions
+from shared import migrations
 from shared.web import (
     POOL_SIZE,
     SESSION_SETTINGS,

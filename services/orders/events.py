@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from services.orders.models import FAILED, FAILURE_REASON_MAX, SUCCESS
 from services.orders.settlements import Refusal, Settlement, settle
-from shared.fields import Amount, CanonicalUUID, OpenSchema, Text, UserId, format_time
+from settle_outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
+from settle_outbox.event import format_time
+from shared.fields import Amount, CanonicalUUID, OpenSchema, Text, UserId
 from shared.idempotency.keys import remove_expired
-from shared.outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, func, literal, or_, select, tuple_, union_all
 from uuid_utils.compat import uuid7
 
+import settle_outbox as outbox
 from services.orders.events import order_created
 from services.orders.models import CREATED, STATUSES, orders
-from shared import outbox
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

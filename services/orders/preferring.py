@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.orders import orders
 from services.orders.models import CREATED
 from services.orders.schemas import WholeOrderSchema
-from shared.sqlstate import sqlstate_of
+from settle_outbox.storage.sqlstate import sqlstate_of
 from shared.web import current_waiters, prefer, transaction
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from services.orders import orders
 from shared.web import Kind
 
 if TYPE_CHECKING:
-    from shared.errors import SettleError
+    from settle_outbox.errors import SettleError
 
 UNKNOWN_ORDER = Kind(
     "unknown-order",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select, text
 
+import settle_outbox as outbox
 from services.orders.models import CREATED, orders
-from shared import outbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

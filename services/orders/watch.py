@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from services.orders.models import CREATED, orders
 from services.orders.settlements import SETTLED_CHANNEL
-from shared.outbox.listener import Listener
-from shared.outbox.process import Backoff, Stop
-from shared.threads import repeat
+from settle_outbox.notifications.listener import Listener
+from settle_outbox.runtime.process import Backoff, Stop
+from settle_outbox.runtime.threads import repeat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

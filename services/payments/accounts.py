@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 
 from services.payments.models import AMOUNT_MAX, accounts
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from uuid import UUID

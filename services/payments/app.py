@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from services.payments.api import blueprint
 from services.payments.events import SERVICE
 from services.payments.problems import PROBLEMS
+from settle_outbox.log import configure_logging
+from settle_outbox.runtime.failpoints import arm
+from settle_outbox.settings import Settings, read_settings
+from settle_outbox.storage.database import make_engine, make_sessions
 from shared import migrations
-from shared.database import make_engine, make_sessions
-from shared.failpoints import arm
-from shared.log import configure_logging
-from shared.settings import Settings, read_settings
 from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
 
 if TYPE_CHECKING:

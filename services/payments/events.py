@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import settle_outbox as outbox
 from services.payments.charges import Charge, Payment, charge
-from shared import outbox
+from settle_outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
 from shared.fields import Amount, CanonicalUUID, OpenSchema, UserId
 from shared.idempotency.keys import remove_expired
-from shared.outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from shared.trace import Trace
+    from settle_outbox.trace import Trace
 
 
 class OrderCreatedSchema(OpenSchema):

@@ -9,7 +9,7 @@ from services.payments import accounts
 from shared.web import Kind
 
 if TYPE_CHECKING:
-    from shared.errors import SettleError
+    from settle_outbox.errors import SettleError
 
 ACCOUNT_EXISTS = Kind(
     "account-exists",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from settle.audit.ids import as_uuids, parse_uuid
-from shared.database import make_engine
-from shared.outbox.partitions import existing_days
+from settle_outbox.storage.database import make_engine
+from settle_outbox.storage.partitions import existing_days
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from settle.audit.flow import Flow
     from settle.audit.scratch import Scratch
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
     Tell = Callable[[int], None]
 

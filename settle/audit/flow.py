@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.outbox.service import topic_of
+from settle_outbox.service import topic_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 # Of each check, so many violations are told with their ids; the rest is counted.
 MOST_TOLD = 100

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from kafka.partitioner import murmur2
 
-from shared.outbox.partitions import DAY
-from shared.outbox.uuid7 import time_of
+from settle_outbox.storage.partitions import DAY
+from settle_outbox.uuid7 import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Days = Mapping[str, set[datetime]]
 
-# An outbox partition is kept for a day at the least after its own (shared/settings.py).
+# An outbox partition is kept for a day at the least after its own (settle_outbox.settings).
 _KEPT = 2 * DAY
 
 

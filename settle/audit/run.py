@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from settle.audit.scratch import Scratch
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 SECOND_LOOK_S = 10.0
 

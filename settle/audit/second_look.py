@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from settle.audit.ids import as_uuids
 from settle.audit.rules import RULES
-from shared.database import make_engine
+from settle_outbox.storage.database import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from settle.audit.rules import Rule
     from settle.audit.scratch import Scratch
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 AGAIN_EVERY_S = 0.5
 _BATCH = 1_000

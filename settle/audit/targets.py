@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from settle.stack import BOOTSTRAP, DATABASE_URLS, running_stack
 from settle.supervisor import Supervisor
-from shared.errors import SettleError
-from shared.settings import read_settings
+from settle_outbox.errors import SettleError
+from settle_outbox.settings import read_settings
 
 if TYPE_CHECKING:
     from settle.state import StateFolder
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 NAMED = (*DATABASE_URLS.values(), BOOTSTRAP)
 

@@ -11,10 +11,10 @@ from kafka.errors import GroupIdNotFoundError, RetriableError
 
 from settle.audit.ids import parse_uuid
 from settle.audit.report import AuditError
-from shared.outbox.clients import make_admin, make_reader
-from shared.outbox.kafka_internals import readable_end
-from shared.outbox.partition_reader import PartitionReader, UnreadableBatch
-from shared.outbox.topics import close_quietly
+from settle_outbox.consume.partition_reader import PartitionReader, UnreadableBatch
+from settle_outbox.kafka.clients import make_admin, make_reader
+from settle_outbox.kafka.kafka_internals import readable_end
+from settle_outbox.kafka.topics import close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from settle.audit.databases import Tell
     from settle.audit.flow import Flow
     from settle.audit.scratch import Scratch
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 SILENCE_S = 30.0
 # Unreadable batches that are named; the others are counted.

@@ -9,7 +9,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from settle.doctor.check import UNTOLD, fail, ok, size, warn
 from settle.stack import BOOTSTRAP, BROKER
-from shared.outbox.clients import SESSION_TIMEOUT_MS
+from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from kafka.errors import (
     UnsupportedVersionError,
 )
 
-from shared.cli import EXPECTED, sentence
+from settle_outbox.cli.base import EXPECTED, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

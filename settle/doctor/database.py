@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from settle.databases import revision
 from settle.doctor.check import fail, ok, size, warn
 from settle.stack import DATABASE_URLS
-from shared.database import connect_autocommit
+from settle_outbox.storage.database import connect_autocommit
 from shared.migrations import head
 
 if TYPE_CHECKING:

@@ -36,12 +36,12 @@ from settle.doctor.database import (
 )
 from settle.stack import BOOTSTRAP, BROKER, DATABASE_URLS, SERVICES, read_embedded, running_stack
 from settle.supervisor import Supervisor
-from shared.cli import EXPECTED
-from shared.errors import SettleError
-from shared.outbox.clients import make_admin
-from shared.outbox.service import load_service
-from shared.outbox.topics import close_quietly
-from shared.settings import read_database_url, read_settings
+from settle_outbox.cli.base import EXPECTED
+from settle_outbox.errors import SettleError
+from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.topics import close_quietly
+from settle_outbox.service import load_service
+from settle_outbox.settings import read_database_url, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from settle.doctor.check import Look
     from settle.stack import Stack
     from settle.state import StateFolder
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from kafka.admin import OffsetSpec
 
 from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
-from shared.outbox.clients import make_reader
-from shared.outbox.kafka_internals import UnreadablePartitionError, readable_end
-from shared.outbox.topics import close_quietly
+from settle_outbox.kafka.clients import make_reader
+from settle_outbox.kafka.kafka_internals import UnreadablePartitionError, readable_end
+from settle_outbox.kafka.topics import close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
     from settle.doctor.check import Check
-    from shared.outbox.service import Service
-    from shared.settings import Settings
+    from settle_outbox.service import Service
+    from settle_outbox.settings import Settings
 
 LAG_WARN_RECORDS = 10_000
 READ_TIMEOUT_S = 5.0

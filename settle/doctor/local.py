@@ -27,7 +27,7 @@ from settle.stack import (
 )
 from settle.state import LEAST_FREE_MB
 from settle.supervisor import Supervisor
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

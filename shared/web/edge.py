@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flask import request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from shared.settings import ANY_HOST, is_loopback
+from settle_outbox.settings import ANY_HOST, is_loopback
 from shared.web import kinds
 from shared.web.problems import ProblemError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flask import Flask, Response
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 # Load balancers check these by IP address. They change nothing, and show only whether the service
 # is up and ready.

@@ -10,8 +10,8 @@ from marshmallow import fields
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from settle_outbox.storage.sqlstate import UNDEFINED_TABLE, sqlstate_of
 from shared.fields import OpenSchema
-from shared.sqlstate import UNDEFINED_TABLE, sqlstate_of
 from shared.web import kinds
 from shared.web.blueprint import Blueprint
 from shared.web.problems import unavailable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app, request
 
-from shared.failpoints import failpoint
+from settle_outbox.runtime.failpoints import failpoint
 from shared.idempotency.keys import Answer, KeyInUseError, KeyReusedError, Scope, claim, keep
 from shared.web import kinds
 from shared.web.problems import InvalidInputError, ProblemError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
     View = Callable[..., Response]
 

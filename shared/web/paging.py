@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 LIMIT_MAX = 1000
 LIMIT_DEFAULT = 100

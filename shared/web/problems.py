@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
-from shared.sqlstate import (
+from settle_outbox.storage.sqlstate import (
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
     UNIQUE_VIOLATION,
@@ -20,7 +20,7 @@ from shared.sqlstate import (
     is_unreachable,
     sqlstate_of,
 )
-from shared.trace import current_trace
+from settle_outbox.trace import current_trace
 from shared.web import kinds
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from shared.errors import SettleError
+    from settle_outbox.errors import SettleError
     from shared.web.kinds import Kind
 
 MEDIA_TYPE = "application/problem+json"

@@ -18,8 +18,8 @@ from gunicorn import glogging, http, util
 from gunicorn.http.errors import InvalidHTTPVersion
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
-from shared.log import configure_logging
-from shared.settings import SettingsError, read_log_settings
+from settle_outbox.log import configure_logging
+from settle_outbox.settings import SettingsError, read_log_settings
 from shared.web import caching
 from shared.web.http_rules import apply_rules, is_body_left, must_close
 from shared.web.kinds import kind_of

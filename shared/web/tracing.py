@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flask import Response, g, request
 from uuid_utils import uuid4
 
-from shared.trace import Trace, current_trace
+from settle_outbox.trace import Trace, current_trace
 
 if TYPE_CHECKING:
     from flask import Flask

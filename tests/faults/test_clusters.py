@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import create_engine
 
-from shared.outbox.lost_topics import ClusterLeftError, Destination, note_topics
+from settle_outbox.publish.lost_topics import ClusterLeftError, Destination, note_topics
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Delivery, first_appearances
 from support.waiting import wait_until

@@ -18,12 +18,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from shared.database import CONNECT_ARGS, make_engine
-from shared.deadlines import DeadlineWatcher, without_deadline
-from shared.outbox import consumer, relay
-from shared.outbox.lost_topics import Destination, note_topics
-from shared.outbox.partitions import DAY, Partitioned, existing_days, maintain
-from shared.outbox.uuid7 import least_id
+from settle_outbox.cli import relay
+from settle_outbox.consume import consumer
+from settle_outbox.publish.lost_topics import Destination, note_topics
+from settle_outbox.storage.database import CONNECT_ARGS, make_engine
+from settle_outbox.storage.deadlines import DeadlineWatcher, without_deadline
+from settle_outbox.storage.partitions import DAY, Partitioned, existing_days, maintain
+from settle_outbox.uuid7 import least_id
 from support.delivery import ORDERS, order_created, read_health
 from support.freezing import frozen
 from support.waiting import wait_until

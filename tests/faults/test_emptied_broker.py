@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from uuid_utils.compat import uuid7
 
-from shared.outbox.clients import make_admin
-from shared.outbox.pending import PendingEvent
-from shared.outbox.sender import Sender
-from shared.outbox.topics import close_quietly, ensure_topics
+from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.topics import close_quietly, ensure_topics
+from settle_outbox.publish.pending import PendingEvent
+from settle_outbox.publish.sender import Sender
 from support.broker import EmbeddedBroker, KafkaBroker, chosen
 from support.delivery import ORDERS, Delivery
 from support.waiting import wait_until
@@ -19,7 +19,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
     from support.broker import Broker
 
 BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}

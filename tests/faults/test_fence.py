@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka import KafkaProducer
 
-from shared.outbox import sender
+from settle_outbox.publish import sender
 from support.delivery import ORDERS, Delivery
 from support.proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, REFUSE
 from support.writers import Writers
 
 if TYPE_CHECKING:
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
     from support.proxy import Proxied
 
 # Which produce requests fail, by their number from 1; between them, others get through.

@@ -9,8 +9,8 @@ import pytest
 from kafka.protocol.consumer import JoinGroupRequest
 from structlog.testing import capture_logs
 
-from shared.outbox import consumer
-from shared.outbox.clients import make_consumer
+from settle_outbox.consume import consumer
+from settle_outbox.kafka.clients import make_consumer
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Record, order_created
 from support.waiting import wait_until

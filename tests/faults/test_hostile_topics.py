@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from services.orders import orders
-from shared.outbox.clients import make_admin, make_producer
+from settle_outbox.kafka.clients import make_admin, make_producer
 from support.broker import KAFKA, chosen
 from support.delivery import (
     ORDERS,

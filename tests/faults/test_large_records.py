@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from shared.outbox.clients import make_admin
+from settle_outbox.kafka.clients import make_admin
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Delivery, headers, order_created
 from support.memory import PEAK_MAX_MB, PRINT_STATUS, peak_in, peak_mb

@@ -13,13 +13,13 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from shared.outbox import partition_count
-from shared.outbox.clients import make_admin
-from shared.outbox.lost_topics import Destination, note_change, note_topics
-from shared.outbox.partition_count import PartitionsError, raise_partitions
-from shared.outbox.pending import lock_shards, read_pending
-from shared.outbox.service import load_service
-from shared.outbox.topics import close_quietly, count_partitions, ensure_topics
+from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.topics import close_quietly, count_partitions, ensure_topics
+from settle_outbox.publish import partition_count
+from settle_outbox.publish.lost_topics import Destination, note_change, note_topics
+from settle_outbox.publish.partition_count import PartitionsError, raise_partitions
+from settle_outbox.publish.pending import lock_shards, read_pending
+from settle_outbox.service import load_service
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, PARTITIONS, Delivery, order_created
 from support.waiting import wait_until

@@ -10,10 +10,10 @@ import pytest
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaConnectionError
 
-from shared.outbox import consumed_topics
-from shared.outbox.clients import make_admin
-from shared.outbox.offsets import find_stale
-from shared.outbox.topics import close_quietly, ensure_topics, find_topics
+from settle_outbox.consume import consumed_topics
+from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.offsets import find_stale
+from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_topics
 from support.broker import KAFKA, EmbeddedBroker, KafkaBroker, chosen
 from support.delivery import ORDERS, PARTITIONS, Delivery, Record, order_created
 from support.waiting import wait_until

@@ -10,12 +10,12 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import create_engine
 
-from shared.outbox import pending
-from shared.outbox.lost_topics import Destination, note_topics
-from shared.outbox.pending import lock_shards, queue_again
-from shared.outbox.process import Stop
-from shared.outbox.relay import Relay
-from shared.outbox.service import load_service
+from settle_outbox.publish import pending
+from settle_outbox.publish.lost_topics import Destination, note_topics
+from settle_outbox.publish.pending import lock_shards, queue_again
+from settle_outbox.publish.relay import Relay
+from settle_outbox.runtime.process import Stop
+from settle_outbox.service import load_service
 from support.delivery import ORDERS, Delivery, first_appearances, read_health
 from support.waiting import wait_until
 

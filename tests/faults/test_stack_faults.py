@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from settle.stack import WORKERS
-from shared.outbox.clients import MAX_BLOCK_MS
+from settle_outbox.kafka.clients import MAX_BLOCK_MS
 from support.clients import Clients
 from support.reckoning import audit, check_accounts, wait_final
 from support.system import APIS, NAMES, System, send

@@ -11,7 +11,7 @@ import pytest
 from kafka import KafkaProducer
 
 from settle.audit.run import audit
-from shared.outbox import partition_reader
+from settle_outbox.consume import partition_reader
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Delivery, order_created, read_health
 from support.doctor import Doctor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shared.outbox.relay import SHARDS_PER_BATCH
+from settle_outbox.publish.relay import SHARDS_PER_BATCH
 from support.delivery import ORDERS, header
 from support.proxy import CUT_BEFORE
 from support.traffic import SERVICES, Traffic, crew

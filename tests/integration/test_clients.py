@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka.errors import KafkaError
 
-from shared.outbox import clients
+from settle_outbox.kafka import clients
 from support.ports import free_port
 from support.web import NO_DATABASE, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 
 @pytest.mark.parametrize("make", [clients.make_admin, clients.make_producer, clients.make_consumer])

@@ -15,8 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import NoResultFound
 from uuid_utils.compat import uuid7
 
-from shared.outbox import Service, Subscription
-from shared.outbox.uuid7 import time_of
+from settle_outbox import Service, Subscription
+from settle_outbox.uuid7 import time_of
 from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, Record, headers, order_created
 from support.memory import PEAK_MAX_MB, PRINT_STATUS, peak_in
 from support.poison import RawName, headers_of_no_event, values_that_are_no_order
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from shared.outbox import ReceivedEvent, Verdict
+    from settle_outbox import ReceivedEvent, Verdict
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_large_dead_letters_are_listed_in_little_memory(
         " FROM generate_series(1, 60) AS n",
     )
 
-    command = f"{PRINT_STATUS}\nfrom shared.outbox.cli.inbox import main\nmain()"
+    command = f"{PRINT_STATUS}\nfrom settle_outbox.cli.inbox import main\nmain()"
     done = subprocess.run(
         [sys.executable, "-c", command, "dead-letters", "list", "payments", "--limit=100", *form],
         env={**os.environ, **delivery.environ},

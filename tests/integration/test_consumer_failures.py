@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from shared import outbox
-from shared.outbox import Event, Retry, Service, Subscription
-from shared.outbox import failures as engine_failures
+import settle_outbox as outbox
+from settle_outbox import Event, Retry, Service, Subscription
+from settle_outbox.consume import failures as engine_failures
 from support.delivery import ORDERS, Delivery, Record, headers, read_health
 from support.handling import NUMBER, NumberSchema
 from support.waiting import wait_until
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from shared.outbox import Handler, ReceivedEvent
+    from settle_outbox import Handler, ReceivedEvent
 
 
 STOPPED = "SELECT topic FROM inbox_brakes WHERE stopped_at IS NOT NULL"
@@ -154,7 +154,7 @@ def test_an_unforeseen_exception_does_not_end_the_consumer(
         for error in failures:
             raise error
 
-    monkeypatch.setattr("shared.outbox.consumer.failpoint", fail)
+    monkeypatch.setattr("settle_outbox.consume.consumer.failpoint", fail)
     delivery.produce(ORDERS, *numbers(3))
     with delivery.consumer(service_of(lambda _session, _events: None)):
         wait_until(lambda: delivery.committed("orders") == 3, timeout_s=30)

@@ -15,8 +15,8 @@ from kafka.errors import CoordinatorNotAvailableError
 
 from settle.doctor import broker as broker_checks
 from settle.doctor import groups, topics
-from shared.outbox.clients import make_admin, make_producer
-from shared.outbox.topics import ensure_topics
+from settle_outbox.kafka.clients import make_admin, make_producer
+from settle_outbox.kafka.topics import ensure_topics
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
 from support.doctor import UNDURABLE, Doctor

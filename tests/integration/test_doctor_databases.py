@@ -15,9 +15,9 @@ from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
 from settle.doctor import background, clocks, database, pooling, sessions, upkeep
-from shared.database import connect_autocommit
-from shared.outbox.partitions import DAY, inbox_partitions, maintain, outbox_partitions
-from shared.outbox.uuid7 import least_id
+from settle_outbox.storage.database import connect_autocommit
+from settle_outbox.storage.partitions import DAY, inbox_partitions, maintain, outbox_partitions
+from settle_outbox.uuid7 import least_id
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler

@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import make_url
 
 import services.orders.app
-from shared.outbox import consumer, relay, wakeup
+from settle_outbox.cli import relay
+from settle_outbox.consume import consumer
+from settle_outbox.notifications import wakeup
 from support.delivery import Delivery
 from support.ports import free_port, with_port
 from support.waiting import wait_until

@@ -20,10 +20,10 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError, ProgrammingError
 from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
-from shared import outbox
-from shared.outbox import Event, Outcome, Retry, Service, Subscription, Verdict
-from shared.outbox.failures import DatabaseTroubleError, HandlerLimits, KeyCollisionError
-from shared.sqlstate import sqlstate_of
+import settle_outbox as outbox
+from settle_outbox import Event, Outcome, Retry, Service, Subscription, Verdict
+from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits, KeyCollisionError
+from settle_outbox.storage.sqlstate import sqlstate_of
 from support.handling import (
     TOPIC,
     Effect,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from shared.outbox import ReceivedEvent
-    from shared.outbox.service import Handler
+    from settle_outbox import ReceivedEvent
+    from settle_outbox.service import Handler
 
 PLACE = TopicPartition(TOPIC, 0)
 
@@ -687,7 +687,7 @@ def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
     def drop(_name: str) -> None:
         ask(f"INSERT INTO inbox_horizon VALUES ('{uuid7()}') ON CONFLICT DO NOTHING")
 
-    monkeypatch.setattr("shared.outbox.applier.failpoint", drop)
+    monkeypatch.setattr("settle_outbox.consume.applier.failpoint", drop)
     apply_one = make_applier(number_service(handler(lambda _session, _number: None)), engine)
     apply_one.apply([record])
 

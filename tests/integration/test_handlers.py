@@ -17,8 +17,8 @@ from services.payments.events import charge_orders
 from services.payments.models import accounts as accounts_table
 from services.payments.models import payments as payments_table
 from services.payments.models import transfers
-from shared.outbox import Outcome, ReceivedEvent
-from shared.trace import Trace
+from settle_outbox import Outcome, ReceivedEvent
+from settle_outbox.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

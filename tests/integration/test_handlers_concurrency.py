@@ -14,15 +14,15 @@ from sqlalchemy.orm import Session
 from services.payments import accounts
 from services.payments.events import charge_orders
 from services.payments.models import transfers
-from shared.outbox import ReceivedEvent
-from shared.trace import Trace
+from settle_outbox import ReceivedEvent
+from settle_outbox.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Engine
 
-    from shared.outbox import Verdict
+    from settle_outbox import Verdict
 
 
 @pytest.fixture

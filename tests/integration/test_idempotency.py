@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import NullPool, create_engine, event, text
 
 from services.payments.models import accounts
+from settle_outbox.settings import DAY_S
 from shared.idempotency import keys
 from shared.idempotency.keys import BATCH, BATCHES_MAX, Answer, Scope, remove_expired
-from shared.settings import DAY_S
 from shared.web.idempotency import caller, fingerprint_of
 from support.delivery import Delivery
 from support.waiting import wait_until

@@ -12,9 +12,9 @@ from alembic.config import Config
 from sqlalchemy import NullPool, create_engine, inspect, text
 from sqlalchemy.exc import InternalError
 
+from settle_outbox.storage import tables
 from shared import migrations
 from shared.idempotency import tables as idempotency_tables
-from shared.outbox import tables
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

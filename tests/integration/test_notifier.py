@@ -8,10 +8,11 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.orm import sessionmaker
 from structlog.testing import capture_logs
 
-from shared import outbox
-from shared.outbox import Event, notify_after_commit, wakeup
-from shared.outbox.listener import Listener
-from shared.outbox.process import Stop
+import settle_outbox as outbox
+from settle_outbox import Event, notify_after_commit
+from settle_outbox.notifications import wakeup
+from settle_outbox.notifications.listener import Listener
+from settle_outbox.runtime.process import Stop
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from sqlalchemy.orm import Session
 from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
-from shared import outbox
-from shared.migrations import upgrade
-from shared.outbox import Event, partitions
-from shared.outbox.ask import asking
-from shared.outbox.brakes import read_state
-from shared.outbox.partitions import (
+import settle_outbox as outbox
+from settle_outbox import Event
+from settle_outbox.consume.brakes import read_state
+from settle_outbox.storage import partitions
+from settle_outbox.storage.ask import asking
+from settle_outbox.storage.partitions import (
     Maintenance,
     inbox_partitions,
     maintain,
@@ -32,14 +32,15 @@ from shared.outbox.partitions import (
     retention_time,
     wanted_days,
 )
-from shared.outbox.uuid7 import least_id
+from settle_outbox.uuid7 import least_id
+from shared.migrations import upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, Engine
 
-    from shared.outbox.partitions import Partitioned
+    from settle_outbox.storage.partitions import Partitioned
     from support.postgres import PostgresServer
 
 DAY = timedelta(days=1)

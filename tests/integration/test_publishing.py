@@ -13,9 +13,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import NullPool, create_engine, text
 
-from shared import outbox
-from shared.database import make_engine, make_sessions
-from shared.outbox import (
+import settle_outbox as outbox
+from settle_outbox import (
     Event,
     EventTooLargeError,
     InvalidEventError,
@@ -23,9 +22,10 @@ from shared.outbox import (
     announce,
     notify_after_commit,
 )
-from shared.outbox.listener import Listener
-from shared.outbox.process import Stop
-from shared.outbox.wakeup import Notifier
+from settle_outbox.notifications.listener import Listener
+from settle_outbox.notifications.wakeup import Notifier
+from settle_outbox.runtime.process import Stop
+from settle_outbox.storage.database import make_engine, make_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

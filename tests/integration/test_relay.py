@@ -14,13 +14,13 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 from uuid_utils.compat import uuid7
 
-from shared import outbox
-from shared.outbox import Event, notify_after_commit
-from shared.outbox.health import StuckError, check_health
-from shared.outbox.pending import BATCH_MAX_BYTES, lock_shards, read_pending
-from shared.outbox.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, EventTooLargeError
-from shared.outbox.uuid7 import least_id
-from shared.trace import Trace
+import settle_outbox as outbox
+from settle_outbox import Event, notify_after_commit
+from settle_outbox.publish.pending import BATCH_MAX_BYTES, lock_shards, read_pending
+from settle_outbox.publish.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, EventTooLargeError
+from settle_outbox.runtime.health import StuckError, check_health
+from settle_outbox.trace import Trace
+from settle_outbox.uuid7 import least_id
 from support.delivery import ORDERS, Delivery, first_appearances, header
 from support.memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until

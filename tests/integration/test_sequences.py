@@ -9,10 +9,10 @@ from psycopg2.errors import UniqueViolation
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
+from settle_outbox.storage import sequences
+from settle_outbox.storage.ask import asking
+from settle_outbox.storage.sequences import find_behind, generated_key_behind
 from shared.migrations import upgrade
-from shared.outbox import sequences
-from shared.outbox.ask import asking
-from shared.outbox.sequences import find_behind, generated_key_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

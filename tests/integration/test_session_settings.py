@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from shared import outbox
-from shared.database import connect_autocommit, make_engine, make_sessions
+import settle_outbox as outbox
+from settle_outbox import Event
+from settle_outbox.storage.database import connect_autocommit, make_engine, make_sessions
 from shared.fields import parse_time
 from shared.migrations import upgrade
-from shared.outbox import Event
 from support.delivery import ORDERS, header
 from support.pooler import Pooler
 from support.web import open_app

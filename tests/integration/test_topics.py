@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from shared.outbox.clients import make_admin
-from shared.outbox.service import Subscription, load_service
-from shared.outbox.topics import close_quietly, count_partitions, ensure_topics, find_topics
+from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.topics import close_quietly, count_partitions, ensure_topics, find_topics
+from settle_outbox.service import Subscription, load_service
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
 from support.waiting import wait_until

@@ -19,13 +19,13 @@ from kafka.future import Future
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.outbox.applier import Applier
-from shared.outbox.failures import HandlerLimits
-from shared.outbox.handler_guard import GUARDABLE
-from shared.outbox.pending import lock_shards, mark_sent, read_pending
-from shared.outbox.sender import Sender
-from shared.outbox.service import load_service
-from shared.outbox.uuid7 import least_id
+from settle_outbox.consume.applier import Applier
+from settle_outbox.consume.failures import HandlerLimits
+from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.publish.pending import lock_shards, mark_sent, read_pending
+from settle_outbox.publish.sender import Sender
+from settle_outbox.service import load_service
+from settle_outbox.uuid7 import least_id
 from support.delivery import ORDERS, PARTITIONS, PAYMENTS
 from support.web import open_app
 
@@ -177,7 +177,7 @@ class System:
         source = load_service(service).source
         with (
             patch.multiple(
-                "shared.outbox.sender",
+                "settle_outbox.publish.sender",
                 make_producer=lambda *_: self.topics,
                 when_connection_ends=lambda *_: None,  # there is no connection
             ),

@@ -20,17 +20,17 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
+import settle_outbox as outbox
 from services.orders import orders
 from services.payments import accounts
-from shared import outbox
-from shared.outbox import Event
-from shared.outbox.clients import make_admin, make_producer
-from shared.outbox.consumer import Consumer
-from shared.outbox.process import Stop
-from shared.outbox.relay import Relay
-from shared.outbox.service import Service, load_service
-from shared.outbox.topics import ensure_topics
-from shared.settings import Settings, read_settings
+from settle_outbox import Event
+from settle_outbox.consume.consumer import Consumer
+from settle_outbox.kafka.clients import make_admin, make_producer
+from settle_outbox.kafka.topics import ensure_topics
+from settle_outbox.publish.relay import Relay
+from settle_outbox.runtime.process import Stop
+from settle_outbox.service import Service, load_service
+from settle_outbox.settings import Settings, read_settings
 from support.environ import environment
 from support.waiting import wait_until
 

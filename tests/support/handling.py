@@ -11,11 +11,11 @@ from marshmallow import EXCLUDE, Schema, fields
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from shared.database import make_engine, make_sessions
-from shared.outbox import Service, Subscription
-from shared.outbox.applier import Applier
-from shared.outbox.failures import HandlerLimits
-from shared.outbox.handler_guard import GUARDABLE
+from settle_outbox import Service, Subscription
+from settle_outbox.consume.applier import Applier
+from settle_outbox.consume.failures import HandlerLimits
+from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.storage.database import make_engine, make_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from shared.outbox.service import Handler
+    from settle_outbox.service import Handler
 
 TOPIC = "numbers.events"
 NUMBER = "number"

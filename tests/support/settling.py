@@ -8,8 +8,8 @@ from uuid import UUID
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
+import settle_outbox as outbox
 from services.orders.settlements import Settlement, settle
-from shared import outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from shared.settings import read_settings
+from settle_outbox.settings import read_settings
 from shared.web.waiting import release_waiters
 from support.environ import environment
 from support.ports import free_port
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 

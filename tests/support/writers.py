@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from shared import outbox
-from shared.outbox import Event
+import settle_outbox as outbox
+from settle_outbox import Event
 from support.delivery import first_appearances
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from settle.cli import main as settle
 from settle.logs import NAMES
-from shared.outbox.cli.inbox import main as inbox_consumer
-from shared.outbox.cli.relay import main as outbox_relay
+from settle_outbox.cli.inbox import main as inbox_consumer
+from settle_outbox.cli.relay import main as outbox_relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,17 +8,17 @@ from unittest.mock import MagicMock, patch
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
-from shared.outbox import clients
-from shared.outbox.headers import HEADER_MAX_LENGTH
-from shared.outbox.record_stream import BATCH_RECORDS_MAX, RECORD_MAX_BYTES
-from shared.outbox.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES
-from shared.settings import read_settings
+from settle_outbox.kafka import clients
+from settle_outbox.kafka.headers import HEADER_MAX_LENGTH
+from settle_outbox.kafka.record_stream import BATCH_RECORDS_MAX, RECORD_MAX_BYTES
+from settle_outbox.publish.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES
+from settle_outbox.settings import read_settings
 from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 BYTES = "the engine reads and writes bytes"
 NO_AUTO_COMMIT = "offsets are committed by hand"

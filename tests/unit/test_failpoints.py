@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from shared.failpoints import FailpointError, _parse
+from settle_outbox.runtime.failpoints import FailpointError, _parse
 
 
 def test_each_item_names_a_place_what_happens_and_when() -> None:

@@ -13,10 +13,10 @@ from kafka.protocol.consumer import FetchRequest, FetchResponse
 from kafka.protocol.parser import KafkaProtocol
 from kafka.record import MemoryRecords
 
-from shared.outbox import kafka_internals
-from shared.outbox.fetch_response import replaced_batch
-from shared.outbox.kafka_internals import UnreadableBatchError
-from shared.outbox.record_stream import TooLarge
+from settle_outbox.kafka import kafka_internals
+from settle_outbox.kafka.fetch_response import replaced_batch
+from settle_outbox.kafka.kafka_internals import UnreadableBatchError
+from settle_outbox.kafka.record_stream import TooLarge
 from support.segments import batch_of
 
 TOPIC = "orders.events"

@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 from marshmallow import ValidationError
 
-from shared.fields import Amount, CanonicalUUID, OpenSchema, Text, Time, UserId, format_time
+from settle_outbox.event import format_time
+from shared.fields import Amount, CanonicalUUID, OpenSchema, Text, Time, UserId
 
 SOME_UUID = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from shared.outbox import health
-from shared.outbox.health import UNSEEN_ENDED_S, Health, StuckError, check_health
+from settle_outbox.runtime import health
+from settle_outbox.runtime.health import UNSEEN_ENDED_S, Health, StuckError, check_health
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RELAY = "outbox-relay-orders"
 BEAT = f"""
 import sys
-from shared.outbox.health import Health
+from settle_outbox.runtime.health import Health
 health = Health(sys.argv[1], {RELAY!r})
 health.beat("ready")
 sys.stdout.write("x")

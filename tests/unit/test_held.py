@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import TopicPartition
 
-from shared.outbox.held import Held, HeldPartitions
+from settle_outbox.consume.held import Held, HeldPartitions
 from support.handling import number_record
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class FakeConsumer:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     fake = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("shared.outbox.held.time", SimpleNamespace(monotonic=lambda: fake.now))
+    monkeypatch.setattr(
+        "settle_outbox.consume.held.time", SimpleNamespace(monotonic=lambda: fake.now)
+    )
     return fake
 
 

@@ -17,9 +17,9 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import UnsupportedCodecError
 from kafka.record import MemoryRecords
 
-from shared.outbox import kafka_internals, record_stream
-from shared.outbox.kafka_internals import KafkaVersionError, UnreadableBatchError
-from shared.outbox.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
+from settle_outbox.kafka import kafka_internals, record_stream
+from settle_outbox.kafka.kafka_internals import KafkaVersionError, UnreadableBatchError
+from settle_outbox.kafka.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
 from support.segments import (
     ATTRIBUTES_AT,
     CODECS,

@@ -13,7 +13,7 @@ import pytest
 WRITE = """
 import logging
 import structlog
-from shared.log import configure_logging
+from settle_outbox.log import configure_logging
 
 configure_logging(level="{level}", form="{form}")
 log = structlog.get_logger()
@@ -84,7 +84,7 @@ def test_the_level_holds_for_all() -> None:
 HOSTILE = """
 import logging
 import structlog
-from shared.log import configure_logging, write_together
+from settle_outbox.log import configure_logging, write_together
 
 configure_logging(level="INFO", form="{form}")
 log = structlog.get_logger()
@@ -153,7 +153,7 @@ def test_a_person_gets_short_lines_as_well() -> None:
 NOBODY_READS = """
 import logging, os, sys
 import structlog
-from shared.log import configure_logging, write_together
+from settle_outbox.log import configure_logging, write_together
 
 configure_logging(level="INFO", form="json")
 reader, writer = os.pipe()

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from kafka import OffsetAndMetadata, TopicPartition
 
-from shared.outbox.offsets import find_stale, offsets_of
+from settle_outbox.kafka.offsets import find_stale, offsets_of
 
 FIRST = TopicPartition("orders.events", 0)
 OLD, NEW = UUID(int=1), UUID(int=2)

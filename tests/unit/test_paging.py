@@ -18,7 +18,7 @@ from shared.web import Limit, paging, read_paging
 from shared.web.problems import InvalidInputError
 
 if TYPE_CHECKING:
-    from shared.settings import Settings
+    from settle_outbox.settings import Settings
 
 SECRET = "of chance, and long enough for it"
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -11,10 +11,10 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import CorruptRecordError, UnknownError, UnsupportedCodecError
 
-from shared.outbox import partition_reader
-from shared.outbox.kafka_internals import UnreadableBatchError, UnreadablePartitionError
-from shared.outbox.partition_reader import PartitionReader, TooLargeRecord, UnreadableBatch
-from shared.outbox.record_stream import TooLarge, TooLargeError
+from settle_outbox.consume import partition_reader
+from settle_outbox.consume.partition_reader import PartitionReader, TooLargeRecord, UnreadableBatch
+from settle_outbox.kafka.kafka_internals import UnreadableBatchError, UnreadablePartitionError
+from settle_outbox.kafka.record_stream import TooLarge, TooLargeError
 
 BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 1)
 RECORD = ConsumerRecord(*GOOD, 0, 3, 0, 0, b"key", b"good", [], None, 3, 4, -1)

@@ -14,8 +14,8 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import sessionmaker
 
-from shared.errors import SettleError
-from shared.trace import Trace, current_trace
+from settle_outbox.errors import SettleError
+from settle_outbox.trace import Trace, current_trace
 from shared.web import Kind, make_app
 from support.web import NO_DATABASE, problem_of, settings_of
 

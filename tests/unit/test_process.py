@@ -11,7 +11,7 @@ import psycopg2
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
-from shared.outbox.process import BACKOFF_MOST_S, Backoff, Stop
+from settle_outbox.runtime.process import BACKOFF_MOST_S, Backoff, Stop
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:

@@ -12,8 +12,8 @@ from marshmallow import Schema
 from uuid_utils.compat import uuid7
 
 from services.payments.events import SERVICE
-from shared.outbox.records import fingerprint, parse
-from shared.trace import Trace
+from settle_outbox.consume.records import fingerprint, parse
+from settle_outbox.trace import Trace
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 SUBSCRIPTIONS = {(each.topic, each.type): each for each in SERVICE.subscriptions}

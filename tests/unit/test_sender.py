@@ -8,8 +8,8 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.future import Future
 from uuid_utils.compat import uuid7
 
-from shared.outbox.pending import PendingEvent
-from shared.outbox.sender import Sent, _collect
+from settle_outbox.publish.pending import PendingEvent
+from settle_outbox.publish.sender import Sent, _collect
 
 
 def event(seq: int, key: str) -> PendingEvent:

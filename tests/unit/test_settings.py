@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.settings import DAY_S, SettingsError, read_database_url, read_settings
+from settle_outbox.settings import DAY_S, SettingsError, read_database_url, read_settings
 from support.environ import environment
 
 GOOD = {

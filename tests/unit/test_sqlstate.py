@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shared.cli import sentence
-from shared.sqlstate import is_transient, is_unreachable
+from settle_outbox.cli.base import sentence
+from settle_outbox.storage.sqlstate import is_transient, is_unreachable
 
 
 def error_of(sqlstate: str) -> psycopg2.Error:

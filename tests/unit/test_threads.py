@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
-from shared import threads
-from shared.threads import LONGEST_PAUSE_S, repeat
+from settle_outbox.runtime import threads
+from settle_outbox.runtime.threads import LONGEST_PAUSE_S, repeat
 from shared.web import access
 from support.waiting import wait_until
 
@@ -20,7 +20,7 @@ def test_an_error_is_logged_and_the_step_repeated_after_a_longer_pause_each_time
 ) -> None:
     pauses: list[float] = []
     calls: list[int] = []
-    monkeypatch.setattr("shared.threads.time.sleep", pauses.append)
+    monkeypatch.setattr("settle_outbox.runtime.threads.time.sleep", pauses.append)
 
     def step() -> None:
         calls.append(1)
@@ -47,7 +47,7 @@ def test_a_log_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object, **__: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("shared.threads.time.sleep", lambda _: None)
+    monkeypatch.setattr("settle_outbox.runtime.threads.time.sleep", lambda _: None)
     monkeypatch.setattr(threads.log, "exception", fail, raising=False)
 
     repeat("some.thread", step, is_over=lambda: len(calls) == 3)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from shared.outbox.uuid7 import least_id, time_of
+from settle_outbox.uuid7 import least_id, time_of
 
 
 def test_a_uuid_lies_between_its_millisecond_and_the_next() -> None:

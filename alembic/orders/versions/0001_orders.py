@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from shared.outbox import migrations
+from settle_outbox.storage import migrations
 
 revision = "0001"
 down_revision = None

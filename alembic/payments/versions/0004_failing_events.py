@@ -6,7 +6,7 @@ Revises: 0003
 
 from __future__ import annotations
 
-from shared.outbox import migrations
+from settle_outbox.storage import migrations
 
 revision = "0004"
 down_revision = "0003"

@@ -1,0 +1,38 @@
+"""The delivery engine: outbox, relay, inbox, dead letters. It knows no service by name.
+
+A service adds events in its own transactions with `add`, describes itself with a `Service`, and
+takes the engine's tables into its migrations from `settle_outbox.storage.migrations`.
+"""
+
+from settle_outbox.event import Event, ReceivedEvent
+from settle_outbox.notifications.wakeup import announce, notify_after_commit
+from settle_outbox.publish.store import (
+    EventTooLargeError,
+    InvalidEventError,
+    UndeclaredAggregateTypeError,
+    add,
+    add_all,
+    add_with,
+    with_event,
+)
+from settle_outbox.service import Handler, Outcome, Retry, Service, Subscription, Verdict
+
+__all__ = [
+    "Event",
+    "EventTooLargeError",
+    "Handler",
+    "InvalidEventError",
+    "Outcome",
+    "ReceivedEvent",
+    "Retry",
+    "Service",
+    "Subscription",
+    "UndeclaredAggregateTypeError",
+    "Verdict",
+    "add",
+    "add_all",
+    "add_with",
+    "announce",
+    "notify_after_commit",
+    "with_event",
+]

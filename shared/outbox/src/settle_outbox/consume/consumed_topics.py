@@ -1,0 +1,119 @@
+"""The topics that a consumer reads: which exist, which were replaced, how long they keep events."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from kafka.errors import BrokerResponseError
+
+from settle_outbox.kafka.offsets import find_stale
+from settle_outbox.kafka.topics import find_topics, read_topic_settings, why_kept_too_long
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+    from settle_outbox.service import Service
+    from settle_outbox.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+CHECK_EVERY_S = 5.0
+
+
+class ConsumedTopics:
+    """Follows the topics that a service consumes.
+
+    Attributes:
+        ids: the broker's ids of the topics, as they were when the consumer joined its group.
+        missing: the topics that do not exist.
+    """
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._service = service
+        self._settings = settings
+        self.ids: dict[str, UUID | None] = {}
+        self.missing: list[str] = []
+        self._last_ids: dict[str, UUID | None] = {}
+        self._replaced: set[str] = set()
+        self._checked_at = 0.0
+
+    def find(self, admin: KafkaAdminClient) -> bool:
+        """Find the topics before joining the group; return whether any exists.
+
+        Raises:
+            KafkaError: the broker cannot be reached.
+        """
+        self.ids = self._find(admin)
+        return bool(self.ids)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to check for a change."""
+        return time.monotonic() - self._checked_at >= CHECK_EVERY_S
+
+    def have_changed(self, admin: KafkaAdminClient) -> bool:
+        """Return whether a topic was replaced, is gone, or exists now, since `find`.
+
+        Raises:
+            KafkaError: the broker cannot be reached.
+        """
+        return self._find(admin) != self.ids
+
+    def skip_stale_offsets(
+        self,
+        admin: KafkaAdminClient,
+        consumer: KafkaConsumer,
+        assigned: Collection[TopicPartition],
+    ) -> None:
+        """Read partitions from the beginning whose offsets belong to a topic that is gone.
+
+        Raises:
+            KafkaError: the broker cannot be reached.
+        """
+        group = self._service.name
+        found = admin.list_group_offsets({group: list(assigned)})
+        stale = find_stale(found.get(group, {}), self.ids, self._replaced)
+        if stale:
+            consumer.seek_to_beginning(*stale)
+            log.info(
+                "consumer.stale_offsets_skipped",
+                partitions=sorted(f"{each.topic}[{each.partition}]" for each in stale),
+            )
+
+    def check_retention(self, admin: KafkaAdminClient) -> None:
+        """Warn of topics that keep events longer than the inbox remembers them.
+
+        Raises:
+            KafkaError: the broker cannot be reached.
+        """
+        for topic in self.ids:
+            try:
+                found = read_topic_settings(admin, topic)
+            except BrokerResponseError as error:
+                # The right to read settings may be missing. The inbox protects itself.
+                log.debug("consumer.retention_unknown", topic=topic, error=str(error))
+                continue
+            reason = why_kept_too_long(found, self._settings)
+            if reason is not None:
+                log.warning("consumer.retention_too_long", topic=topic, reason=reason)
+
+    def _find(self, admin: KafkaAdminClient) -> dict[str, UUID | None]:
+        """Return the ids of the topics that exist, and log what has changed since the last time."""
+        self._checked_at = time.monotonic()
+        wanted = self._service.consumed_topics
+        ids = find_topics(admin, wanted)
+        missing = [topic for topic in wanted if topic not in ids]
+        if missing and missing != self.missing:
+            log.info("consumer.topics_missing", topics=missing)
+        self.missing = missing
+        replaced = {topic for topic in ids if self._last_ids.get(topic, ids[topic]) != ids[topic]}
+        if replaced:
+            log.warning("consumer.topic_lost", topics=sorted(replaced), action="join again")
+        self._replaced |= replaced
+        self._last_ids |= ids
+        return ids

@@ -1,0 +1,333 @@
+"""The consumer: it takes events from the broker into the inbox and has them applied."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from kafka.errors import (
+    BrokerResponseError,
+    CommitFailedError,
+    IllegalGenerationError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+from kafka.structs import MemberState
+from sqlalchemy.exc import SQLAlchemyError
+
+from settle_outbox.consume.applier import Applier
+from settle_outbox.consume.consumed_topics import ConsumedTopics
+from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits
+from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.consume.held import Held, HeldPartitions
+from settle_outbox.consume.partition_reader import PartitionReader
+from settle_outbox.kafka.clients import make_admin, make_consumer
+from settle_outbox.kafka.offsets import OnAssignment, offsets_of
+from settle_outbox.kafka.topics import close_quietly, is_embedded
+from settle_outbox.notifications.wakeup import notify_after_commit
+from settle_outbox.runtime.failpoints import failpoint
+from settle_outbox.runtime.health import Health
+from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError, Stop
+from settle_outbox.storage.database import make_engine, make_sessions
+from settle_outbox.storage.partitions import Maintenance, inbox_partitions
+
+if TYPE_CHECKING:
+    from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
+    from sqlalchemy import Engine
+
+    from settle_outbox.service import Service
+    from settle_outbox.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Also how long a SIGTERM may go unnoticed.
+POLL_MS = 500
+# What a consumer waits for, in its health.
+BROKER = "broker"
+DATABASE = "database"
+COMMIT_TIMEOUT_MS = 5_000
+CLOSE_TIMEOUT_MS = 3_000
+# How often a consumer looks for a topic that does not exist yet.
+TOPIC_WAIT_S = 1.0
+# On the embedded broker a join takes half of SESSION_TIMEOUT_MS, or up to 9 s after a member died.
+# To end a join too early is safe: the topic is only read again.
+JOIN_STUCK_S = 6.0
+# Another member's batch can delay a join on any broker, normally by less than 10 s. Connecting
+# again does not disturb that member. Without this limit, a lost answer would block the consumer
+# until MAX_POLL_INTERVAL_MS. kafka-python was also seen to stall when it joined again after
+# partitions were added.
+JOIN_TIMEOUT_S = 20.0
+# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the new consumer
+# of its partitions waits for its inbox rows, and deposits wait for its account rows.
+IDLE_MS = 10_000
+# The longest wait for a row lock. After that the batch is tried again.
+LOCK_WAIT_MS = 30_000
+# How soon an operator's `resume` is noticed.
+RESUME_CHECK_S = 1.0
+
+# Errors of a commit during a rebalance. The consumer must not be closed: it is rejoining the group.
+_REFUSED = (
+    CommitFailedError,
+    IllegalGenerationError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+
+_Batch = dict["TopicPartition", list["ConsumerRecord"]]
+
+
+class Consumer:
+    """One consumer of a service's group. Any number may run, up to one a partition.
+
+    Args:
+        service: whose inbox and handlers; its name is the group's.
+        settings: of that service's process.
+        stop: ends the loop after the current batch.
+    """
+
+    def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
+        self._service = service
+        self._settings = settings
+        self._stop = stop
+        self._engine: Engine = make_engine(
+            settings.database_url,
+            application_name=f"inbox-consumer {service.name}",
+            pool_size=1,
+            session_settings={
+                "idle_in_transaction_session_timeout": str(IDLE_MS),
+                "lock_timeout": str(LOCK_WAIT_MS),
+            },
+            deadline_s=TRANSACTION_S,
+            driver_options=GUARDABLE,
+        )
+        sessions = make_sessions(self._engine, aggregatetypes=service.aggregatetypes)
+        # A session that a handler goes on using after its end must not take the connection.
+        sessions.configure(close_resets_only=False)
+        notify_after_commit(sessions, settings.database_url)
+        limits = HandlerLimits(
+            pause_s=IDLE_MS / 1000,
+            total_s=TRANSACTION_S,
+            retry_attempts=settings.retry_attempts,
+            brake_failures=settings.brake_failures,
+        )
+        self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
+        self._applier = Applier(service, sessions, limits, self._health.repeat)
+        self._reader = PartitionReader()
+        self._broker = Backoff("consumer.broker")
+        self._database = Backoff("consumer.database")
+        self._loop = Backoff("consumer.loop", traceback=True)
+        self._admin: KafkaAdminClient | None = None
+        self._consumer: KafkaConsumer | None = None
+        self._held = HeldPartitions()
+        self._stops_checked_at = 0.0
+        self._joining_since: float | None = None
+        self._is_embedded = False
+        self._topics = ConsumedTopics(service, settings)
+        self._maintenance = Maintenance(
+            self._engine,
+            inbox_partitions(settings.inbox_retention_s),
+            self._health.repeat,
+        )
+
+    def run(self) -> None:
+        """Consume until asked to stop."""
+        log.info("consumer.started", service=self._service.name, pid=os.getpid())
+        self._health.beat("starting")
+        try:
+            while not self._stop.requested:
+                self._turn()
+        finally:
+            self._disconnect()
+            self._engine.dispose()
+        self._health.remove()
+        log.info("consumer.stopped", service=self._service.name)
+
+    def _turn(self) -> None:
+        """Poll once and apply the records. If the database or Kafka is down, wait and return."""
+        try:
+            self._maintain_if_due()
+            consumer = self._connect()
+            if consumer is None:
+                self._wait_for_topics()
+                return
+            self._held.release_due(consumer)
+            self._release_resumed(consumer)
+            batch: _Batch = self._reader.poll(
+                consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
+            )
+            if batch:
+                self._take(consumer, batch)
+            joined = self._has_joined(consumer)
+            self._check_topics_if_due()
+            self._broker.succeeded()
+            self._loop.succeeded()
+            self._health.beat(*self._state(joined=joined))
+        except KafkaError as error:
+            # Whatever was read and not committed is read again; the inbox knows it.
+            self._disconnect()
+            self._back_off(self._broker, error, BROKER)
+        except SQLAlchemyError as error:
+            self._back_off(self._database, error, DATABASE)
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged; a defect must not end consumption
+            # What was read and not committed is read again.
+            self._disconnect()
+            self._back_off(self._loop, error, "an unexpected error; see the log")
+
+    def _back_off(self, backoff: Backoff, error: Exception, waiting_for: str) -> None:
+        self._health.beat("waiting", waiting_for)
+        self._stop.wait(backoff.failed(error))
+
+    def _take(self, consumer: KafkaConsumer, batch: _Batch) -> None:
+        """Apply a batch, then commit the offsets of what was applied.
+
+        What cannot be applied now is held: its partition is paused and read again later. Meanwhile
+        the consumer goes on polling, and so keeps its partitions.
+        """
+        self._held.hold_again(consumer, batch)
+        records = [record for partition in batch.values() for record in partition]
+        try:
+            held = self._applier.apply(records)
+        except (SQLAlchemyError, DatabaseTroubleError) as error:
+            # Part of the records may be applied; the inbox knows which. A session setting that a
+            # handler left behind, or that was changed since, must not fail the next attempt.
+            self._engine.dispose()
+            wait_s = self._database.failed(error)
+            held = {place: Held(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
+        else:
+            self._database.succeeded()
+        failpoint("consumer.applied")
+        self._commit(consumer, batch, held)
+        self._held.hold(consumer, held)
+        failpoint("consumer.committed")
+
+    def _commit(
+        self, consumer: KafkaConsumer, batch: _Batch, held: dict[TopicPartition, Held]
+    ) -> None:
+        done = {}
+        for place, records in batch.items():
+            wait = held.get(place)
+            applied = [each for each in records if wait is None or each.offset < wait.offset]
+            if applied:
+                done[place] = applied
+        if not done:
+            return
+        try:
+            consumer.commit(offsets_of(done, self._topics.ids), timeout_ms=COMMIT_TIMEOUT_MS)
+        except _REFUSED as error:
+            # A rebalance is running. The new owner reads these records again.
+            log.debug("consumer.commit_refused", error=type(error).__name__)
+
+    def _release_resumed(self, consumer: KafkaConsumer) -> None:
+        """Go on at once with subscriptions that an operator, or another consumer, released."""
+        waiting = self._held.subscriptions()
+        if waiting and time.monotonic() - self._stops_checked_at >= RESUME_CHECK_S:
+            self._stops_checked_at = time.monotonic()
+            self._held.release(consumer, waiting - self._applier.refresh_stopped())
+
+    def _state(self, *, joined: bool) -> tuple[str, str]:
+        """Return the state for the process's health, and its detail."""
+        if not joined:
+            return "starting", "joining the group"
+        stopped = self._held.details(stopped=True)
+        if stopped:
+            return "stopped", "; ".join(stopped)
+        waiting = self._held.details(stopped=False)
+        if unreadable := self._reader.describe_held():
+            waiting.append(unreadable)
+        if waiting:
+            return "waiting", "; ".join(waiting)
+        return "ready", self._maintenance.trouble
+
+    def _connect(self) -> KafkaConsumer | None:
+        """Join the group. Return None while none of the topics exists."""
+        if self._consumer is None:
+            admin = self._administration()
+            if not self._topics.find(admin):
+                return None
+            self._is_embedded = is_embedded(admin)
+            self._topics.check_retention(admin)
+            consumer = make_consumer(self._settings, self._service.name)
+            self._consumer = consumer
+            self._held = HeldPartitions()
+            listener = OnAssignment(
+                lambda assigned: self._topics.skip_stale_offsets(
+                    self._administration(), consumer, assigned
+                )
+            )
+            consumer.subscribe(sorted(self._topics.ids), listener=listener)
+            self._joining_since = None
+        return self._consumer
+
+    def _disconnect(self) -> None:
+        if self._consumer is not None:
+            try:
+                self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+            except (KafkaError, OSError, RuntimeError) as error:
+                log.debug("consumer.close_failed", error=str(error))
+            self._consumer = None
+        if self._admin is not None:
+            close_quietly(self._admin)
+            self._admin = None
+
+    def _has_joined(self, consumer: KafkaConsumer) -> bool:
+        """Return whether the consumer is a member of its group; end a join that takes too long."""
+        if consumer.group_metadata().state is MemberState.STABLE:
+            self._joining_since = None
+            return True
+        now = time.monotonic()
+        if self._joining_since is None:
+            self._joining_since = now
+        waited_s = now - self._joining_since
+        if waited_s > JOIN_TIMEOUT_S or (
+            self._is_embedded and waited_s > JOIN_STUCK_S and self._delete_group()
+        ):
+            log.warning("consumer.join_stuck", waited_s=round(waited_s), action="join again")
+            self._join_again()
+        return False
+
+    def _check_topics_if_due(self) -> None:
+        """Join again when a topic was replaced, is gone, or has come into being."""
+        if self._topics.is_due and self._topics.have_changed(self._administration()):
+            self._join_again()
+
+    def _wait_for_topics(self) -> None:
+        """Wait a moment for the services that publish the topics to create them."""
+        self._broker.succeeded()
+        self._loop.succeeded()
+        self._health.beat("waiting", f"topic {', '.join(self._topics.missing)} does not exist yet")
+        self._stop.wait(TOPIC_WAIT_S)
+
+    def _join_again(self) -> None:
+        """Leave the group and join it with a new client, which holds no records.
+
+        After a restart, the embedded broker waits forever for its old members, and for a member
+        that died while joining. So the group is deleted there if it has no other member. Its
+        offsets go with it: records come again, and the inbox drops those that it knows.
+        """
+        self._disconnect()
+        if self._is_embedded:
+            self._delete_group()
+
+    def _delete_group(self) -> bool:
+        """Delete the group; return False when the broker refuses, since it has members."""
+        try:
+            answer = self._administration().delete_groups([self._service.name])
+        except BrokerResponseError:
+            return False
+        return bool(answer.get(self._service.name) == "OK")
+
+    def _administration(self) -> KafkaAdminClient:
+        if self._admin is None:
+            self._admin = make_admin(self._settings, f"inbox-consumer-admin-{self._service.name}")
+        return self._admin
+
+    def _maintain_if_due(self) -> None:
+        if self._maintenance.is_due:
+            self._maintenance.run()
+            self._database.succeeded()

@@ -1,0 +1,229 @@
+"""Receive the response to a fetch that is too large for memory.
+
+A broker always sends the first batch completely, however large it is (KIP-74). Some brokers send
+more than was asked for as well. So a large response is read as it arrives. Of a batch that is too
+large, the header, size and SHA-256 are kept. Batches beyond the limit are left out, and the next
+fetch asks for them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from kafka.errors import InvalidReceiveError
+
+from settle_outbox.kafka.record_stream import TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    # Yields how many bytes it needs next, and is sent them.
+    _Reading = Generator[int, bytes, None]
+    _Counting = Generator[int, bytes, int]
+    _Keeping = Generator[int, bytes, bytes]
+
+# The request of such a response, and the only version of it that is read here.
+FETCH_API_KEY = 1
+FETCH_VERSION = 12
+
+# Bytes that are kept of a replaced batch: its header, which has its offsets.
+_HEADER_BYTES = 61
+# The start of every batch: its offset and its length.
+_BATCH_START = struct.Struct(">qi")
+# What replaces a batch: a marker for its offset, a length, then the batch's size and digest.
+_REPLACED = struct.Struct(">qiq32s")
+# The marker. The offset of a real batch is never negative.
+_NO_OFFSET = -(2**62)
+_PIECE_BYTES = 64 * 1024
+# Maximum size of a response without its batches. Real responses are far smaller.
+_REST_MAX_BYTES = 1024 * 1024
+_VARINT_MORE, _VARINT_MAX_SHIFT = 0x80, 28
+
+
+class ReplacedBatch(NamedTuple):
+    """A batch that was not kept.
+
+    Args:
+        header: its first bytes.
+        measure: its size and digest.
+    """
+
+    header: bytes
+    measure: TooLarge
+
+
+def replaced_batch(batch: bytes | memoryview) -> ReplacedBatch | None:
+    """Return what was put in the place of a batch; None for a batch as a broker sends it."""
+    if len(batch) != _REPLACED.size + _HEADER_BYTES:
+        return None
+    mark, _, size, digest = _REPLACED.unpack_from(batch)
+    if mark != _NO_OFFSET:
+        return None
+    return ReplacedBatch(bytes(batch[_REPLACED.size :]), TooLarge.measured(size, digest.hex()))
+
+
+class LargeFetchResponse:
+    """Receives the bytes of a response, and gives the response with fewer or smaller batches.
+
+    It stands in for kafka-python's `KafkaBytes`.
+
+    Args:
+        size: of the whole response, in bytes.
+        batches_max_bytes: the most that is kept of all batches. One over this size is replaced.
+    """
+
+    def __init__(self, size: int, batches_max_bytes: int) -> None:
+        self._size = size
+        self._batches_max_bytes = batches_max_bytes
+        self._batches_bytes = 0
+        self._received = 0
+        self._waiting = bytearray()
+        self._response = bytearray()
+        self._position = 0
+        self._reading = self._read()
+        self._wanted = next(self._reading)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def tell(self) -> int:
+        """Return how many bytes were received."""
+        return self._received
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            InvalidReceiveError: the response has another form.
+        """
+        self._received += len(data)
+        self._waiting += data
+        position, is_parsed = 0, False
+        try:
+            while self._wanted <= len(self._waiting) - position:
+                begin, position = position, position + self._wanted
+                self._wanted = self._reading.send(bytes(self._waiting[begin:position]))
+        except StopIteration:
+            is_parsed = True
+        del self._waiting[:position]
+        is_received = self._received == self._size
+        if is_parsed != is_received or (is_parsed and self._waiting):
+            raise InvalidReceiveError(
+                f"the fields of a response do not fill its {self._size} bytes"
+            )
+
+    def seek(self, position: int) -> None:
+        """Go to a position in the response that is given."""
+        self._position = position
+
+    def read(self, count: int | None = None) -> bytes:
+        """Return bytes of the response that is given."""
+        end = len(self._response) if count is None else self._position + count
+        data = bytes(self._response[self._position : end])
+        self._position += len(data)
+        return data
+
+    def _read(self) -> _Reading:
+        """Read a FetchResponse of version 12, after a response header of version 1."""
+        yield from self._copy(4)  # correlation id
+        yield from self._copy_tags()
+        yield from self._copy(4 + 2 + 4)  # throttle time, error, session
+        for _ in range((yield from self._copy_count())):
+            yield from self._copy((yield from self._copy_count()))  # topic
+            for _ in range((yield from self._copy_count())):
+                yield from self._copy_partition()
+            yield from self._copy_tags()
+        yield from self._copy_tags()
+
+    def _copy_partition(self) -> _Reading:
+        yield from self._copy(4 + 2 + 8 + 8 + 8)  # number, error, and three offsets
+        for _ in range((yield from self._copy_count())):  # aborted transactions
+            yield from self._copy(8 + 8)
+            yield from self._copy_tags()
+        yield from self._copy(4)  # preferred replica
+        at = len(self._response)
+        size = yield from self._copy_count()
+        if size:
+            del self._response[at:]
+            kept = yield from self._keep_batches(size)
+            self._response += _varint(len(kept) + 1) + kept
+        yield from self._copy_tags()
+
+    def _keep_batches(self, size: int) -> _Keeping:
+        """Read the records of a partition, and return its first batches within the limit."""
+        kept = bytearray()
+        left = size
+        while left >= _BATCH_START.size:
+            start = yield _BATCH_START.size
+            left -= len(start)
+            _, length = _BATCH_START.unpack(start)
+            if not 0 <= length <= left:
+                break  # a part of a batch, at the end
+            if self._batches_bytes + len(start) + length <= self._batches_max_bytes:
+                kept += start + (yield length)
+                left -= length
+                self._batches_bytes += len(start) + length
+                continue
+            if len(start) + length > self._batches_max_bytes and not kept:
+                kept += yield from self._replace(start, length)
+                left -= length
+            break
+        yield from self._skip(left)
+        return bytes(kept)
+
+    def _replace(self, start: bytes, length: int) -> _Keeping:
+        """Measure a batch, and return what replaces it."""
+        size = len(start) + length
+        header = start + (yield _HEADER_BYTES - len(start))
+        digest = hashlib.sha256(header)
+        left = size - len(header)
+        while left:
+            piece = yield min(left, _PIECE_BYTES)
+            digest.update(piece)
+            left -= len(piece)
+        length = _REPLACED.size + len(header) - _BATCH_START.size
+        return _REPLACED.pack(_NO_OFFSET, length, size, digest.digest()) + header
+
+    def _skip(self, count: int) -> _Reading:
+        while count:
+            count -= len((yield min(count, _PIECE_BYTES)))
+
+    def _copy(self, count: int) -> _Reading:
+        """Copy bytes to the response that is given, up to its limit."""
+        if len(self._response) + count > self._batches_max_bytes + _REST_MAX_BYTES:
+            raise InvalidReceiveError(f"{self._size} bytes are not a response to a fetch")
+        if count:
+            self._response += yield count
+
+    def _copy_number(self) -> _Counting:
+        """Copy an unsigned varint."""
+        number = shift = 0
+        while True:
+            byte = yield 1
+            self._response += byte
+            number |= (byte[0] & ~_VARINT_MORE) << shift
+            if byte[0] < _VARINT_MORE:
+                return number
+            shift += 7
+            if shift > _VARINT_MAX_SHIFT:
+                raise InvalidReceiveError("a number in a response has no end")
+
+    def _copy_count(self) -> _Counting:
+        """Copy the length of a compact field, which is one more than that; of null, 0."""
+        return max(0, (yield from self._copy_number()) - 1)
+
+    def _copy_tags(self) -> _Reading:
+        for _ in range((yield from self._copy_number())):
+            yield from self._copy_number()
+            yield from self._copy((yield from self._copy_number()))
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number >= _VARINT_MORE:
+        found.append((number & 0x7F) | _VARINT_MORE)
+        number >>= 7
+    found.append(number)
+    return bytes(found)

@@ -1,0 +1,1 @@
+"""PostgreSQL's NOTIFY and LISTEN, which save the wait for the next poll."""

@@ -1,0 +1,179 @@
+"""Notice that a topic or the whole cluster was replaced, and send the events again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import text
+
+from settle_outbox.publish.pending import lock_all_shards, queue_again
+from settle_outbox.runtime.process import FatalError
+from settle_outbox.storage.deadlines import without_deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+    from sqlalchemy import Connection
+
+_LOCK_TOPICS = text("SELECT topic, topic_id, noted_at FROM outbox_topics ORDER BY topic FOR UPDATE")
+
+_NOTE_TOPIC = text(
+    """
+    INSERT INTO outbox_topics (topic, topic_id, noted_at)
+    VALUES (:topic, :topic_id, clock_timestamp())
+    ON CONFLICT (topic) DO UPDATE SET topic_id = excluded.topic_id, noted_at = excluded.noted_at
+    """
+)
+
+_NOTE_CHANGE = text(
+    """
+    UPDATE outbox_topics SET noted_at = clock_timestamp()
+    WHERE topic = ANY(CAST(:topics AS text[]))
+    """
+)
+
+_CLUSTERS = text("SELECT cluster_id, noted_at FROM outbox_clusters ORDER BY noted_at DESC")
+
+# The newest one is the current one, even after the clock was set back.
+_NOTE_CLUSTER = text(
+    """
+    INSERT INTO outbox_clusters (cluster_id, noted_at)
+    SELECT :cluster_id, greatest(clock_timestamp(), max(noted_at) + interval '1 microsecond')
+    FROM outbox_clusters
+    """
+)
+
+# Waiting for every shard takes longer than a batch may; so does a piece of a replay.
+_RAISE_TIMEOUTS = text("SET LOCAL lock_timeout = 20000; SET LOCAL statement_timeout = 60000")
+
+
+class ClusterLeftError(FatalError):
+    """The outbox was moved to another Kafka cluster, and this relay is connected to an old one."""
+
+
+class NotedTopic(NamedTuple):
+    """A row of outbox_topics."""
+
+    topic_id: UUID
+    noted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a relay is about to send events.
+
+    Args:
+        cluster_id: the Kafka cluster; None for the embedded broker.
+        topic_ids: the broker's id of each topic (KIP-516).
+        aggregatetypes: of the events of each topic.
+    """
+
+    cluster_id: str | None
+    topic_ids: Mapping[str, UUID]
+    aggregatetypes: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Noted:
+    """What `note_topics` found.
+
+    Args:
+        noted_at: when each topic was noted; another list means that producers are out of date.
+        queued: how many events of each lost topic were put in line again.
+    """
+
+    noted_at: list[datetime]
+    queued: dict[str, int] = field(default_factory=dict)
+
+
+def note_topics(
+    connection: Connection,
+    destination: Destination,
+    window: timedelta,
+    on_piece: Callable[[], None] = lambda: None,
+) -> Noted:
+    """Note the cluster and the topics' ids; put the events of a replaced topic in line again.
+
+    One transaction does all of it and holds every shard. So no later event of a key overtakes those
+    that are sent again, and a relay that comes second finds the new ids noted.
+
+    Args:
+        connection: in a transaction.
+        destination: as the broker describes it now.
+        window: how far back events are sent again.
+        on_piece: called before each statement of a replay.
+
+    Raises:
+        ClusterLeftError: the outbox was moved away from this cluster.
+    """
+    topics = lock_topics(connection)
+    if _is_noted(connection, destination, topics):
+        return Noted([topic.noted_at for topic in topics.values()])
+    without_deadline(connection)
+    connection.execute(_RAISE_TIMEOUTS)
+    lock_all_shards(connection)
+    topics = lock_topics(connection)
+    _note_cluster(connection, destination.cluster_id)
+    queued = {}
+    for name, topic_id in destination.topic_ids.items():
+        known = topics.get(name)
+        if known is not None and known.topic_id == topic_id:
+            continue
+        if known is not None:
+            aggregatetypes = [destination.aggregatetypes[name]]
+            queued[name] = queue_again(connection, aggregatetypes, window, on_piece)
+        connection.execute(_NOTE_TOPIC, {"topic": name, "topic_id": topic_id})
+    return Noted([topic.noted_at for topic in lock_topics(connection).values()], queued)
+
+
+def lock_topics(connection: Connection) -> dict[str, NotedTopic]:
+    """Return the noted topics, and lock them until the caller's transaction ends.
+
+    No relay can connect meanwhile: each notes its topics first.
+    """
+    return {
+        row.topic: NotedTopic(row.topic_id, row.noted_at)
+        for row in connection.execute(_LOCK_TOPICS)
+    }
+
+
+def note_change(connection: Connection, topics: Iterable[str]) -> None:
+    """Note that topics have changed: relays send nothing more until they have a new producer."""
+    connection.execute(_NOTE_CHANGE, {"topics": list(topics)})
+
+
+def _is_noted(
+    connection: Connection, destination: Destination, topics: Mapping[str, NotedTopic]
+) -> bool:
+    noted_ids = {name: topic.topic_id for name, topic in topics.items()}
+    clusters = connection.execute(_CLUSTERS).all()
+    return destination.topic_ids.items() <= noted_ids.items() and (
+        destination.cluster_id is None
+        or bool(clusters and clusters[0].cluster_id == destination.cluster_id)
+    )
+
+
+def _note_cluster(connection: Connection, cluster_id: str | None) -> None:
+    if cluster_id is None:
+        return
+    clusters = connection.execute(_CLUSTERS).all()
+    known = [cluster.cluster_id for cluster in clusters]
+    if cluster_id not in known:
+        connection.execute(_NOTE_CLUSTER, {"cluster_id": cluster_id})
+    elif known[0] != cluster_id:
+        raise ClusterLeftError(
+            f"This relay is connected to Kafka cluster {cluster_id}, but since "
+            f"{clusters[0].noted_at:%Y-%m-%d %H:%M:%S%z} the outbox is sent to cluster {known[0]}. "
+            "All relays of an outbox must use one cluster: correct KAFKA_BOOTSTRAP_SERVERS. If you "
+            f"moved back to {cluster_id} on purpose, stop the relays on {known[0]}, run "
+            f"{_forget_cluster(cluster_id)} in this database, and start the relay again: it then "
+            "sends the events of the last REPLAY_WINDOW_S again."
+        )
+
+
+def _forget_cluster(cluster_id: str) -> str:
+    """Return the statement by which an operator allows a cluster again."""
+    return f"DELETE FROM outbox_clusters WHERE cluster_id = '{cluster_id}'"  # noqa: S608 - for a person to run

@@ -1,0 +1,271 @@
+"""Signs of life: each relay and consumer writes a file, and the health checks read all of them.
+
+Ages are taken from CLOCK_MONOTONIC. All processes of one boot share it, and nobody can set it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from settle_outbox.errors import SettleError
+
+HEALTH_EVERY_S = 1.0
+# After this time without a sign of life, a process of another container counts as ended. Until then
+# it counts as stuck.
+UNSEEN_ENDED_S = 3600.0
+
+log = structlog.get_logger(__name__)
+
+
+class StuckError(SettleError):
+    """A process that should be running gives no sign of life."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The content of a process's file.
+
+    Args:
+        pid: of the process, in its PID namespace.
+        started: when the process started, from /proc. Unlike the pid, it is not used again.
+        pid_namespace: where the pid counts; another one is another container.
+        boot: the id of the machine's boot, within which `monotonic` counts.
+        monotonic: seconds of CLOCK_MONOTONIC at the sign of life.
+        at: Unix time at the sign of life, for people.
+        state: ``starting``, ``ready``, ``waiting`` or ``stopped``.
+        detail: what it waits for, why it is stopped, or what does not go well.
+    """
+
+    pid: int
+    started: str
+    pid_namespace: str
+    boot: str
+    monotonic: float
+    at: float
+    state: str
+    detail: str
+
+    @property
+    def age_s(self) -> float:
+        """How long ago the sign was given, in seconds, if it was since this boot."""
+        return max(0.0, time.monotonic() - self.monotonic)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the process runs in this boot and PID namespace, so that /proc shows it."""
+        return self.boot == _boot() and self.pid_namespace == _pid_namespace()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended without removing its file."""
+        if self.is_local:
+            return _started(self.pid) != self.started
+        return self.boot != _boot() or self.age_s > UNSEEN_ENDED_S
+
+
+class Health:
+    """The file with a process's signs of life; it is rewritten about every second.
+
+    Args:
+        directory: where; None writes nothing.
+        process: what kind of process it is: ``outbox-relay-orders``. Several may run.
+    """
+
+    def __init__(self, directory: str | None, process: str) -> None:
+        self._directory = directory
+        self._process = process
+        self._path = (
+            Path(directory, f"{process}.{socket.gethostname()}.{os.getpid()}.json")
+            if directory
+            else None
+        )
+        # A handler's beats come from another thread.
+        self._lock = threading.RLock()
+        self._last: tuple[str, str] | None = None
+        self._next_at = 0.0
+        self._is_failing = False
+
+    def beat(self, state: str, detail: str = "") -> None:
+        """Give a sign of life, with the state.
+
+        Args:
+            state: ``starting``, ``ready``, ``waiting`` for a neighbour, or ``stopped``: alive, and
+                does nothing until an operator says so.
+            detail: what it waits for, why it is stopped, or what does not go well.
+        """
+        with self._lock:
+            self._beat(state, detail)
+
+    def _beat(self, state: str, detail: str) -> None:
+        now = time.monotonic()
+        is_new = self._is_failing or self._last != (state, detail)
+        if self._path is None or (not is_new and now < self._next_at):
+            return
+        if self._last is None and self._directory is not None:
+            _remove_ended(self._directory, self._process)
+        self._last, self._next_at = (state, detail), now + HEALTH_EVERY_S
+        sign = Sign(
+            pid=os.getpid(),
+            started=_started(os.getpid()),
+            pid_namespace=_pid_namespace(),
+            boot=_boot(),
+            monotonic=now,
+            at=time.time(),
+            state=state,
+            detail=detail,
+        )
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(asdict(sign)), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            # A full disk must not stop delivery; the stale file tells the supervisor.
+            if not self._is_failing:
+                log.warning("health.not_written", path=str(self._path), error=str(error))
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    def repeat(self) -> None:
+        """Give a sign of life in the middle of long work, with the last state."""
+        with self._lock:
+            if self._last is not None:
+                self._beat(*self._last)
+
+    def remove(self) -> None:
+        """Remove the file: the process ends as it was asked to."""
+        if self._path is not None:
+            _unlink(self._path)
+
+
+def read_signs(directory: str | Path, process: str) -> dict[Path, Sign | None]:
+    """Return the signs of life of all processes of a kind, by file; None where one is unreadable.
+
+    Args:
+        directory: the setting HEALTH_DIR.
+        process: what kind of process: ``outbox-relay-orders``.
+    """
+    return {path: _read(path) for path in sorted(Path(directory).glob(f"{process}.*.json"))}
+
+
+def check_health(directory: str | None, process: str, max_age_s: float) -> str:
+    """Check that the main loop of each process of a kind turns.
+
+    A process that ended uncleanly leaves its file. It counts only while no other process of the
+    kind lives: a supervisor has started that one in its place. Processes of other containers that
+    share the directory count only when this one has none.
+
+    Args:
+        directory: the setting HEALTH_DIR.
+        process: what kind of process: ``outbox-relay-orders``.
+        max_age_s: how old the last sign of life may be.
+
+    Returns:
+        A line for each process, with its state.
+
+    Raises:
+        StuckError: there is no process, or one is alive and does not turn.
+    """
+    if directory is None:
+        raise StuckError("HEALTH_DIR is not set. Set it to the folder that the processes write to.")
+    signs = read_signs(directory, process)
+    alive = [sign for sign in signs.values() if sign is not None and not sign.has_ended]
+    # Restarting this container would not help a process of another one.
+    alive = [sign for sign in alive if sign.is_local] or alive
+    stuck = [sign for sign in alive if sign.age_s > max_age_s]
+    if stuck:
+        raise StuckError(
+            " ".join(
+                f"{process} (pid {sign.pid}) is alive but stuck: its last sign of life is "
+                f"{sign.age_s:.0f} s old."
+                for sign in sorted(stuck, key=lambda sign: -sign.age_s)
+            )
+        )
+    if not alive:
+        raise StuckError(_why_none(directory, process, signs))
+    return "\n".join(
+        f"{process} (pid {sign.pid}) is {sign.state}{f', {sign.detail}' if sign.detail else ''};"
+        f" seen {sign.age_s:.1f} s ago."
+        for sign in sorted(alive, key=lambda sign: (sign.state == "ready", sign.pid))
+    )
+
+
+def _why_none(directory: str, process: str, signs: dict[Path, Sign | None]) -> str:
+    if not signs:
+        return f"{process} has given no sign of life: there is no file of it in {directory}."
+    path, sign = next(iter(signs.items()))
+    if sign is None:
+        return f"{path} cannot be read, and there is no other process."
+    return f"{process} (pid {sign.pid}) has ended; its file {path} is still there."
+
+
+def _read(path: Path) -> Sign | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Sign(
+            pid=int(content["pid"]),
+            started=str(content["started"]),
+            pid_namespace=str(content["pid_namespace"]),
+            boot=str(content["boot"]),
+            monotonic=_finite(content["monotonic"]),
+            at=_finite(content["at"]),
+            state=str(content["state"]),
+            detail=str(content["detail"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _finite(value: object) -> float:
+    number = float(str(value))
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not a time")
+    return number
+
+
+def _remove_ended(directory: str, process: str) -> None:
+    """Remove what processes that ended uncleanly have left."""
+    for path, sign in read_signs(directory, process).items():
+        if sign is None or sign.has_ended:
+            _unlink(path)
+            _unlink(path.with_suffix(".tmp"))
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("health.not_removed", path=str(path), error=str(error))
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty when it is not running."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    state, started = fields[0], fields[19]
+    return "" if state in "ZX" else started
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""

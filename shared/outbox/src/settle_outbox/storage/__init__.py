@@ -1,0 +1,1 @@
+"""The engine's tables in a service's database: definition, migrations, partitions, sequences."""

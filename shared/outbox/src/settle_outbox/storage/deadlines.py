@@ -1,0 +1,178 @@
+"""Ends waiting for a database that says nothing.
+
+PostgreSQL's own time-outs need a PostgreSQL that runs. When its machine, its disk or a debugger
+freezes it, the kernel still acknowledges what clients send. libpq then waits forever: neither
+keep-alives nor ``tcp_user_timeout`` see anything wrong. Another thread therefore shuts the socket.
+libpq takes that for the server's end of the connection.
+
+psycopg2's wait callback would do it as well, at about the same price (some 3 us a transaction).
+But it belongs to the process and not to an engine, knows no ``connect_timeout``, refuses COPY, and
+bounds a statement, where a request waits for its whole transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from sqlalchemy import event
+
+from settle_outbox.runtime.threads import repeat
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection
+    from sqlalchemy import Connection, Dialect, Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+# Time between two looks at the deadlines. A deadline is met at most this much late.
+_CHECK_EVERY_S = 0.5
+# An attempt to connect that failed after this time met a silent server, not a refusal.
+_SILENCE_S = 1.0
+# Time that other threads wait for the one that tries to connect. A server that is back needs less.
+_TURN_TIMEOUT_S = 1.0
+
+_SOCKET = "settle-socket"
+_WITHOUT_DEADLINE = "settle-without-deadline"
+
+log = structlog.get_logger(__name__)
+
+
+def hold_deadline(engine: Engine, seconds: float) -> None:
+    """Cut each connection of an engine that one transaction has held for too long.
+
+    The transaction then fails as if the server had closed the connection. While the server is
+    silent, one thread at a time tries to connect, and the others fail after about a second.
+    Otherwise each request would wait for its own attempt.
+
+    Call it after fork: it starts a thread.
+
+    Args:
+        engine: with a pool.
+        seconds: the longest time that a connection may be away from the pool.
+    """
+    watcher = DeadlineWatcher(seconds)
+    # Before SQLAlchemy's own listener, which sends queries to a new server.
+    event.listen(engine, "connect", watcher.opened, insert=True)
+    event.listen(engine, "checkout", watcher.taken)
+    event.listen(engine, "checkin", watcher.returned)
+    event.listen(engine, "close", watcher.closed)
+    event.listen(engine, "do_connect", ConnectGate().connect)
+    watcher.start()
+
+
+def without_deadline(connection: Connection) -> None:
+    """Let the transaction of a connection take any time. The next transaction has a deadline again.
+
+    Use it for work that grows with the tables: if it were cut and started again, it would never
+    end.
+    """
+    connection.info[_WITHOUT_DEADLINE] = True
+
+
+class DeadlineWatcher(threading.Thread):
+    """Cuts the connections that are away from the pool for too long.
+
+    Args:
+        seconds: the longest time that a connection may be away from the pool.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(name="database-deadlines", daemon=True)
+        self._seconds = seconds
+        self._taken_at: dict[ConnectionPoolEntry, float] = {}
+        # Held while a connection is cut, and while one is taken, returned or closed. So a cut
+        # reaches the transaction that is late, and never the next one on that connection. It also
+        # keeps the number of a closed socket, which another may have by then, from being shut.
+        # Reentrant: the garbage collector may return a connection in the middle of any of these.
+        self._lock = threading.RLock()
+
+    def opened(self, opened: connection, entry: ConnectionPoolEntry) -> None:
+        """Note a new connection. SQLAlchemy asks it some questions before it is taken."""
+        with self._lock:
+            entry.info[_SOCKET] = socket.socket(fileno=os.dup(opened.fileno()))
+            self._taken_at[entry] = time.monotonic()
+
+    def taken(self, _: connection, entry: ConnectionPoolEntry, __: object) -> None:
+        """Start the time of a transaction."""
+        with self._lock:
+            entry.info.pop(_WITHOUT_DEADLINE, None)
+            self._taken_at[entry] = time.monotonic()
+
+    def returned(self, _: connection | None, entry: ConnectionPoolEntry) -> None:
+        """Stop the time of a transaction."""
+        with self._lock:
+            self._taken_at.pop(entry, None)
+
+    def closed(self, _: connection, entry: ConnectionPoolEntry) -> None:
+        """Forget a connection."""
+        with self._lock:
+            self._taken_at.pop(entry, None)
+            entry.info.pop(_SOCKET).close()
+
+    def run(self) -> None:
+        """Check the deadlines until the process ends."""
+        repeat("database.deadlines", self._check)
+
+    def _check(self) -> None:
+        time.sleep(_CHECK_EVERY_S)
+        self.cut_late()
+
+    def cut_late(self) -> None:
+        """Cut every connection whose transaction is past its deadline."""
+        latest = time.monotonic() - self._seconds
+        for entry, taken_at in list(self._taken_at.items()):
+            if taken_at < latest:
+                self.cut(entry, taken_at)
+
+    def cut(self, entry: ConnectionPoolEntry, taken_at: float) -> None:
+        """Shut the socket of a connection, unless it was returned since it was taken."""
+        with self._lock:
+            if self._taken_at.get(entry) != taken_at or _WITHOUT_DEADLINE in entry.info:
+                return
+            self._taken_at.pop(entry, None)
+            shared: socket.socket = entry.info[_SOCKET]
+            with suppress(OSError):
+                shared.shutdown(socket.SHUT_RDWR)
+        log.warning("database.silent", waited_s=self._seconds)
+
+
+class ConnectGate:
+    """Lets one thread at a time connect while the server is silent."""
+
+    def __init__(self) -> None:
+        self._is_silent = False
+        self._turn = threading.Lock()
+
+    def connect(
+        self, dialect: Dialect, _: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
+    ) -> object:
+        """Connect, for the pool of an engine.
+
+        Raises:
+            OperationalError: of the driver; the server refuses, or is silent.
+        """
+        if not self._is_silent:
+            return self._try(dialect, args, options)
+        if not self._turn.acquire(timeout=_TURN_TIMEOUT_S):
+            raise dialect.loaded_dbapi.OperationalError(
+                "the server is silent; another thread tries to connect"
+            )
+        try:
+            return self._try(dialect, args, options)
+        finally:
+            self._turn.release()
+
+    def _try(self, dialect: Dialect, args: list[Any], options: dict[str, Any]) -> object:
+        began = time.monotonic()
+        try:
+            made = dialect.connect(*args, **options)
+        except dialect.loaded_dbapi.OperationalError:
+            self._is_silent = time.monotonic() - began > _SILENCE_S
+            raise
+        self._is_silent = False
+        return made

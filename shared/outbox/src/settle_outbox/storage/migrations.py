@@ -1,0 +1,199 @@
+"""The engine's tables as versioned migration operations, for a service's own history.
+
+A migration of a service calls them like any other operation::
+
+    from settle_outbox.storage import migrations
+
+    def upgrade() -> None:
+        migrations.create_v1(shards=16)
+        migrations.create_v2()
+
+An operation, once released, never changes; a change of the tables is a new one.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+DEFAULT_SHARDS = 16
+
+# RETURN bodies are bound when created (PostgreSQL 14): no search_path can change their meaning,
+# and a restored dump computes the same shards.
+_SHARDS_V1 = """
+CREATE FUNCTION outbox_shard_count() RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN {shards};
+COMMENT ON FUNCTION outbox_shard_count() IS 'How many shards the outbox has.';
+
+CREATE FUNCTION outbox_shard(key text) RETURNS integer
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN (('x' || left(md5(key), 8))::bit(32)::bigint % outbox_shard_count())::integer;
+COMMENT ON FUNCTION outbox_shard(text) IS
+    'The shard of a key: the first 32 bits of its MD5, unsigned, modulo the count of shards.';
+
+CREATE TABLE outbox_shards (
+    shard integer PRIMARY KEY
+) WITH (fillfactor = 10);
+INSERT INTO outbox_shards SELECT generate_series(0, outbox_shard_count() - 1);
+COMMENT ON TABLE outbox_shards IS 'A relay holds a shard by locking its row.';
+"""
+
+_OUTBOX_V1 = """
+CREATE TABLE outbox (
+    id            uuid PRIMARY KEY,
+    seq           bigint GENERATED ALWAYS AS IDENTITY,
+    shard         integer NOT NULL GENERATED ALWAYS AS (outbox_shard(aggregateid)) STORED,
+    aggregatetype text NOT NULL,
+    aggregateid   text NOT NULL,
+    type          text NOT NULL,
+    payload       bytea NOT NULL,
+    requestid     text,
+    traceparent   text,
+    created_at    timestamptz NOT NULL DEFAULT now()
+) PARTITION BY RANGE (id);
+CREATE TABLE outbox_default PARTITION OF outbox DEFAULT;
+COMMENT ON TABLE outbox IS
+    'Events, inserted once and never updated; kept for replay, dropped by partition (a UTC day).';
+
+CREATE TABLE outbox_pending (
+    shard integer NOT NULL,
+    seq   bigint NOT NULL,
+    id    uuid NOT NULL,
+    PRIMARY KEY (shard, seq)
+) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000);
+COMMENT ON TABLE outbox_pending IS
+    'Events still to be sent: a row comes with its event and goes when it is acknowledged.';
+
+CREATE TABLE outbox_topics (
+    topic    text PRIMARY KEY,
+    topic_id uuid NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE outbox_topics IS
+    'The broker''s id of each topic; another id means that the topic was lost, and is replayed.';
+
+CREATE TABLE outbox_refused (
+    seq        bigint PRIMARY KEY,
+    id         uuid NOT NULL,
+    reason     text NOT NULL,
+    refused_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE outbox_refused IS
+    'Events that the broker will never take, such as one over its size limit.';
+"""
+
+_INBOX_V1 = """
+CREATE TABLE inbox (
+    id          uuid PRIMARY KEY,
+    type        text NOT NULL,
+    source      text NOT NULL,
+    topic       text NOT NULL,
+    partition   integer NOT NULL,
+    "offset"    bigint NOT NULL,
+    requestid   text,
+    outcome     text NOT NULL
+                CHECK (outcome IN ('applied', 'skipped', 'anomaly', 'parked')),
+    detail      text,
+    received_at timestamptz NOT NULL DEFAULT now()
+) PARTITION BY RANGE (id);
+CREATE INDEX inbox_not_applied ON inbox (received_at) WHERE outcome <> 'applied';
+CREATE TABLE inbox_default PARTITION OF inbox DEFAULT;
+COMMENT ON TABLE inbox IS
+    'The events received, by id: what is here is not applied again. Dropped by partition.';
+
+CREATE TABLE inbox_horizon (
+    before uuid PRIMARY KEY
+);
+COMMENT ON TABLE inbox_horizon IS
+    'Where the inbox begins: an older event may have been applied and forgotten, and is parked.';
+
+CREATE TABLE dead_letters (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    fingerprint  bytea NOT NULL UNIQUE,
+    event_id     uuid,
+    type         text,
+    topic        text NOT NULL,
+    partition    integer NOT NULL,
+    "offset"     bigint NOT NULL,
+    timestamp_ms bigint,
+    key          bytea,
+    value        bytea,
+    headers      json NOT NULL,
+    requestid    text,
+    reason       text NOT NULL,
+    detail       text NOT NULL,
+    parked_at    timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE dead_letters IS
+    'Records that cannot be applied, whole, with the reason.';
+COMMENT ON COLUMN dead_letters.fingerprint IS
+    'SHA-256 of the record and its place: one delivered again is not parked again.';
+COMMENT ON COLUMN dead_letters.headers IS
+    'In the order received: [name, text], or [name, {"base64": ...}] when it is not UTF-8.';
+"""
+
+
+def create_v1(*, shards: int = DEFAULT_SHARDS) -> None:
+    """Create the engine's tables.
+
+    Args:
+        shards: how many parts the outbox is relayed in; it bounds the relays that work at once.
+    """
+    op.execute(_SHARDS_V1.format(shards=int(shards)))
+    op.execute(_OUTBOX_V1)
+    op.execute(_INBOX_V1)
+
+
+def drop_v1() -> None:
+    """Drop the engine's tables, with everything in them."""
+    op.execute("DROP TABLE dead_letters, inbox_horizon, inbox")
+    op.execute("DROP TABLE outbox_refused, outbox_topics, outbox_pending, outbox, outbox_shards")
+    op.execute("DROP FUNCTION outbox_shard(text), outbox_shard_count()")
+
+
+_FAILURES_V2 = """
+CREATE TABLE inbox_attempts (
+    event_id  uuid PRIMARY KEY,
+    attempts  integer NOT NULL CONSTRAINT inbox_attempts_positive CHECK (attempts > 0),
+    reason    text NOT NULL,
+    detail    text NOT NULL,
+    last_at   timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE inbox_attempts IS
+    'Events whose handler asked to try again or took too long, until they are applied or parked.';
+
+CREATE TABLE inbox_brakes (
+    topic      text NOT NULL,
+    type       text NOT NULL,
+    error      text NOT NULL,
+    failures   integer NOT NULL CONSTRAINT inbox_brakes_positive CHECK (failures > 0),
+    detail     text NOT NULL,
+    failed_at  timestamptz NOT NULL DEFAULT now(),
+    stopped_at timestamptz,
+    PRIMARY KEY (topic, type)
+);
+COMMENT ON TABLE inbox_brakes IS
+    'Subscriptions whose last events failed in the handler with one error; stopped, or not yet.';
+COMMENT ON COLUMN inbox_brakes.stopped_at IS
+    'Since when the subscription is stopped; NULL while there are too few failures for that.';
+"""
+
+_CLUSTERS_V2 = """
+CREATE TABLE outbox_clusters (
+    cluster_id text PRIMARY KEY,
+    noted_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE outbox_clusters IS
+    'The Kafka clusters that this outbox was sent to, by their ids; the newest is the current one.';
+"""
+
+
+def create_v2() -> None:
+    """Add the tables of failing events, stopped subscriptions and known clusters."""
+    op.execute(_FAILURES_V2)
+    op.execute(_CLUSTERS_V2)
+
+
+def drop_v2() -> None:
+    """Drop what `create_v2` created."""
+    op.execute("DROP TABLE outbox_clusters, inbox_brakes, inbox_attempts")
