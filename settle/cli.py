@@ -31,7 +31,7 @@ from settle.state import find_state, open_state
 from settle.status import read_status
 from settle.supervisor import Supervisor
 from settle.up import bring_up
-from settle_outbox.cli.base import (
+from settle_outbox.cli.command import (
     EXIT_FAILED,
     EXPECTED,
     Group,

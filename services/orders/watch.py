@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from services.orders.models import CREATED, orders
 from services.orders.settlements import SETTLED_CHANNEL
-from settle_outbox.notifications.listener import Listener
+from settle_outbox.notifications.listen import Listener
 from settle_outbox.runtime.process import Backoff, Stop
 from settle_outbox.runtime.threads import repeat
 

@@ -13,7 +13,7 @@ from kafka.errors import (
     UnsupportedVersionError,
 )
 
-from settle_outbox.cli.base import EXPECTED, sentence
+from settle_outbox.cli.command import EXPECTED, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

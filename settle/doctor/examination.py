@@ -36,7 +36,7 @@ from settle.doctor.database import (
 )
 from settle.stack import BOOTSTRAP, BROKER, DATABASE_URLS, SERVICES, read_embedded, running_stack
 from settle.supervisor import Supervisor
-from settle_outbox.cli.base import EXPECTED
+from settle_outbox.cli.command import EXPECTED
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly

@@ -14,7 +14,7 @@ from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import MAX_REQUEST_BYTES
-from settle_outbox.publish.store import PAYLOAD_MAX_BYTES
+from settle_outbox.publish.outbox import PAYLOAD_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 import services.orders.app
 from settle_outbox.cli import relay
 from settle_outbox.consume import consumer
-from settle_outbox.notifications import wakeup
+from settle_outbox.notifications import notify
 from support.delivery import Delivery
 from support.ports import free_port, with_port
 from support.waiting import wait_until
@@ -56,7 +56,7 @@ def test_everybody_goes_over_to_the_next_server(
 ) -> None:
     for module in (relay, consumer, services.orders.app):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
-    monkeypatch.setattr(wakeup, "DEADLINE_S", DEADLINE_S)
+    monkeypatch.setattr(notify, "DEADLINE_S", DEADLINE_S)
     urls = {"orders": orders_url, "payments": payments_url}
     over_wire = {service: with_port(url, wire.port) for service, url in urls.items()}
     beside = Delivery(payments_url, orders_url, broker.bootstrap)

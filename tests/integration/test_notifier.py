@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 
 import settle_outbox as outbox
 from settle_outbox import Event, notify_after_commit
-from settle_outbox.notifications import wakeup
-from settle_outbox.notifications.listener import Listener
+from settle_outbox.notifications import notify
+from settle_outbox.notifications.listen import Listener
 from settle_outbox.runtime.process import Stop
 from support.waiting import wait_until
 
@@ -68,7 +68,7 @@ def test_the_notifier_outlives_an_error(orders_url: str, monkeypatch: pytest.Mon
     notify_after_commit(sessions, orders_url)
     listener = Listener(orders_url, Stop())
     listener.ensure()
-    arranged = wakeup._notifications  # noqa: SLF001
+    arranged = notify._notifications  # noqa: SLF001
     failures: list[object] = []
 
     def fail_once(wanted: Any) -> Any:
@@ -81,7 +81,7 @@ def test_the_notifier_outlives_an_error(orders_url: str, monkeypatch: pytest.Mon
         with sessions.begin() as session:
             outbox.add(session, Event("orders", "a", "order.created", {}))
 
-    monkeypatch.setattr(wakeup, "_notifications", fail_once)
+    monkeypatch.setattr(notify, "_notifications", fail_once)
     with capture_logs() as lines:
         add()
         wait_until(lambda: failures, what="the error")

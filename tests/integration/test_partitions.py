@@ -21,9 +21,9 @@ from uuid_utils.compat import uuid7
 
 import settle_outbox as outbox
 from settle_outbox import Event
-from settle_outbox.consume.brakes import read_state
+from settle_outbox.consume.circuit_breaker import read_state
 from settle_outbox.storage import partitions
-from settle_outbox.storage.ask import asking
+from settle_outbox.storage.catalog import asking
 from settle_outbox.storage.partitions import (
     Maintenance,
     inbox_partitions,

@@ -22,8 +22,8 @@ from settle_outbox import (
     announce,
     notify_after_commit,
 )
-from settle_outbox.notifications.listener import Listener
-from settle_outbox.notifications.wakeup import Notifier
+from settle_outbox.notifications.listen import Listener
+from settle_outbox.notifications.notify import Notifier
 from settle_outbox.runtime.process import Stop
 from settle_outbox.storage.database import make_engine, make_sessions
 

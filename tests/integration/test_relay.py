@@ -16,8 +16,8 @@ from uuid_utils.compat import uuid7
 
 import settle_outbox as outbox
 from settle_outbox import Event, notify_after_commit
+from settle_outbox.publish.outbox import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, EventTooLargeError
 from settle_outbox.publish.pending import BATCH_MAX_BYTES, lock_shards, read_pending
-from settle_outbox.publish.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, EventTooLargeError
 from settle_outbox.runtime.health import StuckError, check_health
 from settle_outbox.trace import Trace
 from settle_outbox.uuid7 import least_id

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from settle_outbox.storage import sequences
-from settle_outbox.storage.ask import asking
+from settle_outbox.storage.catalog import asking
 from settle_outbox.storage.sequences import find_behind, generated_key_behind
 from shared.migrations import upgrade
 

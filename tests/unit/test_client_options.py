@@ -9,9 +9,9 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from settle_outbox.kafka import clients
-from settle_outbox.kafka.headers import HEADER_MAX_LENGTH
+from settle_outbox.kafka.header_text import HEADER_MAX_LENGTH
 from settle_outbox.kafka.record_stream import BATCH_RECORDS_MAX, RECORD_MAX_BYTES
-from settle_outbox.publish.store import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES
+from settle_outbox.publish.outbox import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES
 from settle_outbox.settings import read_settings
 from support.environ import environment
 

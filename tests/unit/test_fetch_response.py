@@ -13,9 +13,9 @@ from kafka.protocol.consumer import FetchRequest, FetchResponse
 from kafka.protocol.parser import KafkaProtocol
 from kafka.record import MemoryRecords
 
-from settle_outbox.kafka import kafka_internals
+from settle_outbox.kafka import internals
 from settle_outbox.kafka.fetch_response import replaced_batch
-from settle_outbox.kafka.kafka_internals import UnreadableBatchError
+from settle_outbox.kafka.internals import UnreadableBatchError
 from settle_outbox.kafka.record_stream import TooLarge
 from support.segments import batch_of
 
@@ -26,8 +26,8 @@ LARGE = batch_of(b"x" * 20_000, b"y", offset=7)
 
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    kafka_internals.patch_consumers()
-    monkeypatch.setattr(kafka_internals, "FETCH_MAX_BYTES", LIMIT)
+    internals.patch_consumers()
+    monkeypatch.setattr(internals, "FETCH_MAX_BYTES", LIMIT)
 
 
 def answer(*records: bytes | None, version: int = 12) -> bytes:

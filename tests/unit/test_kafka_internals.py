@@ -17,8 +17,8 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import UnsupportedCodecError
 from kafka.record import MemoryRecords
 
-from settle_outbox.kafka import kafka_internals, record_stream
-from settle_outbox.kafka.kafka_internals import KafkaVersionError, UnreadableBatchError
+from settle_outbox.kafka import internals, record_stream
+from settle_outbox.kafka.internals import KafkaVersionError, UnreadableBatchError
 from settle_outbox.kafka.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
 from support.segments import (
     ATTRIBUTES_AT,
@@ -43,7 +43,7 @@ HIGH_WATERMARK = 1_000
 
 @pytest.fixture(autouse=True)
 def _patched() -> None:
-    kafka_internals.patch_consumers()
+    internals.patch_consumers()
 
 
 def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError | None]:
@@ -269,7 +269,7 @@ def test_records_whose_offsets_go_back_are_corrupt() -> None:
 
 
 def test_a_poll_gives_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_internals, "POLL_MAX_BYTES", 3_000)
+    monkeypatch.setattr(internals, "POLL_MAX_BYTES", 3_000)
     batches = [batch_of(*[b"x" * 1_000] * 5, offset=offset) for offset in (0, 5)]
     parts = [part_of(batches[0]), part_of(batches[1], at=5)]
     state = Mock(highwater=None)
@@ -375,15 +375,15 @@ def test_a_compressed_batch_that_ends_early_is_unreadable(codec: str) -> None:
 
 
 def test_another_version_of_kafka_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_internals, "__version__", "3.0.13")
+    monkeypatch.setattr(internals, "__version__", "3.0.13")
     with pytest.raises(KafkaVersionError, match=r"pip install kafka-python==3\.0\.12"):
-        kafka_internals.connect(Mock())
+        internals.connect(Mock())
 
 
 def test_a_private_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Fetcher, "_parse_fetched_data")
     with pytest.raises(KafkaVersionError, match=r"Fetcher\._parse_fetched_data"):
-        kafka_internals.check()
+        internals.check()
 
 
 def test_records_of_a_paused_partition_are_not_kept() -> None:
@@ -392,7 +392,7 @@ def test_records_of_a_paused_partition_are_not_kept() -> None:
     fetcher._subscriptions.is_paused.return_value = True  # noqa: SLF001
     kept = [name for name in vars(fetcher) if name.startswith("_paused_")]
 
-    kafka_internals.drop_fetched_when_paused(Mock(_fetcher=fetcher))
+    internals.drop_fetched_when_paused(Mock(_fetcher=fetcher))
     fetcher._completed_fetches.append(paused)  # noqa: SLF001
     fetcher._next_partition_records = parsed  # noqa: SLF001
     found = fetcher.fetched_records(10)

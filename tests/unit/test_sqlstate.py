@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from settle_outbox.cli.base import sentence
+from settle_outbox.cli.command import sentence
 from settle_outbox.storage.sqlstate import is_transient, is_unreachable
 
 

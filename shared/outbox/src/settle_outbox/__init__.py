@@ -5,8 +5,8 @@ takes the engine's tables into its migrations from `settle_outbox.storage.migrat
 """
 
 from settle_outbox.event import Event, ReceivedEvent
-from settle_outbox.notifications.wakeup import announce, notify_after_commit
-from settle_outbox.publish.store import (
+from settle_outbox.notifications.notify import announce, notify_after_commit
+from settle_outbox.publish.outbox import (
     EventTooLargeError,
     InvalidEventError,
     UndeclaredAggregateTypeError,

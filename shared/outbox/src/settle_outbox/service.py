@@ -96,7 +96,8 @@ class Handler(Protocol):
     forever and never make a dead letter.
 
     **When every event fails.** After BRAKE_FAILURES failures in a row with one error, the
-    subscription stops instead of making more dead letters. See `settle_outbox.consume.brakes`.
+    subscription stops instead of making more dead letters. See
+    `settle_outbox.consume.circuit_breaker`.
 
     **Its time.** A handler may take 10 s between two statements and 120 s in all; see
     `settle_outbox.consume.failures.HandlerLimits`. An event that exceeds this alone, three times,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from sqlalchemy import text
 
-from settle_outbox.cli.base import Group, fail, told_in_a_sentence, version_option
+from settle_outbox.cli.command import Group, fail, told_in_a_sentence, version_option
 from settle_outbox.cli.common import (
     max_age_option,
     print_health,
@@ -17,7 +17,7 @@ from settle_outbox.cli.common import (
     start,
     stopped_by_signals,
 )
-from settle_outbox.consume.brakes import resume
+from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
 from settle_outbox.storage.database import make_engine
 

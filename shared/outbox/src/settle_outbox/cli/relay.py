@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from settle_outbox.cli.base import Group, told_in_a_sentence, version_option
+from settle_outbox.cli.command import Group, told_in_a_sentence, version_option
 from settle_outbox.cli.common import (
     Duration,
     max_age_option,

@@ -20,7 +20,8 @@ import structlog
 from kafka import TopicPartition
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from settle_outbox.consume import brakes
+from settle_outbox.consume import circuit_breaker
+from settle_outbox.consume.event_traces import traced
 from settle_outbox.consume.failures import (
     DatabaseTroubleError,
     FailureHandling,
@@ -31,10 +32,9 @@ from settle_outbox.consume.failures import (
     raise_key_collision,
 )
 from settle_outbox.consume.handler_guard import ActiveClock, HandlerRun, guarded
-from settle_outbox.consume.held import Held
 from settle_outbox.consume.inbox import forget, forget_attempts, note_verdict, park, record_new
+from settle_outbox.consume.paused_partitions import Held
 from settle_outbox.consume.records import Parsed, parse
-from settle_outbox.consume.traced import traced
 from settle_outbox.errors import SettleError
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.service import Outcome, Verdict
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy.orm import Session, sessionmaker
 
-    from settle_outbox.consume.brakes import Brake, SubscriptionKey
+    from settle_outbox.consume.circuit_breaker import Brake, SubscriptionKey
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Service, Subscription
 
@@ -219,7 +219,7 @@ class Applier:
                 raise _StoppedError(subscription, brake)
             self._handle(session, batch, subscription, list(group))
             if brake is not None:
-                brakes.release(session, subscription.key)
+                circuit_breaker.release(session, subscription.key)
                 batch.released.append((subscription, brake))
         with self._blaming_events(session, of_handler=True):
             session.commit()  # deferred constraints and triggers run here
@@ -241,7 +241,7 @@ class Applier:
             },
         )
         failpoint("consumer.recorded")
-        state = brakes.read_state(session)
+        state = circuit_breaker.read_state(session)
         batch.fresh = [item for event_id, item in events.items() if event_id in fresh_ids]
         if state.has_attempts:
             forget_attempts(session, list(fresh_ids))

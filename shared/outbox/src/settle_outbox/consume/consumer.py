@@ -22,12 +22,12 @@ from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
 from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits
 from settle_outbox.consume.handler_guard import GUARDABLE
-from settle_outbox.consume.held import Held, HeldPartitions
 from settle_outbox.consume.partition_reader import PartitionReader
+from settle_outbox.consume.paused_partitions import Held, HeldPartitions
 from settle_outbox.kafka.clients import make_admin, make_consumer
 from settle_outbox.kafka.offsets import OnAssignment, offsets_of
 from settle_outbox.kafka.topics import close_quietly, is_embedded
-from settle_outbox.notifications.wakeup import notify_after_commit
+from settle_outbox.notifications.notify import notify_after_commit
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError, Stop

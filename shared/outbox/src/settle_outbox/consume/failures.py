@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from settle_outbox.consume import brakes
+from settle_outbox.consume import circuit_breaker
 from settle_outbox.consume.inbox import count_attempt, forget_attempts, park, record_new, storable
 from settle_outbox.errors import SettleError
 from settle_outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session, sessionmaker
 
-    from settle_outbox.consume.brakes import SubscriptionKey
+    from settle_outbox.consume.circuit_breaker import SubscriptionKey
     from settle_outbox.consume.handler_guard import HandlerRun
     from settle_outbox.consume.records import Parsed
     from settle_outbox.event import ReceivedEvent
@@ -129,7 +129,7 @@ class FailureHandling:
         with self._sessions.begin() as session:
             found = {
                 (stopped.topic, stopped.type)
-                for stopped in brakes.stopped_subscriptions(session.connection())
+                for stopped in circuit_breaker.stopped_subscriptions(session.connection())
             }
         for key in self._probes.keys() - found:
             del self._probes[key]
@@ -177,7 +177,7 @@ class FailureHandling:
                 wait = self._next_attempt(session, event, error)
                 if wait is not None:
                     return wait
-                stopped = brakes.count_failure(
+                stopped = circuit_breaker.count_failure(
                     session,
                     subscription.key,
                     error=_kind_of(error),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from kafka.consumer.fetcher import ConsumerRecord
 
-from settle_outbox.kafka.kafka_internals import (
+from settle_outbox.kafka.internals import (
     UnreadableBatchError,
     UnreadablePartitionError,
     close_connection,

@@ -16,7 +16,7 @@ from marshmallow import EXCLUDE, ValidationError
 from settle_outbox.consume.partition_reader import Refused
 from settle_outbox.errors import SettleError
 from settle_outbox.event import ReceivedEvent
-from settle_outbox.kafka.headers import HEADER_TEXT
+from settle_outbox.kafka.header_text import HEADER_TEXT
 from settle_outbox.trace import Trace
 
 if TYPE_CHECKING:

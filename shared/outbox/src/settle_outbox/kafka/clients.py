@@ -12,7 +12,7 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.partitioner import DefaultPartitioner
 
-from settle_outbox.kafka.kafka_internals import (
+from settle_outbox.kafka.internals import (
     FETCH_MAX_BYTES,
     connect,
     drop_fetched_when_paused,

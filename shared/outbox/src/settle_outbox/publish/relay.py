@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_cluster
-from settle_outbox.notifications.listener import Listener
+from settle_outbox.notifications.listen import Listener
 from settle_outbox.publish.lost_topics import Destination, note_topics
 from settle_outbox.publish.pending import (
     lock_shards,

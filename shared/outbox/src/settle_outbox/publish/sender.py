@@ -26,7 +26,7 @@ from kafka.errors import (
 )
 
 from settle_outbox.kafka.clients import DELIVERY_TIMEOUT_MS, make_producer
-from settle_outbox.kafka.kafka_internals import (
+from settle_outbox.kafka.internals import (
     stop_sending,
     wait_for_sending_to_end,
     when_connection_ends,

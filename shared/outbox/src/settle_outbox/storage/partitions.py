@@ -23,7 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.errors import SettleError
-from settle_outbox.storage.ask import asking
+from settle_outbox.storage.catalog import asking
 from settle_outbox.storage.deadlines import without_deadline
 from settle_outbox.storage.sqlstate import LOCK_NOT_AVAILABLE, is_unreachable, sqlstate_of
 from settle_outbox.uuid7 import least_id, moment_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from settle_outbox.storage.ask import Ask
+    from settle_outbox.storage.catalog import Ask
 
 log = structlog.get_logger(__name__)
 
@@ -216,7 +216,7 @@ def read_partitions(ask: Ask, table: str) -> Partitions:
     table's schema. An operator may have renamed one, or attached others.
 
     Args:
-        ask: runs a query; see `settle_outbox.storage.ask`.
+        ask: runs a query; see `settle_outbox.storage.catalog`.
         table: the table's name.
     """
     found = Partitions()
@@ -251,7 +251,7 @@ def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
     nothing.
 
     Args:
-        ask: runs a query; see `settle_outbox.storage.ask`.
+        ask: runs a query; see `settle_outbox.storage.catalog`.
         table: the table's name.
         now: the database's time.
     """

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.runtime.process import FatalError
-from settle_outbox.storage.ask import Ask, asking
+from settle_outbox.storage.catalog import Ask, asking
 from settle_outbox.storage.sqlstate import is_unreachable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import structlog
 
-from settle_outbox.notifications.wakeup import CHANNEL
+from settle_outbox.notifications.notify import CHANNEL
 from settle_outbox.storage.database import connect_autocommit
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from sqlalchemy import text
 
 from settle_outbox.errors import SettleError
 from settle_outbox.event import format_time
-from settle_outbox.kafka.headers import HEADER_TEXT
-from settle_outbox.notifications.wakeup import mark_for_wakeup
+from settle_outbox.kafka.header_text import HEADER_TEXT
+from settle_outbox.notifications.notify import mark_for_wakeup
 from settle_outbox.storage.database import AGGREGATETYPES
 
 if TYPE_CHECKING:

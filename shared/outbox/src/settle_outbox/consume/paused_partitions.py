@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kafka import KafkaConsumer, TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from settle_outbox.consume.brakes import SubscriptionKey
+    from settle_outbox.consume.circuit_breaker import SubscriptionKey
 
 
 class Held(NamedTuple):

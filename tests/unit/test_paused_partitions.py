@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import TopicPartition
 
-from settle_outbox.consume.held import Held, HeldPartitions
+from settle_outbox.consume.paused_partitions import Held, HeldPartitions
 from support.handling import number_record
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class FakeConsumer:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     fake = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(
-        "settle_outbox.consume.held.time", SimpleNamespace(monotonic=lambda: fake.now)
+        "settle_outbox.consume.paused_partitions.time", SimpleNamespace(monotonic=lambda: fake.now)
     )
     return fake
 
