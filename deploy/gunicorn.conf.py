@@ -53,7 +53,9 @@ def on_starting(server: Any) -> None:
         except SettingsError as error:
             server.log.error(str(error))  # noqa: TRY400 - the sentence tells all
             sys.exit(1)
-        if ANY_HOST in settings.allowed_hosts and not os.environ.get("ALLOWED_HOSTS"):
+        if ANY_HOST in settings.allowed_hosts and ANY_HOST not in os.environ.get(
+            "ALLOWED_HOSTS", ""
+        ):
             log.warning("web.any_host_allowed", remedy="set ALLOWED_HOSTS to the service's names")
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from environs import Env, EnvError, validate
+from environs import Env
 
 from settle.embedded import kafka
 from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
 from settle_outbox.errors import SettleError
-from settle_outbox.settings import Settings, SettingsError, read_database_url
+from settle_outbox.settings import Settings, SettingsError, read_database_url, read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -237,13 +237,9 @@ def read_ports() -> dict[str, int]:
         SettingsError: naming the variable and what is wrong with it.
     """
     env = Env()
-    try:
-        ports = {
-            name: env.int(name, default, validate=validate.Range(min=1, max=65535))
-            for name, default in PORTS.items()
-        }
-    except EnvError as error:
-        raise SettingsError(str(error)) from error
+    ports = {
+        name: read_whole(env, name, default, least=1, most=65535) for name, default in PORTS.items()
+    }
     names: dict[int, str] = {}
     for name, port in ports.items():
         if port in names:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 128 * 1024
 # Maximum nesting of arrays and objects. The body of every call is one flat object.
 MAX_DEPTH = 32
+NOT_JSON = "The body must be JSON, with Content-Type: application/json. The request has {}."
 COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
 TOO_DEEP = f"The body is nested too deeply: the maximum is {MAX_DEPTH} levels."
 
@@ -127,7 +128,8 @@ def _not_json(why: str) -> ProblemError:
 def _check_media_type(incoming: Request) -> None:
     """Refuse a body by its headers, before any of it is read."""
     if not incoming.is_json:
-        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
+        received = incoming.headers.get("Content-Type", "")[:NAME_MAX]
+        raise UnsupportedMediaType(NOT_JSON.format(repr(received) if received else "none"))
     coding = incoming.headers.get("Content-Encoding", "").strip().lower()
     if coding not in {"", "identity"}:
         raise _UnsupportedCodingError

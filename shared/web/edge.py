@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flask import request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from settle_outbox.settings import ANY_HOST, is_loopback
+from settle_outbox.settings import ANY_HOST, is_host, is_loopback
 from shared.web import kinds
 from shared.web.problems import ProblemError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -28,10 +28,8 @@ PROBES = frozenset({"/livez", "/readyz"})
 # RFC 9110, section 7.2, over RFC 3986, section 3.2: a port may be empty.
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]*)?")
 _QUOTED_HOST_MAX = 100
-WRONG_HOST = (
-    "This service does not answer to the host {!r}. If it should, add the name to its setting"
-    " ALLOWED_HOSTS."
-)
+WRONG_HOST = "This service does not answer to the host {!r}."
+ALLOW_HOST = " If it should, add {} to ALLOWED_HOSTS (without the port) and restart the service."
 
 # CORS (the Fetch standard, section 3.2): the request headers that scripts of another origin may
 # set, and the response headers that they may read.
@@ -81,17 +79,20 @@ def _check_host(allowed: AbstractSet[str]) -> None:
         return
     received = request.environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
     for host in (request.headers.get("Host"), received):
-        if host is not None and not _is_allowed(host, allowed):
-            raise ProblemError(
-                kinds.MISDIRECTED_REQUEST, WRONG_HOST.format(host[:_QUOTED_HOST_MAX])
-            )
+        if host is None:
+            continue
+        name = _name_of(host)
+        if name not in allowed and not is_loopback(name):
+            detail = WRONG_HOST.format(host[:_QUOTED_HOST_MAX])
+            if is_host(name) and len(name) <= _QUOTED_HOST_MAX:
+                detail += ALLOW_HOST.format(name)
+            raise ProblemError(kinds.MISDIRECTED_REQUEST, detail)
 
 
-def _is_allowed(host: str, allowed: AbstractSet[str]) -> bool:
-    """Return whether a Host is allowed or loopback. Case, port and a final dot do not matter."""
+def _name_of(host: str) -> str:
+    """Return the name in a Host, in lower case, without port and final dot. Empty: no host."""
     found = _HOST.fullmatch(host.lower())
-    name = found["name"].removesuffix(".") if found else ""
-    return name in allowed or is_loopback(name)
+    return found["name"].removesuffix(".") if found else ""
 
 
 def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response:

@@ -12,8 +12,8 @@ from marshmallow import fields
 from shared.fields import OpenSchema
 from shared.idempotency.keys import KeyInUseError, KeyReusedError
 from shared.web import idempotency, kinds
-from shared.web.bodies import COMPRESSED, TOO_DEEP
-from shared.web.edge import WRONG_HOST
+from shared.web.bodies import COMPRESSED, NOT_JSON, TOO_DEEP
+from shared.web.edge import ALLOW_HOST, WRONG_HOST
 from shared.web.problems import MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, UNREACHABLE, document_of
 from shared.web.reading import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -182,7 +182,7 @@ _PROBLEMS: dict[str, Doc] = {
     "UnsupportedMediaType": problem_response(
         (
             kinds.UNSUPPORTED_MEDIA_TYPE,
-            "The body must be JSON, with Content-Type: application/json.",
+            NOT_JSON.format("'text/plain'"),
         ),
         (kinds.UNSUPPORTED_MEDIA_TYPE, COMPRESSED),
     ),
@@ -202,7 +202,7 @@ _PROBLEMS: dict[str, Doc] = {
     "Misdirected": problem_response(
         (
             kinds.MISDIRECTED_REQUEST,
-            WRONG_HOST.format("shop.example"),
+            WRONG_HOST.format("shop.example:8080") + ALLOW_HOST.format("shop.example"),
         )
     ),
     "InternalError": problem_response(

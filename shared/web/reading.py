@@ -1,31 +1,65 @@
-"""Reading requests from their connections, for no longer than `READ_S`.
+"""Receive requests without blocking a thread on a slow client.
 
-gunicorn's threads wait for a client without end (its setting `timeout` is of workers, not of their
-threads): a few clients that stop in the middle of a request, their network gone say, would have all
-of them.
+gunicorn reads a request in the thread that answers it, and the thread waits for the client without
+end. A few clients that stop in the middle of a request, for example because their network failed,
+would hold all threads. Here the worker's main thread receives the requests of all clients at once,
+for at most `READ_S` each. A thread starts when the head of a request is complete. If it needs more
+of the body than has arrived, it abandons the request (`RequestPending`) before anything is done.
+The same bytes are read again from the start when the body is complete.
 """
 
 from __future__ import annotations
 
+import io
+import re
 import time
 from http import HTTPStatus
+from selectors import EVENT_READ
 from typing import TYPE_CHECKING
 
+from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import ParseException
 from gunicorn.http.unreader import SocketUnreader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from socket import socket
 
-# Seconds for all of a request to arrive, its body included.
+    from gunicorn.http.body import ChunkedReader
+    from gunicorn.workers.gthread import TConn
+
+    from shared.web.connections import WaitingConnections
+
+# Maximum time for a whole request to arrive, in seconds.
 READ_S = 10.0
-# Of a request's first line and headers together. gunicorn looks through all that came of them each
-# time more comes: by its own limit (100 headers of 8 kB), a client that sends byte after byte would
-# have a processor core for itself.
+# Maximum size of a request's first line and headers together. gunicorn's own limit is 100 headers
+# of 8 kB.
 HEAD_MAX_BYTES = 64 * 1024
-# Of a request's body with the framing of its chunks. A chunk of one byte costs the processor as
-# much as one of a thousand.
+# Maximum size of a request's body with the framing of its chunks. A chunk of one byte costs the
+# processor as much as one of a thousand.
 BODY_MAX_BYTES = 160 * 1024
+# Maximum memory of a worker for requests that have not arrived completely. Beyond it, the oldest is
+# refused. A worker of about 70 MB stays far below 200 MB.
+PARTIAL_MAX_BYTES = 16 * 1024 * 1024
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# What is received at once, at most. More only of a body whose length is known: what comes after it
+# takes memory until the next request is answered.
+_RECEIVE_BYTES = 8 * 1024
+_BODY_RECEIVE_BYTES = 64 * 1024
+# The end of a head; or a line break that gunicorn refuses (RFC 9112, section 2.2).
+_HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
+# gunicorn's maximum for the line before a chunk is a little lower. That for trailers is the same.
+_CHUNK_LINE_MAX_BYTES = 8 * 1024
+
+
+class RequestPending(BaseException):
+    """A request needs more than has arrived. Nothing was done for it.
+
+    It is a BaseException, so that no error handler answers the request.
+    """
 
 
 class RequestError(ParseException):  # type: ignore[misc]  # it has no type information
@@ -42,7 +76,7 @@ class RequestError(ParseException):  # type: ignore[misc]  # it has no type info
 
 
 class RequestTooSlowError(RequestError):
-    """A request had not arrived in time."""
+    """A request did not arrive in time."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -51,72 +85,236 @@ class RequestTooSlowError(RequestError):
         )
 
 
+class _NoRoomError(RequestError):
+    """A request that had to make room for others."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request arrived slowly, and the server needs the room for others. Send it again.",
+            HTTPStatus.REQUEST_TIMEOUT,
+        )
+
+
 class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type information
-    """What gunicorn reads a connection by, one request after the other.
+    """Gives gunicorn the bytes of a connection, one request after the other. Never blocks.
 
     Args:
         connection: to the client.
     """
+
+    buf: io.BytesIO
+    sock: socket
 
     def __init__(self, connection: socket) -> None:
         super().__init__(connection)
         self.expect_request()
 
     def expect_request(self) -> None:
-        """Wait for the next request. Its time begins when its first bytes are read."""
-        self._deadline: float | None = None
-        self._begun = bool(self.buf.getvalue())
+        """Go on to the next request. The client may have sent some of it already."""
+        self._received = bytearray(self.buf.getvalue())
+        self.deadline: float | None = time.monotonic() + READ_S if self._received else None
+        """When all of the request must have arrived. None before its first byte."""
+        self._searched = 0
+        self._is_invited = False
         self._is_head = True
-        self._bytes_left = HEAD_MAX_BYTES
-        self._invites = False
+        self._max_bytes = HEAD_MAX_BYTES
 
-    def expect_body(self, *, invites: bool) -> None:
+    def rewind(self) -> None:
+        """Let gunicorn read the request from its start."""
+        self.buf = io.BytesIO(self._received)
+        self._is_head = True
+        self._max_bytes = HEAD_MAX_BYTES
+
+    def expect_body(
+        self, reader: LengthReader | ChunkedReader, invite: Callable[[bytes], None] | None
+    ) -> None:
         """Go on from the head of a request to its body.
 
         Args:
-            invites: whether the client waits for `100 Continue`; it is sent when the body is read
-                and has not come (RFC 9110, section 10.1.1).
+            reader: of the body.
+            invite: sends `100 Continue`, if the client waits for it. It is sent once, when the body
+                is read and has not arrived (RFC 9110, section 10.1.1).
         """
+        start = len(self._received) - self.buf.getbuffer().nbytes
         self._is_head = False
-        self._bytes_left = BODY_MAX_BYTES
-        self._invites = invites
+        self._max_bytes = start + BODY_MAX_BYTES
+        self._end: int | None = start + reader.length if isinstance(reader, LengthReader) else None
+        self._chunk = start
+        self._invite = None if self._is_invited else invite
 
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        """Read what has come, or wait for more.
+    @property
+    def size(self) -> int:
+        """Bytes that have arrived of the request, and perhaps of the next ones."""
+        return len(self._received)
+
+    def starts_with(self, prefixes: tuple[bytes, ...]) -> bool:
+        """Return whether the request starts with one of these."""
+        return self._received.startswith(prefixes)
+
+    def receive(self) -> bool:
+        """Receive some of the request. Return whether a thread should read it now.
 
         Raises:
-            RequestTooSlowError: the request's time is over.
+            BlockingIOError: nothing has arrived.
+            OSError: the connection is broken, or ended between two requests.
+        """
+        missing = 0 if self._is_head or self._end is None else self._end - len(self._received)
+        wanted = max(_RECEIVE_BYTES, min(missing, _BODY_RECEIVE_BYTES))
+        # Not beyond the limit: a head over it must not become complete.
+        received = self.sock.recv(min(wanted, self._max_bytes + 1 - len(self._received)))
+        if not received:
+            if not self._received:
+                raise ConnectionResetError
+            return True  # the thread sees the end as well
+        if self.deadline is None:
+            self.deadline = time.monotonic() + READ_S
+        self._received += received
+        return self.is_due()
+
+    def is_due(self) -> bool:
+        """Return whether a thread can read on: to the end of the head or body, or to an error."""
+        if len(self._received) > self._max_bytes:
+            return True
+        if self._is_head:
+            found = _HEAD_END.search(self._received, max(0, self._searched - 3))
+            self._searched = len(self._received)
+            return found is not None
+        if self._end is not None:
+            return len(self._received) >= self._end
+        return self._has_last_chunk()
+
+    def _has_last_chunk(self) -> bool:
+        """Return whether the chunks have ended (RFC 9112, section 7.1), or are malformed."""
+        while (line_end := self._received.find(b"\r\n", self._chunk)) >= 0:
+            size = _CHUNK_SIZE.match(self._received, self._chunk)
+            if size is None:
+                return True
+            if int(size[0], 16) == 0:
+                return (
+                    self._received.find(b"\r\n\r\n", line_end) >= 0
+                    or len(self._received) - line_end > _CHUNK_LINE_MAX_BYTES + 2
+                )
+            self._chunk = line_end + 2 + int(size[0], 16) + 2
+        return len(self._received) - self._chunk > _CHUNK_LINE_MAX_BYTES
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """Read what has arrived after the bytes that were given to gunicorn.
+
+        Raises:
+            RequestPending: nothing has arrived.
             RequestError: the connection ended within the request (RFC 9112, section 8), or the
                 head is over `HEAD_MAX_BYTES`, or the body over `BODY_MAX_BYTES`.
         """
-        now = time.monotonic()
-        if self._deadline is None:
-            self._deadline = now + READ_S
-        if now >= self._deadline:
-            raise RequestTooSlowError
-        self.sock.settimeout(self._deadline - now)
+        self._check_size()
+        self.sock.settimeout(0)
         try:
-            if self._invites:
-                self._invites = False
-                self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             received: bytes = super().chunk(size_hint)
-        except TimeoutError as error:
-            raise RequestTooSlowError from error
-        if not received and self._begun:
+        except BlockingIOError:
+            if not self._is_head and self._invite is not None:
+                self._is_invited = True
+                self._invite(CONTINUE)
+            self.buf = io.BytesIO()  # gunicorn reads it again, from the start
+            raise RequestPending from None
+        if not received and self._received:
             raise RequestError("The connection ended before the request did.")
-        self._begun = True
-        self._bytes_left -= len(received)
-        if self._bytes_left < 0:
-            raise self._too_large()
+        self._received += received
+        self._check_size()
         return received
 
-    def _too_large(self) -> RequestError:
+    def _check_size(self) -> None:
+        if len(self._received) <= self._max_bytes:
+            return
         if self._is_head:
-            return RequestError(
+            raise RequestError(
                 f"The headers have more than {HEAD_MAX_BYTES // 1024} KiB together.",
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             )
-        return RequestError(
+        raise RequestError(
             f"The body has more than {BODY_MAX_BYTES // 1024} KiB with the framing of its chunks.",
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
+
+
+class IncomingRequests:
+    """The requests of a worker that have not arrived completely. Only the main thread uses it.
+
+    Args:
+        waiting: the connections on which the worker waits.
+        start: lets a thread read and answer a request.
+        refuse: answers a request with an error, and ends its connection.
+        close: closes a connection.
+    """
+
+    def __init__(
+        self,
+        waiting: WaitingConnections,
+        *,
+        start: Callable[[TConn], None],
+        refuse: Callable[[TConn, RequestError], None],
+        close: Callable[[TConn], None],
+    ) -> None:
+        self._waiting = waiting
+        self._start = start
+        self._refuse = refuse
+        self._close = close
+        self._sizes: dict[TConn, int] = {}  # the oldest first
+        self._bytes = 0
+
+    def expect(self, conn: TConn, *, idle_s: float) -> None:
+        """Wait for the next request on a connection, or for the rest of one.
+
+        Args:
+            conn: the connection.
+            idle_s: maximum time until the first byte of a request, in seconds.
+        """
+        deadline = conn.parser.unreader.deadline
+        if deadline is not None:
+            self._expect_rest(conn, deadline)
+            return
+        deadline = time.monotonic() + idle_s
+        self._waiting.add(
+            conn, EVENT_READ, self._receive, self._close, deadline=deadline, is_idle=True
+        )
+
+    def forget(self, conn: TConn) -> None:
+        """Stop counting the bytes of a request: it was answered, or its connection is closed."""
+        self._bytes -= self._sizes.pop(conn, 0)
+
+    def _expect_rest(self, conn: TConn, deadline: float) -> None:
+        if self._waiting.add(conn, EVENT_READ, self._receive, self._give_up, deadline=deadline):
+            self._count(conn)
+
+    def _receive(self, conn: TConn) -> None:
+        unreader = conn.parser.unreader
+        is_first = unreader.deadline is None
+        try:
+            is_due = unreader.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._waiting.remove(conn)
+            self._close(conn)
+            return
+        if is_due:
+            self._waiting.remove(conn)
+            self._start(conn)
+        elif is_first:
+            self._waiting.remove(conn)
+            self._expect_rest(conn, unreader.deadline)
+        else:
+            self._count(conn)
+
+    def _count(self, conn: TConn) -> None:
+        """Count what has arrived, and make room for it."""
+        size = conn.parser.unreader.size
+        self._bytes += size - self._sizes.get(conn, 0)
+        self._sizes[conn] = size
+        while self._bytes > PARTIAL_MAX_BYTES:
+            oldest = next((each for each in self._sizes if each in self._waiting), None)
+            if oldest is None:  # all wait for a thread, which answers them
+                return
+            self._waiting.give_up(oldest)
+
+    def _give_up(self, conn: TConn) -> None:
+        is_late = conn.parser.unreader.deadline <= time.monotonic()
+        self._refuse(conn, RequestTooSlowError() if is_late else _NoRoomError())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,11 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable
     from io import BufferedReader
-    from selectors import BaseSelector
     from socket import socket
 
     from gunicorn.workers.gthread import TConn
+
+    from shared.web.connections import WaitingConnections
 
 # Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0
@@ -81,7 +81,6 @@ def send_some(connection: socket, data: bytes | bytearray) -> int:
 @dataclass(slots=True)
 class _Rest:
     answer: AnswerSocket
-    deadline: float
     then: Callable[[], None]
 
 
@@ -89,60 +88,48 @@ class UnsentAnswers:
     """The answers of a worker that are not completely sent. Only the main thread uses it.
 
     Args:
-        poller: of the main thread.
+        waiting: the connections on which the worker waits.
         close: closes a connection.
     """
 
-    def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
-        self._poller = poller
+    def __init__(self, waiting: WaitingConnections, close: Callable[[TConn], None]) -> None:
+        self._waiting = waiting
         self._close = close
         self._rests: dict[TConn, _Rest] = {}  # oldest first
         self._bytes = 0
 
     def add(self, conn: TConn, answer: AnswerSocket, then: Callable[[], None]) -> None:
         """Send the rest of an answer; `then` is called when all of it is sent."""
-        try:
-            conn.sock.settimeout(0)
-            self._poller.register(conn.sock, EVENT_WRITE, partial(self._send, conn))
-        except (OSError, ValueError):  # gunicorn has closed the connection
-            self._close(conn)
+        deadline = time.monotonic() + WRITE_S
+        if not self._waiting.add(conn, EVENT_WRITE, self._send, self._give_up, deadline=deadline):
             return
-        self._rests[conn] = _Rest(answer, time.monotonic() + WRITE_S, then)
+        self._rests[conn] = _Rest(answer, then)
         self._bytes += len(answer.unsent)
         while self._bytes > UNSENT_MAX_BYTES:
-            self._give_up(next(iter(self._rests)))
+            self._waiting.give_up(next(iter(self._rests)))
 
-    def end_late(self) -> None:
-        """Give up the answers whose time is over."""
-        now = time.monotonic()
-        while self._rests and next(iter(self._rests.values())).deadline <= now:
-            self._give_up(next(iter(self._rests)))
-
-    def _send(self, conn: TConn, _: object) -> None:
-        rest = self._rests.get(conn)
-        if rest is None:  # given up since the poller saw that there was room
-            return
+    def _send(self, conn: TConn) -> None:
+        rest = self._rests[conn]
         try:
             sent = send_some(conn.sock, rest.answer.unsent)
         except OSError:  # the client is gone
-            self._remove(conn)
+            self._waiting.remove(conn)
+            self._forget(conn)
             self._close(conn)
             return
         del rest.answer.unsent[:sent]
         self._bytes -= sent
         if not rest.answer.unsent:
-            self._remove(conn)
+            self._waiting.remove(conn)
+            self._forget(conn)
             rest.then()
 
     def _give_up(self, conn: TConn) -> None:
-        rest = self._remove(conn)
-        log.warning(
-            "web.answer_not_taken", path=rest.answer.path, unsent_bytes=len(rest.answer.unsent)
-        )
+        answer = self._forget(conn).answer
+        log.warning("web.answer_not_taken", path=answer.path, unsent_bytes=len(answer.unsent))
         self._close(conn)
 
-    def _remove(self, conn: TConn) -> _Rest:
-        self._poller.unregister(conn.sock)
+    def _forget(self, conn: TConn) -> _Rest:
         rest = self._rests.pop(conn)
         self._bytes -= len(rest.answer.unsent)
         return rest

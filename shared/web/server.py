@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -16,15 +16,16 @@ from uuid import uuid4
 import structlog
 from gunicorn import glogging, http, util
 from gunicorn.http.errors import InvalidHTTPVersion
-from gunicorn.workers.gthread import _DEFER, ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from settle_outbox.log import configure_logging
 from settle_outbox.settings import SettingsError, read_log_settings
 from shared.web import caching
+from shared.web.connections import WaitingConnections
 from shared.web.http_rules import apply_rules, is_body_left, must_close
 from shared.web.kinds import kind_of
 from shared.web.problems import MEDIA_TYPE, document_of
-from shared.web.reading import RequestError, Unreader
+from shared.web.reading import IncomingRequests, RequestError, RequestPending, Unreader
 from shared.web.sending import AnswerSocket, UnsentAnswers
 from shared.web.tracing import REQUEST_ID
 from shared.web.waiting import release_waiters
@@ -44,6 +45,10 @@ log = structlog.get_logger(__name__)
 LINGER_S = 2.0
 LINGER_MAX_BYTES = 16 * 1024 * 1024
 _DISCARD_BYTES = 64 * 1024
+
+_LIVENESS = (b"GET /livez ", b"HEAD /livez ")
+# What `handle` returns when a request needs more than has arrived.
+_PENDING = object()
 
 # Characters of a request that gunicorn quotes in an answer. The log cuts every value by itself.
 _DETAIL_MAX = 200
@@ -68,51 +73,83 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
-    """gunicorn's threaded worker, with bounded patience, and problem documents as its own answers.
+    """gunicorn's threaded worker, in which no client holds a thread.
 
-    A request that is no HTTP, or over its limits, never reaches the app; gunicorn has a page of
-    HTML for it, and no setting to change that. Nor has it one for how long a client may keep a
-    thread.
+    The main thread waits for the clients, for a bounded time. gunicorn has no setting for that, nor
+    one to change its own answers, which are pages of HTML, into problem documents.
     """
 
     def init_process(self) -> None:
         """Put `write_problem` in the place from which gunicorn calls it."""
         util.write_error = write_problem
-        self._lingering: deque[TConn] = deque()
+        self._liveness_thread = ThreadPoolExecutor(1)
         super().init_process()
 
     def run(self) -> None:
         """Serve until the worker is asked to stop."""
-        self._unsent = UnsentAnswers(self.poller, self._close)
+        self._waiting = WaitingConnections(self.poller, self._close)
+        self._incoming = IncomingRequests(
+            self._waiting, start=self.enqueue_req, refuse=self._refuse, close=self._close
+        )
+        self._unsent = UnsentAnswers(self._waiting, self._close)
         super().run()
 
-    def handle(self, conn: TConn) -> object:
-        """Handle a connection's next request, in a thread."""
-        if not (conn.initialized or conn.wait_for_data(0)):
-            # Nothing was sent yet. gunicorn would wait for it here, 5 s, and so give a thread each
-            # to connections that are only opened; its main thread waits for any number of them.
-            return _DEFER
+    def enqueue_req(self, conn: TConn) -> None:
+        """Hand a request to a thread, or wait for the first one on a new connection.
+
+        A busy worker lives. Therefore `/livez` has a thread of its own: it does not wait until the
+        requests before it are answered. `/readyz` waits with them: if that takes too long, the
+        worker is not ready for more.
+        """
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = Unreader(conn.sock)
-        conn.parser.unreader.expect_request()
-        return super().handle(conn)
+            conn.data_ready = True  # gunicorn shall not wait for it
+            self._expect_request(conn)
+            return
+        is_liveness = conn.parser.unreader.starts_with(_LIVENESS)
+        pool = self._liveness_thread if is_liveness else self.tpool
+        done = pool.submit(self.handle, conn)
+        done.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
+
+    def _expect_request(self, conn: TConn) -> None:
+        """Wait for a request, or for the rest of one."""
+        self._incoming.expect(
+            conn, idle_s=self.cfg.keepalive if self.alive else STOP_KEEPALIVE_LINGER
+        )
+
+    def handle(self, conn: TConn) -> object:
+        """Handle a request, in a thread."""
+        unreader = conn.parser.unreader
+        unreader.rewind()
+        try:
+            keeps_alive: object = super().handle(conn)
+        except RequestPending:
+            conn.parser.mesg = None  # it is parsed again
+            return _PENDING
+        if keeps_alive:
+            unreader.expect_request()
+        else:
+            conn.parser = None  # it may hold much of a body that nobody read
+        return keeps_alive
 
     def handle_request(self, req: Request, conn: TConn) -> object:
         """Answer a request, without a wait for the client to take the answer."""
         apply_rules(req)
+        connection = conn.sock
+        conn.sock = conn.answer = AnswerSocket(connection, req.path)
         # An answer that is known without the body is given at once: without a wait for the rest of
         # the body, and without the invitation to send it.
-        conn.parser.unreader.expect_body(invites=req._expected_100_continue)  # noqa: SLF001
+        invite = conn.answer.sendall if req._expected_100_continue else None  # noqa: SLF001
         req._expected_100_continue = False  # noqa: SLF001
+        conn.parser.unreader.expect_body(req.body.reader, invite)
         # The connection ends there, as after a body that could not be read; the answer says so
         # (RFC 9112, section 9.6).
         asks_to_close = req.should_close
+        is_crowded = self.nr_conns > self.max_keepalived
         req.should_close = lambda: (
-            req.body.failed or is_body_left(req) or must_close(req) or asks_to_close()
+            req.body.failed or is_body_left(req) or must_close(req) or is_crowded or asks_to_close()
         )
-        connection = conn.sock
-        conn.sock = conn.answer = AnswerSocket(connection, req.path)
         try:
             return super().handle_request(req, conn)
         finally:
@@ -130,55 +167,72 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             super().handle_error(req, client, addr, exc)
 
     def finish_request(self, conn: TConn, done: Future[object]) -> None:
-        """Send the rest of an answer; then wait for the next request, or end the connection.
-
-        A connection that ends is half-closed, and what the client still sends is thrown away for a
-        moment: otherwise it might not see its answer (RFC 9112, section 9.6). gunicorn does so too,
-        but meanwhile its main thread waits for nobody else.
-        """
+        """Send the rest of an answer; then wait for the next request, or end the connection."""
         has_failed = done.cancelled() or done.exception() is not None
-        answer = getattr(conn, "answer", None)
-        if not has_failed and answer is not None and answer.unsent:
-            self._unsent.add(conn, answer, then=partial(self.finish_request, conn, done))
-            return
-        if has_failed or done.result() is not False:
-            super().finish_request(conn, done)
-            return
-        try:
-            conn.sock.shutdown(SHUT_WR)
-            conn.sock.settimeout(0)
-            self.poller.register(conn.sock, EVENT_READ, partial(self._discard, conn))
-        except (OSError, ValueError):  # the client is gone
+        if has_failed:
             self._close(conn)
             return
-        conn.timeout = time.monotonic() + LINGER_S
-        conn.left_bytes = LINGER_MAX_BYTES
-        self._lingering.append(conn)
+        answer = getattr(conn, "answer", None)
+        if answer is not None and answer.unsent:
+            self._unsent.add(conn, answer, then=partial(self.finish_request, conn, done))
+            return
+        self._incoming.forget(conn)
+        result = done.result()
+        if not result:
+            self._linger(conn)
+        elif result is not _PENDING and conn.parser.unreader.is_due():  # it was sent in advance
+            self.enqueue_req(conn)
+        else:
+            self._expect_request(conn)
 
-    def _discard(self, conn: TConn, client: socket) -> None:
+    def _refuse(self, conn: TConn, error: RequestError) -> None:
+        """Answer a request that is not read to its end."""
+        with suppress(OSError):  # it may be gone
+            write_problem(conn.sock, error.status, error.status.phrase, str(error))
+        self._incoming.forget(conn)
+        conn.parser = None  # it holds what was received
+        self._linger(conn)
+
+    def _linger(self, conn: TConn) -> None:
+        """End a connection.
+
+        It is half-closed, and what the client still sends is thrown away for a moment: otherwise it
+        might not see its answer (RFC 9112, section 9.6). gunicorn does so too, but meanwhile its
+        main thread waits for nobody else.
+        """
         try:
-            received = len(client.recv(_DISCARD_BYTES))
+            conn.sock.shutdown(SHUT_WR)
+        except OSError:  # the client is gone
+            self._close(conn)
+            return
+        conn.left_bytes = LINGER_MAX_BYTES
+        deadline = time.monotonic() + LINGER_S
+        self._waiting.add(conn, EVENT_READ, self._discard, self._close, deadline=deadline)
+
+    def _discard(self, conn: TConn) -> None:
+        try:
+            received = len(conn.sock.recv(_DISCARD_BYTES))
         except BlockingIOError:
             return
         except OSError:
             received = 0
         conn.left_bytes -= received
         if not received or conn.left_bytes <= 0:
-            self._lingering.remove(conn)
-            self.poller.unregister(client)
+            self._waiting.remove(conn)
             self._close(conn)
 
     def murder_pending(self) -> None:
-        """Close the connections whose time is over, whether they had a request or not."""
-        super().murder_pending()
-        self._unsent.end_late()
-        now = time.monotonic()
-        while self._lingering and self._lingering[0].timeout <= now:
-            conn = self._lingering.popleft()
-            self.poller.unregister(conn.sock)
-            self._close(conn)
+        """Close the connections whose time is over, and one if no other would be accepted."""
+        self._waiting.give_up_late()
+        if self.nr_conns >= self.worker_connections:
+            self._waiting.give_up_longest()
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Close the connections without a request soon: the worker stops."""
+        self._waiting.shorten_idle(deadline)
 
     def _close(self, conn: TConn) -> None:
+        self._incoming.forget(conn)
         self.nr_conns -= 1
         conn.close()
 

@@ -182,7 +182,7 @@ def test_up_and_demo_say_what_is_wrong_in_one_sentence() -> None:
     try:
         refused = stack.settle("up", PAYMENTS_PORT="eighty")
         assert refused.returncode == 1
-        assert "PAYMENTS_PORT" in refused.stderr
+        assert "PAYMENTS_PORT is 'eighty'" in refused.stderr
         assert "Traceback" not in refused.stderr
         no_stack = stack.settle("demo")
         assert no_stack.returncode == 1

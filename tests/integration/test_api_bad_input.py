@@ -242,7 +242,13 @@ def test_a_body_must_say_that_it_is_json(
 ) -> None:
     client, path = call
     body = json.dumps({"user_id": USER, "amount": 5})
-    problem_of(client.post(path, data=body, content_type=content_type), 415)
+
+    document = problem_of(client.post(path, data=body, content_type=content_type), 415)
+
+    received = repr(content_type) if content_type else "none"
+    assert document["detail"] == (
+        f"The body must be JSON, with Content-Type: application/json. The request has {received}."
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,6 +140,30 @@ def test_a_host_that_is_configured_is_allowed(host: str) -> None:
     asked = client(ALLOWED_HOSTS="pay.example,[2001:db8::7]", BIND_ADDRESS="0.0.0.0")
 
     assert status_of(asked, host) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("Other.example:8081", "other.example"),
+        ("[2001:db8::8]:80", "[2001:db8::8]"),
+        ("other.example", "other.example"),
+    ],
+)
+def test_a_host_that_is_refused_can_be_added_as_the_answer_says(host: str, name: str) -> None:
+    answer = client().post("/seen", environ_overrides={"HTTP_HOST": host})
+    detail = html.unescape(answer.text)
+
+    assert f"the host '{host}'" in detail
+    assert f"add {name} to ALLOWED_HOSTS (without the port) and restart" in detail
+    assert status_of(client(ALLOWED_HOSTS=name), host) == 200
+
+
+def test_what_is_no_host_cannot_be_added() -> None:
+    answer = client().post("/seen", environ_overrides={"HTTP_HOST": "a b"})
+
+    assert answer.status_code == 421
+    assert "ALLOWED_HOSTS" not in answer.text
 
 
 @pytest.mark.parametrize("host", ["evil.example", "sub.pay.example", "xpay.example", "pay.exampl"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shared.web import sending
+from shared.web.connections import WaitingConnections
 from shared.web.sending import AnswerSocket, UnsentAnswers
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Server:
         self.poller = DefaultSelector()
         self.closed: list[Any] = []
         self.finished: list[Any] = []
-        self.unsent = UnsentAnswers(self.poller, self._close)
+        self.waiting = WaitingConnections(self.poller, self._close)
+        self.unsent = UnsentAnswers(self.waiting, self._close)
         self._sockets: list[socket.socket] = []
 
     def answer(self, data: bytes) -> tuple[Any, socket.socket]:
@@ -43,7 +45,7 @@ class Server:
         """Do what the main thread does in a moment."""
         for key, _ in self.poller.select(0):
             key.data(key.fileobj)
-        self.unsent.end_late()
+        self.waiting.give_up_late()
 
     def _close(self, conn: Any) -> None:
         self.closed.append(conn)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
+import psycopg2
 from environs import Env, EnvError, validate
+from psycopg2.extensions import parse_dsn
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from settle_outbox.errors import SettleError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
 DAY_S = 24 * 60 * 60
 DRIVER = "postgresql+psycopg2"
 CURSOR_SECRET_MIN = 32
+
+# Characters of a wrong value that a message quotes.
+_QUOTED_MAX = 100
 
 # In ALLOWED_HOSTS: every host is allowed.
 ANY_HOST = "*"
@@ -84,14 +96,12 @@ def read_settings(service: str) -> Settings:
         SettingsError: naming the variable and what is wrong with it.
     """
     env = Env()
-    whole = partial(_whole, env)
+    whole = partial(read_whole, env)
     try:
         settings = Settings(
             service=service,
             database_url=_database_url(env, f"{service.upper()}_DATABASE_URL"),
-            kafka_bootstrap_servers=tuple(
-                env.list("KAFKA_BOOTSTRAP_SERVERS", validate=validate.Length(min=1))
-            ),
+            kafka_bootstrap_servers=_bootstrap_servers(env, "KAFKA_BOOTSTRAP_SERVERS"),
             topic_partitions=whole("TOPIC_PARTITIONS", 6, least=1, most=10_000),
             topic_replication=whole("TOPIC_REPLICATION", 1, least=1, most=100),
             topic_retention_s=whole("TOPIC_RETENTION_S", 7 * DAY_S, least=60),
@@ -104,8 +114,12 @@ def read_settings(service: str) -> Settings:
             inbox_retention_s=whole("INBOX_RETENTION_S", 30 * DAY_S, least=DAY_S),
             replay_window_s=whole("REPLAY_WINDOW_S", 7 * DAY_S, least=60),
             relay_batch=whole("RELAY_BATCH", 500, least=1, most=10_000),
-            relay_poll_s=env.float(
-                "RELAY_POLL_S", 1.0, validate=validate.Range(min=0.01, max=60.0)
+            relay_poll_s=_read(
+                env.float,
+                "RELAY_POLL_S",
+                1.0,
+                validate.Range(min=0.01, max=60.0),
+                "a number from 0.01 to 60",
             ),
             consumer_batch=whole("CONSUMER_BATCH", 500, least=1, most=500),
             retry_attempts=whole("RETRY_ATTEMPTS", 10, least=1, most=1000),
@@ -152,16 +166,50 @@ def read_log_settings() -> tuple[str, str]:
 
 def _log_level(env: Env) -> str:
     levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
-    return env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(levels))
+    return _read(env.str, "LOG_LEVEL", "INFO", validate.OneOf(levels), " or ".join(levels))
 
 
 def _log_format(env: Env) -> str:
     forms = ["auto", "json", "console"]
-    return env.str("LOG_FORMAT", "auto", validate=validate.OneOf(forms))
+    return _read(env.str, "LOG_FORMAT", "auto", validate.OneOf(forms), " or ".join(forms))
 
 
-def _whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
-    return env.int(name, default, validate=validate.Range(min=least, max=most))
+def read_whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
+    """Read a whole number from `least` to `most`.
+
+    Raises:
+        SettingsError: naming the variable and its value.
+    """
+    within = validate.Range(min=least, max=most)
+    return _read(env.int, name, default, within, f"a whole number from {least} to {most}")
+
+
+def _read(
+    parse: Callable[..., T],
+    name: str,
+    default: T,
+    validator: validate.Validator,
+    expected: str,
+) -> T:
+    """Read a setting that is not secret: an error shows its value."""
+    try:
+        return parse(name, default, validate=validator)
+    except EnvError as error:
+        found = os.environ.get(name, "")[:_QUOTED_MAX]
+        raise SettingsError(f"{name} is {found!r}: expected {expected}") from error
+
+
+def _read_list(env: Env, name: str, *default: str) -> tuple[str, ...]:
+    """Read items that are separated by commas. Spaces around them and empty items are ignored."""
+    items = (item.strip() for item in env.str(name, *default).split(","))
+    return tuple(item for item in items if item)
+
+
+def _bootstrap_servers(env: Env, name: str) -> tuple[str, ...]:
+    servers = _read_list(env, name)
+    if not servers:
+        raise SettingsError(f"{name} is empty: expected HOST:PORT, separated by commas")
+    return servers
 
 
 def _cursor_secret(env: Env, service: str) -> str:
@@ -185,15 +233,19 @@ def is_loopback(host: str) -> bool:
     return _LOOPBACK.fullmatch(host) is not None
 
 
+def is_host(text: str) -> bool:
+    """Return whether a text, in lower case, is a host that ALLOWED_HOSTS can hold."""
+    return _HOST.fullmatch(text) is not None
+
+
 def _allowed_hosts(env: Env) -> tuple[str, ...]:
     """The setting. Unless it is given: no further hosts, or any where others may know our names.
 
     That is where an API listens on more than the loopback, or behind a proxy.
     """
-    given: list[str] = env.list("ALLOWED_HOSTS", [])
-    hosts = tuple(host.strip().lower() for host in given)
+    hosts = tuple(host.lower() for host in _read_list(env, "ALLOWED_HOSTS", ""))
     for host in hosts:
-        if host != ANY_HOST and not _HOST.fullmatch(host):
+        if host != ANY_HOST and not is_host(host):
             raise SettingsError(
                 f"ALLOWED_HOSTS holds {host!r}, which is no host: expected shop.example or"
                 " 192.0.2.7, separated by commas, without schemes and ports; or * for all"
@@ -206,7 +258,7 @@ def _allowed_hosts(env: Env) -> tuple[str, ...]:
 
 def _origins(env: Env, name: str) -> tuple[str, ...]:
     """Origins as browsers write them (RFC 6454, section 6.2; WHATWG URL, section 4.5)."""
-    origins: tuple[str, ...] = tuple(env.list(name, []))
+    origins = _read_list(env, name, "")
     for origin in origins:
         if not _is_origin(origin):
             raise SettingsError(
@@ -226,13 +278,24 @@ def _is_origin(text: str) -> bool:
 
 def _database_url(env: Env, name: str) -> str:
     text = env.str(name)
+    # The errors of SQLAlchemy and libpq quote parts of a URL, and its password may be among them.
+    malformed = SettingsError(
+        f"{name} is not a database URL: expected {DRIVER}://USER:PASSWORD@HOST:PORT/DATABASE,"
+        " with special characters of the password percent-encoded (@ is %40)"
+    )
     try:
         url = make_url(text)
-    except ArgumentError as error:
-        raise SettingsError(f"{name} is not a database URL: expected {DRIVER}://...") from error
+    except (ArgumentError, ValueError):
+        raise malformed from None
     if url.drivername != DRIVER:
         # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3, which is not what runs here.
         raise SettingsError(f"{name} must begin with {DRIVER}:// (found {url.drivername}://)")
+    if "@" in (url.host or ""):
+        raise malformed
+    try:
+        parse_dsn(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    except psycopg2.ProgrammingError:
+        raise malformed from None
     return text
 
 

@@ -1,0 +1,293 @@
+"""Clients that hold connections, requests or threads, on the server as it is deployed.
+
+However many they are, the others are served at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import socket
+import statistics
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import requests
+from sqlalchemy import NullPool, create_engine, text
+
+from shared.web import THREADS
+from shared.web.bodies import MAX_BYTES
+from support.memory import PEAK_MAX_MB, peak_mb
+from support.waiting import wait_until
+from support.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WORKERS = 2
+# For an answer, while others hold what they can. A request of theirs is waited for longer.
+SOON_S = 5.0
+LIVEZ_MAX_S = 1.0
+# A stop that waited for its clients would take the 20 s of `graceful_timeout`.
+STOP_MAX_S = 15.0
+
+BODY = json.dumps({"user_id": str(uuid4()), "amount": 5}).encode()
+HEAD = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+WITH_LENGTH = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+IN_CHUNKS = (
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+)
+# Each with the place where the client stops for a while.
+STOPPED = [
+    (WITH_LENGTH, 1),
+    (WITH_LENGTH, len(HEAD)),
+    (WITH_LENGTH, len(WITH_LENGTH) - len(BODY)),
+    (WITH_LENGTH, len(WITH_LENGTH) - 1),
+    (IN_CHUNKS, IN_CHUNKS.index(BODY)),
+    (IN_CHUNKS, len(IN_CHUNKS) - 1),
+]
+
+SMALL_CONNECTIONS = 20
+MANY = 1000
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
+
+
+@pytest.fixture(scope="module")
+def port(database_url: str, log: Path) -> Iterator[int]:
+    """Where gunicorn listens."""
+    with serve("orders", database_url, log) as url:
+        yield port_of(url)
+
+
+@pytest.fixture
+def small_port(database_url: str, tmp_path: Path) -> Iterator[int]:
+    """Where gunicorn listens with one worker, that takes few connections."""
+    few = f"--workers 1 --worker-connections {SMALL_CONNECTIONS}"
+    with serve("orders", database_url, tmp_path / "log", GUNICORN_CMD_ARGS=few) as url:
+        yield port_of(url)
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def status_on(client: socket.socket) -> int:
+    response = HTTPResponse(client)
+    response.begin()
+    assert response.read()
+    return response.status
+
+
+def livez_s(port: int) -> float:
+    """How many seconds an answer takes."""
+    began = time.monotonic()
+    assert requests.get(f"http://127.0.0.1:{port}/livez", timeout=30).ok
+    return time.monotonic() - began
+
+
+def check_livez(port: int) -> None:
+    assert livez_s(port) < SOON_S
+
+
+def place(port: int, *, timeout_s: float = SOON_S) -> requests.Response:
+    body = {"user_id": str(uuid4()), "amount": 1}
+    return requests.post(f"http://127.0.0.1:{port}/orders", json=body, timeout=timeout_s)
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Let this process have so many connections."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(("request_", "sent"), STOPPED)
+def test_clients_that_stop_in_a_request_hold_no_thread(
+    port: int, request_: bytes, sent: int
+) -> None:
+    """And what they sent is kept: each is answered when it has sent the rest."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(3 * WORKERS * THREADS)]
+        for client in clients:
+            client.sendall(request_[:sent])
+
+        check_livez(port)
+        assert place(port).status_code == 202
+        for client in clients:
+            client.sendall(request_[sent:])
+
+        assert [status_on(client) for client in clients] == [202] * len(clients)
+
+
+def test_a_request_whose_body_comes_late_is_one_request(port: int, log: Path) -> None:
+    """One line in the log, under the id of the answer."""
+    address = f"/orders/{uuid4()}"
+    head = WITH_LENGTH[: -len(BODY)]
+    with connect(port) as client:
+        client.sendall(head)
+        check_livez(port)
+        client.sendall(BODY)
+        response = HTTPResponse(client)
+        response.begin()
+        assert response.read()
+    requests.get(f"http://127.0.0.1:{port}{address}", timeout=30)
+    wait_until(lambda: address in log.read_text(), what="the log to be written")
+
+    request_id = response.headers["X-Request-ID"]
+    lines = [json.loads(line) for line in log.read_text().splitlines() if "web.request" in line]
+
+    placed = [line for line in lines if line["path"] == "/orders"]
+    assert [line["request_id"] for line in placed].count(request_id) == 1
+    assert response.status == 202
+
+
+def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: Path) -> None:
+    """The oldest are refused; the others are still awaited."""
+    log = tmp_path / "log"
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (MAX_BYTES - 100, b" " * (MAX_BYTES - 100))
+    with ExitStack() as stack:
+        stack.enter_context(many_open_files())
+        url = stack.enter_context(
+            serve("orders", database_url, log, GUNICORN_CMD_ARGS="--workers 1")
+        )
+        clients = []
+
+        for _ in range(MANY):
+            clients.append(stack.enter_context(connect(port_of(url))))
+            clients[-1].sendall(head + chunk)
+        check_livez(port_of(url))
+        assert place(port_of(url)).status_code == 202
+        clients[-1].sendall(b"0\r\n\r\n")
+
+        refused = HTTPResponse(clients[0])
+        refused.begin()
+        assert refused.status == 408
+        assert json.load(refused)["detail"].endswith("needs the room for others. Send it again.")
+        assert status_on(clients[-1]) == 400  # white space is not JSON
+        (pid,) = re.findall(r"Booting worker with pid: (\d+)", log.read_text())
+        assert peak_mb(int(pid)) < PEAK_MAX_MB
+
+
+def test_silent_connections_make_room_for_others(small_port: int) -> None:
+    """The one that is silent longest first."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(small_port)) for _ in range(3 * SMALL_CONNECTIONS)]
+
+        check_livez(small_port)
+        assert place(small_port).status_code == 202
+
+        assert clients[0].recv(1) == b""
+        clients[-1].sendall(WITH_LENGTH)
+        assert status_on(clients[-1]) == 202
+
+
+def test_requests_that_do_not_come_make_room_for_others(small_port: int) -> None:
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(3 * SMALL_CONNECTIONS):
+            clients.append(stack.enter_context(connect(small_port)))
+            clients[-1].sendall(HEAD)
+
+        check_livez(small_port)
+        assert place(small_port).status_code == 202
+
+        assert status_on(clients[0]) == 408
+        assert clients[0].recv(1) == b""
+
+
+def test_a_request_at_work_keeps_its_connection(small_port: int) -> None:
+    with ExitStack() as stack:
+        waiting = stack.enter_context(connect(small_port))
+        waiting.sendall(WITH_LENGTH.replace(b"Host:", b"Prefer: wait=2\r\nHost:"))
+        clients = [stack.enter_context(connect(small_port)) for _ in range(3 * SMALL_CONNECTIONS)]
+
+        assert clients[0].recv(1) == b""
+
+        assert status_on(waiting) == 202
+
+
+def test_a_worker_that_is_nearly_full_keeps_no_connection(small_port: int) -> None:
+    """The answer says so (RFC 9112, section 9.6): the client does not use it for a request."""
+    url = f"http://127.0.0.1:{small_port}/livez"
+    with ExitStack() as stack:
+        before = requests.get(url, timeout=30).headers["Connection"]
+
+        for _ in range(SMALL_CONNECTIONS - THREADS):
+            stack.enter_context(connect(small_port))
+        check_livez(small_port)
+
+        assert before == "keep-alive"
+        assert requests.get(url, timeout=30).headers["Connection"] == "close"
+
+
+def test_a_stop_does_not_wait_for_connections_without_a_request(
+    database_url: str, tmp_path: Path
+) -> None:
+    patient = "--keep-alive 60"
+    with ExitStack() as stack:
+        with serve("orders", database_url, tmp_path / "log", GUNICORN_CMD_ARGS=patient) as url:
+            silent, kept = (stack.enter_context(connect(port_of(url))) for _ in range(2))
+            kept.sendall(WITH_LENGTH)
+            assert status_on(kept) == 202
+            began = time.monotonic()
+
+        assert time.monotonic() - began < STOP_MAX_S
+        assert silent.recv(1) == b""
+        assert kept.recv(1) == b""
+
+
+def test_a_busy_worker_lives(port: int, database_url: str) -> None:
+    """Each list takes a thread some time, and each of the clients asks for many at once."""
+    fill(database_url)
+    ask = b"GET /orders?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    over = threading.Event()
+
+    def read_lists() -> None:
+        with connect(port) as client:
+            client.sendall(ask * 50)
+            while not over.is_set() and client.recv(1024 * 1024):
+                pass
+
+    threads = [threading.Thread(target=read_lists) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    try:
+        with pytest.raises(requests.Timeout):  # so busy are they
+            place(port, timeout_s=LIVEZ_MAX_S)
+        assert statistics.median(livez_s(port) for _ in range(5)) < LIVEZ_MAX_S
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def fill(database_url: str) -> None:
+    engine = create_engine(database_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO orders (id, user_id, amount, description, status, created_at,"
+                " updated_at) SELECT gen_random_uuid(), gen_random_uuid(), 1, '', 'created', now(),"
+                " now() FROM generate_series(1, 1000)"
+            )
+        )

@@ -1,0 +1,297 @@
+"""Requests that arrive in pieces: when a thread reads them, and what becomes of the others."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from selectors import DefaultSelector
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gunicorn.http.body import ChunkedReader, LengthReader
+
+from shared.web import connections, reading
+from shared.web.connections import WaitingConnections
+from shared.web.reading import (
+    CONTINUE,
+    IncomingRequests,
+    RequestError,
+    RequestPending,
+    RequestTooSlowError,
+    Unreader,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAD = b"POST /orders HTTP/1.1\r\nHost: x\r\n\r\n"
+IDLE_S = 60.0
+
+
+class Client:
+    """A client, and what the server has of it."""
+
+    def __init__(self) -> None:
+        ours, self.sock = socket.socketpair()
+        ours.settimeout(0)
+        self.unreader = Unreader(ours)
+
+    def send(self, data: bytes) -> bool:
+        """Send some of a request; return whether a thread should read it then."""
+        self.sock.sendall(data)
+        return self.unreader.receive()
+
+    def send_each(self, data: bytes) -> list[bool]:
+        """Send byte after byte."""
+        return [self.send(bytes([byte])) for byte in data]
+
+    def read_head(self) -> None:
+        """Do what a thread does with a head that was sent."""
+        self.unreader.rewind()
+        taken = self.unreader.read()
+        self.unreader.unread(taken.partition(b"\r\n\r\n")[2])
+
+    def expect_body(self, length: int | None, invite: Any = None) -> None:
+        """Go on to a body, of this length or in chunks."""
+        self.read_head()
+        reader = (
+            ChunkedReader(None, self.unreader)
+            if length is None
+            else LengthReader(self.unreader, length)
+        )
+        self.unreader.expect_body(reader, invite)
+
+    def close(self) -> None:
+        self.unreader.sock.close()
+        self.sock.close()
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    with closing(Client()) as client:
+        yield client
+
+
+def test_a_head_is_read_once_when_it_is_complete(client: Client) -> None:
+    assert client.send_each(HEAD) == [False] * (len(HEAD) - 1) + [True]
+
+
+def test_a_head_that_cannot_become_right_is_read_at_once(client: Client) -> None:
+    assert client.send(b"GET / HTTP/1.1\n")
+
+
+def test_a_head_is_read_when_it_is_too_large(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "HEAD_MAX_BYTES", 10)
+    client.unreader.expect_request()
+
+    is_due = client.send_each(b"x" * 11)
+    client.unreader.rewind()
+
+    assert is_due == [False] * 10 + [True]
+    assert client.unreader.read() == b"x" * 11
+    with pytest.raises(RequestError, match="The headers have more than"):
+        client.unreader.read()
+
+
+def test_a_body_of_known_length_is_read_once_when_it_is_complete(client: Client) -> None:
+    client.send(HEAD + b"a")
+    client.expect_body(4)
+    with pytest.raises(RequestPending):
+        client.unreader.read(4)
+
+    is_due = client.send_each(b"bcd")
+    client.read_head()
+
+    assert is_due == [False, False, True]
+    assert client.unreader.read(4) == b"abcd"
+
+
+@pytest.mark.parametrize("trailer", [b"", b"X: a\r\nY: b\r\n"])
+def test_a_body_in_chunks_is_read_once_when_it_is_complete(client: Client, trailer: bytes) -> None:
+    """What looks like the end within a chunk is not the end."""
+    chunks = b"c;x=y\r\n0\r\n\r\n\r\n0\r\n\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + b"\r\n"
+    client.send(HEAD)
+    client.expect_body(None)
+
+    is_due = client.send_each(chunks)
+
+    assert is_due == [False] * (len(chunks) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    "chunks", [b"-5\r\n", b"\r\n", b"zz\r\n", b"1;" + b"x" * 8192, b"0\r\n" + b"X: a\r\n" * 1400]
+)
+def test_chunks_that_cannot_become_right_are_read_at_once(client: Client, chunks: bytes) -> None:
+    client.send(HEAD)
+    client.expect_body(None)
+
+    client.sock.sendall(chunks)
+    is_due = any(client.unreader.receive() for _ in range(2))
+
+    assert is_due
+
+
+def test_an_invitation_is_sent_once_and_only_if_the_body_has_not_come(client: Client) -> None:
+    sent: list[bytes] = []
+    client.send(HEAD)
+
+    for _ in range(2):
+        client.expect_body(4, sent.append)
+        with pytest.raises(RequestPending):
+            client.unreader.read(4)
+    client.send(b"abcd")
+    client.expect_body(4, sent.append)
+
+    assert client.unreader.read(4) == b"abcd"
+    assert sent == [CONTINUE]
+
+
+def test_a_request_sent_in_advance_is_kept_for_the_next(client: Client) -> None:
+    client.send(HEAD + HEAD[:-1])
+    client.read_head()
+
+    client.unreader.expect_request()
+
+    assert not client.unreader.is_due()
+    assert client.send(b"\n")
+    assert client.unreader.size == len(HEAD)
+
+
+def test_the_end_of_a_connection_is_an_error_only_within_a_request(client: Client) -> None:
+    client.sock.shutdown(socket.SHUT_WR)
+
+    with pytest.raises(ConnectionResetError):
+        client.unreader.receive()
+
+
+class Server:
+    """Receives the requests of several clients; records what becomes of them."""
+
+    def __init__(self) -> None:
+        self.poller = DefaultSelector()
+        self.started: list[Any] = []
+        self.refused: list[tuple[Any, type[RequestError]]] = []
+        self.closed: list[Any] = []
+        self.waiting = WaitingConnections(self.poller, self.closed.append)
+        self.incoming = IncomingRequests(
+            self.waiting, start=self.started.append, refuse=self._refuse, close=self.closed.append
+        )
+        self._clients: list[Client] = []
+
+    def connect(self) -> Any:
+        client = Client()
+        self._clients.append(client)
+        conn = Conn(client)
+        self.incoming.expect(conn, idle_s=IDLE_S)
+        return conn
+
+    def _refuse(self, conn: Any, error: RequestError) -> None:
+        self.incoming.forget(conn)
+        self.refused.append((conn, type(error)))
+
+    def turn(self) -> None:
+        for key, _ in self.poller.select(0):
+            key.data(key.fileobj)
+        self.waiting.give_up_late()
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.poller.close()
+
+
+class Conn:
+    """gunicorn's, as far as it matters here."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.sock = client.unreader.sock
+        self.parser = SimpleNamespace(unreader=client.unreader)
+
+    def send(self, data: bytes) -> None:
+        self.client.sock.sendall(data)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(connections, "_CHECK_S", 0.0)
+    with closing(Server()) as server:
+        yield server
+
+
+def test_a_request_is_started_when_it_is_there(server: Server) -> None:
+    conn = server.connect()
+
+    conn.send(HEAD[:10])
+    server.turn()
+    before = list(server.started)
+    conn.send(HEAD[10:])
+    server.turn()
+
+    assert before == []
+    assert server.started == [conn]
+    assert conn not in server.waiting
+
+
+def test_a_client_that_closes_without_a_request_is_closed(server: Server) -> None:
+    conn = server.connect()
+
+    conn.client.sock.close()
+    server.turn()
+
+    assert server.closed == [conn]
+    assert server.started == []
+
+
+def test_a_request_has_its_time_from_its_first_byte(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READ_S", 0.0)
+    silent, slow = server.connect(), server.connect()
+
+    slow.send(b"P")
+    server.turn()
+
+    assert server.refused == [(slow, RequestTooSlowError)]
+    assert silent in server.waiting
+
+
+def test_the_oldest_is_refused_when_they_take_too_much_memory(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PARTIAL_MAX_BYTES", 100)
+    conns = [server.connect() for _ in range(4)]
+
+    for conn in conns:
+        conn.send(b"x" * 40)
+        server.turn()
+    conns[2].send(b"x" * 40)
+    server.turn()
+
+    assert [conn for conn, _ in server.refused] == conns[:3]
+    assert conns[3] in server.waiting
+
+
+def test_one_that_waits_for_a_thread_is_not_refused_but_counted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PARTIAL_MAX_BYTES", 60)
+    complete, partial_ = server.connect(), server.connect()
+
+    for data in (HEAD[:-1], HEAD[-1:]):
+        complete.send(data)
+        server.turn()
+    partial_.send(b"x" * 40)
+    server.turn()
+    refused = [conn for conn, _ in server.refused]
+    server.incoming.forget(complete)
+    after = server.connect()
+    after.send(b"x" * 40)
+    server.turn()
+
+    assert server.started == [complete]
+    assert refused == [partial_]
+    assert after in server.waiting
