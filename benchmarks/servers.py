@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 BARE = "bare:create_app()"
+BARE_ORM = "bare_orm:create_app()"
 ORDERS = "services.orders.app:create_app()"
 PAYMENTS = "services.payments.app:create_app()"
 
@@ -30,7 +31,7 @@ def served(app: str, database_url: str, log: Path) -> Iterator[int]:
     """Serve an app on a database; gives its port.
 
     Args:
-        app: one of the three above.
+        app: one of those above.
         database_url: where it reads and writes.
         log: where gunicorn and the app log.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.orders.models import metadata
+from services.orders.models import Base
 from settle_outbox.storage import tables
 from shared import migrations
 from shared.idempotency import tables as idempotency_tables
 
-migrations.run([metadata, tables.metadata, idempotency_tables.metadata])
+migrations.run([Base.metadata, tables.metadata, idempotency_tables.metadata])

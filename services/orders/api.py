@@ -9,8 +9,7 @@ from uuid import UUID
 
 from flask import jsonify
 
-from services.orders import orders
-from services.orders.models import FAILED, SUCCESS
+from services.orders import api_docs, listing, orders
 from services.orders.preferring import as_preferred, look, status_of
 from services.orders.problems import UNKNOWN_ORDER
 from services.orders.schemas import (
@@ -21,7 +20,7 @@ from services.orders.schemas import (
     OrderStatusSchema,
     WholeOrderSchema,
 )
-from shared.web import PAGE_BYTES_MAX, Blueprint, prefer, read_paging, transaction
+from shared.web import PAGE_BYTES_MAX, Blueprint, note_created, prefer, read_paging, transaction
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,59 +29,13 @@ if TYPE_CHECKING:
 
 blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
-# Of the examples.
-_USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
-_ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
-_LISTED = {
-    "ID": _ORDER,
-    "UserID": _USER,
-    "Amount": 3900,
-    "Description": "Lunch",
-    "Status": SUCCESS,
-    "CreatedAt": "2025-06-17T20:55:35.806222Z",
-    "UpdatedAt": "2025-06-17T20:55:35.871904Z",
-}
-_WHOLE = _LISTED | {"Status": FAILED, "FailureReason": "insufficient_funds"}
 
-_WHICH = {
-    "in": "path",
-    "name": "order_id",
-    "description": "The order's id, as Location told it.",
-    "example": _ORDER,
-}
-
-
-@blueprint.route(
-    "/orders",
-    methods=["POST"],
-    parameters=[
-        prefer.parameter(
-            "`return=representation`: the whole order, in place of the message.",
-            example="return=representation, wait=10",
-        )
-    ],
-)
-@blueprint.arguments(
-    NewOrderSchema(), example={"user_id": _USER, "amount": 3900, "description": "Lunch"}
-)
-@as_preferred
+@blueprint.route("/orders", methods=["POST"], parameters=[api_docs.PREFER])
+@blueprint.arguments(NewOrderSchema(), example=api_docs.NEW_ORDER)
+@blueprint.after_commit(as_preferred)
 @blueprint.idempotent
 @blueprint.response(
-    HTTPStatus.ACCEPTED,
-    {"oneOf": [AcceptedSchema, WholeOrderSchema]},
-    description="The order is stored, and will settle.",
-    examples={
-        "message": {"value": {"message": "Order accepted"}},
-        "return=representation": {"value": _WHOLE},
-    },
-    headers=prefer.described("return=representation, wait=10")
-    | {
-        "Location": {
-            "description": "Where to ask for the order's status.",
-            "schema": {"type": "string", "format": "uri-reference"},
-            "example": f"/order/{_ORDER}",
-        }
-    },
+    HTTPStatus.ACCEPTED, {"oneOf": [AcceptedSchema, WholeOrderSchema]}, **api_docs.ACCEPTED
 )
 def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
     """Place an order.
@@ -94,23 +47,16 @@ def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
     """
     with transaction() as session:
         order_id = orders.place(session, **body)
+    note_created(order_id)
     location = {"Location": f"/order/{order_id}"}
     return jsonify(message="Order accepted"), HTTPStatus.ACCEPTED, location
 
 
 @blueprint.route(
-    "/order/<uuid:order_id>",
-    methods=["GET"],
-    parameters=[_WHICH, prefer.parameter(example="wait=10")],
+    "/order/<uuid:order_id>", methods=["GET"], parameters=[api_docs.ORDER_ID, api_docs.PREFER_WAIT]
 )
-@blueprint.response(
-    HTTPStatus.OK,
-    OrderStatusSchema,
-    description="How the order stands.",
-    example={"id": _ORDER, "status": SUCCESS},
-    headers=prefer.described("wait=10"),
-)
-@blueprint.problem(UNKNOWN_ORDER, f"There is no order {_ORDER}.")
+@blueprint.response(HTTPStatus.OK, OrderStatusSchema, **api_docs.STATUS)
+@blueprint.problem(UNKNOWN_ORDER, api_docs.NO_ORDER)
 def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
     """Tell an order's status.
 
@@ -121,18 +67,10 @@ def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
 
 
 @blueprint.route(
-    "/orders/<uuid:order_id>",
-    methods=["GET"],
-    parameters=[_WHICH, prefer.parameter(example="wait=10")],
+    "/orders/<uuid:order_id>", methods=["GET"], parameters=[api_docs.ORDER_ID, api_docs.PREFER_WAIT]
 )
-@blueprint.response(
-    HTTPStatus.OK,
-    WholeOrderSchema,
-    description="The order, whole.",
-    example=_WHOLE,
-    headers=prefer.described("wait=10"),
-)
-@blueprint.problem(UNKNOWN_ORDER, f"There is no order {_ORDER}.")
+@blueprint.response(HTTPStatus.OK, WholeOrderSchema, **api_docs.WHOLE)
+@blueprint.problem(UNKNOWN_ORDER, api_docs.NO_ORDER)
 def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
     """Tell an order, whole, and why it failed.
 
@@ -144,19 +82,7 @@ def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
 
 @blueprint.route("/orders", methods=["GET"])
 @blueprint.arguments(OrdersQuerySchema(), location="query")
-@blueprint.response(
-    HTTPStatus.OK,
-    OrderSchema(many=True),
-    description="A page of orders.",
-    example=[_LISTED],
-    headers={
-        "Link": {
-            "description": "Where the next page is (RFC 8288); the last page has none.",
-            "schema": {"type": "string"},
-            "example": '<http://localhost:8081/orders?limit=100&cursor=3q2-7w...>; rel="next"',
-        }
-    },
-)
+@blueprint.response(HTTPStatus.OK, OrderSchema(many=True), **api_docs.PAGE)
 def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """List orders, newest first.
 
@@ -164,7 +90,7 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
-        page = orders.newest(
+        page = listing.newest(
             session,
             limit=paging.limit,
             bytes_max=PAGE_BYTES_MAX,
@@ -172,6 +98,6 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
             after=paging.after,
         )
     if not page.more:
-        return page.rows, {}
-    last = page.rows[-1]
-    return page.rows, paging.link(last.created_at, last.id)
+        return page.orders, {}
+    last = page.orders[-1]
+    return page.orders, paging.link(last.created_at, last.id)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import UUID
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from flask import jsonify
@@ -14,16 +13,16 @@ from services.orders import orders
 from services.orders.models import CREATED
 from services.orders.schemas import WholeOrderSchema
 from settle_outbox.storage.sqlstate import sqlstate_of
-from shared.web import current_waiters, prefer, transaction
+from shared.web import created_id, current_waiters, prefer, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from flask import Response
-    from sqlalchemy import Row
     from sqlalchemy.orm import Session
 
-    View = Callable[..., Response]
+    from services.orders.models import Order
 
 T = TypeVar("T")
 
@@ -64,42 +63,37 @@ def _read(find: Callable[[Session, UUID], T], order_id: UUID) -> T:
         return find(session, order_id)
 
 
-def as_preferred(place: View) -> View:
-    """Have a view that places an order wait for its end, or answer with the whole of it.
+def as_preferred(response: Response) -> Response:
+    """Answer that an order was accepted, after its end or with the whole of it if preferred.
 
-    It stands around what commits the order and keeps the answer for its Idempotency-Key: what is
-    kept is that the order was accepted. Each request that comes with the key, the first and the
-    later ones, waits and is answered by its own preferences.
+    What is kept for an Idempotency-Key is that the order was accepted. Each request that comes with
+    the key, the first and the later ones, waits and is answered by its own preferences.
     """
-
-    @wraps(place)
-    def answer(*arguments: Any, **path: Any) -> Response:
-        response = place(*arguments, **path)
-        preferred = prefer.preferences()
-        whole = preferred.returned == prefer.REPRESENTATION
-        waited_s = None
-        if whole or preferred.wait_s is not None:
-            order_id = UUID(response.headers["Location"].rpartition("/")[2])
-            try:
-                found, waited_s = look(order_id, orders.find, status_of)
-            except SQLAlchemyError as error:
-                # The order is accepted all the same, and that is what its client must hear.
-                log.warning(
-                    "orders.not_looked_at",
-                    error=str(error).partition("\n")[0],
-                    sqlstate=sqlstate_of(error),
-                )
-                response.headers.update(prefer.headers())
-                return response
-            if whole:
-                response.set_data(jsonify(_WHOLE.dump(found)).get_data())
-        response.headers.update(prefer.headers(returned=preferred.returned, wait_s=waited_s))
-        return response
-
-    return answer
+    preferred = prefer.preferences()
+    whole = preferred.returned == prefer.REPRESENTATION
+    waited_s = None
+    if whole or preferred.wait_s is not None:
+        order_id = created_id()
+        if order_id is None:  # kept by an earlier release; what is preferred is only a hint
+            response.headers.update(prefer.headers())
+            return response
+        try:
+            found, waited_s = look(order_id, orders.find, status_of)
+        except SQLAlchemyError as error:
+            # The order is accepted all the same, and that is what its client must hear.
+            log.warning(
+                "orders.not_looked_at",
+                error=str(error).partition("\n")[0],
+                sqlstate=sqlstate_of(error),
+            )
+            response.headers.update(prefer.headers())
+            return response
+        if whole:
+            response.set_data(jsonify(_WHOLE.dump(found)).get_data())
+    response.headers.update(prefer.headers(returned=preferred.returned, wait_s=waited_s))
+    return response
 
 
-def status_of(found: Row[tuple[object, ...]]) -> str:
+def status_of(found: Order) -> str:
     """The status in a whole order."""
-    status: str = found.status
-    return status
+    return found.status

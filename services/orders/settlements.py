@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 import settle_outbox as outbox
-from services.orders.models import CREATED, orders
+from services.orders.batch_sql import UPDATE_STATUSES
+from services.orders.models import CREATED, Order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,22 +73,7 @@ class _Order:
 
 # By id: two that lock several orders take them in one order, and cannot deadlock.
 _LOCK_ORDERS = (
-    select(orders.c.id, orders.c.user_id, orders.c.amount, orders.c.status)
-    .order_by(orders.c.id)
-    .with_for_update()
-)
-
-_UPDATE_STATUSES = text(
-    """
-    UPDATE orders
-    SET status = settled.status,
-        failure_reason = settled.failure_reason,
-        updated_at = greatest(clock_timestamp(), orders.created_at)
-    FROM unnest(
-        CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:failure_reasons AS text[])
-    ) AS settled (id, status, failure_reason)
-    WHERE orders.id = settled.id
-    """
+    select(Order.id, Order.user_id, Order.amount, Order.status).order_by(Order.id).with_for_update()
 )
 
 
@@ -109,7 +95,7 @@ def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal 
         refusals.append(refusal)
     if applied:
         session.execute(
-            _UPDATE_STATUSES,
+            UPDATE_STATUSES,
             {
                 "ids": [str(each.order_id) for each in applied],
                 "statuses": [each.status for each in applied],
@@ -121,7 +107,7 @@ def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal 
 
 
 def _lock(session: Session, order_ids: set[UUID]) -> dict[UUID, _Order]:
-    rows = session.execute(_LOCK_ORDERS.where(orders.c.id.in_(order_ids)))
+    rows = session.execute(_LOCK_ORDERS.where(Order.id.in_(order_ids)))
     return {order_id: _Order(user_id, amount, status) for order_id, user_id, amount, status in rows}
 
 

@@ -12,18 +12,18 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.orders.models import CREATED, orders
+from services.orders.models import CREATED, Order
 from services.orders.settlements import SETTLED_CHANNEL
 from settle_outbox.notifications.listen import Listener
 from settle_outbox.runtime.process import Backoff, Stop
 from settle_outbox.runtime.threads import repeat
+from shared.web import THREADS, Waiters, register_waiters, session_factory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from flask import Flask
     from sqlalchemy.orm import Session, sessionmaker
-
-    from shared.web import Waiters
 
 # How late a waiter is told at worst, when a notification was lost or there is no listener.
 POLL_S = 1.0
@@ -85,7 +85,7 @@ class Watch(threading.Thread):
 
     def _final(self, waited_for: Sequence[UUID]) -> Sequence[UUID]:
         """Those that are final by now; none when the database cannot be asked."""
-        query = select(orders.c.id).where(orders.c.id.in_(waited_for), orders.c.status != CREATED)
+        query = select(Order.id).where(Order.id.in_(waited_for), Order.status != CREATED)
         try:
             with self._sessions.begin() as session:
                 found = session.scalars(query).all()
@@ -94,6 +94,17 @@ class Watch(threading.Thread):
             return ()
         self._database.succeeded()
         return found
+
+
+def start_watch(app: Flask, database_url: str) -> None:
+    """Let requests of an app wait for orders, and start the thread that wakes them.
+
+    Half of a process's threads may wait, because a thread that waits serves nobody.
+    """
+    waiters = register_waiters(app, most=THREADS // 2)
+    watch = Watch(waiters, session_factory(app), database_url)
+    app.extensions["orders-watch"] = watch
+    watch.start()
 
 
 def _ids(payloads: Sequence[str]) -> Iterator[UUID]:

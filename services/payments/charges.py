@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
-from services.payments.models import accounts, payments
+import settle_outbox as outbox
+from services.payments.batch_sql import INSERT_CHARGES, INSERT_PAYMENTS, UPDATE_BALANCES
+from services.payments.events import payment_decided
+from services.payments.models import CHARGE, SALES, Account, Payment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
     from sqlalchemy.orm import Session
+
+    from settle_outbox.trace import Trace
 
 
 class Reason(StrEnum):
@@ -26,15 +31,23 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An order to be paid by its user. The amount is in minor units."""
+    """An order to be paid by its user.
+
+    Args:
+        order_id: the order.
+        user_id: who pays.
+        amount: in minor units.
+        trace: of the request that placed the order.
+    """
 
     order_id: UUID
     user_id: UUID
     amount: int
+    trace: Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Payment:
+class ChargeResult:
     """What became of a charge.
 
     Args:
@@ -60,112 +73,87 @@ class _Account:
 # NO KEY UPDATE: a transfer that refers to the account need not wait. By id: two that lock
 # several accounts take them in one order, and cannot deadlock.
 _LOCK_ACCOUNTS = (
-    select(accounts.c.user_id, accounts.c.id, accounts.c.balance)
-    .order_by(accounts.c.id)
+    select(Account.user_id, Account.id, Account.balance)
+    .order_by(Account.id)
     .with_for_update(key_share=True)
 )
 
-_INSERT_PAYMENTS = text(
-    """
-    INSERT INTO payments (order_id, user_id, amount, status, reason)
-    SELECT order_id, user_id, amount, status, reason
-    FROM unnest(
-        CAST(:order_ids AS uuid[]), CAST(:user_ids AS uuid[]), CAST(:amounts AS bigint[]),
-        CAST(:statuses AS text[]), CAST(:reasons AS text[])
-    ) AS payment (order_id, user_id, amount, status, reason)
-    """
-)
 
-_INSERT_TRANSFERS = text(
-    """
-    INSERT INTO transfers (from_account_id, to_account_id, amount, kind, order_id)
-    SELECT charge.account_id, sales.id, charge.amount, 'charge', charge.order_id
-    FROM accounts AS sales, unnest(
-        CAST(:account_ids AS bigint[]), CAST(:amounts AS bigint[]), CAST(:order_ids AS uuid[])
-    ) WITH ORDINALITY AS charge (account_id, amount, order_id, position)
-    WHERE sales.name = 'sales'
-    ORDER BY charge.position
-    """
-)
+def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
+    """Charge users for orders, one after the other, and publish each result.
 
-_UPDATE_BALANCES = text(
-    """
-    UPDATE accounts SET balance = charged.balance
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:balances AS bigint[])) AS charged (id, balance)
-    WHERE accounts.id = charged.id
-    """
-)
-
-
-def charge(session: Session, charges: Sequence[Charge]) -> list[Payment]:
-    """Charge users for orders, one after the other, where their balance covers the amount.
-
-    An order is decided once: one that failed is not revived by a later deposit, one that was
-    paid is not paid again.
+    An order is paid if the balance covers its amount at its turn. It is decided once: one that
+    failed is not revived by a later deposit, and one that was paid is not paid again.
 
     Returns:
-        A payment for each charge, in their order.
+        A result for each charge, in their order.
     """
     accounts_by_user = _lock_accounts(session, charges)
     # Read after the locks are held: a transaction that had them before is visible now.
     decided = _decided_orders(session, charges)
-    made = []
+    results = []
     for each in charges:
-        made.append(_decide(each, accounts_by_user.get(each.user_id), decided))
+        results.append(_decide(each, accounts_by_user.get(each.user_id), decided))
         decided.add(each.order_id)
-    _write(session, [payment for payment in made if payment.decided_now], accounts_by_user)
-    return made
+    new = [result for result in results if result.decided_now]
+    _write(session, new, accounts_by_user)
+    outbox.add_all(session, [payment_decided(result) for result in new])
+    return results
 
 
 def _lock_accounts(session: Session, charges: Sequence[Charge]) -> dict[UUID, _Account]:
     user_ids = {each.user_id for each in charges}
-    rows = session.execute(_LOCK_ACCOUNTS.where(accounts.c.user_id.in_(user_ids)))
-    return {user_id: _Account(account_id, balance) for user_id, account_id, balance in rows}
+    rows = session.execute(_LOCK_ACCOUNTS.where(Account.user_id.in_(user_ids)))
+    return {
+        user_id: _Account(account_id, balance)
+        for user_id, account_id, balance in rows
+        if user_id is not None and balance is not None  # a system account has neither
+    }
 
 
 def _decided_orders(session: Session, charges: Sequence[Charge]) -> set[UUID]:
     order_ids = {each.order_id for each in charges}
     return set(
-        session.execute(
-            select(payments.c.order_id).where(payments.c.order_id.in_(order_ids))
-        ).scalars()
+        session.execute(select(Payment.order_id).where(Payment.order_id.in_(order_ids))).scalars()
     )
 
 
-def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> Payment:
+def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> ChargeResult:
     balance = account.balance if account else None
     if charge.order_id in decided:
-        return Payment(charge, balance, None, decided_now=False)
+        return ChargeResult(charge, balance, None, decided_now=False)
     if account is None:
-        return Payment(charge, None, Reason.ACCOUNT_NOT_FOUND)
+        return ChargeResult(charge, None, Reason.ACCOUNT_NOT_FOUND)
     if account.balance < charge.amount:
-        return Payment(charge, balance, Reason.INSUFFICIENT_FUNDS)
+        return ChargeResult(charge, balance, Reason.INSUFFICIENT_FUNDS)
     account.balance -= charge.amount
     account.charged = True
-    return Payment(charge, account.balance, None)
+    return ChargeResult(charge, account.balance, None)
 
 
 def _write(
-    session: Session, made: Sequence[Payment], accounts_by_user: dict[UUID, _Account]
+    session: Session, results: Sequence[ChargeResult], accounts_by_user: dict[UUID, _Account]
 ) -> None:
-    if not made:
+    if not results:
         return
     session.execute(
-        _INSERT_PAYMENTS,
+        INSERT_PAYMENTS,
         {
-            "order_ids": [str(payment.charge.order_id) for payment in made],
-            "user_ids": [str(payment.charge.user_id) for payment in made],
-            "amounts": [payment.charge.amount for payment in made],
-            "statuses": ["failed" if payment.reason else "succeeded" for payment in made],
-            "reasons": [payment.reason and payment.reason.value for payment in made],
+            "order_ids": [str(result.charge.order_id) for result in results],
+            "user_ids": [str(result.charge.user_id) for result in results],
+            "amounts": [result.charge.amount for result in results],
+            "statuses": ["failed" if result.reason else "succeeded" for result in results],
+            "reasons": [result.reason and result.reason.value for result in results],
         },
     )
-    paid = [payment.charge for payment in made if payment.reason is None]
+    paid = [result.charge for result in results if result.reason is None]
     if not paid:
         return
     session.execute(
-        _INSERT_TRANSFERS,
+        INSERT_CHARGES,
         {
+            "kind": CHARGE,
+            "sales": SALES,
             "account_ids": [accounts_by_user[each.user_id].id for each in paid],
             "amounts": [each.amount for each in paid],
             "order_ids": [str(each.order_id) for each in paid],
@@ -173,7 +161,7 @@ def _write(
     )
     charged = [account for account in accounts_by_user.values() if account.charged]
     session.execute(
-        _UPDATE_BALANCES,
+        UPDATE_BALANCES,
         {
             "ids": [account.id for account in charged],
             "balances": [account.balance for account in charged],

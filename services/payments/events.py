@@ -1,22 +1,14 @@
-"""The events that payments publishes, and the handler of those that it consumes."""
+"""The events that payments publishes, and the data that it expects in those it consumes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import settle_outbox as outbox
-from services.payments.charges import Charge, Payment, charge
-from settle_outbox import Event, Outcome, ReceivedEvent, Service, Subscription, Verdict
+from settle_outbox import Event
 from shared.fields import Amount, CanonicalUUID, OpenSchema, UserId
-from shared.idempotency.keys import remove_expired
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from uuid import UUID
-
-    from sqlalchemy.orm import Session
-
-    from settle_outbox.trace import Trace
+    from services.payments.charges import ChargeResult
 
 
 class OrderCreatedSchema(OpenSchema):
@@ -27,65 +19,16 @@ class OrderCreatedSchema(OpenSchema):
     amount = Amount(required=True)
 
 
-def payment_decided(payment: Payment, trace: Trace) -> Event:
-    """The event that tells what became of an order's payment.
-
-    Args:
-        payment: as it was decided.
-        trace: of the request that placed the order.
-    """
-    charged = payment.charge
-    data: dict[str, str | int | None] = {
-        "order_id": str(charged.order_id),
-        "user_id": str(charged.user_id),
-        "amount": charged.amount,
-    }
-    if payment.reason is None:
-        return _event("payment.succeeded", data | {"balance": payment.balance}, trace)
-    return _event("payment.failed", data | {"reason": payment.reason.value}, trace)
-
-
-def _event(event_type: str, data: dict[str, str | int | None], trace: Trace) -> Event:
+def payment_decided(result: ChargeResult) -> Event:
+    """Return the event of an order's payment: `payment.succeeded` or `payment.failed`."""
+    charge = result.charge
+    succeeded = result.reason is None
+    data = {"order_id": charge.order_id, "user_id": charge.user_id, "amount": charge.amount}
+    outcome = {"balance": result.balance} if succeeded else {"reason": result.reason}
     return Event(
         aggregatetype="payments",
-        aggregateid=str(data["order_id"]),
-        type=event_type,
-        data=data,
-        trace=trace,
+        aggregateid=str(charge.order_id),
+        type="payment.succeeded" if succeeded else "payment.failed",
+        data=data | outcome,
+        trace=charge.trace,
     )
-
-
-def charge_orders(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
-    """Charge the users of `order.created` events and tell the results.
-
-    An order that has its payment already, and comes again under another event id, is an anomaly.
-    """
-    made = charge(session, [Charge(**event.data) for event in events])
-    results = []
-    verdicts = {}
-    for event, payment in zip(events, made, strict=True):
-        if payment.decided_now:
-            results.append(payment_decided(payment, event.trace))
-        else:
-            verdicts[event.id] = Verdict(
-                Outcome.ANOMALY,
-                "payment_already_decided",
-                f"Order {payment.charge.order_id} had its payment before event {event.id} came.",
-            )
-    outbox.add_all(session, results)
-    return verdicts
-
-
-SERVICE = Service(
-    name="payments",
-    aggregatetypes=("payments",),
-    subscriptions=(
-        Subscription(
-            topic="orders.events",
-            type="order.created",
-            schema=OrderCreatedSchema(),
-            handle=charge_orders,
-        ),
-    ),
-    expiries=(remove_expired,),
-)

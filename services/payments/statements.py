@@ -8,19 +8,20 @@ So it costs the same wherever it begins; and transfers never change, nor does wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, desc, select, true, tuple_, union_all
 
 from services.payments.accounts import UnknownAccountError
-from services.payments.models import AMOUNT_MAX
+from services.payments.models import AMOUNT_MAX, CHARGE, DEPOSIT, Account, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.orm import Session
+    from sqlalchemy import BindParameter, Select
+    from sqlalchemy.orm import InstrumentedAttribute, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Entry:
     @property
     def balance_before(self) -> int:
         """The balance that the transfer found."""
-        return self.balance - self.amount if self.kind == "deposit" else self.balance + self.amount
+        return self.balance - self.amount if self.kind == DEPOSIT else self.balance + self.amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +63,46 @@ class Page:
     more: bool
 
 
-_ACCOUNT = text("SELECT id FROM accounts WHERE user_id = :user_id")
+def _range_of(kind: str, account: InstrumentedAttribute[int]) -> Select[*tuple[Any, ...]]:
+    """Select an account's newest transfers of one kind, from one contiguous range of an index.
 
-# With a limit in each branch, so that each is read in its index's order and no further. That order
-# begins with the account. Ordered by id alone, a branch could also be read by the primary key: for
-# an account that once had most transfers, through all that others had since. The balance in the
-# same statement, or a transfer might come between the two.
-_PAGE = text(
+    Its order begins with the account. Ordered by id alone, it could also be read by the primary
+    key: for an account that once had most transfers, through all that others had since.
     """
-    SELECT account.balance, transfer.id, kind, amount, order_id, created_at
-    FROM accounts AS account
-    LEFT JOIN (
-        (
-            SELECT id, kind, amount, order_id, created_at FROM transfers
-            WHERE kind = 'deposit' AND to_account_id >= :account_id
-                AND (to_account_id, id) < (:account_id, :before)
-            ORDER BY to_account_id DESC, id DESC LIMIT :most
-        ) UNION ALL (
-            SELECT id, kind, amount, order_id, created_at FROM transfers
-            WHERE kind = 'charge' AND from_account_id >= :account_id
-                AND (from_account_id, id) < (:account_id, :before)
-            ORDER BY from_account_id DESC, id DESC LIMIT :most
+    account_id: BindParameter[int] = bindparam("account_id")
+    before: BindParameter[int] = bindparam("before")
+    return (
+        select(Transfer.id, Transfer.kind, Transfer.amount, Transfer.order_id, Transfer.created_at)
+        .where(
+            Transfer.kind == kind,
+            account >= account_id,
+            tuple_(account, Transfer.id) < tuple_(account_id, before),
         )
-        ORDER BY id DESC LIMIT :most
-    ) AS transfer ON true
-    WHERE account.id = :account_id
-    ORDER BY transfer.id DESC
+        .order_by(account.desc(), Transfer.id.desc())
+        .limit(bindparam("read_limit"))
+    )
+
+
+def _page_query() -> Select[Any]:
+    """Make the query of a page.
+
+    The balance is read by the same statement: between two, a transfer could be made.
     """
-)
+    merged = union_all(
+        _range_of(DEPOSIT, Transfer.to_account_id), _range_of(CHARGE, Transfer.from_account_id)
+    )
+    newest = merged.order_by(desc("id")).limit(bindparam("read_limit")).subquery()
+    return (
+        select(Account.balance, newest)
+        .join_from(Account, newest, true(), isouter=True)
+        .where(Account.id == bindparam("account_id"))
+        .order_by(newest.c.id.desc())
+    )
+
+
+# Built once: to build one takes as long as to execute it.
+_ACCOUNT_ID = select(Account.id).where(Account.user_id == bindparam("owner"))
+_PAGE = _page_query()
 
 
 def page(
@@ -106,13 +119,13 @@ def page(
     Raises:
         UnknownAccountError: the user has no account.
     """
-    account_id = session.scalar(_ACCOUNT, {"user_id": user_id})
+    account_id = session.scalar(_ACCOUNT_ID, {"owner": user_id})
     if account_id is None:
         raise UnknownAccountError(f"User {user_id} has no account.")
     # Ids are below the largest int64 by far: each is one of the identity's, which begins at 1.
     before, balance = after or (AMOUNT_MAX, None)
     rows = session.execute(
-        _PAGE, {"account_id": account_id, "before": before, "most": limit + 1}
+        _PAGE, {"account_id": account_id, "before": before, "read_limit": limit + 1}
     ).all()
     entries: list[Entry] = []
     for row in rows[:limit]:

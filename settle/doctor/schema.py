@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from settle.doctor.database import Database
 
 EXPECTED: dict[str, tuple[MetaData, ...]] = {
-    "orders": (orders.metadata, outbox.metadata, idempotency.metadata),
-    "payments": (payments.metadata, outbox.metadata, idempotency.metadata),
+    "orders": (orders.Base.metadata, outbox.metadata, idempotency.metadata),
+    "payments": (payments.Base.metadata, outbox.metadata, idempotency.metadata),
 }
 # What keeps history as it is; the migrations alone hold them.
 TRIGGERS = {

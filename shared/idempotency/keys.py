@@ -16,6 +16,7 @@ from settle_outbox.storage.sqlstate import LOCK_NOT_AVAILABLE, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
@@ -40,17 +41,17 @@ _CLAIM = """
     VALUES (%s, %s, %s, %s, %s)
     ON CONFLICT (key, path, method, caller) DO UPDATE
     SET fingerprint = excluded.fingerprint, status = NULL, headers = NULL, body = NULL,
-        created_at = excluded.created_at
+        created_id = NULL, created_at = excluded.created_at
     WHERE known.created_at <= now() - make_interval(secs => %s)
 """
 
 _FIND = """
-    SELECT fingerprint, status, headers, body FROM idempotency_keys
+    SELECT fingerprint, status, headers, body, created_id FROM idempotency_keys
     WHERE caller = %s AND method = %s AND path = %s AND key = %s
 """
 
 _KEEP = """
-    UPDATE idempotency_keys SET status = %s, headers = %s, body = %s
+    UPDATE idempotency_keys SET status = %s, headers = %s, body = %s, created_id = %s
     WHERE caller = %s AND method = %s AND path = %s AND key = %s
 """
 
@@ -98,11 +99,20 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a request was answered; the headers in their order."""
+    """How a request was answered.
+
+    Args:
+        status: of HTTP.
+        headers: in their order.
+        body: as it was sent.
+        created_id: of what the request created, if something follows the answer that needs it. Also
+            None in an answer that an earlier release kept.
+    """
 
     status: int
     headers: Sequence[tuple[str, str]]
     body: bytes
+    created_id: UUID | None = None
 
 
 def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: int) -> Answer | None:
@@ -134,12 +144,13 @@ def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: in
     found = connection.exec_driver_sql(_FIND, scope).one()
     if bytes(found.fingerprint) != fingerprint:
         raise KeyReusedError(scope.key)
-    return Answer(found.status, [(name, value) for name, value in found.headers], bytes(found.body))
+    headers = [(name, value) for name, value in found.headers]
+    return Answer(found.status, headers, bytes(found.body), found.created_id)
 
 
 def keep(session: Session, scope: Scope, answer: Answer) -> None:
     """Note how the request was answered, in the transaction that took its key."""
-    kept = (answer.status, json.dumps(list(answer.headers)), answer.body)
+    kept = (answer.status, json.dumps(list(answer.headers)), answer.body, answer.created_id)
     session.connection().exec_driver_sql(_KEEP, (*kept, *scope))
 
 

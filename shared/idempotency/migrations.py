@@ -35,6 +35,12 @@ COMMENT ON COLUMN idempotency_keys.headers IS
     'Of the answer, in their order: [name, value].';
 """
 
+_CREATED_IDS_V2 = """
+ALTER TABLE idempotency_keys ADD COLUMN created_id uuid;
+COMMENT ON COLUMN idempotency_keys.created_id IS
+    'Id of what the request created, for what follows the answer. Null: nothing follows.';
+"""
+
 
 def create_v1() -> None:
     """Create the table."""
@@ -44,3 +50,13 @@ def create_v1() -> None:
 def drop_v1() -> None:
     """Drop the table, with the keys in it."""
     op.execute("DROP TABLE idempotency_keys")
+
+
+def create_v2() -> None:
+    """Keep the id of what a request created with its answer."""
+    op.execute(_CREATED_IDS_V2)
+
+
+def drop_v2() -> None:
+    """Drop these ids."""
+    op.execute("ALTER TABLE idempotency_keys DROP COLUMN created_id")

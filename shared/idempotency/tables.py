@@ -13,6 +13,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    Uuid,
     func,
 )
 from sqlalchemy.dialects.postgresql import JSON
@@ -31,6 +32,7 @@ idempotency_keys = Table(
     Column("headers", JSON),
     Column("body", LargeBinary),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("created_id", Uuid),
     PrimaryKeyConstraint("key", "path", "method", "caller"),
     CheckConstraint("char_length(key) BETWEEN 1 AND 255", name="idempotency_keys_key_length"),
     CheckConstraint("status BETWEEN 200 AND 299", name="idempotency_keys_status_success"),

@@ -28,9 +28,9 @@ def register(app: Flask) -> None:
 
 def _complete(response: Response) -> Response:
     response.headers.setdefault(HEADER, NOT_STORED)
-    varies = parse_set_header(", ".join(response.headers.getlist("Vary")))
-    if varies:
-        response.headers["Vary"] = varies.to_header()
+    vary = response.headers.getlist("Vary")
+    if len(vary) > 1:
+        response.headers["Vary"] = parse_set_header(", ".join(vary)).to_header()
     return response
 
 

@@ -14,7 +14,7 @@ from functools import partial, wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, current_app, request
+from flask import Response, current_app, g, request
 
 from settle_outbox.runtime.failpoints import failpoint
 from shared.idempotency.keys import Answer, KeyInUseError, KeyReusedError, Scope, claim, keep
@@ -24,6 +24,7 @@ from shared.web.sessions import outer_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from uuid import UUID
 
     from flask import Flask
 
@@ -49,6 +50,7 @@ PATTERN = f'^(?:"{_QUOTED}{{1,{KEY_MAX}}}"|{_BARE}{{1,{KEY_MAX}}})$'
 _NOT_KEPT = {"content-length"}
 
 _EXTENSION = "settle-idempotency-retention"
+_CREATED_ID = "settle_created_id"
 
 
 def register(app: Flask, settings: Settings) -> None:
@@ -67,9 +69,9 @@ def _check_key() -> None:
 def idempotent(view: View) -> View:
     """Have a view act once for each key, however often a request comes.
 
-    It stands between `arguments` and `response`: it takes the body as the schema has loaded it, and
-    the answer as it is sent. The view's transactions become parts of one, that ends with the view;
-    what must come after the commit, such as a wait, belongs around this decorator.
+    It takes the body as the schema has loaded it, and the answer as it is sent. The view's
+    transactions become parts of one, that ends with the view; what must come after the commit, such
+    as a wait, belongs around this decorator.
     """
 
     @wraps(view)
@@ -79,6 +81,20 @@ def idempotent(view: View) -> View:
         return act() if given is None else _once(read_key(given), body, act)
 
     return act_once
+
+
+def note_created(created_id: UUID) -> None:
+    """Note the id of what the request creates, for what follows its commit.
+
+    It is kept with the answer for the Idempotency-Key, so it is there for a replay as well.
+    """
+    setattr(g, _CREATED_ID, created_id)
+
+
+def created_id() -> UUID | None:
+    """Return the id of what the request created, now or when it came first."""
+    found: UUID | None = g.get(_CREATED_ID)
+    return found
 
 
 def caller() -> str:
@@ -147,10 +163,12 @@ def _path() -> str:
 
 def _answer(response: Response) -> Answer:
     headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_KEPT]
-    return Answer(response.status_code, headers, response.get_data())
+    return Answer(response.status_code, headers, response.get_data(), created_id())
 
 
 def _replay(answer: Answer) -> Response:
     response = Response(answer.body, answer.status, list(answer.headers))
     response.headers[REPLAYED] = "true"
+    if answer.created_id is not None:
+        note_created(answer.created_id)
     return response

@@ -23,6 +23,12 @@ def register(app: Flask, sessions: sessionmaker[Session]) -> None:
     app.extensions[_EXTENSION] = sessions
 
 
+def session_factory(app: Flask) -> sessionmaker[Session]:
+    """Return what makes an app's sessions, for its threads that serve no request."""
+    sessions: sessionmaker[Session] = app.extensions[_EXTENSION]
+    return sessions
+
+
 def transaction() -> AbstractContextManager[Session]:
     """Begin the transaction of a request; leaving the block commits it, an error rolls it back.
 
@@ -45,7 +51,6 @@ def outer_transaction() -> Iterator[Session]:
 
 @contextmanager
 def _begin() -> Iterator[Session]:
-    sessions: sessionmaker[Session] = current_app.extensions[_EXTENSION]
-    with sessions() as session:  # to close it rolls back what was not committed
+    with session_factory(current_app)() as session:  # to close it rolls back what was not committed
         yield session
         session.commit()

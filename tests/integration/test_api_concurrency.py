@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from sqlalchemy import func, select
 
-from services.payments.models import transfers
+from services.payments.models import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def test_100_deposits_add_up(payments: FlaskClient, payments_session: Session) -
     assert at_once(100, deposit) == {200: 100}
     found = payments.get("/accounts/balance", query_string={"user_id": user_id})
     assert found.json == {"balance": 700}
-    moved = select(func.count(), func.sum(transfers.c.amount))
+    moved = select(func.count(), func.sum(Transfer.amount))
     assert payments_session.execute(moved).one() == (100, 700)
 
 

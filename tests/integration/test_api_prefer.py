@@ -160,6 +160,23 @@ def test_a_replay_is_answered_by_its_own_preferences(orders: FlaskClient, orders
     assert len(orders.get("/orders").json) == 1
 
 
+def test_an_answer_that_an_earlier_release_kept_is_replayed_without_preferences(
+    orders: FlaskClient, orders_session: Session
+) -> None:
+    """It has no order's id. A preference is a hint (RFC 7240, section 2)."""
+    body = {"user_id": str(uuid4()), "amount": 100}
+    headers = {"Idempotency-Key": "k-1", "Prefer": "return=representation, wait=30"}
+    first = orders.post("/orders", json=body, headers={"Idempotency-Key": "k-1"})
+    orders_session.execute(text("UPDATE idempotency_keys SET created_id = NULL"))
+    orders_session.commit()
+
+    replay = orders.post("/orders", json=body, headers=headers)
+
+    assert (replay.status_code, replay.data) == (202, first.data)
+    assert applied(replay) is None
+    assert "Prefer" in replay.vary
+
+
 def test_an_order_is_accepted_also_when_it_cannot_be_read_after(
     orders: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from services.payments import accounts, statements
 from services.payments.charges import Charge, charge
+from settle_outbox.trace import Trace
 from support.plans import most_rows
 from support.web import pages, problem_of
 
@@ -34,7 +35,7 @@ def open_account(payments: FlaskClient, *deposits: int) -> UUID:
 
 def pay(session: Session, user_id: UUID, *amounts: int) -> list[UUID]:
     """Charge a user for orders, all in one batch."""
-    charges = [Charge(uuid7(), user_id, amount) for amount in amounts]
+    charges = [Charge(uuid7(), user_id, amount, Trace()) for amount in amounts]
     charge(session, charges)
     session.commit()
     return [each.order_id for each in charges]

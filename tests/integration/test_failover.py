@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import make_url
 
-import services.orders.app
+import services.wiring
 from settle_outbox.cli import relay
 from settle_outbox.consume import consumer
 from settle_outbox.notifications import notify
@@ -54,7 +54,7 @@ def test_everybody_goes_over_to_the_next_server(
     broker: Broker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (relay, consumer, services.orders.app):
+    for module in (relay, consumer, services.wiring):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
     monkeypatch.setattr(notify, "DEADLINE_S", DEADLINE_S)
     urls = {"orders": orders_url, "payments": payments_url}

@@ -10,13 +10,11 @@ import pytest
 from sqlalchemy import insert, select, text
 
 from services.orders import orders
-from services.orders.events import settle_orders
-from services.orders.models import orders as orders_table
+from services.orders.handlers import settle_orders
+from services.orders.models import Order
 from services.payments import accounts
-from services.payments.events import charge_orders
-from services.payments.models import accounts as accounts_table
-from services.payments.models import payments as payments_table
-from services.payments.models import transfers
+from services.payments.handlers import charge_orders
+from services.payments.models import Account, Payment, Transfer
 from settle_outbox import Outcome, ReceivedEvent
 from settle_outbox.trace import Trace
 
@@ -55,7 +53,7 @@ def user_id(payments_session: Session) -> UUID:
 
 
 def statuses(session: Session, events: Sequence[ReceivedEvent]) -> list[str | None]:
-    found = dict(session.execute(select(payments_table.c.order_id, payments_table.c.reason)).all())
+    found = dict(session.execute(select(Payment.order_id, Payment.reason)).all())
     return [found[each.data["order_id"]] for each in events]
 
 
@@ -122,8 +120,8 @@ def test_ten_of_fifty_orders_are_paid_where_the_balance_covers_ten(
     batch = [created(user_id, 100) for _ in range(50)]
     assert charge_orders(payments_session, batch) == {}
     assert statuses(payments_session, batch) == [None] * 10 + ["insufficient_funds"] * 40
-    charged = select(transfers.c.order_id).where(transfers.c.kind == "charge")
-    assert payments_session.scalars(charged.order_by(transfers.c.id)).all() == [
+    charged = select(Transfer.order_id).where(Transfer.kind == "charge")
+    assert payments_session.scalars(charged.order_by(Transfer.id)).all() == [
         order.data["order_id"] for order in batch[:10]
     ]
 
@@ -135,7 +133,7 @@ def test_users_of_a_batch_have_a_balance_each(payments_session: Session, user_id
     batch = [created(user_id, 300), created(other, 50), created(user_id, 300), created(other, 1)]
     assert charge_orders(payments_session, batch) == {}
     assert statuses(payments_session, batch) == [None, None, None, "insufficient_funds"]
-    balances = select(accounts_table.c.user_id, accounts_table.c.balance)
+    balances = select(Account.user_id, Account.balance)
     found = dict(payments_session.execute(balances).all())
     assert (found[user_id], found[other]) == (400, 0)
 
@@ -174,9 +172,7 @@ def order(orders_session: Session) -> dict[str, Any]:
 
 def state(session: Session, order_id: UUID) -> tuple[str, str | None]:
     row = session.execute(
-        select(orders_table.c.status, orders_table.c.failure_reason).where(
-            orders_table.c.id == order_id
-        )
+        select(Order.status, Order.failure_reason).where(Order.id == order_id)
     ).one()
     return row.status, row.failure_reason
 
@@ -192,7 +188,7 @@ def failed(order: dict[str, Any], reason: str = "insufficient_funds") -> Receive
 def test_a_payment_settles_its_order(orders_session: Session, order: dict[str, Any]) -> None:
     assert settle_orders(orders_session, [succeeded(order)]) == {}
     assert state(orders_session, order["order_id"]) == ("success", None)
-    row = orders_session.execute(select(orders_table)).one()
+    row = orders_session.execute(select(Order.created_at, Order.updated_at)).one()
     assert row.updated_at > row.created_at
 
 
@@ -260,11 +256,11 @@ def test_a_clock_that_went_back_still_settles(
 ) -> None:
     """The database's clock may be behind that of the process that placed the order."""
     later = uuid4()
-    row = orders_session.execute(select(orders_table)).one()._asdict()
+    row = orders_session.execute(select(Order.__table__)).one()._asdict()
     future = text("now() + interval '1 hour'")
     orders_session.execute(
-        insert(orders_table).values(row | {"id": later, "created_at": future, "updated_at": future})
+        insert(Order).values(row | {"id": later, "created_at": future, "updated_at": future})
     )
     assert settle_orders(orders_session, [succeeded({**order, "order_id": later})]) == {}
-    found = orders_session.execute(select(orders_table).where(orders_table.c.id == later)).one()
+    found = orders_session.scalars(select(Order).where(Order.id == later)).one()
     assert found.updated_at >= found.created_at

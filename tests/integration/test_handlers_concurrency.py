@@ -12,8 +12,8 @@ from sqlalchemy import NullPool, create_engine, func, select
 from sqlalchemy.orm import Session
 
 from services.payments import accounts
-from services.payments.events import charge_orders
-from services.payments.models import transfers
+from services.payments.handlers import charge_orders
+from services.payments.models import Transfer
 from settle_outbox import ReceivedEvent
 from settle_outbox.trace import Trace
 
@@ -63,8 +63,8 @@ def charge_at_once(
 
 def charges(engine: Engine) -> int:
     with Session(engine) as session:
-        kind = transfers.c.kind == "charge"
-        return session.scalar(select(func.count()).select_from(transfers).where(kind)) or 0
+        kind = Transfer.kind == "charge"
+        return session.scalar(select(func.count()).select_from(Transfer).where(kind)) or 0
 
 
 def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy import NullPool, create_engine, event, select, text
 
-from services.payments.models import accounts
+from services.payments.models import Account
 from settle_outbox.settings import DAY_S
 from shared.idempotency import keys
 from shared.idempotency.keys import BATCH, BATCHES_MAX, Answer, Scope, remove_expired
@@ -225,7 +225,7 @@ def test_an_answer_that_is_no_success_leaves_the_key_free(
 
 def test_a_503_leaves_the_key_free(payments: FlaskClient, payments_session: Session) -> None:
     send(payments, "/accounts", {"user_id": USER}, key=None)
-    payments_session.execute(accounts.select().with_for_update())
+    payments_session.execute(select(Account).with_for_update())
     document = problem_of(send(payments, DEPOSIT, {"amount": 7}), 503)
     assert document["type"] == "/problems/database-too-slow"  # the key itself was free
     payments_session.rollback()

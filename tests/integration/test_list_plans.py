@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
 
+from services.orders.listing import newest
 from services.orders.models import STATUSES
-from services.orders.orders import newest
 from shared.web import PAGE_BYTES_MAX
 from support.plans import most_rows
 
@@ -111,7 +111,7 @@ def test_a_list_reads_a_page_of_an_index_and_drops_no_row(
         assert most_rows(session, read) <= runs * (LIMIT + 1)
         if not page.more:
             break
-        after = (page.rows[-1].created_at, page.rows[-1].id)
+        after = (page.orders[-1].created_at, page.orders[-1].id)
 
 
 def test_the_orders_of_a_user_are_newest_first_whatever_their_status(session: Session) -> None:
@@ -129,5 +129,5 @@ def test_the_orders_of_a_user_are_newest_first_whatever_their_status(session: Se
     )
 
     expected = session.scalars(plain, {"user_id": CURRENT, "before": before}).all()
-    assert [row.id for row in page.rows] == expected
-    assert {row.status for row in page.rows} == set(STATUSES)
+    assert [row.id for row in page.orders] == expected
+    assert {row.status for row in page.orders} == set(STATUSES)

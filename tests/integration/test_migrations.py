@@ -70,7 +70,7 @@ def test_models_and_migrations_do_not_drift(engine: Engine, service: str) -> Non
 @pytest.mark.parametrize("service", SERVICES)
 def test_constraints_of_models_and_migrations_do_not_drift(engine: Engine, service: str) -> None:
     """What alembic does not compare, CHECK constraints above all."""
-    known = [import_module(f"services.{service}.models").metadata, idempotency_tables.metadata]
+    known = [import_module(f"services.{service}.models").Base.metadata, idempotency_tables.metadata]
     names = {"tables": [name for metadata in known for name in metadata.tables]}
     migrations.upgrade(service, url_of(engine))
     with engine.begin() as connection:
@@ -87,7 +87,7 @@ def test_constraints_of_models_and_migrations_do_not_drift(engine: Engine, servi
 def test_up_down_and_up_again(engine: Engine, service: str) -> None:
     migrations.upgrade(service, url_of(engine))
     made = tables_of(engine)
-    known = set(import_module(f"services.{service}.models").metadata.tables)
+    known = set(import_module(f"services.{service}.models").Base.metadata.tables)
     assert made >= known | set(tables.metadata.tables)
     command.downgrade(config_of(service, engine), "base")
     assert tables_of(engine) == {"alembic_version"}

@@ -16,7 +16,6 @@ from sqlalchemy import NullPool, create_engine, text
 import settle_outbox as outbox
 from settle_outbox import (
     Event,
-    EventTooLargeError,
     InvalidEventError,
     UndeclaredAggregateTypeError,
     announce,
@@ -179,8 +178,6 @@ def test_an_undeclared_aggregatetype_is_refused(engine: Engine) -> None:
     with sessions() as session:
         with pytest.raises(UndeclaredAggregateTypeError) as caught:
             outbox.add_all(session, [event(), wrong])
-        with pytest.raises(UndeclaredAggregateTypeError):
-            outbox.add_with(session, _SETTLE, {"user_id": str(ID), "old": "x"}, wrong)
         count = added(session)
 
     assert count == 0
@@ -195,73 +192,6 @@ def test_a_declared_aggregatetype_is_added(engine: Engine) -> None:
         outbox.add(session, event())
 
         assert added(session) == 1
-
-
-# An event joined to a statement.
-
-_SETTLE = outbox.with_event(
-    """
-    UPDATE orders SET status = 'success', updated_at = now()
-    WHERE user_id = %(user_id)s AND status = %(old)s  -- a comment
-    """
-)
-
-
-def place_orders(session: Session, count: int) -> None:
-    for _ in range(count):
-        session.execute(
-            text(
-                "INSERT INTO orders"
-                " (id, user_id, amount, description, status, created_at, updated_at)"
-                " VALUES (:id, :user, 1, '', 'created', now(), now())"
-            ),
-            {"id": uuid4(), "user": ID},
-        )
-
-
-@pytest.mark.parametrize(("rows", "events"), [(0, 0), (1, 1), (3, 1)])
-def test_an_event_is_added_once_if_its_statement_changes_a_row(
-    orders_session: Session, rows: int, events: int
-) -> None:
-    place_orders(orders_session, rows)
-
-    changed = outbox.add_with(
-        orders_session, _SETTLE, {"user_id": str(ID), "old": "created"}, event(data={"id": ID})
-    )
-
-    assert changed is bool(events)
-    assert added(orders_session) == events
-    settled = text("SELECT count(*) FROM orders WHERE status = 'success'")
-    assert orders_session.scalar(settled) == rows
-
-
-def test_an_insert_that_conflicts_adds_no_event(orders_session: Session) -> None:
-    insert = outbox.with_event(
-        """
-        INSERT INTO outbox_topics (topic, topic_id) VALUES (%(topic)s, %(id)s)
-        ON CONFLICT DO NOTHING
-        """
-    )
-    parameters = {"topic": "t", "id": str(ID)}
-
-    changed = [outbox.add_with(orders_session, insert, parameters, event()) for _ in range(2)]
-
-    assert changed == [True, False]
-    assert added(orders_session) == 1
-
-
-def test_an_event_too_large_leaves_its_statement_undone(orders_session: Session) -> None:
-    place_orders(orders_session, 1)
-
-    with pytest.raises(EventTooLargeError):
-        outbox.add_with(
-            orders_session,
-            _SETTLE,
-            {"user_id": str(ID), "old": "created"},
-            event(data={"text": "x" * 1_000_000}),
-        )
-
-    assert orders_session.scalar(text("SELECT status FROM orders")) == "created"
 
 
 # Notifications.

@@ -11,7 +11,7 @@ import pytest
 from marshmallow import Schema
 from uuid_utils.compat import uuid7
 
-from services.payments.events import SERVICE
+from services.payments.service import SERVICE
 from settle_outbox.consume.records import fingerprint, parse
 from settle_outbox.trace import Trace
 

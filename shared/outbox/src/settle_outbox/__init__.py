@@ -12,8 +12,6 @@ from settle_outbox.publish.outbox import (
     UndeclaredAggregateTypeError,
     add,
     add_all,
-    add_with,
-    with_event,
 )
 from settle_outbox.service import Handler, Outcome, Retry, Service, Subscription, Verdict
 
@@ -31,8 +29,6 @@ __all__ = [
     "Verdict",
     "add",
     "add_all",
-    "add_with",
     "announce",
     "notify_after_commit",
-    "with_event",
 ]

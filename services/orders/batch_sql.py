@@ -1,0 +1,24 @@
+"""The SQL of the batch handler: what the ORM can say only row by row.
+
+The statement takes a batch as arrays, one for each column. Its text is the same for every size of a
+batch, so it is compiled once. The ORM would send an UPDATE for each of up to 500 orders.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+# Orders get different statuses and reasons, so one UPDATE needs a table of them. The clock may have
+# been set back since the order was placed.
+UPDATE_STATUSES = text(
+    """
+    UPDATE orders
+    SET status = settled.status,
+        failure_reason = settled.failure_reason,
+        updated_at = greatest(clock_timestamp(), orders.created_at)
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:failure_reasons AS text[])
+    ) AS settled (id, status, failure_reason)
+    WHERE orders.id = settled.id
+    """
+)

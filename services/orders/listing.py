@@ -1,0 +1,154 @@
+"""Listing orders: each list is read by one index, and ends at a number of bytes as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, func, literal, or_, select, tuple_, union_all
+from sqlalchemy.orm import aliased
+
+from services.orders.models import STATUSES, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement, FromClause, Select, Subquery
+    from sqlalchemy.orm import Session
+
+# Approximate size of an order in JSON without its description, in bytes.
+_ROW_BYTES = 256
+_NEWEST_BY = ("created_at", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Orders, newest first.
+
+    Args:
+        orders: the orders.
+        more: whether others come after them.
+    """
+
+    orders: Sequence[Order]
+    more: bool
+
+
+def newest(
+    session: Session,
+    *,
+    limit: int,
+    bytes_max: int,
+    filters: Mapping[str, Any],
+    after: tuple[datetime, UUID] | None = None,
+) -> Page:
+    """List orders, newest first.
+
+    Args:
+        session: reads them.
+        limit: how many at most.
+        bytes_max: maximum size of the page. An order counts `_ROW_BYTES` and the length of its
+            description in UTF-8. The first order is always returned.
+        filters: which; any of `user_id`, `status`, `created_from` (inclusive) and
+            `created_before` (exclusive).
+        after: created_at and id of the last order of the page before, listed with these filters.
+    """
+    values = {**filters, "bytes_max": bytes_max, "limit": limit, "read_limit": limit + 1}
+    if after is not None:
+        values["after_at"], values["after_id"] = after
+    query = _newest_query(frozenset(filters), is_first=after is None)
+    rows = session.execute(query, values).all()
+    return Page([order for order, _ in rows], more=bool(rows) and rows[0].found > len(rows))
+
+
+# Built once for each combination of filters: to build it takes longer than to execute it.
+@cache
+def _newest_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int]:
+    """Make the query of a list; its parameters have the names of the filters.
+
+    Args:
+        filters: the names of those that are given.
+        is_first: whether for the first page, without `after_at` and `after_id`.
+    """
+    listed, order = _matching_orders(filters, is_first=is_first)
+    # The database sums the sizes, so it returns no more than a page. Of a description it reads only
+    # the length.
+    size = func.octet_length(listed.c.description) + _ROW_BYTES
+    total = func.sum(size).over(order_by=_newest_first(listed, order), rows=(None, 0))
+    sized = select(
+        listed,
+        size.label("size"),
+        total.label("total"),
+        func.count().over().label("found"),
+    ).subquery()
+    fits = or_(sized.c.total <= bindparam("bytes_max"), sized.c.total == sized.c.size)
+    query = select(aliased(Order, sized), sized.c.found).where(fits)
+    return query.order_by(*_newest_first(sized, order)).limit(bindparam("limit"))
+
+
+def _matching_orders(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
+    """Select the newest orders that pass the filters, and name the columns that order them."""
+    if "user_id" not in filters:
+        fixed: dict[str, ColumnElement[Any]] = {}
+        if "status" in filters:
+            fixed["status"] = bindparam("status")
+        return _index_range(fixed, filters, is_first=is_first).subquery(), (*fixed, *_NEWEST_BY)
+    # The index orders a user's orders by status first. Without a status in the filters, one range
+    # per status is read, and they are merged.
+    statuses: list[ColumnElement[str]] = (
+        [bindparam("status")] if "status" in filters else [literal(each) for each in STATUSES]
+    )
+    user_id: ColumnElement[UUID] = bindparam("user_id")
+    runs = [
+        _index_range({"user_id": user_id, "status": status}, filters, is_first=is_first)
+        for status in statuses
+    ]
+    merged = union_all(*runs).subquery()
+    query = select(merged).order_by(*_newest_first(merged, _NEWEST_BY))
+    return query.limit(bindparam("read_limit")).subquery(), _NEWEST_BY
+
+
+def _index_range(
+    fixed: Mapping[str, ColumnElement[Any]], filters: frozenset[str], *, is_first: bool
+) -> Select[Any]:
+    """Select one contiguous range of the index that begins with the fixed columns.
+
+    The conditions compare rows, such as (status, created_at) < (:status, :before), and the order
+    begins with the same columns. With `status = :status`, the planner could choose another index,
+    such as the one by time, and filter row by row. With old statistics or uneven data it would then
+    read most of the table.
+
+    Args:
+        fixed: the columns that have one value in the whole range, and their values.
+        filters: the names of the filters that are given.
+        is_first: whether for the first page, so that there is no order before it.
+    """
+
+    def columns(*further: str) -> ColumnElement[Any]:
+        return tuple_(*(Order.__table__.c[name] for name in (*fixed, *further)))
+
+    def values(*further: str) -> ColumnElement[Any]:
+        return tuple_(*fixed.values(), *(bindparam(name) for name in further))
+
+    conditions = []
+    if "created_from" in filters:
+        conditions.append(columns("created_at") >= values("created_from"))
+    elif fixed:
+        conditions.append(columns() >= values())
+    if not is_first:
+        # `created_before` would add nothing: the order before the first is earlier.
+        conditions.append(columns(*_NEWEST_BY) < values("after_at", "after_id"))
+    elif "created_before" in filters:
+        conditions.append(columns("created_at") < values("created_before"))
+    elif fixed:
+        conditions.append(columns() <= values())
+    query = select(Order.__table__).where(*conditions)
+    query = query.order_by(*_newest_first(Order.__table__, (*fixed, *_NEWEST_BY)))
+    return query.limit(bindparam("read_limit"))
+
+
+def _newest_first(source: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
+    return [source.c[name].desc() for name in names]

@@ -1,0 +1,33 @@
+"""The registration of orders with the delivery engine."""
+
+from __future__ import annotations
+
+from services.orders.events import (
+    PAYMENT_FAILED,
+    PAYMENT_SUCCEEDED,
+    PaymentFailedSchema,
+    PaymentSucceededSchema,
+)
+from services.orders.handlers import settle_orders
+from settle_outbox import Service, Subscription
+from shared.idempotency.keys import remove_expired
+
+SERVICE = Service(
+    name="orders",
+    aggregatetypes=("orders",),
+    subscriptions=(
+        Subscription(
+            topic="payments.events",
+            type=PAYMENT_SUCCEEDED,
+            schema=PaymentSucceededSchema(),
+            handle=settle_orders,
+        ),
+        Subscription(
+            topic="payments.events",
+            type=PAYMENT_FAILED,
+            schema=PaymentFailedSchema(),
+            handle=settle_orders,
+        ),
+    ),
+    expiries=(remove_expired,),
+)

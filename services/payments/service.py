@@ -1,0 +1,22 @@
+"""The registration of payments with the delivery engine."""
+
+from __future__ import annotations
+
+from services.payments.events import OrderCreatedSchema
+from services.payments.handlers import charge_orders
+from settle_outbox import Service, Subscription
+from shared.idempotency.keys import remove_expired
+
+SERVICE = Service(
+    name="payments",
+    aggregatetypes=("payments",),
+    subscriptions=(
+        Subscription(
+            topic="orders.events",
+            type="order.created",
+            schema=OrderCreatedSchema(),
+            handle=charge_orders,
+        ),
+    ),
+    expiries=(remove_expired,),
+)

@@ -1,0 +1,72 @@
+"""How the process of an API is put together: settings, database, delivery engine, web layer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import settle_outbox as outbox
+from settle_outbox.log import configure_logging
+from settle_outbox.runtime.failpoints import arm
+from settle_outbox.settings import Settings, read_settings
+from settle_outbox.storage.database import make_engine, make_sessions
+from shared import migrations
+from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, Blueprint, Kind, make_app
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+
+    from settle_outbox import Service
+    from settle_outbox.errors import SettleError
+
+
+def start_process(service: Service) -> Settings:
+    """Read a service's settings from the environment, and set up logging by them.
+
+    Raises:
+        SettingsError: a setting is missing or wrong.
+    """
+    settings = read_settings(service.name)
+    configure_logging(level=settings.log_level, form=settings.log_format)
+    arm(os.environ)
+    return settings
+
+
+def make_service_app(
+    service: Service,
+    settings: Settings,
+    *,
+    description: str,
+    blueprint: Blueprint,
+    problems: Mapping[type[SettleError], Kind],
+) -> Flask:
+    """Make the app of a service, on its database. Call it after fork.
+
+    Args:
+        service: its registration with the delivery engine.
+        settings: of its process.
+        description: what it is for, in a sentence or two.
+        blueprint: its calls.
+        problems: the kind of problem for each error that its use cases raise.
+    """
+    engine = make_engine(
+        settings.database_url,
+        application_name=f"{service.name}-api",
+        pool_size=POOL_SIZE,
+        session_settings=SESSION_SETTINGS,
+        deadline_s=TRANSACTION_S,
+    )
+    sessions = make_sessions(engine, aggregatetypes=service.aggregatetypes)
+    outbox.notify_after_commit(sessions, settings.database_url)
+    return make_app(
+        f"services.{service.name}",
+        title=f"Settle {service.name}",
+        description=description,
+        blueprints=[blueprint],
+        session_factory=sessions,
+        settings=settings,
+        revision=migrations.head(service.name),
+        domain=problems,
+    )

@@ -1,0 +1,69 @@
+"""The order of a view's decorators is checked where the view is defined."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from shared.fields import OpenSchema
+from shared.web import Blueprint, kinds
+from shared.web.blueprint import DecoratorOrderError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+blueprint = Blueprint("things", __name__, description="Things")
+
+
+class ThingSchema(OpenSchema):
+    """A thing."""
+
+
+DECORATORS: dict[str, Decorator] = {
+    "problem": blueprint.problem(kinds.UNKNOWN_ADDRESS, "There is no such thing."),
+    "response": blueprint.response(HTTPStatus.OK, ThingSchema, description="The thing."),
+    "idempotent": blueprint.idempotent,
+    "after_commit": blueprint.after_commit(lambda response: response),
+    "arguments": blueprint.arguments(ThingSchema()),
+    "route": blueprint.route("/things", methods=["POST"]),
+}
+
+
+def decorate(*names: str) -> None:
+    """Apply decorators to a view, the first one next to it."""
+
+    def make_thing(body: dict[str, Any]) -> dict[str, Any]:
+        """Make a thing."""
+        return body
+
+    view: Callable[..., Any] = make_thing
+    for name in names:
+        view = DECORATORS[name](view)
+
+
+def test_the_right_order_is_taken() -> None:
+    decorate("problem", *DECORATORS)
+
+
+@pytest.mark.parametrize(
+    ("below", "above"),
+    [
+        ("response", "problem"),
+        ("idempotent", "response"),
+        ("after_commit", "idempotent"),
+        ("arguments", "after_commit"),
+        ("arguments", "idempotent"),
+        ("route", "arguments"),
+    ],
+)
+def test_another_order_is_refused_with_the_names(below: str, above: str) -> None:
+    inner = [name for name in ("problem", "response") if name not in {below, above}]
+
+    with pytest.raises(DecoratorOrderError) as refused:
+        decorate(*inner, below, above)
+
+    assert f"'{above}' of the view make_thing stands above '{below}'" in str(refused.value)
