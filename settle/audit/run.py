@@ -31,6 +31,7 @@ from settle.audit.second_look import look_again
 from settle.audit.sequence import look_at_order, order_check
 from settle.audit.shown import Bars
 from settle.audit.topics import TopicSeen, read_topic
+from settle_outbox.service import load_service
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -115,10 +116,22 @@ class _Audit:
                 self._settings["orders"], self._scratch, flow, tell
             )
 
+    def _read_subscriptions(self) -> None:
+        for flow in FLOWS:
+            self._scratch.add(
+                "INSERT INTO subscribed VALUES (?, ?)",
+                (
+                    (flow.source, each.type)
+                    for each in load_service(flow.target).subscriptions
+                    if each.topic == flow.topic
+                ),
+            )
+
     def judge(self, second_look_s: float) -> None:
         """Find suspects, look at them again, and tell of those that are left."""
         with self._bars.bar("comparing", len(RULES) + 1 + len(FLOWS)) as tell:
             tell_retention(self._scratch, self._days)
+            self._read_subscriptions()
             self._scratch.place_events()
             tell(1)
             for rule in RULES:

@@ -63,6 +63,9 @@ CREATE TABLE inbox (
     source TEXT, id BLOB, type TEXT, outcome TEXT, PRIMARY KEY (source, id)
 ) WITHOUT ROWID;
 
+-- The types of a source's events for which its target has a handler.
+CREATE TABLE subscribed (source TEXT, type TEXT, PRIMARY KEY (source, type)) WITHOUT ROWID;
+
 CREATE TABLE dead (source TEXT, id BLOB, PRIMARY KEY (source, id)) WITHOUT ROWID;
 
 -- Below it, the inbox that takes the source's events has forgotten which it had.
@@ -86,6 +89,10 @@ SELECT source, id, order_id, place FROM (
         WHEN i.id IS NOT NULL THEN i.outcome
         WHEN d.id IS NOT NULL THEN 'dead letter'
         WHEN e.state <> 'sent' THEN e.state
+        -- Its target counts it, and keeps nothing else of it.
+        WHEN NOT EXISTS (
+            SELECT 1 FROM subscribed s WHERE s.source = e.source AND s.type = e.type
+        ) THEN 'skipped'
         WHEN e.id < (SELECT before FROM horizon h WHERE h.source = e.source) THEN 'forgotten'
         WHEN t.id IS NULL AND before_begin(e.source, e.key, e.seq) THEN 'beyond retention'
         -- It may lie behind the open transaction, in any partition that has one.

@@ -325,6 +325,20 @@ def test_an_open_order_is_explained_by_where_its_event_is(settled: Settled) -> N
         }
 
 
+def test_an_event_that_its_target_does_not_subscribe_to_is_not_missing(settled: Settled) -> None:
+    with settled.copy() as delivery:
+        delivery.query(
+            "orders",
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
+            f" VALUES ('{uuid7()}', 'orders', 'a', 'order.archived', '{{}}')",
+        )
+
+        report = look(delivery)
+
+        assert report.clean, report
+        assert report.check(EVENTS[ORDERS]).notes["skipped"] == 1
+
+
 def test_the_command_says_it_in_a_table_or_in_json_and_by_its_exit_code(settled: Settled) -> None:
     with settled.copy() as delivery:
         done = delivery.run("settle", "audit", "--json")

@@ -58,9 +58,10 @@ def test_poison_of_every_kind_is_parked_between_good_events(
     delivery.produce(topic, good(before), *[record for _, record in bad], unknown, odd)
 
     with delivery.consumer(service, consumer_batch=20):
-        wait_until(lambda: delivery.received(service) == 3, timeout_s=30, what="the good ones")
+        wait_until(lambda: delivery.received(service) == 2, timeout_s=30, what="the good ones")
         parked = delivery.dead_letters(service)
-    assert delivery.inbox(service) == {"applied": 2, "skipped": 1}
+    assert delivery.inbox(service) == {"applied": 2}
+    assert delivery.skipped(service) == {"order.eaten": 1}
     if service == "payments":
         assert delivery.balance(user) == 90
         assert set(delivery.charges()) == {before, after}
@@ -285,7 +286,9 @@ def test_a_backlog_larger_than_a_response_is_read(embedded_delivery: Delivery) -
 
     with embedded_delivery.consumer("payments"):
         wait_until(
-            lambda: embedded_delivery.received("payments") == count, timeout_s=30, what="all"
+            lambda: embedded_delivery.skipped("payments") == {"order.eaten": count},
+            timeout_s=30,
+            what="all",
         )
 
-    assert embedded_delivery.inbox("payments") == {"skipped": count}
+    assert embedded_delivery.inbox("payments") == {}

@@ -27,7 +27,7 @@ TRACE = Trace(request_id="r-1")
 
 
 def event(event_type: str, **data: Any) -> ReceivedEvent:
-    return ReceivedEvent(uuid4(), event_type, "/test", None, TRACE, data, "test", 0, 0)
+    return ReceivedEvent(uuid4(), event_type, "/test", None, TRACE, data, "test", 0, 0, None, ())
 
 
 def created(user_id: UUID, amount: int, order_id: UUID | None = None) -> ReceivedEvent:

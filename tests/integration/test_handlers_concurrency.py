@@ -43,7 +43,9 @@ def user_ids(engine: Engine) -> list[UUID]:
 
 def created(user_id: UUID, order_id: UUID) -> ReceivedEvent:
     data: dict[str, Any] = {"order_id": order_id, "user_id": user_id, "amount": 100}
-    return ReceivedEvent(uuid4(), "order.created", "/test", None, Trace(), data, "test", 0, 0)
+    return ReceivedEvent(
+        uuid4(), "order.created", "/test", None, Trace(), data, "test", 0, 0, None, ()
+    )
 
 
 def charge_at_once(

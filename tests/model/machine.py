@@ -354,6 +354,7 @@ class Machine(RuleBasedStateMachine):
             "inbox": model.outcomes,
             "dead_letters": sorted([*each, reason] for each, reason in model.dead_letters.items()),
             "told": [list(told) for told in model.told],
+            "skipped": sorted(model.skipped),
             "pending": len(model.told) - self._sent[service],
         }
 

@@ -49,6 +49,7 @@ _ENGINE_TABLES = (
     "outbox_refused",
     "inbox",
     "inbox_horizon",
+    "inbox_skipped",
     "dead_letters",
 )
 _FORGET = {
@@ -61,6 +62,7 @@ _DELIVERY = """
               FROM inbox),
     'dead_letters', (SELECT json_agg(json_build_array(topic, partition, "offset", reason)
                                      ORDER BY topic, partition, "offset") FROM dead_letters),
+    'skipped', (SELECT json_agg(type ORDER BY type) FROM inbox_skipped),
     'pending', (SELECT count(*) FROM outbox_pending),
     'told', (SELECT json_agg(json_build_array(
                  aggregateid, type, convert_from(payload, 'UTF8')::jsonb - 'created_at'

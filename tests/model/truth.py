@@ -7,7 +7,7 @@ are integers of minor units.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 INT64_MAX = 2**63 - 1
 
@@ -39,11 +39,15 @@ class Inbox:
     outcomes: dict[str, list[str | None]] = field(default_factory=dict)
     dead_letters: dict[Place, str] = field(default_factory=dict)
     told: list[Told] = field(default_factory=list)
+    skipped: set[str] = field(default_factory=set)
+    subscribed: ClassVar[frozenset[str]]
 
     def receive(self, message: Message, begins_at: str) -> None:
         """Apply an event once; `begins_at` is the least id that the inbox still knows."""
         if message.fault is not None:
             self.dead_letters.setdefault(message.place, message.fault)
+        elif message.type not in self.subscribed:
+            self.skipped.add(message.type)
         elif message.id < begins_at:
             self.dead_letters.setdefault(message.place, "older_than_inbox")
         elif message.id not in self.outcomes:
@@ -61,6 +65,7 @@ class Inbox:
 class Payments(Inbox):
     """Accounts, and what became of orders."""
 
+    subscribed = frozenset({"order.created"})
     balances: dict[str, int] = field(default_factory=dict)
     transfers: list[list[Any]] = field(default_factory=list)
     decisions: dict[str, list[Any]] = field(default_factory=dict)
@@ -85,8 +90,6 @@ class Payments(Inbox):
         return 200, "Balance refilled"
 
     def _apply(self, message: Message) -> tuple[str, str | None]:
-        if message.type != "order.created":
-            return "skipped", None
         order, user, amount = (message.data[name] for name in ("order_id", "user_id", "amount"))
         if order in self.decisions:
             return "anomaly", "payment_already_decided"
@@ -122,6 +125,7 @@ class Order:
 class Orders(Inbox):
     """The orders, in the order in which they were accepted."""
 
+    subscribed = frozenset({"payment.succeeded", "payment.failed"})
     placed: dict[str, Order] = field(default_factory=dict)
 
     def place(self, order_id: str, user: str, amount: int, description: str) -> None:
@@ -130,8 +134,6 @@ class Orders(Inbox):
         self.told.append((user, "order.created", data))
 
     def _apply(self, message: Message) -> tuple[str, str | None]:
-        if message.type not in ("payment.succeeded", "payment.failed"):
-            return "skipped", None
         order = self.placed.get(message.data["order_id"])
         if order is None:
             return "parked", "unknown_order"

@@ -176,6 +176,10 @@ class Delivery:
         count: int = self.query(service, "SELECT count(*) FROM inbox")[0][0]
         return count
 
+    def skipped(self, service: str) -> dict[str, int]:
+        """How many records came of each type that the service does not subscribe to."""
+        return dict(self.query(service, "SELECT type, records FROM inbox_skipped"))
+
     def dead_letters(self, service: str) -> list[Any]:
         return self.query(service, "SELECT * FROM dead_letters ORDER BY id")
 

@@ -38,7 +38,7 @@ def ticking(clock: ActiveClock, fake: FakeTime, seconds: float) -> None:
 
 def test_a_handler_that_sleeps_uses_up_its_time(fake_time: FakeTime) -> None:
     clock = ActiveClock()
-    run = HandlerRun(clock)
+    run = HandlerRun(clock.now)
 
     ticking(clock, fake_time, 11)
     run.measure()
@@ -49,7 +49,7 @@ def test_a_handler_that_sleeps_uses_up_its_time(fake_time: FakeTime) -> None:
 
 def test_a_frozen_process_does_not(fake_time: FakeTime) -> None:
     clock = ActiveClock()
-    run = HandlerRun(clock)
+    run = HandlerRun(clock.now)
 
     ticking(clock, fake_time, 1)
     fake_time.pass_by(300)  # stopped, and woken
@@ -63,7 +63,7 @@ def test_a_handler_that_computes_without_letting_other_threads_run_does(
     fake_time: FakeTime,
 ) -> None:
     clock = ActiveClock()
-    run = HandlerRun(clock)
+    run = HandlerRun(clock.now)
 
     fake_time.pass_by(15, cpu_s=14)
     run.measure()
@@ -73,7 +73,7 @@ def test_a_handler_that_computes_without_letting_other_threads_run_does(
 
 def test_statements_end_a_pause_but_not_the_total(fake_time: FakeTime) -> None:
     clock = ActiveClock()
-    run = HandlerRun(clock)
+    run = HandlerRun(clock.now)
 
     for _ in range(20):
         ticking(clock, fake_time, 6)
@@ -108,7 +108,7 @@ def test_statements_end_a_pause_but_not_the_total(fake_time: FakeTime) -> None:
 def test_a_statement_that_ends_the_transaction_is_refused(
     fake_time: FakeTime, statement: str
 ) -> None:
-    run = HandlerRun(ActiveClock())
+    run = HandlerRun(ActiveClock().now)
 
     with pytest.raises(TransactionEndedError, match="begin_nested"):
         run.statement_begins(statement)
@@ -132,4 +132,4 @@ def test_a_statement_that_ends_the_transaction_is_refused(
     ],
 )
 def test_other_statements_are_allowed(fake_time: FakeTime, statement: str) -> None:
-    HandlerRun(ActiveClock()).statement_begins(statement)
+    HandlerRun(ActiveClock().now).statement_begins(statement)

@@ -1,19 +1,27 @@
-"""What only a broker of another make sends, and what a fingerprint tells apart."""
+"""Reading records: odd headers, schemas of any kind, and fingerprints."""
 
 from __future__ import annotations
 
 import gc
+import json
 import tracemalloc
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from marshmallow import Schema
+from marshmallow import Schema, fields
+from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
 from services.payments.service import SERVICE
-from settle_outbox.consume.records import fingerprint, parse
+from settle_outbox.consume.dead_letters import fingerprint
+from settle_outbox.consume.records import Parsed, parse
+from settle_outbox.service import Subscription
 from settle_outbox.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 SUBSCRIPTIONS = {(each.topic, each.type): each for each in SERVICE.subscriptions}
@@ -36,6 +44,104 @@ class Received:
     partition: int = 0
     offset: int = 7
     timestamp: int = 1
+
+
+def parse_with(schema: Any, data: str = '{"number": 1, "more": 2}') -> Parsed:
+    subscription = Subscription("orders.events", "order.created", schema, lambda *_: None)
+    return parse(Received(value=data.encode()), {subscription.key: subscription})
+
+
+class Number(BaseModel):
+    """The data of an event, as a model of pydantic."""
+
+    number: int
+
+
+class StrictNumberSchema(Schema):
+    """The same of marshmallow; by itself it refuses unknown fields."""
+
+    number = fields.Integer(required=True, strict=True)
+
+
+class LibraryError(Exception):
+    """Derives from Exception alone, as the errors of marshmallow and jsonschema do."""
+
+
+def raising(error: Exception) -> Callable[[Mapping[str, Any]], NoReturn]:
+    def schema(_: Mapping[str, Any]) -> NoReturn:
+        raise error
+
+    return schema
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (Number.model_validate, Number(number=1)),
+        (StrictNumberSchema(), {"number": 1}),
+        (dict, {"number": 1, "more": 2}),
+        (itemgetter("number"), 1),
+    ],
+)
+def test_a_schema_is_anything_that_takes_the_data(schema: Any, expected: object) -> None:
+    parsed = parse_with(schema)
+
+    assert parsed.event is not None
+    assert parsed.event.data == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "detail"),
+    [
+        (
+            Number.model_validate,
+            "1 validation error for Number; number; Input should be a valid integer",
+        ),
+        (StrictNumberSchema(), "{'number': ['Not a valid integer.']}."),
+        (raising(LibraryError("no number")), "no number."),
+        (raising(ValueError("no number")), "no number."),
+        (raising(json.JSONDecodeError("no number", "", 0)), "no number: line 1 column 1 (char 0)."),
+        (raising(ExceptionGroup("no", [TypeError("x")])), "no (1 sub-exception)."),
+    ],
+)
+def test_data_that_a_schema_refuses_is_invalid(schema: Any, detail: str) -> None:
+    parsed = parse_with(schema, '{"number": "x"}')
+
+    assert parsed.invalid is not None
+    assert parsed.invalid.reason == "invalid_data"
+    assert parsed.invalid.detail.startswith(f"The data does not fit order.created: {detail}")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        raising(AttributeError("no such attribute")),
+        raising(RecursionError("too deep")),
+        raising(ConnectionError("not reachable")),
+        raising(UnprintableError()),
+        itemgetter("amount"),
+        StrictNumberSchema,  # the class in place of an instance
+    ],
+)
+def test_what_may_be_a_fault_of_a_schemas_code_is_kept_for_the_brake(schema: Any) -> None:
+    parsed = parse_with(schema)
+
+    assert parsed.invalid is None
+    assert parsed.failure is not None
+
+
+def test_an_event_has_the_key_and_the_headers_of_its_record() -> None:
+    headers = [*Received.headers, ("x", None), ("x", b"\xff")]
+
+    parsed = parse(Received(headers=headers), SUBSCRIPTIONS)
+
+    assert parsed.event is not None
+    assert (parsed.event.key, parsed.event.headers) == (b"key", tuple(headers))
 
 
 def test_an_event_without_optional_headers_is_read() -> None:

@@ -13,7 +13,15 @@ from settle_outbox.publish.outbox import (
     add,
     add_all,
 )
-from settle_outbox.service import Handler, Outcome, Retry, Service, Subscription, Verdict
+from settle_outbox.service import (
+    Handler,
+    Outcome,
+    Retry,
+    Service,
+    Subscription,
+    Verdict,
+    one_by_one,
+)
 
 __all__ = [
     "Event",
@@ -31,4 +39,5 @@ __all__ = [
     "add_all",
     "announce",
     "notify_after_commit",
+    "one_by_one",
 ]

@@ -52,14 +52,31 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """An event as it came from its topic, its data validated by the subscription's schema."""
+    """An event as it came from its topic.
+
+    Args:
+        id: the CloudEvents id, by which duplicates are dropped.
+        type: the CloudEvents type.
+        source: the CloudEvents source: ``/`` and the name of the service that published it.
+        time: when it was added to the outbox; None if its header is missing or no time.
+        trace: of the request that caused it.
+        data: what the subscription's schema returned.
+        topic: the topic.
+        partition: the partition.
+        offset: the position in the partition.
+        key: of the record, which is the UTF-8 of the `aggregateid` of an `Event`.
+        headers: all headers of the record, in their order, as Kafka has them. A name may stand
+            there twice, and a value may be None.
+    """
 
     id: UUID
     type: str
     source: str
     time: datetime | None
     trace: Trace
-    data: Mapping[str, Any]
+    data: Any
     topic: str
     partition: int
     offset: int
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]

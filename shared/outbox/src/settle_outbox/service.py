@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Engine
 
@@ -17,7 +17,6 @@ from settle_outbox.settings import Settings
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from marshmallow import Schema
     from sqlalchemy.orm import Session
 
     from settle_outbox.event import ReceivedEvent
@@ -32,10 +31,10 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class Outcome(StrEnum):
-    """What became of an event; kept in its inbox row."""
+    """What became of an event; kept in its inbox row, if it has one."""
 
     APPLIED = "applied"
-    SKIPPED = "skipped"  # of an unknown type: recorded, nothing to do
+    SKIPPED = "skipped"  # of a type without a subscription: counted; a row in earlier versions
     ANOMALY = "anomaly"  # contradicts what is final: recorded, not applied
     PARKED = "parked"  # cannot be applied: in the dead letters, whole
 
@@ -114,6 +113,50 @@ class Handler(Protocol):
         """Apply the events."""
 
 
+def one_by_one(handle: Callable[[Session, ReceivedEvent], Verdict | None]) -> Handler:
+    """Make a handler of a function that applies one event.
+
+    Args:
+        handle: applies an event; returns None, or a verdict if it did not apply it. The contract
+            is that of `Handler`. It gets the events of a batch one after the other, in one
+            transaction: when it fails for one of them, all of them are rolled back, and it gets
+            the others again.
+    """
+
+    def handle_batch(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
+        verdicts = {event.id: handle(session, event) for event in events}
+        return {event_id: found for event_id, found in verdicts.items() if found is not None}
+
+    return handle_batch
+
+
+class LoadingSchema(Protocol):
+    """A schema of marshmallow."""
+
+    def load(self, data: Any, *, unknown: Any) -> Any:
+        """Return the validated data."""
+
+
+Schema = Callable[[Mapping[str, Any]], Any] | LoadingSchema
+"""Validates the data of an event: its JSON object, with dicts, lists and so on in it.
+
+What it returns is `ReceivedEvent.data`. It must depend on nothing but its argument. These fit::
+
+    schema=OrderPaid.model_validate                    # pydantic
+    schema=partial(msgspec.convert, type=OrderPaid)    # msgspec
+    schema=OrderPaidSchema()                           # marshmallow
+    schema=dict                                        # no validation
+
+It should ignore fields that it does not know, so that a publisher may add some, as these do.
+
+Any exception from it means that the event is invalid: it becomes a dead letter `invalid_data`, and
+the handler does not get it. The libraries above raise a ValueError or a class of exceptions of
+their own. Python's other exceptions, such as AttributeError, may come from a fault in the schema's
+code. They also count like failures of the handler: after BRAKE_FAILURES in a row the subscription
+stops.
+"""
+
+
 Expiry = Callable[[Engine, Settings], bool]
 """Removes what is past its retention from a service's database, in transactions of its own.
 
@@ -128,9 +171,11 @@ class Subscription:
     Args:
         topic: where it comes from.
         type: the CloudEvents type.
-        schema: validates the data. Fields that it does not have are ignored, so a publisher may add
-            some.
-        handle: applies a batch of such events; see `Handler` for the contract.
+        schema: validates the data; see `Schema`. Of a marshmallow schema, the setting for unknown
+            fields does not count: they are ignored.
+        handle: applies a batch of such events; see `Handler` for the contract. For a function that
+            applies one event, write ``handle=one_by_one(function)``. Several subscriptions may
+            have the same handler: it gets the events of each type in batches of their own.
     """
 
     topic: str
@@ -142,6 +187,12 @@ class Subscription:
     def key(self) -> tuple[str, str]:
         """Return topic and type, which are unique in the service."""
         return self.topic, self.type
+
+    def validate(self, data: Mapping[str, Any]) -> Any:
+        """Return what the schema makes of an event's data; it may raise any exception."""
+        if callable(self.schema):
+            return self.schema(data)
+        return self.schema.load(data, unknown="exclude")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import click
-from sqlalchemy import text
 
 from settle_outbox.cli.command import Group, fail, told_in_a_sentence, version_option
 from settle_outbox.cli.common import (
@@ -19,15 +18,8 @@ from settle_outbox.cli.common import (
 )
 from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
+from settle_outbox.consume.dead_letters import read_newest
 from settle_outbox.storage.database import make_engine
-
-_LIST = text(
-    """
-    SELECT id, parked_at, reason, detail, topic, partition, "offset", timestamp_ms, event_id,
-           type, requestid, key, value, headers
-    FROM dead_letters ORDER BY id DESC LIMIT :most
-    """
-)
 
 
 @click.group(cls=Group)
@@ -120,9 +112,7 @@ def list_dead_letters(service: str, limit: int, *, as_json: bool) -> None:
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
     found_any = False
     with engine.connect() as connection:
-        # A row at a time: a dead letter may have a megabyte, and the list thousands of them.
-        one_by_one = connection.execution_options(yield_per=1)
-        for row in one_by_one.execute(_LIST, {"most": limit}).mappings():
+        for row in read_newest(connection, limit=limit):
             found_any = True
             shown = dict(row)
             click.echo(json.dumps(_whole(shown), ensure_ascii=False) if as_json else _short(shown))

@@ -21,6 +21,7 @@ from kafka import TopicPartition
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from settle_outbox.consume import circuit_breaker
+from settle_outbox.consume.dead_letters import write_dead_letter
 from settle_outbox.consume.event_traces import traced
 from settle_outbox.consume.failures import (
     DatabaseTroubleError,
@@ -32,7 +33,13 @@ from settle_outbox.consume.failures import (
     raise_key_collision,
 )
 from settle_outbox.consume.handler_guard import ActiveClock, HandlerRun, guarded
-from settle_outbox.consume.inbox import forget, forget_attempts, note_verdict, park, record_new
+from settle_outbox.consume.inbox import (
+    count_skipped,
+    forget,
+    forget_attempts,
+    note_verdict,
+    record_new,
+)
 from settle_outbox.consume.paused_partitions import Held
 from settle_outbox.consume.records import Parsed, parse
 from settle_outbox.errors import SettleError
@@ -49,6 +56,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from settle_outbox.consume.circuit_breaker import Brake, SubscriptionKey
+    from settle_outbox.consume.inbox import SkippedType
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Service, Subscription
 
@@ -103,7 +111,8 @@ class _Batch:
         items: the records.
         is_probe: whether events of stopped subscriptions may be handled.
         runs: of the handlers, by subscription.
-        fresh: what was new.
+        fresh: what was new, of the types that the service subscribes to.
+        skipped: the events of other types.
         released: the subscriptions that failed before and succeeded now.
         notes: log lines for after the commit.
     """
@@ -112,6 +121,7 @@ class _Batch:
     is_probe: bool
     runs: list[tuple[Subscription, HandlerRun]] = field(default_factory=list)
     fresh: list[Parsed] = field(default_factory=list)
+    skipped: list[ReceivedEvent] = field(default_factory=list)
     released: list[tuple[Subscription, Brake]] = field(default_factory=list)
     notes: list[Callable[[], None]] = field(default_factory=list)
 
@@ -211,9 +221,7 @@ class Applier:
         """Record, handle and commit a batch."""
         with self._blaming_events(session):
             failing = self._record(session, batch)
-        for subscription, group in groupby(batch.fresh, key=lambda item: item.subscription):
-            if subscription is None:
-                continue
+        for subscription, group in groupby(batch.fresh, key=_subscription):
             brake = failing.get(subscription.key)
             if brake is not None and brake.stopped and not batch.is_probe:
                 raise _StoppedError(subscription, brake)
@@ -221,6 +229,10 @@ class Applier:
             if brake is not None:
                 circuit_breaker.release(session, subscription.key)
                 batch.released.append((subscription, brake))
+        if batch.skipped:
+            with self._blaming_events(session):
+                for skipped in count_skipped(session, batch.skipped):
+                    batch.notes.append(partial(_log_skipped, skipped))
         with self._blaming_events(session, of_handler=True):
             session.commit()  # deferred constraints and triggers run here
 
@@ -230,15 +242,14 @@ class Applier:
         for item in batch.items:
             if item.invalid is not None:
                 _park(session, batch, item, item.invalid.reason, item.invalid.detail)
+            elif item.subscription is None:
+                batch.skipped.append(_event(item))
             else:
                 events.setdefault(_event(item).id, item)
         fresh_ids = record_new(
             session,
             [_event(item) for item in events.values()],
-            {
-                event_id: Outcome.APPLIED if item.subscription else Outcome.SKIPPED
-                for event_id, item in events.items()
-            },
+            dict.fromkeys(events, Outcome.APPLIED),
         )
         failpoint("consumer.recorded")
         state = circuit_breaker.read_state(session)
@@ -263,16 +274,12 @@ class Applier:
             SQLAlchemyError: the database is in trouble.
         """
         events = [_event(item) for item in items]
-        run = HandlerRun(self._clock)
+        run = HandlerRun(self._clock.now)
         batch.runs.append((subscription, run))
         try:
             self._handler_until = self._clock.now() + self._limits.total_s
             _raise_schema_failure(items)
-            with guarded(session.connection(), run):
-                with traced(events) as traced_events:
-                    verdicts = subscription.handle(session, traced_events)
-                session.flush()
-            checked = _checked(verdicts, events)
+            verdicts = call_handler(session, subscription, events, run)
         except BaseException as error:
             if run.ended_by is None:
                 raise_if_database_failed(error, run)
@@ -280,7 +287,7 @@ class Applier:
             raise _HandlerFailedError(error) from error
         finally:
             self._handler_until = 0.0
-        _note(session, batch, items, checked)
+        _note(session, batch, items, verdicts)
 
     def _beat_for_handler(self, now: float) -> None:
         """Give a sign of life for a handler; one that exceeds its limits gives none."""
@@ -348,6 +355,34 @@ class Applier:
         return [_Segment(items)]
 
 
+def call_handler(
+    session: Session,
+    subscription: Subscription,
+    events: Sequence[ReceivedEvent],
+    run: HandlerRun,
+) -> Mapping[UUID, Verdict]:
+    """Call a subscription's handler as its contract says; see `Handler`.
+
+    Args:
+        session: in a transaction that can be guarded.
+        subscription: whose handler.
+        events: of the subscription; not empty.
+        run: is measured.
+
+    Returns:
+        The verdicts, by event id.
+
+    Raises:
+        WrongVerdictError: the handler returned something else.
+        Exception: whatever the handler raised; see also `guarded`.
+    """
+    with guarded(session.connection(), run):
+        with traced(events) as traced_events:
+            verdicts = subscription.handle(session, traced_events)
+        session.flush()
+    return _checked(verdicts, events)
+
+
 def _raise_schema_failure(items: Sequence[Parsed]) -> None:
     """Raise what the code of a schema raised, as a failure of the subscription."""
     for item in items:
@@ -386,6 +421,12 @@ def _event(item: Parsed) -> ReceivedEvent:
     if item.event is None:
         raise AssertionError("a record without an event was let through")
     return item.event
+
+
+def _subscription(item: Parsed) -> Subscription:
+    if item.subscription is None:
+        raise AssertionError("an event that the service does not subscribe to was let through")
+    return item.subscription
 
 
 def _checked(
@@ -445,8 +486,12 @@ def _note(
 
 def _park(session: Session, batch: _Batch, item: Parsed, reason: str, detail: str) -> None:
     """Put a record into the dead letters."""
-    park(session, item.record, item.event, reason, detail)
+    write_dead_letter(session, item.record, item.event, reason, detail)
     batch.notes.append(partial(_log_parked, item, reason, detail))
+
+
+def _log_skipped(skipped: SkippedType) -> None:
+    log.info("consumer.type_not_subscribed", topic=skipped.topic, type=skipped.type)
 
 
 def _log_anomaly(event: ReceivedEvent, verdict: Verdict) -> None:

@@ -15,7 +15,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from settle_outbox.consume import circuit_breaker
-from settle_outbox.consume.inbox import count_attempt, forget_attempts, park, record_new, storable
+from settle_outbox.consume.dead_letters import write_dead_letter
+from settle_outbox.consume.inbox import count_attempt, forget_attempts, record_new, storable
+from settle_outbox.consume.records import INVALID_DATA
 from settle_outbox.errors import SettleError
 from settle_outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
 from settle_outbox.storage.sequences import generated_key_behind
@@ -201,7 +203,7 @@ class FailureHandling:
             limit, first_s = self._limits.timeout_attempts, _TIMEOUT_WAIT_S
         else:
             return None
-        attempt = count_attempt(session, event.id, _reason_of(error), one_line(error))
+        attempt = count_attempt(session, event.id, reason_of(error), one_line(error))
         if attempt >= limit:
             return None
         wait_s: float = min(RETRY_WAIT_MAX_S, first_s * 2 ** min(attempt - 1, _DOUBLINGS_MAX))
@@ -300,11 +302,17 @@ def raise_key_collision(session: Session, error: BaseException) -> None:
 
 
 def _park(session: Session, item: Parsed, error: BaseException) -> None:
-    """Record the event, so that it is not tried again, and keep its record whole."""
+    """Record the event, so that it is not tried again, and keep its record whole.
+
+    An event that its schema refused is not recorded: the same event, sent right, is applied.
+    """
+    if item.failure is not None:
+        write_dead_letter(session, item.record, item.event, INVALID_DATA, one_line(error))
+        return
     if item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
         forget_attempts(session, [item.event.id])
-    park(session, item.record, item.event, _reason_of(error), one_line(error))
+    write_dead_letter(session, item.record, item.event, reason_of(error), one_line(error))
 
 
 def _wait_of(error: Retry) -> float:
@@ -315,8 +323,8 @@ def _wait_of(error: Retry) -> float:
     return Retry.after_s
 
 
-def _reason_of(error: BaseException) -> str:
-    """Return the reason of a dead letter."""
+def reason_of(error: BaseException) -> str:
+    """Return the reason of the dead letter of an event that the handler failed for."""
     if isinstance(error, Retry):
         return "retries_exhausted"
     return "handler_timeout" if isinstance(error, HandlerTimeoutError) else "handler_failed"

@@ -53,6 +53,10 @@ class TransactionEndedError(SettleError):
     """A handler tried to end the transaction, which belongs to the engine."""
 
 
+class NotGuardableError(SettleError):
+    """A transaction's engine was not made with GUARDABLE."""
+
+
 class SwallowedError(SettleError):
     """A handler caught a database error, and its transaction cannot go on."""
 
@@ -104,6 +108,9 @@ class ActiveClock(threading.Thread):
 class HandlerRun:
     """One run of a handler: what it did to the transaction, and how long it took.
 
+    Args:
+        now: a clock, in seconds from an arbitrary start.
+
     Attributes:
         ended_by: the call or statement with which the handler tried to end the transaction.
         rolled_back: whether the transaction was rolled back while an error was handled.
@@ -113,9 +120,9 @@ class HandlerRun:
         longest_pause_s: the longest time between two of its statements, likewise.
     """
 
-    def __init__(self, clock: ActiveClock) -> None:
-        self._clock = clock
-        self._began = self._idle_since = clock.now()
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._began = self._idle_since = now()
         self.ended_by: str | None = None
         self.rolled_back = False
         self.is_broken = False
@@ -148,13 +155,13 @@ class HandlerRun:
 
     def statement_ended(self, error: psycopg2.Error | None) -> None:
         """Start to measure the next pause, and keep the statement's error."""
-        self._idle_since = self._clock.now()
+        self._idle_since = self._now()
         if error is not None and len(self.errors) < _ERRORS_KEPT:
             self.errors.append(error)
 
     def measure(self) -> None:
         """Update the measured times."""
-        now = self._clock.now()
+        now = self._now()
         self.longest_pause_s = max(self.longest_pause_s, now - self._idle_since)
         self.total_s = now - self._began
 
@@ -288,12 +295,16 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
     Raises:
         TransactionEndedError: the handler tried to end the transaction, even if it caught the
             error.
+        NotGuardableError: the engine was made otherwise.
         SwallowedError: the handler caught a database error outside a savepoint. PostgreSQL would
             answer the commit with a rollback, and no error.
     """
     driver = transaction.connection.driver_connection
     if not isinstance(driver, _GuardedConnection):
-        raise TypeError("the engine was not made with GUARDABLE")
+        raise NotGuardableError(
+            "The transaction of a handler cannot be guarded: create the engine with"
+            " create_engine(..., connect_args=GUARDABLE)."
+        )
     driver.run = run
     try:
         yield

@@ -1,24 +1,26 @@
-"""The SQL of the consumer: what was received, what became of it, what could not be applied."""
+"""The SQL of the inbox: which events were received, what became of them, and failed attempts."""
 
 from __future__ import annotations
 
-import base64
-import json
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
-
-from settle_outbox.consume.records import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy.orm import Session
 
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Outcome, Verdict
+
+# Limits of the counts: another publisher's topic may have any number of types, each of 4,000 bytes.
+# New types are not counted beyond this number. Types that begin alike count as one: an entry of
+# the table's index has at most 2,704 bytes.
+SKIPPED_TYPES_MAX = 1_000
+SKIPPED_TYPE_MAX_LENGTH = 200
 
 # Sorted by id, so that two consumers that were given the same events (a rebalance) wait for each
 # other in one order and never in a circle.
@@ -53,17 +55,33 @@ _COUNT_ATTEMPT = text(
     """
 )
 
-_NOTE_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
-
-_PARK = text(
+# Sorted, for the same reason as _RECORD.
+_COUNT_SKIPPED = text(
     """
-    INSERT INTO dead_letters (fingerprint, event_id, type, topic, partition, "offset",
-                              timestamp_ms, key, value, headers, requestid, reason, detail)
-    VALUES (:fingerprint, :event_id, :type, :topic, :partition, :offset, :timestamp_ms, :key,
-            :value, CAST(:headers AS json), :requestid, :reason, :detail)
-    ON CONFLICT (fingerprint) DO NOTHING
+    INSERT INTO inbox_skipped AS known (topic, type, records)
+    SELECT * FROM unnest(
+        CAST(:topics AS text[]), CAST(:types AS text[]), CAST(:counts AS bigint[])
+    ) AS skipped (topic, type, records)
+    WHERE (SELECT count(*) FROM inbox_skipped) < :types_max OR EXISTS (
+        SELECT FROM inbox_skipped AS counted
+        WHERE counted.topic = skipped.topic AND counted.type = skipped.type
+    )
+    ORDER BY topic, type
+    ON CONFLICT (topic, type) DO UPDATE SET
+        records = known.records + excluded.records,
+        last_at = greatest(known.last_at, excluded.last_at)
+    RETURNING topic, type, first_at = last_at AS is_new
     """
 )
+
+_NOTE_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
+
+
+class SkippedType(NamedTuple):
+    """A type of events that a service does not subscribe to, of a topic that it reads."""
+
+    topic: str
+    type: str  # its first SKIPPED_TYPE_MAX_LENGTH characters
 
 
 def record_new(
@@ -127,6 +145,34 @@ def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) ->
     return attempts
 
 
+def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[SkippedType]:
+    """Count events that nothing is done with, by topic and type.
+
+    An event that is delivered again is counted again: nothing else is kept of it. The rows are
+    locked until the transaction ends, and other consumers wait for them, so call it last.
+
+    Args:
+        session: of the transaction that deals with the rest of their batch.
+        events: of types that the service does not subscribe to.
+
+    Returns:
+        The types that were not counted before.
+    """
+    counts = Counter(
+        SkippedType(event.topic, event.type[:SKIPPED_TYPE_MAX_LENGTH]) for event in events
+    )
+    rows = session.execute(
+        _COUNT_SKIPPED,
+        {
+            "topics": [each.topic for each in counts],
+            "types": [each.type for each in counts],
+            "counts": list(counts.values()),
+            "types_max": SKIPPED_TYPES_MAX,
+        },
+    )
+    return [SkippedType(topic, type_) for topic, type_, is_new in rows if is_new]
+
+
 def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:
     """Note in the inbox that an event was not applied, and why."""
     session.execute(
@@ -139,39 +185,6 @@ def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> No
     )
 
 
-def park(
-    session: Session, record: ConsumerRecord, event: ReceivedEvent | None, reason: str, detail: str
-) -> None:
-    """Put a record into the dead letters, whole. The same record is not put there twice."""
-    session.execute(
-        _PARK,
-        {
-            "fingerprint": fingerprint(record),
-            "event_id": event.id if event else None,
-            "type": event.type if event else None,
-            "topic": record.topic,
-            "partition": record.partition,
-            "offset": record.offset,
-            "timestamp_ms": record.timestamp,
-            "key": record.key,
-            "value": record.value,
-            "headers": json.dumps([_header(name, value) for name, value in record.headers or ()]),
-            "requestid": event.trace.request_id if event else None,
-            "reason": storable(reason),
-            "detail": storable(detail),
-        },
-    )
-
-
 def storable(detail: str) -> str:
     """Escape what a text column cannot hold; an error's text may quote a malformed event."""
     return detail.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
-
-
-def _header(name: str, value: bytes | None) -> list[Any]:
-    if value is None:
-        return [name, None]
-    try:
-        return [name, value.decode()]
-    except UnicodeDecodeError:
-        return [name, {"base64": base64.b64encode(value).decode()}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from datetime import datetime
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
-
-from marshmallow import EXCLUDE, ValidationError
 
 from settle_outbox.consume.partition_reader import Refused
 from settle_outbox.errors import SettleError
@@ -25,6 +22,9 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
 
     from settle_outbox.service import Subscription
+
+# The reason of a dead letter whose data its schema refused.
+INVALID_DATA = "invalid_data"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Errors of a schema may be many.
@@ -55,7 +55,7 @@ class Parsed:
         event: its data validated when its type is subscribed to, else empty.
         subscription: None for a type that nobody here knows.
         invalid: why it is no event.
-        failure: what the schema of its subscription raised, other than a ValidationError.
+        failure: what the schema of its subscription raised, if that may be a fault in its code.
     """
 
     record: ConsumerRecord
@@ -88,6 +88,8 @@ def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscr
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
+            key=record.key,
+            headers=tuple(record.headers or ()),
         )
     except InvalidRecordError as error:
         # Without the traceback, whose frames hold the whole data: up to 30 times the value's bytes.
@@ -95,21 +97,6 @@ def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscr
     if failure is not None:
         clear_frames(failure.__traceback__)  # of the whole data
     return Parsed(record, event=event, subscription=subscription, failure=failure)
-
-
-def fingerprint(record: ConsumerRecord) -> bytes:
-    """SHA-256 of a record and its place, each part preceded by its length."""
-    digest = hashlib.sha256()
-    parts: list[bytes | None] = [
-        f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}".encode(),
-        record.key,
-        record.value,
-    ]
-    for name, value in record.headers or ():
-        parts += [name.encode(errors="surrogatepass"), value]
-    for part in parts:
-        digest.update(b"-" if part is None else b"%d:" % len(part) + part)
-    return digest.digest()
 
 
 def _headers(record: ConsumerRecord) -> dict[str, str]:
@@ -185,8 +172,8 @@ def _data(record: ConsumerRecord, headers: Mapping[str, str]) -> Any:
 
 def _read_data(
     record: ConsumerRecord, headers: Mapping[str, str], subscription: Subscription | None
-) -> tuple[Mapping[str, Any], Exception | None]:
-    """Return the validated data, or what the code of the schema raised."""
+) -> tuple[Any, Exception | None]:
+    """Return the validated data, or what a fault in the code of the schema raised."""
     if subscription is None:
         return {}, None
     data = _data(record, headers)
@@ -198,14 +185,26 @@ def _read_data(
         return {}, error
 
 
-def _validated(subscription: Subscription, data: Any) -> Mapping[str, Any]:
+def _validated(subscription: Subscription, data: Any) -> Any:
     if not isinstance(data, dict):
         _refuse("not_an_object", f"The value is a JSON {type(data).__name__}, not an object.")
     try:
-        loaded: Mapping[str, Any] = subscription.schema.load(data, unknown=EXCLUDE)
-    except ValidationError as error:
-        _refuse("invalid_data", f"The data does not fit {subscription.type}: {error.messages}.")
-    return loaded
+        return subscription.validate(data)
+    except Exception as error:
+        if _may_be_defect(error):
+            raise
+        lines = "; ".join(line.strip() for line in str(error).splitlines())
+        _refuse(INVALID_DATA, f"The data does not fit {subscription.type}: {lines}.")
+
+
+def _may_be_defect(error: Exception) -> bool:
+    """Return whether a schema's error may come from a fault in its code; see `Schema`.
+
+    Validation libraries raise a ValueError, a group of errors, or an exception that derives from
+    none of Python's own but Exception itself.
+    """
+    first_of_python = next(each for each in type(error).__mro__ if each.__module__ == "builtins")
+    return first_of_python is not Exception and not isinstance(error, ValueError | ExceptionGroup)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

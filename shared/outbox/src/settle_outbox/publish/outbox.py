@@ -93,9 +93,9 @@ def add_all(session: Session, events: Sequence[Event]) -> None:
             "aggregatetypes": [event.aggregatetype for event in events],
             "aggregateids": [event.aggregateid for event in events],
             "types": [event.type for event in events],
-            "payloads": [_payload(event) for event in events],
-            "requestids": [_header(event.trace.request_id) for event in events],
-            "traceparents": [_header(event.trace.traceparent) for event in events],
+            "payloads": [encode_data(event) for event in events],
+            "requestids": [header_or_none(event.trace.request_id) for event in events],
+            "traceparents": [header_or_none(event.trace.traceparent) for event in events],
         },
     )
     mark_for_wakeup(session)
@@ -131,7 +131,12 @@ def _check(session: Session, event: Event) -> None:
         )
 
 
-def _payload(event: Event) -> bytes:
+def encode_data(event: Event) -> bytes:
+    """Return the JSON of an event's data.
+
+    Raises:
+        InvalidEventError: see `add`.
+    """
     try:
         payload = json.dumps(
             _json_value(event.data, "data"), ensure_ascii=False, separators=(",", ":")
@@ -150,7 +155,7 @@ def _payload(event: Event) -> bytes:
     return payload
 
 
-def _header(text: str | None) -> str | None:
+def header_or_none(text: str | None) -> str | None:
     """Return the text of an optional header, or None if a consumer would refuse it."""
     return text if text is not None and HEADER_TEXT.fullmatch(text) else None
 

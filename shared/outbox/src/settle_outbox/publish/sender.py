@@ -99,7 +99,7 @@ class Sender:
                         topic_of(event.aggregatetype),
                         value=event.payload,
                         key=event.aggregateid.encode(),
-                        headers=self._headers(event),
+                        headers=event_headers(event, self._source),
                     )
                 except _UNSENDABLE as error:
                     sent.unsendable[event] = error
@@ -132,25 +132,26 @@ class Sender:
         self._stopped = True
         stop_sending(self._producer)
 
-    def _headers(self, event: PendingEvent) -> list[tuple[str, bytes]]:
-        """CloudEvents 1.0, Kafka protocol binding, binary content mode."""
-        headers = [
-            ("ce_id", str(event.id).encode()),
-            ("ce_type", event.type.encode()),
-            ("ce_source", self._source),
-            ("ce_specversion", b"1.0"),
-            (
-                "ce_time",
-                event.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z").encode(),
-            ),
-            ("ce_sequence", str(event.seq).encode()),
-            ("content-type", b"application/json"),
-        ]
-        if event.requestid is not None:
-            headers.append(("ce_requestid", event.requestid.encode()))
-        if event.traceparent is not None:
-            headers.append(("traceparent", event.traceparent.encode()))
-        return headers
+
+def event_headers(event: PendingEvent, source: bytes) -> list[tuple[str, bytes]]:
+    """Return the headers of an event: CloudEvents 1.0, Kafka protocol binding, binary mode."""
+    headers = [
+        ("ce_id", str(event.id).encode()),
+        ("ce_type", event.type.encode()),
+        ("ce_source", source),
+        ("ce_specversion", b"1.0"),
+        (
+            "ce_time",
+            event.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z").encode(),
+        ),
+        ("ce_sequence", str(event.seq).encode()),
+        ("content-type", b"application/json"),
+    ]
+    if event.requestid is not None:
+        headers.append(("ce_requestid", event.requestid.encode()))
+    if event.traceparent is not None:
+        headers.append(("traceparent", event.traceparent.encode()))
+    return headers
 
 
 def _collect(

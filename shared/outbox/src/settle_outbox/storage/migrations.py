@@ -7,6 +7,7 @@ A migration of a service calls them like any other operation::
     def upgrade() -> None:
         migrations.create_v1(shards=16)
         migrations.create_v2()
+        migrations.create_v3()
 
 An operation, once released, never changes; a change of the tables is a new one.
 """
@@ -197,3 +198,27 @@ def create_v2() -> None:
 def drop_v2() -> None:
     """Drop what `create_v2` created."""
     op.execute("DROP TABLE outbox_clusters, inbox_brakes, inbox_attempts")
+
+
+_SKIPPED_V3 = """
+CREATE TABLE inbox_skipped (
+    topic    text NOT NULL,
+    type     text NOT NULL,
+    records  bigint NOT NULL CONSTRAINT inbox_skipped_positive CHECK (records > 0),
+    first_at timestamptz NOT NULL DEFAULT now(),
+    last_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (topic, type)
+);
+COMMENT ON TABLE inbox_skipped IS
+    'Types of events that the service does not subscribe to, and how many records of each came.';
+"""
+
+
+def create_v3() -> None:
+    """Add the counts of events that the service does not subscribe to."""
+    op.execute(_SKIPPED_V3)
+
+
+def drop_v3() -> None:
+    """Drop what `create_v3` created."""
+    op.execute("DROP TABLE inbox_skipped")

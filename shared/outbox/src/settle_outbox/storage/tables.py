@@ -113,6 +113,17 @@ inbox = Table(
     postgresql_partition_by="RANGE (id)",
 )
 
+inbox_skipped = Table(
+    "inbox_skipped",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("type", Text, primary_key=True),
+    Column("records", BigInteger, nullable=False),
+    _timestamp("first_at"),
+    _timestamp("last_at"),
+    CheckConstraint("records > 0", name="inbox_skipped_positive"),
+)
+
 inbox_horizon = Table(
     "inbox_horizon",
     metadata,

@@ -1,0 +1,182 @@
+"""For the tests of a service: run a handler as the engine would, without a broker.
+
+A test with pytest::
+
+    from settle_outbox import Event, Outcome
+    from settle_outbox.testing import GUARDABLE, Recorded, apply
+
+    @pytest.fixture
+    def session() -> Iterator[Session]:
+        engine = create_engine(DATABASE_URL, connect_args=GUARDABLE)
+        with Session(engine) as session:
+            yield session  # nothing is committed
+
+    def test_a_payment_is_noted(session: Session) -> None:
+        event = Event("payments", "order-1", "payment.succeeded", {"order_id": "order-1"})
+
+        recorded = apply(SERVICE, session, event)
+
+        assert recorded == Recorded(Outcome.APPLIED)
+        assert session.scalars(select(Notification.order_id)).all() == ["order-1"]
+
+The database is a PostgreSQL with the service's migrations. `GUARDABLE` are the driver's options
+with which the engine refuses a handler that ends the transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from kafka.consumer.fetcher import ConsumerRecord
+
+from settle_outbox.consume.applier import call_handler
+from settle_outbox.consume.failures import one_line, raise_if_database_failed, reason_of
+from settle_outbox.consume.handler_guard import GUARDABLE, HandlerRun, NotGuardableError
+from settle_outbox.consume.records import INVALID_DATA, parse
+from settle_outbox.publish.outbox import encode_data, header_or_none
+from settle_outbox.publish.pending import PendingEvent
+from settle_outbox.publish.sender import event_headers
+from settle_outbox.service import Outcome, Retry, topic_of
+from settle_outbox.storage.database import AGGREGATETYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import Session
+
+    from settle_outbox.event import Event, ReceivedEvent
+    from settle_outbox.service import Service, Subscription
+
+__all__ = ["GUARDABLE", "Recorded", "apply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the engine would record of an event.
+
+    Args:
+        outcome: APPLIED; SKIPPED if the service does not subscribe to its type; ANOMALY; PARKED if
+            it would become a dead letter.
+        reason: of the anomaly or dead letter, such as ``invalid_data`` or ``handler_failed``, or
+            the reason of the handler's verdict.
+        detail: likewise, a sentence.
+        error: that the handler or the schema raised. It does not count for ``==``.
+    """
+
+    outcome: Outcome
+    reason: str | None = None
+    detail: str | None = None
+    error: Exception | None = field(default=None, compare=False)
+
+
+def apply(
+    service: Service, session: Session, event: Event, *, topic: str | None = None
+) -> Recorded:
+    """Run a service's handler for one event as the consumer would.
+
+    The event is encoded as the relay sends it, read again and validated by the schema. The handler
+    runs with the event's trace, and its transaction is guarded; see `settle_outbox.Handler`. What
+    it did is flushed and not committed, and nothing is written to the inbox, so the same event is
+    applied again by another call. What a handler did that failed is rolled back, and what the test
+    did before in the session stays. If the handler tried to end the transaction, all is rolled
+    back and the session is closed.
+
+    Not done here: deferred constraints are checked by the commit, if the test commits; a handler
+    may take any time; attempts and failures in a row are not counted.
+
+    Args:
+        service: it subscribes to the event.
+        session: of an engine made with `GUARDABLE`.
+        event: as the other service adds it.
+        topic: where it comes from, if not from the topic of its aggregatetype.
+
+    Raises:
+        Retry: the handler raised it. The engine would try again later.
+        SQLAlchemyError: the database is in trouble. The engine would try again.
+        DatabaseTroubleError: likewise.
+        InvalidEventError: the event's data has no form in JSON.
+        NotGuardableError: the session's engine was made without `GUARDABLE`.
+    """
+    record = _record(event, topic or topic_of(event.aggregatetype))
+    parsed = parse(record, {each.key: each for each in service.subscriptions})
+    if parsed.invalid is not None:
+        return Recorded(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
+    if parsed.failure is not None:
+        return Recorded(Outcome.PARKED, INVALID_DATA, one_line(parsed.failure), parsed.failure)
+    if parsed.event is None or parsed.subscription is None:
+        return Recorded(Outcome.SKIPPED)
+    with _declaring(session, service):
+        return _handle(session, parsed.event, parsed.subscription)
+
+
+def _record(event: Event, topic: str) -> ConsumerRecord:
+    """Return the record that a consumer gets of an event."""
+    value, key = encode_data(event), event.aggregateid.encode()
+    sent = PendingEvent(
+        id=event.id,
+        seq=1,
+        shard=0,
+        aggregatetype=event.aggregatetype,
+        aggregateid=event.aggregateid,
+        type=event.type,
+        payload=value,
+        requestid=header_or_none(event.trace.request_id),
+        traceparent=header_or_none(event.trace.traceparent),
+        created_at=datetime.now(UTC),
+    )
+    return ConsumerRecord(
+        topic=topic,
+        partition=0,
+        leader_epoch=0,
+        offset=0,
+        timestamp=0,
+        timestamp_type=0,
+        key=key,
+        value=value,
+        headers=event_headers(sent, f"/{event.aggregatetype}".encode()),
+        checksum=None,
+        serialized_key_size=len(key),
+        serialized_value_size=len(value),
+        serialized_header_size=-1,
+    )
+
+
+@contextmanager
+def _declaring(session: Session, service: Service) -> Iterator[None]:
+    """Refuse events of an undeclared aggregatetype, as the consumer's sessions do."""
+    before = session.info.get(AGGREGATETYPES)
+    session.info[AGGREGATETYPES] = frozenset(service.aggregatetypes)
+    try:
+        yield
+    finally:
+        session.info[AGGREGATETYPES] = before
+
+
+def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> Recorded:
+    run = HandlerRun(time.monotonic)
+    savepoint = session.begin_nested()
+    transaction = session.get_transaction()
+    try:
+        verdicts = call_handler(session, subscription, [event], run)
+        # The driver sees no end of a transaction that the test runs in a savepoint of its own.
+        if session.get_transaction() is not transaction:
+            run.refuse_end("commit(), rollback() or close() of its session")
+    except Exception as error:
+        if run.ended_by is not None or run.rolled_back:
+            session.close()
+        else:
+            savepoint.rollback()
+        if isinstance(error, Retry | NotGuardableError):
+            raise
+        if run.ended_by is None:
+            raise_if_database_failed(error, run)
+        return Recorded(Outcome.PARKED, reason_of(error), one_line(error), error)
+    savepoint.commit()
+    verdict = verdicts.get(event.id)
+    if verdict is None:
+        return Recorded(Outcome.APPLIED)
+    return Recorded(verdict.outcome, verdict.reason, verdict.detail)
