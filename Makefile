@@ -46,8 +46,9 @@ down: $(INSTALLED) ## Stop it; what is stored stays
 	@$(BIN)/settle down
 
 .PHONY: status
-status: $(INSTALLED) ## Show every process: state, pid, uptime, address
-	@$(BIN)/settle status
+status: $(INSTALLED) ## Show every process: state, pid, uptime, address; in scripts, use settle status
+# 3: nothing runs. That is an answer, and make would call it an error.
+	@$(BIN)/settle status || test $$? -eq 3
 
 .PHONY: logs
 logs: $(INSTALLED) ## Show what the processes log, as it comes

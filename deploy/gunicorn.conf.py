@@ -13,7 +13,9 @@ from shared.web import THREADS
 
 log = structlog.get_logger(__name__)
 
-bind = f"{os.environ.get('BIND_ADDRESS', '127.0.0.1')}:{os.environ['PORT']}"
+_host = os.environ.get("BIND_ADDRESS", "127.0.0.1").strip("[]")
+# gunicorn knows an IPv6 address by its brackets.
+bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
 worker_class = "shared.web.server.Worker"
 # Its lines in the form of ours, by LOG_LEVEL and LOG_FORMAT; the app logs the requests.

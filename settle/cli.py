@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -111,9 +112,9 @@ Try next:
   {settle} demo
   {settle} logs --follow
   {settle} status
-  curl -i {payments}/accounts -H 'Content-Type: application/json' \\
+  curl -i {shlex.quote(payments)}/accounts -H 'Content-Type: application/json' \\
        -d '{{"user_id": "{uuid.uuid4()}"}}'
-  curl {orders}/orders
+  curl {shlex.quote(orders)}/orders
   {settle} down"""
 
 
@@ -127,7 +128,7 @@ def down() -> None:
     \b
     Example: settle down
     """
-    stopped = take_down(open_state())
+    stopped = take_down(open_state(), click.echo)
     click.echo("Settle is down." if stopped else "Settle is not running.")
 
 
@@ -262,7 +263,7 @@ def reset(*, yes: bool) -> None:
     state = open_state()
     if not yes:
         click.confirm(f"Remove every account, order and log kept in {state.home}?", abort=True)
-    removed = remove_all(state)
+    removed = remove_all(state, click.echo)
     for path in removed:
         click.echo(f"Removed {path}")
     if not removed:
@@ -318,5 +319,5 @@ def _as_typed(command: str) -> str:
         return command
     try:
         return str(script.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # elsewhere, or the folder that one stands in is gone
         return str(script)

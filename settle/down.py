@@ -11,6 +11,7 @@ from settle.stack import APIS, BROKER, POSTGRES, WORKERS, running_stack
 from settle.supervisor import Supervisor, SupervisorError, wait_for
 
 if TYPE_CHECKING:
+    from settle.progress import Tell
     from settle.state import StateFolder
 
 # Above each program's stopwaitsecs in deploy/programs, after which supervisord kills it.
@@ -18,15 +19,19 @@ STAGES = (((*APIS, *WORKERS), 40.0), ((BROKER,), 40.0), ((POSTGRES,), 70.0))
 SHUTDOWN_TIMEOUT_S = 20.0
 
 
-def take_down(state: StateFolder) -> bool:
+def take_down(state: StateFolder, tell: Tell) -> bool:
     """Stop everything, and leave no process behind.
+
+    Args:
+        state: its folder.
+        tell: is told when another command has to end first.
 
     Returns:
         Whether there was anything to stop.
     """
     if not state.home.exists():
         return False
-    with state.locked():
+    with state.locked(tell):
         return stop_all(state)
 
 

@@ -28,6 +28,7 @@ _TROUBLE = re.compile(
     r'"level": "(error|critical)"|\b(ERROR|CRITICAL|FATAL|PANIC)\b'
     r"|^Error: |^[\w.]+(Error|Exception)\b"
 )
+_ROUTINE = re.compile(r'"level": "(debug|info)"|\[(debug|info) *\]|\b(DEBUG|INFO|LOG)\b')
 
 
 class LogError(SettleError):
@@ -81,12 +82,17 @@ def follow(logs: dict[str, Path]) -> Iterator[Line]:
 
 
 def last_trouble(log: Path) -> str | None:
-    """The last line that tells an error; else the last line; None when nothing was logged."""
+    """The last line that tells an error; else the last one that is not routine; None without one.
+
+    A program that cannot even start does not say so in a form that is known here.
+    """
     try:
         lines = [line for line in _tail(log, 200) if line.strip()]
     except OSError:
         return None
-    found = [line for line in lines if _TROUBLE.search(line)] or lines
+    found = [line for line in lines if _TROUBLE.search(line)] or [
+        line for line in lines if not _ROUTINE.search(line)
+    ]
     return found[-1].strip()[:LONGEST_LINE] if found else None
 
 

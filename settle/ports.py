@@ -8,11 +8,15 @@ from pathlib import Path
 LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 
 
+def address_family(host: str) -> socket.AddressFamily:
+    """The family of an address or name to listen on."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def why_taken(host: str, port: int) -> str | None:
     """Why nothing can listen there now, and who does, where that can be seen; None when free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family) as probe:
+        with socket.socket(address_family(host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen()

@@ -12,25 +12,38 @@ from settle.embedded.postgres import kept_elsewhere
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from settle.progress import Tell
     from settle.state import StateFolder
 
 
 def kept(state: StateFolder) -> list[Path]:
     """What there is to remove: what the stack makes, not what else lies in its folder."""
-    own = (state.postgres, state.kafka, state.logs, state.socket, state.run, state.env)
+    own = (
+        state.postgres,
+        state.kafka,
+        state.logs,
+        state.socket,
+        state.run,
+        state.env,
+        state.new_env,
+    )
     found = [path for path in (*own, *kept_elsewhere(state.postgres)) if path.exists()]
     return [path for path in found if not _in_use(path)]
 
 
-def reset(state: StateFolder) -> list[Path]:
+def reset(state: StateFolder, tell: Tell) -> list[Path]:
     """Stop everything, and remove all that is kept.
+
+    Args:
+        state: its folder.
+        tell: is told when another command has to end first.
 
     Returns:
         What was removed.
     """
     if not state.home.exists() and not kept(state):
         return []
-    with state.locked():
+    with state.locked(tell):
         stop_all(state)
         removed = kept(state)
         for path in removed:

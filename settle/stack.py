@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from environs import Env
 from settle.embedded import kafka
 from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
+from settle.ports import address_family
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import Settings, SettingsError, read_database_url, read_whole
 
@@ -31,22 +33,23 @@ PORTS = {
 DATABASE_URLS = {service: f"{service.upper()}_DATABASE_URL" for service in SERVICES}
 BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
 BROKER_KIND = "BROKER"
-# What may be set, and must stay as it is while the stack runs.
-FIXED = (*PORTS, "BIND_ADDRESS", *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND)
+BIND_ADDRESS = "BIND_ADDRESS"
+LOOPBACK = "127.0.0.1"
+# The settings of the services' processes that `settle up` passes on as they were given, each by
+# its field's name. The other fields have a variable of their own, or are not for the caller to set.
+SETTINGS = frozenset(field.name.upper() for field in fields(Settings)) - {
+    *("SERVICE", "DATABASE_URL", BOOTSTRAP, "HEALTH_DIR")
+}
 # Names what of the above is ours: a shell that has read `.settle/env` has every one of them set.
 EMBEDDED = "SETTLE_EMBEDDED"
 
-# What the programs are given of the caller's environment: what a program needs to run, and the
-# settings, each by its field's name. Whatever else a shell holds, keys of other systems above all,
-# is not for them.
+# What the programs are given of the caller's environment beside the settings: what a program needs
+# to run. Whatever else a shell holds, keys of other systems above all, is not for them.
 INHERITED = {
     *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
     *("LD_LIBRARY_PATH", "JAVA_HOME", "XDG_CACHE_HOME"),
-    *({field.name.upper() for field in fields(Settings)} - {"SERVICE", "DATABASE_URL"}),
 }
 INHERITED_PREFIXES = ("LC_", "PYTHON", "PGSSL", "SSL_")
-
-AS_ROOT = "the APIs, relays, consumers and the broker run as root; only PostgreSQL does not"
 
 POSTGRES = "postgres"
 BROKER = "broker"
@@ -58,6 +61,10 @@ PORT_VARIABLES = {
 }
 # Consumers first: joining their group takes the longest.
 WORKERS = tuple(f"{service}-{part}" for part in ("consumer", "relay") for service in SERVICES)
+
+
+# Where this machine reaches what listens on all of its addresses.
+_REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - read, not bound
 
 
 class BrokerKind(StrEnum):
@@ -84,6 +91,7 @@ class Stack:
         bootstrap: the broker's addresses, comma-separated.
         broker: which broker is ours, or None when one is given.
         embedded: what is not given but ours: services whose database is, and the broker.
+        settings: the `SETTINGS` that were given, by the names of their variables.
     """
 
     state: StateFolder
@@ -94,6 +102,7 @@ class Stack:
     bootstrap: str
     broker: BrokerKind | None
     embedded: frozenset[str]
+    settings: Mapping[str, str]
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -121,11 +130,12 @@ class Stack:
             ),
             EMBEDDED: " ".join(sorted(self.embedded)),
             **{name: str(port) for name, port in self.ports.items()},
-            "BIND_ADDRESS": self.bind_address,
+            BIND_ADDRESS: self.bind_address,
             **{DATABASE_URLS[service]: self.database_urls[service] for service in SERVICES},
             BOOTSTRAP: self.bootstrap,
             BROKER_KIND: self.broker or "",
             "HEALTH_DIR": str(self.state.health),
+            **self.settings,
         }
 
     def _file(self, program: str) -> str:
@@ -134,20 +144,20 @@ class Stack:
 
     def base_url(self, service: str) -> str:
         """Where to reach a service's API from this machine."""
-        everywhere = self.bind_address in {"0.0.0.0", "::"}  # noqa: S104 - read, not bound
-        host = "127.0.0.1" if everywhere else self.bind_address
+        host = _REACHED_AT.get(self.bind_address, self.bind_address)
+        host = f"[{host}]" if ":" in host else host  # RFC 3986, section 3.2.2
         return f"http://{host}:{self.ports[f'{service.upper()}_PORT']}"
 
     def host(self, program: str) -> str:
         """The address that a program listens on."""
-        return self.bind_address if program in APIS else "127.0.0.1"
+        return self.bind_address if program in APIS else LOOPBACK
 
     def address(self, program: str) -> str | None:
         """Where a program can be reached; None for one that does not listen."""
         if program in APIS:
             return self.base_url(program.removesuffix("-api"))
         variable = PORT_VARIABLES.get(program)
-        return f"127.0.0.1:{self.ports[variable]}" if variable else None
+        return f"{LOOPBACK}:{self.ports[variable]}" if variable else None
 
 
 def planned_stack(state: StateFolder) -> Stack:
@@ -160,6 +170,7 @@ def planned_stack(state: StateFolder) -> Stack:
         EmbeddedPostgresError: the embedded PostgreSQL cannot be prepared.
     """
     ports = read_ports()
+    bind_address = read_bind_address()
     embedded = read_embedded()
     broker = read_broker()
     if broker is not None:
@@ -171,7 +182,7 @@ def planned_stack(state: StateFolder) -> Stack:
     return Stack(
         state=state,
         ports=ports,
-        bind_address=os.environ.get("BIND_ADDRESS") or "127.0.0.1",
+        bind_address=bind_address,
         cluster=cluster,
         database_urls={
             service: cluster.url(ports["POSTGRES_PORT"], service, role=service)
@@ -180,10 +191,11 @@ def planned_stack(state: StateFolder) -> Stack:
             for service in SERVICES
         },
         bootstrap=(
-            f"127.0.0.1:{ports['KAFKA_PORT']}" if BROKER in embedded else os.environ[BOOTSTRAP]
+            f"{LOOPBACK}:{ports['KAFKA_PORT']}" if BROKER in embedded else os.environ[BOOTSTRAP]
         ),
         broker=broker,
         embedded=embedded,
+        settings=read_given_settings(),
     )
 
 
@@ -248,6 +260,38 @@ def read_ports() -> dict[str, int]:
     return ports
 
 
+def read_bind_address() -> str:
+    """The address that the environment asks the APIs to listen on; an IPv6 one without brackets.
+
+    Raises:
+        SettingsError: it is not an address of this machine.
+    """
+    given = os.environ.get(BIND_ADDRESS) or LOOPBACK
+    host = given.removeprefix("[").removesuffix("]")
+    try:
+        with socket.socket(address_family(host)) as probe:
+            probe.bind((host, 0))
+    except (OSError, UnicodeError) as error:  # the second for a name that cannot be one
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(
+            f"{BIND_ADDRESS} is {given!r}, and nothing can listen there ({reason}): "
+            "set it to an address of this machine, or to 0.0.0.0 or :: for all of them."
+        ) from error
+    return host
+
+
+def read_given_settings() -> dict[str, str]:
+    """The settings that the environment gives for the services' processes; an empty one is none."""
+    return {name: os.environ[name] for name in sorted(SETTINGS) if os.environ.get(name)}
+
+
+def take_environment(stack: Stack) -> None:
+    """Give this process the environment of a stack's programs: settings are read from there."""
+    for name in SETTINGS - stack.environment.keys():
+        os.environ.pop(name, None)
+    os.environ.update(stack.environment)
+
+
 def inherited_environment() -> dict[str, str]:
     """What supervisord and the programs are given of the caller's environment."""
     return {
@@ -280,27 +324,52 @@ def running_stack(state: StateFolder) -> Stack | None:
         return Stack(
             state=state,
             ports={name: int(kept[name]) for name in PORTS},
-            bind_address=kept["BIND_ADDRESS"],
+            bind_address=kept[BIND_ADDRESS],
             cluster=None if embedded.isdisjoint(SERVICES) else open_cluster(state.postgres),
             database_urls={service: kept[name] for service, name in DATABASE_URLS.items()},
             bootstrap=kept[BOOTSTRAP],
             broker=BrokerKind(kept[BROKER_KIND]) if BROKER in embedded else None,
             embedded=embedded,
+            settings={name: kept[name] for name in sorted(SETTINGS & kept.keys())},
         )
     except (KeyError, ValueError):
         return None
 
 
 def refuse_other_settings(running: Stack) -> None:
-    """Refuse settings given now that differ from those the stack runs with.
+    """Refuse to go on with other settings than those that the stack was started with.
 
     Raises:
-        AlreadyRunningError: naming the first variable that differs.
+        AlreadyRunningError: naming each variable that differs. Values may be secrets.
+        SettingsError: naming the variable and what is wrong with it.
     """
-    for name in FIXED:
-        given, runs_with = os.environ.get(name), running.environment[name]
-        if given and given != runs_with:
-            shown = "another value" if name in DATABASE_URLS.values() else runs_with
-            raise AlreadyRunningError(
-                f"Settle is running already, with {name}={shown}: run settle down first."
-            )
+    runs_with = running.environment
+    asked = _asked_settings(running)
+    names = (*PORTS, BIND_ADDRESS, *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND)
+    changed = [
+        name
+        for name in (*names, *sorted(SETTINGS))
+        if asked.get(name, "") != runs_with.get(name, "")
+    ]
+    if changed:
+        raise AlreadyRunningError(
+            f"Settle is running with other settings: {', '.join(changed)}. To start it with the "
+            "new ones, run settle down, then settle up. To leave it as it is, set them as in "
+            f"{running.state.env}, and unset those that are not there."
+        )
+
+
+def _asked_settings(running: Stack) -> dict[str, str]:
+    """What the environment asks for, in the form of `Stack.environment`.
+
+    A database or broker that is not given would be ours again, as it is in the running stack.
+    """
+    variables = {**DATABASE_URLS, BROKER: BOOTSTRAP}
+    ours = {variables[name]: running.environment[variables[name]] for name in running.embedded}
+    return {
+        **{name: str(port) for name, port in read_ports().items()},
+        BIND_ADDRESS: read_bind_address(),
+        **{name: os.environ.get(name) or ours.get(name, "") for name in variables.values()},
+        BROKER_KIND: read_broker() or "",
+        **read_given_settings(),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -74,8 +75,13 @@ class StateFolder:
         return self.home / "env"
 
     @property
+    def new_env(self) -> Path:
+        """The environment while it is written; there later only after an interruption."""
+        return self.env.with_suffix(".new")
+
+    @property
     def lock(self) -> Path:
-        """Held by whoever starts or stops the stack."""
+        """Held by whoever starts or stops the stack; it has the pid of who held it last."""
         return self.home / "lock"
 
     @property
@@ -133,60 +139,80 @@ class StateFolder:
             raise self._cannot_be_used(error) from error
 
     def _cannot_be_used(self, error: OSError) -> StateError:
+        where = self.nearest if error.errno == errno.ENOTDIR else error.filename or self.home
+        within = f": {where}" if Path(where) != self.home else ""
+        remedy = "make it writable"
+        if error.errno in {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
+            remedy = f"move {where} away"
+        elif error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            remedy = "free some space"
         return StateError(
-            f"{self.home} cannot be used ({error.strerror}): make it writable, "
+            f"{self.home} cannot be used ({error.strerror}{within}): {remedy}, "
             "or have SETTLE_HOME name another folder."
         )
 
     def write_env(self, environment: Mapping[str, str]) -> None:
         """Keep the environment of the running stack; it holds passwords."""
         lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-        new = self.env.with_suffix(".new")
-        write_private(new, "\n".join([*lines, ""]))
-        new.rename(self.env)
+        write_private(self.new_env, "\n".join([*lines, ""]))
+        self.new_env.rename(self.env)
 
     def read_env(self) -> dict[str, str]:
         """The environment that was kept; empty when the stack is down."""
         try:
             words = shlex.split(self.env.read_text(encoding="utf-8"))
+            return dict(word.split("=", 1) for word in words if word != "export")
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except ValueError as error:  # someone has edited it
-            raise StateError(f"{self.env} cannot be read ({error}): remove it.") from error
-        return dict(word.split("=", 1) for word in words if word != "export")
+        except (ValueError, OSError) as error:  # someone has edited it, or put something there
+            raise StateError(
+                f"{self.env} cannot be read ({error}): remove it, then run settle down."
+            ) from error
 
     @contextmanager
-    def locked(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    def locked(self, tell: Callable[[str], None]) -> Iterator[None]:
         """Hold the folder against another `settle up`, `down` or `reset`.
 
         Args:
-            on_wait: called once when it is held, before waiting.
+            tell: is told once when another one holds it, before waiting.
 
         Raises:
             StateError: another one held it for three minutes, or the folder cannot be used.
         """
+        is_told = False
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             self.make()
             with self._open_lock() as lock:
                 if self._take(lock):
+                    lock.truncate()
+                    lock.write(f"{os.getpid()}\n")
+                    lock.flush()
                     yield
                     return
+                pid = lock.read().strip()  # empty for a moment, or of an earlier version
+                other = f"another settle up, down or reset{f' (pid {pid})' if pid else ''}"
             if time.monotonic() > deadline:
                 raise StateError(
-                    f"Another settle up, down or reset has held {self.lock} "
-                    f"for {LOCK_TIMEOUT_S} s: end it first."
+                    f"{self.lock} has been held for {LOCK_TIMEOUT_S} s by {other}: end it first."
                 )
-            if on_wait is not None:
-                on_wait()
-                on_wait = None
+            if not is_told:
+                tell(f"Waiting for {other} to end.")
+                is_told = True
             time.sleep(0.1)
 
     def _open_lock(self) -> TextIO:
-        """Open the lock file, closed to others: who can open a file can lock it (flock(2))."""
-        file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        """Open the lock file, closed to others: who can open a file can lock it (flock(2)).
+
+        Raises:
+            StateError: something else is in its place.
+        """
+        try:
+            file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self._cannot_be_used(error) from error
         os.fchmod(file, 0o600)  # an earlier version made it readable
-        return open(file, "w", encoding="ascii")  # noqa: PTH123 - a descriptor
+        return open(file, "r+", encoding="ascii", errors="replace")  # noqa: PTH123 - a descriptor
 
     def _take(self, lock: TextIO) -> bool:
         try:

@@ -72,7 +72,7 @@ class Status:
     def as_lines(self) -> Iterable[str]:
         """As `settle status` shows it."""
         if self.health is Health.DOWN:
-            yield "Settle is not running."
+            yield "Settle is not running: settle up starts it."
         else:
             yield from _table(self.rows)
         yield ""

@@ -26,7 +26,7 @@ CALL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 20.0
 POLL_S = 0.05
 STOPPED = frozenset({"STOPPED", "EXITED", "FATAL", "UNKNOWN"})
-ALREADY_STARTED, NOT_RUNNING = 60, 70  # supervisor.xmlrpc.Faults
+SHUTTING_DOWN, ALREADY_STARTED, NOT_RUNNING = 6, 60, 70  # supervisor.xmlrpc.Faults
 
 
 class SupervisorError(SettleError):
@@ -102,7 +102,13 @@ class Supervisor:
         try:
             return getattr(self._proxy.supervisor, name)(*arguments)
         except (OSError, HTTPException) as error:
-            raise SupervisorError(f"supervisord does not answer ({error}).") from error
+            raise SupervisorError(
+                f"supervisord does not answer ({error}): run settle down, then settle up."
+            ) from error
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != SHUTTING_DOWN:
+                raise
+            raise SupervisorError("supervisord is shutting down: run settle up again.") from fault
 
     def pid(self) -> int | None:
         """The pid of a supervisord that answers; None when there is none."""
@@ -157,14 +163,20 @@ class Supervisor:
             return all(now[name].stopped for name in wanted)
 
         if not wait_for(all_stopped, timeout_s=timeout_s):
-            raise SupervisorError(f"{', '.join(wanted)} did not all stop within {timeout_s:.0f} s.")
+            raise SupervisorError(
+                f"{', '.join(wanted)} did not all stop within {timeout_s:.0f} s: settle down ends "
+                "them."
+            )
 
     def _order(self, call: str, name: str, *, unless: int) -> None:
         try:
             self._call(call, name, False)  # noqa: FBT003 - wait=False; the protocol has no names
         except xmlrpc.client.Fault as fault:
             if fault.faultCode != unless:
-                raise SupervisorError(f"{call} {name}: {fault.faultString}") from fault
+                raise SupervisorError(
+                    f"supervisord refuses to {call.removesuffix('Process')} {name} "
+                    f"({fault.faultString}): see settle logs supervisord."
+                ) from fault
 
     def shutdown(self) -> None:
         """Have it stop what still runs, and end.

@@ -7,6 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from alembic.util.exc import CommandError
 from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -17,9 +18,9 @@ from settle.interrupts import interrupts_heard
 from settle.logs import last_trouble
 from settle.ports import why_taken
 from settle.readiness import wait_ready
+from settle.root_user import AS_ROOT, how_to_leave_root
 from settle.stack import (
     APIS,
-    AS_ROOT,
     BOOTSTRAP,
     BROKER,
     DATABASE_URLS,
@@ -32,6 +33,7 @@ from settle.stack import (
     read_embedded,
     refuse_other_settings,
     running_stack,
+    take_environment,
 )
 from settle.state import CHECKOUT, LEAST_FREE_MB
 from settle.supervisor import Supervisor, start_supervisor
@@ -75,8 +77,9 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
         SettleError: why it cannot be.
     """
     if os.geteuid() == 0:
-        steps.say(f"Warning: {AS_ROOT}. Run settle as an ordinary user.")
-    with state.locked(lambda: steps.say("Waiting for another settle up, down or reset to end.")):
+        steps.say(f"Warning: {AS_ROOT}. To run it as an ordinary user:")
+        steps.say(f"  {how_to_leave_root(state)}")
+    with state.locked(steps.say):
         supervisor = Supervisor(state.socket)
         stack = running_stack(state)
         if stack is not None and supervisor.pid() is not None:
@@ -140,7 +143,7 @@ def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
 
 
 def _take_settings(stack: Stack) -> None:
-    os.environ.update(stack.environment)
+    take_environment(stack)
     for service in SERVICES:
         read_settings(service)  # refuses a wrong setting before anything is started
 
@@ -183,7 +186,7 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
             _start_server(stack, supervisor, POSTGRES, tell)
             create_databases(stack.cluster, stack.ports["POSTGRES_PORT"])
     with steps.step("Migrating both databases", "Both databases are migrated"):
-        _migrate(stack)
+        migrate(stack)
     if BROKER in stack.servers:
         name = "Apache Kafka" if stack.broker is BrokerKind.KAFKA else "The broker"
         with steps.step(
@@ -218,21 +221,43 @@ def _start_programs(
         trouble = last_trouble(stack.state.logs / f"{name}.log")
         raise UpError(
             f"{name} is not ready after {timeout_s:.0f} s ({reason}); "
-            f"its log says: {trouble or 'nothing'}. "
+            f"{f'its log says: {trouble}' if trouble else 'its log tells of no error'}. "
             f"See settle logs {name} and settle doctor --quick; settle down stops the rest."
         )
 
 
-def _migrate(stack: Stack) -> None:
+def migrate(stack: Stack) -> None:
+    """Bring both databases to the code's revision.
+
+    Raises:
+        UpError: a database does not answer, or cannot be migrated; with what to do.
+    """
     for service, url in stack.database_urls.items():
         silent = why_silent(url)
         if silent is not None:
-            raise UpError(f"The database of {DATABASE_URLS[service]} does not answer: {silent}")
+            raise UpError(
+                f"The database of {DATABASE_URLS[service]} does not answer ({silent}): start it, "
+                "or run settle down and correct the variable."
+            )
         try:
             upgrade(service, url)
         except SQLAlchemyError as error:
-            reason = str(error).partition("\n")[0]
-            raise UpError(f"The migrations of {service} failed: {reason}") from error
+            raise UpError(
+                f"The migrations of {service} failed, and nothing of them is kept: "
+                f"{_told_by_database(error)}"
+            ) from error
+        except CommandError as error:
+            raise UpError(
+                f"The database of {service} cannot be migrated by this code ({error}): if a later "
+                "version has migrated it, run that one; settle down stops what runs."
+            ) from error
+
+
+def _told_by_database(error: SQLAlchemyError) -> str:
+    """What went wrong and the hint about it, in the database's words."""
+    told = getattr(getattr(error, "orig", None), "diag", None)
+    sentences = [told.message_primary, told.message_hint] if told is not None else []
+    return " ".join(each for each in sentences if each) or str(error).partition("\n")[0]
 
 
 def _create_topics() -> None:

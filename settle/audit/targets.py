@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from settle.stack import BOOTSTRAP, DATABASE_URLS, running_stack
+from settle.stack import BOOTSTRAP, DATABASE_URLS, running_stack, take_environment
 from settle.supervisor import Supervisor
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import read_settings
@@ -30,6 +30,5 @@ def find_settings(state: StateFolder) -> dict[str, Settings]:
             raise SettleError(
                 f"There is nothing to look at: settle up starts it, or set {', '.join(NAMED)}."
             )
-        # Settings are read from the environment; this process ends with the audit.
-        os.environ.update(stack.environment)
+        take_environment(stack)
     return {service: read_settings(service) for service in DATABASE_URLS}

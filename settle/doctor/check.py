@@ -18,17 +18,20 @@ from settle_outbox.cli.command import EXPECTED, sentence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# The check's own lack of a right, of time, or of what a migration makes: a check of its own tells
-# of the last, and of the others nothing is known to be wrong.
-_UNTOLD = (
-    psycopg2.errors.InsufficientPrivilege,
-    psycopg2.errors.LockNotAvailable,
-    psycopg2.errors.QueryCanceled,
-    psycopg2.errors.UndefinedColumn,
-    psycopg2.errors.UndefinedTable,
-    AuthorizationError,
-    CoordinatorNotAvailableError,
-)
+_LATER = "ask again when there is less to do"
+_RIGHT = "give the doctor's role the right"
+_MIGRATE = "run the migrations, then ask again"
+# The check's own lack of a right, of time, or of what a migration makes, and what to do: a check of
+# its own tells of the last, and of the others nothing is known to be wrong.
+_UNTOLD: dict[type[Exception], str] = {
+    psycopg2.errors.InsufficientPrivilege: _RIGHT,
+    psycopg2.errors.LockNotAvailable: _LATER,
+    psycopg2.errors.QueryCanceled: _LATER,
+    psycopg2.errors.UndefinedColumn: _MIGRATE,
+    psycopg2.errors.UndefinedTable: _MIGRATE,
+    AuthorizationError: _RIGHT,
+    CoordinatorNotAvailableError: _LATER,
+}
 UNTOLD = "cannot be told: this broker does not say"
 
 
@@ -105,13 +108,10 @@ def carried_out(looks: Iterable[Look]) -> Iterator[Check]:
 def _stumbled(name: str, error: Exception) -> Check:
     if isinstance(error, UnsupportedVersionError):
         return ok(name, UNTOLD)
-    if isinstance(error, _UNTOLD):
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
-        return warn(
-            name,
-            f"cannot be told: {said}",
-            "migrate first; give the doctor's role the right; ask again when there is less to do",
-        )
+    for kind, remedy in _UNTOLD.items():
+        if isinstance(error, kind):
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            return warn(name, f"cannot be told: {said}", remedy)
     if isinstance(error, EXPECTED):
         return fail(name, sentence(error), "as it says")
     # A library's own, over an answer that it did not expect.

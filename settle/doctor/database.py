@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from settle.databases import revision
@@ -55,6 +56,20 @@ class Database:
         """Of the server, as it counts: 180006 is 18.6."""
         return self._connection.server_version
 
+    @cached_property
+    def revision(self) -> str | None:
+        """The migration that it is at; None when it has seen none.
+
+        Raises:
+            psycopg2.Error: it cannot be asked.
+        """
+        return revision(self.url)
+
+    @property
+    def is_migrated(self) -> bool:
+        """Whether it is at the code's revision."""
+        return self.revision == head(self.service)
+
     @property
     def is_lost(self) -> bool:
         """Whether the connection has ended."""
@@ -107,12 +122,12 @@ def judge_version(name: str, version: int) -> Check:
 def check_migrations(database: Database) -> Iterator[Check]:
     """Whether it is at the newest revision."""
     name = f"{database.service} migrations"
-    found, wanted = revision(database.url), head(database.service)
-    if found == wanted:
-        yield ok(name, f"at revision {found}")
+    if database.is_migrated:
+        yield ok(name, f"at revision {database.revision}")
         return
+    found = f"at revision {database.revision}, the code needs {head(database.service)}"
     remedy = f"settle up migrates it, or alembic -n {database.service} upgrade head"
-    yield fail(name, f"at revision {found}, the code needs {wanted}", remedy)
+    yield fail(name, found, remedy)
 
 
 _DURABILITY = """

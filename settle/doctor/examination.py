@@ -34,7 +34,15 @@ from settle.doctor.database import (
     check_version,
     unreachable,
 )
-from settle.stack import BOOTSTRAP, BROKER, DATABASE_URLS, SERVICES, read_embedded, running_stack
+from settle.stack import (
+    BOOTSTRAP,
+    BROKER,
+    DATABASE_URLS,
+    SERVICES,
+    read_embedded,
+    running_stack,
+    take_environment,
+)
 from settle.supervisor import Supervisor
 from settle_outbox.cli.command import EXPECTED
 from settle_outbox.errors import SettleError
@@ -104,7 +112,7 @@ def _find(state: StateFolder, services: Sequence[str]) -> _Patient:
         ours = stack.environment
         given = [name for name in (*DATABASE_URLS.values(), BOOTSTRAP) if os.environ.get(name)]
         if all(os.environ[name] == ours[name] for name in given):
-            os.environ.update(ours)
+            take_environment(stack)
         else:
             stack = None
     known = stack is not None or BROKER not in read_embedded()
@@ -127,7 +135,7 @@ def _local(patient: _Patient) -> Iterator[Look]:
     yield "ports", partial(local.check_ports, stack)
     yield "servers", partial(local.check_embedded, state, stack)
     if stack is not None:
-        yield "user", local.check_user
+        yield "user", partial(local.check_user, state)
         others = {service for service in SERVICES if service not in patient.services}
         programs = [each for each in stack.programs if each.partition("-")[0] not in others]
         yield "processes", partial(local.check_processes, stack, programs)

@@ -13,13 +13,16 @@ from settle.leftovers import find_leftovers
 from settle.logs import last_trouble
 from settle.ports import why_taken
 from settle.readiness import why_not_ready
+from settle.root_user import AS_ROOT, how_to_leave_root
 from settle.stack import (
-    AS_ROOT,
+    APIS,
     BROKER,
+    LOOPBACK,
     PORT_VARIABLES,
     POSTGRES,
     SERVICES,
     port_variables,
+    read_bind_address,
     read_broker,
     read_embedded,
     read_ports,
@@ -66,11 +69,12 @@ def check_folder(state: StateFolder) -> Iterator[Check]:
         yield ok("disk", found)
 
 
-def check_user() -> Iterator[Check]:
+def check_user(state: StateFolder) -> Iterator[Check]:
     """Whether the stack runs as root: it runs as its folder's owner, who is this user."""
     name = "user"
     if os.geteuid() == 0:
-        yield warn(name, AS_ROOT, "run settle as an ordinary user; a server: docs/operations.md")
+        remedy = f"{how_to_leave_root(state)}; for a server, see docs/operations.md"
+        yield warn(name, AS_ROOT, remedy)
     else:
         yield ok(name, "an ordinary user")
 
@@ -112,6 +116,7 @@ def check_ports(stack: Stack | None) -> Iterator[Check]:
         ports = stack.ports if stack is not None else read_ports()
         embedded = stack.embedded if stack is not None else read_embedded()
         broker = stack.broker if stack is not None else read_broker()
+        bind_address = stack.bind_address if stack is not None else read_bind_address()
     except SettleError as error:
         yield fail("ports", str(error), "correct the variable")
         return
@@ -126,8 +131,7 @@ def check_ports(stack: Stack | None) -> Iterator[Check]:
         if program in ours:
             yield ok(f"port {port}", f"{program}, as it should")
             continue
-        host = os.environ.get("BIND_ADDRESS") or "127.0.0.1"
-        taken = why_taken(stack.host(program) if stack else host, port)
+        taken = why_taken(bind_address if program in APIS else LOOPBACK, port)
         if taken is None:
             yield ok(f"port {port}", f"free for {program}")
         else:

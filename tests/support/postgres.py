@@ -173,5 +173,6 @@ class PostgresServer:
     def discard(self) -> None:
         """End the server and remove what it kept."""
         self.stop()
-        shutil.rmtree(self._cluster.folder, ignore_errors=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # Its data lie elsewhere where its user could not reach them.
+        for folder in (self._cluster.folder.parent, self._folder):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -128,6 +128,28 @@ def test_colours_are_for_terminals_and_not_with_no_color() -> None:
     assert piped.stderr.startswith(b"Error: ")
 
 
+def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -> None:
+    scripts = sysconfig.get_path("scripts")
+    command = ["make", "--old-file=.venv/.installed", "status", f"BIN={scripts}"]
+
+    made, direct = (
+        subprocess.run(
+            each,
+            env=os.environ | {"SETTLE_HOME": str(tmp_path / "none")},
+            cwd=Path(__file__).resolve().parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        for each in (command, [f"{scripts}/settle", "status"])
+    )
+
+    assert (made.returncode, made.stderr) == (0, "")
+    assert "Settle is not running: settle up starts it." in made.stdout
+    assert (direct.returncode, direct.stdout) == (3, made.stdout)
+
+
 def test_a_package_that_came_with_a_pull_is_named(tmp_path: Path) -> None:
     hide = (
         "import importlib.machinery as m\n"

@@ -15,6 +15,7 @@ from settle_outbox.consume import partition_reader
 from settle_outbox.consume.partition_reader import PartitionReader, TooLargeRecord, UnreadableBatch
 from settle_outbox.kafka.internals import UnreadableBatchError, UnreadablePartitionError
 from settle_outbox.kafka.record_stream import TooLarge, TooLargeError
+from settle_outbox.log import VALUE_MAX
 
 BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 1)
 RECORD = ConsumerRecord(*GOOD, 0, 3, 0, 0, b"key", b"good", [], None, 3, 4, -1)
@@ -201,6 +202,17 @@ def test_a_record_that_is_too_large_is_told_by_its_size_and_digest() -> None:
     assert isinstance(refused, TooLargeRecord)
     assert (refused.reason, refused.offset, refused.value) == ("too_large", 3, None)
     assert f"2000000 bytes with the SHA-256 {'ab' * 32}" in refused.detail
+
+
+@pytest.mark.parametrize("cause", [TooLargeError("it " * 100), CorruptRecordError("it " * 100)])
+def test_the_digest_is_whole_in_a_log_line(cause: Exception) -> None:
+    measure = TooLarge.measured(10**10, "ab" * 32)
+    error = UnreadableBatchError(BAD, 2**63 - 2, cause, last_offset=2**63 - 1, value=measure)
+    record = RECORD._replace(offset=2**63 - 1, value=measure)
+
+    refused = [UnreadableBatch.of(error), TooLargeRecord.of(record)]
+
+    assert all(f"SHA-256 {'ab' * 32}" in each.detail[:VALUE_MAX] for each in refused)
 
 
 def test_a_batch_that_is_too_large_is_not_fetched_again(closed: list[TopicPartition]) -> None:

@@ -76,11 +76,29 @@ def _opened(path: Path) -> bool:
     return path in {fd.resolve() for fd in Path("/proc/self/fd").iterdir()}
 
 
-def test_the_last_error_is_quoted_and_without_one_the_last_line(tmp_path: Path) -> None:
+def test_the_last_error_is_quoted(tmp_path: Path) -> None:
     error = "ModuleNotFoundError: No module named 'services'"
-    logs = logs_of(tmp_path, broker=[EARLY, error, "Worker exiting"], postgres=[EARLY, LATE, ""])
+    logs = logs_of(tmp_path, broker=[EARLY, error, "Worker exiting"])
+
     assert last_trouble(logs["broker"]) == error
-    assert last_trouble(logs["postgres"]) == LATE
+
+
+def test_without_an_error_the_last_line_that_is_not_routine_is_quoted(tmp_path: Path) -> None:
+    """A line that tells that all goes its way is no explanation of what does not."""
+    down = '{"event": "relay.broker_down", "level": "warning"}'
+    lost = "env: 'gunicorn': No such file or directory"
+    console = "2026-11-22T19:57:42.147682Z [info     ] relay.sent"
+    logs = logs_of(
+        tmp_path,
+        orders_relay=[EARLY, down, LATE],
+        orders_api=[lost, console],
+        postgres=["2026-11-22 19:57:41.004 UTC [12] LOG:  database system is ready", ""],
+        broker=[EARLY, LATE],
+    )
+
+    found = {name: last_trouble(log) for name, log in logs.items()}
+
+    assert found == {"orders-relay": down, "orders-api": lost, "postgres": None, "broker": None}
     assert last_trouble(tmp_path / "none.log") is None
 
 

@@ -150,7 +150,7 @@ def test_a_lock_is_closed_to_others_also_an_old_one(tmp_path: Path) -> None:
     state.lock.touch()
     state.lock.chmod(0o644)
 
-    with state.locked():
+    with state.locked(print):
         assert mode(state.lock) == 0o600
 
     assert mode(state.home) == (0o711 if os.geteuid() == 0 else 0o700)
@@ -164,7 +164,7 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     state.make()
     state.lock.symlink_to(victim)
 
-    with pytest.raises(OSError, match="symbolic links"), state.locked():
+    with pytest.raises(StateError, match="symbolic links"), state.locked(print):
         pass
 
     assert victim.read_text() == "whole"
@@ -208,7 +208,7 @@ if os.geteuid() == 0:  # only root can give a file to another user, and become o
         with tempfile.TemporaryDirectory() as name:
             Path(name).chmod(0o711)
             state = StateFolder(Path(name, "home"))
-            with state.locked():
+            with state.locked(print):
                 pass
 
             tried = subprocess.run(

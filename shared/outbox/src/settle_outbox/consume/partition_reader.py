@@ -96,12 +96,12 @@ class UnreadableBatch(Refused):
             serialized_header_size=-1,
         )
         record.reason = TOO_LARGE if error.is_too_large else "unreadable_batch"
+        # The digest stands before the reason: a long value is cut in a log line.
+        measure = f", {error.value.describe()}," if isinstance(error.value, TooLarge) else ""
         record.detail = (
-            f"The batch with offsets {error.offset} to {error.last_offset} cannot be read:"
+            f"The batch with offsets {error.offset} to {error.last_offset}{measure} cannot be read:"
             f" {error.reason}"
         )
-        if isinstance(error.value, TooLarge):
-            record.detail += f". It has {error.value.describe()}."
         return record
 
 

@@ -1,0 +1,158 @@
+"""A folder of the stack that another command holds, or in which something is in the way."""
+
+from __future__ import annotations
+
+import os
+import threading
+from queue import Queue
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import TYPE_CHECKING
+from xmlrpc.client import Fault
+from xmlrpc.server import SimpleXMLRPCDispatcher, SimpleXMLRPCRequestHandler
+
+import pytest
+
+from settle import state as states
+from settle.reset import reset
+from settle.stack import running_stack
+from settle.state import StateError, StateFolder
+from settle.supervisor import Supervisor, SupervisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    made = StateFolder(tmp_path / "home with spaces")
+    made.make()
+    return made
+
+
+def ignore(_: str) -> None:
+    """Told to nobody."""
+
+
+def test_a_command_that_waits_says_for_which_one(state: StateFolder) -> None:
+    told: Queue[str] = Queue()
+
+    def wait() -> None:
+        with state.locked(told.put):
+            told.put("held")
+
+    waiting = threading.Thread(target=wait)
+    with state.locked(ignore):
+        waiting.start()
+        said = told.get(timeout=10)
+    waiting.join(timeout=10)
+
+    assert said == f"Waiting for another settle up, down or reset (pid {os.getpid()}) to end."
+    assert told.get(timeout=10) == "held"
+
+
+def test_a_command_that_has_waited_for_too_long_names_the_other(
+    state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "LOCK_TIMEOUT_S", 0)
+
+    with (
+        state.locked(ignore),
+        pytest.raises(StateError, match=rf"\(pid {os.getpid()}\): end it first"),
+        state.locked(ignore),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["logs", "run", "lock"])
+def test_what_is_in_the_way_is_named(state: StateFolder, name: str) -> None:
+    path = state.home / name
+    if path.is_dir():
+        for each in sorted(path.rglob("*"), reverse=True):
+            each.rmdir()
+        path.rmdir()
+        path.write_text("a file in place of a folder")
+    else:
+        path.mkdir()
+
+    with pytest.raises(StateError) as no, state.locked(ignore):
+        pass
+
+    assert str(no.value).startswith(f"{state.home} cannot be used (")
+    assert f"move {path} away, or have SETTLE_HOME name another folder" in str(no.value)
+
+
+def test_a_file_on_the_way_to_the_folder_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+
+    with pytest.raises(StateError, match=f"move {file} away, or have SETTLE_HOME"):
+        StateFolder(file / "home").make()
+
+
+@pytest.mark.parametrize("text", ["no variable", "export A='not closed", "\xff"])
+def test_an_environment_that_somebody_has_edited_is_named(state: StateFolder, text: str) -> None:
+    state.env.write_text(text, encoding="latin-1")
+
+    with pytest.raises(StateError, match=f"{state.env} cannot be read .*: remove it, then run"):
+        running_stack(state)
+
+
+def test_a_folder_in_place_of_the_environment_is_named(state: StateFolder) -> None:
+    state.env.mkdir()
+
+    with pytest.raises(StateError, match=f"{state.env} cannot be read .*: remove it, then run"):
+        running_stack(state)
+
+
+def test_a_reset_removes_an_environment_that_was_half_written(state: StateFolder) -> None:
+    """`settle up` was killed meanwhile; it holds passwords."""
+    state.new_env.write_text("export ORDERS_DATABASE_URL=")
+
+    reset(state, ignore)
+
+    assert not state.home.exists()
+
+
+class _Handler(SimpleXMLRPCRequestHandler):
+    rpc_paths = ()  # any
+    disable_nagle_algorithm = False  # that is TCP's
+
+
+class _Ending(ThreadingMixIn, UnixStreamServer, SimpleXMLRPCDispatcher):
+    """A supervisord that was told to shut down."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        SimpleXMLRPCDispatcher.__init__(self)
+        UnixStreamServer.__init__(self, str(path), _Handler)
+        self.logRequests = False
+        for name in ("getPID", "getAllProcessInfo"):
+            self.register_function(_refuse, f"supervisor.{name}")
+
+
+def _refuse() -> None:
+    raise Fault(6, "SHUTDOWN_STATE")
+
+
+@pytest.fixture
+def ending(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "sock"
+    with _Ending(path) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield path
+        server.shutdown()
+        serving.join()
+
+
+def test_a_supervisord_that_is_shutting_down_is_none_that_runs(ending: Path) -> None:
+    supervisor = Supervisor(ending)
+
+    try:
+        assert supervisor.pid() is None
+        with pytest.raises(SupervisorError, match="is shutting down: run settle up again"):
+            supervisor.processes()
+    finally:
+        supervisor.close()
