@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alembic import command, context
+import structlog
+from alembic import command, context, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import read_database_url
 from settle_outbox.storage.database import ISOLATION_LEVEL, connect_args
+from settle_outbox.storage.migrations import include_object
+from settle_outbox.storage.sqlstate import LOCK_NOT_AVAILABLE, sqlstate_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Connection, MetaData
+    from sqlalchemy import Connection, Engine, MetaData
+
+log = structlog.get_logger(__name__)
 
 # Found beside the packages: migrations are run from a checkout, or from an image that holds one.
 CONFIG_FILE = Path(__file__).resolve().parent.parent / "alembic.ini"
@@ -25,15 +33,26 @@ CONFIG_FILE = Path(__file__).resolve().parent.parent / "alembic.ini"
 # Any constant will do: the lock is of one database, and nothing else there takes this number.
 ADVISORY_LOCK = 7_310_415_091
 
-# How long to wait for another migration to end; then, for a lock that a running service holds
-# (a waiting DDL statement blocks all who come after it); and for one statement to run.
-_WAIT_FOR_TURN = "120s"
-_LOCK_TIMEOUT = "5s"
-_STATEMENT_TIMEOUT = "60s"
+# Of a transaction. A statement that waits for a table's lock holds up all later writers of that
+# table. So it gives up early, and the revision is tried again.
+LOCK_TIMEOUT_MS = 500
+_STATEMENT_TIMEOUT_MS = 60_000
+# How long a revision is tried again while others hold a lock that it needs, and the pause between.
+RETRY_FOR_S = 120.0
+_RETRY_PAUSE_S = 1.0
+# Of a statement outside of a transaction: the build of an index beside writers. It waits for older
+# transactions to end, and no writer waits for it.
+_BUILD_TIMEOUTS = {"lock_timeout": "10min", "statement_timeout": "6h"}
+# How long to wait for another migration to end.
+TURN_TIMEOUT_S = 120
 
 
 class MigrationsNotFoundError(SettleError):
     """The migrations are not where they should be."""
+
+
+class MigrationsBusyError(SettleError):
+    """Another migration of the same database does not end."""
 
 
 def upgrade(service: str, database_url: str) -> None:
@@ -66,11 +85,15 @@ def head(service: str) -> str:
 def run(target_metadata: Sequence[MetaData]) -> None:
     """Do what alembic was asked to; a service's ``env.py`` calls it.
 
-    All of it is one transaction, under an advisory lock that ends with it: of two at once, the
-    second finds nothing left to do. A lock of a session would not survive a connection pooler.
+    Each revision is a transaction. A revision that meets a lock is rolled back and tried again for
+    `RETRY_FOR_S`. Only one process at a time migrates a database: of two, the second waits, and
+    finds nothing left to do.
 
     Args:
         target_metadata: the tables as the code knows them.
+
+    Raises:
+        MigrationsBusyError: another migration of the database does not end.
     """
     config = context.config
     service = config.config_ini_section
@@ -79,28 +102,108 @@ def run(target_metadata: Sequence[MetaData]) -> None:
         url,
         poolclass=NullPool,
         isolation_level=ISOLATION_LEVEL,
-        connect_args=connect_args(url, application_name=f"migrations-{service}"),
+        connect_args=connect_args(
+            url, application_name=f"migrations-{service}", session_settings=_BUILD_TIMEOUTS
+        ),
     )
+    event.listen(engine, "begin", _set_timeouts)
+    with _turn(engine, service), engine.connect() as connection:
+        _run_with_retries(connection, service, target_metadata)
+
+
+def create_index(name: str, on: str) -> None:
+    """Create an index on a table that has rows, while others write to it.
+
+    It commits the revision's transaction: call it from a revision that does nothing else. It may
+    be interrupted and run again. A valid index of that name, built by an operator, is kept; an
+    invalid one, left by an interruption, is replaced.
+
+    Args:
+        name: the index's name.
+        on: table and columns, as in ``orders (status, id)``, and a WHERE clause if there is one.
+    """
+    is_invalid = text(
+        "SELECT EXISTS (SELECT FROM pg_index"
+        " WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)"
+    )
+    with op.get_context().autocommit_block():
+        if op.get_bind().scalar(is_invalid, {"name": name}):
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+        op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {on}")
+
+
+def drop_index(name: str) -> None:
+    """Drop an index of a table that has rows, while others write to it.
+
+    It commits the revision's transaction, like `create_index`, and may be run again.
+
+    Args:
+        name: the index's name.
+    """
+    with op.get_context().autocommit_block():
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+
+
+@contextmanager
+def _turn(engine: Engine, service: str) -> Iterator[None]:
+    """Hold the lock that only one migration of a database can have.
+
+    The lock belongs to a transaction, because a session's lock does not survive a connection
+    pooler. The transaction has a connection for itself, because an index is built outside of
+    any. It has no snapshot while it waits, so the build does not wait for it.
+    """
     with engine.begin() as connection:
-        _set_timeouts(connection, lock=_WAIT_FOR_TURN, statement=_WAIT_FOR_TURN)
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-        _set_timeouts(connection, lock=_LOCK_TIMEOUT, statement=_STATEMENT_TIMEOUT)
-        partitions = _partitions(connection)
+        connection.execute(
+            text(
+                "SELECT set_config('lock_timeout', :wait, true),"
+                " set_config('statement_timeout', '0', true),"
+                " set_config('idle_in_transaction_session_timeout', '0', true)"
+            ),
+            {"wait": f"{TURN_TIMEOUT_S}s"},
+        )
+        try:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        except OperationalError as error:
+            if sqlstate_of(error) != LOCK_NOT_AVAILABLE:
+                raise
+            raise MigrationsBusyError(
+                f"Another migration of {service} has run for over {TURN_TIMEOUT_S} s, perhaps to"
+                f" build an index. Wait until it ends (application_name migrations-{service} in"
+                " pg_stat_activity), then run this again."
+            ) from error
+        yield
 
-        def is_ours(_: object, name: str | None, kind: str, *__: object) -> bool:
-            # Partitions come and go with the days; their parents are what is compared.
-            return not (kind == "table" and name in partitions)
 
+def _run_with_retries(
+    connection: Connection, service: str, target_metadata: Sequence[MetaData]
+) -> None:
+    deadline = time.monotonic() + RETRY_FOR_S
+    applied: list[object] = []
+    while True:
         context.configure(
             connection=connection,
+            transaction_per_migration=True,
+            on_version_apply=lambda step, **_: applied.append(step),
             target_metadata=list(target_metadata),
-            include_object=is_ours,
+            include_object=include_object,
             compare_server_default=True,
             # Comments are for those who read the database; the migrations alone hold them.
             autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
         )
-        with context.begin_transaction():
-            context.run_migrations()
+        try:
+            with context.begin_transaction():
+                context.run_migrations()
+        except OperationalError as error:
+            if sqlstate_of(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
+                raise
+            # After a revision was applied, a target such as -2 would mean another one.
+            if applied and {"+", "-"} & set(context.get_revision_argument() or ""):
+                raise
+            connection.rollback()
+            log.warning("migrations.locked", service=service, retry_in_s=_RETRY_PAUSE_S)
+            time.sleep(_RETRY_PAUSE_S)
+        else:
+            return
 
 
 def _config(service: str) -> Config:
@@ -112,17 +215,12 @@ def _config(service: str) -> Config:
     return Config(CONFIG_FILE, ini_section=service)
 
 
-def _set_timeouts(connection: Connection, *, lock: str, statement: str) -> None:
-    connection.execute(
-        text(
-            "SELECT set_config('lock_timeout', :lock, true),"
-            " set_config('statement_timeout', :statement, true)"
-        ),
-        {"lock": lock, "statement": statement},
+def _set_timeouts(connection: Connection) -> None:
+    """Set the limits of a transaction that begins; a pooler keeps them in that transaction."""
+    # Not by the Connection, which would begin a transaction for it.
+    cursor = connection.connection.cursor()
+    cursor.execute(
+        "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+        (f"{LOCK_TIMEOUT_MS}ms", f"{_STATEMENT_TIMEOUT_MS}ms"),
     )
-
-
-def _partitions(connection: Connection) -> frozenset[str]:
-    return frozenset(
-        connection.execute(text("SELECT relname FROM pg_class WHERE relispartition")).scalars()
-    )
+    cursor.close()

@@ -10,11 +10,22 @@ A migration of a service calls them like any other operation::
         migrations.create_v3()
 
 An operation, once released, never changes; a change of the tables is a new one.
+
+The service's ``env.py`` passes `include_object` to ``context.configure``, so that ``alembic
+revision --autogenerate`` leaves these tables alone.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from alembic import op
+
+from settle_outbox.storage import tables
+from settle_outbox.storage.partitions import is_partition_name
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.schema import SchemaItem
 
 DEFAULT_SHARDS = 16
 
@@ -132,6 +143,33 @@ COMMENT ON COLUMN dead_letters.fingerprint IS
 COMMENT ON COLUMN dead_letters.headers IS
     'In the order received: [name, text], or [name, {"base64": ...}] when it is not UTF-8.';
 """
+
+
+def include_object(
+    _object: SchemaItem,
+    name: str | None,
+    type_: str,
+    reflected: bool,  # noqa: FBT001 - alembic's signature
+    compare_to: SchemaItem | None,
+) -> bool:
+    """Return False for the engine's tables and their partitions: autogenerate leaves them alone.
+
+    Only tables that are in the database alone are left out. A service that adds
+    `settle_outbox.storage.tables.metadata` to its ``target_metadata`` compares these tables, and a
+    table of its own with such a name, in another schema, stays its own.
+
+    Args:
+        _object: the table, column, index or constraint.
+        name: its name.
+        type_: ``table``, ``column``, ``index`` and so on.
+        reflected: whether the object comes from the database.
+        compare_to: the object that it is compared with, or None.
+    """
+    if type_ != "table" or not reflected or compare_to is not None or name is None:
+        return True
+    return name not in tables.metadata.tables and not any(
+        is_partition_name(table, name) for table in (tables.outbox.name, tables.inbox.name)
+    )
 
 
 def create_v1(*, shards: int = DEFAULT_SHARDS) -> None:

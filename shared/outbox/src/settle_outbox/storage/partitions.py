@@ -193,7 +193,7 @@ def maintain(
     for name, reason in existing.foreign.items():
         log.warning("partition.foreign", table=table, partition=name, reason=reason)
     if existing.default is None:
-        upkeep.attempt("partition.made", f"{table}_default", upkeep.make_default)
+        upkeep.attempt("partition.made", _default_name(table), upkeep.make_default)
     with engine.connect() as connection:
         ask = asking(connection)
         wanted = wanted_days(ask, partitioned, now)
@@ -269,6 +269,11 @@ def partition_name(table: str, day: datetime) -> str:
     return f"{table}_p{day:%Y%m%d}"
 
 
+def is_partition_name(table: str, name: str) -> bool:
+    """Return whether a table's partition of a day, or its default partition, has this name."""
+    return name == _default_name(table) or _day_in(table, name) is not None
+
+
 class _Upkeep:
     """Makes and drops partitions, each in a transaction of its own."""
 
@@ -306,7 +311,7 @@ class _Upkeep:
         """Create the default partition, which somebody has dropped or detached."""
         if read_partitions(asking(connection), self._table).default is not None:
             return False
-        name = self._free_name(connection, f"{self._table}_default")
+        name = self._free_name(connection, _default_name(self._table))
         connection.execute(text(f"CREATE TABLE {name} PARTITION OF {self._table} DEFAULT"))
         return True
 
@@ -431,6 +436,10 @@ def wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[datet
 
 def _midnight(moment: datetime) -> datetime:
     return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _default_name(table: str) -> str:
+    return f"{table}_default"
 
 
 def _day_in(table: str, name: str) -> datetime | None:

@@ -1,0 +1,61 @@
+"""What a database's schema is, in lines that can be compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+# What a partition has comes from its table. PostgreSQL 18 has constraints for NOT NULL, too.
+_SCHEMA = text(
+    """
+    WITH with_partitions AS (
+        SELECT * FROM pg_class
+        WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
+            AND relname <> 'alembic_version'
+    ), relations AS (
+        SELECT * FROM with_partitions WHERE NOT relispartition
+    )
+    SELECT concat_ws(' ', 'table', relname, 'partitioned by ' || pg_get_partkeydef(oid),
+        'partition ' || pg_get_expr(relpartbound, oid), 'with ' || reloptions::text)
+    FROM with_partitions
+    UNION ALL
+    SELECT concat_ws(' ', 'column', relname || '.' || to_char(attnum, 'FM00'), attname,
+        format_type(atttypid, atttypmod), CASE WHEN attnotnull THEN 'not null' END,
+        'identity ' || nullif(attidentity::text, ''),
+        'generated ' || nullif(attgenerated::text, ''),
+        'default ' || pg_get_expr(adbin, adrelid))
+    FROM relations JOIN pg_attribute a ON attrelid = relations.oid AND attnum > 0
+        AND NOT attisdropped
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    UNION ALL
+    SELECT concat_ws(' ', CASE WHEN indisvalid THEN 'index' ELSE 'invalid index' END,
+        pg_get_indexdef(indexrelid))
+    FROM relations JOIN pg_index ON indrelid = relations.oid
+    UNION ALL
+    SELECT concat_ws(' ', 'constraint', relname, conname, pg_get_constraintdef(c.oid))
+    FROM relations JOIN pg_constraint c ON conrelid = relations.oid AND contype <> 'n'
+    UNION ALL
+    SELECT concat_ws(' ', 'trigger', pg_get_triggerdef(t.oid), tgenabled)
+    FROM relations JOIN pg_trigger t ON tgrelid = relations.oid AND NOT tgisinternal
+    UNION ALL
+    SELECT 'function ' || pg_get_functiondef(oid)
+    FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+    UNION ALL
+    SELECT concat_ws(' ', 'comment', relname, attname, d.description)
+    FROM relations JOIN pg_description d ON objoid = relations.oid
+        AND classoid = 'pg_class'::regclass
+    LEFT JOIN pg_attribute ON attrelid = objoid AND attnum = nullif(objsubid, 0)
+    UNION ALL
+    SELECT concat_ws(' ', 'comment', oid::regprocedure, obj_description(oid, 'pg_proc'))
+    FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+    """
+)
+
+
+def schema_of(connection: Connection) -> set[str]:
+    """A line for each table, column, index, constraint, trigger, function and comment."""
+    return {" ".join(line.split()) for line in connection.scalars(_SCHEMA)}
