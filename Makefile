@@ -66,6 +66,10 @@ demo: $(INSTALLED) ## Open an account and place two orders, step by step
 test: $(INSTALLED) ## Run the tests; ARGS="tests/unit -k name" chooses some, JOBS=0 takes one by one
 	@$(PYTEST) $(ARGS)
 
+.PHONY: fast
+fast: $(INSTALLED) ## Test the logic of relay, consumer and applier without servers, in seconds
+	@$(BIN)/pytest --quiet tests/unit/engine $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Style, types and layers
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from settle.audit.ids import parse_uuid
 from settle.audit.report import AuditError
 from settle_outbox.consume.partition_reader import PartitionReader, UnreadableBatch
 from settle_outbox.kafka.clients import make_admin, make_reader
-from settle_outbox.kafka.internals import readable_end
+from settle_outbox.kafka.internals.consumer import readable_end
 from settle_outbox.kafka.topics import close_quietly
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from kafka.admin import OffsetSpec
 from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import make_reader
-from settle_outbox.kafka.internals import UnreadablePartitionError, readable_end
+from settle_outbox.kafka.internals.consumer import readable_end
+from settle_outbox.kafka.internals.unreadable import UnreadablePartitionError
 from settle_outbox.kafka.topics import close_quietly
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import create_engine
 
-from settle_outbox.publish import pending
+from settle_outbox.publish import replay
 from settle_outbox.publish.lost_topics import Destination, note_topics
-from settle_outbox.publish.pending import lock_shards, queue_again
+from settle_outbox.publish.pending import lock_shards
 from settle_outbox.publish.relay import Relay
+from settle_outbox.publish.replay import queue_again
 from settle_outbox.runtime.process import Stop
 from settle_outbox.service import load_service
 from support.delivery import ORDERS, Delivery, first_appearances, read_health
@@ -42,7 +43,7 @@ def sent(orders_url: str) -> Delivery:
 
 @pytest.fixture
 def engine(orders_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr(pending, "REPLAY_PIECE", PIECE)
+    monkeypatch.setattr(replay, "REPLAY_PIECE", PIECE)
     made = create_engine(orders_url, pool_size=1, max_overflow=0)
     yield made
     made.dispose()
@@ -101,7 +102,7 @@ def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
 def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
     delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "REPLAY_PIECE", 10)
+    monkeypatch.setattr(replay, "REPLAY_PIECE", 10)
     delivery.add("a", *range(100))
     with delivery.relay("orders"):
         delivery.wait_sent("orders")

@@ -29,7 +29,7 @@ SYSTEM = "the operating system chooses well"
 UNREAD = "nobody reads kafka-python's metrics"
 
 EVERYWHERE = {
-    "kafka_client": "kafka_internals.connect gives it",
+    "kafka_client": "internals.client.connect gives it",
     "metric_reporters": UNREAD,
     "metrics_num_samples": UNREAD,
     "metrics_sample_window_ms": UNREAD,

@@ -13,9 +13,9 @@ from kafka.protocol.consumer import FetchRequest, FetchResponse
 from kafka.protocol.parser import KafkaProtocol
 from kafka.record import MemoryRecords
 
-from settle_outbox.kafka import internals
 from settle_outbox.kafka.fetch_response import replaced_batch
-from settle_outbox.kafka.internals import UnreadableBatchError
+from settle_outbox.kafka.internals import consumer
+from settle_outbox.kafka.internals.unreadable import UnreadableBatchError
 from settle_outbox.kafka.record_stream import TooLarge
 from support.segments import batch_of
 
@@ -26,8 +26,8 @@ LARGE = batch_of(b"x" * 20_000, b"y", offset=7)
 
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    internals.patch_consumers()
-    monkeypatch.setattr(internals, "FETCH_MAX_BYTES", LIMIT)
+    consumer.patch_consumers()
+    monkeypatch.setattr(consumer, "FETCH_MAX_BYTES", LIMIT)
 
 
 def answer(*records: bytes | None, version: int = 12) -> bytes:

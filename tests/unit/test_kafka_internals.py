@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,12 +15,15 @@ import kafka.codec
 import pytest
 import zstandard
 from kafka import TopicPartition
+from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import UnsupportedCodecError
 from kafka.record import MemoryRecords
 
-from settle_outbox.kafka import internals, record_stream
-from settle_outbox.kafka.internals import KafkaVersionError, UnreadableBatchError
+from settle_outbox.kafka import record_stream
+from settle_outbox.kafka.internals import check, client, consumer
+from settle_outbox.kafka.internals.check import PRIVATE_PARTS, KafkaVersionError, PrivateParts
+from settle_outbox.kafka.internals.unreadable import UnreadableBatchError
 from settle_outbox.kafka.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
 from support.segments import (
     ATTRIBUTES_AT,
@@ -39,11 +44,12 @@ from support.segments import (
 
 PARTITION = TopicPartition("orders.events", 3)
 HIGH_WATERMARK = 1_000
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _patched() -> None:
-    internals.patch_consumers()
+    consumer.patch_consumers()
 
 
 def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError | None]:
@@ -269,7 +275,7 @@ def test_records_whose_offsets_go_back_are_corrupt() -> None:
 
 
 def test_a_poll_gives_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(internals, "POLL_MAX_BYTES", 3_000)
+    monkeypatch.setattr(consumer, "POLL_MAX_BYTES", 3_000)
     batches = [batch_of(*[b"x" * 1_000] * 5, offset=offset) for offset in (0, 5)]
     parts = [part_of(batches[0]), part_of(batches[1], at=5)]
     state = Mock(highwater=None)
@@ -375,15 +381,37 @@ def test_a_compressed_batch_that_ends_early_is_unreadable(codec: str) -> None:
 
 
 def test_another_version_of_kafka_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(internals, "__version__", "3.0.13")
+    monkeypatch.setattr(check, "__version__", "3.0.13")
     with pytest.raises(KafkaVersionError, match=r"pip install kafka-python==3\.0\.12"):
-        internals.connect(Mock())
+        client.connect(Mock())
 
 
 def test_a_private_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Fetcher, "_parse_fetched_data")
     with pytest.raises(KafkaVersionError, match=r"Fetcher\._parse_fetched_data"):
-        internals.check()
+        check.check()
+
+
+@pytest.mark.parametrize("part", PRIVATE_PARTS, ids=lambda part: part.guarded_by)
+def test_each_private_part_has_a_test_that_guards_it(part: PrivateParts) -> None:
+    file, _, name = part.guarded_by.partition("::")
+    (path,) = TESTS.rglob(file)
+
+    assert re.search(rf"^def {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("attribute", ["_cluster", "_metadata"])
+def test_no_client_asks_a_broker_to_create_topics(attribute: str) -> None:
+    """A consumer has its cluster by the one name, a producer by the other."""
+    cluster = ClusterMetadata()
+    cluster.add_topic("orders.events")
+    asked_before = cluster.metadata_request()
+
+    client.never_create_topics(Mock(spec=[attribute], **{attribute: cluster}))
+    asked = cluster.metadata_request()
+
+    assert asked_before.allow_auto_topic_creation
+    assert not asked.allow_auto_topic_creation
 
 
 def test_records_of_a_paused_partition_are_not_kept() -> None:
@@ -392,7 +420,7 @@ def test_records_of_a_paused_partition_are_not_kept() -> None:
     fetcher._subscriptions.is_paused.return_value = True  # noqa: SLF001
     kept = [name for name in vars(fetcher) if name.startswith("_paused_")]
 
-    internals.drop_fetched_when_paused(Mock(_fetcher=fetcher))
+    consumer.drop_fetched_when_paused(Mock(_fetcher=fetcher))
     fetcher._completed_fetches.append(paused)  # noqa: SLF001
     fetcher._next_partition_records = parsed  # noqa: SLF001
     found = fetcher.fetched_records(10)

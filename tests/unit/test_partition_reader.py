@@ -13,7 +13,7 @@ from kafka.errors import CorruptRecordError, UnknownError, UnsupportedCodecError
 
 from settle_outbox.consume import partition_reader
 from settle_outbox.consume.partition_reader import PartitionReader, TooLargeRecord, UnreadableBatch
-from settle_outbox.kafka.internals import UnreadableBatchError, UnreadablePartitionError
+from settle_outbox.kafka.internals.unreadable import UnreadableBatchError, UnreadablePartitionError
 from settle_outbox.kafka.record_stream import TooLarge, TooLargeError
 from settle_outbox.log import VALUE_MAX
 

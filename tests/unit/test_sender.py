@@ -9,7 +9,7 @@ from kafka.future import Future
 from uuid_utils.compat import uuid7
 
 from settle_outbox.publish.pending import PendingEvent
-from settle_outbox.publish.sender import Sent, _collect
+from settle_outbox.publish.sender import Sent, _collect_acknowledged
 
 
 def event(seq: int, key: str) -> PendingEvent:
@@ -29,14 +29,16 @@ def test_of_each_key_the_events_before_its_first_gap_count() -> None:
     """A later one that did arrive comes again: its predecessor must be in the topic before it."""
     events = [event(1, "a"), event(2, "b"), event(3, "a"), event(4, "b"), event(5, "a")]
     sent = Sent()
-    _collect(sent, events, [done(), done(), failed(KafkaTimeoutError()), done(), done()])
+    _collect_acknowledged(
+        sent, events, [done(), done(), failed(KafkaTimeoutError()), done(), done()]
+    )
     assert [each.seq for each in sent.acknowledged] == [1, 2, 4]
     assert isinstance(sent.error, KafkaTimeoutError)
 
 
 def test_events_that_were_not_even_handed_over_are_gaps() -> None:
     sent = Sent()
-    _collect(sent, [event(1, "a"), event(2, "a"), event(3, "b")], [done(), Future()])
+    _collect_acknowledged(sent, [event(1, "a"), event(2, "a"), event(3, "b")], [done(), Future()])
     assert [each.seq for each in sent.acknowledged] == [1]
     assert "not acknowledged" in str(sent.error)
 
@@ -44,5 +46,7 @@ def test_events_that_were_not_even_handed_over_are_gaps() -> None:
 def test_the_failure_that_tells_why_is_told() -> None:
     sent = Sent()
     errors = [KafkaTimeoutError(), MessageSizeTooLargeError(), KafkaTimeoutError()]
-    _collect(sent, [event(n, str(n)) for n in range(3)], [failed(error) for error in errors])
+    _collect_acknowledged(
+        sent, [event(n, str(n)) for n in range(3)], [failed(error) for error in errors]
+    )
     assert sent.error is errors[1]

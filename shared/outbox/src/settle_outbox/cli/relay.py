@@ -19,8 +19,8 @@ from settle_outbox.cli.common import (
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
 from settle_outbox.publish.partition_count import raise_partitions
-from settle_outbox.publish.pending import queue_again
 from settle_outbox.publish.relay import Relay
+from settle_outbox.publish.replay import queue_again
 from settle_outbox.storage.database import make_engine
 
 if TYPE_CHECKING:

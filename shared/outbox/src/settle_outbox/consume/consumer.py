@@ -1,8 +1,7 @@
-"""The consumer: it takes events from the broker into the inbox and has them applied."""
+"""The consumer: it reads events from the broker and applies them through the inbox."""
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,8 @@ from settle_outbox.kafka.topics import close_quietly, is_embedded
 from settle_outbox.notifications.notify import notify_after_commit
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
-from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError, Stop
+from settle_outbox.runtime.loop import DATABASE, Loop
+from settle_outbox.runtime.process import TRANSACTION_S
 from settle_outbox.storage.database import make_engine, make_sessions
 from settle_outbox.storage.partitions import Maintenance, inbox_partitions
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy import Engine
 
+    from settle_outbox.runtime.process import Stop
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 
@@ -46,9 +47,6 @@ log = structlog.get_logger(__name__)
 
 # Also how long a SIGTERM may go unnoticed.
 POLL_MS = 500
-# What a consumer waits for, in its health.
-BROKER = "broker"
-DATABASE = "database"
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 # How often a consumer looks for a topic that does not exist yet.
@@ -70,7 +68,7 @@ LOCK_WAIT_MS = 30_000
 RESUME_CHECK_S = 1.0
 
 # Errors of a commit during a rebalance. The consumer must not be closed: it is rejoining the group.
-_REFUSED = (
+_REBALANCING = (
     CommitFailedError,
     IllegalGenerationError,
     RebalanceInProgressError,
@@ -117,9 +115,16 @@ class Consumer:
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._applier = Applier(service, sessions, limits, self._health.repeat)
         self._reader = PartitionReader()
-        self._broker = Backoff("consumer.broker")
-        self._database = Backoff("consumer.database")
-        self._loop = Backoff("consumer.loop", traceback=True)
+        self._loop = Loop(
+            "consumer",
+            service.name,
+            stop=stop,
+            health=self._health,
+            engine=self._engine,
+            maintenance=Maintenance(
+                self._engine, inbox_partitions(settings.inbox_retention_s), self._health.repeat
+            ),
+        )
         self._admin: KafkaAdminClient | None = None
         self._consumer: KafkaConsumer | None = None
         self._held = HeldPartitions()
@@ -127,63 +132,29 @@ class Consumer:
         self._joining_since: float | None = None
         self._is_embedded = False
         self._topics = ConsumedTopics(service, settings)
-        self._maintenance = Maintenance(
-            self._engine,
-            inbox_partitions(settings.inbox_retention_s),
-            self._health.repeat,
-        )
 
     def run(self) -> None:
         """Consume until asked to stop."""
-        log.info("consumer.started", service=self._service.name, pid=os.getpid())
-        self._health.beat("starting")
-        try:
-            while not self._stop.requested:
-                self._turn()
-        finally:
-            self._disconnect()
-            self._engine.dispose()
-        self._health.remove()
-        log.info("consumer.stopped", service=self._service.name)
+        self._loop.run(self._poll_and_apply, self._disconnect)
 
-    def _turn(self) -> None:
-        """Poll once and apply the records. If the database or Kafka is down, wait and return."""
-        try:
-            self._maintain_if_due()
-            consumer = self._connect()
-            if consumer is None:
-                self._wait_for_topics()
-                return
-            self._held.release_due(consumer)
-            self._release_resumed(consumer)
-            batch: _Batch = self._reader.poll(
-                consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
-            )
-            if batch:
-                self._take(consumer, batch)
-            joined = self._has_joined(consumer)
-            self._check_topics_if_due()
-            self._broker.succeeded()
-            self._loop.succeeded()
-            self._health.beat(*self._state(joined=joined))
-        except KafkaError as error:
-            # Whatever was read and not committed is read again; the inbox knows it.
-            self._disconnect()
-            self._back_off(self._broker, error, BROKER)
-        except SQLAlchemyError as error:
-            self._back_off(self._database, error, DATABASE)
-        except FatalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - logged; a defect must not end consumption
-            # What was read and not committed is read again.
-            self._disconnect()
-            self._back_off(self._loop, error, "an unexpected error; see the log")
+    def _poll_and_apply(self) -> None:
+        """Poll once, and apply the records that come."""
+        consumer = self._connect()
+        if consumer is None:
+            self._wait_for_topics()
+            return
+        self._held.release_due(consumer)
+        self._release_resumed(consumer)
+        batch: _Batch = self._reader.poll(
+            consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
+        )
+        if batch:
+            self._apply_and_commit(consumer, batch)
+        joined = self._has_joined(consumer)
+        self._check_topics_if_due()
+        self._loop.step_succeeded(*self._state(joined=joined))
 
-    def _back_off(self, backoff: Backoff, error: Exception, waiting_for: str) -> None:
-        self._health.beat("waiting", waiting_for)
-        self._stop.wait(backoff.failed(error))
-
-    def _take(self, consumer: KafkaConsumer, batch: _Batch) -> None:
+    def _apply_and_commit(self, consumer: KafkaConsumer, batch: _Batch) -> None:
         """Apply a batch, then commit the offsets of what was applied.
 
         What cannot be applied now is held: its partition is paused and read again later. Meanwhile
@@ -197,10 +168,10 @@ class Consumer:
             # Part of the records may be applied; the inbox knows which. A session setting that a
             # handler left behind, or that was changed since, must not fail the next attempt.
             self._engine.dispose()
-            wait_s = self._database.failed(error)
+            wait_s = self._loop.database.failed(error)
             held = {place: Held(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
         else:
-            self._database.succeeded()
+            self._loop.database.succeeded()
         failpoint("consumer.applied")
         self._commit(consumer, batch, held)
         self._held.hold(consumer, held)
@@ -219,7 +190,7 @@ class Consumer:
             return
         try:
             consumer.commit(offsets_of(done, self._topics.ids), timeout_ms=COMMIT_TIMEOUT_MS)
-        except _REFUSED as error:
+        except _REBALANCING as error:
             # A rebalance is running. The new owner reads these records again.
             log.debug("consumer.commit_refused", error=type(error).__name__)
 
@@ -242,12 +213,12 @@ class Consumer:
             waiting.append(unreadable)
         if waiting:
             return "waiting", "; ".join(waiting)
-        return "ready", self._maintenance.trouble
+        return "ready", ""
 
     def _connect(self) -> KafkaConsumer | None:
         """Join the group. Return None while none of the topics exists."""
         if self._consumer is None:
-            admin = self._administration()
+            admin = self._connect_admin()
             if not self._topics.find(admin):
                 return None
             self._is_embedded = is_embedded(admin)
@@ -257,14 +228,22 @@ class Consumer:
             self._held = HeldPartitions()
             listener = OnAssignment(
                 lambda assigned: self._topics.skip_stale_offsets(
-                    self._administration(), consumer, assigned
+                    self._connect_admin(), consumer, assigned
                 )
             )
             consumer.subscribe(sorted(self._topics.ids), listener=listener)
             self._joining_since = None
         return self._consumer
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, error: Exception | None) -> None:
+        """Leave the group after an error, unless it is of the database; None always leaves it.
+
+        Records that were read and not committed are read again; the inbox knows those it applied.
+        """
+        if not isinstance(error, SQLAlchemyError):
+            self._leave_group()
+
+    def _leave_group(self) -> None:
         if self._consumer is not None:
             try:
                 self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
@@ -293,14 +272,13 @@ class Consumer:
 
     def _check_topics_if_due(self) -> None:
         """Join again when a topic was replaced, is gone, or has come into being."""
-        if self._topics.is_due and self._topics.have_changed(self._administration()):
+        if self._topics.is_due and self._topics.have_changed(self._connect_admin()):
             self._join_again()
 
     def _wait_for_topics(self) -> None:
         """Wait a moment for the services that publish the topics to create them."""
-        self._broker.succeeded()
-        self._loop.succeeded()
-        self._health.beat("waiting", f"topic {', '.join(self._topics.missing)} does not exist yet")
+        missing = ", ".join(self._topics.missing)
+        self._loop.step_succeeded("waiting", f"topic {missing} does not exist yet")
         self._stop.wait(TOPIC_WAIT_S)
 
     def _join_again(self) -> None:
@@ -310,24 +288,19 @@ class Consumer:
         that died while joining. So the group is deleted there if it has no other member. Its
         offsets go with it: records come again, and the inbox drops those that it knows.
         """
-        self._disconnect()
+        self._leave_group()
         if self._is_embedded:
             self._delete_group()
 
     def _delete_group(self) -> bool:
         """Delete the group; return False when the broker refuses, since it has members."""
         try:
-            answer = self._administration().delete_groups([self._service.name])
+            answer = self._connect_admin().delete_groups([self._service.name])
         except BrokerResponseError:
             return False
         return bool(answer.get(self._service.name) == "OK")
 
-    def _administration(self) -> KafkaAdminClient:
+    def _connect_admin(self) -> KafkaAdminClient:
         if self._admin is None:
             self._admin = make_admin(self._settings, f"inbox-consumer-admin-{self._service.name}")
         return self._admin
-
-    def _maintain_if_due(self) -> None:
-        if self._maintenance.is_due:
-            self._maintenance.run()
-            self._database.succeeded()

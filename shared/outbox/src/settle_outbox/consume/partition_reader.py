@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from kafka.consumer.fetcher import ConsumerRecord
 
-from settle_outbox.kafka.internals import (
-    UnreadableBatchError,
-    UnreadablePartitionError,
-    close_connection,
-)
+from settle_outbox.kafka.internals.consumer import close_connection
+from settle_outbox.kafka.internals.unreadable import UnreadableBatchError, UnreadablePartitionError
 from settle_outbox.kafka.record_stream import HEADERS_MAX, RECORD_MAX_BYTES, TooLarge
 
 if TYPE_CHECKING:

@@ -12,13 +12,9 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.partitioner import DefaultPartitioner
 
-from settle_outbox.kafka.internals import (
-    FETCH_MAX_BYTES,
-    connect,
-    drop_fetched_when_paused,
-    never_create_topics,
-    patch_consumers,
-)
+from settle_outbox.kafka.fetch_response import FETCH_MAX_BYTES
+from settle_outbox.kafka.internals.client import connect, never_create_topics
+from settle_outbox.kafka.internals.consumer import drop_fetched_when_paused, patch_consumers
 from settle_outbox.kafka.record_stream import RECORD_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ _PARTITION_FETCH_BYTES = RECORD_MAX_BYTES
 # A response larger than this ends the connection.
 RECEIVE_MAX_BYTES = 100_000_000
 # The same for consumers, but for the response to a fetch with a batch over FETCH_MAX_BYTES: see
-# kafka_internals. An embedded broker may send a batch more than it is asked for.
+# fetch_response. An embedded broker may send a batch more than it is asked for.
 _CONSUMER_RECEIVE_MAX_BYTES = FETCH_MAX_BYTES + _PARTITION_FETCH_BYTES
 IDLE_CONNECTION_MS = 540_000
 METADATA_MAX_AGE_MS = 30_000

@@ -9,12 +9,19 @@ fetch asks for them again.
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka.errors import InvalidReceiveError
 
-from settle_outbox.kafka.record_stream import TooLarge
+from settle_outbox.kafka.record_stream import RECORD_MAX_BYTES, TooLarge
+from settle_outbox.kafka.varint import (
+    VARINT_MAX_BYTES,
+    VARINT_MORE,
+    VarintError,
+    read_varint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 FETCH_API_KEY = 1
 FETCH_VERSION = 12
 
+# What a fetch asks for. If a response is larger than a client takes, a batch over this is replaced.
+FETCH_MAX_BYTES = 4 * RECORD_MAX_BYTES
 # Bytes that are kept of a replaced batch: its header, which has its offsets.
 _HEADER_BYTES = 61
 # The start of every batch: its offset and its length.
@@ -39,7 +48,6 @@ _NO_OFFSET = -(2**62)
 _PIECE_BYTES = 64 * 1024
 # Maximum size of a response without its batches. Real responses are far smaller.
 _REST_MAX_BYTES = 1024 * 1024
-_VARINT_MORE, _VARINT_MAX_SHIFT = 0x80, 28
 
 
 class ReplacedBatch(NamedTuple):
@@ -148,7 +156,7 @@ class LargeFetchResponse:
         if size:
             del self._response[at:]
             kept = yield from self._keep_batches(size)
-            self._response += _varint(len(kept) + 1) + kept
+            self._response += _encode_varint(len(kept) + 1) + kept
         yield from self._copy_tags()
 
     def _keep_batches(self, size: int) -> _Keeping:
@@ -199,16 +207,14 @@ class LargeFetchResponse:
 
     def _copy_number(self) -> _Counting:
         """Copy an unsigned varint."""
-        number = shift = 0
-        while True:
-            byte = yield 1
-            self._response += byte
-            number |= (byte[0] & ~_VARINT_MORE) << shift
-            if byte[0] < _VARINT_MORE:
-                return number
-            shift += 7
-            if shift > _VARINT_MAX_SHIFT:
-                raise InvalidReceiveError("a number in a response has no end")
+        data = yield 1
+        while data[-1] >= VARINT_MORE and len(data) < VARINT_MAX_BYTES:
+            data += yield 1
+        self._response += data
+        try:
+            return read_varint(io.BytesIO(data).read)
+        except VarintError as error:
+            raise InvalidReceiveError(f"in a response, {error}") from error
 
     def _copy_count(self) -> _Counting:
         """Copy the length of a compact field, which is one more than that; of null, 0."""
@@ -220,10 +226,10 @@ class LargeFetchResponse:
             yield from self._copy((yield from self._copy_number()))
 
 
-def _varint(number: int) -> bytes:
+def _encode_varint(number: int) -> bytes:
     found = bytearray()
-    while number >= _VARINT_MORE:
-        found.append((number & 0x7F) | _VARINT_MORE)
+    while number >= VARINT_MORE:
+        found.append((number & 0x7F) | VARINT_MORE)
         number >>= 7
     found.append(number)
     return bytes(found)

@@ -16,6 +16,7 @@ from kafka import codec as codecs
 from kafka.errors import CorruptRecordError
 
 from settle_outbox.errors import SettleError
+from settle_outbox.kafka.varint import VarintError, read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +41,6 @@ _PIECE_BYTES = 64 * 1024
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_BYTES = 16
 _BLOCK_LENGTH = struct.Struct(">i")
-# Bits of a length: int32 (Kafka's documentation, "Message Format").
-_LENGTH_BITS = 32
 
 
 class TooLargeError(SettleError):
@@ -98,15 +97,10 @@ class RecordStream:
         Raises:
             CorruptRecordError: there is none, or it is negative.
         """
-        value = shift = 0
-        while True:
-            (byte,) = self.read(1)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:  # noqa: PLR2004 - the bit that says that more follows
-                break
-            shift += 7
-            if shift > _LENGTH_BITS:
-                raise CorruptRecordError("the length of a record is no int32")
+        try:
+            value = read_varint(self.read)
+        except VarintError as error:
+            raise CorruptRecordError(f"the length of a record is wrong: {error}") from error
         if value & 1:
             raise CorruptRecordError("the length of a record is negative")
         return value >> 1
@@ -207,15 +201,10 @@ def _snappy_blocks(data: bytes) -> Iterator[bytes]:
 
 def _expand_snappy(block: bytes) -> bytes:
     """Expand a block, which begins with its expanded size as a varint."""
-    size = sum((byte & 0x7F) << (7 * number) for number, byte in enumerate(_varint(block)))
+    try:
+        size = read_varint(io.BytesIO(block).read)
+    except ValueError as error:
+        raise CorruptRecordError("a Snappy block has no size") from error
     if size > _SNAPPY_BLOCK_MAX_BYTES:
         raise TooLargeError(f"a Snappy block expands to {size} bytes")
     return bytes(codecs.snappy.decompress(block))
-
-
-def _varint(data: bytes) -> bytes:
-    """Return the bytes of the varint at the beginning."""
-    end = next((n for n, byte in enumerate(data[:5]) if byte < 0x80), None)  # noqa: PLR2004
-    if end is None:
-        raise CorruptRecordError("a Snappy block has no size")
-    return data[: end + 1]

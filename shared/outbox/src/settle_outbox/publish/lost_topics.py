@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
 
-from settle_outbox.publish.pending import lock_all_shards, queue_again
+from settle_outbox.publish.pending import lock_all_shards
+from settle_outbox.publish.replay import queue_again
 from settle_outbox.runtime.process import FatalError
 from settle_outbox.storage.deadlines import without_deadline
 

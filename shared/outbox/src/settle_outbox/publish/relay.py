@@ -1,33 +1,31 @@
-"""The relay: it takes events from the outbox to the broker, in order, however often it dies."""
+"""The relay: it sends the events of an outbox to the broker, in the order of each key."""
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 from kafka.errors import KafkaError
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import text
 
-from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_cluster
 from settle_outbox.notifications.listen import Listener
 from settle_outbox.publish.lost_topics import Destination, note_topics
-from settle_outbox.publish.pending import (
-    lock_shards,
-    mark_sent,
-    read_pending,
+from settle_outbox.publish.pending import lock_shards, mark_sent, read_pending
+from settle_outbox.publish.refused_events import (
+    RefusedEventSearch,
     refuse,
     refuse_orphans,
+    refuse_undeclared,
 )
-from settle_outbox.publish.sender import PERMANENT, Sender
+from settle_outbox.publish.sender import REFUSALS, Sender
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
-from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError, Stop
+from settle_outbox.runtime.loop import Loop
+from settle_outbox.runtime.process import TRANSACTION_S, FatalError
 from settle_outbox.storage.database import make_engine
 from settle_outbox.storage.partitions import Maintenance, outbox_partitions
 from settle_outbox.storage.sequences import check_sequences
@@ -38,13 +36,13 @@ if TYPE_CHECKING:
     from kafka import KafkaAdminClient
     from sqlalchemy import Engine
 
-    from settle_outbox.publish.pending import PendingEvent
+    from settle_outbox.runtime.process import Stop
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# Of the shards with events, so many at once; the others are left to other relays.
+# Shards that one batch locks at most; the others are left to other relays.
 SHARDS_PER_BATCH = 8
 # A relay that is frozen in a transaction loses it, and its shards, after this time.
 LEASE_MS = 10_000
@@ -65,17 +63,13 @@ class ShardCountError(FatalError):
     """The setting OUTBOX_SHARDS and the database disagree."""
 
 
-class _ReplayStoppedError(SettleError):
-    """The relay was asked to stop while it put events in line again."""
-
-
 class Relay:
     """One relay of a service's outbox. Any number may run at once.
 
     Args:
         service: whose outbox.
         settings: of that service's process.
-        stop: ends it, the batch under way finished.
+        stop: ends the loop after the current batch.
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
@@ -90,20 +84,25 @@ class Relay:
         )
         self._listener = Listener(settings.database_url, stop)
         self._health = Health(settings.health_dir, f"outbox-relay-{service.name}")
-        self._broker = Backoff("relay.broker")
-        self._database = Backoff("relay.database")
-        self._loop = Backoff("relay.loop", traceback=True)
+        self._loop = Loop(
+            "relay",
+            service.name,
+            stop=stop,
+            health=self._health,
+            engine=self._engine,
+            maintenance=Maintenance(
+                self._engine,
+                outbox_partitions(settings.outbox_retention_s),
+                self._health.repeat,
+            ),
+            checks=(self._check_shard_count, check_sequences),
+        )
         self._admin: KafkaAdminClient | None = None
         self._sender: Sender | None = None
         self._noted_at: list[datetime] = []
         self._topics_checked_at = 0.0
-        self._maintenance = Maintenance(
-            self._engine,
-            outbox_partitions(settings.outbox_retention_s),
-            self._health.repeat,
-        )
         self._expire_at = 0.0
-        self._singly = 0
+        self._search = RefusedEventSearch()
 
     def run(self) -> None:
         """Relay until asked to stop.
@@ -113,69 +112,40 @@ class Relay:
             ClusterLeftError: the outbox was moved to another Kafka cluster.
             SequenceBehindError: new events would overtake earlier ones.
         """
-        log.info("relay.started", service=self._service.name, pid=os.getpid())
-        self._health.beat("starting")
-        try:
-            while not self._stop.requested:
-                self._turn()
-        finally:
-            self._disconnect()
-            self._listener.close()
-            self._engine.dispose()
-        self._health.remove()
-        log.info("relay.stopped", service=self._service.name)
+        self._loop.run(self._relay_or_wait, self._disconnect)
 
-    def _turn(self) -> None:
-        """One batch, or one wait. Trouble with a neighbour is waited out, outside transactions."""
-        try:
-            self._maintain_if_due()
-            self._expire_if_due()
-            self._listener.ensure()
-            sender = self._connect()
-            relayed = self._relay_batch(sender)
-            self._database.succeeded()
-            self._broker.succeeded()
-            self._loop.succeeded()
-            self._health.beat("ready", self._maintenance.trouble)
-            if not relayed:
-                self._listener.wait(self._settings.relay_poll_s)
-            self._check_topics_if_due()
-        except KafkaError as error:
-            self._disconnect()
-            self._pause(self._broker, error, "broker")
-        except SQLAlchemyError as error:
-            # The transaction, and with it the shards, may be another's by now: what this
-            # producer still holds must not be sent.
-            self._disconnect()
-            # The next server may be another, or the same with other settings. This one's listener
-            # and session would not know.
-            self._engine.dispose()
-            self._listener.close()
-            self._pause(self._database, error, "database")
-        except _ReplayStoppedError:
-            self._disconnect()
-        except FatalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - logged; a defect must not end delivery
-            self._disconnect()
-            self._listener.close()
-            self._pause(self._loop, error, "an unexpected error is logged")
-
-    def _pause(self, backoff: Backoff, error: Exception, neighbour: str) -> None:
-        self._health.beat("waiting", neighbour)
-        self._stop.wait(backoff.failed(error))
+    def _relay_or_wait(self) -> None:
+        """Send one batch, or wait for events."""
+        self._expire_if_due()
+        self._listener.ensure()
+        relayed = self._relay_batch(self._connect())
+        self._loop.database.succeeded()
+        self._loop.step_succeeded()
+        if not relayed:
+            self._listener.wait(self._settings.relay_poll_s)
+        self._check_topics_if_due()
 
     def _connect(self) -> Sender:
-        """Reach the broker, see to its topics, and only then take up sending."""
+        """Reach the broker and check its topics before the first event is sent."""
         if self._sender is not None and self._sender.stopped:
             # A broker ends connections that are idle, and when it restarts.
-            self._disconnect()
+            self._disconnect_broker()
         if self._sender is None:
             self._noted_at = self._check_topics()
             self._sender = Sender(self._settings, self._service.source)
         return self._sender
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, error: Exception | None) -> None:
+        """Close the connections that are of no use after an error; all of them for None.
+
+        The sender is always closed. After an error of the database another relay may hold the
+        shards: what this producer still has must not be sent.
+        """
+        self._disconnect_broker()
+        if not isinstance(error, KafkaError):
+            self._listener.close()
+
+    def _disconnect_broker(self) -> None:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
@@ -184,7 +154,7 @@ class Relay:
             self._admin = None
 
     def _relay_batch(self, sender: Sender) -> int:
-        """Send one batch; the shards are held from before the reading to after the marking.
+        """Send one batch; the shards are locked from before the reading to after the marking.
 
         Returns:
             How many events it found.
@@ -194,21 +164,21 @@ class Relay:
         """
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
-            shards = lock_shards(connection, 1 if self._singly else SHARDS_PER_BATCH)
+            shards = lock_shards(connection, 1 if self._search.is_on else SHARDS_PER_BATCH)
             if not shards:
                 return 0
-            most = 1 if self._singly else self._settings.relay_batch
-            events = read_pending(connection, shards, most, self._noted_at)
+            limit = 1 if self._search.is_on else self._settings.relay_batch
+            events = read_pending(connection, shards, limit, self._noted_at)
             failpoint("relay.locked")
-            self._refuse_orphans(connection, set(shards) - {event.shard for event in events})
-            declared = self._refuse_undeclared(connection, events)
+            refuse_orphans(connection, set(shards) - {event.shard for event in events})
+            declared = refuse_undeclared(connection, self._service, events)
             sent = sender.send(declared)
             failpoint("relay.sent")
             mark_sent(connection, sent.acknowledged)
             for event, error in sent.unsendable.items():
-                _refuse(connection, event, f"{type(error).__name__}: {error}")
+                refuse(connection, event, f"{type(error).__name__}: {error}")
             tried = [event for event in declared if event not in sent.unsendable]
-            self._look_for_refused(connection, tried, sent.error)
+            self._search.note_batch(connection, tried, sent.error)
         failpoint("relay.marked")
         if sent.acknowledged:
             log.info(
@@ -217,64 +187,17 @@ class Relay:
                 last=sent.acknowledged[-1].seq,
                 requests=[event.requestid for event in sent.acknowledged if event.requestid],
             )
-        # After a refusal the broker itself is well: only the sender is made anew.
-        if sent.error is not None and not isinstance(sent.error, PERMANENT):
+        # After a refusal the broker itself is well, and only the sender is replaced.
+        if sent.error is not None and not isinstance(sent.error, REFUSALS):
             raise sent.error
         return len(events)
-
-    def _look_for_refused(
-        self, connection: Connection, events: list[PendingEvent], error: Exception | None
-    ) -> None:
-        """Find the event that the broker will never take.
-
-        A broker may refuse a whole batch for one record; so the events are sent singly for a
-        while, and only one that is refused when alone is given up.
-        """
-        self._singly = max(0, self._singly - 1)
-        if not isinstance(error, PERMANENT):
-            return
-        if len(events) > 1:
-            self._singly = len(events)
-            return
-        (event,) = events
-        _refuse(connection, event, f"{type(error).__name__}: {error}")
-
-    def _refuse_orphans(self, connection: Connection, shards: set[int]) -> None:
-        """Give up what is in line in shards without readable events, if its events are gone."""
-        count = refuse_orphans(connection, sorted(shards)) if shards else 0
-        if count:
-            log.error("relay.orphans_refused", events=count)
-
-    def _refuse_undeclared(
-        self, connection: Connection, events: list[PendingEvent]
-    ) -> list[PendingEvent]:
-        """Refuse the events of aggregatetypes that the service does not declare.
-
-        Their topics do not exist, so each would hold up all events, as if the broker were down.
-
-        Returns:
-            The other events.
-        """
-        declared = []
-        for event in events:
-            if event.aggregatetype in self._service.aggregatetypes:
-                declared.append(event)
-            else:
-                _refuse(
-                    connection,
-                    event,
-                    f"{self._service.name} does not declare the aggregatetype"
-                    f" {event.aggregatetype!r}; it declares:"
-                    f" {', '.join(self._service.aggregatetypes) or 'none'}.",
-                )
-        return declared
 
     def _check_topics_if_due(self) -> None:
         if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
             return
         if self._check_topics() != self._noted_at:
             # Only a new producer knows the topic's new partitions. This one must send no more.
-            self._disconnect()
+            self._disconnect_broker()
 
     def _check_topics(self) -> list[datetime]:
         """Create missing topics. If a topic or the cluster was replaced, send the events again.
@@ -309,25 +232,18 @@ class Relay:
     def _on_replay_piece(self) -> None:
         """Show that the process is alive, however long a replay takes, and stop when asked to."""
         self._health.beat("waiting", "events are put in line again")
-        if self._stop.requested:
-            raise _ReplayStoppedError
-
-    def _maintain_if_due(self) -> None:
-        if self._maintenance.is_due:
-            self._check_shard_count()
-            check_sequences(self._engine)
-            self._maintenance.run()
+        self._stop.raise_if_requested()
 
     def _expire_if_due(self) -> None:
-        """Have the service's old rows removed, a piece a turn, so that no event waits long."""
+        """Remove old rows of the service, a piece in each step, so that no event waits long."""
         if time.monotonic() < self._expire_at:
             return
         more = [expire(self._engine, self._settings) for expire in self._service.expiries]
         if not any(more):
             self._expire_at = time.monotonic() + EXPIRY_S
 
-    def _check_shard_count(self) -> None:
-        with self._engine.connect() as connection:
+    def _check_shard_count(self, engine: Engine) -> None:
+        with engine.connect() as connection:
             shards, rows = connection.execute(
                 text("SELECT outbox_shard_count(), (SELECT count(*) FROM outbox_shards)")
             ).one()
@@ -342,16 +258,3 @@ class Relay:
                 f"OUTBOX_SHARDS is {expected}, but the database of {self._service.name} has "
                 f"{shards} shards. Remove the setting, or correct it."
             )
-
-
-def _refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
-    """Give up an event that can never be sent, and log it."""
-    refuse(connection, event, reason)
-    log.error(
-        "relay.refused",
-        id=str(event.id),
-        seq=event.seq,
-        type=event.type,
-        requestid=event.requestid,
-        error=reason,
-    )

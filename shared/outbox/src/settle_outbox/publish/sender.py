@@ -1,13 +1,13 @@
-"""Sending a batch so that no key's events appear in the topic before an earlier one of that key.
+"""Send a batch so that no event appears in the topic before an earlier one of its key.
 
-kafka-python goes on with a partition's later batches after one of them failed. The fence: the
-first failure stops the producer, in the thread that sends, before it takes up the next batch;
-what is acknowledged by then is marked up to the first gap of each key, and the rest is sent anew
-by another producer. Duplicates are allowed; gaps that are filled later are not.
+kafka-python continues with a partition's later batches after one of them failed. The fence prevents
+that. The first failure stops the producer, in the thread that sends, before it takes up the next
+batch. The events of each key are marked up to its first one that was not acknowledged. Another
+producer sends the rest again. Duplicates are allowed; gaps that are filled later are not.
 
-Nor does a producer outlive a connection. Behind the next one may be a broker that lost all it had
-and gives the numbers of its producers anew: it takes the old one's events for duplicates of those
-of another producer with that number, and acknowledges what it throws away.
+A producer never outlives a connection either. Behind the next connection may be a broker that lost
+its data and assigns the same producer ids again. It would take the old producer's events for
+duplicates of another producer's, and acknowledge events that it drops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kafka.errors import (
 )
 
 from settle_outbox.kafka.clients import DELIVERY_TIMEOUT_MS, make_producer
-from settle_outbox.kafka.internals import (
+from settle_outbox.kafka.internals.producer import (
     stop_sending,
     wait_for_sending_to_end,
     when_connection_ends,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# A record that is refused for these is refused each time, whatever is done.
-PERMANENT = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
+# The broker, or the producer, refuses a record with these each time, whatever is done.
+REFUSALS = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
 # What kafka-python raises, before it sends anything, for a record that it cannot build.
 _UNSENDABLE = (TypeError, ValueError, OverflowError)
 _THREAD_END_S = 2.0
@@ -56,7 +56,7 @@ class Sent:
     """What became of a batch.
 
     Args:
-        acknowledged: in the broker, and before them every earlier event of their keys.
+        acknowledged: the broker has them, and every earlier event of their keys.
         error: the first failure; None when all were acknowledged.
         unsendable: events whose content makes no record, and why; the others were sent.
     """
@@ -88,7 +88,8 @@ class Sender:
     def send(self, events: Sequence[PendingEvent]) -> Sent:
         """Send events in their order and wait until each is acknowledged or has failed.
 
-        Takes at most MAX_BLOCK_MS + DELIVERY_TIMEOUT_MS. Never raises for the broker's sake.
+        Takes at most MAX_BLOCK_MS + DELIVERY_TIMEOUT_MS. A failure of the broker is returned, not
+        raised.
         """
         sent = Sent()
         futures = []
@@ -111,7 +112,9 @@ class Sender:
             sent.error = error
         if sent.error is not None or any(not future.succeeded() for future in futures):
             self.close()
-        _collect(sent, [event for event in events if event not in sent.unsendable], futures)
+        _collect_acknowledged(
+            sent, [event for event in events if event not in sent.unsendable], futures
+        )
         return sent
 
     def close(self) -> None:
@@ -154,10 +157,10 @@ def event_headers(event: PendingEvent, source: bytes) -> list[tuple[str, bytes]]
     return headers
 
 
-def _collect(
+def _collect_acknowledged(
     sent: Sent, events: Sequence[PendingEvent], futures: Sequence[FutureRecordMetadata]
 ) -> None:
-    """Take, of each key, the events before its first that was not acknowledged."""
+    """Collect the events of each key before its first one that was not acknowledged."""
     gaps: set[tuple[str, str]] = set()
     for position, event in enumerate(events):
         key = (event.aggregatetype, event.aggregateid)
@@ -168,13 +171,13 @@ def _collect(
             continue
         gaps.add(key)
         if future is not None and future.failed():
-            sent.error = _telling(sent.error, future.exception)
+            sent.error = _clearer_error(sent.error, future.exception)
     if gaps and sent.error is None:
         sent.error = KafkaError("not acknowledged in time")
 
 
-def _telling(known: KafkaError | None, other: KafkaError) -> KafkaError:
-    """Of two failures of a batch, the one that tells why: the fence itself fails the rest."""
-    if known is None or isinstance(other, PERMANENT):
+def _clearer_error(known: KafkaError | None, other: KafkaError) -> KafkaError:
+    """Return the failure of a batch that shows the cause: the fence itself fails the rest."""
+    if known is None or isinstance(other, REFUSALS):
         return other
     return other if isinstance(known, IllegalStateError) else known

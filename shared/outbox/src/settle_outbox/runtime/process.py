@@ -51,6 +51,15 @@ class Stop:
             self.requested = True
             os.write(self._write, b"x")
 
+    def raise_if_requested(self) -> None:
+        """End long work that can be done again later.
+
+        Raises:
+            StoppedError: the process was asked to stop.
+        """
+        if self.requested:
+            raise StoppedError
+
     def wait(self, seconds: float, *others: Any) -> list[Any]:
         """Wait for the request, for one of the others to be readable, or for the time to pass.
 
@@ -70,6 +79,10 @@ class Stop:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.request()
+
+
+class StoppedError(SettleError):
+    """Work was given up in the middle, since the process was asked to stop."""
 
 
 class FatalError(SettleError):

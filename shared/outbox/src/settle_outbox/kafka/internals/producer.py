@@ -1,0 +1,52 @@
+"""What kafka-python keeps private of a producer: its connections, and the thread that sends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kafka import KafkaProducer
+    from kafka.net.connection import KafkaConnection
+
+
+def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -> None:
+    """Call back, in the thread that sends, when a connection to a broker ends.
+
+    By itself the producer opens another one and goes on. The call comes before anything is sent
+    over that one.
+    """
+    manager = producer._sender._client._manager
+    connect_to = manager.get_connection
+    watched: WeakSet[KafkaConnection] = WeakSet()
+
+    def watch(node_id: int | str, connection: KafkaConnection) -> None:
+        # A bootstrap connection carries no events, and is closed when it has done its work.
+        if connection not in watched and not manager.cluster.is_bootstrap(node_id):
+            watched.add(connection)
+            connection.close_future.add_both(call)
+
+    def get_connection(node_id: int | str, *arguments: Any, **options: Any) -> KafkaConnection:
+        connection = connect_to(node_id, *arguments, **options)
+        watch(node_id, connection)
+        return connection
+
+    manager.get_connection = get_connection
+    for node_id, connection in list(manager._conns.items()):
+        watch(node_id, connection)
+
+
+def stop_sending(producer: KafkaProducer) -> None:
+    """Make the sending thread end before it takes up another batch; any thread may call this.
+
+    KafkaProducer.close() would flush first.
+    """
+    producer._sender.force_close()
+
+
+def wait_for_sending_to_end(producer: KafkaProducer, timeout_s: float) -> bool:
+    """Return whether the sending thread has ended within a time."""
+    producer._sender.join(timeout_s)
+    return not producer._sender.is_alive()

@@ -1,0 +1,82 @@
+"""Send published events again: for a broker that lost them, or a topic that was replaced."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from settle_outbox.publish.pending import lock_all_shards
+from settle_outbox.uuid7 import least_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import timedelta
+
+    from sqlalchemy import Connection
+
+# Events that one statement of a replay reads: far less than a second.
+REPLAY_PIECE = 10_000
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+_QUEUE_AGAIN = text(
+    """
+    WITH piece AS MATERIALIZED (
+        SELECT id, shard, seq, aggregatetype FROM outbox
+        WHERE id > :after ORDER BY id LIMIT :limit
+    ), queued AS (
+        INSERT INTO outbox_pending (shard, seq, id)
+        SELECT shard, seq, id FROM piece
+        WHERE aggregatetype = ANY(CAST(:aggregatetypes AS text[]))
+          AND NOT EXISTS (SELECT FROM outbox_refused r WHERE r.seq = piece.seq)
+        ON CONFLICT (shard, seq) DO NOTHING
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM piece) AS found, (SELECT count(*) FROM queued) AS queued,
+           (SELECT id FROM piece ORDER BY id DESC LIMIT 1) AS last
+    """
+)
+
+
+def queue_again(
+    connection: Connection,
+    aggregatetypes: Sequence[str],
+    window: timedelta,
+    on_piece: Callable[[], None] = lambda: None,
+) -> int:
+    """Put published events in line to be sent again, except those that the broker refused.
+
+    One transaction holds every shard from the first to the last event: a relay that read a shard
+    in between would send later events of a key before earlier ones. Each statement is bounded, so
+    a long replay keeps the transaction from being idle and lets the process show that it is alive.
+
+    Args:
+        connection: in a transaction.
+        aggregatetypes: of which events.
+        window: how far back, by the database's clock.
+        on_piece: called before each statement.
+
+    Returns:
+        How many were queued that were not yet.
+    """
+    lock_all_shards(connection)
+    after = least_id(_time_before(connection, window))
+    queued = 0
+    while True:
+        on_piece()
+        piece = connection.execute(
+            _QUEUE_AGAIN,
+            {"after": after, "limit": REPLAY_PIECE, "aggregatetypes": list(aggregatetypes)},
+        ).one()
+        queued += int(piece.queued)
+        # What is added meanwhile is in line already.
+        if piece.found < REPLAY_PIECE:
+            return queued
+        after = piece.last
+
+
+def _time_before(connection: Connection, window: timedelta) -> datetime:
+    """Return the database's time minus the window, but no time before 1970."""
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now - min(window, now - _EPOCH)

@@ -1,0 +1,116 @@
+"""The engine without servers: a relay and a consumer on a cluster and a database in memory."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from settle_outbox import Service
+from settle_outbox.consume import (
+    applier,
+    consumed_topics,
+    consumer,
+    failures,
+    partition_reader,
+    paused_partitions,
+)
+from settle_outbox.publish import relay, sender
+from support.clock import Clock, InstantStop
+from support.delivery import Delivery
+from support.memory_database import MemoryDatabase
+from support.memory_kafka import Admin, Cluster, Consumer, Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from settle_outbox.settings import Settings
+
+_NO_DATABASE = "postgresql+psycopg2://127.0.0.1:1/none"
+_NOWHERE = Delivery(_NO_DATABASE, _NO_DATABASE, bootstrap="127.0.0.1:1")
+
+
+class KilledError(BaseException):
+    """The process ends here; nothing catches it."""
+
+
+class World:
+    """A cluster and a database, and the processes that run on them.
+
+    Attributes:
+        stop: of the process that runs.
+        is_over: asked when the process finds nothing to do; it is stopped if so.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.cluster = Cluster(self.clock)
+        self.database = MemoryDatabase()
+        self.stop = InstantStop(self.clock)
+        self.is_over: Callable[[], bool] = lambda: True
+        self.cluster.when_idle = self._idle
+        self._patch(monkeypatch)
+
+    def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (
+            applier,
+            consumed_topics,
+            consumer,
+            failures,
+            partition_reader,
+            paused_partitions,
+            relay,
+        ):
+            monkeypatch.setattr(module, "time", self.clock)
+        maintenance = SimpleNamespace(is_due=False, trouble="")
+        for module in (relay, consumer):
+            monkeypatch.setattr(module, "make_admin", lambda *_, **__: Admin(self.cluster))
+            monkeypatch.setattr(module, "make_engine", lambda *_, **__: self.database)
+            monkeypatch.setattr(module, "Maintenance", lambda *_: maintenance)
+        monkeypatch.setattr(sender, "make_producer", lambda *_, **__: Producer(self.cluster))
+        monkeypatch.setattr(relay, "Listener", lambda *_: _Listener(self))
+        monkeypatch.setattr(
+            consumer, "make_consumer", lambda _, group, **__: Consumer(self.cluster, group)
+        )
+        monkeypatch.setattr(consumer, "make_sessions", lambda *_, **__: self.database)
+        monkeypatch.setattr(consumer, "notify_after_commit", lambda *_: None)
+        monkeypatch.setattr(
+            applier, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
+        )
+        monkeypatch.setattr(applier, "guarded", lambda *_: nullcontext())
+
+    def _settings(self, **changed: Any) -> Settings:
+        return _NOWHERE.settings("orders", **changed)
+
+    def relay(self, **changed: Any) -> relay.Relay:
+        """A relay of a service that publishes orders."""
+        self.stop = InstantStop(self.clock)
+        return relay.Relay(Service("orders", ("orders",), ()), self._settings(**changed), self.stop)
+
+    def consumer(self, service: Service, **changed: Any) -> consumer.Consumer:
+        """A consumer of a service."""
+        self.stop = InstantStop(self.clock)
+        return consumer.Consumer(service, self._settings(**changed), self.stop)
+
+    def _idle(self) -> None:
+        if self.is_over():
+            self.stop.request()
+
+
+class _Listener:
+    """Stands in for the relay's listener: a wait for a notification takes the time of a poll."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def ensure(self) -> None:
+        """It listens."""
+
+    def wait(self, seconds: float) -> None:
+        self._world.cluster.when_idle()
+        self._world.clock.advance(seconds)
+
+    def close(self) -> None:
+        """There is no connection."""
