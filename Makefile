@@ -33,8 +33,10 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
 		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@{ $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable $(ENGINE) --editable '$(PACKAGES)'
+	@# The engine last: pip takes away the commands of an earlier application, which are its now.
+	@for packages in '$(PACKAGES)' $(ENGINE); do $(BIN)/pip install --quiet \
+		--disable-pip-version-check --constraint constraints.txt --editable "$$packages" || exit 1; \
+	done
 	@touch $(INSTALLED)
 
 .PHONY: up
@@ -116,5 +118,5 @@ fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; A
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay
 	@if test -x $(BIN)/settle; then $(BIN)/settle down; fi
-	@rm -rf $(VENV) build dist *.egg-info $(ENGINE)/src/*.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) build dist *.egg-info $(ENGINE)/build $(ENGINE)/src/*.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

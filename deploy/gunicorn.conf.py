@@ -8,7 +8,8 @@ from typing import Any
 
 import structlog
 
-from settle_outbox.settings import ANY_HOST, SettingsError, read_settings
+from settle_outbox.settings import SettingsError
+from shared.settings import ANY_HOST, read_web_settings
 from shared.web import THREADS
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,7 @@ def on_starting(server: Any) -> None:
     package, _, rest = server.app.app_uri.partition(".")
     if package == "services":
         try:
-            settings = read_settings(rest.partition(".")[0])
+            settings = read_web_settings(rest.partition(".")[0])
         except SettingsError as error:
             server.log.error(str(error))  # noqa: TRY400 - the sentence tells all
             sys.exit(1)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import settle_outbox as outbox
 from settle_outbox.log import configure_logging
 from settle_outbox.runtime.failpoints import arm
-from settle_outbox.settings import Settings, read_settings
 from settle_outbox.storage.database import make_engine, make_sessions
 from shared import migrations
+from shared.settings import WebSettings, read_web_settings
 from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, Blueprint, Kind, make_app
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from settle_outbox.errors import SettleError
 
 
-def start_process(service: Service) -> Settings:
+def start_process(service: Service) -> WebSettings:
     """Read a service's settings from the environment, and set up logging by them.
 
     Raises:
         SettingsError: a setting is missing or wrong.
     """
-    settings = read_settings(service.name)
+    settings = read_web_settings(service.name)
     configure_logging(level=settings.log_level, form=settings.log_format)
     arm(os.environ)
     return settings
@@ -36,7 +36,7 @@ def start_process(service: Service) -> Settings:
 
 def make_service_app(
     service: Service,
-    settings: Settings,
+    settings: WebSettings,
     *,
     description: str,
     blueprint: Blueprint,

@@ -56,7 +56,7 @@ NAME_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
 @click.group(cls=Group)
-@version_option
+@version_option("settle")
 def main() -> None:
     r"""Run both services, with what they need, on this machine.
 

@@ -16,6 +16,7 @@ from settle.embedded.postgres import Cluster, open_cluster
 from settle.ports import address_family
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import Settings, SettingsError, read_database_url, read_whole
+from shared.settings import WebSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,9 +38,14 @@ BIND_ADDRESS = "BIND_ADDRESS"
 LOOPBACK = "127.0.0.1"
 # The settings of the services' processes that `settle up` passes on as they were given, each by
 # its field's name. The other fields have a variable of their own, or are not for the caller to set.
-SETTINGS = frozenset(field.name.upper() for field in fields(Settings)) - {
-    *("SERVICE", "DATABASE_URL", BOOTSTRAP, "HEALTH_DIR")
-}
+SETTINGS = frozenset(
+    {
+        *(field.name.upper() for field in (*fields(Settings), *fields(WebSettings))),
+        *(f"{service.upper()}_CONSUMER_GROUP" for service in SERVICES),
+        *(f"{service.upper()}_DATABASE_SCHEMA" for service in SERVICES),
+    }
+    - {"SERVICE", "DATABASE_URL", BOOTSTRAP, "CONSUMER_GROUP", "HEALTH_DIR"}
+)
 # Names what of the above is ours: a shell that has read `.settle/env` has every one of them set.
 EMBEDDED = "SETTLE_EMBEDDED"
 
@@ -187,7 +193,7 @@ def planned_stack(state: StateFolder) -> Stack:
         database_urls={
             service: cluster.url(ports["POSTGRES_PORT"], service, role=service)
             if cluster is not None and service in embedded
-            else read_database_url(service)
+            else _given_url(service)
             for service in SERVICES
         },
         bootstrap=(
@@ -197,6 +203,11 @@ def planned_stack(state: StateFolder) -> Stack:
         embedded=embedded,
         settings=read_given_settings(),
     )
+
+
+def _given_url(service: str) -> str:
+    read_database_url(service)  # refuses a wrong one
+    return os.environ[DATABASE_URLS[service]]
 
 
 def read_broker() -> BrokerKind | None:
@@ -250,7 +261,8 @@ def read_ports() -> dict[str, int]:
     """
     env = Env()
     ports = {
-        name: read_whole(env, name, default, least=1, most=65535) for name, default in PORTS.items()
+        name: read_whole(env, name, default, minimum=1, maximum=65535)
+        for name, default in PORTS.items()
     }
     names: dict[int, str] = {}
     for name, port in ports.items():

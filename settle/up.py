@@ -41,8 +41,9 @@ from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
 from settle_outbox.service import load_service
-from settle_outbox.settings import read_settings
+from settle_outbox.settings import read_database_url, read_settings
 from shared.migrations import upgrade
+from shared.settings import read_web_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -145,7 +146,9 @@ def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
 def _take_settings(stack: Stack) -> None:
     take_environment(stack)
     for service in SERVICES:
-        read_settings(service)  # refuses a wrong setting before anything is started
+        # A wrong setting is refused before anything is started.
+        read_settings(service)
+        read_web_settings(service)
 
 
 def refuse_full_disk(state: StateFolder) -> None:
@@ -232,7 +235,8 @@ def migrate(stack: Stack) -> None:
     Raises:
         UpError: a database does not answer, or cannot be migrated; with what to do.
     """
-    for service, url in stack.database_urls.items():
+    for service in stack.database_urls:
+        url = read_database_url(service)
         silent = why_silent(url)
         if silent is not None:
             raise UpError(
@@ -268,7 +272,8 @@ def _create_topics() -> None:
             for name in SERVICES:
                 admin = make_admin(settings[name], "settle-up")
                 try:
-                    ensure_topics(admin, load_service(name).published_topics, settings[name])
+                    service = load_service(name).with_topic_prefix(settings[name].topic_prefix)
+                    ensure_topics(admin, service.published_topics, settings[name])
                 finally:
                     close_quietly(admin)
         except KafkaError as error:

@@ -1,1 +1,1 @@
-"""What the services have in common: the delivery engine, the web layer, settings, logging."""
+"""What the services have in common: the web layer, its settings, the idempotency keys."""

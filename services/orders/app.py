@@ -13,10 +13,10 @@ from services.wiring import make_service_app, start_process
 if TYPE_CHECKING:
     from flask import Flask
 
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
 
 
-def create_app(settings: Settings | None = None) -> Flask:
+def create_app(settings: WebSettings | None = None) -> Flask:
     """Make the app, after fork.
 
     Args:

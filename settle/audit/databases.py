@@ -75,10 +75,12 @@ class Snapshot:
 
     Args:
         connection: in a transaction that sees that moment.
+        topic_prefix: what stands before the names of the topics.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, topic_prefix: str) -> None:
         self.connection = connection
+        self.topic_prefix = topic_prefix
 
     def count(self, *tables: str) -> int:
         """How many rows the tables have."""
@@ -112,7 +114,7 @@ def snapshot(settings: Settings) -> Iterator[Snapshot]:
     try:
         with engine.begin() as connection:
             connection.execute(_BEGIN)
-            yield Snapshot(connection)
+            yield Snapshot(connection, settings.topic_prefix)
     finally:
         engine.dispose()
 
@@ -179,7 +181,8 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int
             ((flow.source, id_, type_, outcome) for id_, _, type_, outcome in ours),
         )
         tell(len(rows))
-    for rows in found.stream(_DEAD, rows_at_once=DEAD_LETTERS_AT_ONCE, topic=flow.topic):
+    topic = f"{found.topic_prefix}{flow.topic}"
+    for rows in found.stream(_DEAD, rows_at_once=DEAD_LETTERS_AT_ONCE, topic=topic):
         ids = (_dead_id(*row) for row in rows)
         scratch.add(
             "INSERT OR IGNORE INTO dead VALUES (?, ?)",

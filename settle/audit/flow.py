@@ -13,7 +13,7 @@ class Flow:
 
     Args:
         source: the service that publishes them.
-        target: the service that applies them; its name is the group's.
+        target: the service that applies them.
     """
 
     source: str
@@ -21,7 +21,7 @@ class Flow:
 
     @property
     def topic(self) -> str:
-        """Where they go through."""
+        """The topic that they go through; the setting TOPIC_PREFIX stands before it."""
         return topic_of(self.source)
 
     @property

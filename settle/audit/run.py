@@ -113,7 +113,7 @@ class _Audit:
     def _read_topic(self, flow: Flow) -> None:
         with self._bars.bar(f"{flow.topic}: records", None) as tell:
             self._topics[flow.source] = read_topic(
-                self._settings["orders"], self._scratch, flow, tell
+                self._settings[flow.target], self._scratch, flow, tell
             )
 
     def _read_subscriptions(self) -> None:

@@ -68,7 +68,7 @@ def read_topic(settings: Settings, scratch: Scratch, flow: Flow, tell: Tell) -> 
     A topic that does not exist is as good as an empty one.
 
     Args:
-        settings: where the broker is.
+        settings: of the service that consumes it.
         scratch: what is read goes there.
         flow: whose topic.
         tell: is given the count of the records that were read since.
@@ -79,8 +79,9 @@ def read_topic(settings: Settings, scratch: Scratch, flow: Flow, tell: Tell) -> 
     """
     reader = make_reader(settings)
     try:
-        numbers = sorted(reader.partitions_for_topic(flow.topic) or ())
-        places = [TopicPartition(flow.topic, number) for number in numbers]
+        topic = f"{settings.topic_prefix}{flow.topic}"
+        numbers = sorted(reader.partitions_for_topic(topic) or ())
+        places = [TopicPartition(topic, number) for number in numbers]
         seen = _read(reader, places, scratch, flow, tell) if places else TopicSeen()
     finally:
         close_quietly(reader)
@@ -197,7 +198,7 @@ def _note_committed(
     """Note up to where the target's consumers are done; of a group that is not known, nothing."""
     admin = make_admin(settings, "settle-audit")
     try:
-        offsets = _group_offsets(admin, flow.target)
+        offsets = _group_offsets(admin, settings.consumer_group)
     finally:
         close_quietly(admin)
     scratch.add(

@@ -50,6 +50,7 @@ from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly
 from settle_outbox.service import load_service
 from settle_outbox.settings import read_database_url, read_settings
+from shared.settings import read_web_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -177,6 +178,10 @@ def _urls(services: Iterable[str]) -> Mapping[str, str]:
 
 def _examine_database(service: str, *, quick: bool) -> Iterator[Check]:
     try:
+        read_web_settings(service)
+    except SettleError as error:
+        yield fail(f"{service} api settings", str(error), "correct the variable")
+    try:
         database = Database(service, read_database_url(service))
     except SettleError as error:
         yield fail(f"{service} db", str(error), "correct the variable")
@@ -255,7 +260,9 @@ def _broker_looks(admin: KafkaAdminClient, settings: Mapping[str, Settings]) -> 
     yield "cluster", partial(broker.check_cluster, admin)
     yield "broker disk", partial(broker.check_disk, admin)
     yield "session time-out", partial(broker.check_consumer_settings, admin)
-    services = {name: load_service(name) for name in settings}
+    services = {
+        name: load_service(name).with_topic_prefix(of.topic_prefix) for name, of in settings.items()
+    }
     wanted = {
         topic: settings[name]
         for name, service in services.items()
@@ -269,7 +276,7 @@ def _broker_looks(admin: KafkaAdminClient, settings: Mapping[str, Settings]) -> 
         yield f"retention {topic}", partial(topics.check_retention, admin, topic, of)
         yield f"sending {topic}", partial(topics.check_sending, admin, description, of)
     for name, service in services.items():
-        yield f"{name} consumers", partial(groups.check_members, admin, service)
+        yield f"{name} consumers", partial(groups.check_members, admin, service, settings[name])
         where = [
             place
             for topic in service.consumed_topics

@@ -28,30 +28,31 @@ LAG_WARN_RECORDS = 10_000
 READ_TIMEOUT_S = 5.0
 
 
-def check_members(admin: KafkaAdminClient, service: Service) -> Iterator[Check]:
+def check_members(admin: KafkaAdminClient, service: Service, settings: Settings) -> Iterator[Check]:
     """Whether a consumer is in the group."""
     name = f"{service.name} consumers"
-    state = _state(admin, service)
+    group = settings.consumer_group
+    state = _state(admin, group)
     start = f"inbox-consumer run {service.name}; settle logs {service.name}-consumer"
     if state is None:
-        yield fail(name, f"none has ever joined the group {service.name}", start)
+        yield fail(name, f"none has ever joined the group {group}", start)
     elif state in {"Empty", "Dead"}:
-        yield fail(name, f"none is in the group {service.name}", start)
+        yield fail(name, f"none is in the group {group}", start)
     elif state == "Stable":
-        yield ok(name, f"in the group {service.name}, which is stable")
+        yield ok(name, f"in the group {group}, which is stable")
     elif state == "Unknown":
         yield ok(name, UNTOLD)
     else:
         yield warn(
             name,
-            f"the group {service.name} gives its partitions out anew ({state})",
+            f"the group {group} gives its partitions out anew ({state})",
             "ask again in a moment; if it lasts, consumers come and go: see their logs",
         )
 
 
-def _state(admin: KafkaAdminClient, service: Service) -> str | None:
+def _state(admin: KafkaAdminClient, group: str) -> str | None:
     states = {group["group_id"]: group["group_state"] for group in admin.list_groups()}
-    return states.get(service.name)
+    return states.get(group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def check_lag(
 ) -> Iterator[Check]:
     """How many records the group has still to read, and for how long the first has waited."""
     name = f"{service.name} lag"
-    unread = _unread(admin, service, settings, where)
+    unread = _unread(admin, settings, where)
     unreadable = [each.unreadable for each in unread if each.unreadable]
     records = sum(each.records for each in unread)
     lost = sum(each.lost for each in unread)
@@ -122,7 +123,7 @@ def _topics(service: Service) -> str:
 
 
 def _unread(
-    admin: KafkaAdminClient, service: Service, settings: Settings, where: list[TopicPartition]
+    admin: KafkaAdminClient, settings: Settings, where: list[TopicPartition]
 ) -> list[_Unread]:
     starts = {
         place: told.offset
@@ -131,8 +132,9 @@ def _unread(
         ).items()
     }
     committed: dict[TopicPartition, int] = {}
-    if _state(admin, service) is not None:
-        told = admin.list_group_offsets(service.name).get(service.name, {})
+    group = settings.consumer_group
+    if _state(admin, group) is not None:
+        told = admin.list_group_offsets(group).get(group, {})
         committed = {place: each.offset for place, each in told.items() if each.offset >= 0}
     begins = {place: max(starts[place], committed.get(place, 0)) for place in where}
     fronts = _read_fronts(settings, begins)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from settle_outbox.errors import SettleError
 from settle_outbox.storage.sqlstate import LOCK_NOT_AVAILABLE, sqlstate_of
+from shared.settings import read_idempotency_retention_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
-
-    from settle_outbox.settings import Settings
 
 # Of keys removed in one transaction, and of such transactions in a row: 20 to 50 ms in all, by
 # which a relay's events may be later.
@@ -154,7 +153,7 @@ def keep(session: Session, scope: Scope, answer: Answer) -> None:
     session.connection().exec_driver_sql(_KEEP, (*kept, *scope))
 
 
-def remove_expired(engine: Engine, settings: Settings) -> bool:
+def remove_expired(engine: Engine) -> bool:
     """Remove keys past their retention, the oldest first; those that others hold are left.
 
     In small transactions, and no more than `BATCHES_MAX` of them, so that the caller soon has its
@@ -162,8 +161,11 @@ def remove_expired(engine: Engine, settings: Settings) -> bool:
 
     Returns:
         Whether more may be left.
+
+    Raises:
+        SettingsError: IDEMPOTENCY_RETENTION_S is wrong.
     """
-    parameters = {"retention": timedelta(seconds=settings.idempotency_retention_s), "most": BATCH}
+    parameters = {"retention": timedelta(seconds=read_idempotency_retention_s()), "most": BATCH}
     for _ in range(BATCHES_MAX):
         with engine.begin() as connection:
             removed = connection.execute(_EXPIRE, parameters).rowcount

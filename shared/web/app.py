@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from settle_outbox.errors import SettleError
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
     from shared.web.blueprint import Blueprint
 
 # Of a worker (deploy/gunicorn.conf.py); each has one connection at most. Two to spare.
@@ -78,7 +78,7 @@ def make_app(
     description: str,
     blueprints: Sequence[Blueprint],
     session_factory: sessionmaker[Session],
-    settings: Settings,
+    settings: WebSettings,
     revision: str,
     domain: Mapping[type[SettleError], kinds.Kind],
 ) -> Flask:
@@ -90,7 +90,7 @@ def make_app(
         description: what it is for, in a sentence or two.
         blueprints: its calls.
         session_factory: sessions on its database.
-        settings: of the service's process.
+        settings: of the service's API.
         revision: the migration that its code is made for.
         domain: the kind of problem for each error that its use cases raise.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flask import request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from settle_outbox.settings import ANY_HOST, is_host, is_loopback
+from shared.settings import ANY_HOST, is_host, is_loopback
 from shared.web import kinds
 from shared.web.problems import ProblemError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flask import Flask, Response
 
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
 
 # Load balancers check these by IP address. They change nothing, and show only whether the service
 # is up and ready.
@@ -50,7 +50,7 @@ _PREFLIGHT = {
 }
 
 
-def register(app: Flask, settings: Settings) -> None:
+def register(app: Flask, settings: WebSettings) -> None:
     """Let proxies, host names and browsers' origins in as far as the settings say."""
     app.after_request(_add_nosniff_header)
     if settings.trusted_proxies:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
 
     View = Callable[..., Response]
 
@@ -53,7 +53,7 @@ _EXTENSION = "settle-idempotency-retention"
 _CREATED_ID = "settle_created_id"
 
 
-def register(app: Flask, settings: Settings) -> None:
+def register(app: Flask, settings: WebSettings) -> None:
     """Have an app keep its keys as long as the setting IDEMPOTENCY_RETENTION_S says."""
     app.extensions[_EXTENSION] = settings.idempotency_retention_s
     app.before_request(_check_key)

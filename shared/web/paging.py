@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
 
 LIMIT_MAX = 1000
 LIMIT_DEFAULT = 100
@@ -111,7 +111,7 @@ class Paging:
         return {"Link": f'<{address}?{urlencode(query)}>; rel="next"'}
 
 
-def register(app: Flask, settings: Settings) -> None:
+def register(app: Flask, settings: WebSettings) -> None:
     """Have an app's cursors signed by the setting CURSOR_SECRET."""
     app.extensions[_EXTENSION] = settings.cursor_secret.encode()
 

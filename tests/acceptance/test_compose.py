@@ -102,7 +102,8 @@ def test_a_service_knows_its_own_database_alone(services: dict[str, Any]) -> Non
 
 
 def test_every_variable_is_one_that_the_project_reads(services: dict[str, Any]) -> None:
-    settings = (ROOT / "shared/outbox/src/settle_outbox/settings.py").read_text(encoding="utf-8")
+    files = ("shared/settings.py", "shared/outbox/src/settle_outbox/settings.py")
+    settings = "".join((ROOT / each).read_text(encoding="utf-8") for each in files)
     known = set(re.findall(r'"([A-Z][A-Z_]+)"', settings))
     known |= {"PAYMENTS_DATABASE_URL", "ORDERS_DATABASE_URL"}
     deployed = [*(ROOT / "deploy").rglob("*.conf"), ROOT / "deploy" / "gunicorn.conf.py"]

@@ -9,8 +9,10 @@ import pytest
 from kafka.errors import KafkaError
 
 from settle_outbox.kafka import clients
+from settle_outbox.settings import read_settings
+from support.environ import environment
 from support.ports import free_port
-from support.web import NO_DATABASE, settings_of
+from support.web import NO_DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +25,12 @@ def test_a_client_that_finds_no_broker_leaves_no_thread(
     make: Callable[[Settings, str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outage is tried again every few seconds, for hours; a thread for each try would add up."""
-    settings = settings_of(
-        "orders", NO_DATABASE, KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}"
-    )
+    variables = {
+        "ORDERS_DATABASE_URL": NO_DATABASE,
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
+    }
+    with environment(variables):
+        settings = read_settings("orders")
     monkeypatch.setattr(clients, "BOOTSTRAP_TIMEOUT_MS", 200)
     before = set(threading.enumerate())
     with pytest.raises(KafkaError):

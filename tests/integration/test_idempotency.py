@@ -361,8 +361,7 @@ def test_what_is_past_its_time_is_removed_in_bounded_pieces(
     fill(orders_session, most + 2, DAY_S)
     fill(orders_session, 5, DAY_S - 60)
     engine = create_engine(orders_url)
-    settings = Delivery(orders_url, orders_url, "127.0.0.1:1").settings("orders")
-    assert remove_expired(engine, settings)
+    assert remove_expired(engine)
     assert count(orders_session, "idempotency_keys") == 7
     # One that a request takes over just now is left to it.
     orders_session.execute(
@@ -371,7 +370,7 @@ def test_what_is_past_its_time_is_removed_in_bounded_pieces(
             " FOR UPDATE"
         )
     )
-    assert not remove_expired(engine, settings)
+    assert not remove_expired(engine)
     orders_session.rollback()
     assert count(orders_session, "idempotency_keys") == 6
     engine.dispose()

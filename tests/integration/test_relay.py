@@ -61,6 +61,18 @@ def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
     assert not {"ce_requestid", "traceparent"} & dict(second.headers).keys()
 
 
+def test_a_cleanup_job_that_fails_stops_no_event(delivery: Delivery) -> None:
+    """Such as one whose own setting is wrong."""
+    delivery.add("a", 1)
+
+    with delivery.process("outbox-relay", "run", "orders", IDEMPOTENCY_RETENTION_S="59") as relay:
+        delivery.wait_sent("orders")
+        relay.wait_logged("relay.cleanup_down")
+
+    (line,) = relay.logged("relay.cleanup_down")
+    assert "IDEMPOTENCY_RETENTION_S" in line["error"]
+
+
 def test_only_what_commits_is_sent_and_a_late_committer_is(delivery: Delivery) -> None:
     engine = create_engine(delivery.orders_url)
     with delivery.relay("orders"), Session(engine) as late, Session(engine) as undone:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from settle_outbox.settings import read_settings
+from shared.settings import read_web_settings
 from shared.web.waiting import release_waiters
 from support.environ import environment
 from support.ports import free_port
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,15 +35,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_DATABASE = "postgresql+psycopg2://nobody@127.0.0.1:1/none"
 
 
-def settings_of(service: str, database_url: str, **environ: str) -> Settings:
-    """A service's settings, as it reads them, on a database; further ones can be given."""
-    environ = {
-        f"{service.upper()}_DATABASE_URL": database_url,
-        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",  # the apps never ask it
-        **environ,
-    }
-    with environment(environ):
-        return read_settings(service)
+def settings_of(service: str, database_url: str, **environ: str) -> WebSettings:
+    """An API's settings, as it reads them, on a database; further ones can be given."""
+    with environment({f"{service.upper()}_DATABASE_URL": database_url, **environ}):
+        return read_web_settings(service)
 
 
 @contextmanager
@@ -74,7 +69,6 @@ def gunicorn(
     settings = {
         "PORT": str(port),
         f"{service.upper()}_DATABASE_URL": database_url,
-        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",  # never asked
     }
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -150,12 +150,14 @@ def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -
     assert (direct.returncode, direct.stdout) == (3, made.stdout)
 
 
-def test_a_package_that_came_with_a_pull_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["rich", "settle_outbox"])
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) -> None:
+    """It came with a pull; or the engine, which is installed beside the application."""
     hide = (
         "import importlib.machinery as m\n"
         "find = m.PathFinder.find_spec\n"
         "m.PathFinder.find_spec = classmethod(\n"
-        "    lambda _, name, *rest: None if name == 'rich' else find(name, *rest))\n"
+        f"    lambda _, name, *rest: None if name == {package!r} else find(name, *rest))\n"
     )
     (tmp_path / "sitecustomize.py").write_text(hide, encoding="ascii")
     done = subprocess.run(
@@ -167,4 +169,5 @@ def test_a_package_that_came_with_a_pull_is_named(tmp_path: Path) -> None:
         timeout=30,
     )
     assert done.returncode == 1
-    assert done.stderr == b"Error: The package rich is not installed: run make install.\n"
+    said = f"Error: The package {package} is not installed: run make install.\n"
+    assert done.stderr == said.encode()

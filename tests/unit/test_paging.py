@@ -18,7 +18,7 @@ from shared.web import Limit, paging, read_paging
 from shared.web.problems import InvalidInputError
 
 if TYPE_CHECKING:
-    from settle_outbox.settings import Settings
+    from shared.settings import WebSettings
 
 SECRET = "of chance, and long enough for it"
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -26,7 +26,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 def app_with(secret: str) -> Flask:
     app = Flask(__name__)
-    paging.register(app, cast("Settings", SimpleNamespace(cursor_secret=secret)))
+    paging.register(app, cast("WebSettings", SimpleNamespace(cursor_secret=secret)))
     return app
 
 

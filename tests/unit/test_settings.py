@@ -7,11 +7,30 @@ import traceback
 import pytest
 
 from settle_outbox.settings import DAY_S, SettingsError, read_database_url, read_settings
+from settle_outbox.storage.database import connect_args
+from shared.settings import read_web_settings
 from support.environ import environment
 
 GOOD = {
     "ORDERS_DATABASE_URL": "postgresql+psycopg2://user@db/orders",
     "KAFKA_BOOTSTRAP_SERVERS": "a:9092,b:9092",
+}
+
+
+# What is read for an API alone, and what is read for relays and consumers alone: an example each.
+WRONG_WEB = {
+    "TRUSTED_PROXIES": "-1",
+    "CORS_ORIGINS": "*",
+    "ALLOWED_HOSTS": "https://shop.example",
+    "IDEMPOTENCY_RETENTION_S": "59",
+    "CURSOR_SECRET": "short",
+}
+WRONG_DELIVERY = {
+    "KAFKA_BOOTSTRAP_SERVERS": "",
+    "TOPIC_PARTITIONS": "0",
+    "OUTBOX_SHARDS": "-1",
+    "RELAY_BATCH": "many",
+    "INBOX_RETENTION_S": str(DAY_S),
 }
 
 
@@ -37,7 +56,15 @@ def test_defaults_hold_the_windows_in_order() -> None:
     [
         ("ORDERS_DATABASE_URL", ""),
         ("ORDERS_DATABASE_URL", "nonsense"),
-        ("ORDERS_DATABASE_URL", "postgresql://user@db/orders"),
+        ("ORDERS_DATABASE_URL", "mysql://user@db/orders"),
+        ("ORDERS_DATABASE_URL", "postgresql+psycopg://user@db/orders"),
+        ("ORDERS_DATABASE_SCHEMA", "Orders"),
+        ("ORDERS_DATABASE_SCHEMA", "orders, public"),
+        ("ORDERS_DATABASE_SCHEMA", "x" * 64),
+        ("ORDERS_CONSUMER_GROUP", "of orders"),
+        ("ORDERS_CONSUMER_GROUP", "x" * 250),
+        ("TOPIC_PREFIX", "staging/"),
+        ("NEW_GROUP_START", "now"),
         ("KAFKA_BOOTSTRAP_SERVERS", ""),
         ("KAFKA_BOOTSTRAP_SERVERS", " ,"),
         ("TOPIC_PARTITIONS", "0"),
@@ -77,8 +104,72 @@ def test_defaults_hold_the_windows_in_order() -> None:
 )
 def test_a_wrong_setting_is_named(environ: pytest.MonkeyPatch, name: str, value: str) -> None:
     environ.setenv(name, value)
+
     with pytest.raises(SettingsError, match=name):
-        read_settings("orders")
+        (read_web_settings if name in WRONG_WEB else read_settings)("orders")
+
+
+def test_a_wrong_setting_of_the_apis_stops_no_relay_and_no_consumer() -> None:
+    with environment(WRONG_WEB):
+        settings = read_settings("orders")
+
+    assert settings.service == "orders"
+
+
+def test_a_wrong_setting_of_delivery_stops_no_api() -> None:
+    with environment(WRONG_DELIVERY):
+        settings = read_web_settings("orders")
+
+    assert settings.service == "orders"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_every_spelling_of_postgresql_is_the_driver_that_runs_here(scheme: str) -> None:
+    with environment({"ORDERS_DATABASE_URL": f"{scheme}://u:p%40ss@db/orders?sslmode=require"}):
+        url = read_settings("orders").database_url
+
+    assert url == "postgresql+psycopg2://u:p%40ss@db/orders?sslmode=require"
+
+
+def test_a_service_with_a_hyphen_has_variables_that_a_shell_can_export() -> None:
+    variables = {
+        "USER_NOTIFICATIONS_DATABASE_URL": "postgresql://user@db/notes",
+        "USER_NOTIFICATIONS_CONSUMER_GROUP": "notes",
+    }
+
+    with environment(variables):
+        settings = read_settings("user-notifications")
+
+    assert settings.service == "user-notifications"
+    assert settings.database_url == "postgresql+psycopg2://user@db/notes"
+    assert settings.consumer_group == "notes"
+
+
+def test_the_database_of_the_command_line_stands_in_place_of_the_variable() -> None:
+    assert read_settings("orders", "postgresql://here/orders").database_url == (
+        "postgresql+psycopg2://here/orders"
+    )
+    assert read_settings("other", "postgresql://here/other").service == "other"
+    for wrong in ("", "sqlite://"):
+        with pytest.raises(SettingsError, match="--database-url"):
+            read_settings("orders", wrong)
+
+
+def test_the_group_is_the_services_name_unless_it_is_given() -> None:
+    assert read_settings("orders").consumer_group == "orders"
+    with environment({"ORDERS_CONSUMER_GROUP": "staging-orders", "PAYMENTS_CONSUMER_GROUP": "x"}):
+        assert read_settings("orders").consumer_group == "staging-orders"
+
+
+def test_every_connection_to_the_database_is_in_the_schema(environ: pytest.MonkeyPatch) -> None:
+    url = GOOD["ORDERS_DATABASE_URL"]
+    environ.setenv("ORDERS_DATABASE_URL", f"{url}?options=-c%20work_mem%3D1MB")
+    environ.setenv("ORDERS_DATABASE_SCHEMA", "orders_1")
+
+    for read in (read_database_url("orders"), read_settings("orders").database_url):
+        options = connect_args(read, application_name="test")["options"]
+        # Of two values for one setting, PostgreSQL takes the last.
+        assert "-c work_mem=1MB -c search_path=orders_1" in options
 
 
 @pytest.mark.parametrize(
@@ -109,11 +200,11 @@ def test_lists_are_read_alike(environ: pytest.MonkeyPatch) -> None:
     environ.setenv("CORS_ORIGINS", ", https://a.example ,https://b.example")
     environ.setenv("KAFKA_BOOTSTRAP_SERVERS", "a:9092, b:9092,,")
 
-    settings = read_settings("orders")
+    web, engine = read_web_settings("orders"), read_settings("orders")
 
-    assert settings.allowed_hosts == ("a.example", "b.example")
-    assert settings.cors_origins == ("https://a.example", "https://b.example")
-    assert settings.kafka_bootstrap_servers == ("a:9092", "b:9092")
+    assert web.allowed_hosts == ("a.example", "b.example")
+    assert web.cors_origins == ("https://a.example", "https://b.example")
+    assert engine.kafka_bootstrap_servers == ("a:9092", "b:9092")
 
 
 @pytest.mark.parametrize(
@@ -148,12 +239,12 @@ def test_a_missing_setting_is_named(environ: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cursor_secret_is_the_databases_own_unless_given(environ: pytest.MonkeyPatch) -> None:
-    first = read_settings("orders").cursor_secret
-    assert read_settings("orders").cursor_secret == first  # by any process, after any restart
+    first = read_web_settings("orders").cursor_secret
+    assert read_web_settings("orders").cursor_secret == first  # by any process, after any restart
     environ.setenv("ORDERS_DATABASE_URL", GOOD["ORDERS_DATABASE_URL"].replace("user", "user:pass"))
-    assert read_settings("orders").cursor_secret != first
+    assert read_web_settings("orders").cursor_secret != first
     environ.setenv("CURSOR_SECRET", "x" * 32)
-    assert read_settings("orders").cursor_secret == "x" * 32
+    assert read_web_settings("orders").cursor_secret == "x" * 32
 
 
 @pytest.mark.parametrize(
@@ -182,6 +273,6 @@ def test_which_hosts_are_allowed_goes_by_who_can_reach_the_service(
     variables: dict[str, str], hosts: tuple[str, ...]
 ) -> None:
     with environment(variables):
-        settings = read_settings("orders")
+        settings = read_web_settings("orders")
 
     assert settings.allowed_hosts == hosts

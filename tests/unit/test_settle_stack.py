@@ -24,7 +24,8 @@ from settle.stack import (
     take_environment,
 )
 from settle.state import StateFolder
-from settle_outbox.settings import SettingsError, read_settings
+from settle_outbox.settings import SettingsError
+from shared.settings import read_web_settings
 from support.environ import environment
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def test_a_command_reads_the_settings_that_the_stack_runs_with(tmp_path: Path) -
 
     with environment({"CORS_ORIGINS": "https://shop.example", "ALLOWED_HOSTS": "other.example"}):
         take_environment(running)
-        settings = read_settings("orders")
+        settings = read_web_settings("orders")
 
     assert settings.allowed_hosts == ("pay.example",)
     assert settings.cors_origins == ()

@@ -4,6 +4,9 @@ A service adds events in its own transactions with `add`, describes itself with 
 takes the engine's tables into its migrations from `settle_outbox.storage.migrations`.
 """
 
+if __name__ != "settle_outbox":
+    raise ImportError("Import it as settle_outbox: another name makes a second copy of its state.")
+
 from settle_outbox.event import Event, ReceivedEvent
 from settle_outbox.notifications.notify import announce, notify_after_commit
 from settle_outbox.publish.outbox import (

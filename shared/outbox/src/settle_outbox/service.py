@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import Engine
 
 from settle_outbox.errors import SettleError
-from settle_outbox.settings import Settings
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -157,10 +156,11 @@ stops.
 """
 
 
-Expiry = Callable[[Engine, Settings], bool]
+Expiry = Callable[[Engine], bool]
 """Removes what is past its retention from a service's database, in transactions of its own.
 
-A bounded amount at each call; returns whether more is left.
+A bounded amount at each call; returns whether more is left. It reads its own settings. If it
+raises, the relay logs it and tries again later; events are sent meanwhile.
 """
 
 
@@ -200,16 +200,19 @@ class Service:
     """A service to the delivery engine.
 
     Args:
-        name: as on the command line; also the consumer group and the ``ce_source``.
+        name: as on the command line; also the ``ce_source``, and the consumer group unless the
+            setting names another.
         aggregatetypes: of the events that it publishes.
         subscriptions: the events that it consumes.
         expiries: cleanup jobs; the relay runs them about once a second.
+        topic_prefix: leave it out; `with_topic_prefix` sets it from the setting TOPIC_PREFIX.
     """
 
     name: str
     aggregatetypes: tuple[str, ...]
     subscriptions: tuple[Subscription, ...]
     expiries: tuple[Expiry, ...] = ()
+    topic_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -237,12 +240,28 @@ class Service:
     @property
     def published_topics(self) -> tuple[str, ...]:
         """The topics that its relay writes."""
-        return tuple(topic_of(aggregatetype) for aggregatetype in self.aggregatetypes)
+        return tuple(
+            f"{self.topic_prefix}{topic_of(aggregatetype)}" for aggregatetype in self.aggregatetypes
+        )
 
     @property
     def consumed_topics(self) -> tuple[str, ...]:
         """The topics that its consumer reads, each once."""
         return tuple(sorted({subscription.topic for subscription in self.subscriptions}))
+
+    def with_topic_prefix(self, prefix: str) -> Service:
+        """Return the service with a prefix before the name of each of its topics.
+
+        Args:
+            prefix: the setting TOPIC_PREFIX. One that the service has already is not added again.
+        """
+        if prefix == self.topic_prefix:
+            return self
+        declared = len(self.topic_prefix)
+        subscriptions = [
+            replace(each, topic=f"{prefix}{each.topic[declared:]}") for each in self.subscriptions
+        ]
+        return replace(self, topic_prefix=prefix, subscriptions=tuple(subscriptions))
 
 
 class InvalidServiceError(SettleError):
@@ -258,7 +277,10 @@ class UnknownServiceError(SettleError):
 
 
 def topic_of(aggregatetype: str) -> str:
-    """Return the topic of an aggregate type's events, as Debezium's EventRouter is set to."""
+    """Return the topic of an aggregate type's events, as Debezium's EventRouter is set to.
+
+    The setting TOPIC_PREFIX stands before it.
+    """
     return f"{aggregatetype}.events"
 
 

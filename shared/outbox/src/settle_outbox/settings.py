@@ -1,4 +1,4 @@
-"""Settings of a service's processes, read from the environment once, at start."""
+"""Settings of relays and consumers, read from the environment once, at start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psycopg2
 from environs import Env, EnvError, validate
 from psycopg2.extensions import parse_dsn
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from settle_outbox.errors import SettleError
@@ -23,25 +23,16 @@ T = TypeVar("T")
 
 DAY_S = 24 * 60 * 60
 DRIVER = "postgresql+psycopg2"
-CURSOR_SECRET_MIN = 32
-
+# Other spellings of a PostgreSQL URL: libpq's, and an older one that some hosts still hand out.
+_PLAIN = {"postgresql", "postgres"}
+# Any other name would have to be quoted in `search_path`.
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+# Kafka's names of topics and groups (org.apache.kafka.common.internals.Topic).
+_KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+EARLIEST = "earliest"
+LATEST = "latest"
 # Characters of a wrong value that a message quotes.
 _QUOTED_MAX = 100
-
-# In ALLOWED_HOSTS: every host is allowed.
-ANY_HOST = "*"
-
-_NAME = r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?"
-_ADDRESS_6 = r"\[[0-9a-f:.]+\]"
-_HOST = re.compile(rf"{_NAME}|{_ADDRESS_6}")
-_ORIGIN = re.compile(
-    rf"(?P<scheme>https?)://(?P<host>{_NAME}|{_ADDRESS_6})(?::(?P<port>[1-9][0-9]{{0,4}}))?"
-)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_PORT_MAX = 65535
-
-# RFC 6761, section 6.3, and RFC 1122, section 3.2.1.3. Nobody can point such a name elsewhere.
-_LOOPBACK = re.compile(r"(?:[a-z0-9_.-]+\.)?localhost|127(?:\.[0-9]{1,3}){3}|\[?::1\]?")
 
 
 class SettingsError(SettleError):
@@ -50,20 +41,24 @@ class SettingsError(SettleError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a process of one service needs to know. Units stand last in the names.
+    """What a relay or consumer of one service needs to know. Units stand last in the names.
 
     `outbox_shards` is the count the operator expects; the database holds the true one, and a
     relay refuses to start when the two differ. None expects nothing.
 
-    `cursor_secret` is what the cursors of lists are signed with.
+    `topic_prefix` stands before the name of every topic: of those that the service publishes, and
+    of those that it consumes. So two systems can share one Kafka cluster.
 
-    `allowed_hosts` are the hosts that an API answers to beside those of the loopback, in lower
-    case; `ANY_HOST` among them means all.
+    `new_group_start` is where a consumer group begins that has never read anything: EARLIEST or
+    LATEST.
     """
 
     service: str
     database_url: str
     kafka_bootstrap_servers: tuple[str, ...]
+    topic_prefix: str
+    consumer_group: str
+    new_group_start: str
     topic_partitions: int
     topic_replication: int
     topic_retention_s: int
@@ -76,21 +71,17 @@ class Settings:
     consumer_batch: int
     retry_attempts: int
     brake_failures: int
-    idempotency_retention_s: int
-    cursor_secret: str
-    trusted_proxies: int
-    allowed_hosts: tuple[str, ...]
-    cors_origins: tuple[str, ...]
     health_dir: str | None
     log_level: str
     log_format: str
 
 
-def read_settings(service: str) -> Settings:
-    """Read the settings of one service's process from the environment.
+def read_settings(service: str, database_url: str | None = None) -> Settings:
+    """Read the settings of one service's relay or consumer from the environment.
 
     Args:
         service: the service's name; its database is named by ``<SERVICE>_DATABASE_URL``.
+        database_url: used in place of that variable.
 
     Raises:
         SettingsError: naming the variable and what is wrong with it.
@@ -100,20 +91,23 @@ def read_settings(service: str) -> Settings:
     try:
         settings = Settings(
             service=service,
-            database_url=_database_url(env, f"{service.upper()}_DATABASE_URL"),
+            database_url=_database_url(env, service, database_url),
             kafka_bootstrap_servers=_bootstrap_servers(env, "KAFKA_BOOTSTRAP_SERVERS"),
-            topic_partitions=whole("TOPIC_PARTITIONS", 6, least=1, most=10_000),
-            topic_replication=whole("TOPIC_REPLICATION", 1, least=1, most=100),
-            topic_retention_s=whole("TOPIC_RETENTION_S", 7 * DAY_S, least=60),
+            topic_prefix=_topic_prefix(env),
+            consumer_group=read_consumer_group(service),
+            new_group_start=_one_of(env, "NEW_GROUP_START", EARLIEST, [EARLIEST, LATEST]),
+            topic_partitions=whole("TOPIC_PARTITIONS", 6, minimum=1, maximum=10_000),
+            topic_replication=whole("TOPIC_REPLICATION", 1, minimum=1, maximum=100),
+            topic_retention_s=whole("TOPIC_RETENTION_S", 7 * DAY_S, minimum=60),
             outbox_shards=(
-                whole("OUTBOX_SHARDS", 1, least=1, most=1024)
+                whole("OUTBOX_SHARDS", 1, minimum=1, maximum=1024)
                 if env.str("OUTBOX_SHARDS", "")
                 else None
             ),
-            outbox_retention_s=whole("OUTBOX_RETENTION_S", 7 * DAY_S, least=DAY_S),
-            inbox_retention_s=whole("INBOX_RETENTION_S", 30 * DAY_S, least=DAY_S),
-            replay_window_s=whole("REPLAY_WINDOW_S", 7 * DAY_S, least=60),
-            relay_batch=whole("RELAY_BATCH", 500, least=1, most=10_000),
+            outbox_retention_s=whole("OUTBOX_RETENTION_S", 7 * DAY_S, minimum=DAY_S),
+            inbox_retention_s=whole("INBOX_RETENTION_S", 30 * DAY_S, minimum=DAY_S),
+            replay_window_s=whole("REPLAY_WINDOW_S", 7 * DAY_S, minimum=60),
+            relay_batch=whole("RELAY_BATCH", 500, minimum=1, maximum=10_000),
             relay_poll_s=_read(
                 env.float,
                 "RELAY_POLL_S",
@@ -121,14 +115,9 @@ def read_settings(service: str) -> Settings:
                 validate.Range(min=0.01, max=60.0),
                 "a number from 0.01 to 60",
             ),
-            consumer_batch=whole("CONSUMER_BATCH", 500, least=1, most=500),
-            retry_attempts=whole("RETRY_ATTEMPTS", 10, least=1, most=1000),
-            brake_failures=whole("BRAKE_FAILURES", 20, least=1, most=1_000_000),
-            idempotency_retention_s=whole("IDEMPOTENCY_RETENTION_S", DAY_S, least=60),
-            cursor_secret=_cursor_secret(env, service),
-            trusted_proxies=whole("TRUSTED_PROXIES", 0, least=0, most=10),
-            allowed_hosts=_allowed_hosts(env),
-            cors_origins=_origins(env, "CORS_ORIGINS"),
+            consumer_batch=whole("CONSUMER_BATCH", 500, minimum=1, maximum=500),
+            retry_attempts=whole("RETRY_ATTEMPTS", 10, minimum=1, maximum=1000),
+            brake_failures=whole("BRAKE_FAILURES", 20, minimum=1, maximum=1_000_000),
             health_dir=env.str("HEALTH_DIR", "") or None,
             log_level=_log_level(env),
             log_format=_log_format(env),
@@ -139,14 +128,39 @@ def read_settings(service: str) -> Settings:
     return settings
 
 
+def service_variable(service: str, name: str) -> str:
+    """Return the name of a variable of one service: ``USER_NOTIFICATIONS_DATABASE_URL``.
+
+    A hyphen in the service's name is an underscore there, because no shell exports the other.
+    """
+    return f"{service.upper().replace('-', '_')}_{name}"
+
+
+def read_consumer_group(service: str) -> str:
+    """Read the name of one service's consumer group; by default, the service's name.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
+    name = service_variable(service, "CONSUMER_GROUP")
+    group = Env().str(name, "") or service
+    if not _KAFKA_NAME.fullmatch(group):
+        raise SettingsError(
+            f"{name} is {group!r}: use 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"
+        )
+    return group
+
+
 def read_database_url(service: str) -> str:
     """Read the URL of one service's database from the environment; all that a migration needs.
+
+    It begins with ``postgresql+psycopg2://``, and sets the service's schema, if it has one.
 
     Raises:
         SettingsError: naming the variable and what is wrong with it.
     """
     try:
-        return _database_url(Env(), f"{service.upper()}_DATABASE_URL")
+        return _database_url(Env(), service)
     except EnvError as error:
         raise SettingsError(str(error)) from error
 
@@ -165,23 +179,33 @@ def read_log_settings() -> tuple[str, str]:
 
 
 def _log_level(env: Env) -> str:
-    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
-    return _read(env.str, "LOG_LEVEL", "INFO", validate.OneOf(levels), " or ".join(levels))
+    return _one_of(env, "LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
 
 
 def _log_format(env: Env) -> str:
-    forms = ["auto", "json", "console"]
-    return _read(env.str, "LOG_FORMAT", "auto", validate.OneOf(forms), " or ".join(forms))
+    return _one_of(env, "LOG_FORMAT", "auto", ["auto", "json", "console"])
 
 
-def read_whole(env: Env, name: str, default: int, *, least: int, most: int = 3650 * DAY_S) -> int:
-    """Read a whole number from `least` to `most`.
+def _one_of(env: Env, name: str, default: str, values: list[str]) -> str:
+    return _read(env.str, name, default, validate.OneOf(values), " or ".join(values))
+
+
+def read_whole(
+    env: Env, name: str, default: int, *, minimum: int, maximum: int = 3650 * DAY_S
+) -> int:
+    """Read a whole number within bounds.
 
     Raises:
         SettingsError: naming the variable and its value.
     """
-    within = validate.Range(min=least, max=most)
-    return _read(env.int, name, default, within, f"a whole number from {least} to {most}")
+    within = validate.Range(min=minimum, max=maximum)
+    return _read(env.int, name, default, within, f"a whole number from {minimum} to {maximum}")
+
+
+def read_list(env: Env, name: str, *default: str) -> tuple[str, ...]:
+    """Read items that are separated by commas. Spaces around them and empty items are ignored."""
+    items = (item.strip() for item in env.str(name, *default).split(","))
+    return tuple(item for item in items if item)
 
 
 def _read(
@@ -199,104 +223,65 @@ def _read(
         raise SettingsError(f"{name} is {found!r}: expected {expected}") from error
 
 
-def _read_list(env: Env, name: str, *default: str) -> tuple[str, ...]:
-    """Read items that are separated by commas. Spaces around them and empty items are ignored."""
-    items = (item.strip() for item in env.str(name, *default).split(","))
-    return tuple(item for item in items if item)
-
-
 def _bootstrap_servers(env: Env, name: str) -> tuple[str, ...]:
-    servers = _read_list(env, name)
+    servers = read_list(env, name)
     if not servers:
         raise SettingsError(f"{name} is empty: expected HOST:PORT, separated by commas")
     return servers
 
 
-def _cursor_secret(env: Env, service: str) -> str:
-    """The setting; unless it is given, one that all processes on the same database have in common.
-
-    It outlives restarts, and changes with the database's password.
-    """
-    given = env.str("CURSOR_SECRET", "")
-    if not given:
-        return f"cursors on {env.str(f'{service.upper()}_DATABASE_URL')}"
-    if len(given) < CURSOR_SECRET_MIN:
+def _topic_prefix(env: Env) -> str:
+    prefix: str = env.str("TOPIC_PREFIX", "")
+    if prefix and not _KAFKA_NAME.fullmatch(prefix):
         raise SettingsError(
-            f"CURSOR_SECRET is of {len(given)} characters; make it {CURSOR_SECRET_MIN} or more,"
-            " of chance: openssl rand -hex 32"
+            f"TOPIC_PREFIX is {prefix!r}: use the characters a-z, A-Z, 0-9, '.', '_' and '-' alone,"
+            " such as staging. with its dot"
         )
-    return given
+    return prefix
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host, in lower case, is a loopback name or address. No resolver is asked."""
-    return _LOOPBACK.fullmatch(host) is not None
-
-
-def is_host(text: str) -> bool:
-    """Return whether a text, in lower case, is a host that ALLOWED_HOSTS can hold."""
-    return _HOST.fullmatch(text) is not None
-
-
-def _allowed_hosts(env: Env) -> tuple[str, ...]:
-    """The setting. Unless it is given: no further hosts, or any where others may know our names.
-
-    That is where an API listens on more than the loopback, or behind a proxy.
-    """
-    hosts = tuple(host.lower() for host in _read_list(env, "ALLOWED_HOSTS", ""))
-    for host in hosts:
-        if host != ANY_HOST and not is_host(host):
-            raise SettingsError(
-                f"ALLOWED_HOSTS holds {host!r}, which is no host: expected shop.example or"
-                " 192.0.2.7, separated by commas, without schemes and ports; or * for all"
-            )
-    if hosts:
-        return hosts
-    exposed = not is_loopback(env.str("BIND_ADDRESS", "127.0.0.1").lower())
-    return (ANY_HOST,) if exposed or env.int("TRUSTED_PROXIES", 0) else ()
-
-
-def _origins(env: Env, name: str) -> tuple[str, ...]:
-    """Origins as browsers write them (RFC 6454, section 6.2; WHATWG URL, section 4.5)."""
-    origins = _read_list(env, name, "")
-    for origin in origins:
-        if not _is_origin(origin):
-            raise SettingsError(
-                f"{name} holds {origin!r}, which is no origin as browsers write it:"
-                " expected https://shop.example or http://localhost:3000, separated by commas"
-            )
-    return origins
-
-
-def _is_origin(text: str) -> bool:
-    found = _ORIGIN.fullmatch(text)
-    if found is None:
-        return False
-    port = int(found["port"] or 0)
-    return port <= _PORT_MAX and port != _DEFAULT_PORTS[found["scheme"]]
-
-
-def _database_url(env: Env, name: str) -> str:
-    text = env.str(name)
+def _database_url(env: Env, service: str, given: str | None = None) -> str:
+    name = service_variable(service, "DATABASE_URL") if given is None else "--database-url"
+    text = env.str(name) if given is None else given
     # The errors of SQLAlchemy and libpq quote parts of a URL, and its password may be among them.
     malformed = SettingsError(
-        f"{name} is not a database URL: expected {DRIVER}://USER:PASSWORD@HOST:PORT/DATABASE,"
+        f"{name} is not a database URL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
         " with special characters of the password percent-encoded (@ is %40)"
     )
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise malformed from None
-    if url.drivername != DRIVER:
+    if url.drivername in _PLAIN:
         # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3, which is not what runs here.
-        raise SettingsError(f"{name} must begin with {DRIVER}:// (found {url.drivername}://)")
+        url = url.set(drivername=DRIVER)
+    if url.drivername != DRIVER:
+        raise SettingsError(
+            f"{name} must begin with postgresql:// or {DRIVER}:// (found {url.drivername}://)"
+        )
     if "@" in (url.host or ""):
         raise malformed
     try:
         parse_dsn(url.set(drivername="postgresql").render_as_string(hide_password=False))
     except psycopg2.ProgrammingError:
         raise malformed from None
-    return text
+    return _in_schema(env, service, url).render_as_string(hide_password=False)
+
+
+def _in_schema(env: Env, service: str, url: URL) -> URL:
+    """Let every connection to the URL find, and create, its tables in the service's schema."""
+    name = service_variable(service, "DATABASE_SCHEMA")
+    schema = env.str(name, "")
+    if not schema:
+        return url
+    if not _SCHEMA.fullmatch(schema):
+        raise SettingsError(
+            f"{name} is {schema!r}: use 1 to 63 of the characters a-z, 0-9 and '_', no digit first"
+        )
+    # That schema alone: a table that is missing there must not be found in another service's.
+    given = url.normalized_query.get("options", ())
+    options = " ".join([*given, f"-c search_path={schema}"])
+    return url.update_query_dict({"options": options})
 
 
 def _check_windows(settings: Settings) -> None:

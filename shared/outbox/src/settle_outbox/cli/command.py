@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from functools import wraps
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
@@ -41,10 +40,9 @@ EXPECTED = (
 )
 
 
-def version_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command line its --version."""
-    # Made anew for each: click's keeps the name of the first command line it is used in.
-    return click.version_option(version("settle"), message="%(prog)s %(version)s")(command)
+def version_option(distribution: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command line its --version, which is that of a distribution."""
+    return click.version_option(package_name=distribution, message="%(prog)s %(version)s")
 
 
 def _explained(given: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from datetime import timedelta
-from typing import Any
 
 import click
 
@@ -20,30 +19,31 @@ _DURATION = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-class Duration(click.ParamType[timedelta]):
-    """A length of time such as ``90s``, ``30m``, ``2h`` or ``7d``."""
+def read_duration(text: str) -> timedelta:
+    """Read a length of time such as ``90s``, ``30m``, ``2h`` or ``7d``: the type of an option.
 
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        """Read it, or say what it should look like."""
-        if isinstance(value, timedelta):
-            return value
-        match = _DURATION.fullmatch(str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is no duration; write 90s, 30m, 2h or 7d", param, ctx)
-        try:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])})
-        except OverflowError:
-            self.fail(f"{value!r} is too long", param, ctx)
+    Raises:
+        click.BadParameter: it has another form, or is too long.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise click.BadParameter(f"{text!r} is no duration; write 90s, 30m, 2h or 7d")
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError as error:
+        raise click.BadParameter(f"{text!r} is too long") from error
 
 
-def start(service_name: str) -> tuple[Service, Settings]:
-    """Find the service, read its settings, set up the logs: the beginning of every command."""
+def start(service_name: str, database_url: str | None) -> tuple[Service, Settings]:
+    """Find the service, read its settings, set up the logs: the beginning of every command.
+
+    Args:
+        service_name: as its entry point has it.
+        database_url: from the option; None reads the variable.
+    """
     service = load_service(service_name)
-    settings = read_settings(service.name)
+    settings = read_settings(service.name, database_url)
+    service = service.with_topic_prefix(settings.topic_prefix)
     configure_logging(level=settings.log_level, form=settings.log_format)
     arm(os.environ)
     return service, settings
@@ -78,5 +78,11 @@ max_age_option = click.option(
     show_default=True,
     type=click.FloatRange(min=1),
     help="Seconds without a sign of life that are too many.",
+)
+database_url_option = click.option(
+    "--database-url",
+    metavar="URL",
+    help="The database of SERVICE, in place of its variable. Other users of this machine see the"
+    " arguments of a process: leave a password to PGPASSFILE.",
 )
 service_argument = click.argument("service", metavar="SERVICE", shell_complete=_complete_service)

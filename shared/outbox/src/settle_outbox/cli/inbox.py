@@ -10,6 +10,7 @@ import click
 
 from settle_outbox.cli.command import Group, fail, told_in_a_sentence, version_option
 from settle_outbox.cli.common import (
+    database_url_option,
     max_age_option,
     print_health,
     service_argument,
@@ -23,18 +24,20 @@ from settle_outbox.storage.database import make_engine
 
 
 @click.group(cls=Group)
-@version_option
+@version_option("settle-outbox")
 def main() -> None:
     r"""Take events from Kafka into a service's inbox, and have each applied exactly once.
 
-    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS.
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. A hyphen
+    in the name of SERVICE is an underscore there.
     """
 
 
 @main.command()
 @service_argument
+@database_url_option
 @told_in_a_sentence
-def run(service: str) -> None:
+def run(service: str, database_url: str | None) -> None:
     r"""Consume the events that SERVICE subscribes to, until SIGTERM or SIGINT.
 
     Any number may run, up to one a partition. A batch under way is finished first.
@@ -42,7 +45,7 @@ def run(service: str) -> None:
     \b
     Example: inbox-consumer run payments
     """
-    found, settings = start(service)
+    found, settings = start(service, database_url)
     Consumer(found, settings, stopped_by_signals()).run()
 
 
@@ -65,9 +68,10 @@ def healthcheck(service: str, max_age_s: float) -> None:
 
 @main.command("resume")
 @service_argument
+@database_url_option
 @click.option("--type", "event_type", help="Of this subscription alone, such as order.created.")
 @told_in_a_sentence
-def resume_subscriptions(service: str, event_type: str | None) -> None:
+def resume_subscriptions(service: str, database_url: str | None, event_type: str | None) -> None:
     r"""Let stopped subscriptions of SERVICE go on.
 
     A subscription stops when many events in a row fail in its handler with the same error. Correct
@@ -76,7 +80,7 @@ def resume_subscriptions(service: str, event_type: str | None) -> None:
     \b
     Example: inbox-consumer resume payments
     """
-    found, settings = start(service)
+    found, settings = start(service, database_url)
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
     known = sorted({subscription.type for subscription in found.subscriptions})
     if event_type is not None and event_type not in known:
@@ -99,16 +103,17 @@ def dead_letters() -> None:
 
 @dead_letters.command("list")
 @service_argument
+@database_url_option
 @click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the record whole.")
 @told_in_a_sentence
-def list_dead_letters(service: str, limit: int, *, as_json: bool) -> None:
+def list_dead_letters(service: str, database_url: str | None, limit: int, *, as_json: bool) -> None:
     r"""Show what SERVICE could not apply, newest first, and why.
 
     \b
     Example: inbox-consumer dead-letters list payments --json
     """
-    found, settings = start(service)
+    found, settings = start(service, database_url)
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
     found_any = False
     with engine.connect() as connection:

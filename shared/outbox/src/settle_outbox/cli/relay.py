@@ -9,9 +9,10 @@ import click
 
 from settle_outbox.cli.command import Group, told_in_a_sentence, version_option
 from settle_outbox.cli.common import (
-    Duration,
+    database_url_option,
     max_age_option,
     print_health,
+    read_duration,
     service_argument,
     start,
     stopped_by_signals,
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
 
 
 @click.group(cls=Group)
-@version_option
+@version_option("settle-outbox")
 def main() -> None:
     r"""Take a service's events from its outbox to Kafka.
 
-    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS.
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. A hyphen
+    in the name of SERVICE is an underscore there.
     """
 
 
 @main.command()
 @service_argument
+@database_url_option
 @told_in_a_sentence
-def run(service: str) -> None:
+def run(service: str, database_url: str | None) -> None:
     r"""Relay the events of SERVICE until SIGTERM or SIGINT.
 
     Any number may run at once. A batch under way is finished first.
@@ -47,20 +50,22 @@ def run(service: str) -> None:
     \b
     Example: outbox-relay run orders
     """
-    found, settings = start(service)
+    found, settings = start(service, database_url)
     Relay(found, settings, stopped_by_signals()).run()
 
 
 @main.command()
 @service_argument
+@database_url_option
 @click.option(
     "--since",
-    type=Duration(),
+    type=read_duration,
+    metavar="DURATION",
     required=True,
     help="How far back: 90s, 30m, 2h, 7d. At most as long as events are kept.",
 )
 @told_in_a_sentence
-def replay(service: str, since: timedelta) -> None:
+def replay(service: str, database_url: str | None, since: timedelta) -> None:
     r"""Send the published events of SERVICE again.
 
     For a broker that lost them. Consumers drop what they know. The events are put in line; a
@@ -69,7 +74,7 @@ def replay(service: str, since: timedelta) -> None:
     \b
     Example: outbox-relay replay orders --since 2h
     """
-    found, settings = start(service)
+    found, settings = start(service, database_url)
     engine = make_engine(settings.database_url, application_name="outbox-relay replay", pool_size=1)
     with engine.begin() as connection:
         count = queue_again(connection, found.aggregatetypes, since)
@@ -96,13 +101,14 @@ def healthcheck(service: str, max_age_s: float) -> None:
 
 @main.command()
 @service_argument
+@database_url_option
 @click.option(
     "--partitions",
     type=click.IntRange(1, 10_000),
     help="Raise the partitions of each topic to this count.",
 )
 @told_in_a_sentence
-def topics(service: str, partitions: int | None) -> None:
+def topics(service: str, database_url: str | None, partitions: int | None) -> None:
     r"""Create the topics that SERVICE publishes, where they are missing.
 
     With --partitions: also add partitions to those that exist, in order per key. While the command
@@ -112,7 +118,7 @@ def topics(service: str, partitions: int | None) -> None:
     \b
     Example: outbox-relay topics payments --partitions 12
     """
-    found, settings = start(service)
+    found, settings = start(service, database_url)
     if partitions is not None:
         settings = changed(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")

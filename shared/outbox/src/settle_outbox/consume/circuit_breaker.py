@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
     from uuid import UUID
 
@@ -172,5 +171,5 @@ def resume(connection: Connection, event_type: str | None) -> list[SubscriptionK
     Returns:
         Those that were stopped.
     """
-    rows: Iterable[tuple[str, str]] = connection.execute(_RESUME, {"type": event_type}).tuples()
-    return [(topic, name) for topic, name in rows]
+    rows = connection.execute(_RESUME, {"type": event_type})
+    return [(row.topic, row.type) for row in rows]

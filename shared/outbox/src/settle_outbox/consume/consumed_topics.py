@@ -6,16 +6,25 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from kafka.errors import BrokerResponseError
+from kafka import OffsetAndMetadata, TopicPartition
+from kafka.admin import OffsetSpec
+from kafka.errors import BrokerResponseError, GroupIdNotFoundError, NoError
+from sqlalchemy import text
 
 from settle_outbox.kafka.offsets import find_stale
-from settle_outbox.kafka.topics import find_topics, read_topic_settings, why_kept_too_long
+from settle_outbox.kafka.topics import (
+    count_partitions,
+    find_topics,
+    read_topic_settings,
+    why_kept_too_long,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from uuid import UUID
 
-    from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+    from kafka import KafkaAdminClient, KafkaConsumer
+    from sqlalchemy import Engine
 
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CHECK_EVERY_S = 5.0
+
+_HAS_INBOX = text("SELECT EXISTS (SELECT FROM inbox)")
 
 
 class ConsumedTopics:
@@ -40,6 +51,7 @@ class ConsumedTopics:
         self.missing: list[str] = []
         self._last_ids: dict[str, UUID | None] = {}
         self._replaced: set[str] = set()
+        self._were_missing: set[str] = set()
         self._checked_at = 0.0
 
     def find(self, admin: KafkaAdminClient) -> bool:
@@ -75,7 +87,7 @@ class ConsumedTopics:
         Raises:
             KafkaError: the broker cannot be reached.
         """
-        group = self._service.name
+        group = self._settings.consumer_group
         found = admin.list_group_offsets({group: list(assigned)})
         stale = find_stale(found.get(group, {}), self.ids, self._replaced)
         if stale:
@@ -84,6 +96,47 @@ class ConsumedTopics:
                 "consumer.stale_offsets_skipped",
                 partitions=sorted(f"{each.topic}[{each.partition}]" for each in stale),
             )
+
+    def start_new_group_at_end(self, admin: KafkaAdminClient, engine: Engine) -> None:
+        """Commit the end of each topic for a group that has never read anything.
+
+        Not left to Kafka's ``auto.offset.reset``: that would also skip what comes into new
+        partitions before the group finds them, and everything unread when an offset is gone. A
+        service whose inbox holds events is not new, even if Kafka has forgotten its offsets. A
+        topic that was missing before holds only events that are newer than the group.
+
+        Raises:
+            KafkaError: the broker cannot be reached, or another consumer was faster.
+        """
+        group = self._settings.consumer_group
+        with engine.connect() as connection:
+            if connection.execute(_HAS_INBOX).scalar_one():
+                return
+        try:
+            committed = admin.list_group_offsets(group).get(group, {})
+        except GroupIdNotFoundError:
+            committed = {}
+        if any(offset.offset >= 0 for offset in committed.values()):
+            return
+        counts = count_partitions(admin, self.ids.keys() - self._were_missing)
+        ends = admin.list_partition_offsets(
+            {
+                TopicPartition(topic, number): OffsetSpec.LATEST
+                for topic, count in counts.items()
+                for number in range(count)
+            }
+        )
+        answers = admin.alter_group_offsets(
+            group,
+            {
+                place: OffsetAndMetadata(end.offset, str(self.ids[place.topic] or ""), -1)
+                for place, end in ends.items()
+            },
+        )
+        for place, error in answers.items():
+            if error is not NoError:
+                raise error(f"the start of {group} in {place.topic}[{place.partition}]")
+        log.info("consumer.group_starts_at_end", group=group, topics=sorted(counts))
 
     def check_retention(self, admin: KafkaAdminClient) -> None:
         """Warn of topics that keep events longer than the inbox remembers them.
@@ -111,6 +164,7 @@ class ConsumedTopics:
         if missing and missing != self.missing:
             log.info("consumer.topics_missing", topics=missing)
         self.missing = missing
+        self._were_missing |= set(missing)
         replaced = {topic for topic in ids if self._last_ids.get(topic, ids[topic]) != ids[topic]}
         if replaced:
             log.warning("consumer.topic_lost", topics=sorted(replaced), action="join again")

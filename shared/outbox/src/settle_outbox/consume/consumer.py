@@ -31,6 +31,7 @@ from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import DATABASE, Loop
 from settle_outbox.runtime.process import TRANSACTION_S
+from settle_outbox.settings import LATEST
 from settle_outbox.storage.database import make_engine, make_sessions
 from settle_outbox.storage.partitions import Maintenance, inbox_partitions
 
@@ -82,13 +83,15 @@ class Consumer:
     """One consumer of a service's group. Any number may run, up to one a partition.
 
     Args:
-        service: whose inbox and handlers; its name is the group's.
+        service: whose inbox and handlers.
         settings: of that service's process.
         stop: ends the loop after the current batch.
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
+        service = service.with_topic_prefix(settings.topic_prefix)
         self._service = service
+        self._group = settings.consumer_group
         self._settings = settings
         self._stop = stop
         self._engine: Engine = make_engine(
@@ -223,7 +226,9 @@ class Consumer:
                 return None
             self._is_embedded = is_embedded(admin)
             self._topics.check_retention(admin)
-            consumer = make_consumer(self._settings, self._service.name)
+            if self._settings.new_group_start == LATEST:
+                self._topics.start_new_group_at_end(admin, self._engine)
+            consumer = make_consumer(self._settings, self._group)
             self._consumer = consumer
             self._held = HeldPartitions()
             listener = OnAssignment(
@@ -295,10 +300,10 @@ class Consumer:
     def _delete_group(self) -> bool:
         """Delete the group; return False when the broker refuses, since it has members."""
         try:
-            answer = self._connect_admin().delete_groups([self._service.name])
+            answer = self._connect_admin().delete_groups([self._group])
         except BrokerResponseError:
             return False
-        return bool(answer.get(self._service.name) == "OK")
+        return bool(answer.get(self._group) == "OK")
 
     def _connect_admin(self) -> KafkaAdminClient:
         if self._admin is None:

@@ -22,6 +22,7 @@ from settle_outbox.kafka.topics import count_partitions, find_topics, is_embedde
 from settle_outbox.publish.lost_topics import lock_topics, note_change
 from settle_outbox.publish.pending import lock_all_shards
 from settle_outbox.service import load_service, service_names
+from settle_outbox.settings import read_consumer_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -76,7 +77,7 @@ def raise_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, 
         lock_all_shards(connection)
         lower = _find_lower(admin, service, count)
         if lower:
-            _wait_until_read(connection, admin, lower)
+            _wait_until_read(connection, admin, lower, service.topic_prefix)
         # Also when there is nothing to add: a command before this one may have been killed.
         note_change(connection, service.published_topics)
         try:
@@ -99,10 +100,12 @@ def _find_lower(admin: KafkaAdminClient, service: Service, count: int) -> list[s
     return [topic for topic, existing in partitions.items() if existing < count]
 
 
-def _wait_until_read(connection: Connection, admin: KafkaAdminClient, topics: list[str]) -> None:
+def _wait_until_read(
+    connection: Connection, admin: KafkaAdminClient, topics: list[str], topic_prefix: str
+) -> None:
     ids = find_topics(admin, topics)
     deadline = time.monotonic() + READ_TIMEOUT_S
-    while unread := _what_is_unread(admin, ids):
+    while unread := _what_is_unread(admin, ids, topic_prefix):
         if time.monotonic() > deadline:
             raise PartitionsError(
                 f"{'; '.join(unread)}. Nothing was changed. Start the consumers, wait until they "
@@ -113,9 +116,11 @@ def _wait_until_read(connection: Connection, admin: KafkaAdminClient, topics: li
         connection.execute(text("SELECT 1"))  # it still holds the shards, and is not idle
 
 
-def _what_is_unread(admin: KafkaAdminClient, ids: Mapping[str, UUID | None]) -> list[str]:
+def _what_is_unread(
+    admin: KafkaAdminClient, ids: Mapping[str, UUID | None], topic_prefix: str
+) -> list[str]:
     try:
-        return list(_find_unread(admin, ids))
+        return list(_find_unread(admin, ids, topic_prefix))
     except KafkaError as error:
         if not error.retriable:
             raise
@@ -123,7 +128,9 @@ def _what_is_unread(admin: KafkaAdminClient, ids: Mapping[str, UUID | None]) -> 
         return [f"The groups' offsets cannot be read: {error}"]
 
 
-def _find_unread(admin: KafkaAdminClient, ids: Mapping[str, UUID | None]) -> Iterator[str]:
+def _find_unread(
+    admin: KafkaAdminClient, ids: Mapping[str, UUID | None], topic_prefix: str
+) -> Iterator[str]:
     """Describe each group that has unread records of these topics.
 
     A group counts if it has ever committed an offset there, or if it belongs to an installed
@@ -133,7 +140,12 @@ def _find_unread(admin: KafkaAdminClient, ids: Mapping[str, UUID | None]) -> Ite
     partitions = [TopicPartition(topic, n) for topic, count in counts.items() for n in range(count)]
     starts = _offsets(admin, partitions, OffsetSpec.EARLIEST)
     ends = _offsets(admin, partitions, OffsetSpec.LATEST)
-    consumers = {name: set(load_service(name).consumed_topics) for name in service_names()}
+    consumers = {
+        read_consumer_group(name): set(
+            load_service(name).with_topic_prefix(topic_prefix).consumed_topics
+        )
+        for name in service_names()
+    }
     groups = {group["group_id"] for group in admin.list_groups()}
     for group in sorted(groups | consumers.keys()):
         found = admin.list_group_offsets(group).get(group, {}) if group in groups else {}

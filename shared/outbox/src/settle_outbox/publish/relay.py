@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 from kafka.errors import KafkaError
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_cluster
@@ -25,7 +26,7 @@ from settle_outbox.publish.sender import REFUSALS, Sender
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
-from settle_outbox.runtime.process import TRANSACTION_S, FatalError
+from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError
 from settle_outbox.storage.database import make_engine
 from settle_outbox.storage.partitions import Maintenance, outbox_partitions
 from settle_outbox.storage.sequences import check_sequences
@@ -73,7 +74,7 @@ class Relay:
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
-        self._service = service
+        self._service = service.with_topic_prefix(settings.topic_prefix)
         self._settings = settings
         self._stop = stop
         self._engine: Engine = make_engine(
@@ -102,6 +103,7 @@ class Relay:
         self._noted_at: list[datetime] = []
         self._topics_checked_at = 0.0
         self._expire_at = 0.0
+        self._cleanup = Backoff("relay.cleanup", traceback=True)
         self._search = RefusedEventSearch()
 
     def run(self) -> None:
@@ -238,7 +240,14 @@ class Relay:
         """Remove old rows of the service, a piece in each step, so that no event waits long."""
         if time.monotonic() < self._expire_at:
             return
-        more = [expire(self._engine, self._settings) for expire in self._service.expiries]
+        try:
+            more = [expire(self._engine) for expire in self._service.expiries]
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged; delivery does not depend on it
+            self._expire_at = time.monotonic() + self._cleanup.failed(error)
+            return
+        self._cleanup.succeeded()
         if not any(more):
             self._expire_at = time.monotonic() + EXPIRY_S
 

@@ -76,6 +76,7 @@ class Sender:
 
     def __init__(self, settings: Settings, source: str) -> None:
         self._source = source.encode()
+        self._topic_prefix = settings.topic_prefix
         self._stopped = False
         self._producer: KafkaProducer = make_producer(settings, f"outbox-relay{source}")
         when_connection_ends(self._producer, self._stop)
@@ -97,7 +98,7 @@ class Sender:
             for event in events:
                 try:
                     future = self._producer.send(
-                        topic_of(event.aggregatetype),
+                        f"{self._topic_prefix}{topic_of(event.aggregatetype)}",
                         value=event.payload,
                         key=event.aggregateid.encode(),
                         headers=event_headers(event, self._source),

@@ -1,0 +1,111 @@
+"""The engine is a distribution of its own: it works where nothing else of this project is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The first test builds a wheel and makes an environment.
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).resolve().parents[2]
+UV = Path(sys.executable).with_name("uv")
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import settle_outbox
+for module in pkgutil.walk_packages(settle_outbox.__path__, "settle_outbox."):
+    importlib.import_module(module.name)
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def build(source: Path, folder: Path) -> Path:
+    """Build a wheel from a copy: setuptools leaves files of an earlier build in a checkout."""
+    copy = folder / "source"
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(source, copy, ignore=left_out)
+    run(UV, "build", "--wheel", "--out-dir", folder, copy, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def names(wheel: Path) -> Sequence[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT / "shared" / "outbox", tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the engine, and what it names as needed."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(UV, "venv", "--python", sys.executable, folder / "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    pins = ROOT / "constraints.txt"
+    run(UV, "pip", "install", "--python", python, "--constraint", pins, wheel, cwd=folder)
+    return python.parent
+
+
+def test_every_module_is_imported_without_the_rest_of_the_project(installed: Path) -> None:
+    imported = run(installed / "python", "-c", IMPORT_ALL, cwd=installed).split()
+
+    assert "settle_outbox" in imported
+    absent = {"services", "shared", "settle", "flask", "gunicorn", "supervisor", "rich"}
+    assert absent.isdisjoint(imported)
+
+
+def test_none_of_the_web_and_no_supervisor_is_installed_with_it(installed: Path) -> None:
+    found = run(UV, "pip", "freeze", "--python", installed / "python", cwd=installed)
+
+    packages = {line.partition("==")[0].partition(" @")[0] for line in found.lower().splitlines()}
+    assert "settle-outbox" in packages
+    assert {"settle", "flask", "gunicorn", "supervisor", "rich"}.isdisjoint(packages)
+
+
+@pytest.mark.parametrize("command", ["outbox-relay", "inbox-consumer"])
+def test_its_commands_run(installed: Path, command: str) -> None:
+    assert f"Usage: {command}" in run(installed / command, "--help", cwd=installed)
+    assert run(installed / command, "--version", cwd=installed).startswith(f"{command} ")
+
+
+def test_the_wheel_has_its_types_and_its_licence(wheel: Path) -> None:
+    found = names(wheel)
+
+    assert "settle_outbox/py.typed" in found
+    assert any(name.endswith("licenses/LICENSE") for name in found)
+    assert {name.partition("/")[0].partition("-")[0] for name in found} == {"settle_outbox"}
+
+
+def test_the_applications_wheel_does_not_hold_the_engine(tmp_path: Path) -> None:
+    found = names(build(ROOT, tmp_path))
+
+    assert "services/orders/events.py" in found
+    assert not [name for name in found if "outbox" in name]
