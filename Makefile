@@ -99,6 +99,10 @@ model: $(INSTALLED) ## Compare the services with a plain model, in random steps;
 bench-http: $(INSTALLED) ## Measure the calls against bare handlers; minutes; ARGS="--only orders"
 	@PYTHONPATH=tests $(BIN)/python benchmarks/http_calls.py $(ARGS)
 
+.PHONY: bench-revisions
+bench-revisions: $(INSTALLED) ## Compare relay, consumer and POST /orders with another revision; BASE=v0.1.0
+	@PYTHONPATH=tests $(BIN)/python benchmarks/revisions.py $(BASE) $(ARGS)
+
 .PHONY: openapi
 openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/openapi
 	@PYTHONPATH=tests $(BIN)/python -m support.openapi

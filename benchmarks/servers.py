@@ -27,13 +27,22 @@ _STOP_S = 30
 
 
 @contextmanager
-def served(app: str, database_url: str, log: Path) -> Iterator[int]:
+def served(
+    app: str,
+    database_url: str,
+    log: Path,
+    *,
+    root: Path = ROOT,
+    programs: Path = Path(sys.executable).parent,
+) -> Iterator[int]:
     """Serve an app on a database; gives its port.
 
     Args:
         app: one of those above.
         database_url: where it reads and writes.
         log: where gunicorn and the app log.
+        root: the checkout that the app is of.
+        programs: the folder of that checkout's commands.
     """
     port = free_port()
     given = ("BENCH_DATABASE_URL", "ORDERS_DATABASE_URL", "PAYMENTS_DATABASE_URL")
@@ -46,13 +55,13 @@ def served(app: str, database_url: str, log: Path) -> Iterator[int]:
         "PORT": str(port),
     }
     command = [
-        str(Path(sys.executable).parent / "gunicorn"),
-        *("--config", str(ROOT / "deploy" / "gunicorn.conf.py")),
+        str(programs / "gunicorn"),
+        *("--config", str(root / "deploy" / "gunicorn.conf.py")),
         app,
     ]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT / "benchmarks", env=environ, stdout=output, stderr=output
+            command, cwd=root / "benchmarks", env=environ, stdout=output, stderr=output
         )
     try:
         # The workers come after; a request that is sent now waits for them.

@@ -200,13 +200,14 @@ class KafkaBroker(Broker):
         """Delete topics and groups: seconds sooner than another node."""
         admin = self._administration()
         try:
-            wait_until(lambda: _forget_groups(admin), timeout_s=30, what="the groups to be gone")
+            wait_until(lambda: forget_groups(admin), timeout_s=30, what="the groups to be gone")
             wait_until(lambda: _forget_topics(admin), timeout_s=30, what="the topics to be gone")
         finally:
             admin.close()
 
 
-def _forget_groups(admin: KafkaAdminClient) -> bool:
+def forget_groups(admin: KafkaAdminClient) -> bool:
+    """Remove all consumer groups, with their offsets; return whether none was left."""
     groups = [each["group_id"] for each in admin.list_groups()]
     for group, described in admin.describe_groups(groups).items() if groups else ():
         _remove_members(admin, group, described["members"])
