@@ -18,7 +18,6 @@ from settle_outbox.settings import (
     read_list,
     read_log_settings,
     read_whole,
-    service_variable,
 )
 
 CURSOR_SECRET_MIN = 32
@@ -43,7 +42,7 @@ _LOOPBACK = re.compile(r"(?:[a-z0-9_.-]+\.)?localhost|127(?:\.[0-9]{1,3}){3}|\[?
 class WebSettings:
     """What an API of one service needs to know. Units stand last in the names.
 
-    `cursor_secret` is what the cursors of lists are signed with.
+    `cursor_secret` signs the cursors of lists; None for the one in the service's database.
 
     `allowed_hosts` are the hosts that an API answers to beside those of the loopback, in lower
     case; `ANY_HOST` among them means all.
@@ -52,7 +51,7 @@ class WebSettings:
     service: str
     database_url: str
     idempotency_retention_s: int
-    cursor_secret: str
+    cursor_secret: str | None
     trusted_proxies: int
     allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
@@ -76,7 +75,7 @@ def read_web_settings(service: str) -> WebSettings:
             service=service,
             database_url=read_database_url(service),
             idempotency_retention_s=read_idempotency_retention_s(),
-            cursor_secret=_cursor_secret(env, service),
+            cursor_secret=_cursor_secret(env),
             trusted_proxies=read_whole(env, "TRUSTED_PROXIES", 0, minimum=0, maximum=10),
             allowed_hosts=_allowed_hosts(env),
             cors_origins=_origins(env, "CORS_ORIGINS"),
@@ -96,14 +95,10 @@ def read_idempotency_retention_s() -> int:
     return read_whole(Env(), "IDEMPOTENCY_RETENTION_S", DAY_S, minimum=60)
 
 
-def _cursor_secret(env: Env, service: str) -> str:
-    """The setting; unless it is given, one that all processes on the same database have in common.
-
-    It outlives restarts, and changes with the database's password.
-    """
-    given = env.str("CURSOR_SECRET", "")
+def _cursor_secret(env: Env) -> str | None:
+    given: str = env.str("CURSOR_SECRET", "")
     if not given:
-        return f"cursors on {env.str(service_variable(service, 'DATABASE_URL'))}"
+        return None
     if len(given) < CURSOR_SECRET_MIN:
         raise SettingsError(
             f"CURSOR_SECRET is of {len(given)} characters; make it {CURSOR_SECRET_MIN} or more,"

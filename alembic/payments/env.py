@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from services.payments.models import Base
 from settle_outbox.storage import tables
-from shared import migrations
+from shared import cursor_secrets, migrations
 from shared.idempotency import tables as idempotency_tables
 
-migrations.run([Base.metadata, tables.metadata, idempotency_tables.metadata])
+migrations.run(
+    [Base.metadata, tables.metadata, idempotency_tables.metadata, cursor_secrets.metadata]
+)

@@ -6,8 +6,7 @@ with `read_paging`, gives its rows from `Paging.after` on, and answers with `Pag
 
 from __future__ import annotations
 
-import base64
-import hmac
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from flask import current_app, request
+from itsdangerous import BadData, URLSafeSerializer
 from marshmallow import ValidationError, fields
 
+from shared import cursor_secrets
 from shared.web.problems import InvalidInputError
+from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +35,6 @@ LIMIT_DEFAULT = 100
 PAGE_BYTES_MAX = 512 * 1024
 
 _DIGITS = re.compile(r"[0-9]{1,4}")
-_TAG_BYTES = 16
 _EXTENSION = "settle-cursor-secret"
 _REFUSED = "Must be a cursor from a next link of this list, with the same filters as there."
 
@@ -101,8 +102,7 @@ class Paging:
         """
         query = {name: request.args[name] for name in self.filters if name in request.args}
         query["limit"] = str(self.limit)
-        payload = json.dumps([str(part) for part in last], separators=(",", ":")).encode()
-        query["cursor"] = _seal(payload, self.filters)
+        query["cursor"] = _serializer(self.filters).dumps([str(part) for part in last])
         address = request.root_path + request.path
         # Of what was received: werkzeug's `base_url` decodes names from Punycode, or fails to. A
         # Host that cannot be in an address (RFC 3986), one with an underscore say, is empty here.
@@ -112,8 +112,8 @@ class Paging:
 
 
 def register(app: Flask, settings: WebSettings) -> None:
-    """Have an app's cursors signed by the setting CURSOR_SECRET."""
-    app.extensions[_EXTENSION] = settings.cursor_secret.encode()
+    """Sign an app's cursors with the setting CURSOR_SECRET, or with the database's own secret."""
+    app.extensions[_EXTENSION] = settings.cursor_secret
 
 
 def read_paging(query: Mapping[str, Any], *converters: Callable[[str], Any]) -> Paging:
@@ -137,24 +137,32 @@ def read_paging(query: Mapping[str, Any], *converters: Callable[[str], Any]) -> 
 
 
 def _open(text: str, filters: Mapping[str, Any]) -> list[str]:
+    serializer = _serializer(filters)
     try:
-        packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError as error:
+        parts: list[str] = serializer.loads(text)
+    except (BadData, UnicodeError) as error:
         raise _refused() from error
-    payload = packed[_TAG_BYTES:]
-    # The text is compared, not the tag alone: several texts are one value in Base64.
-    if not hmac.compare_digest(_seal(payload, filters), text):
+    # Several texts are one value in Base64, and only one of them was given.
+    if serializer.dumps(parts) != text:
         raise _refused()
-    parts: list[str] = json.loads(payload)
     return parts
 
 
-def _seal(payload: bytes, filters: Mapping[str, Any]) -> str:
-    """Make a cursor: HMAC-SHA256 of where it holds and what it says, cut to 128 bits (RFC 2104)."""
-    scope = json.dumps([request.path, filters], default=str, sort_keys=True).encode()
-    secret: bytes = current_app.extensions[_EXTENSION]
-    tag = hmac.digest(secret, scope + b"\0" + payload, "sha256")[:_TAG_BYTES]
-    return base64.urlsafe_b64encode(tag + payload).rstrip(b"=").decode()
+def _serializer(filters: Mapping[str, Any]) -> URLSafeSerializer:
+    """Return what signs the cursors of this list with these filters, and checks them."""
+    scope = json.dumps([request.path, filters], default=str, sort_keys=True)
+    signed_with = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
+    return URLSafeSerializer(_secret(), salt=scope, signer_kwargs=signed_with)
+
+
+def _secret() -> str:
+    """Return the secret; that of the database is read once."""
+    secret: str | None = current_app.extensions[_EXTENSION]
+    if secret is None:
+        with transaction() as session:
+            secret = cursor_secrets.read(session)
+        current_app.extensions[_EXTENSION] = secret
+    return secret
 
 
 def _refused() -> InvalidInputError:

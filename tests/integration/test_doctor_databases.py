@@ -479,7 +479,7 @@ def test_a_database_that_is_not_there(doctor: Doctor) -> None:
     how, what = doctor.verdict("orders db")
     assert (how, "refused" in what) == ("fail", True)
     assert "orders indexes" not in doctor.seen
-    doctor.urls = {"orders": "postgresql://orders@127.0.0.1/orders"}
+    doctor.urls = {"orders": "mysql://orders@127.0.0.1/orders"}
     how, what = doctor.verdict("orders db")
     assert (how, "ORDERS_DATABASE_URL" in what) == ("fail", True)
 

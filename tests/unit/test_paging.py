@@ -76,9 +76,9 @@ def test_a_cursor_is_read_by_any_process_with_the_secret_and_by_no_other() -> No
 def test_a_cursor_changed_in_any_place_is_refused() -> None:
     """Also in the bits of its last character that stand for nothing."""
     whole = cursor_in(link("/orders", 12345))
-    assert len(whole) % 4  # there are such bits
+    assert len(whole.rpartition(".")[2]) % 4  # there are such bits
     for place, there in enumerate(whole):
-        other = ALPHABET[ALPHABET.index(there) ^ 1]
+        other = "-" if there == "." else ALPHABET[ALPHABET.index(there) ^ 1]
         with pytest.raises(InvalidInputError) as refused:
             read("/orders", whole[:place] + other + whole[place + 1 :], int)
         assert refused.value.members["errors"][0]["parameter"] == "cursor"
