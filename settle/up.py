@@ -189,7 +189,7 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
             _start_server(stack, supervisor, POSTGRES, tell)
             create_databases(stack.cluster, stack.ports["POSTGRES_PORT"])
     with steps.step("Migrating both databases", "Both databases are migrated"):
-        migrate(stack)
+        migrate()
     if BROKER in stack.servers:
         name = "Apache Kafka" if stack.broker is BrokerKind.KAFKA else "The broker"
         with steps.step(
@@ -229,13 +229,13 @@ def _start_programs(
         )
 
 
-def migrate(stack: Stack) -> None:
-    """Bring both databases to the code's revision.
+def migrate() -> None:
+    """Bring both databases, which the environment names, to the code's revision.
 
     Raises:
         UpError: a database does not answer, or cannot be migrated; with what to do.
     """
-    for service in stack.database_urls:
+    for service in SERVICES:
         url = read_database_url(service)
         silent = why_silent(url)
         if silent is not None:

@@ -18,8 +18,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from settle_outbox.cli import relay
 from settle_outbox.consume import consumer
+from settle_outbox.publish import relay
 from settle_outbox.publish.lost_topics import Destination, note_topics
 from settle_outbox.storage.database import CONNECT_ARGS, make_engine
 from settle_outbox.storage.deadlines import DeadlineWatcher, without_deadline

@@ -143,8 +143,8 @@ def test_a_client_cannot_wash_the_log_away(payments_url: str, tmp_path: Path) ->
         ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
         ({"ORDERS_DATABASE_URL": ""}, "ORDERS_DATABASE_URL"),
-        ({"OUTBOX_SHARDS": "many"}, "OUTBOX_SHARDS"),
-        ({"ORDERS_DATABASE_URL": f"postgresql://settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
+        ({"TRUSTED_PROXIES": "many"}, "TRUSTED_PROXIES"),
+        ({"ORDERS_DATABASE_URL": f"mysql://settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
         ({"ORDERS_DATABASE_URL": f"settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
     ],
 )

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import make_url
 
 import services.wiring
-from settle_outbox.cli import relay
 from settle_outbox.consume import consumer
 from settle_outbox.notifications import notify
+from settle_outbox.publish import relay
 from support.delivery import Delivery
 from support.ports import free_port, with_port
 from support.waiting import wait_until

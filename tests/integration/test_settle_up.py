@@ -8,8 +8,6 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
-from settle.stack import BOOTSTRAP, DATABASE_URLS, Stack, planned_stack
-from settle.state import StateFolder
 from settle.up import UpError, migrate
 from settle_outbox.storage.database import connect_autocommit
 from shared.migrations import CONFIG_FILE
@@ -18,21 +16,21 @@ from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from support.postgres import PostgresServer
 
-INVALID_INDEX = (
-    "CREATE INDEX orders_by_user ON orders (user_id, status, created_at, id);"
-    "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'orders_by_user'::regclass"
-)
+REFUSE_INDEXES = """
+    CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE 'No indexes today' USING HINT = 'Wait for tomorrow'; END $$;
+    CREATE EVENT TRIGGER refuse ON ddl_command_start
+        WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION refuse();
+"""
 
 
-def stack_on(folder: Path, payments_url: str, orders_url: str) -> Stack:
-    given = {"payments": payments_url, "orders": orders_url}
-    urls = {DATABASE_URLS[service]: url for service, url in given.items()}
-    with environment({**urls, BOOTSTRAP: NOWHERE}):
-        return planned_stack(StateFolder(folder))
+def migrate_both(payments_url: str, orders_url: str) -> None:
+    urls = {"PAYMENTS_DATABASE_URL": payments_url, "ORDERS_DATABASE_URL": orders_url}
+    with environment(urls):
+        migrate()
 
 
 def run(url: str, statements: str) -> None:
@@ -53,35 +51,29 @@ def older_url(postgres: PostgresServer) -> Iterator[str]:
     postgres.drop_database("up_older")
 
 
-def test_a_database_of_a_later_version_is_told(
-    tmp_path: Path, payments_url: str, orders_url: str
-) -> None:
+def test_a_database_of_a_later_version_is_told(payments_url: str, orders_url: str) -> None:
     run(orders_url, "UPDATE alembic_version SET version_num = '9999'")
 
     with pytest.raises(UpError) as no:
-        migrate(stack_on(tmp_path, payments_url, orders_url))
+        migrate_both(payments_url, orders_url)
 
     assert "database of orders cannot be migrated by this code" in str(no.value)
     assert "'9999'" in str(no.value)
     assert "if a later version has migrated it, run that one" in str(no.value)
 
 
-def test_the_hint_of_a_migration_that_is_refused_is_told(
-    tmp_path: Path, payments_url: str, older_url: str
-) -> None:
-    run(older_url, INVALID_INDEX)
+def test_the_hint_of_a_migration_that_is_refused_is_told(payments_url: str, older_url: str) -> None:
+    run(older_url, REFUSE_INDEXES)
 
     with pytest.raises(UpError) as no:
-        migrate(stack_on(tmp_path, payments_url, older_url))
+        migrate_both(payments_url, older_url)
 
-    assert "The index orders_by_user is invalid" in str(no.value)
-    assert "Run REINDEX INDEX CONCURRENTLY for it" in str(no.value)
+    assert "No indexes today" in str(no.value)
+    assert "Wait for tomorrow" in str(no.value)
 
 
-def test_a_database_that_does_not_answer_is_named_by_its_variable(
-    tmp_path: Path, orders_url: str
-) -> None:
+def test_a_database_that_does_not_answer_is_named_by_its_variable(orders_url: str) -> None:
     gone = f"postgresql+psycopg2://payments@{NOWHERE}/payments"
 
     with pytest.raises(UpError, match=r"of PAYMENTS_DATABASE_URL does not answer \(.*\): start it"):
-        migrate(stack_on(tmp_path, gone, orders_url))
+        migrate_both(gone, orders_url)

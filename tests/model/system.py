@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 from zlib import crc32
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from flask.testing import FlaskClient
+
+    from settle_outbox.settings import Settings
 
 ALL = 1_000_000
 # As a consumer has them by default.
@@ -187,8 +190,9 @@ class System:
         ):
             shards = lock_shards(connection, ALL)
             events = read_pending(connection, shards, ALL, [])[:count] if shards else []
-            # The settings say where the broker is; there is none.
-            sent = Sender(None, source).send(events)
+            # There is no broker, so no other setting is read.
+            settings = cast("Settings", SimpleNamespace(topic_prefix=""))
+            sent = Sender(settings, source).send(events)
             assert sent.error is None
             if mark:
                 mark_sent(connection, sent.acknowledged)
