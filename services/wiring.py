@@ -1,4 +1,4 @@
-"""How the process of an API is put together: settings, database, delivery engine, web layer."""
+"""Wire the process of an API: settings, database, delivery engine, web layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def start_process(service: Service) -> WebSettings:
-    """Read a service's settings from the environment, and set up logging by them.
+    """Read a service's settings from the environment, set up logging, and arm the failpoints.
 
     Raises:
         SettingsError: a setting is missing or wrong.
@@ -42,14 +42,14 @@ def make_service_app(
     blueprint: Blueprint,
     problems: Mapping[type[SettleError], Kind],
 ) -> Flask:
-    """Make the app of a service, on its database. Call it after fork.
+    """Make the app of a service, with its own connections to the database. Call it after fork.
 
     Args:
-        service: its registration with the delivery engine.
-        settings: of its process.
-        description: what it is for, in a sentence or two.
-        blueprint: its calls.
-        problems: the kind of problem for each error that its use cases raise.
+        service: the service's registration with the delivery engine.
+        settings: from `start_process`.
+        description: what the service is for, in a sentence or two.
+        blueprint: the service's calls.
+        problems: for each error that a use case raises, the kind of problem that is answered.
     """
     engine = make_engine(
         settings.database_url,

@@ -1,4 +1,4 @@
-"""What is said where root runs the stack: why it should not, and how to run it as another user."""
+"""The warning about a stack that runs as root, and the commands to run it as another user."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ AS_ROOT = "the APIs, relays, consumers and the broker run as root; only PostgreS
 
 
 def how_to_leave_root(state: StateFolder) -> str:
-    """Give the commands that hand a stack to a new user, with what it keeps.
+    """Return the commands that hand a stack and its data to a new user. Call it as root only.
 
-    Only for root.
+    Where that user could not reach the programs, the sentence says what to do first.
 
     Args:
         state: its folder.
@@ -42,7 +42,8 @@ def how_to_leave_root(state: StateFolder) -> str:
     closed = [str(path) for path in needed if not server_owner().reaches(path)]
     if closed:
         return (
-            f"other users cannot reach {', '.join(closed)}: first set up a checkout, Python and "
-            f"SETTLE_HOME where they can, such as in /srv; then there, {'; '.join(commands)}"
+            f"other users cannot reach {', '.join(closed)}: run {down}, install Settle and Python"
+            " in a folder that they can read, such as /srv, and set SETTLE_HOME in it; settle up"
+            " there, as root, shows the other commands"
         )
-    return "; ".join(commands)
+    return " && ".join(commands)

@@ -1,4 +1,4 @@
-"""The secret that signs the cursors of lists: one row, which a migration makes at random."""
+"""The secret that signs the cursors of lists. A migration generates it, in a table of one row."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ cursor_secrets = Table(
     CheckConstraint("char_length(secret) >= 32", name="cursor_secrets_length"),
 )
 
-# gen_random_uuid() takes its 122 bits from the strong generator of the server
-# (src/backend/utils/adt/uuid.c: pg_strong_random).
+# Two random UUIDs: 244 bits of PostgreSQL's cryptographic generator (pg_strong_random in its
+# src/backend/utils/adt/uuid.c). Frozen: a migration must not change with the table above.
 _CREATE = """
 CREATE TABLE cursor_secrets (
     id     smallint PRIMARY KEY DEFAULT 1,
@@ -41,16 +41,16 @@ _READ = select(cursor_secrets.c.secret)
 
 
 def create() -> None:
-    """Create the table and its random secret; for a service's migration."""
+    """Create the table and its secret. A migration calls it."""
     op.execute(_CREATE)
 
 
 def drop() -> None:
-    """Drop the table; for a service's migration. Cursors given before become invalid."""
+    """Drop the table. Cursors that were given become invalid. A migration calls it."""
     op.execute("DROP TABLE cursor_secrets")
 
 
 def read(session: Session) -> str:
-    """Return the secret."""
+    """Return the secret that signs cursors."""
     secret: str = session.execute(_READ).scalar_one()
     return secret

@@ -30,14 +30,14 @@ log = structlog.get_logger(__name__)
 # Found beside the packages: migrations are run from a checkout, or from an image that holds one.
 CONFIG_FILE = Path(__file__).resolve().parent.parent / "alembic.ini"
 
-# Any constant will do: the lock is of one database, and nothing else there takes this number.
+# An arbitrary key: advisory locks are per database, and nothing else uses this one.
 ADVISORY_LOCK = 7_310_415_091
 
 # Of a transaction. A statement that waits for a table's lock holds up all later writers of that
 # table. So it gives up early, and the revision is tried again.
 LOCK_TIMEOUT_MS = 500
 _STATEMENT_TIMEOUT_MS = 60_000
-# How long a revision is tried again while others hold a lock that it needs, and the pause between.
+# Maximum time for all retries of a run, in seconds, and the pause between two.
 RETRY_FOR_S = 120.0
 _RETRY_PAUSE_S = 1.0
 # Of a statement outside of a transaction: the build of an index beside writers. It waits for older
@@ -71,7 +71,7 @@ def upgrade(service: str, database_url: str) -> None:
 
 
 def head(service: str) -> str:
-    """The newest revision of a service's migrations.
+    """Return the newest revision of a service's migrations.
 
     Raises:
         MigrationsNotFoundError: there is no ``alembic.ini`` beside the packages.
@@ -83,10 +83,11 @@ def head(service: str) -> str:
 
 
 def run(target_metadata: Sequence[MetaData]) -> None:
-    """Do what alembic was asked to; a service's ``env.py`` calls it.
+    """Run the alembic command in progress; a service's ``env.py`` calls it.
 
-    Each revision is a transaction. A revision that meets a lock is rolled back and tried again for
-    `RETRY_FOR_S`. Only one process at a time migrates a database: of two, the second waits, and
+    Each revision is a transaction. A revision that meets a lock is rolled back and tried again,
+    for `RETRY_FOR_S` in all. A relative target, such as -2, is not tried again after a revision was
+    applied. Only one process at a time migrates a database: of two, the second waits, and
     finds nothing left to do.
 
     Args:
@@ -149,8 +150,8 @@ def _turn(engine: Engine, service: str) -> Iterator[None]:
     """Hold the lock that only one migration of a database can have.
 
     The lock belongs to a transaction, because a session's lock does not survive a connection
-    pooler. The transaction has a connection for itself, because an index is built outside of
-    any. It has no snapshot while it waits, so the build does not wait for it.
+    pooler. That transaction has a separate connection: CREATE INDEX CONCURRENTLY cannot run in a
+    transaction. It holds no snapshot, so the build of an index does not wait for it.
     """
     with engine.begin() as connection:
         connection.execute(
@@ -216,8 +217,8 @@ def _config(service: str) -> Config:
 
 
 def _set_timeouts(connection: Connection) -> None:
-    """Set the limits of a transaction that begins; a pooler keeps them in that transaction."""
-    # Not by the Connection, which would begin a transaction for it.
+    """Set the time-outs of the new transaction. They end with it, also behind a pooler."""
+    # By the driver's cursor: Connection.execute() would begin a transaction again.
     cursor = connection.connection.cursor()
     cursor.execute(
         "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",

@@ -23,18 +23,18 @@ class UnknownOrderError(SettleError):
     """There is no such order."""
 
 
-# Built once: to build one takes as long as to execute it.
+# Built once: building a statement costs as much as executing it (benchmarks/README.md).
 _STATUS = select(Order.status).where(Order.id == bindparam("order_id"))
 _FIND = select(Order).where(Order.id == bindparam("order_id"))
 
 
 def place(session: Session, *, user_id: UUID, amount: int, description: str) -> UUID:
-    """Accept an order and tell of it.
+    """Store a new order, and publish `order.created` in the same transaction.
 
     Args:
-        session: its transaction holds both the order and the event, or neither.
-        user_id: who is to pay.
-        amount: in minor units.
+        session: the caller commits both the order and the event.
+        user_id: the paying user.
+        amount: in minor units, such as cents.
         description: free text.
 
     Returns:
@@ -56,7 +56,7 @@ def place(session: Session, *, user_id: UUID, amount: int, description: str) -> 
 
 
 def status(session: Session, order_id: UUID) -> str:
-    """An order's status: created, success or failed.
+    """Return an order's status: created, success or failed.
 
     Raises:
         UnknownOrderError: there is no such order.
@@ -68,7 +68,7 @@ def status(session: Session, order_id: UUID) -> str:
 
 
 def find(session: Session, order_id: UUID) -> Order:
-    """An order, whole.
+    """Return an order.
 
     Raises:
         UnknownOrderError: there is no such order.

@@ -32,7 +32,7 @@ class WaitingConnections:
     """The waiting connections of a worker. Only the main thread uses it.
 
     Args:
-        poller: of the main thread.
+        poller: the main thread's selector.
         close: closes a connection.
     """
 
@@ -55,15 +55,15 @@ class WaitingConnections:
         deadline: float,
         is_idle: bool = False,
     ) -> bool:
-        """Wait for an event on a connection. A connection that is closed already is only counted.
+        """Wait for an event on a connection. If it is closed already, release it.
 
         Args:
             conn: the connection.
-            event: of the poller.
+            event: `EVENT_READ` or `EVENT_WRITE`.
             resume: is called at each such event, until the connection is removed.
-            give_up: is called after the deadline, or earlier when its place is needed. The
-                connection is removed before.
-            deadline: by the monotonic clock, in seconds.
+            give_up: is called after the deadline, or earlier to make room for another connection.
+                `remove` has run before.
+            deadline: value of `time.monotonic()`, in seconds.
             is_idle: whether there is no request on the connection.
 
         Returns:
@@ -91,7 +91,7 @@ class WaitingConnections:
             self.remove(conn)
             wait.give_up(conn)
 
-    def give_up_late(self) -> None:
+    def give_up_expired(self) -> None:
         """Give up the connections whose deadline is over."""
         now = time.monotonic()
         if now < self._next_check:
@@ -101,13 +101,14 @@ class WaitingConnections:
             self.give_up(conn)
 
     def give_up_longest(self) -> None:
-        """Close the connection that has waited longest, if any waits."""
+        """Give up the connection that has waited longest, until it waits no more."""
         conn = next(iter(self._waits), None)
-        while conn in self._waits:  # one that is refused would then linger
+        # A request that is given up gets an answer, and its connection is added again, to linger.
+        while conn in self._waits:
             self.give_up(conn)
 
     def shorten_idle(self, deadline: float) -> None:
-        """Give up the connections without a request at this time or earlier."""
+        """Lower the deadline of the connections without a request to this one."""
         for wait in self._waits.values():
             if wait.is_idle:
                 wait.deadline = min(wait.deadline, deadline)

@@ -44,14 +44,15 @@ PARTIAL_MAX_BYTES = 16 * 1024 * 1024
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# What is received at once, at most. More only of a body whose length is known: what comes after it
-# takes memory until the next request is answered.
+# Maximum bytes of one `recv`. A body of known length is read in larger pieces. Otherwise the limit
+# is small, because bytes of the next request stay in memory until this one is answered.
 _RECEIVE_BYTES = 8 * 1024
 _BODY_RECEIVE_BYTES = 64 * 1024
 # The end of a head; or a line break that gunicorn refuses (RFC 9112, section 2.2).
 _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
-# gunicorn's maximum for the line before a chunk is a little lower. That for trailers is the same.
+# Maximum of the line before a chunk, and of the trailers. It is slightly above gunicorn's, so that
+# gunicorn reports the error.
 _CHUNK_LINE_MAX_BYTES = 8 * 1024
 
 
@@ -80,7 +81,7 @@ class RequestTooSlowError(RequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            f"The request had not arrived in whole after {READ_S:.0f} seconds.",
+            f"The request did not arrive completely within {READ_S:.0f} seconds. Send it again.",
             HTTPStatus.REQUEST_TIMEOUT,
         )
 
@@ -90,7 +91,7 @@ class _NoRoomError(RequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The request arrived slowly, and the server needs the room for others. Send it again.",
+            "The server has too many incomplete requests. Send the request again.",
             HTTPStatus.REQUEST_TIMEOUT,
         )
 
@@ -132,8 +133,9 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
 
         Args:
             reader: of the body.
-            invite: sends `100 Continue`, if the client waits for it. It is sent once, when the body
-                is read and has not arrived (RFC 9110, section 10.1.1).
+            invite: sends `100 Continue`; None if the client does not wait for it. It is called at
+                most once, when the app reads a body that has not arrived (RFC 9110, section
+                10.1.1).
         """
         start = len(self._received) - self.buf.getbuffer().nbytes
         self._is_head = False
@@ -198,7 +200,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         return len(self._received) - self._chunk > _CHUNK_LINE_MAX_BYTES
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """Read what has arrived after the bytes that were given to gunicorn.
+        """Override gunicorn's read: return the bytes that have arrived, without blocking.
 
         Raises:
             RequestPending: nothing has arrived.

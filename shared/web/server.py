@@ -97,9 +97,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def enqueue_req(self, conn: TConn) -> None:
         """Hand a request to a thread, or wait for the first one on a new connection.
 
-        A busy worker lives. Therefore `/livez` has a thread of its own: it does not wait until the
-        requests before it are answered. `/readyz` waits with them: if that takes too long, the
-        worker is not ready for more.
+        `/livez` runs in a separate thread, so it is answered while all other threads are busy.
+        `/readyz` waits with the other requests: if that takes too long, the worker is not ready.
         """
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
@@ -143,8 +142,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         invite = conn.answer.sendall if req._expected_100_continue else None  # noqa: SLF001
         req._expected_100_continue = False  # noqa: SLF001
         conn.parser.unreader.expect_body(req.body.reader, invite)
-        # The connection ends there, as after a body that could not be read; the answer says so
-        # (RFC 9112, section 9.6).
+        # Close the connection when the body is unread or unreadable, when the client asks for it,
+        # or when the worker is nearly full. The answer says so (RFC 9112, section 9.6).
         asks_to_close = req.should_close
         is_crowded = self.nr_conns > self.max_keepalived
         req.should_close = lambda: (
@@ -223,7 +222,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def murder_pending(self) -> None:
         """Close the connections whose time is over, and one if no other would be accepted."""
-        self._waiting.give_up_late()
+        self._waiting.give_up_expired()
         if self.nr_conns >= self.worker_connections:
             self._waiting.give_up_longest()
 
@@ -237,12 +236,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         conn.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Answer those who wait at once: a stop may take less time than they have."""
+        """Answer waiting requests immediately: the stop may time out before their wait ends."""
         self._release_waiters()
         super().handle_exit(sig, frame)
 
     def is_parent_alive(self) -> bool:
-        """Answer them as well when the master was killed: its port is wanted for another."""
+        """Return whether the master runs. If it was killed, answer waiting requests, then stop."""
         alive: bool = super().is_parent_alive()
         if not alive:
             self._release_waiters()
@@ -250,7 +249,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def _release_waiters(self) -> None:
         app = getattr(self, "wsgi", None)
-        if app is not None:  # else it is still being loaded
+        if app is not None:  # None while it is being loaded
             release_waiters(app)
 
 
@@ -263,7 +262,7 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
         reason: its phrase.
         detail: what was wrong, as gunicorn puts it.
     """
-    # There is no request whose id it could have; its address may be what was wrong.
+    # No request was parsed, so there is no request id to answer with.
     request_id = str(uuid4())
     detail = (detail or reason)[:_DETAIL_MAX]  # it quotes the request
     log.warning("web.malformed_request", status=status, error=detail, request_id=request_id)

@@ -231,7 +231,7 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         cluster.initialise(durable=False)
         (place / "closed").chmod(0o711)
 
-        down, add, chown, up = how_to_leave_root(state).split("; ")
+        down, add, chown, up = how_to_leave_root(state).split(" && ")
         subprocess.run(shlex.split(chown.replace("settle:", "nobody:")), check=True)
         owners = {path.lstat().st_uid for path in (*state.home.rglob("*"), *elsewhere.rglob("*"))}
 
@@ -253,4 +253,4 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         told = how_to_leave_root(StateFolder(tmp_path))
 
         assert told.startswith(f"other users cannot reach {tmp_path}/settle, ")
-        assert f", {tmp_path}: first set up a checkout, Python and SETTLE_HOME where" in told
+        assert f": run env SETTLE_HOME={tmp_path} {tmp_path}/settle down, install" in told

@@ -107,7 +107,7 @@ def test_it_is_given_up_after_its_deadline_and_only_then(server: Server) -> None
     """Whatever the order in which they came."""
     later, late = server.add(), server.add(seconds=0)
 
-    server.waiting.give_up_late()
+    server.waiting.give_up_expired()
 
     assert server.events == [("given up", late)]
     assert later in server.waiting
@@ -151,7 +151,7 @@ def test_only_the_idle_are_given_up_earlier(server: Server) -> None:
     idle, busy = server.add(is_idle=True), server.add()
 
     server.waiting.shorten_idle(time.monotonic())
-    server.waiting.give_up_late()
+    server.waiting.give_up_expired()
 
     assert server.events == [("given up", idle)]
     assert busy in server.waiting

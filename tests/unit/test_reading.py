@@ -195,7 +195,7 @@ class Server:
     def turn(self) -> None:
         for key, _ in self.poller.select(0):
             key.data(key.fileobj)
-        self.waiting.give_up_late()
+        self.waiting.give_up_expired()
 
     def close(self) -> None:
         for client in self._clients:

@@ -45,7 +45,7 @@ class Server:
         """Do what the main thread does in a moment."""
         for key, _ in self.poller.select(0):
             key.data(key.fileobj)
-        self.waiting.give_up_late()
+        self.waiting.give_up_expired()
 
     def _close(self, conn: Any) -> None:
         self.closed.append(conn)

@@ -79,25 +79,27 @@ def apply(
     """Run a service's handler for one event as the consumer would.
 
     The event is encoded as the relay sends it, read again and validated by the schema. The handler
-    runs with the event's trace, and its transaction is guarded; see `settle_outbox.Handler`. What
-    it did is flushed and not committed, and nothing is written to the inbox, so the same event is
-    applied again by another call. What a handler did that failed is rolled back, and what the test
-    did before in the session stays. If the handler tried to end the transaction, all is rolled
-    back and the session is closed.
+    runs with the event's trace, and its transaction is guarded; see `settle_outbox.Handler`.
 
-    Not done here: deferred constraints are checked by the commit, if the test commits; a handler
-    may take any time; attempts and failures in a row are not counted.
+    * Success: the handler's changes are flushed, not committed.
+    * Failure: the handler's changes alone are rolled back.
+    * The handler tried to end the transaction: everything is rolled back, and the session is
+      closed.
+
+    The inbox is not written, so a second call applies the event again. Other differences from the
+    consumer: deferred constraints are not checked, the handler's time is not limited, and attempts
+    and failures in a row are not counted.
 
     Args:
         service: it subscribes to the event.
         session: of an engine made with `GUARDABLE`.
         event: as the other service adds it.
-        topic: where it comes from, if not from the topic of its aggregatetype.
+        topic: the topic that the event comes from; by default ``<aggregatetype>.events``.
 
     Raises:
         Retry: the handler raised it. The engine would try again later.
-        SQLAlchemyError: the database is in trouble. The engine would try again.
-        DatabaseTroubleError: likewise.
+        SQLAlchemyError: a temporary error of the database. The consumer would try again.
+        DatabaseTroubleError: the same, where the handler has caught the error.
         InvalidEventError: the event's data has no form in JSON.
         NotGuardableError: the session's engine was made without `GUARDABLE`.
     """

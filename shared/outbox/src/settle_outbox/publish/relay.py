@@ -189,7 +189,7 @@ class Relay:
                 last=sent.acknowledged[-1].seq,
                 requests=[event.requestid for event in sent.acknowledged if event.requestid],
             )
-        # After a refusal the broker itself is well, and only the sender is replaced.
+        # A refused record is not an outage. The sender is closed; `_connect` makes a new one.
         if sent.error is not None and not isinstance(sent.error, REFUSALS):
             raise sent.error
         return len(events)
@@ -204,7 +204,8 @@ class Relay:
     def _check_topics(self) -> list[datetime]:
         """Create missing topics. If a topic or the cluster was replaced, send the events again.
 
-        Otherwise events would stay unsent that are noted as sent.
+        A new topic is empty, but its events are not pending any more. Without this they would be
+        lost.
 
         Returns:
             When the topics were noted; see `read_pending`.
@@ -233,7 +234,7 @@ class Relay:
 
     def _on_replay_piece(self) -> None:
         """Show that the process is alive, however long a replay takes, and stop when asked to."""
-        self._health.beat("waiting", "events are put in line again")
+        self._health.beat("waiting", "events are sent again to a topic that was replaced")
         self._stop.raise_if_requested()
 
     def _expire_if_due(self) -> None:

@@ -41,11 +41,11 @@ class Loop:
         health: where the signs of life go.
         engine: of the service's database.
         maintenance: of the service's partitions; it runs between steps.
-        checks: run before each maintenance; each raises a `FatalError` if the database is not as it
-            must be.
+        checks: run before each maintenance; each raises a `FatalError` if the database is in a
+            state that only an operator can correct.
 
     Attributes:
-        database: the outage of the database, if there is one.
+        database: back-off of the database. A step calls `succeeded` on it after a query.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Loop:
 
         Args:
             step: does one batch, or waits for one. It calls `step_succeeded`.
-            disconnect: closes the connections that are of no use after an error; all of them for
-                None, when the loop ends.
+            disconnect: closes the connections that are useless after an error. With None, the loop
+                ends: it closes all of them.
 
         Raises:
             FatalError: only an operator can resolve it.
@@ -93,11 +93,12 @@ class Loop:
         log.info(f"{self._name}.stopped", service=self._service)
 
     def step_succeeded(self, state: str = "ready", detail: str = "") -> None:
-        """Note that the broker answered, and give a sign of life.
+        """End the back-offs of the broker and of unexpected errors, and write the health file.
 
         Args:
             state: of the process; see `Health.beat`.
-            detail: of the state; a process that is ready shows the trouble of its maintenance.
+            detail: reason for a state other than ready. In the state ready, an error of the
+                maintenance is shown instead.
         """
         self._broker.succeeded()
         self._defect.succeeded()
@@ -121,8 +122,8 @@ class Loop:
         if isinstance(error, KafkaError):
             backoff, waiting_for = self._broker, BROKER
         elif isinstance(error, SQLAlchemyError):
-            # The next server may be another, or the same with other settings. A session that is
-            # left from before would not know.
+            # Drop pooled connections: after a failover or a change of settings they belong to the
+            # old server, or keep the old settings.
             self._engine.dispose()
             backoff, waiting_for = self.database, DATABASE
         else:
