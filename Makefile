@@ -122,5 +122,5 @@ fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; A
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay
 	@if test -x $(BIN)/settle; then $(BIN)/settle down; fi
-	@rm -rf $(VENV) build dist *.egg-info $(ENGINE)/build $(ENGINE)/src/*.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) build dist $(ENGINE)/build *.egg-info $(ENGINE)/build $(ENGINE)/src/*.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from settle.audit import audit as run_audit
 from settle.audit.run import SECOND_LOOK_S
 from settle.audit.shown import show, shown_bars
 from settle.audit.targets import find_settings
+from settle.databases import create_database
 from settle.demo import Demo
 from settle.doctor.check import Verdict, worst
 from settle.doctor.examination import examine
@@ -27,7 +28,7 @@ from settle.down import take_down
 from settle.logs import NAMES, find_logs, follow, last_lines
 from settle.progress import shown_steps
 from settle.reset import reset as remove_all
-from settle.stack import SERVICES, running_stack
+from settle.stack import BOOTSTRAP, SERVICES, running_stack
 from settle.state import find_state, open_state
 from settle.status import read_status
 from settle.supervisor import Supervisor
@@ -44,6 +45,7 @@ from settle_outbox.cli.command import (
 from settle_outbox.errors import SettleError
 from settle_outbox.log import configure_logging
 from settle_outbox.service import load_service, service_names
+from settle_outbox.settings import service_variable
 
 if TYPE_CHECKING:
     from settle.doctor.check import Check
@@ -159,11 +161,35 @@ def demo() -> None:
     \b
     Example: settle demo
     """
+    Demo(_running(), click.echo).run()
+
+
+@main.command()
+@click.argument("name", metavar="SERVICE")
+@told_in_a_sentence
+def database(name: str) -> None:
+    r"""Make a database for a service of your own, and print how to reach it and the broker.
+
+    The database is on the embedded PostgreSQL, with a role of the same name. It is safe to repeat:
+    a database that is there is kept. A shell takes the lines by eval "$(settle database NAME)".
+
+    \b
+    Example: settle database notifications
+    """
+    stack = _running()
+    if stack.cluster is None:
+        raise SettleError("PostgreSQL is not an embedded one here: make the database on yours.")
+    url = create_database(stack.cluster, stack.ports["POSTGRES_PORT"], name)
+    click.echo(f"export {service_variable(name, 'DATABASE_URL')}={shlex.quote(url)}")
+    click.echo(f"export {BOOTSTRAP}={shlex.quote(stack.bootstrap)}")
+
+
+def _running() -> Stack:
     state = open_state()
     stack = running_stack(state)
     if stack is None or Supervisor(state.socket).pid() is None:
         raise SettleError(f"Settle is not running: run {_as_typed('settle')} up first.")
-    Demo(stack, click.echo).run()
+    return stack
 
 
 @main.command(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import psycopg2
 from psycopg2 import sql
 
+from settle.embedded.postgres import SUPERUSER
 from settle.stack import SERVICES
+from settle_outbox.errors import SettleError
 from settle_outbox.storage.database import connect_autocommit
 
 if TYPE_CHECKING:
@@ -16,6 +19,14 @@ if TYPE_CHECKING:
     from settle.embedded.postgres import Cluster
 
 NAME = "settle"
+
+# Names that need no quotes, but for the hyphen, which a service's name may have.
+_DATABASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_TAKEN = {*SERVICES, SUPERUSER, "template0", "template1"}
+
+
+class DatabaseNameError(SettleError):
+    """A database cannot have that name."""
 
 
 def why_silent(url: str) -> str | None:
@@ -58,6 +69,34 @@ def create_databases(cluster: Cluster, port: int) -> None:
                 _create(run, service, cluster.password(service))
     finally:
         opened.close()
+
+
+def create_database(cluster: Cluster, port: int, name: str) -> str:
+    """Create a role and a database for another service, where missing.
+
+    Args:
+        cluster: the embedded PostgreSQL; it runs.
+        port: where it listens.
+        name: of the service, the role and the database.
+
+    Returns:
+        The database's URL, with the password of its role.
+
+    Raises:
+        DatabaseNameError: the name is taken, or needs quotes.
+    """
+    if name in _TAKEN or not _DATABASE_NAME.fullmatch(name):
+        raise DatabaseNameError(
+            f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', a letter first,"
+            f" and none of {', '.join(sorted(_TAKEN))}."
+        )
+    opened = connect_autocommit(cluster.url(port, SUPERUSER), application_name=NAME)
+    try:
+        with opened.cursor() as run:
+            _create(run, name, cluster.password(name))
+    finally:
+        opened.close()
+    return cluster.url(port, name, name)
 
 
 def _create(run: cursor, service: str, password: str) -> None:

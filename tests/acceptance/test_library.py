@@ -175,7 +175,9 @@ def test_each_payment_is_notified_once_though_the_consumer_is_killed(
             wait_until(partial(newcomer.texts, user), timeout_s=60)
             assert newcomer.texts(user) == expected
 
-        assert "Hello" in newcomer.run(TRY)
+        posted, listed = map(json.loads, newcomer.run(TRY).splitlines())
+        assert set(posted) == {"id"}
+        assert listed == ["Hello"]
     sent = topics.records("notifications.events")
     assert len({header(record, "ce_id") for record in sent}) == ORDERS + 1
     assert {header(record, "ce_type") for record in sent} == {"notification.sent"}

@@ -8,6 +8,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
+from settle.databases import DatabaseNameError, create_database
 from settle.up import UpError, migrate
 from settle_outbox.storage.database import connect_autocommit
 from shared.migrations import CONFIG_FILE
@@ -77,3 +78,23 @@ def test_a_database_that_does_not_answer_is_named_by_its_variable(orders_url: st
 
     with pytest.raises(UpError, match=r"of PAYMENTS_DATABASE_URL does not answer \(.*\): start it"):
         migrate_both(gone, orders_url)
+
+
+def test_another_service_gets_a_database_of_its_own_and_keeps_it(postgres: PostgresServer) -> None:
+    url = create_database(postgres.cluster, postgres.port, "user-stock")
+    run(url, "CREATE TABLE kept (id integer)")
+
+    again = create_database(postgres.cluster, postgres.port, "user-stock")
+
+    assert again == url
+    run(again, "SELECT FROM kept")
+    postgres.execute('DROP DATABASE "user-stock"')
+    postgres.execute('DROP ROLE "user-stock"')
+
+
+@pytest.mark.parametrize(
+    "name", ["", "orders", "postgres", "template1", "Stock", "a b", "1st", "x;"]
+)
+def test_a_name_that_a_database_cannot_have_is_refused(postgres: PostgresServer, name: str) -> None:
+    with pytest.raises(DatabaseNameError, match="cannot have the name"):
+        create_database(postgres.cluster, postgres.port, name)

@@ -69,6 +69,10 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
+    @property
+    def cluster(self) -> Cluster:
+        return self._cluster
+
     def _initialise_other(self) -> None:
         """As the wheel's, but for the builtin locale provider, which came with PostgreSQL 17."""
         cluster = self._cluster

@@ -23,7 +23,8 @@ def create_app() -> Flask:
     def post() -> tuple[dict[str, str], int]:
         with sessions.begin() as session:
             sent = send(session, UUID(request.json["user_id"]), request.json["text"])
-        return {"id": str(sent.id)}, 201
+            answer = {"id": str(sent.id)}
+        return answer, 201
 
     @app.get("/notifications/<uuid:user_id>")
     def read(user_id: UUID) -> list[str]:
