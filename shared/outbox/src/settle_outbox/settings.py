@@ -242,7 +242,12 @@ def _topic_prefix(env: Env) -> str:
 
 def _database_url(env: Env, service: str, given: str | None = None) -> str:
     name = service_variable(service, "DATABASE_URL") if given is None else "--database-url"
-    text = env.str(name) if given is None else given
+    text: str = env.str(name, "") if given is None else given
+    if not text:
+        raise SettingsError(
+            f"{name} is not set: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE; relays and"
+            " consumers take it by --database-url, too"
+        )
     # The errors of SQLAlchemy and libpq quote parts of a URL, and its password may be among them.
     malformed = SettingsError(
         f"{name} is not a database URL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
