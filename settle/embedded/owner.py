@@ -45,9 +45,8 @@ class Owner:
     def reaches(self, path: Path) -> bool:
         """Whether this user may enter the folder, or run the file, at `path`."""
         # Asked of the kernel as that user: modes, ACLs and mounts are too many to work out here.
-        asked = subprocess.run(
-            ["/usr/bin/env", "test", "-x", str(path)], cwd="/", check=False, **self.run_as
-        )
+        command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
+        asked = subprocess.run(command, cwd="/", check=False, **self.run_as)
         return asked.returncode == 0
 
 
