@@ -120,8 +120,15 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         self._is_head = True
         self._max_bytes = HEAD_MAX_BYTES
 
-    def rewind(self) -> None:
-        """Let gunicorn read the request from its start."""
+    def rewind(self, *, queued_s: float) -> None:
+        """Let gunicorn read the request from its start.
+
+        Args:
+            queued_s: how long the request has waited for a thread. The client's time for the
+                request is extended by it, because nobody read from the client meanwhile.
+        """
+        if self.deadline is not None:
+            self.deadline += queued_s
         self.buf = io.BytesIO(self._received)
         self._is_head = True
         self._max_bytes = HEAD_MAX_BYTES

@@ -108,6 +108,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             return
         is_liveness = conn.parser.unreader.starts_with(_LIVENESS)
         pool = self._liveness_thread if is_liveness else self.tpool
+        conn.queued_at = time.monotonic()
         done = pool.submit(self.handle, conn)
         done.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
 
@@ -120,7 +121,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def handle(self, conn: TConn) -> object:
         """Handle a request, in a thread."""
         unreader = conn.parser.unreader
-        unreader.rewind()
+        unreader.rewind(queued_s=time.monotonic() - conn.queued_at)
         try:
             keeps_alive: object = super().handle(conn)
         except RequestPending:

@@ -48,7 +48,7 @@ class Client:
 
     def read_head(self) -> None:
         """Do what a thread does with a head that was sent."""
-        self.unreader.rewind()
+        self.unreader.rewind(queued_s=0.0)
         taken = self.unreader.read()
         self.unreader.unread(taken.partition(b"\r\n\r\n")[2])
 
@@ -73,6 +73,16 @@ def client() -> Iterator[Client]:
         yield client
 
 
+def test_the_time_in_the_queue_does_not_count_for_the_client(client: Client) -> None:
+    client.send(HEAD)
+    deadline = client.unreader.deadline
+
+    client.unreader.rewind(queued_s=12.0)
+
+    assert deadline is not None
+    assert client.unreader.deadline == deadline + 12.0
+
+
 def test_a_head_is_read_once_when_it_is_complete(client: Client) -> None:
     assert client.send_each(HEAD) == [False] * (len(HEAD) - 1) + [True]
 
@@ -88,7 +98,7 @@ def test_a_head_is_read_when_it_is_too_large(
     client.unreader.expect_request()
 
     is_due = client.send_each(b"x" * 11)
-    client.unreader.rewind()
+    client.unreader.rewind(queued_s=0.0)
 
     assert is_due == [False] * 10 + [True]
     assert client.unreader.read() == b"x" * 11
