@@ -14,6 +14,8 @@ from settle_outbox.errors import SettleError
 from settle_outbox.storage.database import connect_autocommit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from psycopg2.extensions import cursor
 
     from settle.embedded.postgres import Cluster
@@ -62,13 +64,7 @@ def create_databases(cluster: Cluster, port: int) -> None:
 
     Each role owns its database, and neither gets into the other's.
     """
-    opened = connect_autocommit(cluster.url(port, "postgres"), application_name=NAME)
-    try:
-        with opened.cursor() as run:
-            for service in SERVICES:
-                _create(run, service, cluster.password(service))
-    finally:
-        opened.close()
+    _create_each(cluster, port, SERVICES)
 
 
 def create_database(cluster: Cluster, port: int, name: str) -> str:
@@ -90,13 +86,18 @@ def create_database(cluster: Cluster, port: int, name: str) -> str:
             f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', a letter first,"
             f" and none of {', '.join(sorted(_TAKEN))}."
         )
-    opened = connect_autocommit(cluster.url(port, SUPERUSER), application_name=NAME)
+    _create_each(cluster, port, [name])
+    return cluster.url(port, name, name)
+
+
+def _create_each(cluster: Cluster, port: int, names: Sequence[str]) -> None:
+    opened = connect_autocommit(cluster.url(port, "postgres"), application_name=NAME)
     try:
         with opened.cursor() as run:
-            _create(run, name, cluster.password(name))
+            for name in names:
+                _create(run, name, cluster.password(name))
     finally:
         opened.close()
-    return cluster.url(port, name, name)
 
 
 def _create(run: cursor, service: str, password: str) -> None:

@@ -15,7 +15,13 @@ from settle.embedded.broker import find_binary
 from settle.embedded.postgres import Cluster, open_cluster
 from settle.ports import address_family
 from settle_outbox.errors import SettleError
-from settle_outbox.settings import Settings, SettingsError, read_database_url, read_whole
+from settle_outbox.settings import (
+    Settings,
+    SettingsError,
+    read_database_url,
+    read_whole,
+    service_variable,
+)
 from shared.settings import WebSettings
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ PORTS = {
     "KAFKA_PORT": 19092,
     "KAFKA_CONTROLLER_PORT": 19093,  # Apache Kafka's alone
 }
-DATABASE_URLS = {service: f"{service.upper()}_DATABASE_URL" for service in SERVICES}
+DATABASE_URLS = {service: service_variable(service, "DATABASE_URL") for service in SERVICES}
 BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
 BROKER_KIND = "BROKER"
 BIND_ADDRESS = "BIND_ADDRESS"
@@ -41,8 +47,8 @@ LOOPBACK = "127.0.0.1"
 SETTINGS = frozenset(
     {
         *(field.name.upper() for field in (*fields(Settings), *fields(WebSettings))),
-        *(f"{service.upper()}_CONSUMER_GROUP" for service in SERVICES),
-        *(f"{service.upper()}_DATABASE_SCHEMA" for service in SERVICES),
+        *(service_variable(service, "CONSUMER_GROUP") for service in SERVICES),
+        *(service_variable(service, "DATABASE_SCHEMA") for service in SERVICES),
     }
     - {"SERVICE", "DATABASE_URL", BOOTSTRAP, "CONSUMER_GROUP", "HEALTH_DIR"}
 )
