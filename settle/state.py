@@ -81,7 +81,7 @@ class StateFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by whoever starts or stops the stack; it has the pid of who held it last."""
+        """The lock file. Whatever starts or stops the stack locks it, and writes its pid there."""
         return self.home / "lock"
 
     @property

@@ -80,7 +80,7 @@ def as_preferred(response: Response) -> Response:
         try:
             found, waited_s = look(order_id, orders.find, status_of)
         except SQLAlchemyError as error:
-            # The order is accepted all the same, and that is what its client must hear.
+            # The order is committed, so the answer must still be that it was accepted.
             log.warning(
                 "orders.not_looked_at",
                 error=str(error).partition("\n")[0],

@@ -45,7 +45,7 @@ def check_members(admin: KafkaAdminClient, service: Service, settings: Settings)
     else:
         yield warn(
             name,
-            f"the group {group} gives its partitions out anew ({state})",
+            f"the group {group} is rebalancing ({state})",
             "ask again in a moment; if it lasts, consumers come and go: see their logs",
         )
 
