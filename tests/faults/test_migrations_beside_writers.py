@@ -81,6 +81,7 @@ GROWING = {
 SMALL = {
     "alembic_version",
     "cursor_secrets",
+    "dead_letter_requests",
     "inbox_attempts",
     "inbox_brakes",
     "inbox_default",

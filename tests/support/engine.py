@@ -67,15 +67,19 @@ class World:
         maintenance = SimpleNamespace(is_due=False, trouble="")
         for module in (relay, consumer):
             monkeypatch.setattr(module, "make_admin", lambda *_, **__: Admin(self.cluster))
-            monkeypatch.setattr(module, "make_engine", lambda *_, **__: self.database)
             monkeypatch.setattr(module, "Maintenance", lambda *_: maintenance)
         monkeypatch.setattr(sender, "make_producer", lambda *_, **__: Producer(self.cluster))
         monkeypatch.setattr(relay, "Listener", lambda *_: _Listener(self))
         monkeypatch.setattr(
             consumer, "make_consumer", lambda _, group, **__: Consumer(self.cluster, group)
         )
-        monkeypatch.setattr(consumer, "make_sessions", lambda *_, **__: self.database)
-        monkeypatch.setattr(consumer, "notify_after_commit", lambda *_: None)
+        monkeypatch.setattr(relay, "make_engine", lambda *_, **__: self.database)
+        monkeypatch.setattr(
+            consumer, "make_handler_sessions", lambda *_: (self.database, self.database)
+        )
+        # Nobody asks for a repair here; see tests/integration/test_dead_letter_repairs.py.
+        no_requests = SimpleNamespace(carry_out_open=lambda **_: None)
+        monkeypatch.setattr(consumer, "Repairs", lambda *_, **__: no_requests)
         monkeypatch.setattr(
             applier, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
         )

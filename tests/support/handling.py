@@ -32,7 +32,7 @@ _EMPTY = """
     CREATE TABLE IF NOT EXISTS effects (number integer PRIMARY KEY);
     DROP TABLE IF EXISTS generated, checked;
     TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, inbox_skipped,
-             dead_letters, outbox, outbox_pending
+             dead_letters, dead_letter_requests, outbox, outbox_pending RESTART IDENTITY
 """
 LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=3, brake_failures=20)
 
@@ -74,6 +74,7 @@ def number_record(
     offset: int | None = None,
     event_id: UUID | None = None,
     request_id: str | None = None,
+    key: bytes = b"key",
     **more: object,
 ) -> ConsumerRecord:
     """Return a record of a number's event; its offset is the number unless given."""
@@ -91,11 +92,11 @@ def number_record(
         offset=number if offset is None else offset,
         timestamp=0,
         timestamp_type=0,
-        key=b"key",
+        key=key,
         value=value,
         headers=[(header, text.encode()) for header, text in headers.items()],
         checksum=None,
-        serialized_key_size=3,
+        serialized_key_size=len(key),
         serialized_value_size=len(value),
         serialized_header_size=-1,
     )

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 CLIS = {"settle": settle, "outbox-relay": outbox_relay, "inbox-consumer": inbox_consumer}
 # What a command wants beside its service; a command that wants more must be added here.
-NEEDED = {"outbox-relay replay": ["--since", "1h"]}
+NEEDED = {
+    "outbox-relay replay": ["--since", "1h"],
+    "inbox-consumer dead-letters show": ["1"],
+    "inbox-consumer dead-letters retry": ["1"],
+    "inbox-consumer dead-letters discard": ["1"],
+    "inbox-consumer dead-letters restore": ["1"],
+}
 
 
 def walk(path: tuple[str, ...], command: click.Command) -> Iterator[tuple[str, ...]]:

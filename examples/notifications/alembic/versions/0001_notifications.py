@@ -14,6 +14,7 @@ def upgrade() -> None:
     migrations.create_v1(shards=16)
     migrations.create_v2()
     migrations.create_v3()
+    migrations.create_v4()
     op.create_table(
         "notifications",
         sa.Column("id", sa.Uuid, primary_key=True),

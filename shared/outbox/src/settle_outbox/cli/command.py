@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 import psycopg2
@@ -120,7 +120,7 @@ def sentence(error: Exception) -> str:
     return " ".join(said.split())
 
 
-def fail(said: str, *, code: int = EXIT_FAILED) -> None:
+def fail(said: str, *, code: int = EXIT_FAILED) -> NoReturn:
     """End the process with a sentence on stderr."""
     click.echo(f"{click.style('Error:', fg='red')} {said}", err=True)
     sys.exit(code)

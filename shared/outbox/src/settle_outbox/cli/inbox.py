@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-from typing import Any
-
 import click
 
 from settle_outbox.cli.command import Group, fail, told_in_a_sentence, version_option
@@ -17,9 +13,9 @@ from settle_outbox.cli.common import (
     start,
     stopped_by_signals,
 )
+from settle_outbox.cli.dead_letters import dead_letters
 from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
-from settle_outbox.consume.dead_letters import read_newest
 from settle_outbox.storage.database import make_engine
 
 
@@ -96,61 +92,4 @@ def resume_subscriptions(service: str, database_url: str | None, event_type: str
         click.echo(f"{resumed_type} of {topic} is resumed.")
 
 
-@main.group("dead-letters")
-def dead_letters() -> None:
-    """Records that could not be applied."""
-
-
-@dead_letters.command("list")
-@service_argument
-@database_url_option
-@click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the record whole.")
-@told_in_a_sentence
-def list_dead_letters(service: str, database_url: str | None, limit: int, *, as_json: bool) -> None:
-    r"""Show what SERVICE could not apply, newest first, and why.
-
-    \b
-    Example: inbox-consumer dead-letters list payments --json
-    """
-    found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
-    found_any = False
-    with engine.connect() as connection:
-        for row in read_newest(connection, limit=limit):
-            found_any = True
-            shown = dict(row)
-            click.echo(json.dumps(_whole(shown), ensure_ascii=False) if as_json else _short(shown))
-    engine.dispose()
-    if not found_any and not as_json:
-        click.echo(f"No dead letters in {found.name}.")
-
-
-def _short(row: dict[str, Any]) -> str:
-    return (
-        f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}\n"
-        f"    {row['topic']}[{row['partition']}]@{row['offset']}"
-        f"  event {row['event_id'] or '-'}  type {row['type'] or '-'}"
-        f"  request {row['requestid'] or '-'}\n"
-        f"    {row['detail']}"
-    )
-
-
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {
-        "parked_at": row["parked_at"].isoformat(),
-        "event_id": str(row["event_id"]) if row["event_id"] else None,
-        "key": _bytes(row["key"]),
-        "value": _bytes(row["value"]),
-    }
-
-
-def _bytes(value: Any) -> Any:
-    """Text where it is text, Base64 where it is not."""
-    if value is None:
-        return None
-    raw = bytes(value)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(raw).decode()}
+main.add_command(dead_letters)

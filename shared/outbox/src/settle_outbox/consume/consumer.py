@@ -20,25 +20,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
 from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits
-from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.consume.handler_sessions import IDLE_MS, make_handler_sessions
 from settle_outbox.consume.partition_reader import PartitionReader
 from settle_outbox.consume.paused_partitions import Held, HeldPartitions
+from settle_outbox.consume.repairs import Repairs
 from settle_outbox.kafka.clients import make_admin, make_consumer
 from settle_outbox.kafka.offsets import OnAssignment, offsets_of
 from settle_outbox.kafka.topics import close_quietly, is_embedded
-from settle_outbox.notifications.notify import notify_after_commit
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import DATABASE, Loop
 from settle_outbox.runtime.process import TRANSACTION_S
 from settle_outbox.settings import LATEST
-from settle_outbox.storage.database import make_engine, make_sessions
 from settle_outbox.storage.partitions import Maintenance, inbox_partitions
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
     from kafka.consumer.fetcher import ConsumerRecord
-    from sqlalchemy import Engine
 
     from settle_outbox.runtime.process import Stop
     from settle_outbox.service import Service
@@ -60,13 +58,10 @@ JOIN_STUCK_S = 6.0
 # until MAX_POLL_INTERVAL_MS. kafka-python was also seen to stall when it joined again after
 # partitions were added.
 JOIN_TIMEOUT_S = 20.0
-# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the new consumer
-# of its partitions waits for its inbox rows, and deposits wait for its account rows.
-IDLE_MS = 10_000
-# The longest wait for a row lock. After that the batch is tried again.
-LOCK_WAIT_MS = 30_000
 # How soon an operator's `resume` is noticed.
 RESUME_CHECK_S = 1.0
+# How soon a request to repair a dead letter is noticed.
+REPAIR_CHECK_S = 1.0
 
 # Errors of a commit during a rebalance. The consumer must not be closed: it is rejoining the group.
 _REBALANCING = (
@@ -94,21 +89,7 @@ class Consumer:
         self._group = settings.consumer_group
         self._settings = settings
         self._stop = stop
-        self._engine: Engine = make_engine(
-            settings.database_url,
-            application_name=f"inbox-consumer {service.name}",
-            pool_size=1,
-            session_settings={
-                "idle_in_transaction_session_timeout": str(IDLE_MS),
-                "lock_timeout": str(LOCK_WAIT_MS),
-            },
-            deadline_s=TRANSACTION_S,
-            driver_options=GUARDABLE,
-        )
-        sessions = make_sessions(self._engine, aggregatetypes=service.aggregatetypes)
-        # A session that a handler goes on using after its end must not take the connection.
-        sessions.configure(close_resets_only=False)
-        notify_after_commit(sessions, settings.database_url)
+        self._engine, sessions = make_handler_sessions(service, settings)
         limits = HandlerLimits(
             pause_s=IDLE_MS / 1000,
             total_s=TRANSACTION_S,
@@ -117,6 +98,8 @@ class Consumer:
         )
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._applier = Applier(service, sessions, limits, self._health.repeat)
+        self._repairs = Repairs(service, sessions, retention_s=settings.inbox_retention_s)
+        self._repairs_due_at = 0.0
         self._reader = PartitionReader()
         self._loop = Loop(
             "consumer",
@@ -142,6 +125,7 @@ class Consumer:
 
     def _poll_and_apply(self) -> None:
         """Poll once, and apply the records that come."""
+        self._repair_if_due()
         consumer = self._connect()
         if consumer is None:
             self._wait_for_topics()
@@ -156,6 +140,23 @@ class Consumer:
         joined = self._has_joined(consumer)
         self._check_topics_if_due()
         self._loop.step_succeeded(*self._state(joined=joined))
+
+    def _repair_if_due(self) -> None:
+        """Carry out requests to repair dead letters. Kafka is not needed for that.
+
+        While the database cannot be reached, the consumer goes on polling, as for its batches.
+        """
+        if time.monotonic() < self._repairs_due_at:
+            return
+        wait_s = REPAIR_CHECK_S
+        try:
+            self._repairs.carry_out_open(beat=self._health.repeat)
+        except SQLAlchemyError as error:
+            self._engine.dispose()
+            wait_s = self._loop.database.failed(error)
+        else:
+            self._loop.database.succeeded()
+        self._repairs_due_at = time.monotonic() + wait_s
 
     def _apply_and_commit(self, consumer: KafkaConsumer, batch: _Batch) -> None:
         """Apply a batch, then commit the offsets of what was applied.

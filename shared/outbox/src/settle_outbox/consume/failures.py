@@ -47,6 +47,11 @@ _TIMEOUT_WAIT_S = 1.0
 _PROBE_FIRST_S = 1.0
 _PROBE_MAX_S = 60.0
 _DETAIL_MAX_LENGTH = 2_000
+# Reasons of dead letters.
+RETRIES_EXHAUSTED = "retries_exhausted"
+HANDLER_TIMEOUT = "handler_timeout"
+HANDLER_FAILED = "handler_failed"
+FAILURE_REASONS = frozenset({RETRIES_EXHAUSTED, HANDLER_TIMEOUT, HANDLER_FAILED})
 _DOUBLINGS_MAX = 30  # keeps 2 ** n from overflowing
 
 
@@ -326,8 +331,8 @@ def _wait_of(error: Retry) -> float:
 def reason_of(error: BaseException) -> str:
     """Return the reason of the dead letter of an event that the handler failed for."""
     if isinstance(error, Retry):
-        return "retries_exhausted"
-    return "handler_timeout" if isinstance(error, HandlerTimeoutError) else "handler_failed"
+        return RETRIES_EXHAUSTED
+    return HANDLER_TIMEOUT if isinstance(error, HandlerTimeoutError) else HANDLER_FAILED
 
 
 def _kind_of(error: BaseException) -> str:

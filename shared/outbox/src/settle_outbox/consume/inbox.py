@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 # the table's index has at most 2,704 bytes.
 SKIPPED_TYPES_MAX = 1_000
 SKIPPED_TYPE_MAX_LENGTH = 200
+# A key of another publisher may have a megabyte.
+KEY_MAX_LENGTH = 200
 
 # Sorted by id, so that two consumers that were given the same events (a rebalance) wait for each
 # other in one order and never in a circle.
 _RECORD = text(
     """
-    INSERT INTO inbox (id, type, source, topic, partition, "offset", requestid, outcome)
+    INSERT INTO inbox (id, type, source, topic, partition, "offset", key, requestid, outcome)
     SELECT * FROM unnest(
         CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:sources AS text[]),
         CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:offsets AS bigint[]),
-        CAST(:requestids AS text[]), CAST(:outcomes AS text[])
-    ) AS event (id, type, source, topic, partition, "offset", requestid, outcome)
+        CAST(:keys AS text[]), CAST(:requestids AS text[]), CAST(:outcomes AS text[])
+    ) AS event (id, type, source, topic, partition, "offset", key, requestid, outcome)
     ORDER BY id
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -108,6 +110,7 @@ def record_new(
             "topics": [event.topic for event in events],
             "partitions": [event.partition for event in events],
             "offsets": [event.offset for event in events],
+            "keys": [key_text(event.key) for event in events],
             "requestids": [event.trace.request_id for event in events],
             "outcomes": [str(outcomes[event.id]) for event in events],
         },
@@ -183,6 +186,21 @@ def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> No
             "detail": storable(f"{verdict.reason}: {verdict.detail}"),
         },
     )
+
+
+def key_text(key: bytes | None) -> str | None:
+    """Return the key of a record as the inbox keeps it.
+
+    Returns:
+        Its first `KEY_MAX_LENGTH` characters, or None if it is not UTF-8 or has a NUL.
+    """
+    if key is None:
+        return None
+    try:
+        decoded = key.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\x00" in decoded else decoded[:KEY_MAX_LENGTH]
 
 
 def storable(detail: str) -> str:

@@ -8,6 +8,7 @@ A migration of a service calls them like any other operation::
         migrations.create_v1(shards=16)
         migrations.create_v2()
         migrations.create_v3()
+        migrations.create_v4()
 
 An operation, once released, never changes; a change of the tables is a new one.
 
@@ -260,3 +261,53 @@ def create_v3() -> None:
 def drop_v3() -> None:
     """Drop what `create_v3` created."""
     op.execute("DROP TABLE inbox_skipped")
+
+
+_REPAIRS_V4 = """
+ALTER TABLE inbox ADD COLUMN key text;
+COMMENT ON COLUMN inbox.key IS
+    'The record''s key: its first 200 characters, or NULL if it is not UTF-8.';
+
+ALTER TABLE dead_letters
+    ADD COLUMN state text NOT NULL DEFAULT 'open'
+        CONSTRAINT dead_letters_state CHECK (state IN ('open', 'retried', 'discarded')),
+    ADD COLUMN closed_at timestamptz,
+    ADD CONSTRAINT dead_letters_closed CHECK ((state = 'open') = (closed_at IS NULL));
+COMMENT ON COLUMN dead_letters.state IS
+    'retried: applied since. discarded: an operator decided not to apply it, and may restore it.';
+
+CREATE TABLE dead_letter_requests (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    dead_letter_id bigint NOT NULL REFERENCES dead_letters ON DELETE CASCADE,
+    action         text NOT NULL CONSTRAINT dead_letter_requests_action
+                   CHECK (action IN ('retry', 'discard', 'restore')),
+    force          boolean NOT NULL DEFAULT false,
+    note           text,
+    requested_by   text NOT NULL DEFAULT session_user,
+    requested_at   timestamptz NOT NULL DEFAULT now(),
+    started_at     timestamptz,
+    answered_at    timestamptz,
+    answer         text CONSTRAINT dead_letter_requests_answer
+                   CHECK (answer IN ('done', 'failed', 'refused')),
+    detail         text,
+    CONSTRAINT dead_letter_requests_answered CHECK ((answer IS NULL) = (answered_at IS NULL))
+);
+CREATE INDEX dead_letter_requests_of ON dead_letter_requests (dead_letter_id);
+CREATE INDEX dead_letter_requests_open ON dead_letter_requests (id) WHERE answered_at IS NULL;
+COMMENT ON TABLE dead_letter_requests IS
+    'What operators ask to do with dead letters, and the answers. A consumer carries them out.';
+COMMENT ON COLUMN dead_letter_requests.force IS
+    'Retry a dead letter although its reason, or an older one of its key, speaks against it.';
+"""
+
+
+def create_v4() -> None:
+    """Add the states of dead letters, the requests to repair them, and the keys in the inbox."""
+    op.execute(_REPAIRS_V4)
+
+
+def drop_v4() -> None:
+    """Drop what `create_v4` created."""
+    op.execute("DROP TABLE dead_letter_requests")
+    op.execute("ALTER TABLE dead_letters DROP COLUMN state, DROP COLUMN closed_at")
+    op.execute("ALTER TABLE inbox DROP COLUMN key")

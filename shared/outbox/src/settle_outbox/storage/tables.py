@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Computed,
     DateTime,
+    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -105,6 +107,7 @@ inbox = Table(
     Column("outcome", Text, nullable=False),
     Column("detail", Text),
     _timestamp("received_at"),
+    Column("key", Text),
     Index(
         "inbox_not_applied",
         "received_at",
@@ -148,6 +151,40 @@ dead_letters = Table(
     Column("reason", Text, nullable=False),
     Column("detail", Text, nullable=False),
     _timestamp("parked_at"),
+    Column("state", Text, nullable=False, server_default="open"),
+    Column("closed_at", DateTime(timezone=True)),
+    CheckConstraint("state IN ('open', 'retried', 'discarded')", name="dead_letters_state"),
+    CheckConstraint("(state = 'open') = (closed_at IS NULL)", name="dead_letters_closed"),
+)
+
+dead_letter_requests = Table(
+    "dead_letter_requests",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column(
+        "dead_letter_id",
+        BigInteger,
+        ForeignKey("dead_letters.id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    Column("action", Text, nullable=False),
+    Column("force", Boolean, nullable=False, server_default=text("false")),
+    Column("note", Text),
+    Column("requested_by", Text, nullable=False, server_default=text("SESSION_USER")),
+    _timestamp("requested_at"),
+    Column("started_at", DateTime(timezone=True)),
+    Column("answered_at", DateTime(timezone=True)),
+    Column("answer", Text),
+    Column("detail", Text),
+    CheckConstraint(
+        "action IN ('retry', 'discard', 'restore')", name="dead_letter_requests_action"
+    ),
+    CheckConstraint("answer IN ('done', 'failed', 'refused')", name="dead_letter_requests_answer"),
+    CheckConstraint(
+        "(answer IS NULL) = (answered_at IS NULL)", name="dead_letter_requests_answered"
+    ),
+    Index("dead_letter_requests_of", "dead_letter_id"),
+    Index("dead_letter_requests_open", "id", postgresql_where=text("answered_at IS NULL")),
 )
 
 inbox_attempts = Table(

@@ -1,0 +1,413 @@
+"""`inbox-consumer dead-letters`: see, retry, discard and restore what could not be applied."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import os
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import click
+
+from settle_outbox.cli.command import EXIT_FAILED, Group, fail, told_in_a_sentence
+from settle_outbox.cli.common import database_url_option, read_duration, service_argument, start
+from settle_outbox.consume.dead_letters import (
+    DeadLetterFilter,
+    State,
+    read_groups,
+    read_ids,
+    read_newest,
+)
+from settle_outbox.consume.handler_sessions import make_handler_sessions
+from settle_outbox.consume.repair_requests import Action, Answer, Order, add_request, read_requests
+from settle_outbox.consume.repairs import Repaired, Repairs
+from settle_outbox.storage.database import make_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Engine, RowMapping
+
+    from settle_outbox.service import Service
+
+_STATES = {
+    Action.RETRY: State.OPEN,
+    Action.DISCARD: State.OPEN,
+    Action.RESTORE: State.DISCARDED,
+}
+
+
+def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `DeadLetterFilter`; it gets one of these as `chosen`."""
+
+    @click.option("--reason", help="With this reason, such as handler_failed.")
+    @click.option("--type", "type_", metavar="TYPE", help="Of this event type.")
+    @click.option("--key", help="Of records with this key.")
+    @click.option("--since", type=read_duration, metavar="AGE", help="At most so old: 30m, 2h, 7d.")
+    @click.option("--until", type=read_duration, metavar="AGE", help="At least so old.")
+    @click.option("--error", metavar="TEXT", help="Whose detail contains this text.")
+    @wraps(command)
+    def wrapper(
+        *,
+        reason: str | None,
+        type_: str | None,
+        key: str | None,
+        since: timedelta | None,
+        until: timedelta | None,
+        error: str | None,
+        **options: Any,
+    ) -> None:
+        now = datetime.now(UTC)
+        chosen = DeadLetterFilter(
+            reason=reason,
+            type=type_,
+            key=key,
+            since=None if since is None else now - since,
+            until=None if until is None else now - until,
+            error=error,
+        )
+        command(chosen=chosen, **options)
+
+    return wrapper
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a line, for programs."
+)
+
+
+@click.group("dead-letters", cls=Group)
+def dead_letters() -> None:
+    """Records that could not be applied: list, show, retry, discard, restore.
+
+    A dead letter is open until it is retried, which means applied, or discarded. Those two are
+    deleted after INBOX_RETENTION_S.
+    """
+
+
+@dead_letters.command("list")
+@service_argument
+@database_url_option
+@_filter_options
+@click.option(
+    "--state",
+    type=click.Choice([*(each.value for each in State), "all"]),
+    default=State.OPEN.value,
+    show_default=True,
+    help="In this state.",
+)
+@click.option("--group", is_flag=True, help="Count them by reason, topic and type instead.")
+@click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
+@_json_option
+@told_in_a_sentence
+def list_dead_letters(
+    service: str,
+    database_url: str | None,
+    chosen: DeadLetterFilter,
+    state: str,
+    limit: int,
+    *,
+    group: bool,
+    as_json: bool,
+) -> None:
+    r"""Show what SERVICE could not apply, newest first, and why.
+
+    \b
+    Example: inbox-consumer dead-letters list payments --group
+    """
+    found, settings = start(service, database_url)
+    chosen = replace(chosen, state=None if state == "all" else State(state))
+    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    any_shown = False
+    with engine.connect() as connection:
+        rows: Iterator[RowMapping] = (
+            iter(read_groups(connection, chosen))
+            if group
+            else read_newest(connection, chosen, limit=limit)
+        )
+        shown = _group_line if group else _short
+        for row in rows:
+            any_shown = True
+            click.echo(_json_line(row) if as_json else shown(row))
+    engine.dispose()
+    if not any_shown and not as_json:
+        which = "" if state == "all" else f"{state} "
+        click.echo(f"No {which}dead letters in {found.name} match.")
+
+
+@dead_letters.command("show")
+@service_argument
+@click.argument("dead_letter_id", metavar="ID", type=int)
+@database_url_option
+@_json_option
+@told_in_a_sentence
+def show_dead_letter(
+    service: str, dead_letter_id: int, database_url: str | None, *, as_json: bool
+) -> None:
+    r"""Show one dead letter of SERVICE whole, and what was done with it.
+
+    \b
+    Example: inbox-consumer dead-letters show payments 12
+    """
+    found, settings = start(service, database_url)
+    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    with engine.connect() as connection:
+        row = next(read_newest(connection, DeadLetterFilter(ids=[dead_letter_id]), limit=1), None)
+        requests = read_requests(connection, dead_letter_id)
+    engine.dispose()
+    if row is None:
+        fail(f"There is no dead letter {dead_letter_id} in {found.name}.")
+    if as_json:
+        click.echo(json.dumps(_plain(row) | {"requests": [_plain(each) for each in requests]}))
+        return
+    click.echo(_short(row))
+    plain = _plain(row)
+    for name in ("key", "headers", "value"):
+        click.echo(f"    {name} {json.dumps(plain[name], ensure_ascii=False)}")
+    for each in requests:
+        click.echo(
+            f"    {each['requested_at']:%Y-%m-%d %H:%M:%S}  {each['action']}"
+            f" by {each['requested_by']}: {each['answer'] or 'not answered'}"
+            f"  {each['detail'] or ''}  {each['note'] or ''}".rstrip()
+        )
+
+
+class _Selection(NamedTuple):
+    """Which dead letters a command is about.
+
+    Args:
+        ids: these, unless `all` is set.
+        all: all that `chosen` chooses.
+        chosen: by what.
+        confirm: how many the operator expects; None asks.
+    """
+
+    ids: tuple[int, ...]
+    all: bool
+    chosen: DeadLetterFilter
+    confirm: int | None
+
+
+def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument and options of `_Selection`; it gets one as `selection`."""
+
+    @click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
+    @click.option(
+        "--all",
+        "choose_all",
+        is_flag=True,
+        help="All that the next options choose, oldest first.",
+    )
+    @_filter_options
+    @click.option("--confirm", type=int, metavar="N", help="With --all: how many these are.")
+    @wraps(command)
+    def wrapper(
+        *,
+        ids: tuple[int, ...],
+        choose_all: bool,
+        chosen: DeadLetterFilter,
+        confirm: int | None,
+        **options: Any,
+    ) -> None:
+        if bool(ids) == choose_all:
+            raise click.UsageError("Give either the ids of dead letters, or --all.")
+        if ids and chosen != DeadLetterFilter():
+            raise click.UsageError("Options that choose go with --all, not with ids.")
+        command(selection=_Selection(ids, choose_all, chosen, confirm), **options)
+
+    return wrapper
+
+
+def _order_options(action: Action) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of an `Order`; it gets one as `order`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option("--force", is_flag=True, hidden=action is not Action.RETRY, help=_FORCE)
+        @click.option("--note", help="Why; kept with the answer.")
+        @click.option("--by", default=_user_name, help="Who asks; by default, your user name.")
+        @wraps(command)
+        def wrapper(*, force: bool, note: str | None, by: str, **options: Any) -> None:
+            command(order=Order(action, by, note, force), **options)
+
+        return wrapper
+
+    return decorate
+
+
+def _user_name() -> str:
+    """Return the name of the operating system's user. A container's may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+_FORCE = "Retry although its reason, or an older one of its key, speaks against it."
+
+
+def _repair_command(action: Action, help_text: str) -> None:
+    """Add the command that does something with dead letters."""
+
+    @dead_letters.command(str(action), help=help_text)
+    @service_argument
+    @_selection_options
+    @_order_options(action)
+    @click.option("--dry-run", is_flag=True, help="Show which, and do nothing.")
+    @click.option(
+        "--by-consumer",
+        is_flag=True,
+        help="Only write the requests: a consumer of SERVICE carries them out within seconds.",
+    )
+    @database_url_option
+    @_json_option
+    @told_in_a_sentence
+    def repair(
+        service: str,
+        database_url: str | None,
+        selection: _Selection,
+        order: Order,
+        *,
+        dry_run: bool,
+        by_consumer: bool,
+        as_json: bool,
+    ) -> None:
+        found, settings = start(service, database_url)
+        engine, sessions = make_handler_sessions(found, settings)
+        ids = _choose(engine, found, order.action, selection)
+        if dry_run:
+            _print_choice(engine, ids, as_json=as_json)
+            return
+        if selection.all:
+            _confirm(order.action, len(ids), selection.confirm)
+        if by_consumer:
+            with sessions.begin() as session:
+                for dead_letter_id in ids:
+                    add_request(session, dead_letter_id, order)
+            click.echo(f"{len(ids)} requests written.", err=as_json)
+            return
+        repairs = Repairs(found, sessions, retention_s=settings.inbox_retention_s)
+        all_done = True
+        for dead_letter_id in ids:
+            repaired = repairs.carry_out(dead_letter_id, order)
+            all_done = all_done and repaired.answer is Answer.DONE
+            click.echo(_answer_line(repaired, as_json=as_json))
+        engine.dispose()
+        if not all_done:
+            sys.exit(EXIT_FAILED)
+
+
+_repair_command(
+    Action.RETRY,
+    "Apply dead letters of SERVICE again, by the handler as it is now.\n\nNeeds the database of"
+    " SERVICE alone, and works while its consumer runs or not. The oldest of a key goes first."
+    " A dead letter whose reason is a decision, such as older_than_inbox or unknown_order, needs"
+    " --force.\n\n\b\nExample: inbox-consumer dead-letters retry payments 12"
+    "\nExample: inbox-consumer dead-letters retry payments --all --reason handler_failed",
+)
+_repair_command(
+    Action.DISCARD,
+    "Decide that dead letters of SERVICE are never applied.\n\nThey can be restored until they"
+    " are deleted, after INBOX_RETENTION_S."
+    '\n\n\b\nExample: inbox-consumer dead-letters discard payments 12 --note "a test"',
+)
+_repair_command(
+    Action.RESTORE,
+    "Open discarded dead letters of SERVICE again."
+    "\n\n\b\nExample: inbox-consumer dead-letters restore payments 12",
+)
+
+
+def _choose(engine: Engine, service: Service, action: Action, selection: _Selection) -> list[int]:
+    """Return the ids of the dead letters to act on, oldest first."""
+    with engine.connect() as connection:
+        if selection.all:
+            return read_ids(connection, replace(selection.chosen, state=_STATES[action]))
+        known = read_ids(connection, DeadLetterFilter(ids=selection.ids))
+    unknown = sorted(set(selection.ids) - set(known))
+    if unknown:
+        missing = ", ".join(str(each) for each in unknown)
+        fail(f"There is no dead letter {missing} in {service.name}. Nothing was done.")
+    return known
+
+
+def _confirm(action: Action, count: int, confirmed: int | None) -> None:
+    """End the command unless the operator knows how many dead letters it is about."""
+    if confirmed is None and sys.stdin.isatty():
+        confirmed = click.prompt(
+            f"{count} dead letters to {action}. Write their number to go on", type=int, err=True
+        )
+    if confirmed != count:
+        raise click.UsageError(
+            f"{count} dead letters to {action}: give --confirm {count}. Nothing was done."
+        )
+
+
+def _print_choice(engine: Engine, ids: Sequence[int], *, as_json: bool) -> None:
+    chosen = DeadLetterFilter(ids=ids)
+    with engine.connect() as connection:
+        for row in read_groups(connection, chosen):
+            click.echo(_json_line(row) if as_json else _group_line(row))
+    if not as_json:
+        click.echo(f"{len(ids)} dead letters. Nothing was done.")
+
+
+def _short(row: RowMapping) -> str:
+    state = "" if row["state"] == State.OPEN else f"  {row['state']}"
+    place = f"{row['topic']}[{row['partition']}]@{row['offset']}"
+    lines = [
+        f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}{state}",
+        f"    {place}  event {row['event_id'] or '-'}  type {row['type'] or '-'}",
+        f"    request {row['requestid'] or '-'}",
+        f"    {row['detail']}",
+    ]
+    if row["last_answer"] is not None:
+        lines.append(
+            f"    {row['attempts']} retries; last {row['last_at']:%Y-%m-%d %H:%M:%S}"
+            f" by {row['last_by']}: {row['last_answer']}: {row['last_detail']}"
+        )
+    return "\n".join(lines)
+
+
+def _group_line(row: RowMapping) -> str:
+    return (
+        f"{row['count']:6}  {row['reason']}  {row['state']}  {row['topic']}  {row['type'] or '-'}"
+        f"  {row['first_at']:%Y-%m-%d %H:%M} to {row['last_at']:%Y-%m-%d %H:%M}"
+        f"  first #{row['first_id']}"
+    )
+
+
+def _answer_line(repaired: Repaired, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(repaired._asdict())
+    return f"#{repaired.dead_letter_id}  {repaired.answer}  {repaired.detail}"
+
+
+def _json_line(row: RowMapping) -> str:
+    return json.dumps(_plain(row))
+
+
+def _plain(row: RowMapping) -> dict[str, Any]:
+    """Return a row as JSON can hold it: times in ISO 8601, bytes as text or Base64."""
+    return {name: _plain_value(value) for name, value in row.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, memoryview | bytes):
+        return _bytes(value)
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _bytes(value: memoryview | bytes) -> Any:
+    raw = bytes(value)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(raw).decode()}

@@ -1,0 +1,176 @@
+"""Requests to repair dead letters: rows that an operator or a console writes, and their answers.
+
+A request is claimed in one transaction and carried out in another (`repairs`). So each is tried
+once: one whose process died, perhaps because of the record, is answered as failed. The operator
+may ask again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import text
+
+from settle_outbox.runtime.process import TRANSACTION_S
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Row, RowMapping
+    from sqlalchemy.orm import Session
+
+# A claimed request that no transaction holds was left behind by a process that died. Its
+# transaction begins right after the claim and takes TRANSACTION_S at most.
+ABANDONED_AFTER_S = TRANSACTION_S + 30
+
+
+class Action(StrEnum):
+    """What to do with a dead letter."""
+
+    RETRY = "retry"  # apply its record
+    DISCARD = "discard"  # never apply it
+    RESTORE = "restore"  # open a discarded one again
+
+
+class Answer(StrEnum):
+    """What came of a request."""
+
+    DONE = "done"
+    FAILED = "failed"  # tried, and the dead letter is still open
+    REFUSED = "refused"  # not tried
+
+
+class Request(NamedTuple):
+    """A request to repair one dead letter."""
+
+    id: int
+    dead_letter_id: int
+    action: Action
+    force: bool
+    requested_by: str
+
+
+class Order(NamedTuple):
+    """What an operator wants done with one or more dead letters.
+
+    Args:
+        action: what to do.
+        requested_by: who asks.
+        note: why, in the operator's words.
+        force: retry even where the dead letter's reason, or an older one of its key, speaks
+            against it.
+    """
+
+    action: Action
+    requested_by: str
+    note: str | None = None
+    force: bool = False
+
+
+_ADD = text(
+    """
+    INSERT INTO dead_letter_requests
+        (dead_letter_id, action, force, note, requested_by, started_at)
+    VALUES (:dead_letter_id, :action, :force, :note, :requested_by,
+            CASE WHEN :claimed THEN clock_timestamp() END)
+    RETURNING id, dead_letter_id, action, force, requested_by
+    """
+)
+
+# In the order of the requests, which is that of the dead letters; each by one process.
+_CLAIM_NEXT = text(
+    """
+    UPDATE dead_letter_requests SET started_at = clock_timestamp()
+    WHERE id = (
+        SELECT id FROM dead_letter_requests WHERE answered_at IS NULL AND started_at IS NULL
+        ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, dead_letter_id, action, force, requested_by
+    """
+)
+
+_LOCK = text(
+    "SELECT id FROM dead_letter_requests WHERE id = :id AND answered_at IS NULL FOR UPDATE"
+)
+
+_ANSWER = text(
+    """
+    UPDATE dead_letter_requests
+    SET answered_at = clock_timestamp(), answer = :answer, detail = :detail
+    WHERE id = :id AND answered_at IS NULL
+    """
+)
+
+_ANSWER_ABANDONED = text(
+    """
+    UPDATE dead_letter_requests
+    SET answered_at = clock_timestamp(), answer = 'failed',
+        detail = 'The process that tried it died, or lost its database.'
+    WHERE id IN (
+        SELECT id FROM dead_letter_requests
+        WHERE answered_at IS NULL
+            AND started_at < clock_timestamp() - make_interval(secs => :abandoned_after_s)
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, dead_letter_id
+    """
+)
+
+_OF_DEAD_LETTER = text(
+    """
+    SELECT id, action, force, note, requested_by, requested_at, answered_at, answer, detail
+    FROM dead_letter_requests WHERE dead_letter_id = :dead_letter_id ORDER BY id
+    """
+)
+
+
+def add_request(
+    session: Session, dead_letter_id: int, order: Order, *, claimed: bool = False
+) -> Request:
+    """Add a request.
+
+    Args:
+        session: in a transaction.
+        dead_letter_id: a dead letter that exists.
+        order: what to do, and for whom.
+        claimed: whether the caller carries it out; otherwise a consumer does.
+    """
+    row = session.execute(
+        _ADD, {"dead_letter_id": dead_letter_id, "claimed": claimed, **order._asdict()}
+    ).one()
+    return _request(row)
+
+
+def read_requests(connection: Connection, dead_letter_id: int) -> list[RowMapping]:
+    """Return all requests for a dead letter, oldest first."""
+    rows = connection.execute(_OF_DEAD_LETTER, {"dead_letter_id": dead_letter_id})
+    return list(rows.mappings())
+
+
+def claim_next(session: Session) -> Request | None:
+    """Claim the oldest request that is open; return None if there is none."""
+    row = session.execute(_CLAIM_NEXT).one_or_none()
+    return None if row is None else _request(row)
+
+
+def lock(session: Session, request: Request) -> bool:
+    """Lock a claimed request until the transaction ends; return False if it is answered."""
+    return session.execute(_LOCK, {"id": request.id}).one_or_none() is not None
+
+
+def answer(session: Session, request: Request, given: Answer, detail: str) -> None:
+    """Write the answer to a request."""
+    session.execute(_ANSWER, {"id": request.id, "answer": given, "detail": detail})
+
+
+def answer_abandoned(session: Session) -> list[tuple[int, int]]:
+    """Answer the requests whose process died as failed.
+
+    Returns:
+        The ids of each request and its dead letter.
+    """
+    rows = session.execute(_ANSWER_ABANDONED, {"abandoned_after_s": ABANDONED_AFTER_S})
+    return [(row.id, row.dead_letter_id) for row in rows]
+
+
+def _request(row: Row[Any]) -> Request:
+    return Request(row.id, row.dead_letter_id, Action(row.action), row.force, row.requested_by)

@@ -1,0 +1,314 @@
+"""Carry out requests to repair dead letters: retry, discard, restore.
+
+A retry needs neither Kafka nor the service that published the event. The record in the dead letter
+goes through the same schema and handler as at first. Its inbox row, its effects, the dead letter's
+state and the answer to the request are committed in one transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+from sqlalchemy import text
+
+from settle_outbox.consume import circuit_breaker, repair_requests
+from settle_outbox.consume.applier import call_handler
+from settle_outbox.consume.dead_letters import State, delete_closed, record_of
+from settle_outbox.consume.failures import FAILURE_REASONS, one_line
+from settle_outbox.consume.handler_guard import HandlerRun
+from settle_outbox.consume.inbox import forget_attempts, key_text, note_verdict, record_new
+from settle_outbox.consume.records import INVALID_DATA, parse
+from settle_outbox.consume.repair_requests import Action, Answer, Order, Request
+from settle_outbox.runtime.failpoints import failpoint
+from settle_outbox.service import Outcome
+from settle_outbox.uuid7 import time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from sqlalchemy import RowMapping
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from settle_outbox.event import ReceivedEvent
+    from settle_outbox.service import Service, Subscription
+
+log = structlog.get_logger(__name__)
+
+# How long a consumer carries out requests before it reads its topics again, in seconds.
+AT_A_TIME_S = 5.0
+# How often closed dead letters are deleted, in seconds.
+DELETE_S = 600.0
+
+_LOCK_LETTER = text(
+    """
+    SELECT id, state, reason, event_id,
+           topic, partition, "offset", timestamp_ms, key, value, headers
+    FROM dead_letters WHERE id = :id FOR UPDATE
+    """
+)
+
+_OLDER_OPEN = text(
+    """
+    SELECT min(id) FROM dead_letters
+    WHERE state = 'open' AND topic = :topic AND key = :key AND id < :id
+    """
+)
+
+# The event was recorded when it became a dead letter, unless its data was invalid.
+_FORGET_PARKED = text("DELETE FROM inbox WHERE id = :id AND outcome = 'parked' RETURNING id")
+
+# Ids grow with time, and partitions end with a day: only those since the event's are read.
+_LATER_APPLIED = text(
+    """
+    SELECT count(*) FROM inbox
+    WHERE key = :key AND topic = :topic AND outcome = 'applied' AND id > :id
+    """
+)
+
+_SET_STATE = text(
+    """
+    UPDATE dead_letters
+    SET state = :state, closed_at = CASE WHEN :state = 'open' THEN NULL ELSE now() END
+    WHERE id = :id
+    """
+)
+
+
+class Repaired(NamedTuple):
+    """What came of a request.
+
+    Args:
+        dead_letter_id: the dead letter.
+        answer: what came of the request.
+        detail: a sentence.
+    """
+
+    dead_letter_id: int
+    answer: Answer
+    detail: str
+
+
+class _RefusedError(Exception):
+    """The request must not be carried out; the text says why."""
+
+
+class _FailedError(Exception):
+    """The record could not be applied; the text says why."""
+
+
+class Repairs:
+    """Carries out requests to repair a service's dead letters.
+
+    Args:
+        service: whose handlers are called.
+        sessions: makes sessions of its database; the engine was made with
+            `handler_guard.GUARDABLE`.
+        retention_s: how long closed dead letters are kept, in seconds.
+    """
+
+    def __init__(
+        self, service: Service, sessions: sessionmaker[Session], *, retention_s: int
+    ) -> None:
+        self._sessions = sessions
+        self._retention_s = retention_s
+        self._deletes_at = 0.0
+        self._subscriptions = {each.key: each for each in service.subscriptions}
+
+    def carry_out_open(self, *, beat: Callable[[], None]) -> None:
+        """Carry out the requests that nobody has claimed, oldest first, for `AT_A_TIME_S`.
+
+        It also answers the requests that a dead process left, and deletes dead letters that were
+        closed longer ago than the retention.
+
+        Args:
+            beat: gives a sign of life; called before each request.
+
+        Raises:
+            SQLAlchemyError: the database cannot be reached.
+        """
+        until = time.monotonic() + AT_A_TIME_S
+        with self._sessions.begin() as session:
+            for request_id, dead_letter_id in repair_requests.answer_abandoned(session):
+                log.error(
+                    "consumer.repair_abandoned", request=request_id, dead_letter=dead_letter_id
+                )
+        self._delete_closed_if_due()
+        while time.monotonic() < until:
+            beat()
+            with self._sessions.begin() as session:
+                request = repair_requests.claim_next(session)
+            if request is None:
+                return
+            self._carry_out(request)
+
+    def carry_out(self, dead_letter_id: int, order: Order) -> Repaired:
+        """Do what an operator wants with one dead letter; a request row keeps what came of it.
+
+        Raises:
+            SQLAlchemyError: the database cannot be reached.
+        """
+        with self._sessions.begin() as session:
+            request = repair_requests.add_request(session, dead_letter_id, order, claimed=True)
+        return self._carry_out(request)
+
+    def _delete_closed_if_due(self) -> None:
+        if time.monotonic() < self._deletes_at:
+            return
+        with self._sessions.begin() as session:
+            more = delete_closed(session, self._retention_s)
+        self._deletes_at = time.monotonic() + (0.0 if more else DELETE_S)
+
+    def _carry_out(self, request: Request) -> Repaired:
+        """Carry out a claimed request; its answer is committed with its effects."""
+        failpoint("repair.claimed")
+        try:
+            with self._sessions() as session:
+                repair_requests.lock(session, request)
+                detail = self._act(session, request)
+                repair_requests.answer(session, request, Answer.DONE, detail)
+                failpoint("repair.applied")
+                session.commit()
+            answer = Answer.DONE
+        except _RefusedError as error:
+            answer, detail = Answer.REFUSED, str(error)
+        except _FailedError as error:
+            answer, detail = Answer.FAILED, str(error)
+        except Exception as error:  # noqa: BLE001 - the operator reads it in the answer
+            answer, detail = Answer.FAILED, one_line(error)
+        if answer is not Answer.DONE:
+            with self._sessions.begin() as session:
+                repair_requests.answer(session, request, answer, detail)
+        repaired = Repaired(request.dead_letter_id, answer, detail)
+        _log_repaired(request, repaired)
+        return repaired
+
+    def _act(self, session: Session, request: Request) -> str:
+        """Do what a request asks for; return what was done.
+
+        Raises:
+            _RefusedError: it must not be done.
+            _FailedError: the record cannot be applied.
+        """
+        letter = session.execute(_LOCK_LETTER, {"id": request.dead_letter_id}).mappings().one()
+        state = State(letter["state"])
+        if request.action is Action.RESTORE:
+            _require(state, State.DISCARDED, "only a discarded one can be restored")
+            _set_state(session, letter, State.OPEN)
+            return "It is open again."
+        _require(state, State.OPEN, f"only an open one can be {_DONE[request.action]}")
+        if request.action is Action.DISCARD:
+            _set_state(session, letter, State.DISCARDED)
+            return "It will not be applied."
+        if not request.force:
+            _refuse_unless_safe(session, letter)
+        detail = self._apply(session, letter, force=request.force)
+        _set_state(session, letter, State.RETRIED)
+        return detail
+
+    def _apply(self, session: Session, letter: RowMapping, *, force: bool) -> str:
+        """Apply the record in a dead letter; return what came of it."""
+        parsed = parse(record_of(letter), self._subscriptions)
+        if parsed.invalid is not None:
+            raise _FailedError(f"{parsed.invalid.reason}: {parsed.invalid.detail}")
+        event, subscription = parsed.event, parsed.subscription
+        if event is None or subscription is None:
+            raise _FailedError("The service does not subscribe to events of this type and topic.")
+        if parsed.failure is not None:
+            raise parsed.failure
+        was_parked = session.execute(_FORGET_PARKED, {"id": event.id}).one_or_none() is not None
+        if not was_parked and not force:
+            _refuse_older_than_inbox(session, event.id)
+        if not record_new(session, [event], {event.id: Outcome.APPLIED}):
+            return "The event was applied meanwhile, from another record."
+        forget_attempts(session, [event.id])
+        return _handle(session, event, subscription) + _warning(session, letter, event.id)
+
+
+def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> str:
+    """Call the handler; return what came of the event.
+
+    Raises:
+        _FailedError: it cannot be applied, by the handler's verdict.
+        Exception: the handler failed.
+    """
+    verdicts = call_handler(session, subscription, [event], HandlerRun(time.monotonic))
+    verdict = verdicts.get(event.id)
+    if verdict is None:
+        return "Applied."
+    if verdict.outcome is Outcome.PARKED:
+        raise _FailedError(f"{verdict.reason}: {verdict.detail}")
+    note_verdict(session, event, verdict)
+    return f"Recorded as an anomaly, without effect: {verdict.reason}: {verdict.detail}"
+
+
+def _refuse_unless_safe(session: Session, letter: RowMapping) -> None:
+    """Refuse a retry that may do harm, unless an operator has looked.
+
+    Safe reasons are an invalid record and a handler that failed. The others are decisions: of the
+    inbox, that the event is too old, or of the handler, by its verdict.
+    """
+    reason = letter["reason"]
+    if letter["event_id"] is not None and reason != INVALID_DATA and reason not in FAILURE_REASONS:
+        raise _RefusedError(
+            f"A dead letter {reason} is not retried without --force: applying it may be wrong."
+            " Read its detail first."
+        )
+    if letter["key"] is None:
+        return
+    older = session.execute(
+        _OLDER_OPEN, {"topic": letter["topic"], "key": letter["key"], "id": letter["id"]}
+    ).scalar_one()
+    if older is not None:
+        raise _RefusedError(
+            f"Dead letter {older} has the same key, is older and still open: retry that one"
+            " first, or use --force."
+        )
+
+
+def _refuse_older_than_inbox(session: Session, event_id: UUID) -> None:
+    """Refuse an event that may have been applied and forgotten."""
+    horizon = circuit_breaker.read_state(session).horizon
+    if horizon is not None and event_id < horizon and time_of(event_id) is not None:
+        raise _RefusedError(
+            f"Event {event_id} is older than the inbox, which begins at {horizon}: it may have"
+            " been applied from another record. Use --force if it was not."
+        )
+
+
+_DONE = {Action.RETRY: "retried", Action.DISCARD: "discarded"}
+
+
+def _require(state: State, wanted: State, rule: str) -> None:
+    if state is not wanted:
+        raise _RefusedError(f"It is {state}; {rule}.")
+
+
+def _set_state(session: Session, letter: RowMapping, state: State) -> None:
+    session.execute(_SET_STATE, {"id": letter["id"], "state": state})
+
+
+def _warning(session: Session, letter: RowMapping, event_id: UUID) -> str:
+    """Return a sentence if later events of the same key were applied before this one."""
+    key = key_text(None if letter["key"] is None else bytes(letter["key"]))
+    if key is None:
+        return ""
+    later = session.execute(
+        _LATER_APPLIED, {"key": key, "topic": letter["topic"], "id": event_id}
+    ).scalar_one()
+    return f" {later} later events of its key were applied before it." if later else ""
+
+
+def _log_repaired(request: Request, repaired: Repaired) -> None:
+    level = log.info if repaired.answer is Answer.DONE else log.warning
+    level(
+        "consumer.repaired",
+        dead_letter=request.dead_letter_id,
+        action=str(request.action),
+        answer=str(repaired.answer),
+        detail=repaired.detail,
+        requested_by=request.requested_by,
+        request=request.id,
+    )

@@ -1,0 +1,188 @@
+"""Operators repair dead letters by `inbox-consumer dead-letters`, with one service's rights."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pytest
+from click.testing import CliRunner
+from kafka.consumer.fetcher import ConsumerRecord
+
+from settle_outbox.cli.inbox import main
+from settle_outbox.service import load_service
+from support.delivery import headers
+from support.environ import environment
+from support.handling import handler_engine, make_applier
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    from support.delivery import Delivery
+
+NOWHERE = "127.0.0.1:9"
+ALONE = {
+    "KAFKA_BOOTSTRAP_SERVERS": NOWHERE,
+    "PAYMENTS_DATABASE_URL": "",
+    "LOG_LEVEL": "ERROR",
+}
+
+
+@pytest.fixture
+def command(delivery: Delivery) -> Callable[..., Result]:
+    """Runs a command about the dead letters of orders, without Kafka and the other database."""
+
+    def run(action: str, *arguments: str) -> Result:
+        with environment(delivery.environ | ALONE):
+            return CliRunner().invoke(main, ["dead-letters", action, "orders", *arguments])
+
+    return run
+
+
+@pytest.fixture
+def order_ids(delivery: Delivery) -> list[UUID]:
+    """Orders whose payments became dead letters, because orders did not know them at first."""
+    user = uuid4()
+    ids = [uuid4(), uuid4(), uuid4()]
+    with handler_engine(delivery.orders_url) as engine:
+        make_applier(load_service("orders"), engine).apply(
+            [_paid(order_id, user, offset=number) for number, order_id in enumerate(ids)]
+        )
+    delivery.query(
+        "orders",
+        "INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)"
+        " SELECT id, :user, 5, '', 'created', now(), now()"
+        " FROM unnest(CAST(:ids AS uuid[])) AS id",
+        ids=ids,
+        user=user,
+    )
+    return ids
+
+
+def _paid(order_id: UUID, user: UUID, *, offset: int) -> ConsumerRecord:
+    data = {"order_id": str(order_id), "user_id": str(user), "amount": 5, "balance": 1}
+    return ConsumerRecord(
+        topic="payments.events",
+        partition=0,
+        leader_epoch=0,
+        offset=offset,
+        timestamp=0,
+        timestamp_type=0,
+        key=str(order_id).encode(),
+        value=json.dumps(data).encode(),
+        headers=headers("payment.succeeded"),
+        checksum=None,
+        serialized_key_size=-1,
+        serialized_value_size=-1,
+        serialized_header_size=-1,
+    )
+
+
+def lines_of(done: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_one_command_repairs_a_dead_letter(
+    delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
+) -> None:
+    refused = command("retry", "1")
+    retry = ("inbox-consumer", "dead-letters", "retry", "orders", "1", "--force")
+    done = delivery.run(*retry, "--note", "restored", "--by", "ann", **ALONE)
+
+    assert refused.exit_code == 1
+    assert "unknown_order is not retried without --force" in refused.stdout
+    assert (done.returncode, done.stdout) == (0, "#1  done  Applied.\n")
+    assert delivery.statuses() == {"success": 1, "created": 2}
+    shown = json.loads(command("show", "1", "--json").stdout)
+    assert shown["state"] == "retried"
+    assert [each["answer"] for each in shown["requests"]] == ["refused", "done"]
+    assert (shown["requests"][1]["note"], shown["requests"][1]["requested_by"]) == (
+        "restored",
+        "ann",
+    )
+
+
+def test_all_are_repaired_once_their_number_is_confirmed(
+    delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
+) -> None:
+    chosen = ("--all", "--reason", "unknown_order", "--force")
+
+    dry = command("retry", *chosen, "--dry-run")
+    unconfirmed = command("retry", *chosen)
+    wrong = command("retry", *chosen, "--confirm", "2")
+    untouched = delivery.statuses()
+    done = command("retry", *chosen, "--confirm", "3", "--json")
+
+    assert dry.exit_code == 0
+    assert dry.stdout.splitlines()[-1] == "3 dead letters. Nothing was done."
+    assert (unconfirmed.exit_code, wrong.exit_code) == (2, 2)
+    assert "give --confirm 3" in wrong.stderr
+    assert untouched == {"created": 3}
+    assert done.exit_code == 0
+    assert lines_of(done) == [
+        {"dead_letter_id": number, "answer": "done", "detail": "Applied."} for number in (1, 2, 3)
+    ]
+    assert delivery.statuses() == {"success": 3}
+    assert command("list").stdout == "No open dead letters in orders match.\n"
+
+
+def test_lists_show_what_is_asked_for(
+    command: Callable[..., Result], order_ids: list[UUID]
+) -> None:
+    discarded_one = command("discard", "2", "--note", "a test")
+    assert discarded_one.exit_code == 0, discarded_one.output
+
+    grouped = lines_of(command("list", "--group", "--state", "all", "--json"))
+    discarded = lines_of(command("list", "--state", "discarded", "--json"))
+    old = command("list", "--until", "1h")
+    shown = command("show", "2").stdout
+
+    assert {(each["state"], each["count"]) for each in grouped} == {("open", 2), ("discarded", 1)}
+    assert [each["id"] for each in discarded] == [2]
+    assert old.stdout == "No open dead letters in orders match.\n"
+    assert "discard by" in shown
+    assert "a test" in shown
+    assert str(order_ids[1]) in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["1", "99"], 1, "There is no dead letter 99 in orders. Nothing was done."),
+        ([], 2, "Give either the ids of dead letters, or --all."),
+        (["1", "--all"], 2, "Give either the ids of dead letters, or --all."),
+        (["1", "--reason", "x"], 2, "Options that choose go with --all, not with ids."),
+        (["--all", "--since", "soon"], 2, "no duration"),
+    ],
+)
+def test_a_wrong_command_does_nothing(
+    delivery: Delivery,
+    command: Callable[..., Result],
+    order_ids: list[UUID],
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    done = command("retry", "--force", *arguments)
+
+    assert done.exit_code == code
+    assert said in " ".join(done.stderr.split())
+    assert delivery.statuses() == {"created": 3}
+
+
+def test_a_consumer_carries_out_requests_while_kafka_is_away(
+    delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
+) -> None:
+    """A console writes the rows, with no more rights than those on that table."""
+    written = command("retry", "--all", "--force", "--confirm", "3", "--by-consumer")
+    untouched = delivery.statuses()
+
+    with delivery.consumer("orders", kafka_bootstrap_servers=(NOWHERE,)):
+        wait_until(lambda: delivery.statuses() == {"success": 3}, timeout_s=30, what="the answers")
+
+    assert written.stdout == "3 requests written.\n"
+    assert untouched == {"created": 3}

@@ -1,0 +1,443 @@
+"""Dead letters are retried, discarded and restored; each at most once, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from sqlalchemy import create_engine, text
+from structlog.testing import capture_logs
+from uuid_utils.compat import uuid7
+
+from settle_outbox import Outcome, Verdict
+from settle_outbox.consume import repair_requests, repairs
+from settle_outbox.consume.dead_letters import (
+    DeadLetterFilter,
+    State,
+    fingerprint,
+    read_groups,
+    read_ids,
+    read_newest,
+    record_of,
+)
+from settle_outbox.consume.repair_requests import Action, Answer, Order, add_request
+from settle_outbox.consume.repairs import Repaired, Repairs
+from settle_outbox.storage.database import make_sessions
+from support.handling import (
+    empty,
+    handler_engine,
+    make_applier,
+    number_record,
+    number_service,
+    write_down,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from uuid import UUID
+
+    from kafka.consumer.fetcher import ConsumerRecord
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from settle_outbox import ReceivedEvent
+
+DAY_S = 86_400
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of the process runs after it."""
+
+
+class Shop:
+    """A service whose handler fails as long as it has a defect, and the database that it has.
+
+    Attributes:
+        defect: called for each number before it is written down.
+        verdict: that the handler returns for each event.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.defect: Callable[[int], None] = self._fail
+        self.verdict: Verdict | None = None
+        self.service = number_service(self._handle)
+        self.applier = make_applier(self.service, engine)
+        self.repairs = self.new_repairs(engine)
+
+    def new_repairs(self, engine: Engine) -> Repairs:
+        sessions = make_sessions(engine)
+        sessions.configure(close_resets_only=False)
+        return Repairs(self.service, sessions, retention_s=DAY_S)
+
+    def _fail(self, number: int) -> None:
+        raise RuntimeError(f"cannot write {number} down")
+
+    def _handle(
+        self, session: Session, events: Sequence[ReceivedEvent]
+    ) -> Mapping[UUID, Verdict] | None:
+        for event in events:
+            self.defect(event.data["number"])
+            write_down(session, event.data["number"])
+        return {event.id: self.verdict for event in events if self.verdict}
+
+    def mend(self) -> None:
+        self.defect = lambda _: None
+
+    def receive(self, *records: ConsumerRecord) -> None:
+        self.applier.apply(records)
+
+    def repair(self, action: Action, dead_letter_id: int = 1, *, force: bool = False) -> Repaired:
+        return self.repairs.carry_out(dead_letter_id, Order(action, "ann", "a note", force))
+
+    def ask(self, statement: str, **parameters: Any) -> list[Any]:
+        """Ask over a connection of its own."""
+        other = create_engine(self.engine.url)
+        with other.begin() as connection:
+            result = connection.execute(text(statement), parameters)
+            found = [tuple(row) for row in result] if result.returns_rows else []
+        other.dispose()
+        return [row[0] if len(row) == 1 else row for row in found]
+
+    def effects(self) -> list[int]:
+        return self.ask("SELECT number FROM effects ORDER BY 1")
+
+    def states(self) -> list[str]:
+        return self.ask("SELECT state FROM dead_letters ORDER BY id")
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> None:
+    """Use plain tracebacks: structlog's default takes seconds to format one."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer()]
+    )
+
+
+@pytest.fixture
+def shop(database_url: str) -> Iterator[Shop]:
+    """A shop with an empty database."""
+    with handler_engine(database_url, lock_timeout="500") as engine:
+        empty(engine)
+        yield Shop(engine)
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the process end at a failpoint, as by SIGKILL."""
+
+    def arm(wanted: str) -> None:
+        def failpoint(name: str) -> None:
+            if name == wanted:
+                raise KilledError(name)
+
+        monkeypatch.setattr(repairs, "failpoint", failpoint)
+
+    return arm
+
+
+@contextmanager
+def second_engine(shop: Shop) -> Iterator[Engine]:
+    with handler_engine(shop.engine.url.render_as_string(hide_password=False)) as engine:
+        yield engine
+
+
+def test_a_retry_applies_the_event_once_its_handler_is_correct(shop: Shop) -> None:
+    record = number_record(1, request_id="r-1")
+    shop.receive(record)
+    shop.mend()
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired == Repaired(1, Answer.DONE, "Applied.")
+    assert shop.effects() == [1]
+    assert shop.ask("SELECT outcome, key FROM inbox") == [("applied", "key")]
+    assert shop.states() == [State.RETRIED]
+    shop.receive(record)
+    assert shop.effects() == [1]
+    assert shop.states() == [State.RETRIED]
+
+
+def test_a_retry_that_fails_leaves_the_dead_letter_open_and_says_why(shop: Shop) -> None:
+    shop.receive(number_record(1))
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.answer is Answer.FAILED
+    assert repaired.detail == "RuntimeError: cannot write 1 down"
+    assert shop.effects() == []
+    assert shop.ask("SELECT outcome FROM inbox") == ["parked"]
+    with shop.engine.connect() as connection:
+        (letter,) = read_newest(connection, DeadLetterFilter(), limit=9)
+    assert (letter["state"], letter["attempts"], letter["last_answer"]) == ("open", 1, "failed")
+    assert (letter["last_by"], letter["last_note"]) == ("ann", "a note")
+    assert letter["last_detail"] == repaired.detail
+
+
+def test_a_handler_that_ends_the_transaction_of_a_retry_fails(shop: Shop) -> None:
+    shop.receive(number_record(1))
+
+    def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
+        write_down(session, events[0].data["number"])
+        session.commit()
+
+    shop.service = number_service(handle)
+    shop.repairs = shop.new_repairs(shop.engine)
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.answer is Answer.FAILED
+    assert shop.effects() == []
+    assert shop.states() == [State.OPEN]
+
+
+def test_a_dead_letter_is_not_retried_before_an_older_one_of_its_key(shop: Shop) -> None:
+    shop.receive(number_record(1), number_record(2), number_record(3, key=b"other"))
+    shop.mend()
+
+    too_early = shop.repair(Action.RETRY, 2)
+    other_key = shop.repair(Action.RETRY, 3)
+    forced = shop.repair(Action.RETRY, 2, force=True)
+    older = shop.repair(Action.RETRY, 1)
+
+    assert too_early.answer is Answer.REFUSED
+    assert "Dead letter 1 has the same key" in too_early.detail
+    assert [other_key.answer, forced.answer, older.answer] == [Answer.DONE] * 3
+    assert older.detail == "Applied. 1 later events of its key were applied before it."
+    assert shop.effects() == [1, 2, 3]
+
+
+def test_a_decision_of_the_handler_is_overruled_only_by_force(shop: Shop) -> None:
+    shop.mend()
+    shop.verdict = Verdict(Outcome.PARKED, "unknown_order", "There is no such order.")
+    shop.receive(number_record(1))
+    shop.ask("DELETE FROM effects")
+
+    refused = shop.repair(Action.RETRY)
+    decided_again = shop.repair(Action.RETRY, force=True)
+    shop.verdict = None
+    applied = shop.repair(Action.RETRY, force=True)
+
+    assert refused.answer is Answer.REFUSED
+    assert decided_again == Repaired(1, Answer.FAILED, "unknown_order: There is no such order.")
+    assert applied.answer is Answer.DONE
+    assert shop.effects() == [1]
+
+
+def test_an_anomaly_of_a_retry_is_recorded(shop: Shop) -> None:
+    shop.receive(number_record(1))
+    shop.mend()
+    shop.verdict = Verdict(Outcome.ANOMALY, "already_final", "It is final.")
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.answer is Answer.DONE
+    assert "already_final" in repaired.detail
+    assert shop.ask("SELECT outcome FROM inbox") == ["anomaly"]
+    assert shop.states() == [State.RETRIED]
+
+
+def test_an_invalid_record_stays_open_until_the_schema_takes_it(shop: Shop) -> None:
+    shop.receive(number_record("three", offset=3))
+
+    invalid = shop.repair(Action.RETRY)
+
+    assert invalid.answer is Answer.FAILED
+    assert invalid.detail.startswith("invalid_data: ")
+    assert shop.ask("SELECT count(*) FROM inbox") == [0]
+    assert shop.states() == [State.OPEN]
+
+
+def test_an_event_that_came_right_meanwhile_is_not_applied_twice(shop: Shop) -> None:
+    event_id = uuid7()
+    shop.receive(number_record("one", offset=1, event_id=event_id))
+    shop.mend()
+    shop.receive(number_record(1, offset=2, event_id=event_id))
+    shop.ask(
+        "UPDATE dead_letters SET value = convert_to(:value, 'UTF8')", value='{"number": 1}'
+    )  # as if the schema took it now
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.detail == "The event was applied meanwhile, from another record."
+    assert shop.effects() == [1]
+    assert shop.states() == [State.RETRIED]
+
+
+def test_an_event_that_may_be_forgotten_is_applied_only_by_force(shop: Shop) -> None:
+    shop.receive(number_record(1))
+    shop.mend()
+    shop.ask("DELETE FROM inbox")
+    shop.ask("INSERT INTO inbox_horizon (before) VALUES (:id)", id=uuid7())
+
+    refused = shop.repair(Action.RETRY)
+    forced = shop.repair(Action.RETRY, force=True)
+
+    assert refused.answer is Answer.REFUSED
+    assert "older than the inbox" in refused.detail
+    assert forced.answer is Answer.DONE
+    assert shop.effects() == [1]
+
+
+def test_a_discarded_dead_letter_is_not_retried_until_it_is_restored(shop: Shop) -> None:
+    shop.receive(number_record(1))
+    shop.mend()
+
+    answers = [
+        shop.repair(action).answer
+        for action in (
+            Action.RESTORE,
+            Action.DISCARD,
+            Action.DISCARD,
+            Action.RETRY,
+            Action.RESTORE,
+            Action.RETRY,
+            Action.RESTORE,
+        )
+    ]
+
+    done, refused = Answer.DONE, Answer.REFUSED
+    assert answers == [refused, done, refused, refused, done, done, refused]
+    assert shop.effects() == [1]
+    assert shop.states() == [State.RETRIED]
+
+
+def test_the_record_is_kept_as_it_came(shop: Shop) -> None:
+    record = number_record(1)._replace(
+        headers=[*number_record(1).headers, ("raw", b"\xff\x00"), ("none", None), ("raw", b"")],
+        timestamp=1_700_000_000_000,
+    )
+
+    shop.receive(record)
+
+    with shop.engine.connect() as connection:
+        (letter,) = read_newest(connection, DeadLetterFilter(), limit=9)
+    assert fingerprint(record_of(letter)) == fingerprint(record)
+
+
+def test_a_consumer_carries_out_requests_in_their_order(shop: Shop) -> None:
+    shop.receive(*[number_record(number) for number in (1, 2, 3)])
+    shop.mend()
+    with shop.engine.begin() as connection:
+        session = make_sessions(shop.engine)(bind=connection)
+        for dead_letter_id in (1, 2, 3):
+            add_request(session, dead_letter_id, Order(Action.RETRY, "console"))
+
+    with capture_logs() as logged:
+        shop.repairs.carry_out_open(beat=lambda: None)
+
+    assert shop.effects() == [1, 2, 3]
+    assert shop.ask("SELECT answer FROM dead_letter_requests ORDER BY id") == ["done"] * 3
+    repaired = [line for line in logged if line["event"] == "consumer.repaired"]
+    assert [line["dead_letter"] for line in repaired] == [1, 2, 3]
+    assert {line["requested_by"] for line in repaired} == {"console"}
+
+
+def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
+    shop.receive(number_record(1))
+    both_there = threading.Barrier(2)
+    shop.defect = lambda _: None
+    found: list[Repaired] = []
+
+    def retry(engine: Engine) -> None:
+        both_there.wait(30)
+        found.append(shop.new_repairs(engine).carry_out(1, Order(Action.RETRY, "ann")))
+
+    with second_engine(shop) as one, second_engine(shop) as two:
+        threads = [threading.Thread(target=retry, args=(engine,)) for engine in (one, two)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    assert sorted(each.answer for each in found) == [Answer.DONE, Answer.REFUSED]
+    assert shop.effects() == [1]
+
+
+def test_an_event_that_comes_during_its_retry_is_applied_once(shop: Shop) -> None:
+    """A replay sends it again; its inbox row waits for the retry's transaction."""
+    record = number_record(1)
+    shop.receive(record)
+    again = record._replace(offset=9)
+    receiving: list[threading.Thread] = []
+    with second_engine(shop) as other:
+        applier = make_applier(number_service(lambda _, __: None), other)
+
+        def receive_meanwhile(_: int) -> None:
+            thread = threading.Thread(target=applier.apply, args=([again],))
+            thread.start()
+            receiving.append(thread)
+
+        shop.defect = receive_meanwhile
+        repaired = shop.repair(Action.RETRY)
+        receiving[0].join(30)
+
+    assert repaired.answer is Answer.DONE
+    assert shop.effects() == [1]
+    assert shop.ask("SELECT outcome FROM inbox") == ["applied"]
+
+
+@pytest.mark.parametrize("place", ["repair.claimed", "repair.applied"])
+def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
+    shop: Shop,
+    kill_at: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    shop.receive(number_record(1))
+    shop.mend()
+    kill_at(place)
+    with pytest.raises(KilledError):
+        shop.repair(Action.RETRY)
+    kill_at("nowhere")
+    assert shop.effects() == []
+
+    shop.repairs.carry_out_open(beat=lambda: None)
+    not_yet = shop.ask("SELECT answer FROM dead_letter_requests")
+    monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
+    shop.repairs.carry_out_open(beat=lambda: None)
+
+    assert not_yet == [None]
+    assert shop.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
+    assert shop.effects() == []
+    assert shop.repair(Action.RETRY).answer is Answer.DONE
+    assert shop.effects() == [1]
+
+
+def test_closed_dead_letters_are_deleted_after_the_retention(shop: Shop) -> None:
+    shop.receive(*[number_record(number) for number in (1, 2, 3)])
+    shop.repair(Action.DISCARD, 1)
+    shop.repair(Action.DISCARD, 2)
+    shop.ask("UPDATE dead_letters SET parked_at = parked_at - interval '9 days'")
+    shop.ask("UPDATE dead_letters SET closed_at = closed_at - interval '2 days' WHERE id = 1")
+
+    shop.repairs.carry_out_open(beat=lambda: None)
+
+    assert shop.ask("SELECT id FROM dead_letters ORDER BY id") == [2, 3]
+    assert shop.ask("SELECT dead_letter_id FROM dead_letter_requests") == [2]
+
+
+def test_dead_letters_are_chosen_and_counted(shop: Shop) -> None:
+    shop.receive(number_record(1, key=b"a"))
+    shop.receive(number_record(2, key=b"b"))
+    shop.receive(number_record("x", offset=3))
+    shop.repair(Action.DISCARD, 1)
+
+    with shop.engine.connect() as connection:
+        groups = read_groups(connection, DeadLetterFilter(state=State.OPEN))
+        chosen = {
+            "key": read_ids(connection, DeadLetterFilter(key="b")),
+            "reason": read_ids(connection, DeadLetterFilter(reason="handler_failed")),
+            "state": read_ids(connection, DeadLetterFilter(state=State.DISCARDED)),
+            "error": read_ids(connection, DeadLetterFilter(error="cannot write 2")),
+            "type": read_ids(connection, DeadLetterFilter(type="other")),
+        }
+
+    assert [(each["reason"], each["count"]) for each in groups] == [
+        ("handler_failed", 1),
+        ("invalid_data", 1),
+    ]
+    assert chosen == {"key": [2], "reason": [1, 2], "state": [1], "error": [2], "type": []}
