@@ -23,7 +23,7 @@ from sqlalchemy import NullPool, create_engine, text
 
 from shared.web import THREADS
 from shared.web.bodies import MAX_BYTES
-from support.memory import PEAK_MAX_MB, peak_mb
+from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
 from support.web import serve
 

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from shared.migrations import upgrade
 from shared.web import POOL_SIZE
 from shared.web.problems import MEDIA_TYPE
-from support.freezing import frozen
+from support.frozen_postgres import frozen
 from support.ports import free_port
 from support.waiting import wait_until
 from support.web import open_app, serve

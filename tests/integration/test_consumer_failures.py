@@ -12,7 +12,7 @@ import settle_outbox as outbox
 from settle_outbox import Event, Retry, Service, Subscription
 from settle_outbox.consume import failures as engine_failures
 from support.delivery import ORDERS, Delivery, Record, headers, read_health
-from support.handling import NUMBER, NumberSchema
+from support.number_service import NUMBER, NumberSchema
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
 from support.ports import free_port, with_port
+from support.tcp_proxy import Wire, postgres_client
 from support.waiting import wait_until
-from support.wire import Wire, postgres_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,7 +22,7 @@ from settle_outbox.runtime.health import StuckError, check_health
 from settle_outbox.trace import Trace
 from settle_outbox.uuid7 import least_id
 from support.delivery import ORDERS, Delivery, first_appearances, header
-from support.memory import PEAK_MAX_MB, peak_mb
+from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
 from support.writers import Writers
 
