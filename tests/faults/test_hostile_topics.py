@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from services.orders import orders
-from settle_outbox.kafka.clients import make_admin, make_producer
+from settle_outbox.kafka.clients import make_admin
 from support.broker import KAFKA, chosen
 from support.delivery import (
     ORDERS,
@@ -27,6 +27,7 @@ from support.delivery import (
     Record,
     header,
     headers,
+    patient_producer,
 )
 from support.poison import headers_of_no_event, values_that_are_no_order
 from support.traffic import PRICE, Traffic, relays_and_consumers
@@ -106,7 +107,7 @@ class Repeater:
             self._thread.join()
 
     def _run(self) -> None:
-        producer = make_producer(self._delivery.settings("orders"), "repeater")
+        producer = patient_producer(self._delivery.bootstrap)
         reader = KafkaConsumer(
             self._topic,
             bootstrap_servers=self._delivery.bootstrap,

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 # For an answer, while others hold what they can. A request of theirs is waited for longer.
-SOON_S = 5.0
-LIVEZ_MAX_S = 1.0
+SOON_S = 8.0
+LIVEZ_MAX_S = 5.0
 # A stop that waited for its clients would take the 20 s of `graceful_timeout`.
 STOP_MAX_S = 15.0
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # 40 MB, in descriptions of 10,000 characters.
 ROWS = 1000
 WORKER_MAX_KB = 200_000
-LIVEZ_MAX_S = 1.0
+LIVEZ_MAX_S = 5.0
 CLIENTS = 100
 
 LIST = "/orders?limit=1000"
