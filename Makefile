@@ -107,6 +107,10 @@ bench-revisions: $(INSTALLED) ## Compare relay, consumer and POST /orders with a
 openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/openapi
 	@PYTHONPATH=tests $(BIN)/python -m support.openapi
 
+.PHONY: commands
+commands: $(INSTALLED) ## Renew the reference of the commands, docs/reference/cli.md
+	@PYTHONPATH=tests $(BIN)/python -m support.commands
+
 # The last of it is what builds the package itself: a release builds with nothing but what is listed.
 .PHONY: requirements
 requirements: $(INSTALLED) ## Renew requirements.txt, a release's packages with hashes, by constraints.txt

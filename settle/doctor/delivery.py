@@ -89,7 +89,7 @@ def check_refused(database: Database) -> Iterator[Check]:
     yield fail(
         name,
         f"{count}: {_ids([event_id for event_id, *_ in found], count)}; {reason}",
-        "mend what the reason names (docs/operations.md, Refused events); then delete them from "
+        "mend what the reason names (docs/how-to/refused-event.md); then delete them from "
         "outbox_refused and outbox-relay replay",
     )
 

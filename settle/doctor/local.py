@@ -73,7 +73,7 @@ def check_user(state: StateFolder) -> Iterator[Check]:
     """Whether the stack runs as root: it runs as its folder's owner, who is this user."""
     name = "user"
     if os.geteuid() == 0:
-        remedy = f"{how_to_leave_root(state)}; for a server, see docs/operations.md"
+        remedy = f"{how_to_leave_root(state)}; for a server, see docs/how-to/server.md"
         yield warn(name, AS_ROOT, remedy)
     else:
         yield ok(name, "an ordinary user")

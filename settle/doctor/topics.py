@@ -67,7 +67,7 @@ def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) ->
         yield warn(
             name,
             f"{seen}; TOPIC_PARTITIONS is {settings.topic_partitions}",
-            "correct the setting; to raise the topic's count, see docs/operations.md",
+            "correct the setting; to raise the topic's count, see docs/how-to/add-partitions.md",
         )
     elif copies < settings.topic_replication:
         yield warn(

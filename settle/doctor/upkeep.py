@@ -158,7 +158,7 @@ def check_horizon(database: Database) -> Iterator[Check]:
     begins, now = moment_of(UUID(found[0][0])), _clock(database)
     shown = f"{begins:%Y-%m-%d %H:%M:%S} UTC"
     late = timedelta(seconds=settings.topic_retention_s + settings.replay_window_s)
-    remedy = 'see "The horizon of an inbox is wrong" in docs/operations.md'
+    remedy = "see docs/how-to/wrong-horizon.md"
     if begins > now:
         yield fail(name, f"{shown} is in the future: all events are parked until then", remedy)
     elif begins > now - late:

@@ -207,7 +207,7 @@ NOT_READY = Kind(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "The service is not ready",
     "The service's database cannot be asked, or is not at the revision that the code needs.",
-    "The detail says which: start the database, or run the migrations (docs/operations.md).",
+    "The detail says which: start the database, or run the migrations (docs/how-to/upgrade.md).",
 )
 
 COMMON = (

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from support.ports import free_port
-from support.wire import Wire, http_client
+from support.tcp_proxy import Wire, http_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from chaos.faults import Injector
 from chaos.schedule import plan
 from support.broker import chosen
 from support.clients import Clients
-from support.reckoning import audit, check_accounts, wait_final
+from support.final_checks import audit, check_accounts, wait_final
 from support.system import System
 
 SETTLE_TIMEOUT_S = 180.0

@@ -8,8 +8,8 @@ import pytest
 
 from support.broker import open_broker
 from support.delivery import Delivery
+from support.kafka_proxy import Proxied
 from support.ports import free_port
-from support.proxy import Proxied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

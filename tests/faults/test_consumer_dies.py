@@ -42,7 +42,7 @@ def test_a_consumer_killed_anywhere_charges_once(
         delivery.wait_sent("orders")
     with delivery.process("inbox-consumer", "run", "payments") as consumer:
         wait_until(lambda: delivery.received("payments") == 11, timeout_s=40, what="the last")
-        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=5, what="its offset")
+        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=30, what="its offset")
         received = consumer.logged("consumer.received")
     # All the more come again when the embedded broker had to be told to forget the group.
     assert sum(line["records"] for line in received) >= delivered_again + 1

@@ -26,7 +26,7 @@ from settle_outbox.storage.deadlines import DeadlineWatcher, without_deadline
 from settle_outbox.storage.partitions import DAY, Partitioned, existing_days, maintain
 from settle_outbox.uuid7 import least_id
 from support.delivery import ORDERS, order_created, read_health
-from support.freezing import frozen
+from support.frozen_postgres import frozen
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from kafka import KafkaProducer
 
 from settle_outbox.publish import sender
 from support.delivery import ORDERS, Delivery
-from support.proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, REFUSE
+from support.kafka_proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, REFUSE
 from support.writers import Writers
 
 if TYPE_CHECKING:
     from settle_outbox.settings import Settings
-    from support.proxy import Proxied
+    from support.kafka_proxy import Proxied
 
 # Which produce requests fail, by their number from 1; between them, others get through.
 HOW = {

@@ -17,7 +17,7 @@ from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from support.delivery import Delivery
-    from support.proxy import Proxied
+    from support.kafka_proxy import Proxied
 
 
 def test_a_consumer_that_ends_while_joining_does_not_block_its_group(

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from services.orders import orders
-from settle_outbox.kafka.clients import make_admin, make_producer
+from settle_outbox.kafka.clients import make_admin
 from support.broker import KAFKA, chosen
 from support.delivery import (
     ORDERS,
@@ -27,9 +27,10 @@ from support.delivery import (
     Record,
     header,
     headers,
+    patient_producer,
 )
 from support.poison import headers_of_no_event, values_that_are_no_order
-from support.traffic import PRICE, Traffic, crew
+from support.traffic import PRICE, Traffic, relays_and_consumers
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def poison(type_: str) -> list[tuple[str, Record]]:
 
 def test_poison_of_every_kind_on_both_topics(delivery: Delivery) -> None:
     bad = {service: poison(type_) for service, (_, type_) in CONSUMED.items()}
-    with crew(delivery), Traffic(delivery) as traffic:
+    with relays_and_consumers(delivery), Traffic(delivery) as traffic:
         traffic.wait_more(10)
         for service, (topic, _) in CONSUMED.items():
             unknown = Record(b"not even JSON", headers("order.eaten"))
@@ -106,7 +107,7 @@ class Repeater:
             self._thread.join()
 
     def _run(self) -> None:
-        producer = make_producer(self._delivery.settings("orders"), "repeater")
+        producer = patient_producer(self._delivery.bootstrap)
         reader = KafkaConsumer(
             self._topic,
             bootstrap_servers=self._delivery.bootstrap,
@@ -137,7 +138,7 @@ class Repeater:
 @pytest.mark.timeout(180)
 def test_every_message_three_times_more_across_partitions_and_at_once(delivery: Delivery) -> None:
     with ExitStack() as running, Traffic(delivery, pause_s=0.3) as traffic:
-        running.enter_context(crew(delivery, consumers=2))
+        running.enter_context(relays_and_consumers(delivery, consumers=2))
         traffic.wait_more(1)
         repeaters = [
             running.enter_context(Repeater(delivery, topic, shift).running())
@@ -176,7 +177,7 @@ def test_results_that_come_too_early_for_nothing_or_against_an_earlier_one(
 
     user = delivery.open_account(PRICE)
     engine = create_engine(delivery.orders_url)
-    with crew(delivery), Traffic(delivery) as traffic, Session(engine) as session:
+    with relays_and_consumers(delivery), Traffic(delivery) as traffic, Session(engine) as session:
         paid, unpaid = delivery.place(user, PRICE)[0], delivery.place(user, PRICE)[0]
         wait_until(lambda: traffic.settled([paid, unpaid]), timeout_s=30, what="both to settle")
         early = orders.place(session, user_id=user, amount=PRICE, description="")
@@ -226,7 +227,7 @@ def test_one_event_of_a_batch_that_the_broker_refuses(delivery: Delivery) -> Non
     data = {"order_id": str(uuid7()), "user_id": str(user), "amount": 1, "more": "x" * 150_000}
     delivery.add(str(user), data)
     traffic.place_many(user, 300)
-    with crew(delivery), traffic:
+    with relays_and_consumers(delivery), traffic:
         traffic.wait_more(650)
         traffic.end()
         traffic.wait_settled()

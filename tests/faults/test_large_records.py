@@ -15,7 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from settle_outbox.kafka.clients import make_admin
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Delivery, headers, order_created
-from support.memory import PEAK_MAX_MB, PRINT_STATUS, peak_in, peak_mb
+from support.peak_memory import PEAK_MAX_MB, PRINT_STATUS, peak_in, peak_mb
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

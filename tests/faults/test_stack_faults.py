@@ -15,7 +15,7 @@ import pytest
 from settle.stack import WORKERS
 from settle_outbox.kafka.clients import MAX_BLOCK_MS
 from support.clients import Clients
-from support.reckoning import audit, check_accounts, wait_final
+from support.final_checks import audit, check_accounts, wait_final
 from support.system import APIS, NAMES, System, send
 from support.waiting import wait_until
 

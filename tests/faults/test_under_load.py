@@ -12,13 +12,13 @@ import pytest
 
 from settle_outbox.publish.relay import SHARDS_PER_BATCH
 from support.delivery import ORDERS, header
-from support.proxy import CUT_BEFORE
-from support.traffic import SERVICES, Traffic, crew
+from support.kafka_proxy import CUT_BEFORE
+from support.traffic import SERVICES, Traffic, relays_and_consumers
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from support.delivery import Delivery, Process
-    from support.proxy import Proxied
+    from support.kafka_proxy import Proxied
 
 RELAY, CONSUMER = "outbox-relay", "inbox-consumer"
 POINTS = {
@@ -41,11 +41,11 @@ def test_each_is_killed_at_each_of_its_places(delivery: Delivery) -> None:
                 program, "run", service, FAILPOINTS=f"{point}=kill@3", RELAY_BATCH="20"
             ) as victim:
                 assert victim.wait(timeout_s=60) == -signal.SIGKILL, victim.lines
-        with delivery.process(program, "run", service) as heir:
+        with delivery.process(program, "run", service) as successor:
             last.wait(timeout=200)
             stop.wait(200)
-            heir.signal(signal.SIGTERM)
-            assert heir.wait() == 0
+            successor.signal(signal.SIGTERM)
+            assert successor.wait() == 0
 
     with ThreadPoolExecutor(len(LANES)) as lanes, Traffic(delivery) as traffic:
         running = [lanes.submit(run, *lane) for lane in LANES]
@@ -90,7 +90,7 @@ def test_a_relay_killed_midway_through_a_batch(
             assert batch <= pending(delivery), f"some of it was marked: {victim.lines}"
             assert batch & sent, "none of it was sent"
             assert batch - sent, "all of it was sent"
-            with crew(delivery):
+            with relays_and_consumers(delivery):
                 traffic.wait_more(len(batch))
                 traffic.end()
                 traffic.wait_settled()
@@ -108,7 +108,7 @@ def test_the_frozen_wake_when_others_have_long_taken_over(delivery: Delivery) ->
     frozen_at = {RELAY: "relay.sent", CONSUMER: "consumer.applied"}
     others = ExitStack()
     with ExitStack() as running, Traffic(delivery) as traffic, others:
-        others.enter_context(crew(delivery))
+        others.enter_context(relays_and_consumers(delivery))
         frozen = {
             (program, service): running.enter_context(
                 delivery.process(program, "run", service, FAILPOINTS=f"{frozen_at[program]}=stop@2")
@@ -166,7 +166,11 @@ def test_consumers_that_join_and_leave_all_the_time(delivery: Delivery) -> None:
                 member.signal(how)
                 assert member.wait() == (0 if how is signal.SIGTERM else -how)
 
-    with crew(delivery), Traffic(delivery) as traffic, ThreadPoolExecutor(2) as pool:
+    with (
+        relays_and_consumers(delivery),
+        Traffic(delivery) as traffic,
+        ThreadPoolExecutor(2) as pool,
+    ):
         for coming in [pool.submit(come_and_go, service) for service in SERVICES]:
             coming.result(250)
         traffic.wait_more(20)

@@ -28,8 +28,8 @@ from support.segments import (
     rewrite,
     with_checksum,
 )
+from support.tcp_proxy import Wire, kafka_client
 from support.waiting import wait_until
-from support.wire import Wire, kafka_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

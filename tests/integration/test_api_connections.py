@@ -23,7 +23,7 @@ from sqlalchemy import NullPool, create_engine, text
 
 from shared.web import THREADS
 from shared.web.bodies import MAX_BYTES
-from support.memory import PEAK_MAX_MB, peak_mb
+from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
 from support.web import serve
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 # For an answer, while others hold what they can. A request of theirs is waited for longer.
-SOON_S = 5.0
-LIVEZ_MAX_S = 1.0
+SOON_S = 8.0
+LIVEZ_MAX_S = 5.0
 # A stop that waited for its clients would take the 20 s of `graceful_timeout`.
 STOP_MAX_S = 15.0
 

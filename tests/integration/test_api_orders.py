@@ -15,7 +15,7 @@ from sqlalchemy import text
 from services.orders.listing import newest
 from shared.web import PAGE_BYTES_MAX
 from support.plans import most_rows
-from support.settling import finish
+from support.settle_orders import finish
 from support.web import pages, problem_of
 
 if TYPE_CHECKING:

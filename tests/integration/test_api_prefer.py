@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from services.orders import orders as use_cases
 from services.orders import watch
-from support.settling import settler
+from support.settle_orders import settler
 from support.waiting import wait_until
 from support.web import problem_of
 

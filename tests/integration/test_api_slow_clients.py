@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 
 from shared.web import PAGE_BYTES_MAX, THREADS
 from shared.web.problems import MEDIA_TYPE
-from support.hasty import PATIENCE_S
+from support.small_limits import PATIENCE_S
 from support.waiting import wait_until
 from support.web import ROOT, serve
 
@@ -58,11 +58,11 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def port(database_url: str, log: Path) -> Iterator[int]:
     """Where gunicorn listens."""
-    hasty = {
-        "GUNICORN_CMD_ARGS": "--worker-class support.hasty.HastyWorker",
+    impatient = {
+        "GUNICORN_CMD_ARGS": "--worker-class support.small_limits.ImpatientWorker",
         "PYTHONPATH": str(ROOT / "tests"),
     }
-    with serve("orders", database_url, log, **hasty) as url:
+    with serve("orders", database_url, log, **impatient) as url:
         yield int(url.rpartition(":")[2])
 
 

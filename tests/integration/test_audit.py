@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from settle.audit.rules import CHARGES, FINAL
 from settle.audit.shown import Bars
 from settle_outbox.kafka.clients import make_admin
-from support.audited import Settled, add_event, add_order, break_it, found, ids_of, look, traffic
+from support.audit_data import Settled, add_event, add_order, break_it, found, ids_of, look, traffic
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, PAYMENTS, Delivery, Record, headers, order_created
 

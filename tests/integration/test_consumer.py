@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 from settle_outbox import Service, Subscription
 from settle_outbox.uuid7 import time_of
 from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, Record, headers, order_created
-from support.memory import PEAK_MAX_MB, PRINT_STATUS, peak_in
+from support.peak_memory import PEAK_MAX_MB, PRINT_STATUS, peak_in
 from support.poison import RawName, headers_of_no_event, values_that_are_no_order
 from support.waiting import wait_until
 

@@ -12,7 +12,7 @@ import settle_outbox as outbox
 from settle_outbox import Event, Retry, Service, Subscription
 from settle_outbox.consume import failures as engine_failures
 from support.delivery import ORDERS, Delivery, Record, headers, read_health
-from support.handling import NUMBER, NumberSchema
+from support.number_service import NUMBER, NumberSchema
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_an_operator_resumes_a_stopped_subscription(
         )
         defect["there"] = False
         done = delivery.run("inbox-consumer", "resume", "orders")
-        wait_until(lambda: delivery.received("orders") == 9, timeout_s=5)
+        wait_until(lambda: delivery.received("orders") == 9, timeout_s=30)
     again = delivery.run("inbox-consumer", "resume", "orders")
     unknown = delivery.run("inbox-consumer", "resume", "orders", "--type", "order.eaten")
 
@@ -169,13 +169,13 @@ def test_events_that_a_handler_adds_wake_the_relay(delivery: Delivery) -> None:
             with session.begin_nested():
                 outbox.add(session, Event("orders", "a", "told", {"n": event.data["number"]}))
 
-    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="30") as relay:
+    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="90") as relay:
         delivery.add("a", 0)
         relay.wait_logged("relay.sent")  # it listens
         with delivery.consumer(service_of(handle)):
             delivery.produce(ORDERS, *numbers(1))
             wait_until(lambda: delivery.received("orders") >= 1, timeout_s=30)
-            delivery.wait_sent("orders", timeout_s=5)
+            delivery.wait_sent("orders", timeout_s=30)
 
 
 def test_a_database_that_refuses_is_named_and_waited_for(

@@ -15,10 +15,10 @@ from kafka.errors import CoordinatorNotAvailableError
 
 from settle.doctor import broker as broker_checks
 from settle.doctor import groups, topics
-from settle_outbox.kafka.clients import make_admin, make_producer
+from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import ensure_topics
 from support.broker import KAFKA, chosen
-from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
+from support.delivery import ORDERS, PAYMENTS, Delivery, order_created, patient_producer
 from support.doctor import UNDURABLE, Doctor
 from support.ports import free_port
 from support.waiting import wait_until
@@ -60,7 +60,7 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
 
 def produce(delivery: Delivery, ages_s: list[float], partition: int = 0) -> None:
     """Put events of those ages into the topic of orders."""
-    producer = make_producer(delivery.settings("orders"), "test")
+    producer = patient_producer(delivery.bootstrap)
     record = order_created(uuid4(), 1)
     for age_s in ages_s:
         producer.send(
@@ -69,7 +69,7 @@ def produce(delivery: Delivery, ages_s: list[float], partition: int = 0) -> None
             headers=record.headers,
             partition=partition,
             timestamp_ms=int((time.time() - age_s) * 1000),
-        ).get(10)
+        ).get(30)
     producer.close()
 
 

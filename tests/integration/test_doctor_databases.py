@@ -25,8 +25,8 @@ from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
 from support.ports import free_port, with_port
+from support.tcp_proxy import Wire, postgres_client
 from support.waiting import wait_until
-from support.wire import Wire, postgres_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,7 +234,7 @@ def test_of_an_older_revision_only_the_migrations_are_to_be_run(
 def test_an_invalid_index_is_told_before_it_stops_the_migration(
     tmp_path: Path, older_url: str
 ) -> None:
-    """It is built beforehand on a large table, and may be interrupted (docs/operations.md)."""
+    """It is built beforehand on a large table, and may be interrupted (docs/how-to/upgrade.md)."""
     opened = connect_autocommit(older_url, application_name="test")
     with opened.cursor() as cursor:
         cursor.execute("CREATE INDEX orders_by_user ON orders (user_id, status, created_at, id)")

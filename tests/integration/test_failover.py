@@ -18,9 +18,9 @@ from settle_outbox.notifications import notify
 from settle_outbox.publish import relay
 from support.delivery import Delivery
 from support.ports import free_port, with_port
+from support.tcp_proxy import Wire, postgres_client
 from support.waiting import wait_until
 from support.web import open_app
-from support.wire import Wire, postgres_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

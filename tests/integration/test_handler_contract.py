@@ -24,7 +24,7 @@ import settle_outbox as outbox
 from settle_outbox import Event, Outcome, Retry, Service, Subscription, Verdict
 from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits, KeyCollisionError
 from settle_outbox.storage.sqlstate import sqlstate_of
-from support.handling import (
+from support.number_service import (
     TOPIC,
     Effect,
     NumberSchema,

@@ -49,7 +49,7 @@ RETENTION_S = 7 * 24 * 60 * 60
 OUTBOX = outbox_partitions(RETENTION_S)
 INBOX = inbox_partitions(RETENTION_S)
 BOTH = pytest.mark.parametrize("partitioned", [OUTBOX, INBOX], ids=["outbox", "inbox"])
-OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "wrong-horizon.md"
 
 
 @pytest.fixture
@@ -357,7 +357,7 @@ def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine:
     query(engine, f"INSERT INTO inbox_horizon VALUES ('{future}'), ('{least_id(NOON)}')")
     (statements,) = re.findall(
         r"```sql\n(BEGIN;\nDELETE FROM inbox_horizon;.*?)```",
-        OPERATIONS.read_text(encoding="utf-8"),
+        HOW_TO.read_text(encoding="utf-8"),
         re.DOTALL,
     )
     moment = "2026-01-31 12:34:56+00"

@@ -15,7 +15,7 @@ from settle_outbox import Event, Outcome, Retry, Verdict
 from settle_outbox.consume.handler_guard import NotGuardableError, TransactionEndedError
 from settle_outbox.testing import GUARDABLE, Recorded, apply
 from settle_outbox.trace import Trace
-from support.handling import NUMBER, Effect, empty, number_service, write_down
+from support.number_service import NUMBER, Effect, empty, number_service, write_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,7 +16,7 @@ import requests
 from sqlalchemy import NullPool, create_engine, text
 
 from support.ports import free_port
-from support.settling import settler
+from support.settle_orders import settler
 from support.waiting import wait_until
 from support.web import gunicorn, serve
 

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
 )
 from uuid_utils.compat import uuid7
 
-from model.forgery import FAULTS, UNKNOWN_TYPE, changed, read
+from model.expected import INT64_MAX, Orders, Payments
+from model.forged_records import FAULTS, UNKNOWN_TYPE, changed, read
 from model.system import ALL, BEGINS_AT, System
-from model.truth import INT64_MAX, Orders, Payments
 from support.delivery import ORDERS, PAYMENTS, headers
 from support.web import problem_of
 
@@ -74,15 +74,15 @@ numbers = st.integers(0, 30)
 batches = st.lists(numbers, min_size=1, max_size=8) | st.integers(2, 8).map(
     lambda count: list(range(-count, 0))
 )
-manners = st.sampled_from(["to one", "to one", "to two at once", "to one that is killed"])
+consumers = st.sampled_from(["to one", "to one", "to two at once", "to one that is killed"])
 
 
 def step(name: str, **arguments: Any) -> Any:
-    """What `Machine.meddle` may do: a method's name, and its arguments."""
+    """What `Machine.tamper` may do: a method's name, and its arguments."""
     return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
 
 
-meddlings = st.one_of(
+tamperings = st.one_of(
     step("_send_under_another_id", service=services, number=numbers, old=st.just(value=False)),
     step("_send_under_another_id", service=services, number=numbers, old=st.booleans()),
     step(
@@ -233,15 +233,15 @@ class Machine(RuleBasedStateMachine):
         if mark:
             self._sent[service] += len(records)
 
-    @rule(service=services, numbers=batches, manner=manners)
-    def deliver(self, service: str, numbers: list[int], manner: str) -> None:
+    @rule(service=services, numbers=batches, consumers=consumers)
+    def deliver(self, service: str, numbers: list[int], consumers: str) -> None:
         """Any records, in any order, as often as may be."""
         records = self._records(service, numbers)
-        if manner == "to one that is killed":
+        if consumers == "to one that is killed":
             if records:
                 self._system.apply_and_die(service, records)
             return
-        if manner == "to two at once":
+        if consumers == "to two at once":
             self._system.apply_at_once(service, records)
         else:
             self._system.apply(service, records)
@@ -261,8 +261,8 @@ class Machine(RuleBasedStateMachine):
 
     # Records that should not be there.
 
-    @rule(what=meddlings)
-    def meddle(self, what: tuple[str, dict[str, Any]]) -> None:
+    @rule(what=tamperings)
+    def tamper(self, what: tuple[str, dict[str, Any]]) -> None:
         name, arguments = what
         getattr(self, name)(**arguments)
 

@@ -1,7 +1,7 @@
 """Whatever happens, in whatever order, the services are as a plain-Python model says.
 
-The steps are in `machine`, the model in `truth`. A failure ends with the fewest steps that lead to
-it. ``MODEL_EXAMPLES=2000`` looks further, elsewhere each time; `make model` does so.
+The steps are in `machine`, the model in `expected`. A failure ends with the fewest steps that lead
+to it. ``MODEL_EXAMPLES=2000`` runs more, with another seed each time; so does `make model`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
@@ -25,7 +25,7 @@ from services.orders import orders
 from services.payments import accounts
 from settle_outbox import Event
 from settle_outbox.consume.consumer import Consumer
-from settle_outbox.kafka.clients import make_admin, make_producer
+from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import ensure_topics
 from settle_outbox.publish.relay import Relay
 from settle_outbox.runtime.process import Stop
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 PARTITIONS = 6
+PATIENCE_S = 30
 ORDERS = "orders.events"
 PAYMENTS = "payments.events"
 
@@ -237,7 +238,7 @@ class Delivery:
         admin = make_admin(settings, "test")
         ensure_topics(admin, [topic], settings)
         admin.close()
-        producer = make_producer(settings, "test")
+        producer = patient_producer(self.bootstrap)
         try:
             futures = [
                 producer.send(
@@ -249,7 +250,7 @@ class Delivery:
                 )
                 for record in records
             ]
-            return [future.get(10).offset for future in futures]
+            return [future.get(PATIENCE_S).offset for future in futures]
         finally:
             producer.close()
 
@@ -276,6 +277,21 @@ class Delivery:
         finally:
             admin.close()
         return sum(max(0, each.offset) for group in offsets.values() for each in group.values())
+
+
+def patient_producer(bootstrap: str) -> KafkaProducer:
+    """Connect a producer that waits for the metadata of a topic that was just created.
+
+    The engine's own producer gives up after 2 s, which a loaded machine may take.
+    """
+    return KafkaProducer(
+        bootstrap_servers=bootstrap,
+        acks="all",
+        allow_auto_create_topics=False,
+        max_block_ms=PATIENCE_S * 1000,
+        delivery_timeout_ms=PATIENCE_S * 1000,
+        request_timeout_ms=PATIENCE_S * 500,
+    )
 
 
 def read_health(folder: Path, process: str) -> str:
@@ -353,7 +369,7 @@ class Process:
     def wait(self, *, timeout_s: float = 30) -> int:
         """Wait for its end; the exit code, negative for a signal."""
         code = self._popen.wait(timeout_s)
-        self._reader.join(5)
+        self._reader.join(PATIENCE_S)
         return code
 
     def discard(self) -> None:
@@ -377,7 +393,7 @@ def _read_to_end(reader: KafkaConsumer, places: list[TopicPartition]) -> list[Co
         ends = {place: reader.highwater(place) for place in places}
         return all(end is not None and reader.position(place) >= end for place, end in ends.items())
 
-    wait_until(read, timeout_s=10, what=f"the end of {places[0].topic}")
+    wait_until(read, timeout_s=PATIENCE_S, what=f"the end of {places[0].topic}")
     return [record for place in places for record in found[place]]
 
 

@@ -16,8 +16,8 @@ from support.delivery import BIN, Delivery
 from support.ports import free_port, with_port
 from support.postgres import PostgresServer
 from support.stack import Stack
+from support.tcp_proxy import Wire, kafka_client, postgres_client
 from support.waiting import wait_until
-from support.wire import Wire, kafka_client, postgres_client
 
 if TYPE_CHECKING:
     import signal

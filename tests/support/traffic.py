@@ -162,7 +162,7 @@ class Traffic:
 
 
 @contextmanager
-def crew(delivery: Delivery, *, consumers: int = 1) -> Iterator[None]:
+def relays_and_consumers(delivery: Delivery, *, consumers: int = 1) -> Iterator[None]:
     """A relay of each service and its consumers, in threads of this process."""
     with ExitStack() as running:
         for service in SERVICES:

@@ -12,7 +12,7 @@ POLL_S = 0.02
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], *, timeout_s: float = 30.0, what: str = "") -> T:
     """Call `condition` until what it returns is true, and return that.
 
     Args:

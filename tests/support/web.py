@@ -103,7 +103,7 @@ def serve(service: str, database_url: str, log: Path, **environ: str) -> Iterato
 
 def _lives(url: str) -> bool:
     try:
-        return requests.get(f"{url}/livez", timeout=5).ok
+        return requests.get(f"{url}/livez", timeout=30).ok
     except (requests.ConnectionError, requests.Timeout):
         return False
 

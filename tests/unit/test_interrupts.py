@@ -12,7 +12,15 @@ import pytest
 from settle.interrupts import interrupts_heard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Run the tests with Python's handler: a shell lets background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class PressedWhenFinalized(io.RawIOBase):
@@ -51,10 +59,8 @@ def test_without_one_nothing_is_raised() -> None:
 
 
 def test_where_they_are_ignored_they_stay_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interrupts_heard():
-            signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with interrupts_heard():
+        signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -9,7 +9,7 @@ import pytest
 from kafka import TopicPartition
 
 from settle_outbox.consume.paused_partitions import Held, HeldPartitions
-from support.handling import number_record
+from support.number_service import number_record
 
 if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord

@@ -11,8 +11,8 @@ from kafka import TopicPartition
 from settle_outbox.consume import consumed_topics
 from settle_outbox.service import Retry
 from support.engine import KilledError
-from support.handling import TOPIC, number_record, number_service
 from support.memory_database import unreachable
+from support.number_service import TOPIC, number_record, number_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ transaction pooler keeps apart: a ``SET`` would stay on a server connection that
 * The encoding is a start-up parameter. PgBouncer tracks it for each client.
 * The isolation level is part of each ``BEGIN``.
 * ``options`` set the rest when the connection starts. A pooler that ignores them must get the same
-  values by ``ALTER ROLE`` (docs/operations.md).
+  values by ``ALTER ROLE`` (docs/reference/limits.md).
 
 ``default_transaction_read_only`` is left to the operator.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from model.truth import Message
+from model.expected import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ PATIENCE_S = 0.5
 SEND_BUFFER_BYTES = 16 * 1024
 
 
-class CrampedWorker(Worker):
+class SmallBufferWorker(Worker):
     """Its connections hold little that is not read yet, as those over a network do.
 
     Those of the loopback hold megabytes.
@@ -25,7 +25,7 @@ class CrampedWorker(Worker):
         super().init_process()
 
 
-class HastyWorker(CrampedWorker):
+class ImpatientWorker(SmallBufferWorker):
     """And it has little patience."""
 
     def init_process(self) -> None:

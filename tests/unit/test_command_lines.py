@@ -9,22 +9,15 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from settle.cli import main as settle
 from settle.logs import NAMES
-from settle_outbox.cli.inbox import main as inbox_consumer
-from settle_outbox.cli.relay import main as outbox_relay
+from support.commands import CLIS, COMMANDS, PAGE, find, page
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-CLIS = {"settle": settle, "outbox-relay": outbox_relay, "inbox-consumer": inbox_consumer}
 # What a command wants beside its service; a command that wants more must be added here.
 NEEDED = {
     "outbox-relay replay": ["--since", "1h"],
@@ -33,24 +26,6 @@ NEEDED = {
     "inbox-consumer dead-letters discard": ["1"],
     "inbox-consumer dead-letters restore": ["1"],
 }
-
-
-def walk(path: tuple[str, ...], command: click.Command) -> Iterator[tuple[str, ...]]:
-    yield path
-    if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from walk((*path, name), inner)
-
-
-COMMANDS = [path for name, cli in CLIS.items() for path in walk((name,), cli)]
-
-
-def find(path: tuple[str, ...]) -> click.Command:
-    command: click.Command = CLIS[path[0]]
-    for name in path[1:]:
-        assert isinstance(command, click.Group)
-        command = command.commands[name]
-    return command
 
 
 def run(path: tuple[str, ...], *arguments: str) -> tuple[int, str, str]:
@@ -75,6 +50,11 @@ def test_help_has_an_example_and_the_exit_codes(path: tuple[str, ...]) -> None:
         assert any(re.fullmatch(f"Example: {' '.join(path)}.*", line) for line in lines), out
     assert "\\b" not in out
     assert run(path, "-h") == (0, out, "")
+
+
+def test_the_page_of_commands_is_what_they_say() -> None:
+    """If it is not, run ``make commands``, and review the difference."""
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 @pytest.mark.parametrize("path", WITH_SERVICE, ids=" ".join)
