@@ -156,7 +156,7 @@ stops.
 """
 
 
-Expiry = Callable[[Engine], bool]
+CleanupJob = Callable[[Engine], bool]
 """Removes what is past its retention from a service's database, in transactions of its own.
 
 A bounded amount at each call; returns whether more is left. It reads its own settings. If it
@@ -204,14 +204,14 @@ class Service:
             setting names another.
         aggregatetypes: of the events that it publishes.
         subscriptions: the events that it consumes.
-        expiries: cleanup jobs; the relay runs them about once a second.
+        cleanup_jobs: cleanup jobs; the relay runs them about once a second.
         topic_prefix: leave it out; `with_topic_prefix` sets it from the setting TOPIC_PREFIX.
     """
 
     name: str
     aggregatetypes: tuple[str, ...]
     subscriptions: tuple[Subscription, ...]
-    expiries: tuple[Expiry, ...] = ()
+    cleanup_jobs: tuple[CleanupJob, ...] = ()
     topic_prefix: str = ""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 A test with pytest::
 
     from settle_outbox import Event, Outcome
-    from settle_outbox.testing import GUARDABLE, Recorded, apply
+    from settle_outbox.testing import GUARDABLE, HandlerResult, apply
 
     @pytest.fixture
     def session() -> Iterator[Session]:
@@ -16,7 +16,7 @@ A test with pytest::
 
         recorded = apply(SERVICE, session, event)
 
-        assert recorded == Recorded(Outcome.APPLIED)
+        assert recorded == HandlerResult(Outcome.APPLIED)
         assert session.scalars(select(Notification.order_id)).all() == ["order-1"]
 
 The database is a PostgreSQL with the service's migrations. `GUARDABLE` are the driver's options
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
     from settle_outbox.event import Event, ReceivedEvent
     from settle_outbox.service import Service, Subscription
 
-__all__ = ["GUARDABLE", "Recorded", "apply"]
+__all__ = ["GUARDABLE", "HandlerResult", "apply"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class HandlerResult:
     """What the engine would record of an event.
 
     Args:
@@ -75,7 +75,7 @@ class Recorded:
 
 def apply(
     service: Service, session: Session, event: Event, *, topic: str | None = None
-) -> Recorded:
+) -> HandlerResult:
     """Run a service's handler for one event as the consumer would.
 
     The event is encoded as the relay sends it, read again and validated by the schema. The handler
@@ -106,11 +106,11 @@ def apply(
     record = _record(event, topic or topic_of(event.aggregatetype))
     parsed = parse(record, {each.key: each for each in service.subscriptions})
     if parsed.invalid is not None:
-        return Recorded(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
+        return HandlerResult(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
     if parsed.failure is not None:
-        return Recorded(Outcome.PARKED, INVALID_DATA, one_line(parsed.failure), parsed.failure)
+        return HandlerResult(Outcome.PARKED, INVALID_DATA, one_line(parsed.failure), parsed.failure)
     if parsed.event is None or parsed.subscription is None:
-        return Recorded(Outcome.SKIPPED)
+        return HandlerResult(Outcome.SKIPPED)
     with _declaring(session, service):
         return _handle(session, parsed.event, parsed.subscription)
 
@@ -158,7 +158,7 @@ def _declaring(session: Session, service: Service) -> Iterator[None]:
         session.info[AGGREGATETYPES] = before
 
 
-def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> Recorded:
+def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> HandlerResult:
     run = HandlerRun(time.monotonic)
     savepoint = session.begin_nested()
     transaction = session.get_transaction()
@@ -176,9 +176,9 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
             raise
         if run.ended_by is None:
             raise_if_database_failed(error, run)
-        return Recorded(Outcome.PARKED, reason_of(error), one_line(error), error)
+        return HandlerResult(Outcome.PARKED, reason_of(error), one_line(error), error)
     savepoint.commit()
     verdict = verdicts.get(event.id)
     if verdict is None:
-        return Recorded(Outcome.APPLIED)
-    return Recorded(verdict.outcome, verdict.reason, verdict.detail)
+        return HandlerResult(Outcome.APPLIED)
+    return HandlerResult(verdict.outcome, verdict.reason, verdict.detail)

@@ -48,7 +48,7 @@ SHARDS_PER_BATCH = 8
 # A relay that is frozen in a transaction loses it, and its shards, after this time.
 LEASE_MS = 10_000
 TOPIC_CHECK_S = 5.0
-EXPIRY_S = 1.0
+CLEANUP_INTERVAL_S = 1.0
 
 _BEGIN = text(
     f"""
@@ -102,8 +102,8 @@ class Relay:
         self._sender: Sender | None = None
         self._noted_at: list[datetime] = []
         self._topics_checked_at = 0.0
-        self._expire_at = 0.0
-        self._cleanup = Backoff("relay.cleanup", traceback=True)
+        self._cleanup_due_at = 0.0
+        self._cleanup_backoff = Backoff("relay.cleanup", traceback=True)
         self._search = RefusedEventSearch()
 
     def run(self) -> None:
@@ -118,7 +118,7 @@ class Relay:
 
     def _relay_or_wait(self) -> None:
         """Send one batch, or wait for events."""
-        self._expire_if_due()
+        self._clean_up_if_due()
         self._listener.ensure()
         relayed = self._relay_batch(self._connect())
         self._loop.database.succeeded()
@@ -237,20 +237,20 @@ class Relay:
         self._health.beat("waiting", "events are sent again to a topic that was replaced")
         self._stop.raise_if_requested()
 
-    def _expire_if_due(self) -> None:
+    def _clean_up_if_due(self) -> None:
         """Remove old rows of the service, a piece in each step, so that no event waits long."""
-        if time.monotonic() < self._expire_at:
+        if time.monotonic() < self._cleanup_due_at:
             return
         try:
-            more = [expire(self._engine) for expire in self._service.expiries]
+            more = [expire(self._engine) for expire in self._service.cleanup_jobs]
         except SQLAlchemyError:
             raise
         except Exception as error:  # noqa: BLE001 - logged; delivery does not depend on it
-            self._expire_at = time.monotonic() + self._cleanup.failed(error)
+            self._cleanup_due_at = time.monotonic() + self._cleanup_backoff.failed(error)
             return
-        self._cleanup.succeeded()
+        self._cleanup_backoff.succeeded()
         if not any(more):
-            self._expire_at = time.monotonic() + EXPIRY_S
+            self._cleanup_due_at = time.monotonic() + CLEANUP_INTERVAL_S
 
     def _check_shard_count(self, engine: Engine) -> None:
         with engine.connect() as connection:
