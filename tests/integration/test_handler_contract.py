@@ -22,7 +22,7 @@ from uuid_utils.compat import uuid7
 
 import settle_outbox as outbox
 from settle_outbox import Event, Outcome, Retry, Service, Subscription, Verdict
-from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits, KeyCollisionError
+from settle_outbox.consume.failures import HandlerLimits, KeyCollisionError, TransientDatabaseError
 from settle_outbox.storage.sqlstate import sqlstate_of
 from support.handling import (
     TOPIC,
@@ -413,7 +413,7 @@ def test_an_error_after_a_swallowed_deadlock_parks_nothing(
             rows = session.execute(text("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"))
         list(rows)
 
-    with pytest.raises(DatabaseTroubleError):
+    with pytest.raises(TransientDatabaseError):
         apply(engine, handler(act), 0)
 
     assert ask("SELECT count(*) FROM dead_letters") == [0]

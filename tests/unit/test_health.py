@@ -129,7 +129,7 @@ def test_one_that_ends_as_asked_leaves_nothing(
     other.wait()
 
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(StuckError, match="has given no sign of life"):
+    with pytest.raises(StuckError, match="has written no heartbeat"):
         check_health(str(tmp_path), RELAY, 30)
 
 
@@ -198,7 +198,7 @@ def test_processes_of_other_kinds_are_not_looked_at(tmp_path: Path) -> None:
     Health(str(tmp_path), f"{RELAY}-eu").beat("ready")
     Health(str(tmp_path), "inbox-consumer-orders").beat("ready")
 
-    with pytest.raises(StuckError, match="has given no sign of life"):
+    with pytest.raises(StuckError, match="has written no heartbeat"):
         check_health(str(tmp_path), RELAY, 30)
 
 

@@ -11,7 +11,7 @@ import psycopg2
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
-from settle_outbox.runtime.process import BACKOFF_MOST_S, Backoff, Stop
+from settle_outbox.runtime.process import BACKOFF_MAX_S, Backoff, Stop
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
@@ -30,7 +30,7 @@ def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
     # Longer each time, bounded, and short again after a success.
     assert 0.05 <= waits[0] <= 0.1
     assert again <= 0.1
-    assert all(BACKOFF_MOST_S / 2 <= wait <= BACKOFF_MOST_S for wait in waits[8:])
+    assert all(BACKOFF_MAX_S / 2 <= wait <= BACKOFF_MAX_S for wait in waits[8:])
 
 
 def test_a_stop_ends_every_wait() -> None:

@@ -99,7 +99,7 @@ def apply(
     Raises:
         Retry: the handler raised it. The engine would try again later.
         SQLAlchemyError: a temporary error of the database. The consumer would try again.
-        DatabaseTroubleError: the same, where the handler has caught the error.
+        TransientDatabaseError: the same, where the handler has caught the error.
         InvalidEventError: the event's data has no form in JSON.
         NotGuardableError: the session's engine was made without `GUARDABLE`.
     """

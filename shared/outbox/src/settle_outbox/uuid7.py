@@ -9,7 +9,7 @@ _TIME_SHIFT = 80  # the first 48 of 128 bits are milliseconds since 1970
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def least_id(moment: datetime) -> UUID:
+def lowest_id(moment: datetime) -> UUID:
     """Return the least UUID of a moment's millisecond. PostgreSQL orders UUIDs by their bytes.
 
     Args:
@@ -20,7 +20,7 @@ def least_id(moment: datetime) -> UUID:
 
 
 def moment_of(bound: UUID) -> datetime:
-    """Return the moment of an id that is a bound, whatever its form; the reverse of `least_id`.
+    """Return the moment of an id that is a bound, whatever its form; the reverse of `lowest_id`.
 
     Args:
         bound: of a time before the year 10000.

@@ -49,7 +49,7 @@ def start(service_name: str, database_url: str | None) -> tuple[Service, Setting
     return service, settings
 
 
-def stopped_by_signals() -> Stop:
+def stop_on_signals() -> Stop:
     """A stop that SIGTERM and SIGINT request."""
     stop = Stop()
     stop.listen()
@@ -77,7 +77,7 @@ max_age_option = click.option(
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=1),
-    help="Seconds without a sign of life that are too many.",
+    help="Seconds without a heartbeat that are too many.",
 )
 database_url_option = click.option(
     "--database-url",

@@ -24,10 +24,10 @@ from settle_outbox.consume import circuit_breaker
 from settle_outbox.consume.dead_letters import write_dead_letter
 from settle_outbox.consume.event_traces import traced
 from settle_outbox.consume.failures import (
-    DatabaseTroubleError,
     FailureHandling,
     HandlerLimits,
     HandlerTimeoutError,
+    TransientDatabaseError,
     Wait,
     raise_if_database_failed,
     raise_key_collision,
@@ -37,10 +37,10 @@ from settle_outbox.consume.inbox import (
     count_skipped,
     forget,
     forget_attempts,
-    note_verdict,
     record_new,
+    record_verdict,
 )
-from settle_outbox.consume.paused_partitions import Held
+from settle_outbox.consume.paused_partitions import Pause
 from settle_outbox.consume.records import Parsed, parse
 from settle_outbox.errors import SettleError
 from settle_outbox.runtime.failpoints import failpoint
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy.orm import Session, sessionmaker
 
-    from settle_outbox.consume.circuit_breaker import Brake, SubscriptionKey
+    from settle_outbox.consume.circuit_breaker import Breaker, SubscriptionKey
     from settle_outbox.consume.inbox import SkippedType
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Service, Subscription
@@ -85,7 +85,7 @@ class _HandlerFailedError(Exception):
 class _StoppedError(Exception):
     """The batch has an event of a stopped subscription."""
 
-    def __init__(self, subscription: Subscription, brake: Brake) -> None:
+    def __init__(self, subscription: Subscription, brake: Breaker) -> None:
         super().__init__(subscription.type)
         self.subscription = subscription
         self.brake = brake
@@ -122,7 +122,7 @@ class _Batch:
     runs: list[tuple[Subscription, HandlerRun]] = field(default_factory=list)
     fresh: list[Parsed] = field(default_factory=list)
     skipped: list[ReceivedEvent] = field(default_factory=list)
-    released: list[tuple[Subscription, Brake]] = field(default_factory=list)
+    released: list[tuple[Subscription, Breaker]] = field(default_factory=list)
     notes: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -134,7 +134,7 @@ class Applier:
         sessions: makes sessions of its database; the engine was made with
             `handler_guard.GUARDABLE`.
         limits: what the handlers may use up.
-        beat: gives a sign of life; called between transactions, and from another thread while a
+        beat: writes a heartbeat; called between transactions, and from another thread while a
             handler runs within its limits.
     """
 
@@ -155,7 +155,7 @@ class Applier:
             subscription.key: subscription for subscription in service.subscriptions
         }
 
-    def apply(self, records: Iterable[ConsumerRecord]) -> dict[TopicPartition, Held]:
+    def apply(self, records: Iterable[ConsumerRecord]) -> dict[TopicPartition, Pause]:
         """Apply records in their order.
 
         Returns:
@@ -165,9 +165,9 @@ class Applier:
         Raises:
             SQLAlchemyError: the database is in trouble. Some records may already be applied. It is
                 safe to pass all of them again.
-            DatabaseTroubleError: the same, for example `KeyCollisionError`.
+            TransientDatabaseError: the same, for example `KeyCollisionError`.
         """
-        held: dict[TopicPartition, Held] = {}
+        held: dict[TopicPartition, Pause] = {}
         give_back_at = time.monotonic() + APPLY_MAX_S
         everything = [parse(record, self._subscriptions) for record in records]
         segments: deque[_Segment] = deque([_Segment(everything)])
@@ -184,7 +184,7 @@ class Applier:
                 self._apply(_Batch(items, segment.is_probe))
             except _StoppedError as stopped:
                 segments.extendleft(reversed(self._around_stop(items, stopped, held)))
-            except (SQLAlchemyError, DatabaseTroubleError):
+            except (SQLAlchemyError, TransientDatabaseError):
                 raise
             except Exception as error:  # noqa: BLE001 - kept with the event, or stops the subscription
                 cause = error.cause if isinstance(error, _HandlerFailedError) else error
@@ -208,7 +208,7 @@ class Applier:
         try:
             with self._sessions() as session:
                 self._transact(session, batch)
-        except (SQLAlchemyError, DatabaseTroubleError) as error:
+        except (SQLAlchemyError, TransientDatabaseError) as error:
             self._blame_slow_handler(batch.runs, error)
             raise
         for note in batch.notes:
@@ -236,7 +236,7 @@ class Applier:
         with self._blaming_events(session, of_handler=True):
             session.commit()  # deferred constraints and triggers run here
 
-    def _record(self, session: Session, batch: _Batch) -> dict[SubscriptionKey, Brake]:
+    def _record(self, session: Session, batch: _Batch) -> dict[SubscriptionKey, Breaker]:
         """Record a batch in the inbox; return the subscriptions whose last events failed."""
         events: dict[UUID, Parsed] = {}
         for item in batch.items:
@@ -258,7 +258,7 @@ class Applier:
             forget_attempts(session, list(fresh_ids))
         if state.horizon is not None:
             _park_older_than_inbox(session, batch, state.horizon)
-        return state.brakes
+        return state.breakers
 
     def _handle(
         self,
@@ -290,7 +290,7 @@ class Applier:
         _note(session, batch, items, verdicts)
 
     def _beat_for_handler(self, now: float) -> None:
-        """Give a sign of life for a handler; one that exceeds its limits gives none."""
+        """Write a heartbeat for a handler; one that exceeds its limits writes none."""
         if now < self._handler_until:
             self._beat()
 
@@ -334,7 +334,7 @@ class Applier:
             raise
 
     def _around_stop(
-        self, items: list[Parsed], stop: _StoppedError, held: dict[TopicPartition, Held]
+        self, items: list[Parsed], stop: _StoppedError, held: dict[TopicPartition, Pause]
     ) -> list[_Segment]:
         """Split a batch at the first event of a stopped subscription, to probe it or to wait."""
         subscription = stop.subscription
@@ -390,16 +390,16 @@ def _raise_schema_failure(items: Sequence[Parsed]) -> None:
             raise item.failure
 
 
-def _is_held(item: Parsed, held: Mapping[TopicPartition, Held]) -> bool:
+def _is_held(item: Parsed, held: Mapping[TopicPartition, Pause]) -> bool:
     found = held.get(TopicPartition(item.record.topic, item.record.partition))
     return found is not None and item.record.offset >= found.offset
 
 
-def _hold(held: dict[TopicPartition, Held], items: Iterable[Parsed], wait: Wait) -> None:
+def _hold(held: dict[TopicPartition, Pause], items: Iterable[Parsed], wait: Wait) -> None:
     """Let the partitions of items wait, each at its first of them."""
     for item in items:
         place = TopicPartition(item.record.topic, item.record.partition)
-        held.setdefault(place, Held(item.record.offset, *wait))
+        held.setdefault(place, Pause(item.record.offset, *wait))
 
 
 def _park_older_than_inbox(session: Session, batch: _Batch, horizon: UUID) -> None:
@@ -477,7 +477,7 @@ def _note(
         verdict = verdicts.get(event.id)
         if verdict is None:
             continue
-        note_verdict(session, event, verdict)
+        record_verdict(session, event, verdict)
         if verdict.outcome is Outcome.PARKED:
             _park(session, batch, item, verdict.reason, verdict.detail)
         else:

@@ -31,7 +31,7 @@ _READ = text(
     """
 )
 
-_BRAKES = text("SELECT topic, type, error, stopped_at FROM inbox_brakes")
+_BREAKERS = text("SELECT topic, type, error, stopped_at FROM inbox_brakes")
 
 # The same error again counts on; another one starts at 1. A stopped subscription stays stopped.
 _COUNT_FAILURE = text(
@@ -74,7 +74,7 @@ _RESUME = text(
 
 
 @dataclass(frozen=True, slots=True)
-class Brake:
+class Breaker:
     """The last failures of a subscription.
 
     Args:
@@ -98,34 +98,34 @@ class StoppedSubscription:
     stopped_at: datetime
 
 
-class State(NamedTuple):
+class InboxState(NamedTuple):
     """What a batch must know of the inbox.
 
     Args:
         horizon: the oldest id that the inbox still knows; None if nothing was ever dropped. One
             in the future, which a wrong clock left, holds as well: rows up to there were dropped.
         has_attempts: whether attempts at any event have failed.
-        brakes: of the subscriptions whose last events failed.
+        breakers: of the subscriptions whose last events failed.
     """
 
     horizon: UUID | None
     has_attempts: bool
-    brakes: dict[SubscriptionKey, Brake]
+    breakers: dict[SubscriptionKey, Breaker]
 
 
-def read_state(session: Session) -> State:
+def read_state(session: Session) -> InboxState:
     """Read the state of the inbox.
 
     Call it after the batch's ids were inserted into the inbox: a partition dropped before that has
     moved the horizon already.
     """
     row = session.execute(_READ).one()
-    found = session.execute(_BRAKES) if row.has_brakes else ()
-    brakes = {
-        (topic, event_type): Brake(error, stopped=stopped_at is not None)
+    found = session.execute(_BREAKERS) if row.has_brakes else ()
+    breakers = {
+        (topic, event_type): Breaker(error, stopped=stopped_at is not None)
         for topic, event_type, error, stopped_at in found
     }
-    return State(row.horizon, row.has_attempts, brakes)
+    return InboxState(row.horizon, row.has_attempts, breakers)
 
 
 def count_failure(

@@ -16,7 +16,7 @@ from settle_outbox.kafka.topics import (
     count_partitions,
     find_topics,
     read_topic_settings,
-    why_kept_too_long,
+    retention_problem,
 )
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class ConsumedTopics:
                 # The right to read settings may be missing. The inbox protects itself.
                 log.debug("consumer.retention_unknown", topic=topic, error=str(error))
                 continue
-            reason = why_kept_too_long(found, self._settings)
+            reason = retention_problem(found, self._settings)
             if reason is not None:
                 log.warning("consumer.retention_too_long", topic=topic, reason=reason)
 

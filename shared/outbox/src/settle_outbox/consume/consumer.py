@@ -19,10 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
-from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits
+from settle_outbox.consume.failures import HandlerLimits, TransientDatabaseError
 from settle_outbox.consume.handler_guard import GUARDABLE
 from settle_outbox.consume.partition_reader import PartitionReader
-from settle_outbox.consume.paused_partitions import Held, HeldPartitions
+from settle_outbox.consume.paused_partitions import Pause, PausedPartitions
 from settle_outbox.kafka.clients import make_admin, make_consumer
 from settle_outbox.kafka.offsets import OnAssignment, offsets_of
 from settle_outbox.kafka.topics import close_quietly, is_embedded
@@ -130,7 +130,7 @@ class Consumer:
         )
         self._admin: KafkaAdminClient | None = None
         self._consumer: KafkaConsumer | None = None
-        self._held = HeldPartitions()
+        self._held = PausedPartitions()
         self._stops_checked_at = 0.0
         self._joining_since: float | None = None
         self._is_embedded = False
@@ -146,7 +146,7 @@ class Consumer:
         if consumer is None:
             self._wait_for_topics()
             return
-        self._held.release_due(consumer)
+        self._held.resume_due(consumer)
         self._release_resumed(consumer)
         batch: _Batch = self._reader.poll(
             consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
@@ -163,16 +163,16 @@ class Consumer:
         What cannot be applied now is held: its partition is paused and read again later. Meanwhile
         the consumer goes on polling, and so keeps its partitions.
         """
-        self._held.hold_again(consumer, batch)
+        self._held.pause_again(consumer, batch)
         records = [record for partition in batch.values() for record in partition]
         try:
             held = self._applier.apply(records)
-        except (SQLAlchemyError, DatabaseTroubleError) as error:
+        except (SQLAlchemyError, TransientDatabaseError) as error:
             # Part of the records may be applied; the inbox knows which. A session setting that a
             # handler left behind, or that was changed since, must not fail the next attempt.
             self._engine.dispose()
             wait_s = self._loop.database.failed(error)
-            held = {place: Held(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
+            held = {place: Pause(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
         else:
             self._loop.database.succeeded()
         failpoint("consumer.applied")
@@ -181,7 +181,7 @@ class Consumer:
         failpoint("consumer.committed")
 
     def _commit(
-        self, consumer: KafkaConsumer, batch: _Batch, held: dict[TopicPartition, Held]
+        self, consumer: KafkaConsumer, batch: _Batch, held: dict[TopicPartition, Pause]
     ) -> None:
         done = {}
         for place, records in batch.items():
@@ -212,7 +212,7 @@ class Consumer:
         if stopped:
             return "stopped", "; ".join(stopped)
         waiting = self._held.details(stopped=False)
-        if unreadable := self._reader.describe_held():
+        if unreadable := self._reader.describe_paused():
             waiting.append(unreadable)
         if waiting:
             return "waiting", "; ".join(waiting)
@@ -230,7 +230,7 @@ class Consumer:
                 self._topics.start_new_group_at_end(admin, self._engine)
             consumer = make_consumer(self._settings, self._group)
             self._consumer = consumer
-            self._held = HeldPartitions()
+            self._held = PausedPartitions()
             listener = OnAssignment(
                 lambda assigned: self._topics.skip_stale_offsets(
                     self._connect_admin(), consumer, assigned

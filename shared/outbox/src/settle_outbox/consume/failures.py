@@ -90,11 +90,11 @@ class HandlerTimeoutError(SettleError):
     """A handler took so long that the engine's timeouts ended its transaction."""
 
 
-class DatabaseTroubleError(SettleError):
+class TransientDatabaseError(SettleError):
     """The transaction failed for a reason that passes without a change of the event."""
 
 
-class KeyCollisionError(DatabaseTroubleError):
+class KeyCollisionError(TransientDatabaseError):
     """A generated key collided, because its sequence is behind its table."""
 
 
@@ -245,16 +245,16 @@ def raise_if_database_failed(error: BaseException, run: HandlerRun) -> None:
 
     Raises:
         SQLAlchemyError: the error, or one that caused it, is transient.
-        DatabaseTroubleError: likewise, for an error of the driver.
+        TransientDatabaseError: likewise, for an error of the driver.
     """
     transient = [each for each in run.errors if is_transient(each)]
     for cause in _causes(error):
         if isinstance(cause, DBAPIError) and any(cause.orig is each for each in transient):
             raise cause
         if any(cause is each for each in transient):
-            raise DatabaseTroubleError(one_line(cause)) from cause
+            raise TransientDatabaseError(one_line(cause)) from cause
     if transient and run.is_broken:
-        raise DatabaseTroubleError(one_line(transient[0])) from error
+        raise TransientDatabaseError(one_line(transient[0])) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -85,9 +85,9 @@ class ActiveClock(threading.Thread):
         now = time.monotonic()
         if now - self._ticked_at < _FROZEN_S:
             return now - self._frozen_s
-        return self._note_tick()
+        return self._record_tick()
 
-    def _note_tick(self) -> float:
+    def _record_tick(self) -> float:
         with self._lock:
             now, cpu_s = time.monotonic(), time.process_time()
             late_s = now - self._ticked_at - _TICK_S
@@ -102,7 +102,7 @@ class ActiveClock(threading.Thread):
 
     def _tick(self) -> None:
         time.sleep(_TICK_S)
-        self._on_tick(self._note_tick())
+        self._on_tick(self._record_tick())
 
 
 class HandlerRun:

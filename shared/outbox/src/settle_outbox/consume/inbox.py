@@ -74,7 +74,7 @@ _COUNT_SKIPPED = text(
     """
 )
 
-_NOTE_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
+_RECORD_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
 
 
 class SkippedType(NamedTuple):
@@ -173,10 +173,10 @@ def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[Ski
     return [SkippedType(topic, type_) for topic, type_, is_new in rows if is_new]
 
 
-def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:
+def record_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:
     """Note in the inbox that an event was not applied, and why."""
     session.execute(
-        _NOTE_VERDICT,
+        _RECORD_VERDICT,
         {
             "id": event.id,
             "outcome": str(verdict.outcome),

@@ -151,7 +151,7 @@ class PartitionReader:
             return {}
         for partition in self._troubles.keys() & batch.keys():
             self._forget(partition)
-        self._note_positions(consumer)
+        self._record_positions(consumer)
         return {
             partition: [
                 TooLargeRecord.of(record) if isinstance(record.value, TooLarge) else record
@@ -160,7 +160,7 @@ class PartitionReader:
             for partition, records in batch.items()
         }
 
-    def describe_held(self) -> str:
+    def describe_paused(self) -> str:
         """Return which partitions stand still and why; empty when all can be read."""
         stalled_since = time.monotonic() - STALLED_S
         found = {
@@ -176,7 +176,7 @@ class PartitionReader:
             for partition, (offset, reason) in sorted(found.items())
         )
 
-    def _note_positions(self, consumer: KafkaConsumer) -> None:
+    def _record_positions(self, consumer: KafkaConsumer) -> None:
         noted, now = self._positions, time.monotonic()
         self._positions = {}
         for partition in consumer.assignment() - consumer.paused():

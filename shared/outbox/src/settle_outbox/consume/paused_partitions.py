@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from settle_outbox.consume.circuit_breaker import SubscriptionKey
 
 
-class Held(NamedTuple):
+class Pause(NamedTuple):
     """Where a partition waits.
 
     Args:
@@ -30,20 +30,20 @@ class Held(NamedTuple):
     subscription: SubscriptionKey | None
 
 
-class HeldPartitions:
+class PausedPartitions:
     """The partitions of one Kafka client that wait."""
 
     def __init__(self) -> None:
-        self._until: dict[TopicPartition, tuple[float, Held]] = {}
+        self._until: dict[TopicPartition, tuple[float, Pause]] = {}
 
-    def hold(self, consumer: KafkaConsumer, held: Mapping[TopicPartition, Held]) -> None:
+    def hold(self, consumer: KafkaConsumer, held: Mapping[TopicPartition, Pause]) -> None:
         """Go back to the first record of each partition that is not applied, and wait there."""
         for place, wait in held.items():
             consumer.seek(place, wait.offset)
             consumer.pause(place)
             self._until[place] = (time.monotonic() + wait.wait_s, wait)
 
-    def hold_again(
+    def pause_again(
         self, consumer: KafkaConsumer, batch: dict[TopicPartition, list[ConsumerRecord]]
     ) -> None:
         """Take records out of a batch whose partitions must wait longer, and hold these again.
@@ -57,7 +57,7 @@ class HeldPartitions:
                 consumer.seek(place, batch.pop(place)[0].offset)
                 consumer.pause(place)
 
-    def release_due(self, consumer: KafkaConsumer) -> None:
+    def resume_due(self, consumer: KafkaConsumer) -> None:
         """Read the partitions again that have waited long enough, or belong to others now."""
         now, assigned = time.monotonic(), consumer.assignment()
         for place, (until, _) in list(self._until.items()):

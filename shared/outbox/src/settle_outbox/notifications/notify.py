@@ -50,7 +50,7 @@ _Wanted = dict[str, set[str]]  # ids by channel
 log = structlog.get_logger(__name__)
 
 
-def mark_for_wakeup(session: Session) -> None:
+def wake_relay_after_commit(session: Session) -> None:
     """Note that the session's transaction has added an event."""
     announce(session, CHANNEL, ())
 
@@ -91,7 +91,7 @@ class Notifier(threading.Thread):
         self._wanted: _Wanted = {}
 
     def want(self, wanted: _Wanted) -> None:
-        """Ask for notifications; several requests of one moment are sent as one."""
+        """RunQuery for notifications; several requests of one moment are sent as one."""
         with self._lock:
             for channel, ids in wanted.items():
                 self._wanted.setdefault(channel, set()).update(ids)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOCK_TOPICS = text("SELECT topic, topic_id, noted_at FROM outbox_topics ORDER BY topic FOR UPDATE")
 
-_NOTE_TOPIC = text(
+_RECORD_TOPIC = text(
     """
     INSERT INTO outbox_topics (topic, topic_id, noted_at)
     VALUES (:topic, :topic_id, clock_timestamp())
@@ -29,7 +29,7 @@ _NOTE_TOPIC = text(
     """
 )
 
-_NOTE_CHANGE = text(
+_RECORD_CHANGE = text(
     """
     UPDATE outbox_topics SET noted_at = clock_timestamp()
     WHERE topic = ANY(CAST(:topics AS text[]))
@@ -39,7 +39,7 @@ _NOTE_CHANGE = text(
 _CLUSTERS = text("SELECT cluster_id, noted_at FROM outbox_clusters ORDER BY noted_at DESC")
 
 # The newest one is the current one, even after the clock was set back.
-_NOTE_CLUSTER = text(
+_RECORD_CLUSTER = text(
     """
     INSERT INTO outbox_clusters (cluster_id, noted_at)
     SELECT :cluster_id, greatest(clock_timestamp(), max(noted_at) + interval '1 microsecond')
@@ -55,7 +55,7 @@ class ClusterLeftError(FatalError):
     """The outbox was moved to another Kafka cluster, and this relay is connected to an old one."""
 
 
-class NotedTopic(NamedTuple):
+class RecordedTopic(NamedTuple):
     """A row of outbox_topics."""
 
     topic_id: UUID
@@ -78,8 +78,8 @@ class Destination:
 
 
 @dataclass(slots=True)
-class Noted:
-    """What `note_topics` found.
+class RecordedTopics:
+    """What `record_topics` found.
 
     Args:
         noted_at: when each topic was noted; another list means that producers are out of date.
@@ -90,12 +90,12 @@ class Noted:
     queued: dict[str, int] = field(default_factory=dict)
 
 
-def note_topics(
+def record_topics(
     connection: Connection,
     destination: Destination,
     window: timedelta,
     on_piece: Callable[[], None] = lambda: None,
-) -> Noted:
+) -> RecordedTopics:
     """Note the cluster and the topics' ids; put the events of a replaced topic in line again.
 
     One transaction does all of it and holds every shard. So no later event of a key overtakes those
@@ -111,13 +111,13 @@ def note_topics(
         ClusterLeftError: the outbox was moved away from this cluster.
     """
     topics = lock_topics(connection)
-    if _is_noted(connection, destination, topics):
-        return Noted([topic.noted_at for topic in topics.values()])
+    if _is_recorded(connection, destination, topics):
+        return RecordedTopics([topic.noted_at for topic in topics.values()])
     without_deadline(connection)
     connection.execute(_RAISE_TIMEOUTS)
     lock_all_shards(connection)
     topics = lock_topics(connection)
-    _note_cluster(connection, destination.cluster_id)
+    _record_cluster(connection, destination.cluster_id)
     queued = {}
     for name, topic_id in destination.topic_ids.items():
         known = topics.get(name)
@@ -126,28 +126,28 @@ def note_topics(
         if known is not None:
             aggregatetypes = [destination.aggregatetypes[name]]
             queued[name] = queue_again(connection, aggregatetypes, window, on_piece)
-        connection.execute(_NOTE_TOPIC, {"topic": name, "topic_id": topic_id})
-    return Noted([topic.noted_at for topic in lock_topics(connection).values()], queued)
+        connection.execute(_RECORD_TOPIC, {"topic": name, "topic_id": topic_id})
+    return RecordedTopics([topic.noted_at for topic in lock_topics(connection).values()], queued)
 
 
-def lock_topics(connection: Connection) -> dict[str, NotedTopic]:
+def lock_topics(connection: Connection) -> dict[str, RecordedTopic]:
     """Return the noted topics, and lock them until the caller's transaction ends.
 
     No relay can connect meanwhile: each notes its topics first.
     """
     return {
-        row.topic: NotedTopic(row.topic_id, row.noted_at)
+        row.topic: RecordedTopic(row.topic_id, row.noted_at)
         for row in connection.execute(_LOCK_TOPICS)
     }
 
 
-def note_change(connection: Connection, topics: Iterable[str]) -> None:
+def record_change(connection: Connection, topics: Iterable[str]) -> None:
     """Note that topics have changed: relays send nothing more until they have a new producer."""
-    connection.execute(_NOTE_CHANGE, {"topics": list(topics)})
+    connection.execute(_RECORD_CHANGE, {"topics": list(topics)})
 
 
-def _is_noted(
-    connection: Connection, destination: Destination, topics: Mapping[str, NotedTopic]
+def _is_recorded(
+    connection: Connection, destination: Destination, topics: Mapping[str, RecordedTopic]
 ) -> bool:
     noted_ids = {name: topic.topic_id for name, topic in topics.items()}
     clusters = connection.execute(_CLUSTERS).all()
@@ -157,13 +157,13 @@ def _is_noted(
     )
 
 
-def _note_cluster(connection: Connection, cluster_id: str | None) -> None:
+def _record_cluster(connection: Connection, cluster_id: str | None) -> None:
     if cluster_id is None:
         return
     clusters = connection.execute(_CLUSTERS).all()
     known = [cluster.cluster_id for cluster in clusters]
     if cluster_id not in known:
-        connection.execute(_NOTE_CLUSTER, {"cluster_id": cluster_id})
+        connection.execute(_RECORD_CLUSTER, {"cluster_id": cluster_id})
     elif known[0] != cluster_id:
         raise ClusterLeftError(
             f"This relay is connected to Kafka cluster {cluster_id}, but since "

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from settle_outbox.errors import SettleError
 from settle_outbox.event import format_time
 from settle_outbox.kafka.header_text import HEADER_TEXT
-from settle_outbox.notifications.notify import mark_for_wakeup
+from settle_outbox.notifications.notify import wake_relay_after_commit
 from settle_outbox.storage.database import AGGREGATETYPES
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def add_all(session: Session, events: Sequence[Event]) -> None:
             "traceparents": [header_or_none(event.trace.traceparent) for event in events],
         },
     )
-    mark_for_wakeup(session)
+    wake_relay_after_commit(session)
 
 
 def _check(session: Session, event: Event) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.offsets import find_stale
 from settle_outbox.kafka.topics import count_partitions, find_topics, is_embedded
-from settle_outbox.publish.lost_topics import lock_topics, note_change
+from settle_outbox.publish.lost_topics import lock_topics, record_change
 from settle_outbox.publish.pending import lock_all_shards
 from settle_outbox.service import load_service, service_names
 from settle_outbox.settings import read_consumer_group
@@ -54,7 +54,7 @@ class PartitionsError(SettleError):
     """The partitions cannot be raised now."""
 
 
-def raise_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, count: int) -> None:
+def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, count: int) -> None:
     """Give each topic that a service publishes `count` partitions.
 
     Events that are added meanwhile wait in the outbox. Relays may run: those that are connected
@@ -79,7 +79,7 @@ def raise_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, 
         if lower:
             _wait_until_read(connection, admin, lower, service.topic_prefix)
         # Also when there is nothing to add: a command before this one may have been killed.
-        note_change(connection, service.published_topics)
+        record_change(connection, service.published_topics)
         try:
             if lower:
                 admin.create_partitions(dict.fromkeys(lower, count), timeout_ms=CREATE_TIMEOUT_MS)

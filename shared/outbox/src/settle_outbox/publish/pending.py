@@ -108,7 +108,7 @@ def read_pending(
         connection: in the transaction that holds the shards.
         shards: which.
         limit: how many events at most.
-        noted_at: from `settle_outbox.publish.lost_topics.note_topics`, before the producer was
+        noted_at: from `settle_outbox.publish.lost_topics.record_topics`, before the producer was
             made. No events are read when a topic was noted since.
     """
     rows = connection.execute(

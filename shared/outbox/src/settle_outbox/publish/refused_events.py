@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import text
 
 from settle_outbox.publish.pending import mark_sent
-from settle_outbox.publish.sender import REFUSALS
+from settle_outbox.publish.sender import REJECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_REFUSE = text(
+_MARK_REFUSED = text(
     """
     INSERT INTO outbox_refused (seq, id, reason) VALUES (:seq, :id, :reason)
     ON CONFLICT (seq) DO UPDATE SET reason = excluded.reason, refused_at = now()
     """
 )
 
-_REFUSE_ORPHANS = text(
+_MARK_ORPHANS_REFUSED = text(
     """
     WITH orphans AS (
         DELETE FROM outbox_pending p
@@ -50,10 +50,10 @@ _REFUSE_ORPHANS = text(
 )
 
 
-class RefusedEventSearch:
+class RejectedEventSearch:
     """Finds the event for which the broker refuses a batch.
 
-    A broker may refuse a whole batch because of one record. So the events of a refused batch are
+    A broker may reject a whole batch because of one record. So the events of a refused batch are
     sent one by one, and only an event that is refused alone is given up.
     """
 
@@ -65,7 +65,7 @@ class RefusedEventSearch:
         """Whether the next batch must have one event only."""
         return self._batches_left > 0
 
-    def note_batch(
+    def batch_sent(
         self, connection: Connection, events: Sequence[PendingEvent], error: Exception | None
     ) -> None:
         """Start the search when a batch was refused; give up an event that was refused alone.
@@ -76,18 +76,18 @@ class RefusedEventSearch:
             error: the first failure among them, if any.
         """
         self._batches_left = max(0, self._batches_left - 1)
-        if not isinstance(error, REFUSALS):
+        if not isinstance(error, REJECTIONS):
             return
         if len(events) > 1:
             self._batches_left = len(events)
             return
         (event,) = events
-        refuse(connection, event, f"{type(error).__name__}: {error}")
+        mark_refused(connection, event, f"{type(error).__name__}: {error}")
 
 
-def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
+def mark_refused(connection: Connection, event: PendingEvent, reason: str) -> None:
     """Give up an event that can never be sent, and log it."""
-    connection.execute(_REFUSE, {"seq": event.seq, "id": event.id, "reason": reason})
+    connection.execute(_MARK_REFUSED, {"seq": event.seq, "id": event.id, "reason": reason})
     mark_sent(connection, [event])
     log.error(
         "relay.refused",
@@ -99,7 +99,7 @@ def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
     )
 
 
-def refuse_undeclared(
+def mark_undeclared_refused(
     connection: Connection, service: Service, events: Sequence[PendingEvent]
 ) -> list[PendingEvent]:
     """Refuse the events of aggregatetypes that the service does not declare.
@@ -114,7 +114,7 @@ def refuse_undeclared(
         if event.aggregatetype in service.aggregatetypes:
             declared.append(event)
         else:
-            refuse(
+            mark_refused(
                 connection,
                 event,
                 f"{service.name} does not declare the aggregatetype {event.aggregatetype!r}; it"
@@ -123,7 +123,7 @@ def refuse_undeclared(
     return declared
 
 
-def refuse_orphans(connection: Connection, shards: Collection[int]) -> None:
+def mark_orphans_refused(connection: Connection, shards: Collection[int]) -> None:
     """Give up pending rows whose events are gone from the outbox, at most 1,000 at a time.
 
     Somebody deleted the events, or detached their partition. Their pending rows would hold up
@@ -135,6 +135,6 @@ def refuse_orphans(connection: Connection, shards: Collection[int]) -> None:
     """
     if not shards:
         return
-    count = connection.execute(_REFUSE_ORPHANS, {"shards": sorted(shards)}).rowcount
+    count = connection.execute(_MARK_ORPHANS_REFUSED, {"shards": sorted(shards)}).rowcount
     if count:
         log.error("relay.orphans_refused", events=count)

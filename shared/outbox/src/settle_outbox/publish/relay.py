@@ -14,15 +14,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_cluster
 from settle_outbox.notifications.listen import Listener
-from settle_outbox.publish.lost_topics import Destination, note_topics
+from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.publish.pending import lock_shards, mark_sent, read_pending
 from settle_outbox.publish.refused_events import (
-    RefusedEventSearch,
-    refuse,
-    refuse_orphans,
-    refuse_undeclared,
+    RejectedEventSearch,
+    mark_orphans_refused,
+    mark_refused,
+    mark_undeclared_refused,
 )
-from settle_outbox.publish.sender import REFUSALS, Sender
+from settle_outbox.publish.sender import REJECTIONS, Sender
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
@@ -100,11 +100,11 @@ class Relay:
         )
         self._admin: KafkaAdminClient | None = None
         self._sender: Sender | None = None
-        self._noted_at: list[datetime] = []
+        self._recorded_at: list[datetime] = []
         self._topics_checked_at = 0.0
         self._cleanup_due_at = 0.0
         self._cleanup_backoff = Backoff("relay.cleanup", traceback=True)
-        self._search = RefusedEventSearch()
+        self._search = RejectedEventSearch()
 
     def run(self) -> None:
         """Relay until asked to stop.
@@ -133,7 +133,7 @@ class Relay:
             # A broker ends connections that are idle, and when it restarts.
             self._disconnect_broker()
         if self._sender is None:
-            self._noted_at = self._check_topics()
+            self._recorded_at = self._check_topics()
             self._sender = Sender(self._settings, self._service.source)
         return self._sender
 
@@ -170,17 +170,17 @@ class Relay:
             if not shards:
                 return 0
             limit = 1 if self._search.is_on else self._settings.relay_batch
-            events = read_pending(connection, shards, limit, self._noted_at)
+            events = read_pending(connection, shards, limit, self._recorded_at)
             failpoint("relay.locked")
-            refuse_orphans(connection, set(shards) - {event.shard for event in events})
-            declared = refuse_undeclared(connection, self._service, events)
+            mark_orphans_refused(connection, set(shards) - {event.shard for event in events})
+            declared = mark_undeclared_refused(connection, self._service, events)
             sent = sender.send(declared)
             failpoint("relay.sent")
             mark_sent(connection, sent.acknowledged)
             for event, error in sent.unsendable.items():
-                refuse(connection, event, f"{type(error).__name__}: {error}")
+                mark_refused(connection, event, f"{type(error).__name__}: {error}")
             tried = [event for event in declared if event not in sent.unsendable]
-            self._search.note_batch(connection, tried, sent.error)
+            self._search.batch_sent(connection, tried, sent.error)
         failpoint("relay.marked")
         if sent.acknowledged:
             log.info(
@@ -190,14 +190,14 @@ class Relay:
                 requests=[event.requestid for event in sent.acknowledged if event.requestid],
             )
         # A refused record is not an outage. The sender is closed; `_connect` makes a new one.
-        if sent.error is not None and not isinstance(sent.error, REFUSALS):
+        if sent.error is not None and not isinstance(sent.error, REJECTIONS):
             raise sent.error
         return len(events)
 
     def _check_topics_if_due(self) -> None:
         if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
             return
-        if self._check_topics() != self._noted_at:
+        if self._check_topics() != self._recorded_at:
             # Only a new producer knows the topic's new partitions. This one must send no more.
             self._disconnect_broker()
 
@@ -208,7 +208,7 @@ class Relay:
         lost.
 
         Returns:
-            When the topics were noted; see `read_pending`.
+            When the topics were recorded; see `read_pending`.
 
         Raises:
             ClusterLeftError: the outbox was moved to another Kafka cluster.
@@ -227,10 +227,10 @@ class Relay:
         window = timedelta(seconds=self._settings.replay_window_s)
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
-            noted = note_topics(connection, destination, window, self._on_replay_piece)
-        for topic, queued in noted.queued.items():
+            recorded = record_topics(connection, destination, window, self._on_replay_piece)
+        for topic, queued in recorded.queued.items():
             log.warning("relay.topic_lost", topic=topic, queued_again=queued)
-        return noted.noted_at
+        return recorded.noted_at
 
     def _on_replay_piece(self) -> None:
         """Show that the process is alive, however long a replay takes, and stop when asked to."""

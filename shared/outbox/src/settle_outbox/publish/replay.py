@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from settle_outbox.publish.pending import lock_all_shards
-from settle_outbox.uuid7 import least_id
+from settle_outbox.uuid7 import lowest_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ def queue_again(
         How many were queued that were not yet.
     """
     lock_all_shards(connection)
-    after = least_id(_time_before(connection, window))
+    after = lowest_id(_time_before(connection, window))
     queued = 0
     while True:
         on_piece()

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 # The broker, or the producer, refuses a record with these each time, whatever is done.
-REFUSALS = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
+REJECTIONS = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
 # What kafka-python raises, before it sends anything, for a record that it cannot build.
 _UNSENDABLE = (TypeError, ValueError, OverflowError)
 _THREAD_END_S = 2.0
@@ -179,6 +179,6 @@ def _collect_acknowledged(
 
 def _clearer_error(known: KafkaError | None, other: KafkaError) -> KafkaError:
     """Return the failure of a batch that shows the cause: the fence itself fails the rest."""
-    if known is None or isinstance(other, REFUSALS):
+    if known is None or isinstance(other, REJECTIONS):
         return other
     return other if isinstance(known, IllegalStateError) else known

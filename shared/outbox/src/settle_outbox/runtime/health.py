@@ -19,7 +19,7 @@ import structlog
 from settle_outbox.errors import SettleError
 
 HEALTH_EVERY_S = 1.0
-# After this time without a sign of life, a process of another container counts as ended. Until then
+# After this time without a heartbeat, a process of another container counts as ended. Until then
 # it counts as stuck.
 UNSEEN_ENDED_S = 3600.0
 
@@ -27,11 +27,11 @@ log = structlog.get_logger(__name__)
 
 
 class StuckError(SettleError):
-    """A process that should be running gives no sign of life."""
+    """A process that should be running writes no heartbeat."""
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """The content of a process's file.
 
     Args:
@@ -39,8 +39,8 @@ class Sign:
         started: when the process started, from /proc. Unlike the pid, it is not used again.
         pid_namespace: where the pid counts; another one is another container.
         boot: the id of the machine's boot, within which `monotonic` counts.
-        monotonic: seconds of CLOCK_MONOTONIC at the sign of life.
-        at: Unix time at the sign of life, for people.
+        monotonic: seconds of CLOCK_MONOTONIC at the heartbeat.
+        at: Unix time at the heartbeat, for people.
         state: ``starting``, ``ready``, ``waiting`` or ``stopped``.
         detail: what it waits for, why it is stopped, or what does not go well.
     """
@@ -56,7 +56,7 @@ class Sign:
 
     @property
     def age_s(self) -> float:
-        """How long ago the sign was given, in seconds, if it was since this boot."""
+        """How long ago the heartbeat was written, in seconds, if it was since this boot."""
         return max(0.0, time.monotonic() - self.monotonic)
 
     @property
@@ -73,7 +73,7 @@ class Sign:
 
 
 class Health:
-    """The file with a process's signs of life; it is rewritten about every second.
+    """The file with a process's heartbeats; it is rewritten about every second.
 
     Args:
         directory: where; None writes nothing.
@@ -95,7 +95,7 @@ class Health:
         self._is_failing = False
 
     def beat(self, state: str, detail: str = "") -> None:
-        """Give a sign of life, with the state.
+        """Write a heartbeat with the state.
 
         Args:
             state: ``starting``, ``ready``, ``waiting`` for a neighbour, or ``stopped``: alive, and
@@ -113,7 +113,7 @@ class Health:
         if self._last is None and self._directory is not None:
             _remove_ended(self._directory, self._process)
         self._last, self._next_at = (state, detail), now + HEALTH_EVERY_S
-        sign = Sign(
+        content = Heartbeat(
             pid=os.getpid(),
             started=_started(os.getpid()),
             pid_namespace=_pid_namespace(),
@@ -125,7 +125,7 @@ class Health:
         )
         temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(asdict(sign)), encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(content)), encoding="utf-8")
             temporary.replace(self._path)
         except OSError as error:
             # A full disk must not stop delivery; the stale file tells the supervisor.
@@ -136,7 +136,7 @@ class Health:
             self._is_failing = False
 
     def repeat(self) -> None:
-        """Give a sign of life in the middle of long work, with the last state."""
+        """Write a heartbeat in the middle of long work, with the last state."""
         with self._lock:
             if self._last is not None:
                 self._beat(*self._last)
@@ -147,8 +147,8 @@ class Health:
             _unlink(self._path)
 
 
-def read_signs(directory: str | Path, process: str) -> dict[Path, Sign | None]:
-    """Return the signs of life of all processes of a kind, by file; None where one is unreadable.
+def read_heartbeats(directory: str | Path, process: str) -> dict[Path, Heartbeat | None]:
+    """Return the heartbeats of all processes of a kind, by file; None where one is unreadable.
 
     Args:
         directory: the setting HEALTH_DIR.
@@ -167,7 +167,7 @@ def check_health(directory: str | None, process: str, max_age_s: float) -> str:
     Args:
         directory: the setting HEALTH_DIR.
         process: what kind of process: ``outbox-relay-orders``.
-        max_age_s: how old the last sign of life may be.
+        max_age_s: how old the last heartbeat may be.
 
     Returns:
         A line for each process, with its state.
@@ -177,41 +177,43 @@ def check_health(directory: str | None, process: str, max_age_s: float) -> str:
     """
     if directory is None:
         raise StuckError("HEALTH_DIR is not set. Set it to the folder that the processes write to.")
-    signs = read_signs(directory, process)
-    alive = [sign for sign in signs.values() if sign is not None and not sign.has_ended]
+    heartbeats = read_heartbeats(directory, process)
+    alive = [beat for beat in heartbeats.values() if beat is not None and not beat.has_ended]
     # Restarting this container would not help a process of another one.
-    alive = [sign for sign in alive if sign.is_local] or alive
-    stuck = [sign for sign in alive if sign.age_s > max_age_s]
+    alive = [beat for beat in alive if beat.is_local] or alive
+    stuck = [beat for beat in alive if beat.age_s > max_age_s]
     if stuck:
         raise StuckError(
             " ".join(
-                f"{process} (pid {sign.pid}) is alive but stuck: its last sign of life is "
-                f"{sign.age_s:.0f} s old."
-                for sign in sorted(stuck, key=lambda sign: -sign.age_s)
+                f"{process} (pid {beat.pid}) is alive but stuck: its last heartbeat is "
+                f"{beat.age_s:.0f} s old."
+                for beat in sorted(stuck, key=lambda beat: -beat.age_s)
             )
         )
     if not alive:
-        raise StuckError(_why_none(directory, process, signs))
+        raise StuckError(_no_process_reason(directory, process, heartbeats))
     return "\n".join(
-        f"{process} (pid {sign.pid}) is {sign.state}{f', {sign.detail}' if sign.detail else ''};"
-        f" seen {sign.age_s:.1f} s ago."
-        for sign in sorted(alive, key=lambda sign: (sign.state == "ready", sign.pid))
+        f"{process} (pid {beat.pid}) is {beat.state}{f', {beat.detail}' if beat.detail else ''};"
+        f" seen {beat.age_s:.1f} s ago."
+        for beat in sorted(alive, key=lambda beat: (beat.state == "ready", beat.pid))
     )
 
 
-def _why_none(directory: str, process: str, signs: dict[Path, Sign | None]) -> str:
-    if not signs:
-        return f"{process} has given no sign of life: there is no file of it in {directory}."
-    path, sign = next(iter(signs.items()))
-    if sign is None:
+def _no_process_reason(
+    directory: str, process: str, heartbeats: dict[Path, Heartbeat | None]
+) -> str:
+    if not heartbeats:
+        return f"{process} has written no heartbeat: there is no file of it in {directory}."
+    path, beat = next(iter(heartbeats.items()))
+    if beat is None:
         return f"{path} cannot be read, and there is no other process."
-    return f"{process} (pid {sign.pid}) has ended; its file {path} is still there."
+    return f"{process} (pid {beat.pid}) has ended; its file {path} is still there."
 
 
-def _read(path: Path) -> Sign | None:
+def _read(path: Path) -> Heartbeat | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Sign(
+        return Heartbeat(
             pid=int(content["pid"]),
             started=str(content["started"]),
             pid_namespace=str(content["pid_namespace"]),
@@ -234,8 +236,8 @@ def _finite(value: object) -> float:
 
 def _remove_ended(directory: str, process: str) -> None:
     """Remove what processes that ended uncleanly have left."""
-    for path, sign in read_signs(directory, process).items():
-        if sign is None or sign.has_ended:
+    for path, beat in read_heartbeats(directory, process).items():
+        if beat is None or beat.has_ended:
             _unlink(path)
             _unlink(path.with_suffix(".tmp"))
 

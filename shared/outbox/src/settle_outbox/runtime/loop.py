@@ -38,7 +38,7 @@ class Loop:
         name: ``relay`` or ``consumer``; the events of the log begin with it.
         service: the service's name.
         stop: ends the loop after the step under way.
-        health: where the signs of life go.
+        health: where the heartbeats go.
         engine: of the service's database.
         maintenance: of the service's partitions; it runs between steps.
         checks: run before each maintenance; each raises a `FatalError` if the database is in a

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 BACKOFF_FIRST_S = 0.1
-BACKOFF_MOST_S = 5.0
+BACKOFF_MAX_S = 5.0
 # Reasons of one outage that are logged; an error text that differs each time must not fill the log.
 REASONS_MAX = 20
 # Maximum time in which a transaction of a relay or consumer may hold its connection. Without it, a
@@ -46,7 +46,7 @@ class Stop:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def request(self) -> None:
-        """Ask for the stop: what is under way is finished first."""
+        """RunQuery for the stop: what is under way is finished first."""
         if not self.requested:
             self.requested = True
             os.write(self._write, b"x")
@@ -121,7 +121,7 @@ class Backoff:
         elif len(self._reasons) < REASONS_MAX and _reason(error) not in self._reasons:
             self._log(f"{self._name}_still_{_state(error)}", error)
         self._reasons.add(_reason(error))
-        delay_s: float = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(self._tries, 10))
+        delay_s: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self._tries, 10))
         self._tries += 1
         return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - not for secrets
 

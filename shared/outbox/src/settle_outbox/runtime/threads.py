@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
+PAUSE_MAX_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -39,4 +39,4 @@ def repeat(
             with suppress(Exception):  # what failed may be the log
                 log.exception(f"{name}_failed", again_in_s=pause_s)
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)

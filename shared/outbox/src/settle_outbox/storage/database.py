@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session, sessionmaker
 
-from settle_outbox.storage.deadlines import hold_deadline
+from settle_outbox.storage.deadlines import limit_transaction_time
 from settle_outbox.storage.sqlstate import READ_ONLY_TRANSACTION, sqlstate_of
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def make_engine(
         )
         | dict(driver_options or {}),
     )
-    event.listen(engine, "checkout", _refuse_closed)
-    event.listen(engine, "handle_error", _leave_read_only_session)
+    event.listen(engine, "checkout", _check_connection)
+    event.listen(engine, "handle_error", _discard_read_only_session)
     if deadline_s is not None:
-        hold_deadline(engine, deadline_s)
+        limit_transaction_time(engine, deadline_s)
     return engine
 
 
@@ -138,7 +138,7 @@ def make_sessions(
     return sessionmaker(engine, expire_on_commit=False, info=info)
 
 
-def _leave_read_only_session(context: ExceptionContext) -> None:
+def _discard_read_only_session(context: ExceptionContext) -> None:
     """Do not use a read-only session again: the database may be writable by then.
 
     A session keeps `default_transaction_read_only` as it was when it began.
@@ -147,7 +147,7 @@ def _leave_read_only_session(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:
+def _check_connection(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:
     """Keep a connection that the server has closed, when it restarted say, from being used.
 
     Something to read where nothing was asked is the end of the connection; to look costs a system

@@ -34,7 +34,7 @@ _CHECK_EVERY_S = 0.5
 # An attempt to connect that failed after this time met a silent server, not a refusal.
 _SILENCE_S = 1.0
 # Time that other threads wait for the one that tries to connect. A server that is back needs less.
-_TURN_TIMEOUT_S = 1.0
+_ATTEMPT_WAIT_S = 1.0
 
 _SOCKET = "settle-socket"
 _WITHOUT_DEADLINE = "settle-without-deadline"
@@ -42,7 +42,7 @@ _WITHOUT_DEADLINE = "settle-without-deadline"
 log = structlog.get_logger(__name__)
 
 
-def hold_deadline(engine: Engine, seconds: float) -> None:
+def limit_transaction_time(engine: Engine, seconds: float) -> None:
     """Cut each connection of an engine that one transaction has held for too long.
 
     The transaction then fails as if the server had closed the connection. While the server is
@@ -146,7 +146,7 @@ class ConnectGate:
 
     def __init__(self) -> None:
         self._is_silent = False
-        self._turn = threading.Lock()
+        self._attempt = threading.Lock()
 
     def connect(
         self, dialect: Dialect, _: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
@@ -158,14 +158,14 @@ class ConnectGate:
         """
         if not self._is_silent:
             return self._try(dialect, args, options)
-        if not self._turn.acquire(timeout=_TURN_TIMEOUT_S):
+        if not self._attempt.acquire(timeout=_ATTEMPT_WAIT_S):
             raise dialect.loaded_dbapi.OperationalError(
                 "the server is silent; another thread tries to connect"
             )
         try:
             return self._try(dialect, args, options)
         finally:
-            self._turn.release()
+            self._attempt.release()
 
     def _try(self, dialect: Dialect, args: list[Any], options: dict[str, Any]) -> object:
         began = time.monotonic()

@@ -23,17 +23,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.errors import SettleError
-from settle_outbox.storage.catalog import asking
+from settle_outbox.storage.catalog import query_runner
 from settle_outbox.storage.deadlines import without_deadline
 from settle_outbox.storage.sqlstate import LOCK_NOT_AVAILABLE, is_unreachable, sqlstate_of
-from settle_outbox.uuid7 import least_id, moment_of
+from settle_outbox.uuid7 import lowest_id, moment_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection, Engine
 
-    from settle_outbox.storage.catalog import Ask
+    from settle_outbox.storage.catalog import RunQuery
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ MAINTENANCE_S = 600.0
 # A waiting table lock blocks all later queries of the table. So give up early, and retry at the
 # next maintenance.
 LOCK_TIMEOUT_MS = 500
-# Rows are moved out of the default partition in pieces, so that signs of life come in between.
+# Rows are moved out of the default partition in pieces, so that heartbeats come in between.
 MOVE_ROWS = 10_000
 SKEW_WARN_S = 60.0
 _ADVISORY_KEY = 7_310_021  # one process at a time looks after the partitions of a database
@@ -102,7 +102,7 @@ class Maintenance:
     Args:
         engine: of the service's database.
         partitioned: the table.
-        beat: gives a sign of life; called between pieces of work that may take long.
+        beat: writes a heartbeat; called between pieces of work that may take long.
     """
 
     def __init__(self, engine: Engine, partitioned: Partitioned, beat: Callable[[], None]) -> None:
@@ -176,7 +176,7 @@ def maintain(
         engine: of the service's database.
         partitioned: which table.
         now: the time; None for the database's clock.
-        beat: gives a sign of life; called between the pieces of the work.
+        beat: writes a heartbeat; called between the pieces of the work.
 
     Returns:
         The names of the partitions that could not be made or dropped.
@@ -187,17 +187,17 @@ def maintain(
     table = partitioned.table
     upkeep = _Upkeep(engine, partitioned, beat)
     with engine.connect() as connection:
-        ask = asking(connection)
-        now = now or _read_clock(ask)
-        existing = read_partitions(ask, table)
+        run_query = query_runner(connection)
+        now = now or _read_clock(run_query)
+        existing = read_partitions(run_query, table)
     for name, reason in existing.foreign.items():
         log.warning("partition.foreign", table=table, partition=name, reason=reason)
     if existing.default is None:
         upkeep.attempt("partition.made", _default_name(table), upkeep.make_default)
     with engine.connect() as connection:
-        ask = asking(connection)
-        wanted = wanted_days(ask, partitioned, now)
-        retained_at = retention_time(ask, table, now)
+        run_query = query_runner(connection)
+        wanted = wanted_days(run_query, partitioned, now)
+        retained_at = retention_time(run_query, table, now)
     for day in wanted:
         if day not in existing.days:
             name = partition_name(table, day)
@@ -209,18 +209,18 @@ def maintain(
     return upkeep.failed
 
 
-def read_partitions(ask: Ask, table: str) -> Partitions:
+def read_partitions(run_query: RunQuery, table: str) -> Partitions:
     """Return a table's partitions.
 
     A partition of this module's making has the name and the bounds of its day, and lies in the
     table's schema. An operator may have renamed one, or attached others.
 
     Args:
-        ask: runs a query; see `settle_outbox.storage.catalog`.
+        run_query: runs a query; see `settle_outbox.storage.catalog`.
         table: the table's name.
     """
     found = Partitions()
-    for qualified, name, in_schema, bounds, is_detached in ask(_PARTITIONS, {"table": table}):
+    for qualified, name, in_schema, bounds, is_detached in run_query(_PARTITIONS, {"table": table}):
         day = _day_in(table, name)
         if bounds == "DEFAULT":
             found.default = qualified
@@ -239,10 +239,10 @@ def read_partitions(ask: Ask, table: str) -> Partitions:
 
 def existing_days(connection: Connection, table: str) -> set[datetime]:
     """Return the days, by their first moment in UTC, that have a partition."""
-    return read_partitions(asking(connection), table).days
+    return read_partitions(query_runner(connection), table).days
 
 
-def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
+def retention_time(run_query: RunQuery, table: str, now: datetime) -> datetime | None:
     """Return the current time for a table's retention, or None to drop nothing.
 
     It is the time of the newest id that is not later than the database's clock. So a partition
@@ -251,15 +251,15 @@ def retention_time(ask: Ask, table: str, now: datetime) -> datetime | None:
     nothing.
 
     Args:
-        ask: runs a query; see `settle_outbox.storage.catalog`.
+        run_query: runs a query; see `settle_outbox.storage.catalog`.
         table: the table's name.
         now: the database's time.
     """
-    found = ask(
+    found = run_query(
         # ORDER BY id alone would mean the text, which no index has.
         f"SELECT t.id::text FROM {table} t WHERE t.id < %(high)s::uuid"  # noqa: S608 - our own names
         " AND substr(t.id::text, 15, 1) = '7' ORDER BY t.id DESC LIMIT 1",
-        {"high": str(least_id(now + timedelta(milliseconds=1)))},
+        {"high": str(lowest_id(now + timedelta(milliseconds=1)))},
     )
     return moment_of(UUID(found[0][0])) if found else None
 
@@ -309,7 +309,7 @@ class _Upkeep:
 
     def make_default(self, connection: Connection) -> bool:
         """Create the default partition, which somebody has dropped or detached."""
-        if read_partitions(asking(connection), self._table).default is not None:
+        if read_partitions(query_runner(connection), self._table).default is not None:
             return False
         name = self._free_name(connection, _default_name(self._table))
         connection.execute(text(f"CREATE TABLE {name} PARTITION OF {self._table} DEFAULT"))
@@ -322,7 +322,7 @@ class _Upkeep:
         the default partition still holds rows of the range. Writers have to wait: a row that was
         routed to the default partition before the attachment would be refused there after it.
         """
-        existing = read_partitions(asking(connection), self._table)
+        existing = read_partitions(query_runner(connection), self._table)
         if day in existing.days:
             return False
         name = self._free_name(connection, partition_name(self._table, day))
@@ -345,7 +345,7 @@ class _Upkeep:
     def _move(self, connection: Connection, default: str, name: str, day: datetime) -> None:
         """Move a day's rows out of the default partition, in pieces."""
         columns = _plain_columns(connection, self._table)
-        low, end = least_id(day), least_id(day + DAY)
+        low, end = lowest_id(day), lowest_id(day + DAY)
         while low < end:
             self._beat()
             after = connection.execute(
@@ -372,7 +372,7 @@ class _Upkeep:
         if day not in existing_days(connection, self._table):
             return False
         qualified = f"{_schema(connection, self._table)}.{name}"
-        bounds = {"low": least_id(day), "high": least_id(day + DAY)}
+        bounds = {"low": lowest_id(day), "high": lowest_id(day + DAY)}
         connection.execute(text(f"LOCK TABLE {qualified} IN ACCESS EXCLUSIVE MODE"))
         if day not in existing_days(connection, self._table):
             return False  # detached meanwhile, to be kept
@@ -400,10 +400,10 @@ class _Upkeep:
         return qualified
 
 
-def _read_clock(ask: Ask) -> datetime:
+def _read_clock(run_query: RunQuery) -> datetime:
     """Return the database's time, and warn when the process's clock is far from it."""
     before = time.time()
-    ((now,),) = ask("SELECT clock_timestamp()", {})
+    ((now,),) = run_query("SELECT clock_timestamp()", {})
     after, theirs = time.time(), now.timestamp()
     ahead_s = before - theirs if before > theirs else min(0.0, after - theirs)
     if abs(ahead_s) > SKEW_WARN_S:
@@ -413,15 +413,15 @@ def _read_clock(ask: Ask) -> datetime:
     return read
 
 
-def wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[datetime]:
+def wanted_days(run_query: RunQuery, partitioned: Partitioned, now: datetime) -> list[datetime]:
     """Return today, the days ahead, and earlier days that have rows in the default partition."""
     today = _midnight(now)
     days = {today + DAY * number for number in range(DAYS_AHEAD + 1)}
-    default = read_partitions(ask, partitioned.table).default
-    low, high = least_id(today - partitioned.retention), least_id(today)
+    default = read_partitions(run_query, partitioned.table).default
+    low, high = lowest_id(today - partitioned.retention), lowest_id(today)
     while default is not None:
         # One row a day by the index, however many there are.
-        found = ask(
+        found = run_query(
             f"SELECT t.id::text FROM {default} t"  # noqa: S608
             " WHERE t.id >= %(low)s::uuid AND t.id < %(high)s::uuid ORDER BY t.id LIMIT 1",
             {"low": str(low), "high": str(high)},
@@ -430,7 +430,7 @@ def wanted_days(ask: Ask, partitioned: Partitioned, now: datetime) -> list[datet
             break
         day = _midnight(moment_of(UUID(found[0][0])))
         days.add(day)
-        low = least_id(day + DAY)
+        low = lowest_id(day + DAY)
     return sorted(days)
 
 
@@ -452,7 +452,7 @@ def _day_in(table: str, name: str) -> datetime | None:
 
 
 def _bounds(day: datetime) -> str:
-    return f"FOR VALUES FROM ('{least_id(day)}') TO ('{least_id(day + DAY)}')"
+    return f"FOR VALUES FROM ('{lowest_id(day)}') TO ('{lowest_id(day + DAY)}')"
 
 
 def _schema(connection: Connection, table: str) -> str:

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.runtime.process import FatalError
-from settle_outbox.storage.catalog import Ask, asking
+from settle_outbox.storage.catalog import RunQuery, query_runner
 from settle_outbox.storage.sqlstate import is_unreachable
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class SequenceBehindError(FatalError):
     """The sequence of the outbox gives numbers below those of earlier events."""
 
 
-def find_behind(ask: Ask, schema: str | None = None) -> list[SequenceBehind]:
+def find_behind(run_query: RunQuery, schema: str | None = None) -> list[SequenceBehind]:
     """Return the sequences of a schema whose next value is not above their column's maximum.
 
     Cheap on large tables: a maximum is read from an index, that of ``outbox.seq`` from
@@ -137,14 +137,14 @@ def find_behind(ask: Ask, schema: str | None = None) -> list[SequenceBehind]:
     the role may not read, is left out.
 
     Args:
-        ask: runs a query; see `asking`.
+        run_query: runs a query; see `query_runner`.
         schema: None for the current schema.
     """
     found = []
-    for generated in _generated(ask, schema):
+    for generated in _generated(run_query, schema):
         if not generated.is_readable or not (generated.has_index or generated.is_outbox_seq):
             continue
-        maximum, _, next_value = _values(ask, generated)
+        maximum, _, next_value = _values(run_query, generated)
         if maximum is not None and next_value <= maximum:
             found.append(
                 SequenceBehind(
@@ -174,7 +174,7 @@ def check_sequences(engine: Engine) -> None:
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql(f"SET LOCAL statement_timeout = {CHECK_TIMEOUT_MS}")
-            found = find_behind(asking(connection))
+            found = find_behind(query_runner(connection))
     except SQLAlchemyError as error:
         if is_unreachable(error):
             raise
@@ -211,20 +211,20 @@ def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool
     Raises:
         DBAPIError: the role may not read the sequence or the column, or there is no such table.
     """
-    ask = asking(connection)
+    run_query = query_runner(connection)
     schema, table = violation.schema_name, violation.table_name
     names = {"schema": schema, "table": table, "constraint": violation.constraint_name}
-    key = {(oid, column) for oid, column in ask(_KEY_COLUMNS, names)}
+    key = {(oid, column) for oid, column in run_query(_KEY_COLUMNS, names)}
     values = _key_values(violation.message_detail)
     # outbox_pending.seq is a copy of outbox.seq.
     is_copy = table == "outbox_pending" and any(column == "seq" for _, column in key)
-    for generated in _generated(ask, schema):
+    for generated in _generated(run_query, schema):
         if (generated.oid, generated.column) not in key and not (
             is_copy and generated.is_outbox_seq
         ):
             continue
         value = values.get(generated.column)
-        maximum, last_value, next_value = _values(ask, generated)
+        maximum, last_value, next_value = _values(run_query, generated)
         if is_copy and maximum is not None:
             return next_value <= maximum
         if value is None or maximum is None or value > last_value:
@@ -232,7 +232,7 @@ def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool
         if next_value <= maximum:
             return True
         # The sequence has just caught up, or the application chose the newest row's value.
-        if value == last_value and _gave_last(ask, generated):
+        if value == last_value and _gave_last(run_query, generated):
             return True
     return False
 
@@ -252,13 +252,13 @@ def _key_values(detail: str | None) -> dict[str, int]:
     }
 
 
-def _gave_last(ask: Ask, generated: _GeneratedColumn) -> bool:
+def _gave_last(run_query: RunQuery, generated: _GeneratedColumn) -> bool:
     """Return whether this session took the sequence's last value.
 
     Raises:
         DBAPIError: this session has taken none (55000).
     """
-    ((current, last_value),) = ask(
+    ((current, last_value),) = run_query(
         "SELECT currval(%(sequence)s::regclass), last_value"  # noqa: S608 - quoted by the catalog
         f" FROM {generated.sequence}",
         {"sequence": generated.sequence},
@@ -266,22 +266,22 @@ def _gave_last(ask: Ask, generated: _GeneratedColumn) -> bool:
     return bool(current == last_value)
 
 
-def _generated(ask: Ask, schema: str | None) -> list[_GeneratedColumn]:
-    return [_GeneratedColumn(*row) for row in ask(_GENERATED, {"schema": schema})]
+def _generated(run_query: RunQuery, schema: str | None) -> list[_GeneratedColumn]:
+    return [_GeneratedColumn(*row) for row in run_query(_GENERATED, {"schema": schema})]
 
 
-def _values(ask: Ask, generated: _GeneratedColumn) -> tuple[int | None, int, int]:
+def _values(run_query: RunQuery, generated: _GeneratedColumn) -> tuple[int | None, int, int]:
     """Return the column's maximum, the sequence's last value, and its next one.
 
     One statement reads both. The sequence is read after the snapshot is taken, so a concurrent
     insert cannot make it look behind.
     """
     maximum = (
-        _outbox_maximum(ask, generated)
+        _outbox_maximum(run_query, generated)
         if generated.is_outbox_seq
         else f"SELECT max({generated.quoted_column}) FROM {generated.quoted_table}"  # noqa: S608
     )
-    ((highest, last_value, next_value),) = ask(
+    ((highest, last_value, next_value),) = run_query(
         # Names come quoted from the catalog.
         f"SELECT ({maximum}), s.last_value,"  # noqa: S608
         " s.last_value + CASE WHEN s.is_called THEN p.seqincrement ELSE 0 END"
@@ -292,7 +292,7 @@ def _values(ask: Ask, generated: _GeneratedColumn) -> tuple[int | None, int, int
     return highest, last_value, next_value
 
 
-def _outbox_maximum(ask: Ask, generated: _GeneratedColumn) -> str:
+def _outbox_maximum(run_query: RunQuery, generated: _GeneratedColumn) -> str:
     """Return the query for the highest seq of pending events and of a sample of the sent ones."""
     schema_prefix = generated.quoted_table.removesuffix("outbox")
     of_pending = (
@@ -301,7 +301,7 @@ def _outbox_maximum(ask: Ask, generated: _GeneratedColumn) -> str:
     )
     of_partitions = [
         f"(SELECT seq FROM {partition} ORDER BY id DESC LIMIT {SAMPLE_ROWS})"  # noqa: S608
-        for (partition,) in ask(
+        for (partition,) in run_query(
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = %(oid)s",
             {"oid": generated.oid},
         )
