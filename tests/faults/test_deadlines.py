@@ -23,7 +23,8 @@ from settle_outbox.publish import relay
 from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.storage.database import CONNECT_ARGS, make_engine
 from settle_outbox.storage.deadlines import DeadlineWatcher, without_deadline
-from settle_outbox.storage.partitions import DAY, Partitioned, existing_days, maintain
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import DAY, Partitioned, existing_days
 from settle_outbox.uuid7 import lowest_id
 from support.delivery import ORDERS, order_created, read_health
 from support.freezing import frozen

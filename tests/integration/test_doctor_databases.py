@@ -18,7 +18,8 @@ from uuid_utils.compat import uuid7
 
 from settle.doctor import background, clocks, database, pooling, sessions, upkeep
 from settle_outbox.storage.database import connect_autocommit
-from settle_outbox.storage.partitions import DAY, inbox_partitions, maintain, outbox_partitions
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import DAY, inbox_partitions, outbox_partitions
 from settle_outbox.uuid7 import lowest_id
 from shared.migrations import CONFIG_FILE
 from support.delivery import Delivery

@@ -22,12 +22,11 @@ from uuid_utils.compat import uuid7
 import settle_outbox as outbox
 from settle_outbox import Event
 from settle_outbox.consume.circuit_breaker import read_state
-from settle_outbox.storage import partitions
+from settle_outbox.storage import partition_maintenance
 from settle_outbox.storage.catalog import query_runner
+from settle_outbox.storage.partition_maintenance import Maintenance, maintain
 from settle_outbox.storage.partitions import (
-    Maintenance,
     inbox_partitions,
-    maintain,
     outbox_partitions,
     retention_time,
     wanted_days,
@@ -251,7 +250,7 @@ def set_database_clock(engine: Engine, ahead: str) -> None:
 def set_process_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
     """Make the process's clock, as the engine reads it, tell another time."""
     monkeypatch.setattr(
-        partitions,
+        partition_maintenance,
         "time",
         SimpleNamespace(time=lambda: time.time() + ahead.total_seconds(), monotonic=time.monotonic),
     )
@@ -521,7 +520,7 @@ def test_made_and_dropped_partitions_are_logged_by_static_names(engine: Engine) 
 def test_rows_are_moved_in_pieces_with_signs_of_life_in_between(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "MOVE_ROWS", 10)
+    monkeypatch.setattr(partition_maintenance, "MOVE_ROWS", 10)
     ids = [id_at(NOON, number) for number in range(35)]
     add(engine, *ids)
     beats: list[None] = []
@@ -536,7 +535,7 @@ def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maintenance = Maintenance(engine, OUTBOX, beat=lambda: None)
-    monkeypatch.setattr(partitions, "read_partitions", lambda *_: 1 / 0)
+    monkeypatch.setattr(partition_maintenance, "read_partitions", lambda *_: 1 / 0)
 
     with capture_logs() as lines:
         maintenance.run()

@@ -14,7 +14,8 @@ from sqlalchemy import create_engine, text
 from uuid_utils.compat import uuid7
 
 from settle.audit import Report, audit
-from settle_outbox.storage.partitions import DAY, maintain, outbox_partitions
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import DAY, outbox_partitions
 from settle_outbox.uuid7 import lowest_id
 from support.delivery import Delivery
 from support.waiting import wait_until

@@ -33,7 +33,8 @@ from settle_outbox.runtime.loop import DATABASE, Loop
 from settle_outbox.runtime.process import TRANSACTION_S
 from settle_outbox.settings import LATEST
 from settle_outbox.storage.database import make_engine, make_sessions
-from settle_outbox.storage.partitions import Maintenance, inbox_partitions
+from settle_outbox.storage.partition_maintenance import Maintenance
+from settle_outbox.storage.partitions import inbox_partitions
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition

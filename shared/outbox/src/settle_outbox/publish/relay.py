@@ -28,7 +28,8 @@ from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
 from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError
 from settle_outbox.storage.database import make_engine
-from settle_outbox.storage.partitions import Maintenance, outbox_partitions
+from settle_outbox.storage.partition_maintenance import Maintenance
+from settle_outbox.storage.partitions import outbox_partitions
 from settle_outbox.storage.sequences import check_sequences
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from settle_outbox.runtime.health import Health
     from settle_outbox.runtime.process import Stop
-    from settle_outbox.storage.partitions import Maintenance
+    from settle_outbox.storage.partition_maintenance import Maintenance
 
 log = structlog.get_logger(__name__)
 
