@@ -540,7 +540,7 @@ def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
     with capture_logs() as lines:
         maintenance.run()
 
-    assert maintenance.trouble == "partition upkeep failed: outbox"
+    assert maintenance.problem == "partition upkeep failed: outbox"
     assert not maintenance.is_due
     (told,) = lines
     assert (told["event"], type(told["exc_info"])) == (

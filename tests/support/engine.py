@@ -64,7 +64,7 @@ class World:
             relay,
         ):
             monkeypatch.setattr(module, "time", self.clock)
-        maintenance = SimpleNamespace(is_due=False, trouble="")
+        maintenance = SimpleNamespace(is_due=False, problem="")
         for module in (relay, consumer):
             monkeypatch.setattr(module, "make_admin", lambda *_, **__: Admin(self.cluster))
             monkeypatch.setattr(module, "make_engine", lambda *_, **__: self.database)

@@ -35,7 +35,7 @@ class Process:
         self.errors: list[Exception | None] = []
         self.health: list[tuple[str, str]] = []
         self.maintenance = cast(
-            "Any", SimpleNamespace(is_due=False, trouble="", run=self._maintain)
+            "Any", SimpleNamespace(is_due=False, problem="", run=self._maintain)
         )
         self._directory = directory
         self.loop = Loop(
@@ -154,9 +154,9 @@ def test_the_database_is_checked_before_its_partitions_are_maintained(tmp_path: 
     assert process.maintained == 1
 
 
-def test_a_process_that_is_ready_shows_the_trouble_of_its_maintenance(tmp_path: Path) -> None:
+def test_a_process_that_is_ready_shows_the_problem_of_its_maintenance(tmp_path: Path) -> None:
     process = Process(tmp_path)
-    process.maintenance.trouble = "partition upkeep failed: outbox"
+    process.maintenance.problem = "partition upkeep failed: outbox"
 
     process.run(None)
 

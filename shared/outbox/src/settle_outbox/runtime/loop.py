@@ -102,7 +102,7 @@ class Loop:
         """
         self._broker.succeeded()
         self._defect.succeeded()
-        self._health.beat(state, self._maintenance.trouble if state == "ready" else detail)
+        self._health.beat(state, self._maintenance.problem if state == "ready" else detail)
 
     def _run_once(
         self, step: Callable[[], None], disconnect: Callable[[Exception | None], None]

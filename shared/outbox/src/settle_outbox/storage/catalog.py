@@ -1,4 +1,4 @@
-"""Queries for the catalog that run on SQLAlchemy's connections and on the doctor's alike."""
+"""Queries that run on the connections of SQLAlchemy and of `settle doctor`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Makes and drops the partitions of the outbox and the inbox, every few minutes.
+"""Make the partitions of the coming days, and drop those whose retention is over.
 
-Each partition is made or dropped in a transaction of its own.
+Each partition is made or dropped in a separate transaction.
+
+All times are those of the database's clock, because the process's clock may be wrong.
 """
 
 from __future__ import annotations
@@ -41,17 +43,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAINTENANCE_S = 600.0
-# A waiting table lock blocks all later queries of the table. So give up early, and retry at the
-# next maintenance.
+# While a table lock is waited for, it blocks all later queries of the table. So give up early, and
+# try again at the next maintenance.
 LOCK_TIMEOUT_MS = 500
-# Rows are moved out of the default partition in pieces, so that heartbeats come in between.
+# Rows are moved out of the default partition in pieces, with a heartbeat between two of them.
 MOVE_ROWS = 10_000
 SKEW_WARN_S = 60.0
-_ADVISORY_KEY = 7_310_021  # one process at a time looks after the partitions of a database
+# Of the advisory lock that lets one process at a time change the partitions of a database.
+_ADVISORY_KEY = 7_310_021
 
 
 class PartitionNameTakenError(SettleError):
-    """A partition cannot be made."""
+    """A partition cannot be made, because another table has its name."""
 
 
 class Maintenance:
@@ -60,7 +63,11 @@ class Maintenance:
     Args:
         engine: of the service's database.
         partitioned: the table.
-        beat: writes a heartbeat; called between pieces of work that may take long.
+        beat: writes a heartbeat; called between two pieces of work.
+
+    Attributes:
+        problem: the partitions that the last maintenance could not make or drop, as a sentence for
+            the health file. Empty if it did everything.
     """
 
     def __init__(self, engine: Engine, partitioned: Partitioned, beat: Callable[[], None]) -> None:
@@ -68,8 +75,7 @@ class Maintenance:
         self._partitioned = partitioned
         self._beat = beat
         self._next_at = 0.0
-        self.trouble = ""
-        """What the last maintenance could not do; empty when it did all."""
+        self.problem = ""
 
     @property
     def is_due(self) -> bool:
@@ -77,9 +83,9 @@ class Maintenance:
         return time.monotonic() >= self._next_at
 
     def run(self) -> None:
-        """Maintain the partitions. Trouble is logged and waits until the next time.
+        """Maintain the partitions. An error is logged, and the next maintenance tries again.
 
-        A table without the coming days' partitions still takes rows, so delivery goes on.
+        Delivery continues after an error, because the default partition takes the rows.
 
         Raises:
             SQLAlchemyError: the database cannot be reached.
@@ -91,7 +97,7 @@ class Maintenance:
                 raise
             log.warning("partition.maintenance_failed", exc_info=error)
             failed = [self._partitioned.table]
-        self.trouble = f"partition upkeep failed: {', '.join(failed)}" if failed else ""
+        self.problem = f"partition upkeep failed: {', '.join(failed)}" if failed else ""
         self._next_at = time.monotonic() + MAINTENANCE_S
 
 
@@ -101,17 +107,17 @@ def maintain(
     now: datetime | None = None,
     beat: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Make the partitions of the coming days, and drop those past their retention.
+    """Make the partitions of the coming days, and drop those whose retention is over.
 
-    Safe to call from any number of processes at once, and to be cut off anywhere: each partition
-    is made or dropped in a transaction of its own. One that is locked by others is left for the
-    next call. One that cannot be made or dropped is logged, and the others have their turn.
+    Any number of processes may call this at once, and each may be killed at any point. A partition
+    that others have locked is left for the next call. A partition that cannot be made or dropped is
+    logged, and the others follow.
 
     Args:
         engine: of the service's database.
-        partitioned: which table.
-        now: the time; None for the database's clock.
-        beat: writes a heartbeat; called between the pieces of the work.
+        partitioned: the table.
+        now: the time; None for the time of the database's clock.
+        beat: writes a heartbeat; called between two pieces of work.
 
     Returns:
         The names of the partitions that could not be made or dropped.
@@ -120,7 +126,7 @@ def maintain(
         SQLAlchemyError: the database cannot be reached.
     """
     table = partitioned.table
-    upkeep = _Upkeep(engine, partitioned, beat)
+    change = _PartitionChange(engine, partitioned, beat)
     with engine.connect() as connection:
         run_query = query_runner(connection)
         now = now or _read_clock(run_query)
@@ -128,7 +134,7 @@ def maintain(
     for name, reason in existing.foreign.items():
         log.warning("partition.foreign", table=table, partition=name, reason=reason)
     if existing.default is None:
-        upkeep.attempt("partition.made", default_partition_name(table), upkeep.make_default)
+        change.attempt("partition.made", default_partition_name(table), change.make_default)
     with engine.connect() as connection:
         run_query = query_runner(connection)
         wanted = wanted_days(run_query, partitioned, now)
@@ -136,16 +142,20 @@ def maintain(
     for day in wanted:
         if day not in existing.days:
             name = partition_name(table, day)
-            upkeep.attempt("partition.made", name, partial(upkeep.make, day=day))
+            change.attempt("partition.made", name, partial(change.make, day=day))
     for day in sorted(existing.days):
         if retained_at is not None and day + DAY + partitioned.retention <= retained_at:
             name = partition_name(table, day)
-            upkeep.attempt("partition.dropped", name, partial(upkeep.drop, day=day))
-    return upkeep.failed
+            change.attempt("partition.dropped", name, partial(change.drop, day=day))
+    return change.failed
 
 
-class _Upkeep:
-    """Makes and drops partitions, each in a transaction of its own."""
+class _PartitionChange:
+    """Makes and drops partitions, each in a separate transaction.
+
+    Attributes:
+        failed: the names of the partitions that could not be made or dropped.
+    """
 
     def __init__(self, engine: Engine, partitioned: Partitioned, beat: Callable[[], None]) -> None:
         self._engine = engine
@@ -154,20 +164,26 @@ class _Upkeep:
         self._beat = beat
         self.failed: list[str] = []
 
-    def attempt(self, done: str, name: str, action: Callable[[Connection], bool]) -> None:
-        """Make or drop one partition, and log it as `done`, or log why not."""
+    def attempt(self, event: str, name: str, action: Callable[[Connection], bool]) -> None:
+        """Make or drop one partition.
+
+        Args:
+            event: of the log line when the partition was changed.
+            name: of the partition.
+            action: makes or drops it; returns False if there was nothing to do.
+        """
         self._beat()
         try:
             with self._engine.begin() as connection:
                 without_deadline(connection)
                 connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-                # Another process may be at another day: to pass this one by would leave it missing
-                # until the next maintenance.
+                # Wait for another process, which may work on another partition. To skip this one
+                # would leave it missing until the next maintenance.
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY}
                 )
                 if action(connection):
-                    log.info(done, partition=name)
+                    log.info(event, partition=name)
         except (SQLAlchemyError, PartitionNameTakenError) as error:
             if is_unreachable(error):
                 raise
@@ -178,7 +194,7 @@ class _Upkeep:
             self.failed.append(name)
 
     def make_default(self, connection: Connection) -> bool:
-        """Create the default partition, which somebody has dropped or detached."""
+        """Create the default partition again after somebody dropped or detached it."""
         if read_partitions(query_runner(connection), self._table).default is not None:
             return False
         name = self._free_name(connection, default_partition_name(self._table))
@@ -186,11 +202,11 @@ class _Upkeep:
         return True
 
     def make(self, connection: Connection, day: datetime) -> bool:
-        """Create a table beside, fill it from the default partition, and attach it.
+        """Create a separate table, fill it from the default partition, and attach it.
 
-        CREATE TABLE ... PARTITION OF would lock the parent against readers too, and refuses while
-        the default partition still holds rows of the range. Writers have to wait: a row that was
-        routed to the default partition before the attachment would be refused there after it.
+        CREATE TABLE ... PARTITION OF would also block readers of the parent table. It fails while
+        the default partition has rows of that day. Writers must wait here: the default partition
+        would reject a row that was routed to it before the attachment and inserted after it.
         """
         existing = read_partitions(query_runner(connection), self._table)
         if day in existing.days:
@@ -213,7 +229,7 @@ class _Upkeep:
         return True
 
     def _move(self, connection: Connection, default: str, name: str, day: datetime) -> None:
-        """Move a day's rows out of the default partition, in pieces."""
+        """Move the rows of a day out of the default partition, in pieces."""
         columns = _plain_columns(connection, self._table)
         low, end = lowest_id(day), lowest_id(day + DAY)
         while low < end:
@@ -237,7 +253,7 @@ class _Upkeep:
             low = high
 
     def drop(self, connection: Connection, day: datetime) -> bool:
-        """Drop a partition, unless something in it is still needed. Both are checked locked."""
+        """Drop a partition, unless it has rows that are still needed."""
         name = partition_name(self._table, day)
         if day not in existing_days(connection, self._table):
             return False
@@ -245,7 +261,7 @@ class _Upkeep:
         bounds = {"low": lowest_id(day), "high": lowest_id(day + DAY)}
         connection.execute(text(f"LOCK TABLE {qualified} IN ACCESS EXCLUSIVE MODE"))
         if day not in existing_days(connection, self._table):
-            return False  # detached meanwhile, to be kept
+            return False  # somebody detached it before the lock, in order to keep it
         keep_if, after_drop = self._partitioned.keep_if, self._partitioned.after_drop
         if keep_if and connection.execute(text(keep_if), bounds).scalar_one():
             log.warning("partition.kept", partition=name, reason="it holds unsent events")
@@ -259,32 +275,32 @@ class _Upkeep:
         """Return the qualified name for a new partition.
 
         Raises:
-            PartitionError: another table has that name.
+            PartitionNameTakenError: another table has that name.
         """
         qualified = f"{_schema(connection, self._table)}.{name}"
         if connection.execute(text("SELECT to_regclass(:name)"), {"name": qualified}).scalar_one():
             raise PartitionNameTakenError(
-                f"{qualified} exists and is not the partition of {self._table} that its name "
-                "says. Attach, rename or drop it."
+                f"The table {qualified} has the name of a partition of {self._table}, but is not "
+                "one. Attach, rename or drop it."
             )
         return qualified
 
 
 def _read_clock(run_query: RunQuery) -> datetime:
-    """Return the database's time, and warn when the process's clock is far from it."""
+    """Return the database's time. Log a warning if the process's clock is far from it."""
     before = time.time()
     ((now,),) = run_query("SELECT clock_timestamp()", {})
-    after, theirs = time.time(), now.timestamp()
-    ahead_s = before - theirs if before > theirs else min(0.0, after - theirs)
+    after, database_s = time.time(), now.timestamp()
+    ahead_s = before - database_s if before > database_s else min(0.0, after - database_s)
     if abs(ahead_s) > SKEW_WARN_S:
-        # Positive: this process is ahead of the database.
+        # A positive value means that this process is ahead of the database.
         log.warning("clock.skew", seconds=round(ahead_s, 1), database=now.isoformat())
     read: datetime = now.astimezone(UTC)
     return read
 
 
 def _schema(connection: Connection, table: str) -> str:
-    """Return the schema of a table, quoted: a partition belongs into the same one."""
+    """Return the quoted name of a table's schema, which its partitions must share."""
     schema: str = connection.execute(
         text(
             "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = CAST(:t AS regclass)"
@@ -295,7 +311,7 @@ def _schema(connection: Connection, table: str) -> str:
 
 
 def _plain_columns(connection: Connection, table: str) -> str:
-    """Return the columns that are inserted as they are: all but the generated ones."""
+    """Return the columns that can be inserted, as a list in SQL: all but the generated ones."""
     names = connection.execute(
         text(
             "SELECT quote_ident(attname) FROM pg_attribute"

@@ -1,11 +1,10 @@
-"""Partitions of the outbox and the inbox: one per UTC day, made ahead, dropped after retention.
+"""The partitions of the outbox and the inbox: one for each UTC day.
 
-Both tables are partitioned by the UUIDv7 that is their key. A row whose partition does not exist,
-because nobody made it in time or because the id has another form, goes to the default partition
-and is moved out of it later: a missing partition never refuses a row.
+Both tables are partitioned by their primary key, a UUIDv7, which contains its time. Each table also
+has a default partition. It takes rows whose partition is missing and rows whose id is not a UUIDv7,
+so an INSERT never fails because of a missing partition.
 
-Time is the database's, never the process's. What is dropped also depends on the newest row: a
-database whose clock is days ahead drops nothing that the newest row says is still to be kept.
+This module names and reads partitions. `partition_maintenance` makes and drops them.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 DAY = timedelta(days=1)
 DAYS_AHEAD = 3
+
 _PARTITIONS = """
     SELECT c.oid::regclass::text, c.relname::text, c.relnamespace = p.relnamespace,
            pg_get_expr(c.relpartbound, c.oid), i.inhdetachpending
@@ -44,8 +44,9 @@ class Partitioned:
     Args:
         table: its name.
         retention: how long a partition is kept after its day.
-        keep_if: a query that returns true if the partition from ``:low`` to ``:high`` must be kept.
-        after_drop: a statement for the transaction that drops a partition, with ``:high``.
+        keep_if: a query. It returns true if the partition from ``:low`` to ``:high`` must be kept.
+        after_drop: a statement that runs in the transaction that drops a partition. Its parameter
+            is ``:high``.
     """
 
     table: str
@@ -59,10 +60,10 @@ class Partitions:
     """The partitions that a table has.
 
     Args:
-        default: the name of the default partition, quoted; None when there is none.
-        days: the first moment (UTC) of each day that has a partition of this module's making.
-        foreign: other partitions, by their names, with what is odd about them. This module never
-            touches them.
+        default: the quoted name of the default partition, or None if it is missing.
+        days: the days that have a partition, each as its first moment in UTC.
+        foreign: partitions that an operator renamed or attached: the reason, by quoted name.
+            Maintenance never changes them.
     """
 
     default: str | None = None
@@ -71,7 +72,7 @@ class Partitions:
 
 
 def outbox_partitions(retention_s: int) -> Partitioned:
-    """Describe the outbox: a partition that holds unsent events is never dropped."""
+    """Describe the outbox. A partition with unsent events is never dropped."""
     return Partitioned(
         table="outbox",
         retention=timedelta(seconds=retention_s),
@@ -80,7 +81,7 @@ def outbox_partitions(retention_s: int) -> Partitioned:
 
 
 def inbox_partitions(retention_s: int) -> Partitioned:
-    """Describe the inbox. Dropping a partition moves the horizon: its events are forgotten."""
+    """Describe the inbox. Dropping a partition moves the horizon, because its ids are lost."""
     return Partitioned(
         table="inbox",
         retention=timedelta(seconds=retention_s),
@@ -94,86 +95,86 @@ def inbox_partitions(retention_s: int) -> Partitioned:
 
 
 def read_partitions(run_query: RunQuery, table: str) -> Partitions:
-    """Return a table's partitions.
+    """Return the partitions of a table.
 
-    A partition of this module's making has the name and the bounds of its day, and lies in the
-    table's schema. An operator may have renamed one, or attached others.
-
-    Args:
-        run_query: runs a query; see `settle_outbox.storage.catalog`.
-        table: the table's name.
+    The partition of a day has the name and the bounds of that day, and is in the table's schema.
+    All others count as foreign.
     """
-    found = Partitions()
+    partitions = Partitions()
     for qualified, name, in_schema, bounds, is_detached in run_query(_PARTITIONS, {"table": table}):
         day = _day_in(table, name)
         if bounds == "DEFAULT":
-            found.default = qualified
+            partitions.default = qualified
         elif is_detached:
-            found.foreign[qualified] = f"it is half detached; DETACH PARTITION {qualified} FINALIZE"
+            partitions.foreign[qualified] = (
+                f"it is half detached; DETACH PARTITION {qualified} FINALIZE"
+            )
         elif day is None:
-            found.foreign[qualified] = f"its name is not {table}_pYYYYMMDD"
+            partitions.foreign[qualified] = f"its name is not {table}_pYYYYMMDD"
         elif bounds != partition_bounds(day):
-            found.foreign[qualified] = "its bounds are not those of the day in its name"
+            partitions.foreign[qualified] = "its bounds are not those of the day in its name"
         elif not in_schema:
-            found.foreign[qualified] = f"it is not in the schema of {table}"
+            partitions.foreign[qualified] = f"it is not in the schema of {table}"
         else:
-            found.days.add(day)
-    return found
+            partitions.days.add(day)
+    return partitions
 
 
 def existing_days(connection: Connection, table: str) -> set[datetime]:
-    """Return the days, by their first moment in UTC, that have a partition."""
+    """Return the days that have a partition, each as its first moment in UTC."""
     return read_partitions(query_runner(connection), table).days
 
 
 def retention_time(run_query: RunQuery, table: str, now: datetime) -> datetime | None:
-    """Return the current time for a table's retention, or None to drop nothing.
+    """Return the time from which a table's retention counts back, or None to drop nothing.
 
-    It is the time of the newest id that is not later than the database's clock. So a partition
-    goes only when both say that it is past its retention. A clock that is days ahead drops nothing
-    that is needed; an id from the future does not count. A table without new rows drops
-    nothing.
+    It is the time of the newest id that is not in the future. A partition is dropped only if both
+    the database's clock and the newest id say that its retention is over. So a clock that is days
+    ahead drops nothing that is still needed.
 
     Args:
-        run_query: runs a query; see `settle_outbox.storage.catalog`.
-        table: the table's name.
+        run_query: on the service's database.
+        table: its name.
         now: the database's time.
     """
-    found = run_query(
-        # ORDER BY id alone would mean the text, which no index has.
+    newest = run_query(
+        # `ORDER BY id` would sort by the text in the select list, which has no index.
         f"SELECT t.id::text FROM {table} t WHERE t.id < %(high)s::uuid"  # noqa: S608 - our own names
         " AND substr(t.id::text, 15, 1) = '7' ORDER BY t.id DESC LIMIT 1",
         {"high": str(lowest_id(now + timedelta(milliseconds=1)))},
     )
-    return moment_of(UUID(found[0][0])) if found else None
+    return moment_of(UUID(newest[0][0])) if newest else None
 
 
 def partition_name(table: str, day: datetime) -> str:
-    """Return the name of a day's partition."""
+    """Return the name of the partition of a day."""
     return f"{table}_p{day:%Y%m%d}"
 
 
 def is_partition_name(table: str, name: str) -> bool:
-    """Return whether a table's partition of a day, or its default partition, has this name."""
+    """Return whether this is the name of a day's partition or of the default partition."""
     return name == default_partition_name(table) or _day_in(table, name) is not None
 
 
 def wanted_days(run_query: RunQuery, partitioned: Partitioned, now: datetime) -> list[datetime]:
-    """Return today, the days ahead, and earlier days that have rows in the default partition."""
+    """Return the days that need a partition.
+
+    These are today, the days ahead, and earlier days that have rows in the default partition.
+    """
     today = _midnight(now)
     days = {today + DAY * number for number in range(DAYS_AHEAD + 1)}
     default = read_partitions(run_query, partitioned.table).default
     low, high = lowest_id(today - partitioned.retention), lowest_id(today)
     while default is not None:
-        # One row a day by the index, however many there are.
-        found = run_query(
+        # Find the first row of the next day by the index, however many rows each day has.
+        oldest = run_query(
             f"SELECT t.id::text FROM {default} t"  # noqa: S608
             " WHERE t.id >= %(low)s::uuid AND t.id < %(high)s::uuid ORDER BY t.id LIMIT 1",
             {"low": str(low), "high": str(high)},
         )
-        if not found:
+        if not oldest:
             break
-        day = _midnight(moment_of(UUID(found[0][0])))
+        day = _midnight(moment_of(UUID(oldest[0][0])))
         days.add(day)
         low = lowest_id(day + DAY)
     return sorted(days)
@@ -189,7 +190,7 @@ def default_partition_name(table: str) -> str:
 
 
 def _day_in(table: str, name: str) -> datetime | None:
-    """Return the day that a partition's name says, or None if it is no such name."""
+    """Return the day in a partition's name, or None if the name has another form."""
     match = re.fullmatch(rf"{table}_p(\d{{8}})", name, re.ASCII)
     try:
         return datetime.strptime(match[1], "%Y%m%d").replace(tzinfo=UTC) if match else None
@@ -198,5 +199,5 @@ def _day_in(table: str, name: str) -> datetime | None:
 
 
 def partition_bounds(day: datetime) -> str:
-    """Return the SQL clause with the bounds of a day's partition."""
+    """Return the SQL clause for the bounds of a day's partition."""
     return f"FOR VALUES FROM ('{lowest_id(day)}') TO ('{lowest_id(day + DAY)}')"

@@ -1,8 +1,7 @@
 """Classify database errors by SQLSTATE (PostgreSQL documentation, appendix A).
 
-The exception classes of the driver are too coarse to decide on: psycopg2 raises OperationalError
-for a lost connection, a deadlock and a full disk alike, and InternalError for a read-only
-transaction.
+The exception classes of psycopg2 are too coarse. It raises OperationalError for a lost connection,
+a deadlock and a full disk, and InternalError for a read-only transaction.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ INSUFFICIENT_PRIVILEGE = "42501"
 UNDEFINED_TABLE = "42P01"
 READ_ONLY_TRANSACTION = "25006"
 
-# Errors that end without a change of the request or the event: the server restarts, fails over,
-# gets room, or an operator finishes a deployment.
+# Errors that end without a change of the statement: the server restarts or fails over, its disk has
+# space again, or an operator finishes a deployment.
 _TRANSIENT_CLASSES = frozenset(
     {
         "08",  # connection exception
@@ -43,7 +42,7 @@ _TRANSIENT_CODES = frozenset(
         IDLE_IN_TRANSACTION_TIMEOUT,
     }
 )
-# Classes and codes that mean that the server could not be reached or ended the connection.
+# Errors after which the connection is useless: none was made, or the server ended it.
 _UNREACHABLE_CLASSES = frozenset({"08", "28", "3D"})
 _UNREACHABLE_CODES = frozenset(
     {"53300", "57P01", "57P02", "57P03", "57P05", IDLE_IN_TRANSACTION_TIMEOUT}
