@@ -179,7 +179,6 @@ class System:
 
     def relay(self, service: str, count: int, *, mark: bool) -> list[ConsumerRecord]:
         """Send the oldest unsent events, as the relay does; unmarked, it died after sending."""
-        source = load_service(service).source
         with (
             patch.multiple(
                 "settle_outbox.publish.sender",
@@ -190,9 +189,9 @@ class System:
         ):
             shards = lock_shards(connection, ALL)
             events = read_pending(connection, shards, ALL, [])[:count] if shards else []
-            # There is no broker, so no other setting is read.
-            settings = cast("Settings", SimpleNamespace(topic_prefix=""))
-            sent = Sender(settings, source).send(events)
+            # There is no broker, so no setting is read.
+            settings = cast("Settings", SimpleNamespace())
+            sent = Sender(settings, load_service(service)).send(events)
             assert sent.error is None
             if mark:
                 mark_sent(connection, sent.acknowledged)

@@ -223,7 +223,7 @@ def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
     told.beat("ready", "a detail")
     set_monotonic(monkeypatch, 31)
 
-    told.repeat()
+    told.beat_again()
 
     assert "is ready, a detail" in check_health(str(tmp_path), RELAY, 30)
 
@@ -231,7 +231,7 @@ def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_directory_nothing_is_written() -> None:
     told = Health(None, RELAY)
     told.beat("ready")
-    told.repeat()
+    told.beat_again()
     told.remove()
     with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
         check_health(None, RELAY, 30)

@@ -28,7 +28,7 @@ def test_an_error_is_logged_and_the_step_repeated_after_a_longer_pause_each_time
             raise RuntimeError("unforeseen")
 
     with capture_logs() as lines:
-        repeat("some.thread", step, is_over=lambda: len(calls) == 11)
+        repeat(step, failed_event="some.thread_failed", is_over=lambda: len(calls) == 11)
 
     assert [line["event"] for line in lines] == ["some.thread_failed"] * 9
     assert all(line["exc_info"] for line in lines)
@@ -50,7 +50,7 @@ def test_a_log_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("settle_outbox.runtime.threads.time.sleep", lambda _: None)
     monkeypatch.setattr(threads.log, "exception", fail, raising=False)
 
-    repeat("some.thread", step, is_over=lambda: len(calls) == 3)
+    repeat(step, failed_event="some.thread_failed", is_over=lambda: len(calls) == 3)
 
     assert len(calls) == 3
 

@@ -10,6 +10,7 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 from structlog.testing import capture_logs
 
+from settle_outbox.publish.relay import EVENTS
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
 from settle_outbox.runtime.process import FatalError, StoppedError
@@ -39,7 +40,7 @@ class Process:
         )
         self._directory = directory
         self.loop = Loop(
-            "relay",
+            EVENTS,
             "orders",
             stop=self.stop,
             health=Health(str(directory), "outbox-relay-orders"),

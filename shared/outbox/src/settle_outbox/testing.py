@@ -34,9 +34,11 @@ from typing import TYPE_CHECKING
 from kafka.consumer.fetcher import ConsumerRecord
 
 from settle_outbox.consume.applier import call_handler
-from settle_outbox.consume.failures import one_line, raise_if_database_failed, reason_of
+from settle_outbox.consume.failures import raise_if_database_failed, reason_of
 from settle_outbox.consume.handler_guard import GUARDABLE, HandlerRun, NotGuardableError
+from settle_outbox.consume.inbox import storable
 from settle_outbox.consume.records import INVALID_DATA, parse
+from settle_outbox.errors import describe_error
 from settle_outbox.publish.outbox import encode_data, header_or_none
 from settle_outbox.publish.pending import PendingEvent
 from settle_outbox.publish.sender import event_headers
@@ -108,7 +110,7 @@ def apply(
     if parsed.invalid is not None:
         return HandlerResult(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
     if parsed.failure is not None:
-        return HandlerResult(Outcome.PARKED, INVALID_DATA, one_line(parsed.failure), parsed.failure)
+        return _parked(INVALID_DATA, parsed.failure)
     if parsed.event is None or parsed.subscription is None:
         return HandlerResult(Outcome.SKIPPED)
     with _declaring(session, service):
@@ -176,9 +178,13 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
             raise
         if run.ended_by is None:
             raise_if_database_failed(error, run)
-        return HandlerResult(Outcome.PARKED, reason_of(error), one_line(error), error)
+        return _parked(reason_of(error), error)
     savepoint.commit()
     verdict = verdicts.get(event.id)
     if verdict is None:
         return HandlerResult(Outcome.APPLIED)
     return HandlerResult(verdict.outcome, verdict.reason, verdict.detail)
+
+
+def _parked(reason: str, error: Exception) -> HandlerResult:
+    return HandlerResult(Outcome.PARKED, reason, storable(describe_error(error)), error)

@@ -41,12 +41,11 @@ def start(service_name: str, database_url: str | None) -> tuple[Service, Setting
         service_name: as its entry point has it.
         database_url: from the option; None reads the variable.
     """
-    service = load_service(service_name)
-    settings = read_settings(service.name, database_url)
-    service = service.with_topic_prefix(settings.topic_prefix)
+    # Load the service first, so that a wrong name is reported as such.
+    settings = read_settings(load_service(service_name).name, database_url)
     configure_logging(level=settings.log_level, form=settings.log_format)
     arm(os.environ)
-    return service, settings
+    return load_service(service_name, settings.topic_prefix), settings
 
 
 def stop_on_signals() -> Stop:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
 
+from settle_outbox.consume.inbox import storable
+
 if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
@@ -146,7 +148,13 @@ def count_failure(
     topic, event_type = key
     stopped: bool = session.execute(
         _COUNT_FAILURE,
-        {"topic": topic, "type": event_type, "error": error, "detail": detail, "limit": limit},
+        {
+            "topic": topic,
+            "type": event_type,
+            "error": error,
+            "detail": storable(detail),
+            "limit": limit,
+        },
     ).scalar_one()
     return stopped
 

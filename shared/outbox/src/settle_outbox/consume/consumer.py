@@ -29,8 +29,8 @@ from settle_outbox.kafka.topics import close_quietly, is_embedded
 from settle_outbox.notifications.notify import notify_after_commit
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
-from settle_outbox.runtime.loop import DATABASE, Loop
-from settle_outbox.runtime.process import TRANSACTION_S
+from settle_outbox.runtime.loop import DATABASE, Loop, LoopEvents
+from settle_outbox.runtime.process import TRANSACTION_S, OutageEvents
 from settle_outbox.settings import LATEST
 from settle_outbox.storage.database import make_engine, make_sessions
 from settle_outbox.storage.partition_maintenance import Maintenance
@@ -77,6 +77,20 @@ _REBALANCING = (
     UnknownMemberIdError,
 )
 
+EVENTS = LoopEvents(
+    started="consumer.started",
+    stopped="consumer.stopped",
+    broker=OutageEvents("consumer.broker_down", "consumer.broker_still_down", "consumer.broker_up"),
+    database=OutageEvents(
+        "consumer.database_down",
+        "consumer.database_still_down",
+        "consumer.database_up",
+        refused="consumer.database_refused",
+        still_refused="consumer.database_still_refused",
+    ),
+    unexpected=OutageEvents("consumer.loop_down", "consumer.loop_still_down", "consumer.loop_up"),
+)
+
 _Batch = dict["TopicPartition", list["ConsumerRecord"]]
 
 
@@ -90,7 +104,6 @@ class Consumer:
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
-        service = service.with_topic_prefix(settings.topic_prefix)
         self._service = service
         self._group = settings.consumer_group
         self._settings = settings
@@ -117,16 +130,16 @@ class Consumer:
             brake_failures=settings.brake_failures,
         )
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
-        self._applier = Applier(service, sessions, limits, self._health.repeat)
+        self._applier = Applier(service, sessions, limits, self._health.beat_again)
         self._reader = PartitionReader()
         self._loop = Loop(
-            "consumer",
+            EVENTS,
             service.name,
             stop=stop,
             health=self._health,
             engine=self._engine,
             maintenance=Maintenance(
-                self._engine, inbox_partitions(settings.inbox_retention_s), self._health.repeat
+                self._engine, inbox_partitions(settings.inbox_retention_s), self._health.beat_again
             ),
         )
         self._admin: KafkaAdminClient | None = None

@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from settle_outbox.consume import circuit_breaker
 from settle_outbox.consume.dead_letters import write_dead_letter
-from settle_outbox.consume.inbox import count_attempt, forget_attempts, record_new, storable
+from settle_outbox.consume.inbox import count_attempt, forget_attempts, record_new
 from settle_outbox.consume.records import INVALID_DATA
-from settle_outbox.errors import SettleError
+from settle_outbox.errors import SettleError, describe_error
 from settle_outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
 from settle_outbox.storage.sequences import generated_key_behind
 from settle_outbox.storage.sqlstate import (
@@ -46,7 +46,6 @@ log = structlog.get_logger(__name__)
 _TIMEOUT_WAIT_S = 1.0
 _PROBE_FIRST_S = 1.0
 _PROBE_MAX_S = 60.0
-_DETAIL_MAX_LENGTH = 2_000
 _DOUBLINGS_MAX = 30  # keeps 2 ** n from overflowing
 
 
@@ -183,7 +182,7 @@ class FailureHandling:
                     session,
                     subscription.key,
                     error=_kind_of(error),
-                    detail=f"event {event.id}: {one_line(error)}",
+                    detail=f"event {event.id}: {describe_error(error)}",
                     limit=self._limits.brake_failures,
                 )
             if not stopped:
@@ -203,7 +202,7 @@ class FailureHandling:
             limit, first_s = self._limits.timeout_attempts, _TIMEOUT_WAIT_S
         else:
             return None
-        attempt = count_attempt(session, event.id, reason_of(error), one_line(error))
+        attempt = count_attempt(session, event.id, reason_of(error), describe_error(error))
         if attempt >= limit:
             return None
         wait_s: float = min(RETRY_WAIT_MAX_S, first_s * 2 ** min(attempt - 1, _DOUBLINGS_MAX))
@@ -215,7 +214,7 @@ class FailureHandling:
             attempt=attempt,
             of=limit,
             wait_s=wait_s,
-            error=one_line(error),
+            error=describe_error(error),
         )
         return Wait(wait_s, f"event {event.id} waits for attempt {attempt + 1} of {limit}")
 
@@ -252,9 +251,9 @@ def raise_if_database_failed(error: BaseException, run: HandlerRun) -> None:
         if isinstance(cause, DBAPIError) and any(cause.orig is each for each in transient):
             raise cause
         if any(cause is each for each in transient):
-            raise TransientDatabaseError(one_line(cause)) from cause
+            raise TransientDatabaseError(describe_error(cause)) from cause
     if transient and run.is_broken:
-        raise TransientDatabaseError(one_line(transient[0])) from error
+        raise TransientDatabaseError(describe_error(transient[0])) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -307,12 +306,12 @@ def _park(session: Session, item: Parsed, error: BaseException) -> None:
     An event that its schema refused is not recorded: the same event, sent right, is applied.
     """
     if item.failure is not None:
-        write_dead_letter(session, item.record, item.event, INVALID_DATA, one_line(error))
+        write_dead_letter(session, item.record, item.event, INVALID_DATA, describe_error(error))
         return
     if item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
         forget_attempts(session, [item.event.id])
-    write_dead_letter(session, item.record, item.event, reason_of(error), one_line(error))
+    write_dead_letter(session, item.record, item.event, reason_of(error), describe_error(error))
 
 
 def _wait_of(error: Retry) -> float:
@@ -336,15 +335,6 @@ def _kind_of(error: BaseException) -> str:
     name = f"{type(raised).__module__}.{type(raised).__qualname__}"
     code = sqlstate_of(error)
     return f"{name} ({code})" if code else name
-
-
-def one_line(error: BaseException) -> str:
-    """Return the class and the first line of an error, as a text column can hold it."""
-    try:
-        lines = str(error).splitlines()
-    except Exception:  # noqa: BLE001 - an error whose text cannot be made is an error as well
-        lines = ["its text cannot be made"]
-    return storable(f"{type(error).__name__}: {lines[0][:_DETAIL_MAX_LENGTH] if lines else ''}")
 
 
 def _log_failure(name: str, item: Parsed, error: BaseException) -> None:

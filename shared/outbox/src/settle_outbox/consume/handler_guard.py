@@ -98,7 +98,7 @@ class ActiveClock(threading.Thread):
 
     def run(self) -> None:
         """Tick until the process ends."""
-        repeat("consumer.clock", self._tick)
+        repeat(self._tick, failed_event="consumer.clock_failed")
 
     def _tick(self) -> None:
         time.sleep(_TICK_S)

@@ -62,7 +62,7 @@ def _connection(settings: Settings, client_id: str) -> dict[str, Any]:
         "receive_message_max_bytes": RECEIVE_MAX_BYTES,
         # A bootstrap name with several addresses is tried at each of them.
         "client_dns_lookup": "use_all_dns_ips",
-        # RunQuery each broker which versions it speaks.
+        # None asks each broker for the versions that it supports.
         "api_version": None,
     }
 

@@ -1,4 +1,4 @@
-"""Notice that a topic or the whole cluster was replaced, and send the events again."""
+"""Detect that a topic or the whole cluster was replaced, and send its events again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RECORD_CHANGE = text(
 
 _CLUSTERS = text("SELECT cluster_id, noted_at FROM outbox_clusters ORDER BY noted_at DESC")
 
-# The newest one is the current one, even after the clock was set back.
+# The newest row is the current cluster, even if the clock was set back.
 _RECORD_CLUSTER = text(
     """
     INSERT INTO outbox_clusters (cluster_id, noted_at)
@@ -47,12 +47,12 @@ _RECORD_CLUSTER = text(
     """
 )
 
-# Waiting for every shard takes longer than a batch may; so does a piece of a replay.
+# Locking all shards, or a piece of a replay, takes longer than a batch may take.
 _RAISE_TIMEOUTS = text("SET LOCAL lock_timeout = 20000; SET LOCAL statement_timeout = 60000")
 
 
 class ClusterLeftError(FatalError):
-    """The outbox was moved to another Kafka cluster, and this relay is connected to an old one."""
+    """The outbox was moved to another Kafka cluster, but this relay is connected to an old one."""
 
 
 class RecordedTopic(NamedTuple):
@@ -67,9 +67,9 @@ class Destination:
     """Where a relay is about to send events.
 
     Args:
-        cluster_id: the Kafka cluster; None for the embedded broker.
-        topic_ids: the broker's id of each topic (KIP-516).
-        aggregatetypes: of the events of each topic.
+        cluster_id: id of the Kafka cluster, or None for the embedded broker.
+        topic_ids: the broker's id of each topic (KIP-516), by topic.
+        aggregatetypes: the aggregatetype of each topic's events, by topic.
     """
 
     cluster_id: str | None
@@ -79,11 +79,12 @@ class Destination:
 
 @dataclass(slots=True)
 class RecordedTopics:
-    """What `record_topics` found.
+    """The result of `record_topics`.
 
     Args:
-        noted_at: when each topic was noted; another list means that producers are out of date.
-        queued: how many events of each lost topic were put in line again.
+        noted_at: when each topic was recorded. If this list changes, existing producers are out of
+            date.
+        queued: the number of events that are pending again, by lost topic.
     """
 
     noted_at: list[datetime]
@@ -96,15 +97,15 @@ def record_topics(
     window: timedelta,
     on_piece: Callable[[], None] = lambda: None,
 ) -> RecordedTopics:
-    """Note the cluster and the topics' ids; put the events of a replaced topic in line again.
+    """Record the cluster and the topics' ids. Make the events of a replaced topic pending again.
 
-    One transaction does all of it and holds every shard. So no later event of a key overtakes those
-    that are sent again, and a relay that comes second finds the new ids noted.
+    One transaction does both and locks all shards. So no later event of a key overtakes the events
+    that are sent again. If two relays do this, the second one finds the ids recorded.
 
     Args:
         connection: in a transaction.
         destination: as the broker describes it now.
-        window: how far back events are sent again.
+        window: age of the oldest event to send again.
         on_piece: called before each statement of a replay.
 
     Raises:
@@ -131,9 +132,9 @@ def record_topics(
 
 
 def lock_topics(connection: Connection) -> dict[str, RecordedTopic]:
-    """Return the noted topics, and lock them until the caller's transaction ends.
+    """Return the recorded topics by name, and lock them until the caller's transaction ends.
 
-    No relay can connect meanwhile: each notes its topics first.
+    Until then no relay can connect, because each one records its topics first.
     """
     return {
         row.topic: RecordedTopic(row.topic_id, row.noted_at)
@@ -142,7 +143,7 @@ def lock_topics(connection: Connection) -> dict[str, RecordedTopic]:
 
 
 def record_change(connection: Connection, topics: Iterable[str]) -> None:
-    """Note that topics have changed: relays send nothing more until they have a new producer."""
+    """Record that topics have changed. Relays send nothing until they have a new producer."""
     connection.execute(_RECORD_CHANGE, {"topics": list(topics)})
 
 
@@ -168,13 +169,13 @@ def _record_cluster(connection: Connection, cluster_id: str | None) -> None:
         raise ClusterLeftError(
             f"This relay is connected to Kafka cluster {cluster_id}, but since "
             f"{clusters[0].noted_at:%Y-%m-%d %H:%M:%S%z} the outbox is sent to cluster {known[0]}. "
-            "All relays of an outbox must use one cluster: correct KAFKA_BOOTSTRAP_SERVERS. If you "
-            f"moved back to {cluster_id} on purpose, stop the relays on {known[0]}, run "
-            f"{_forget_cluster(cluster_id)} in this database, and start the relay again: it then "
-            "sends the events of the last REPLAY_WINDOW_S again."
+            "All relays of an outbox must use one cluster. Correct KAFKA_BOOTSTRAP_SERVERS. If you "
+            f"moved back to {cluster_id} on purpose: stop the relays on {known[0]}, run "
+            f"{_forget_cluster(cluster_id)} in this database, and start this relay. It then sends "
+            "the events of the last REPLAY_WINDOW_S again."
         )
 
 
 def _forget_cluster(cluster_id: str) -> str:
-    """Return the statement by which an operator allows a cluster again."""
+    """Return the SQL statement with which an operator allows a cluster again."""
     return f"DELETE FROM outbox_clusters WHERE cluster_id = '{cluster_id}'"  # noqa: S608 - for a person to run

@@ -117,7 +117,7 @@ class DeadlineWatcher(threading.Thread):
 
     def run(self) -> None:
         """Check the deadlines until the process ends."""
-        repeat("database.deadlines", self._check)
+        repeat(self._check, failed_event="database.deadlines_failed")
 
     def _check(self) -> None:
         time.sleep(_CHECK_EVERY_S)

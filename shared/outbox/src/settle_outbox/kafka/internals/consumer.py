@@ -107,7 +107,7 @@ def _read_batches_or_say_where(
     try:
         yield from _read_batches(part, partition, batches, *deserializers)
     except Exception as error:
-        # Without drain(), the fetcher would run_query this part for records forever.
+        # Without drain(), the fetcher would ask this part for records forever.
         part.drain()
         raise UnreadableBatchError(
             partition,
