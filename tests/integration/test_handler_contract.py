@@ -689,7 +689,7 @@ def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
     def drop(_name: str) -> None:
         ask(f"INSERT INTO inbox_horizon VALUES ('{uuid7()}') ON CONFLICT DO NOTHING")
 
-    monkeypatch.setattr("settle_outbox.consume.applier.failpoint", drop)
+    monkeypatch.setattr("settle_outbox.consume.batch_transaction.failpoint", drop)
     apply_one = make_applier(number_service(handler(lambda _session, _number: None)), engine)
     apply_one.apply([record])
 

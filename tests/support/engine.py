@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from settle_outbox import Service
 from settle_outbox.consume import (
     applier,
+    batch_transaction,
     consumed_topics,
     consumer,
     failures,
+    handler_call,
     partition_reader,
     paused_partitions,
 )
@@ -77,9 +79,9 @@ class World:
         monkeypatch.setattr(consumer, "make_sessions", lambda *_, **__: self.database)
         monkeypatch.setattr(consumer, "notify_after_commit", lambda *_: None)
         monkeypatch.setattr(
-            applier, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
+            batch_transaction, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
         )
-        monkeypatch.setattr(applier, "guarded", lambda *_: nullcontext())
+        monkeypatch.setattr(handler_call, "guarded", lambda *_: nullcontext())
 
     def _settings(self, **changed: Any) -> Settings:
         return _NOWHERE.settings("orders", **changed)

@@ -120,7 +120,7 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
     consumer.error = None
     clock[0] += 1
     poll(reader, consumer)
-    clock[0] += partition_reader.SOUND_AFTER_S + 1
+    clock[0] += partition_reader.READABLE_AFTER_S + 1
 
     poll(reader, consumer)
 
