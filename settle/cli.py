@@ -38,8 +38,8 @@ from settle_outbox.cli.command import (
     EXPECTED,
     Group,
     fail,
+    report_errors,
     sentence,
-    told_in_a_sentence,
     version_option,
 )
 from settle_outbox.errors import SettleError
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 @main.command()
-@told_in_a_sentence
+@report_errors
 def up() -> None:
     r"""Start everything, and return when all of it is ready.
 
@@ -121,7 +121,7 @@ Try next:
 
 
 @main.command()
-@told_in_a_sentence
+@report_errors
 def down() -> None:
     r"""Stop everything. What is stored stays; orders in flight settle after the next start.
 
@@ -136,7 +136,7 @@ def down() -> None:
 
 @main.command(epilog="Exit codes: 0 all ready; 1 something is not; 2 wrong usage; 3 nothing runs.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
+@report_errors
 def status(*, as_json: bool) -> None:
     r"""Show every process: state, pid, uptime, address.
 
@@ -154,7 +154,7 @@ def status(*, as_json: bool) -> None:
 
 
 @main.command()
-@told_in_a_sentence
+@report_errors
 def demo() -> None:
     r"""Open an account, deposit, and place two orders: one is paid, one fails for lack of money.
 
@@ -166,7 +166,7 @@ def demo() -> None:
 
 @main.command()
 @click.argument("name", metavar="SERVICE")
-@told_in_a_sentence
+@report_errors
 def database(name: str) -> None:
     r"""Make a database for a service of your own, and print how to reach it and the broker.
 
@@ -206,7 +206,7 @@ def _running() -> Stack:
     help="How long what is under way may take until it counts as wrong.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
+@report_errors
 def audit(second_look_s: float, *, as_json: bool) -> None:
     r"""Reconcile both databases and both topics: is everything delivered and paid exactly once?
 
@@ -247,7 +247,7 @@ def _complete_process(_: click.Context, __: click.Parameter, incomplete: str) ->
     type=click.IntRange(0, 1_000_000),
     help="How many of the last lines to begin with.",
 )
-@told_in_a_sentence
+@report_errors
 def logs(process: str | None, lines: int, *, following: bool) -> None:
     r"""Show what PROCESS has logged, or all of them, merged by time.
 
@@ -278,7 +278,7 @@ def _log_line(line: Line, *, alone: bool) -> str:
 
 @main.command()
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
-@told_in_a_sentence
+@report_errors
 def reset(*, yes: bool) -> None:
     r"""Stop everything and remove all that is kept: accounts, orders, topics, logs.
 
@@ -305,7 +305,7 @@ def _complete_service(_: click.Context, __: click.Parameter, incomplete: str) ->
 @click.option("--quick", is_flag=True, help="Only what keeps the stack from starting; seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for a warning, too.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
+@report_errors
 def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> None:
     r"""Look for what is wrong, and say what to do about it: one line a check.
 

@@ -13,7 +13,7 @@ from settle.databases import why_silent
 from settle.embedded.postgres import SUPERUSER
 from settle.stack import APIS, BROKER, POSTGRES
 from settle.supervisor import POLL_S
-from settle_outbox.runtime.health import read_signs
+from settle_outbox.runtime.health import read_heartbeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,7 +75,7 @@ def _ask_api(stack: Stack, process: Process) -> str | None:
 
 def _read_health(stack: Stack, process: Process) -> str | None:
     service, _, part = process.name.partition("-")
-    signs = read_signs(stack.state.health, f"{HEALTH_NAMES[part]}-{service}").values()
+    signs = read_heartbeats(stack.state.health, f"{HEALTH_NAMES[part]}-{service}").values()
     sign = next(
         (sign for sign in signs if sign and sign.is_local and sign.pid == process.pid), None
     )

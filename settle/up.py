@@ -272,7 +272,7 @@ def _create_topics() -> None:
             for name in SERVICES:
                 admin = make_admin(settings[name], "settle-up")
                 try:
-                    service = load_service(name).with_topic_prefix(settings[name].topic_prefix)
+                    service = load_service(name, settings[name].topic_prefix)
                     ensure_topics(admin, service.published_topics, settings[name])
                 finally:
                     close_quietly(admin)

@@ -29,5 +29,5 @@ SERVICE = Service(
             handle=settle_orders,
         ),
     ),
-    expiries=(remove_expired,),
+    cleanup_jobs=(remove_expired,),
 )

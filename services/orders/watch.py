@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from services.orders.models import CREATED, Order
 from services.orders.settlements import SETTLED_CHANNEL
 from settle_outbox.notifications.listen import Listener
-from settle_outbox.runtime.process import Backoff, Stop
+from settle_outbox.runtime.process import Backoff, OutageEvents, Stop
 from settle_outbox.runtime.threads import repeat
 from shared.web import THREADS, Waiters, register_waiters, session_factory
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 # For how long the listener stays when nobody waits any more, for the next one.
 LINGER_S = 10.0
+
+_DATABASE_EVENTS = OutageEvents(
+    "orders.watch_database_down",
+    "orders.watch_database_still_down",
+    "orders.watch_database_up",
+    refused="orders.watch_database_refused",
+    still_refused="orders.watch_database_still_refused",
+)
 
 
 class Watch(threading.Thread):
@@ -54,13 +62,18 @@ class Watch(threading.Thread):
             Stop(),  # that nobody asks for: no wait is longer than a poll's
             channel=SETTLED_CHANNEL,
             name="orders-watch",
-            told_as="orders",
+            lost_event="orders.listener_lost",
+            back_event="orders.listener_back",
         )
-        self._database = Backoff("orders.watch_database")
+        self._database = Backoff(_DATABASE_EVENTS)
 
     def run(self) -> None:
         """Watch until the process is about to end."""
-        repeat("orders.watch", self._watch_next, is_over=lambda: self._waiters.released)
+        repeat(
+            self._watch_next,
+            failed_event="orders.watch_failed",
+            is_over=lambda: self._waiters.released,
+        )
 
     def _watch_next(self) -> None:
         self._waiters.present.wait()

@@ -1,4 +1,4 @@
-"""Opening accounts, depositing, asking for the balance."""
+"""Opening accounts, depositing, query_runner for the balance."""
 
 from __future__ import annotations
 

@@ -18,5 +18,5 @@ SERVICE = Service(
             handle=charge_orders,
         ),
     ),
-    expiries=(remove_expired,),
+    cleanup_jobs=(remove_expired,),
 )

@@ -127,7 +127,7 @@ def _read(
         elif time.monotonic() - heard_at > SILENCE_S:
             raise AuditError(
                 f"{flow.topic} could not be read to its end: the broker has given nothing for"
-                f" {SILENCE_S:.0f} s. {partitions.describe_held() or 'Look at the broker'}, then"
+                f" {SILENCE_S:.0f} s. {partitions.describe_paused() or 'Look at the broker'}, then"
                 " try again."
             )
     _note_open(reader, ends, scratch, flow, seen)

@@ -260,9 +260,7 @@ def _broker_looks(admin: KafkaAdminClient, settings: Mapping[str, Settings]) -> 
     yield "cluster", partial(broker.check_cluster, admin)
     yield "broker disk", partial(broker.check_disk, admin)
     yield "session time-out", partial(broker.check_consumer_settings, admin)
-    services = {
-        name: load_service(name).with_topic_prefix(of.topic_prefix) for name, of in settings.items()
-    }
+    services = {name: load_service(name, of.topic_prefix) for name, of in settings.items()}
     wanted = {
         topic: settings[name]
         for name, service in services.items()

@@ -48,7 +48,7 @@ class AccessLogWriter:
             self._wanted.set()
 
     def _run(self) -> None:
-        repeat("web.access_log", self._write_next)
+        repeat(self._write_next, failed_event="web.access_log_failed")
 
     def _write_next(self) -> None:
         self._wanted.wait()

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import create_engine
 
-from settle_outbox.publish.lost_topics import ClusterLeftError, Destination, note_topics
+from settle_outbox.publish.lost_topics import ClusterLeftError, Destination, record_topics
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, Delivery, first_appearances
 from support.waiting import wait_until
@@ -35,7 +35,7 @@ def note(engine: Engine, cluster_id: str | None, topic_id: UUID) -> dict[str, in
     """Connect, as a relay does; return how many events of which topic are in line again."""
     destination = Destination(cluster_id, {ORDERS: topic_id}, {ORDERS: "orders"})
     with engine.begin() as connection:
-        return note_topics(connection, destination, HOUR).queued
+        return record_topics(connection, destination, HOUR).queued
 
 
 def test_a_cluster_never_seen_is_noted_and_given_the_events(

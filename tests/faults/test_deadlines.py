@@ -20,11 +20,12 @@ from sqlalchemy.exc import OperationalError
 
 from settle_outbox.consume import consumer
 from settle_outbox.publish import relay
-from settle_outbox.publish.lost_topics import Destination, note_topics
+from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.storage.database import CONNECT_ARGS, make_engine
 from settle_outbox.storage.deadlines import DeadlineWatcher, without_deadline
-from settle_outbox.storage.partitions import DAY, Partitioned, existing_days, maintain
-from settle_outbox.uuid7 import least_id
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import DAY, Partitioned, existing_days
+from settle_outbox.uuid7 import lowest_id
 from support.delivery import ORDERS, order_created, read_health
 from support.frozen_postgres import frozen
 from support.waiting import wait_until
@@ -119,12 +120,12 @@ def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
     slow = Partitioned("outbox", DAY, keep_if="SELECT pg_sleep(2.5) IS NULL")
     with opened(orders_url) as engine:
         with engine.begin() as connection:
-            note_topics(connection, replaced(), window)
+            record_topics(connection, replaced(), window)
         with ThreadPoolExecutor(1) as thread, engine.begin() as again:
             with engine.begin() as holder:
                 holder.execute(text("SELECT FROM outbox_shards FOR UPDATE"))
                 without_deadline(holder)
-                queued = thread.submit(note_topics, again, replaced(), window)
+                queued = thread.submit(record_topics, again, replaced(), window)
                 holder.execute(PAST_DEADLINE)
                 assert not queued.done()
             assert queued.result(timeout=30).queued == {ORDERS: 0}
@@ -137,7 +138,7 @@ def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
                     "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
                     " VALUES (:id, 'orders', 'a', 't', '')"
                 ),
-                {"id": UUID(int=least_id(first + 2 * DAY).int | 7 << 76)},
+                {"id": UUID(int=lowest_id(first + 2 * DAY).int | 7 << 76)},
             )
             connection.commit()
         maintain(engine, slow, now=first + 2 * DAY)

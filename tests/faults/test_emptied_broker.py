@@ -12,6 +12,7 @@ from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
 from settle_outbox.publish.pending import PendingEvent
 from settle_outbox.publish.sender import Sender
+from settle_outbox.service import load_service
 from support.broker import EmbeddedBroker, KafkaBroker, chosen
 from support.delivery import ORDERS, Delivery
 from support.waiting import wait_until
@@ -62,13 +63,13 @@ def test_nothing_is_taken_for_acknowledged_that_the_emptied_broker_dropped(
     delivery = Delivery(payments_url, orders_url, forgetful.bootstrap)
     settings = delivery.settings("orders")
     make_topics(settings)
-    old = Sender(settings, "/orders")
+    old = Sender(settings, load_service("orders"))
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
     forgetful.kill()
     forgetful.forget()
     forgetful.start()
     make_topics(settings)
-    new = Sender(settings, "/orders")
+    new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
     # The same numbers, of producer and of record, as those that the new one has just used.
@@ -86,7 +87,7 @@ def test_a_sender_ends_with_its_connection(
 ) -> None:
     settings = Delivery(payments_url, orders_url, forgetful.bootstrap).settings("orders")
     make_topics(settings)
-    sender = Sender(settings, "/orders")
+    sender = Sender(settings, load_service("orders"))
     assert len(sender.send(events("key", 1)).acknowledged) == 1
     assert not sender.stopped
     forgetful.kill()

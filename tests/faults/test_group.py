@@ -25,7 +25,7 @@ def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
 ) -> None:
     """The embedded broker waits for such a member without end, whoever comes after it."""
     delivery = embedded_delivery
-    monkeypatch.setattr(consumer, "JOIN_STUCK_S", 5.0)
+    monkeypatch.setattr(consumer, "EMBEDDED_JOIN_TIMEOUT_S", 5.0)
     delivery.produce("orders.events", Record(b"{}", headers=[]))
     joining = make_consumer(delivery.settings("payments"), "payments")
     joining.subscribe(["orders.events"])
@@ -46,7 +46,7 @@ def test_a_lost_answer_to_a_join_ends_in_another_join_and_keeps_the_offsets(
     proxied: Proxied, proxied_delivery: Delivery, monkeypatch: pytest.MonkeyPatch, answered: int
 ) -> None:
     delivery = proxied_delivery
-    monkeypatch.setattr(consumer, "JOIN_STUCK_S", 0.5)  # for the embedded broker alone
+    monkeypatch.setattr(consumer, "EMBEDDED_JOIN_TIMEOUT_S", 0.5)  # for the embedded broker alone
     monkeypatch.setattr(consumer, "JOIN_TIMEOUT_S", 8.0)
     with proxied.failing(lambda _: None) as proxy:
         delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(20)])

@@ -46,7 +46,7 @@ def test_one_that_is_frozen_fails_its_check_and_passes_it_when_it_turns_again(
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
     code, told = check(process, tmp_path)
-    assert (code, "has given no sign of life" in told) == (1, True), told
+    assert (code, "has written no heartbeat" in told) == (1, True), told
 
 
 def test_of_two_relays_the_one_that_is_frozen_or_killed_is_told(
@@ -83,6 +83,6 @@ def test_one_that_waits_for_its_broker_is_well(delivery: Delivery, tmp_path: Pat
 def test_no_sign_of_life_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert check("outbox-relay", None)[0] == 1
     assert "HEALTH_DIR is not set" in check("outbox-relay", None)[1]
-    assert "has given no sign of life" in check("outbox-relay", tmp_path)[1]
+    assert "has written no heartbeat" in check("outbox-relay", tmp_path)[1]
     (tmp_path / "outbox-relay-orders.host.1.json").write_text(json.dumps({"pid": "?"}))
     assert "cannot be read" in check("outbox-relay", tmp_path)[1]

@@ -16,8 +16,8 @@ from sqlalchemy.exc import OperationalError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, count_partitions, ensure_topics
 from settle_outbox.publish import partition_count
-from settle_outbox.publish.lost_topics import Destination, note_change, note_topics
-from settle_outbox.publish.partition_count import PartitionsError, raise_partitions
+from settle_outbox.publish.lost_topics import Destination, record_change, record_topics
+from settle_outbox.publish.partition_count import PartitionsError, add_partitions
 from settle_outbox.publish.pending import lock_shards, read_pending
 from settle_outbox.service import load_service
 from support.broker import KAFKA, chosen
@@ -48,7 +48,7 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
 def raise_to(delivery: Delivery, admin: KafkaAdminClient, count: int) -> None:
     engine = create_engine(delivery.orders_url)
     try:
-        raise_partitions(engine, admin, load_service("orders"), count)
+        add_partitions(engine, admin, load_service("orders"), count)
     finally:
         engine.dispose()
 
@@ -198,11 +198,11 @@ def test_a_relay_whose_producer_is_older_than_the_change_reads_no_events(orders_
     engine = create_engine(orders_url)
     destination = Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
     with engine.begin() as connection:
-        before = note_topics(connection, destination, window=_HOUR).noted_at
+        before = record_topics(connection, destination, window=_HOUR).noted_at
     with engine.begin() as connection:
-        note_change(connection, [ORDERS])
+        record_change(connection, [ORDERS])
     with engine.begin() as connection:
-        after = note_topics(connection, destination, window=_HOUR).noted_at
+        after = record_topics(connection, destination, window=_HOUR).noted_at
 
     with engine.begin() as connection:
         shards = lock_shards(connection, 16)
@@ -220,7 +220,7 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
     engine = create_engine(orders_url)
     destination = Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
     with engine.begin() as connection:
-        note_topics(connection, destination, window=_HOUR)
+        record_topics(connection, destination, window=_HOUR)
     seen: list[object] = []
 
     def look(*_: object) -> list[str]:
@@ -228,13 +228,13 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
             seen.append(lock_shards(relay, 16))
             relay.execute(text("SET LOCAL lock_timeout = 100"))
             with pytest.raises(OperationalError, match="lock timeout"):
-                note_topics(relay, destination, window=_HOUR)
+                record_topics(relay, destination, window=_HOUR)
         return []
 
     monkeypatch.setattr(partition_count, "is_embedded", lambda _: False)
     monkeypatch.setattr(partition_count, "_find_lower", look)
 
-    raise_partitions(engine, None, load_service("orders"), 12)
+    add_partitions(engine, None, load_service("orders"), 12)
 
     assert seen == [[]]
     engine.dispose()

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from settle_outbox.publish import replay
-from settle_outbox.publish.lost_topics import Destination, note_topics
+from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.publish.pending import lock_shards
 from settle_outbox.publish.relay import Relay
 from settle_outbox.publish.replay import queue_again
@@ -90,13 +90,13 @@ def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
             raise ConnectionError
 
     with engine.begin() as connection:
-        note_topics(connection, first, DAY)
+        record_topics(connection, first, DAY)
     with pytest.raises(ConnectionError), engine.begin() as connection:
-        note_topics(connection, second, DAY, die)
+        record_topics(connection, second, DAY, die)
     assert sent.pending("orders") == 0
 
     with engine.begin() as connection:
-        assert note_topics(connection, second, DAY).queued == {ORDERS: EVENTS}
+        assert record_topics(connection, second, DAY).queued == {ORDERS: EVENTS}
 
 
 def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(

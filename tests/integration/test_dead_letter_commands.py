@@ -14,7 +14,7 @@ from settle_outbox.cli.inbox import main
 from settle_outbox.service import load_service
 from support.delivery import headers
 from support.environ import environment
-from support.handling import handler_engine, make_applier
+from support.number_service import handler_engine, make_applier
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

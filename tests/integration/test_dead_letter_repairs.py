@@ -26,7 +26,7 @@ from settle_outbox.consume.dead_letters import (
 from settle_outbox.consume.repair_requests import Action, Answer, Order, add_request
 from settle_outbox.consume.repairs import Repaired, Repairs
 from settle_outbox.storage.database import make_sessions
-from support.handling import (
+from support.number_service import (
     empty,
     handler_engine,
     make_applier,

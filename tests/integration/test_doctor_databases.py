@@ -18,8 +18,9 @@ from uuid_utils.compat import uuid7
 
 from settle.doctor import background, clocks, database, pooling, sessions, upkeep
 from settle_outbox.storage.database import connect_autocommit
-from settle_outbox.storage.partitions import DAY, inbox_partitions, maintain, outbox_partitions
-from settle_outbox.uuid7 import least_id
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import DAY, inbox_partitions, outbox_partitions
+from settle_outbox.uuid7 import lowest_id
 from shared.migrations import CONFIG_FILE
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
@@ -360,7 +361,7 @@ def test_the_horizon_of_the_inbox(
     doctor: Doctor, run: Callable[[str], None], days: int, verdict: str, found: str
 ) -> None:
     assert doctor.verdict("orders horizon")[0] == "ok"
-    run(f"INSERT INTO inbox_horizon VALUES ('{least_id(datetime.now(UTC) + days * DAY)}')")
+    run(f"INSERT INTO inbox_horizon VALUES ('{lowest_id(datetime.now(UTC) + days * DAY)}')")
 
     how, what = doctor.verdict("orders horizon")
 

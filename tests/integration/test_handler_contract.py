@@ -22,7 +22,7 @@ from uuid_utils.compat import uuid7
 
 import settle_outbox as outbox
 from settle_outbox import Event, Outcome, Retry, Service, Subscription, Verdict
-from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits, KeyCollisionError
+from settle_outbox.consume.failures import HandlerLimits, KeyCollisionError, TransientDatabaseError
 from settle_outbox.storage.sqlstate import sqlstate_of
 from support.number_service import (
     TOPIC,
@@ -413,7 +413,7 @@ def test_an_error_after_a_swallowed_deadlock_parks_nothing(
             rows = session.execute(text("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$"))
         list(rows)
 
-    with pytest.raises(DatabaseTroubleError):
+    with pytest.raises(TransientDatabaseError):
         apply(engine, handler(act), 0)
 
     assert ask("SELECT count(*) FROM dead_letters") == [0]
@@ -689,7 +689,7 @@ def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
     def drop(_name: str) -> None:
         ask(f"INSERT INTO inbox_horizon VALUES ('{uuid7()}') ON CONFLICT DO NOTHING")
 
-    monkeypatch.setattr("settle_outbox.consume.applier.failpoint", drop)
+    monkeypatch.setattr("settle_outbox.consume.batch_transaction.failpoint", drop)
     apply_one = make_applier(number_service(handler(lambda _session, _number: None)), engine)
     apply_one.apply([record])
 

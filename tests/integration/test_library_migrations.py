@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from settle_outbox.storage import migrations, tables
-from settle_outbox.storage.partitions import inbox_partitions, maintain, outbox_partitions
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import inbox_partitions, outbox_partitions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,17 +22,16 @@ from uuid_utils.compat import uuid7
 import settle_outbox as outbox
 from settle_outbox import Event
 from settle_outbox.consume.circuit_breaker import read_state
-from settle_outbox.storage import partitions
-from settle_outbox.storage.catalog import asking
+from settle_outbox.storage import partition_maintenance
+from settle_outbox.storage.catalog import query_runner
+from settle_outbox.storage.partition_maintenance import Maintenance, maintain
 from settle_outbox.storage.partitions import (
-    Maintenance,
     inbox_partitions,
-    maintain,
     outbox_partitions,
     retention_time,
     wanted_days,
 )
-from settle_outbox.uuid7 import least_id
+from settle_outbox.uuid7 import lowest_id
 from shared.migrations import upgrade
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def horizon(connection: Connection) -> UUID | None:
 
 def id_at(moment: datetime, number: int = 0) -> UUID:
     """A UUIDv7 of that moment."""
-    return UUID(int=least_id(moment).int | 0x7 << 76 | 0b10 << 62 | number)
+    return UUID(int=lowest_id(moment).int | 0x7 << 76 | 0b10 << 62 | number)
 
 
 def add(engine: Engine, *ids: UUID) -> None:
@@ -173,7 +172,7 @@ def test_what_is_past_retention_goes_unless_it_is_still_to_be_sent(engine: Engin
         maintain(engine, INBOX, at)
         assert (days(engine, "outbox")[0], days(engine, "inbox")[0]) == (outbox_from, inbox_from)
     # The horizon stands where the inbox begins, in one row.
-    assert query(engine, "SELECT before FROM inbox_horizon") == [least_id(midnight + 2 * DAY)]
+    assert query(engine, "SELECT before FROM inbox_horizon") == [lowest_id(midnight + 2 * DAY)]
     assert query(engine, "SELECT id FROM outbox ORDER BY id LIMIT 1") == [unsent]
 
     query(engine, "DELETE FROM outbox_pending")
@@ -251,7 +250,7 @@ def set_database_clock(engine: Engine, ahead: str) -> None:
 def set_process_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
     """Make the process's clock, as the engine reads it, tell another time."""
     monkeypatch.setattr(
-        partitions,
+        partition_maintenance,
         "time",
         SimpleNamespace(time=lambda: time.time() + ahead.total_seconds(), monotonic=time.monotonic),
     )
@@ -313,7 +312,7 @@ def test_ids_from_the_future_and_of_other_forms_drop_nothing(
         id_at(NOON + 4000 * DAY),
         UUID("ffffffff-ffff-7fff-bfff-ffffffffffff"),
         UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11"),
-        UUID(int=least_id(NOON + 39 * DAY).int | 4 << 76),  # no UUIDv7
+        UUID(int=lowest_id(NOON + 39 * DAY).int | 4 << 76),  # no UUIDv7
     ]
     put(engine, partitioned, id_at(NOON), *forged)
 
@@ -347,14 +346,14 @@ def test_the_horizon_is_never_past_the_databases_clock_less_the_retention(engine
 
         with engine.connect() as connection:
             begins = horizon(connection)
-        assert begins is None or begins <= least_id(NOON + day * DAY - INBOX.retention)
+        assert begins is None or begins <= lowest_id(NOON + day * DAY - INBOX.retention)
     assert begins is not None
 
 
 def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine: Engine) -> None:
     dropped_at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
-    future = least_id(datetime.now(UTC) + 10 * DAY)
-    query(engine, f"INSERT INTO inbox_horizon VALUES ('{future}'), ('{least_id(NOON)}')")
+    future = lowest_id(datetime.now(UTC) + 10 * DAY)
+    query(engine, f"INSERT INTO inbox_horizon VALUES ('{future}'), ('{lowest_id(NOON)}')")
     (statements,) = re.findall(
         r"```sql\n(BEGIN;\nDELETE FROM inbox_horizon;.*?)```",
         HOW_TO.read_text(encoding="utf-8"),
@@ -366,7 +365,7 @@ def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine:
     with engine.connect() as connection:
         connection.exec_driver_sql(statements.replace(moment, dropped_at.isoformat()))
 
-    assert query(engine, "SELECT before FROM inbox_horizon") == [least_id(dropped_at)]
+    assert query(engine, "SELECT before FROM inbox_horizon") == [lowest_id(dropped_at)]
 
 
 @BOTH
@@ -377,7 +376,7 @@ def test_what_is_asked_of_a_large_table_is_answered_by_its_index(
     plans: list[str] = []
     with engine.connect() as connection:
         connection.exec_driver_sql("SET enable_seqscan = off; SET enable_sort = off")
-        ask = asking(connection)
+        ask = query_runner(connection)
 
         def explain(query: str, parameters: Mapping[str, object]) -> Sequence[Sequence[object]]:
             if "LIMIT 1" in query:
@@ -400,7 +399,7 @@ def test_partitions_of_other_names_and_bounds_are_left_alone_and_told(
 ) -> None:
     table = partitioned.table
     maintain(engine, partitioned, NOON - 60 * DAY)
-    low, high = least_id(NOON - 100 * DAY), least_id(NOON - 99 * DAY)
+    low, high = lowest_id(NOON - 100 * DAY), lowest_id(NOON - 99 * DAY)
     query(
         engine,
         "CREATE SCHEMA archive;"
@@ -411,7 +410,7 @@ def test_partitions_of_other_names_and_bounds_are_left_alone_and_told(
         f"CREATE TABLE {table}_p20319999 PARTITION OF {table}"
         f" FOR VALUES FROM ('{low}') TO ('{high}');"
         f"CREATE TABLE {table}_p20310101 PARTITION OF {table}"
-        f" FOR VALUES FROM ('{high}') TO ('{least_id(NOON - 98 * DAY)}');",
+        f" FOR VALUES FROM ('{high}') TO ('{lowest_id(NOON - 98 * DAY)}');",
     )
     put(engine, partitioned, id_at(NOON))
 
@@ -442,7 +441,7 @@ def test_a_day_that_a_foreign_partition_covers_is_told_and_the_others_are_made(
     query(
         engine,
         f"CREATE TABLE {table}_march PARTITION OF {table} FOR VALUES"
-        f" FROM ('{least_id(NOON)}') TO ('{least_id(NOON + DAY)}')",
+        f" FROM ('{lowest_id(NOON)}') TO ('{lowest_id(NOON + DAY)}')",
     )
 
     with capture_logs() as lines:
@@ -521,7 +520,7 @@ def test_made_and_dropped_partitions_are_logged_by_static_names(engine: Engine) 
 def test_rows_are_moved_in_pieces_with_signs_of_life_in_between(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "MOVE_ROWS", 10)
+    monkeypatch.setattr(partition_maintenance, "MOVE_ROWS", 10)
     ids = [id_at(NOON, number) for number in range(35)]
     add(engine, *ids)
     beats: list[None] = []
@@ -536,12 +535,12 @@ def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maintenance = Maintenance(engine, OUTBOX, beat=lambda: None)
-    monkeypatch.setattr(partitions, "read_partitions", lambda *_: 1 / 0)
+    monkeypatch.setattr(partition_maintenance, "read_partitions", lambda *_: 1 / 0)
 
     with capture_logs() as lines:
         maintenance.run()
 
-    assert maintenance.trouble == "partition upkeep failed: outbox"
+    assert maintenance.problem == "partition upkeep failed: outbox"
     assert not maintenance.is_due
     (told,) = lines
     assert (told["event"], type(told["exc_info"])) == (

@@ -19,7 +19,7 @@ from settle_outbox.publish.outbox import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES, Even
 from settle_outbox.publish.pending import BATCH_MAX_BYTES, lock_shards, read_pending
 from settle_outbox.runtime.health import StuckError, check_health
 from settle_outbox.trace import Trace
-from settle_outbox.uuid7 import least_id
+from settle_outbox.uuid7 import lowest_id
 from support.delivery import ORDERS, Delivery, first_appearances, header
 from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
@@ -418,7 +418,7 @@ def test_events_are_sent_though_partitions_cannot_be_maintained(
 ) -> None:
     """A partition of another name, one that overlaps, and a table that has a day's name."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    low, high = least_id(today - timedelta(days=1)), least_id(today + timedelta(hours=1))
+    low, high = lowest_id(today - timedelta(days=1)), lowest_id(today + timedelta(hours=1))
     delivery.query(
         "orders",
         f"CREATE TABLE outbox_p20250101_old PARTITION OF outbox"

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from settle_outbox.storage import sequences
-from settle_outbox.storage.catalog import asking
+from settle_outbox.storage.catalog import query_runner
 from settle_outbox.storage.sequences import find_behind, generated_key_behind
 from shared.migrations import upgrade
 
@@ -53,7 +53,7 @@ def behind(engine: Engine) -> dict[str, tuple[int, int]]:
     with engine.connect() as connection:
         return {
             f"{each.table}.{each.column}": (each.next_value, each.maximum)
-            for each in find_behind(asking(connection))
+            for each in find_behind(query_runner(connection))
         }
 
 
@@ -75,7 +75,7 @@ def test_a_sequence_that_was_restarted_is_named_with_the_statement_that_mends_it
     run(engine, "ALTER SEQUENCE transfers_id_seq RESTART WITH 2")
 
     with engine.connect() as connection:
-        (found,) = find_behind(asking(connection))
+        (found,) = find_behind(query_runner(connection))
     assert (found.sequence, found.next_value, found.maximum) == ("transfers_id_seq", 2, 3)
     run(engine, found.remedy)
     assert behind(engine) == {}
@@ -161,6 +161,6 @@ def test_what_may_not_be_read_is_left_out(engine: Engine) -> None:
         with engine.connect() as connection:
             connection.execute(text("SET ROLE sequences_stranger"))
 
-            assert find_behind(asking(connection)) == []
+            assert find_behind(query_runner(connection)) == []
     finally:
         run(engine, "DROP ROLE sequences_stranger")

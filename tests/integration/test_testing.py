@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 import settle_outbox as outbox
 from settle_outbox import Event, Outcome, Retry, Verdict
 from settle_outbox.consume.handler_guard import NotGuardableError, TransactionEndedError
-from settle_outbox.testing import GUARDABLE, Recorded, apply
+from settle_outbox.testing import GUARDABLE, HandlerResult, apply
 from settle_outbox.trace import Trace
 from support.number_service import NUMBER, Effect, empty, number_service, write_down
 
@@ -66,7 +66,7 @@ def numbers(session: Session) -> Sequence[int]:
 def test_an_event_is_applied_in_the_tests_transaction(engine: Engine, session: Session) -> None:
     recorded = apply(number_service(handler()), session, number_event(1))
 
-    assert recorded == Recorded(Outcome.APPLIED)
+    assert recorded == HandlerResult(Outcome.APPLIED)
     assert numbers(session) == [1, ARRANGED]
     session.rollback()
     assert numbers(session) == []
@@ -100,10 +100,10 @@ def test_a_topic_may_have_any_name(session: Session) -> None:
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        (number_event(1, type="other"), Recorded(Outcome.SKIPPED)),
+        (number_event(1, type="other"), HandlerResult(Outcome.SKIPPED)),
         (
             number_event("x"),
-            Recorded(
+            HandlerResult(
                 Outcome.PARKED,
                 "invalid_data",
                 "The data does not fit number: {'number': ['Not a valid integer.']}.",
@@ -112,7 +112,7 @@ def test_a_topic_may_have_any_name(session: Session) -> None:
     ],
 )
 def test_the_handler_is_not_called_for_other_events(
-    session: Session, event: Event, expected: Recorded
+    session: Session, event: Event, expected: HandlerResult
 ) -> None:
     recorded = apply(number_service(handler()), session, event)
 
@@ -126,7 +126,7 @@ def test_a_verdict_is_told(session: Session, outcome: Outcome) -> None:
 
     recorded = apply(number_service(judging), session, number_event(1))
 
-    assert recorded == Recorded(outcome, "odd", "It is odd.")
+    assert recorded == HandlerResult(outcome, "odd", "It is odd.")
 
 
 def fail(session: Session, _: ReceivedEvent) -> None:
@@ -215,7 +215,7 @@ def test_in_such_a_savepoint_events_are_applied(engine: Engine) -> None:
 
         recorded = apply(number_service(handler()), session, number_event(1))
 
-        assert recorded == Recorded(Outcome.APPLIED)
+        assert recorded == HandlerResult(Outcome.APPLIED)
         session.commit()
         assert numbers(session) == [1]
 

@@ -26,7 +26,7 @@ from settle_outbox.consume.handler_guard import GUARDABLE
 from settle_outbox.publish.pending import lock_shards, mark_sent, read_pending
 from settle_outbox.publish.sender import Sender
 from settle_outbox.service import load_service
-from settle_outbox.uuid7 import least_id
+from settle_outbox.uuid7 import lowest_id
 from support.delivery import ORDERS, PARTITIONS, PAYMENTS
 from support.web import open_app
 
@@ -43,7 +43,7 @@ ALL = 1_000_000
 LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=10, brake_failures=20)
 
 # Ids below this one are older than what the inboxes know.
-BEGINS_AT = least_id(datetime.now(UTC) - timedelta(days=1))
+BEGINS_AT = lowest_id(datetime.now(UTC) - timedelta(days=1))
 
 # What refuses changes is asked to look away, for the next example to find nothing.
 _ENGINE_TABLES = (
@@ -179,7 +179,6 @@ class System:
 
     def relay(self, service: str, count: int, *, mark: bool) -> list[ConsumerRecord]:
         """Send the oldest unsent events, as the relay does; unmarked, it died after sending."""
-        source = load_service(service).source
         with (
             patch.multiple(
                 "settle_outbox.publish.sender",
@@ -190,9 +189,9 @@ class System:
         ):
             shards = lock_shards(connection, ALL)
             events = read_pending(connection, shards, ALL, [])[:count] if shards else []
-            # There is no broker, so no other setting is read.
-            settings = cast("Settings", SimpleNamespace(topic_prefix=""))
-            sent = Sender(settings, source).send(events)
+            # There is no broker, so no setting is read.
+            settings = cast("Settings", SimpleNamespace())
+            sent = Sender(settings, load_service(service)).send(events)
             assert sent.error is None
             if mark:
                 mark_sent(connection, sent.acknowledged)

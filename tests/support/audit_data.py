@@ -14,8 +14,9 @@ from sqlalchemy import create_engine, text
 from uuid_utils.compat import uuid7
 
 from settle.audit import Report, audit
-from settle_outbox.storage.partitions import DAY, maintain, outbox_partitions
-from settle_outbox.uuid7 import least_id
+from settle_outbox.storage.partition_maintenance import maintain
+from settle_outbox.storage.partitions import DAY, outbox_partitions
+from settle_outbox.uuid7 import lowest_id
 from support.delivery import Delivery
 from support.waiting import wait_until
 
@@ -130,7 +131,7 @@ def of_long_ago(delivery: Delivery, user_id: UUID) -> None:
 
 def least(moment: datetime) -> UUID:
     """An id of that moment that is no other."""
-    made, begin = uuid7(), least_id(moment)
+    made, begin = uuid7(), lowest_id(moment)
     return type(begin)(int=begin.int | (made.int & ((1 << 80) - 1)))
 
 

@@ -190,16 +190,18 @@ class Delivery:
     def relay(self, service: str | Service, **changed: Any) -> Iterator[Stop]:
         """A relay in a thread of this process."""
         found = load_service(service) if isinstance(service, str) else service
-        stop = Stop()
-        with _in_thread(Relay(found, self.settings(found.name, **changed), stop), stop):
+        settings, stop = self.settings(found.name, **changed), Stop()
+        relay = Relay(found.with_topic_prefix(settings.topic_prefix), settings, stop)
+        with _in_thread(relay, stop):
             yield stop
 
     @contextmanager
     def consumer(self, service: str | Service, **changed: Any) -> Iterator[Stop]:
         """A consumer in a thread of this process."""
         found = load_service(service) if isinstance(service, str) else service
-        stop = Stop()
-        with _in_thread(Consumer(found, self.settings(found.name, **changed), stop), stop):
+        settings, stop = self.settings(found.name, **changed), Stop()
+        consumer = Consumer(found.with_topic_prefix(settings.topic_prefix), settings, stop)
+        with _in_thread(consumer, stop):
             yield stop
 
     @contextmanager

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from settle_outbox import Service
 from settle_outbox.consume import (
     applier,
+    batch_transaction,
     consumed_topics,
     consumer,
     failures,
+    handler_call,
     partition_reader,
     paused_partitions,
 )
@@ -64,7 +66,7 @@ class World:
             relay,
         ):
             monkeypatch.setattr(module, "time", self.clock)
-        maintenance = SimpleNamespace(is_due=False, trouble="")
+        maintenance = SimpleNamespace(is_due=False, problem="")
         for module in (relay, consumer):
             monkeypatch.setattr(module, "make_admin", lambda *_, **__: Admin(self.cluster))
             monkeypatch.setattr(module, "Maintenance", lambda *_: maintenance)
@@ -81,9 +83,9 @@ class World:
         no_requests = SimpleNamespace(carry_out_open=lambda **_: None)
         monkeypatch.setattr(consumer, "Repairs", lambda *_, **__: no_requests)
         monkeypatch.setattr(
-            applier, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
+            batch_transaction, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
         )
-        monkeypatch.setattr(applier, "guarded", lambda *_: nullcontext())
+        monkeypatch.setattr(handler_call, "guarded", lambda *_: nullcontext())
 
     def _settings(self, **changed: Any) -> Settings:
         return _NOWHERE.settings("orders", **changed)

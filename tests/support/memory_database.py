@@ -222,7 +222,7 @@ def _read_clusters(tables: Tables) -> list[Any]:
     return [_row(cluster_id=cluster_id, noted_at=_BEGAN) for cluster_id in tables.clusters]
 
 
-def _note_cluster(tables: Tables, *, cluster_id: str) -> None:
+def _record_cluster(tables: Tables, *, cluster_id: str) -> None:
     tables.clusters.insert(0, cluster_id)
 
 
@@ -316,7 +316,7 @@ _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "WITH piece AS": _queue_again,
     "FROM outbox_topics ORDER BY topic FOR UPDATE": _read_topics,
     "INSERT INTO outbox_topics": _note_topic,
-    "INSERT INTO outbox_clusters": _note_cluster,
+    "INSERT INTO outbox_clusters": _record_cluster,
     "FROM outbox_clusters": _read_clusters,
     "SELECT clock_timestamp()": lambda _: [(datetime.now(UTC),)],
     "SELECT outbox_shard_count()": lambda _: [(SHARDS, SHARDS)],

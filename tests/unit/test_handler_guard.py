@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from settle_outbox.consume.handler_guard import ActiveClock, HandlerRun, TransactionEndedError
+from settle_outbox.consume.handler_guard import HandlerRun, TransactionEndedError
+from settle_outbox.runtime.active_clock import ActiveClock
 
 
 class FakeTime:
@@ -25,7 +26,7 @@ class FakeTime:
 def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
     clocks = SimpleNamespace(monotonic=lambda: fake.wall_s, process_time=lambda: fake.cpu_s)
-    monkeypatch.setattr("settle_outbox.consume.handler_guard.time", clocks)
+    monkeypatch.setattr("settle_outbox.runtime.active_clock.time", clocks)
     monkeypatch.setattr(ActiveClock, "start", lambda _: None)
     return fake
 

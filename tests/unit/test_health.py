@@ -129,7 +129,7 @@ def test_one_that_ends_as_asked_leaves_nothing(
     other.wait()
 
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(StuckError, match="has given no sign of life"):
+    with pytest.raises(StuckError, match="has written no heartbeat"):
         check_health(str(tmp_path), RELAY, 30)
 
 
@@ -198,7 +198,7 @@ def test_processes_of_other_kinds_are_not_looked_at(tmp_path: Path) -> None:
     Health(str(tmp_path), f"{RELAY}-eu").beat("ready")
     Health(str(tmp_path), "inbox-consumer-orders").beat("ready")
 
-    with pytest.raises(StuckError, match="has given no sign of life"):
+    with pytest.raises(StuckError, match="has written no heartbeat"):
         check_health(str(tmp_path), RELAY, 30)
 
 
@@ -223,7 +223,7 @@ def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
     told.beat("ready", "a detail")
     set_monotonic(monkeypatch, 31)
 
-    told.repeat()
+    told.beat_again()
 
     assert "is ready, a detail" in check_health(str(tmp_path), RELAY, 30)
 
@@ -231,7 +231,7 @@ def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_directory_nothing_is_written() -> None:
     told = Health(None, RELAY)
     told.beat("ready")
-    told.repeat()
+    told.beat_again()
     told.remove()
     with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
         check_health(None, RELAY, 30)

@@ -407,7 +407,7 @@ def test_no_client_asks_a_broker_to_create_topics(attribute: str) -> None:
     cluster.add_topic("orders.events")
     asked_before = cluster.metadata_request()
 
-    client.never_create_topics(Mock(spec=[attribute], **{attribute: cluster}))
+    client.disable_topic_creation(Mock(spec=[attribute], **{attribute: cluster}))
     asked = cluster.metadata_request()
 
     assert asked_before.allow_auto_topic_creation

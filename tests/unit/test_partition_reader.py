@@ -108,7 +108,7 @@ def test_a_corrupt_batch_is_fetched_over_three_new_connections_and_then_given_up
     assert isinstance(record, UnreadableBatch)
     assert (record.offset, record.value) == (9, b"raw")
     assert "offsets 7 to 9" in record.detail
-    assert reader.describe_held() == ""
+    assert reader.describe_paused() == ""
     assert consumer.are_paused == set()
 
 
@@ -120,12 +120,12 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
     consumer.error = None
     clock[0] += 1
     poll(reader, consumer)
-    clock[0] += partition_reader.SOUND_AFTER_S + 1
+    clock[0] += partition_reader.READABLE_AFTER_S + 1
 
     poll(reader, consumer)
 
     assert len(closed) == 1
-    assert reader.describe_held() == ""
+    assert reader.describe_paused() == ""
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_may_be_cured_is_held_back_however_long_it_takes(
         assert poll(reader, consumer) == {GOOD: [RECORD]}
         clock[0] += partition_reader.DELAY_MAX_S
 
-    assert "orders.events-0 at 7" in reader.describe_held()
+    assert "orders.events-0 at 7" in reader.describe_paused()
     assert (closed, consumer.sought) == ([], [])
 
 
@@ -165,7 +165,7 @@ def test_a_partition_that_another_consumer_was_given_is_forgotten(
 
     poll(reader, consumer)
 
-    assert reader.describe_held() == ""
+    assert reader.describe_paused() == ""
 
 
 def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
@@ -177,17 +177,17 @@ def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
     poll(reader, consumer)
     clock[0] += partition_reader.STALLED_S - 1
     poll(reader, consumer)
-    early = reader.describe_held()
+    early = reader.describe_paused()
     clock[0] += 2
     poll(reader, consumer)
 
-    late = reader.describe_held()
+    late = reader.describe_paused()
     consumer.positions[BAD] = 8
     poll(reader, consumer)
 
     assert early == ""
     assert "orders.events-0 at 7" in late
-    assert reader.describe_held() == ""
+    assert reader.describe_paused() == ""
 
 
 def test_a_record_that_is_too_large_is_told_by_its_size_and_digest() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import TopicPartition
 
-from settle_outbox.consume.paused_partitions import Held, HeldPartitions
+from settle_outbox.consume.paused_partitions import Pause, PausedPartitions
 from support.number_service import number_record
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return fake
 
 
-def wait(offset: int = 7, subscription: tuple[str, str] | None = None) -> Held:
-    return Held(offset, 5.0, "it waits", subscription)
+def wait(offset: int = 7, subscription: tuple[str, str] | None = None) -> Pause:
+    return Pause(offset, 5.0, "it waits", subscription)
 
 
 def batch(place: TopicPartition, *offsets: int) -> dict[TopicPartition, list[ConsumerRecord]]:
@@ -56,49 +56,49 @@ def batch(place: TopicPartition, *offsets: int) -> dict[TopicPartition, list[Con
 
 
 def test_a_partition_is_read_again_from_its_offset_when_its_time_has_come(clock: Any) -> None:
-    consumer, held = FakeConsumer(), HeldPartitions()
+    consumer, paused = FakeConsumer(), PausedPartitions()
 
-    held.hold(consumer, {HELD: wait()})
+    paused.pause(consumer, {HELD: wait()})
     assert (consumer.positions, consumer.paused) == ({HELD: 7}, {HELD})
     clock.now += 4.9
-    held.release_due(consumer)
+    paused.resume_due(consumer)
     assert consumer.paused == {HELD}
     clock.now += 0.2
-    held.release_due(consumer)
+    paused.resume_due(consumer)
 
     assert consumer.paused == set()
-    assert held.details(stopped=False) == []
+    assert paused.details(stopped=False) == []
 
 
 def test_a_rebalance_does_not_shorten_the_wait(clock: Any) -> None:
-    consumer, held = FakeConsumer(), HeldPartitions()
-    held.hold(consumer, {HELD: wait()})
+    consumer, paused = FakeConsumer(), PausedPartitions()
+    paused.pause(consumer, {HELD: wait()})
     consumer.paused.clear()  # as a rebalance gives it back
     records = batch(HELD, 7, 8) | batch(OTHER, 3)
 
-    held.hold_again(consumer, records)
+    paused.pause_again(consumer, records)
 
     assert records.keys() == {OTHER}
     assert (consumer.positions, consumer.paused) == ({HELD: 7}, {HELD})
 
 
 def test_a_partition_of_another_consumer_is_forgotten(clock: Any) -> None:
-    consumer, held = FakeConsumer(), HeldPartitions()
-    held.hold(consumer, {HELD: wait()})
+    consumer, paused = FakeConsumer(), PausedPartitions()
+    paused.pause(consumer, {HELD: wait()})
     consumer.assigned = {OTHER}
 
-    held.release_due(consumer)
+    paused.resume_due(consumer)
 
-    assert held.details(stopped=False) == []
+    assert paused.details(stopped=False) == []
 
 
 def test_a_resumed_subscription_releases_its_partitions_alone(clock: Any) -> None:
-    consumer, held = FakeConsumer(), HeldPartitions()
+    consumer, paused = FakeConsumer(), PausedPartitions()
     key = ("numbers.events", "number")
-    held.hold(consumer, {HELD: wait(subscription=key), OTHER: wait()})
-    assert held.subscriptions() == {key}
+    paused.pause(consumer, {HELD: wait(subscription=key), OTHER: wait()})
+    assert paused.subscriptions() == {key}
 
-    held.release(consumer, {key})
+    paused.resume(consumer, {key})
 
     assert consumer.paused == {OTHER}
-    assert held.details(stopped=True) == []
+    assert paused.details(stopped=True) == []

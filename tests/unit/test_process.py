@@ -8,14 +8,17 @@ import threading
 import time
 
 import psycopg2
+import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
-from settle_outbox.runtime.process import BACKOFF_MOST_S, Backoff, Stop
+from settle_outbox.consume import consumer
+from settle_outbox.publish import relay
+from settle_outbox.runtime.process import BACKOFF_MAX_S, Backoff, Stop
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
-    backoff = Backoff("relay.broker")
+    backoff = Backoff(relay.EVENTS.broker)
     with capture_logs() as lines:
         backoff.succeeded()
         waits = [backoff.failed(OSError("gone")) for _ in range(20)]
@@ -30,7 +33,7 @@ def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
     # Longer each time, bounded, and short again after a success.
     assert 0.05 <= waits[0] <= 0.1
     assert again <= 0.1
-    assert all(BACKOFF_MOST_S / 2 <= wait <= BACKOFF_MOST_S for wait in waits[8:])
+    assert all(BACKOFF_MAX_S / 2 <= wait <= BACKOFF_MAX_S for wait in waits[8:])
 
 
 def test_a_stop_ends_every_wait() -> None:
@@ -66,7 +69,7 @@ def test_a_stop_waits_for_descriptors_above_1023() -> None:
 
 
 def test_a_changed_reason_of_an_outage_is_logged_once() -> None:
-    backoff = Backoff("consumer.database")
+    backoff = Backoff(consumer.EVENTS.database)
     refused, unknown_host = "connection to port 5432 refused", "unknown host"
     other_port = refused.replace("5432", "5433")
 
@@ -81,10 +84,44 @@ def test_a_changed_reason_of_an_outage_is_logged_once() -> None:
 
 
 def test_a_database_that_answers_but_refuses_is_not_down() -> None:
-    backoff = Backoff("consumer.database")
+    backoff = Backoff(consumer.EVENTS.database)
     refusal = ProgrammingError("SELECT 1", None, psycopg2.ProgrammingError("no such table"))
 
     with capture_logs() as lines:
         backoff.failed(refusal)
 
     assert [line["event"] for line in lines] == ["consumer.database_refused"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'FATAL:  password authentication failed for user "orders"',
+        'FATAL:  role "orders" does not exist',
+        'FATAL:  role "orders" is not permitted to log in',
+        'FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "orders", database "orders"',
+        "fe_sendauth: no password supplied",
+    ],
+)
+def test_a_refused_login_is_logged_as_such(text: str) -> None:
+    backoff = Backoff(relay.EVENTS.database)
+    error = psycopg2.OperationalError(f'connection to server at "db", port 5432 failed: {text}')
+
+    with capture_logs() as lines:
+        backoff.failed(OperationalError("SELECT 1", None, error))
+
+    (line,) = lines
+    assert line["event"] == "relay.database_refused"
+    assert line["reason"] == "login"
+
+
+def test_a_server_that_starts_up_does_not_refuse_the_login() -> None:
+    backoff = Backoff(relay.EVENTS.database)
+    error = psycopg2.OperationalError("FATAL:  the database system is starting up")
+
+    with capture_logs() as lines:
+        backoff.failed(OperationalError("SELECT 1", None, error))
+
+    (line,) = lines
+    assert line["event"] == "relay.database_down"
+    assert line["reason"] is None

@@ -100,7 +100,7 @@ def test_a_schema_is_anything_that_takes_the_data(schema: Any, expected: object)
     [
         (
             Number.model_validate,
-            "1 validation error for Number; number; Input should be a valid integer",
+            "number: Input should be a valid integer, unable to parse string as an integer.",
         ),
         (StrictNumberSchema(), "{'number': ['Not a valid integer.']}."),
         (raising(LibraryError("no number")), "no number."),
@@ -115,6 +115,24 @@ def test_data_that_a_schema_refuses_is_invalid(schema: Any, detail: str) -> None
     assert parsed.invalid is not None
     assert parsed.invalid.reason == "invalid_data"
     assert parsed.invalid.detail.startswith(f"The data does not fit order.created: {detail}")
+
+
+def test_the_detail_of_invalid_data_has_no_values_of_the_data() -> None:
+    parsed = parse_with(Number.model_validate, '{"number": "4111 1111 1111 1111"}')
+
+    assert parsed.invalid is not None
+    assert "number" in parsed.invalid.detail
+    assert "4111" not in parsed.invalid.detail
+
+
+def test_another_librarys_method_named_errors_is_not_called_as_pydantics() -> None:
+    error = LibraryError("no number")
+    error.errors = lambda: ["no number"]  # type: ignore[attr-defined]
+
+    parsed = parse_with(raising(error))
+
+    assert parsed.invalid is not None
+    assert parsed.invalid.detail == "The data does not fit order.created: no number."
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from structlog.testing import capture_logs
 
 from settle_outbox.runtime import threads
-from settle_outbox.runtime.threads import LONGEST_PAUSE_S, repeat
+from settle_outbox.runtime.threads import PAUSE_MAX_S, repeat
 from shared.web import access
 from support.waiting import wait_until
 
@@ -28,12 +28,12 @@ def test_an_error_is_logged_and_the_step_repeated_after_a_longer_pause_each_time
             raise RuntimeError("unforeseen")
 
     with capture_logs() as lines:
-        repeat("some.thread", step, is_over=lambda: len(calls) == 11)
+        repeat(step, failed_event="some.thread_failed", is_over=lambda: len(calls) == 11)
 
     assert [line["event"] for line in lines] == ["some.thread_failed"] * 9
     assert all(line["exc_info"] for line in lines)
     assert pauses[:3] == [0.1, 0.2, 0.4]
-    assert pauses[7] == LONGEST_PAUSE_S
+    assert pauses[7] == PAUSE_MAX_S
     assert pauses[8] == 0.1  # short again after a success
 
 
@@ -50,7 +50,7 @@ def test_a_log_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("settle_outbox.runtime.threads.time.sleep", lambda _: None)
     monkeypatch.setattr(threads.log, "exception", fail, raising=False)
 
-    repeat("some.thread", step, is_over=lambda: len(calls) == 3)
+    repeat(step, failed_event="some.thread_failed", is_over=lambda: len(calls) == 3)
 
     assert len(calls) == 3
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from settle_outbox.uuid7 import least_id, time_of
+from settle_outbox.uuid7 import lowest_id, time_of
 
 
 def test_a_uuid_lies_between_its_millisecond_and_the_next() -> None:
@@ -15,7 +15,7 @@ def test_a_uuid_lies_between_its_millisecond_and_the_next() -> None:
         event_id = uuid7()
         moment = time_of(event_id)
         assert moment is not None
-        assert least_id(moment) <= event_id < least_id(moment + timedelta(milliseconds=1))
+        assert lowest_id(moment) <= event_id < lowest_id(moment + timedelta(milliseconds=1))
         assert abs(moment - datetime.now(UTC)) < timedelta(seconds=5)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from settle_outbox.consume import applier, consumer
+from settle_outbox.consume import batch_transaction, consumer
 from settle_outbox.publish import relay
 from support.engine import KilledError, World
 
@@ -33,6 +33,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             armed.remove(name)
             raise KilledError(name)
 
-    for module in (applier, consumer, relay):
+    for module in (batch_transaction, consumer, relay):
         monkeypatch.setattr(module, "failpoint", failpoint)
     return armed.append

@@ -274,7 +274,7 @@ def test_a_topic_that_was_replaced_is_read_from_its_start(world: World) -> None:
         if effects(world) == [1, 2, 3]:
             world.cluster.create_topic(TOPIC)
             publish(world, 4, 5, 6, 7)
-            world.clock.advance(consumed_topics.CHECK_EVERY_S)
+            world.clock.advance(consumed_topics.CHECK_INTERVAL_S)
         return 7 in effects(world)
 
     publish(world, 1, 2, 3)

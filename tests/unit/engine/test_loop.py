@@ -10,6 +10,7 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 from structlog.testing import capture_logs
 
+from settle_outbox.publish.relay import EVENTS
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
 from settle_outbox.runtime.process import FatalError, StoppedError
@@ -35,11 +36,11 @@ class Process:
         self.errors: list[Exception | None] = []
         self.health: list[tuple[str, str]] = []
         self.maintenance = cast(
-            "Any", SimpleNamespace(is_due=False, trouble="", run=self._maintain)
+            "Any", SimpleNamespace(is_due=False, problem="", run=self._maintain)
         )
         self._directory = directory
         self.loop = Loop(
-            "relay",
+            EVENTS,
             "orders",
             stop=self.stop,
             health=Health(str(directory), "outbox-relay-orders"),
@@ -154,9 +155,9 @@ def test_the_database_is_checked_before_its_partitions_are_maintained(tmp_path: 
     assert process.maintained == 1
 
 
-def test_a_process_that_is_ready_shows_the_trouble_of_its_maintenance(tmp_path: Path) -> None:
+def test_a_process_that_is_ready_shows_the_problem_of_its_maintenance(tmp_path: Path) -> None:
     process = Process(tmp_path)
-    process.maintenance.trouble = "partition upkeep failed: outbox"
+    process.maintenance.problem = "partition upkeep failed: outbox"
 
     process.run(None)
 

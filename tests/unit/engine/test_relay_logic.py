@@ -176,7 +176,7 @@ def test_the_events_of_a_topic_that_is_lost_are_sent_again(world: World) -> None
         if len(world.database.tables.outbox) == 7:
             return not world.database.tables.pending
         world.cluster.create_topic(ORDERS)
-        world.clock.advance(relay_module.TOPIC_CHECK_S)
+        world.clock.advance(relay_module.TOPIC_CHECK_INTERVAL_S)
         world.database.add("a", b"7")
         return False
 

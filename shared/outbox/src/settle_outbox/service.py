@@ -1,4 +1,4 @@
-"""What the delivery engine must know of a service: its name, its events, its handlers."""
+"""How a service describes itself to the delivery engine: its name, events and handlers."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "settle.services"
 
-# The longest wait between two attempts at one event, in seconds.
+# Maximum wait between two attempts at an event, in seconds.
 RETRY_WAIT_MAX_S = 300.0
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,100}")
-# Kafka takes no other names (org.apache.kafka.common.internals.Topic).
+# The topic names that Kafka accepts (org.apache.kafka.common.internals.Topic).
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class Outcome(StrEnum):
-    """What became of an event; kept in its inbox row, if it has one."""
+    """The outcome of an event, as the column ``inbox.outcome`` has it."""
 
     APPLIED = "applied"
-    SKIPPED = "skipped"  # of a type without a subscription: counted; a row in earlier versions
-    ANOMALY = "anomaly"  # contradicts what is final: recorded, not applied
-    PARKED = "parked"  # cannot be applied: in the dead letters, whole
+    SKIPPED = "skipped"  # its type has no subscription; it has an inbox row in old databases only
+    ANOMALY = "anomaly"  # contradicts a final state, and was not applied
+    PARKED = "parked"  # cannot be applied, and is a dead letter
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a handler decided on an event that it did not apply.
+    """What a handler returns for an event that it did not apply.
 
     Args:
         outcome: ANOMALY or PARKED.
@@ -53,15 +53,15 @@ class Verdict:
     detail: str
 
 
-class Retry(Exception):  # noqa: N818 - an instruction, not a fault
-    """Raised by a handler to try again later: something that it depends on is unavailable.
+class Retry(Exception):  # noqa: N818 - an instruction, not an error
+    """A handler raises it to get the event again later, because a dependency is unavailable.
 
     The transaction is rolled back, the partition waits, and the handler gets the event again. The
     wait doubles with each attempt. After RETRY_ATTEMPTS attempts the event becomes a dead letter.
 
     Args:
         reason: a sentence for the log and the dead letter.
-        after_s: how long to wait before the second attempt, in seconds.
+        after_s: the wait before the second attempt, in seconds.
     """
 
     after_s: float = 1.0
@@ -79,8 +79,8 @@ class Handler(Protocol):
     **Its transaction.** The engine commits the events' inbox rows together with everything that
     the handler did in the session. The handler must not end the transaction:
     `session.commit()`, `rollback()` and `close()`, those of its connection, and a textual
-    COMMIT or ROLLBACK raise `TransactionEndedError` at once, and nothing of the batch becomes
-    durable. `session.begin_nested()` and its rollback are allowed. The handler may add events
+    COMMIT or ROLLBACK raise `TransactionEndedError` at once, and nothing of the batch is
+    committed. `session.begin_nested()` and its rollback are allowed. The handler may add events
     with `outbox.add`; they are sent after the commit.
 
     **What it returns.** None, or a verdict for each event that it did not apply, by event id.
@@ -89,9 +89,9 @@ class Handler(Protocol):
     **What it raises.** `Retry` when a dependency other than the database is unavailable. Any
     other exception is a failure of the handler: the batch is rolled back and retried in halves
     until one event fails alone, which becomes a dead letter. So a handler may run several times
-    for one event, and effects outside of the database must be safe to repeat. Errors of the
-    database that pass by themselves (`settle_outbox.storage.sqlstate.is_transient`) are retried
-    forever and never make a dead letter.
+    for one event, and effects outside of the database must be safe to repeat. Transient errors of
+    the database (`settle_outbox.storage.sqlstate.is_transient`) are retried without limit and
+    never make a dead letter.
 
     **When every event fails.** After BRAKE_FAILURES failures in a row with one error, the
     subscription stops instead of making more dead letters. See
@@ -113,18 +113,18 @@ class Handler(Protocol):
 
 
 def one_by_one(handle: Callable[[Session, ReceivedEvent], Verdict | None]) -> Handler:
-    """Make a handler of a function that applies one event.
+    """Return a handler that calls a function for each event.
 
     Args:
-        handle: applies an event; returns None, or a verdict if it did not apply it. The contract
-            is that of `Handler`. It gets the events of a batch one after the other, in one
-            transaction: when it fails for one of them, all of them are rolled back, and it gets
-            the others again.
+        handle: applies an event. It returns None, or a verdict if it did not apply the event. The
+            contract is that of `Handler`. The function gets the events of a batch one after the
+            other, in one transaction. If it fails for one of them, all are rolled back, and it
+            gets the others again.
     """
 
     def handle_batch(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
         verdicts = {event.id: handle(session, event) for event in events}
-        return {event_id: found for event_id, found in verdicts.items() if found is not None}
+        return {event_id: verdict for event_id, verdict in verdicts.items() if verdict is not None}
 
     return handle_batch
 
@@ -137,30 +137,29 @@ class LoadingSchema(Protocol):
 
 
 Schema = Callable[[Mapping[str, Any]], Any] | LoadingSchema
-"""Validates the data of an event: its JSON object, with dicts, lists and so on in it.
+"""Validates the data of an event, which is a JSON object as a dict.
 
-What it returns is `ReceivedEvent.data`. It must depend on nothing but its argument. These fit::
+Its result is `ReceivedEvent.data`. It must depend on nothing but its argument. Examples::
 
     schema=OrderPaid.model_validate                    # pydantic
     schema=partial(msgspec.convert, type=OrderPaid)    # msgspec
     schema=OrderPaidSchema()                           # marshmallow
     schema=dict                                        # no validation
 
-It should ignore fields that it does not know, so that a publisher may add some, as these do.
+It should ignore unknown fields, as these examples do, so that publishers can add fields.
 
-Any exception from it means that the event is invalid: it becomes a dead letter `invalid_data`, and
-the handler does not get it. The libraries above raise a ValueError or a class of exceptions of
-their own. Python's other exceptions, such as AttributeError, may come from a fault in the schema's
-code. They also count like failures of the handler: after BRAKE_FAILURES in a row the subscription
-stops.
+If it raises an exception, the event becomes a dead letter `invalid_data`, and the handler does not
+get it. The libraries above raise a ValueError or an exception class of their own. Other exceptions
+of Python, such as AttributeError, may come from a defect in the schema's code. So they also count
+as failures of the handler: after BRAKE_FAILURES in a row the subscription stops.
 """
 
 
-Expiry = Callable[[Engine], bool]
-"""Removes what is past its retention from a service's database, in transactions of its own.
+CleanupJob = Callable[[Engine], bool]
+"""Deletes expired rows from a service's database, in separate transactions.
 
-A bounded amount at each call; returns whether more is left. It reads its own settings. If it
-raises, the relay logs it and tries again later; events are sent meanwhile.
+Each call deletes a limited number of rows and returns whether more are left. It reads its own
+settings. If it raises an error, the relay logs it, continues to send events, and tries again later.
 """
 
 
@@ -169,13 +168,13 @@ class Subscription:
     """One type of event that a service consumes.
 
     Args:
-        topic: where it comes from.
+        topic: the topic of the events.
         type: the CloudEvents type.
-        schema: validates the data; see `Schema`. Of a marshmallow schema, the setting for unknown
-            fields does not count: they are ignored.
-        handle: applies a batch of such events; see `Handler` for the contract. For a function that
-            applies one event, write ``handle=one_by_one(function)``. Several subscriptions may
-            have the same handler: it gets the events of each type in batches of their own.
+        schema: validates the data; see `Schema`. With a marshmallow schema, unknown fields are
+            always ignored, whatever the schema says.
+        handle: applies a batch of these events; see `Handler` for the contract. For a function that
+            applies one event, write ``handle=one_by_one(function)``. Subscriptions may share a
+            handler, which still gets each type in separate batches.
     """
 
     topic: str
@@ -185,11 +184,11 @@ class Subscription:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Return topic and type, which are unique in the service."""
+        """Topic and type, which identify the subscription within the service."""
         return self.topic, self.type
 
     def validate(self, data: Mapping[str, Any]) -> Any:
-        """Return what the schema makes of an event's data; it may raise any exception."""
+        """Return the validated data of an event. The schema may raise any exception."""
         if callable(self.schema):
             return self.schema(data)
         return self.schema.load(data, unknown="exclude")
@@ -197,21 +196,21 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service to the delivery engine.
+    """The description of a service.
 
     Args:
-        name: as on the command line; also the ``ce_source``, and the consumer group unless the
-            setting names another.
-        aggregatetypes: of the events that it publishes.
+        name: its name on the command line. It is also the ``ce_source`` of its events and, unless
+            a setting names another one, its consumer group.
+        aggregatetypes: the aggregatetypes of the events that it publishes.
         subscriptions: the events that it consumes.
-        expiries: cleanup jobs; the relay runs them about once a second.
-        topic_prefix: leave it out; `with_topic_prefix` sets it from the setting TOPIC_PREFIX.
+        cleanup_jobs: delete expired rows; the relay runs them about once a second.
+        topic_prefix: leave it out. `load_service` sets it from the setting TOPIC_PREFIX.
     """
 
     name: str
     aggregatetypes: tuple[str, ...]
     subscriptions: tuple[Subscription, ...]
-    expiries: tuple[Expiry, ...] = ()
+    cleanup_jobs: tuple[CleanupJob, ...] = ()
     topic_prefix: str = ""
 
     def __post_init__(self) -> None:
@@ -234,53 +233,46 @@ class Service:
 
     @property
     def source(self) -> str:
-        """The ``ce_source`` of the events that it publishes."""
+        """The ``ce_source`` of the published events."""
         return f"/{self.name}"
 
     @property
     def published_topics(self) -> tuple[str, ...]:
-        """The topics that its relay writes."""
-        return tuple(
-            f"{self.topic_prefix}{topic_of(aggregatetype)}" for aggregatetype in self.aggregatetypes
-        )
+        """The topics that the service's relay writes to."""
+        return tuple(self.published_topic(name) for name in self.aggregatetypes)
 
     @property
     def consumed_topics(self) -> tuple[str, ...]:
-        """The topics that its consumer reads, each once."""
+        """The topics that the service's consumer reads, each once."""
         return tuple(sorted({subscription.topic for subscription in self.subscriptions}))
 
-    def with_topic_prefix(self, prefix: str) -> Service:
-        """Return the service with a prefix before the name of each of its topics.
+    def published_topic(self, aggregatetype: str) -> str:
+        """Return the topic of an aggregatetype, with the prefix."""
+        return f"{self.topic_prefix}{topic_of(aggregatetype)}"
 
-        Args:
-            prefix: the setting TOPIC_PREFIX. One that the service has already is not added again.
-        """
-        if prefix == self.topic_prefix:
-            return self
-        declared = len(self.topic_prefix)
-        subscriptions = [
-            replace(each, topic=f"{prefix}{each.topic[declared:]}") for each in self.subscriptions
-        ]
-        return replace(self, topic_prefix=prefix, subscriptions=tuple(subscriptions))
+    def with_topic_prefix(self, prefix: str) -> Service:
+        """Return the service with another prefix before the name of each topic."""
+        subscriptions = tuple(
+            replace(subscription, topic=f"{prefix}{subscription.topic[len(self.topic_prefix) :]}")
+            for subscription in self.subscriptions
+        )
+        return replace(self, topic_prefix=prefix, subscriptions=subscriptions)
 
 
 class InvalidServiceError(SettleError):
-    """A service's description of itself cannot work."""
+    """The description of a service is invalid."""
 
 
 class InvalidTopicNameError(InvalidServiceError):
-    """A service declares a topic that no Kafka accepts."""
+    """A service declares a topic with a name that Kafka does not accept."""
 
 
 class UnknownServiceError(SettleError):
-    """No service has that name."""
+    """No installed service has that name."""
 
 
 def topic_of(aggregatetype: str) -> str:
-    """Return the topic of an aggregate type's events, as Debezium's EventRouter is set to.
-
-    The setting TOPIC_PREFIX stands before it.
-    """
+    """Return the topic of an aggregatetype, without the prefix, as Debezium's EventRouter can."""
     return f"{aggregatetype}.events"
 
 
@@ -289,16 +281,20 @@ def service_names() -> list[str]:
     return sorted(entry_points(group=ENTRY_POINT_GROUP).names)
 
 
-def load_service(name: str) -> Service:
-    """Find a service by its name among the entry points of the group ``settle.services``.
+def load_service(name: str, topic_prefix: str = "") -> Service:
+    """Load a service by its name from the entry points of the group ``settle.services``.
+
+    Args:
+        name: of its entry point.
+        topic_prefix: the setting TOPIC_PREFIX, which is put before all topics of the service.
 
     Raises:
-        UnknownServiceError: naming those that exist.
+        UnknownServiceError: there is no such service. The message names those that exist.
     """
-    found = entry_points(group=ENTRY_POINT_GROUP, name=name)
-    if not found:
+    matches = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    if not matches:
         known = ", ".join(service_names()) or "none is installed"
         raise UnknownServiceError(f"There is no service {name!r}. Services: {known}.")
-    (entry_point,) = found
+    (entry_point,) = matches
     service: Service = entry_point.load()
-    return service
+    return service.with_topic_prefix(topic_prefix)

@@ -3,7 +3,7 @@
 A test with pytest::
 
     from settle_outbox import Event, Outcome
-    from settle_outbox.testing import GUARDABLE, Recorded, apply
+    from settle_outbox.testing import GUARDABLE, HandlerResult, apply
 
     @pytest.fixture
     def session() -> Iterator[Session]:
@@ -16,7 +16,7 @@ A test with pytest::
 
         recorded = apply(SERVICE, session, event)
 
-        assert recorded == Recorded(Outcome.APPLIED)
+        assert recorded == HandlerResult(Outcome.APPLIED)
         assert session.scalars(select(Notification.order_id)).all() == ["order-1"]
 
 The database is a PostgreSQL with the service's migrations. `GUARDABLE` are the driver's options
@@ -33,10 +33,12 @@ from typing import TYPE_CHECKING
 
 from kafka.consumer.fetcher import ConsumerRecord
 
-from settle_outbox.consume.applier import call_handler
-from settle_outbox.consume.failures import one_line, raise_if_database_failed, reason_of
+from settle_outbox.consume.failures import raise_if_database_failed, reason_of
+from settle_outbox.consume.handler_call import call_handler
 from settle_outbox.consume.handler_guard import GUARDABLE, HandlerRun, NotGuardableError
+from settle_outbox.consume.inbox import storable
 from settle_outbox.consume.records import INVALID_DATA, parse
+from settle_outbox.errors import describe_error
 from settle_outbox.publish.outbox import encode_data, header_or_none
 from settle_outbox.publish.pending import PendingEvent
 from settle_outbox.publish.sender import event_headers
@@ -51,11 +53,11 @@ if TYPE_CHECKING:
     from settle_outbox.event import Event, ReceivedEvent
     from settle_outbox.service import Service, Subscription
 
-__all__ = ["GUARDABLE", "Recorded", "apply"]
+__all__ = ["GUARDABLE", "HandlerResult", "apply"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class HandlerResult:
     """What the engine would record of an event.
 
     Args:
@@ -75,7 +77,7 @@ class Recorded:
 
 def apply(
     service: Service, session: Session, event: Event, *, topic: str | None = None
-) -> Recorded:
+) -> HandlerResult:
     """Run a service's handler for one event as the consumer would.
 
     The event is encoded as the relay sends it, read again and validated by the schema. The handler
@@ -99,18 +101,18 @@ def apply(
     Raises:
         Retry: the handler raised it. The engine would try again later.
         SQLAlchemyError: a temporary error of the database. The consumer would try again.
-        DatabaseTroubleError: the same, where the handler has caught the error.
+        TransientDatabaseError: the same, where the handler has caught the error.
         InvalidEventError: the event's data has no form in JSON.
         NotGuardableError: the session's engine was made without `GUARDABLE`.
     """
     record = _record(event, topic or topic_of(event.aggregatetype))
     parsed = parse(record, {each.key: each for each in service.subscriptions})
     if parsed.invalid is not None:
-        return Recorded(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
+        return HandlerResult(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
     if parsed.failure is not None:
-        return Recorded(Outcome.PARKED, INVALID_DATA, one_line(parsed.failure), parsed.failure)
+        return _parked(INVALID_DATA, parsed.failure)
     if parsed.event is None or parsed.subscription is None:
-        return Recorded(Outcome.SKIPPED)
+        return HandlerResult(Outcome.SKIPPED)
     with _declaring(session, service):
         return _handle(session, parsed.event, parsed.subscription)
 
@@ -158,7 +160,7 @@ def _declaring(session: Session, service: Service) -> Iterator[None]:
         session.info[AGGREGATETYPES] = before
 
 
-def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> Recorded:
+def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> HandlerResult:
     run = HandlerRun(time.monotonic)
     savepoint = session.begin_nested()
     transaction = session.get_transaction()
@@ -176,9 +178,13 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
             raise
         if run.ended_by is None:
             raise_if_database_failed(error, run)
-        return Recorded(Outcome.PARKED, reason_of(error), one_line(error), error)
+        return _parked(reason_of(error), error)
     savepoint.commit()
     verdict = verdicts.get(event.id)
     if verdict is None:
-        return Recorded(Outcome.APPLIED)
-    return Recorded(verdict.outcome, verdict.reason, verdict.detail)
+        return HandlerResult(Outcome.APPLIED)
+    return HandlerResult(verdict.outcome, verdict.reason, verdict.detail)
+
+
+def _parked(reason: str, error: Exception) -> HandlerResult:
+    return HandlerResult(Outcome.PARKED, reason, storable(describe_error(error)), error)

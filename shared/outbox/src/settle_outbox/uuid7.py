@@ -1,4 +1,4 @@
-"""UUIDv7 (RFC 9562, 5.7) as a time: the outbox and the inbox are partitioned and replayed by it."""
+"""The time in a UUIDv7 (RFC 9562, 5.7), by which the outbox and the inbox are partitioned."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ _TIME_SHIFT = 80  # the first 48 of 128 bits are milliseconds since 1970
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def least_id(moment: datetime) -> UUID:
-    """Return the least UUID of a moment's millisecond. PostgreSQL orders UUIDs by their bytes.
+def lowest_id(moment: datetime) -> UUID:
+    """Return the lowest UUID of a moment's millisecond. PostgreSQL sorts UUIDs by their bytes.
 
     Args:
-        moment: with a time zone. One before 1970 gives the nil UUID, the least of all.
+        moment: with a time zone. A moment before 1970 gives the nil UUID.
     """
     milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
     return UUID(int=max(0, milliseconds) << _TIME_SHIFT)
 
 
-def moment_of(bound: UUID) -> datetime:
-    """Return the moment of an id that is a bound, whatever its form; the reverse of `least_id`.
+def moment_of(event_id: UUID) -> datetime:
+    """Return the moment of an id, whether or not it is a UUIDv7. It reverses `lowest_id`.
 
-    Args:
-        bound: of a time before the year 10000.
+    Raises:
+        OverflowError: the moment is after the year 9999.
     """
-    return _EPOCH + timedelta(milliseconds=bound.int >> _TIME_SHIFT)
+    return _EPOCH + timedelta(milliseconds=event_id.int >> _TIME_SHIFT)
 
 
 def time_of(event_id: UUID) -> datetime | None:
-    """Return when a UUIDv7 was made, to the millisecond, or None for a UUID of another form."""
-    if event_id.version != 7:  # noqa: PLR2004 - the form this module is about
+    """Return the time in a UUIDv7, to the millisecond, or None for another version of UUID."""
+    if event_id.version != 7:  # noqa: PLR2004 - the version that this module is about
         return None
     try:
         return moment_of(event_id)
     except OverflowError:
-        return None  # beyond the year 9999
+        return None  # after the year 9999

@@ -41,15 +41,14 @@ def start(service_name: str, database_url: str | None) -> tuple[Service, Setting
         service_name: as its entry point has it.
         database_url: from the option; None reads the variable.
     """
-    service = load_service(service_name)
-    settings = read_settings(service.name, database_url)
-    service = service.with_topic_prefix(settings.topic_prefix)
+    # Load the service first, so that a wrong name is reported as such.
+    settings = read_settings(load_service(service_name).name, database_url)
     configure_logging(level=settings.log_level, form=settings.log_format)
     arm(os.environ)
-    return service, settings
+    return load_service(service_name, settings.topic_prefix), settings
 
 
-def stopped_by_signals() -> Stop:
+def stop_on_signals() -> Stop:
     """A stop that SIGTERM and SIGINT request."""
     stop = Stop()
     stop.listen()
@@ -77,7 +76,7 @@ max_age_option = click.option(
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=1),
-    help="Seconds without a sign of life that are too many.",
+    help="Seconds without a heartbeat that are too many.",
 )
 database_url_option = click.option(
     "--database-url",

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import click
 
-from settle_outbox.cli.command import EXIT_FAILED, Group, fail, told_in_a_sentence
+from settle_outbox.cli.command import EXIT_FAILED, Group, fail, report_errors
 from settle_outbox.cli.common import database_url_option, read_duration, service_argument, start
 from settle_outbox.consume.dead_letters import (
     DeadLetterFilter,
@@ -105,7 +105,7 @@ def dead_letters() -> None:
 @click.option("--group", is_flag=True, help="Count them by reason, topic and type instead.")
 @click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
 @_json_option
-@told_in_a_sentence
+@report_errors
 def list_dead_letters(
     service: str,
     database_url: str | None,
@@ -146,7 +146,7 @@ def list_dead_letters(
 @click.argument("dead_letter_id", metavar="ID", type=int)
 @database_url_option
 @_json_option
-@told_in_a_sentence
+@report_errors
 def show_dead_letter(
     service: str, dead_letter_id: int, database_url: str | None, *, as_json: bool
 ) -> None:
@@ -266,7 +266,7 @@ def _repair_command(action: Action, help_text: str) -> None:
     )
     @database_url_option
     @_json_option
-    @told_in_a_sentence
+    @report_errors
     def repair(
         service: str,
         database_url: str | None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from settle_outbox.cli.command import Group, fail, told_in_a_sentence, version_option
+from settle_outbox.cli.command import Group, fail, report_errors, version_option
 from settle_outbox.cli.common import (
     database_url_option,
     max_age_option,
     print_health,
     service_argument,
     start,
-    stopped_by_signals,
+    stop_on_signals,
 )
 from settle_outbox.cli.dead_letters import dead_letters
 from settle_outbox.consume.circuit_breaker import resume
@@ -32,7 +32,7 @@ def main() -> None:
 @main.command()
 @service_argument
 @database_url_option
-@told_in_a_sentence
+@report_errors
 def run(service: str, database_url: str | None) -> None:
     r"""Consume the events that SERVICE subscribes to, until SIGTERM or SIGINT.
 
@@ -42,13 +42,13 @@ def run(service: str, database_url: str | None) -> None:
     Example: inbox-consumer run payments
     """
     found, settings = start(service, database_url)
-    Consumer(found, settings, stopped_by_signals()).run()
+    Consumer(found, settings, stop_on_signals()).run()
 
 
 @main.command()
 @service_argument
 @max_age_option
-@told_in_a_sentence
+@report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
     r"""Check that the main loop of each consumer of SERVICE runs: exit 1 when one is stuck.
 
@@ -66,7 +66,7 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @service_argument
 @database_url_option
 @click.option("--type", "event_type", help="Of this subscription alone, such as order.created.")
-@told_in_a_sentence
+@report_errors
 def resume_subscriptions(service: str, database_url: str | None, event_type: str | None) -> None:
     r"""Let stopped subscriptions of SERVICE go on.
 

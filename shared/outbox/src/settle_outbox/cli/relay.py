@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from settle_outbox.cli.command import Group, told_in_a_sentence, version_option
+from settle_outbox.cli.command import Group, report_errors, version_option
 from settle_outbox.cli.common import (
     database_url_option,
     max_age_option,
@@ -15,11 +15,11 @@ from settle_outbox.cli.common import (
     read_duration,
     service_argument,
     start,
-    stopped_by_signals,
+    stop_on_signals,
 )
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
-from settle_outbox.publish.partition_count import raise_partitions
+from settle_outbox.publish.partition_count import add_partitions
 from settle_outbox.publish.relay import Relay
 from settle_outbox.publish.replay import queue_again
 from settle_outbox.storage.database import make_engine
@@ -41,7 +41,7 @@ def main() -> None:
 @main.command()
 @service_argument
 @database_url_option
-@told_in_a_sentence
+@report_errors
 def run(service: str, database_url: str | None) -> None:
     r"""Relay the events of SERVICE until SIGTERM or SIGINT.
 
@@ -51,7 +51,7 @@ def run(service: str, database_url: str | None) -> None:
     Example: outbox-relay run orders
     """
     found, settings = start(service, database_url)
-    Relay(found, settings, stopped_by_signals()).run()
+    Relay(found, settings, stop_on_signals()).run()
 
 
 @main.command()
@@ -64,7 +64,7 @@ def run(service: str, database_url: str | None) -> None:
     required=True,
     help="How far back: 90s, 30m, 2h, 7d. At most as long as events are kept.",
 )
-@told_in_a_sentence
+@report_errors
 def replay(service: str, database_url: str | None, since: timedelta) -> None:
     r"""Send the published events of SERVICE again.
 
@@ -85,7 +85,7 @@ def replay(service: str, database_url: str | None, since: timedelta) -> None:
 @main.command()
 @service_argument
 @max_age_option
-@told_in_a_sentence
+@report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
     r"""Check that the main loop of each relay of SERVICE runs: exit 1 when one is stuck.
 
@@ -107,7 +107,7 @@ def healthcheck(service: str, max_age_s: float) -> None:
     type=click.IntRange(1, 10_000),
     help="Raise the partitions of each topic to this count.",
 )
-@told_in_a_sentence
+@report_errors
 def topics(service: str, database_url: str | None, partitions: int | None) -> None:
     r"""Create the topics that SERVICE publishes, where they are missing.
 
@@ -127,7 +127,7 @@ def topics(service: str, database_url: str | None, partitions: int | None) -> No
         if partitions is not None:
             name = "outbox-relay topics"
             engine = make_engine(settings.database_url, application_name=name, pool_size=1)
-            raise_partitions(engine, admin, found, partitions)
+            add_partitions(engine, admin, found, partitions)
             engine.dispose()
     finally:
         close_quietly(admin)

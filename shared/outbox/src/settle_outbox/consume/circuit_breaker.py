@@ -1,9 +1,12 @@
-"""Stop a subscription whose handler fails for every event, instead of parking them all.
+"""The circuit breaker: it stops a subscription whose handler fails for every event.
 
-A defect that fails every event would turn a day's orders into dead letters. So failures in a row
-with one error are counted for each subscription, in the database, over all consumers and restarts.
-At the limit the subscription is stopped: its consumers keep their offsets and try one event from
-time to time. The first success, or an operator (`inbox-consumer resume`), releases it.
+Without it, a defect of the handler would turn all events of a day into dead letters. The database
+counts failures in a row with the same error, for each subscription, over all consumers and
+restarts. At the limit, the subscription is stopped. Its consumers keep their offsets and try one
+event from time to time. The first success, or an operator (`inbox-consumer resume`), releases the
+subscription.
+
+The table is called ``inbox_brakes``, and the limit is the setting BRAKE_FAILURES.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
+
+from settle_outbox.consume.inbox import storable
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 
 SubscriptionKey = tuple[str, str]  # topic and type
 
-# One statement for each batch, so as cheap as can be: these tables are empty nearly always.
+# This runs for each batch, so it must be cheap. The tables are nearly always empty.
 _READ = text(
     """
     SELECT (SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1) AS horizon,
@@ -31,9 +36,9 @@ _READ = text(
     """
 )
 
-_BRAKES = text("SELECT topic, type, error, stopped_at FROM inbox_brakes")
+_BREAKERS = text("SELECT topic, type, error, stopped_at FROM inbox_brakes")
 
-# The same error again counts on; another one starts at 1. A stopped subscription stays stopped.
+# Another error than the last one starts the count at 1. A stopped subscription stays stopped.
 _COUNT_FAILURE = text(
     """
     INSERT INTO inbox_brakes AS brake (topic, type, error, failures, detail, stopped_at)
@@ -74,12 +79,12 @@ _RESUME = text(
 
 
 @dataclass(frozen=True, slots=True)
-class Brake:
-    """The last failures of a subscription.
+class Breaker:
+    """The circuit breaker of a subscription whose last events failed.
 
     Args:
         error: the class and SQLSTATE that the failures share.
-        stopped: whether there were enough of them to stop the subscription.
+        stopped: whether the subscription is stopped.
     """
 
     error: str
@@ -88,7 +93,7 @@ class Brake:
 
 @dataclass(frozen=True, slots=True)
 class StoppedSubscription:
-    """A subscription that is stopped, for operators."""
+    """A stopped subscription, with what an operator needs to know."""
 
     topic: str
     type: str
@@ -98,78 +103,85 @@ class StoppedSubscription:
     stopped_at: datetime
 
 
-class State(NamedTuple):
-    """What a batch must know of the inbox.
+class InboxState(NamedTuple):
+    """The state of the inbox that a batch depends on.
 
     Args:
-        horizon: the oldest id that the inbox still knows; None if nothing was ever dropped. One
-            in the future, which a wrong clock left, holds as well: rows up to there were dropped.
-        has_attempts: whether attempts at any event have failed.
-        brakes: of the subscriptions whose last events failed.
+        horizon: the oldest id that the inbox remembers, or None if nothing was ever dropped. A
+            wrong clock may have moved it into the future. It is valid even then, because rows up to
+            it were dropped.
+        has_attempts: whether the inbox has failed attempts at any event.
+        breakers: the circuit breakers of subscriptions whose last events failed.
     """
 
     horizon: UUID | None
     has_attempts: bool
-    brakes: dict[SubscriptionKey, Brake]
+    breakers: dict[SubscriptionKey, Breaker]
 
 
-def read_state(session: Session) -> State:
+def read_state(session: Session) -> InboxState:
     """Read the state of the inbox.
 
-    Call it after the batch's ids were inserted into the inbox: a partition dropped before that has
-    moved the horizon already.
+    Call it after the batch's ids were inserted. Then the horizon is up to date even if a partition
+    was dropped just before.
     """
     row = session.execute(_READ).one()
-    found = session.execute(_BRAKES) if row.has_brakes else ()
-    brakes = {
-        (topic, event_type): Brake(error, stopped=stopped_at is not None)
-        for topic, event_type, error, stopped_at in found
+    rows = session.execute(_BREAKERS) if row.has_brakes else ()
+    breakers = {
+        (topic, event_type): Breaker(error, stopped=stopped_at is not None)
+        for topic, event_type, error, stopped_at in rows
     }
-    return State(row.horizon, row.has_attempts, brakes)
+    return InboxState(row.horizon, row.has_attempts, breakers)
 
 
 def count_failure(
     session: Session, key: SubscriptionKey, *, error: str, detail: str, limit: int
 ) -> bool:
-    """Count an event that failed alone in the handler.
+    """Count a failure of a handler for a single event.
 
     Args:
-        session: of a transaction of its own; the failed one was rolled back.
-        key: the subscription.
-        error: what failures of one cause have in common.
-        detail: a sentence on this failure.
-        limit: how many failures in a row stop the subscription.
+        session: of a new transaction, because the failed one was rolled back.
+        key: of the subscription.
+        error: a text that failures with the same cause share.
+        detail: a sentence about this failure.
+        limit: number of failures in a row that stops the subscription.
 
     Returns:
-        Whether the subscription is stopped, now or before. The event must not be parked then.
+        Whether the subscription is stopped. Then the event must not be parked.
     """
     topic, event_type = key
     stopped: bool = session.execute(
         _COUNT_FAILURE,
-        {"topic": topic, "type": event_type, "error": error, "detail": detail, "limit": limit},
+        {
+            "topic": topic,
+            "type": event_type,
+            "error": error,
+            "detail": storable(detail),
+            "limit": limit,
+        },
     ).scalar_one()
     return stopped
 
 
 def release(session: Session, key: SubscriptionKey) -> None:
-    """Forget the failures of a subscription, because an event of it was applied."""
+    """Remove the failures of a subscription, because an event was applied."""
     session.execute(_RELEASE, {"topic": key[0], "type": key[1]})
 
 
 def stopped_subscriptions(connection: Connection) -> list[StoppedSubscription]:
-    """Return the subscriptions that are stopped."""
+    """Return the stopped subscriptions."""
     return [StoppedSubscription(**row) for row in connection.execute(_STOPPED).mappings()]
 
 
 def resume(connection: Connection, event_type: str | None) -> list[SubscriptionKey]:
-    """Release stopped subscriptions; their consumers notice within a second.
+    """Release stopped subscriptions. Their consumers continue within a second.
 
     Args:
         connection: in a transaction.
-        event_type: of which subscription; None releases all of the service.
+        event_type: of the subscription to release, or None for all stopped ones.
 
     Returns:
-        Those that were stopped.
+        The subscriptions that were stopped.
     """
     rows = connection.execute(_RESUME, {"type": event_type})
     return [(row.topic, row.type) for row in rows]

@@ -1,4 +1,4 @@
-"""The topics that a consumer reads: which exist, which were replaced, how long they keep events."""
+"""The topics that a consumer reads: their ids, offsets and retention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from settle_outbox.kafka.topics import (
     count_partitions,
     find_topics,
     read_topic_settings,
-    why_kept_too_long,
+    retention_problem,
 )
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CHECK_EVERY_S = 5.0
+CHECK_INTERVAL_S = 5.0
 
 _HAS_INBOX = text("SELECT EXISTS (SELECT FROM inbox)")
 
 
 class ConsumedTopics:
-    """Follows the topics that a service consumes.
+    """Detects changes of the topics that a service consumes.
 
     Attributes:
-        ids: the broker's ids of the topics, as they were when the consumer joined its group.
+        ids: the broker's id of each topic when the consumer joined its group.
         missing: the topics that do not exist.
     """
 
@@ -55,7 +55,7 @@ class ConsumedTopics:
         self._checked_at = 0.0
 
     def find(self, admin: KafkaAdminClient) -> bool:
-        """Find the topics before joining the group; return whether any exists.
+        """Read the ids of the topics before a join. Return whether any topic exists.
 
         Raises:
             KafkaError: the broker cannot be reached.
@@ -66,10 +66,10 @@ class ConsumedTopics:
     @property
     def is_due(self) -> bool:
         """Whether it is time to check for a change."""
-        return time.monotonic() - self._checked_at >= CHECK_EVERY_S
+        return time.monotonic() - self._checked_at >= CHECK_INTERVAL_S
 
     def have_changed(self, admin: KafkaAdminClient) -> bool:
-        """Return whether a topic was replaced, is gone, or exists now, since `find`.
+        """Return whether a topic was replaced, deleted or created since `find`.
 
         Raises:
             KafkaError: the broker cannot be reached.
@@ -82,31 +82,31 @@ class ConsumedTopics:
         consumer: KafkaConsumer,
         assigned: Collection[TopicPartition],
     ) -> None:
-        """Read partitions from the beginning whose offsets belong to a topic that is gone.
+        """Seek partitions to their start if their offset belongs to a topic that was deleted.
 
         Raises:
             KafkaError: the broker cannot be reached.
         """
         group = self._settings.consumer_group
-        found = admin.list_group_offsets({group: list(assigned)})
-        stale = find_stale(found.get(group, {}), self.ids, self._replaced)
+        committed = admin.list_group_offsets({group: list(assigned)})
+        stale = find_stale(committed.get(group, {}), self.ids, self._replaced)
         if stale:
             consumer.seek_to_beginning(*stale)
             log.info(
                 "consumer.stale_offsets_skipped",
-                partitions=sorted(f"{each.topic}[{each.partition}]" for each in stale),
+                partitions=sorted(f"{place.topic}[{place.partition}]" for place in stale),
             )
 
     def start_new_group_at_end(self, admin: KafkaAdminClient, engine: Engine) -> None:
         """Commit the end of each topic for a group that has never read anything.
 
-        Not left to Kafka's ``auto.offset.reset``: that would also skip what comes into new
-        partitions before the group finds them, and everything unread when an offset is gone. A
-        service whose inbox holds events is not new, even if Kafka has forgotten its offsets. A
-        topic that was missing before holds only events that are newer than the group.
+        Kafka's ``auto.offset.reset`` is not used. It would also skip records in new partitions, and
+        all unread records after an offset has expired. A service whose inbox has events is not new,
+        even if Kafka has no offsets of its group. A topic that was missing before has only events
+        that are newer than the group.
 
         Raises:
-            KafkaError: the broker cannot be reached, or another consumer was faster.
+            KafkaError: the broker cannot be reached, or another consumer did the same first.
         """
         group = self._settings.consumer_group
         with engine.connect() as connection:
@@ -126,37 +126,37 @@ class ConsumedTopics:
                 for number in range(count)
             }
         )
-        answers = admin.alter_group_offsets(
+        results = admin.alter_group_offsets(
             group,
             {
                 place: OffsetAndMetadata(end.offset, str(self.ids[place.topic] or ""), -1)
                 for place, end in ends.items()
             },
         )
-        for place, error in answers.items():
+        for place, error in results.items():
             if error is not NoError:
                 raise error(f"the start of {group} in {place.topic}[{place.partition}]")
         log.info("consumer.group_starts_at_end", group=group, topics=sorted(counts))
 
     def check_retention(self, admin: KafkaAdminClient) -> None:
-        """Warn of topics that keep events longer than the inbox remembers them.
+        """Log a warning for topics that keep events longer than the inbox remembers them.
 
         Raises:
             KafkaError: the broker cannot be reached.
         """
         for topic in self.ids:
             try:
-                found = read_topic_settings(admin, topic)
+                topic_settings = read_topic_settings(admin, topic)
             except BrokerResponseError as error:
-                # The right to read settings may be missing. The inbox protects itself.
+                # The right to read settings may be missing. The horizon still protects the inbox.
                 log.debug("consumer.retention_unknown", topic=topic, error=str(error))
                 continue
-            reason = why_kept_too_long(found, self._settings)
+            reason = retention_problem(topic_settings, self._settings)
             if reason is not None:
                 log.warning("consumer.retention_too_long", topic=topic, reason=reason)
 
     def _find(self, admin: KafkaAdminClient) -> dict[str, UUID | None]:
-        """Return the ids of the topics that exist, and log what has changed since the last time."""
+        """Return the ids of the existing topics. Log the changes since the last call."""
         self._checked_at = time.monotonic()
         wanted = self._service.consumed_topics
         ids = find_topics(admin, wanted)

@@ -1,4 +1,17 @@
-"""The consumer: it reads events from the broker and applies them through the inbox."""
+"""The consumer reads events from Kafka and applies each one once.
+
+How it works: `Loop` calls `_poll_and_apply` again and again. One such step does this:
+
+1. Connect to Kafka and join the consumer group, if necessary (`consumed_topics`, `kafka.offsets`).
+2. Resume partitions whose wait is over (`paused_partitions`).
+3. Poll records (`partition_reader`).
+4. Apply them (`applier`): inbox rows, effects of handlers and dead letters, in one transaction.
+5. Commit the offsets. If the process dies before this, Kafka delivers the records again, and the
+   inbox recognizes them.
+
+Threads: the consumer works in the main thread. kafka-python has a thread for heartbeats of the
+group. The engine's daemon threads are listed in `runtime.threads`.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +32,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
-from settle_outbox.consume.failures import DatabaseTroubleError, HandlerLimits
+from settle_outbox.consume.failures import HandlerLimits, TransientDatabaseError
 from settle_outbox.consume.handler_sessions import IDLE_MS, make_handler_sessions
 from settle_outbox.consume.partition_reader import PartitionReader
-from settle_outbox.consume.paused_partitions import Held, HeldPartitions
+from settle_outbox.consume.paused_partitions import Pause, PausedPartitions
 from settle_outbox.consume.repairs import Repairs
-from settle_outbox.kafka.clients import make_admin, make_consumer
+from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS, make_admin, make_consumer
 from settle_outbox.kafka.offsets import OnAssignment, offsets_of
 from settle_outbox.kafka.topics import close_quietly, is_embedded
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
-from settle_outbox.runtime.loop import DATABASE, Loop
-from settle_outbox.runtime.process import TRANSACTION_S
+from settle_outbox.runtime.loop import DATABASE, Loop, LoopEvents
+from settle_outbox.runtime.process import TRANSACTION_S, OutageEvents
 from settle_outbox.settings import LATEST
-from settle_outbox.storage.partitions import Maintenance, inbox_partitions
+from settle_outbox.storage.partition_maintenance import Maintenance
+from settle_outbox.storage.partitions import inbox_partitions
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -44,26 +58,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Also how long a SIGTERM may go unnoticed.
+# It is also the maximum delay until a SIGTERM is noticed.
 POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
-# How often a consumer looks for a topic that does not exist yet.
+# Interval in which a consumer looks for a topic that does not exist yet.
 TOPIC_WAIT_S = 1.0
-# On the embedded broker a join takes half of SESSION_TIMEOUT_MS, or up to 9 s after a member died.
-# To end a join too early is safe: the topic is only read again.
-JOIN_STUCK_S = 6.0
-# Another member's batch can delay a join on any broker, normally by less than 10 s. Connecting
-# again does not disturb that member. Without this limit, a lost answer would block the consumer
-# until MAX_POLL_INTERVAL_MS. kafka-python was also seen to stall when it joined again after
-# partitions were added.
+# Maximum time of a join on the embedded broker. A join takes half of SESSION_TIMEOUT_MS there, or
+# up to 9 s after a member died. It is safe to end a join too early: the topic is only read again.
+EMBEDDED_JOIN_TIMEOUT_S = 6.0
+# Maximum time of a join on other brokers. The batch of another member can delay a join, normally by
+# less than 10 s. A new connection does not disturb that member. Without this limit, a lost response
+# would block the consumer until MAX_POLL_INTERVAL_MS. kafka-python can also stall when it joins
+# again after partitions were added.
 JOIN_TIMEOUT_S = 20.0
-# How soon an operator's `resume` is noticed.
-RESUME_CHECK_S = 1.0
-# How soon a request to repair a dead letter is noticed.
-REPAIR_CHECK_S = 1.0
+# Maximum delay until an operator's `resume` is noticed.
+RESUME_CHECK_INTERVAL_S = 1.0
+# Maximum delay until a request to repair a dead letter is noticed.
+REPAIR_CHECK_INTERVAL_S = 1.0
 
-# Errors of a commit during a rebalance. The consumer must not be closed: it is rejoining the group.
+if EMBEDDED_JOIN_TIMEOUT_S * 1000 <= SESSION_TIMEOUT_MS / 2:
+    raise AssertionError("the embedded broker lets a joining member wait for half of its session")
+
+# Errors of a commit during a rebalance. Do not close the consumer then, because it joins the group
+# again by itself.
 _REBALANCING = (
     CommitFailedError,
     IllegalGenerationError,
@@ -71,20 +89,33 @@ _REBALANCING = (
     UnknownMemberIdError,
 )
 
+EVENTS = LoopEvents(
+    started="consumer.started",
+    stopped="consumer.stopped",
+    broker=OutageEvents("consumer.broker_down", "consumer.broker_still_down", "consumer.broker_up"),
+    database=OutageEvents(
+        "consumer.database_down",
+        "consumer.database_still_down",
+        "consumer.database_up",
+        refused="consumer.database_refused",
+        still_refused="consumer.database_still_refused",
+    ),
+    unexpected=OutageEvents("consumer.loop_down", "consumer.loop_still_down", "consumer.loop_up"),
+)
+
 _Batch = dict["TopicPartition", list["ConsumerRecord"]]
 
 
 class Consumer:
-    """One consumer of a service's group. Any number may run, up to one a partition.
+    """One member of a service's consumer group. There may be one for each partition.
 
     Args:
-        service: whose inbox and handlers.
-        settings: of that service's process.
+        service: the service, as `load_service` returns it.
+        settings: of that service.
         stop: ends the loop after the current batch.
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
-        service = service.with_topic_prefix(settings.topic_prefix)
         self._service = service
         self._group = settings.consumer_group
         self._settings = settings
@@ -97,41 +128,41 @@ class Consumer:
             brake_failures=settings.brake_failures,
         )
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
-        self._applier = Applier(service, sessions, limits, self._health.repeat)
+        self._applier = Applier(service, sessions, limits, self._health.beat_again)
         self._repairs = Repairs(service, sessions, retention_s=settings.inbox_retention_s)
         self._repairs_due_at = 0.0
         self._reader = PartitionReader()
         self._loop = Loop(
-            "consumer",
+            EVENTS,
             service.name,
             stop=stop,
             health=self._health,
             engine=self._engine,
             maintenance=Maintenance(
-                self._engine, inbox_partitions(settings.inbox_retention_s), self._health.repeat
+                self._engine, inbox_partitions(settings.inbox_retention_s), self._health.beat_again
             ),
         )
         self._admin: KafkaAdminClient | None = None
         self._consumer: KafkaConsumer | None = None
-        self._held = HeldPartitions()
-        self._stops_checked_at = 0.0
+        self._paused = PausedPartitions()
+        self._resume_checked_at = 0.0
         self._joining_since: float | None = None
         self._is_embedded = False
         self._topics = ConsumedTopics(service, settings)
 
     def run(self) -> None:
-        """Consume until asked to stop."""
+        """Consume events until a stop is requested."""
         self._loop.run(self._poll_and_apply, self._disconnect)
 
     def _poll_and_apply(self) -> None:
-        """Poll once, and apply the records that come."""
+        """Poll once, and apply the records."""
         self._repair_if_due()
         consumer = self._connect()
         if consumer is None:
             self._wait_for_topics()
             return
-        self._held.release_due(consumer)
-        self._release_resumed(consumer)
+        self._paused.resume_due(consumer)
+        self._resume_released(consumer)
         batch: _Batch = self._reader.poll(
             consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
         )
@@ -148,9 +179,9 @@ class Consumer:
         """
         if time.monotonic() < self._repairs_due_at:
             return
-        wait_s = REPAIR_CHECK_S
+        wait_s = REPAIR_CHECK_INTERVAL_S
         try:
-            self._repairs.carry_out_open(beat=self._health.repeat)
+            self._repairs.carry_out_open(beat=self._health.beat_again)
         except SQLAlchemyError as error:
             self._engine.dispose()
             wait_s = self._loop.database.failed(error)
@@ -159,68 +190,71 @@ class Consumer:
         self._repairs_due_at = time.monotonic() + wait_s
 
     def _apply_and_commit(self, consumer: KafkaConsumer, batch: _Batch) -> None:
-        """Apply a batch, then commit the offsets of what was applied.
+        """Apply a batch, and commit the offsets of the applied records.
 
-        What cannot be applied now is held: its partition is paused and read again later. Meanwhile
-        the consumer goes on polling, and so keeps its partitions.
+        The partitions of the other records are paused and read again later. The consumer still
+        polls meanwhile, so it keeps its partitions.
         """
-        self._held.hold_again(consumer, batch)
+        self._paused.pause_again(consumer, batch)
         records = [record for partition in batch.values() for record in partition]
         try:
-            held = self._applier.apply(records)
-        except (SQLAlchemyError, DatabaseTroubleError) as error:
-            # Part of the records may be applied; the inbox knows which. A session setting that a
-            # handler left behind, or that was changed since, must not fail the next attempt.
+            pauses = self._applier.apply(records)
+        except (SQLAlchemyError, TransientDatabaseError) as error:
+            # Some records may be applied, and the inbox has those. Discard the connection, because
+            # its session settings may be the cause.
             self._engine.dispose()
             wait_s = self._loop.database.failed(error)
-            held = {place: Held(batch[place][0].offset, wait_s, DATABASE, None) for place in batch}
+            pauses = {
+                partition: Pause(batch[partition][0].offset, wait_s, DATABASE, None)
+                for partition in batch
+            }
         else:
             self._loop.database.succeeded()
         failpoint("consumer.applied")
-        self._commit(consumer, batch, held)
-        self._held.hold(consumer, held)
+        self._commit(consumer, batch, pauses)
+        self._paused.pause(consumer, pauses)
         failpoint("consumer.committed")
 
     def _commit(
-        self, consumer: KafkaConsumer, batch: _Batch, held: dict[TopicPartition, Held]
+        self, consumer: KafkaConsumer, batch: _Batch, pauses: dict[TopicPartition, Pause]
     ) -> None:
-        done = {}
-        for place, records in batch.items():
-            wait = held.get(place)
-            applied = [each for each in records if wait is None or each.offset < wait.offset]
-            if applied:
-                done[place] = applied
-        if not done:
+        applied = {}
+        for partition, records in batch.items():
+            pause = pauses.get(partition)
+            before = [record for record in records if pause is None or record.offset < pause.offset]
+            if before:
+                applied[partition] = before
+        if not applied:
             return
         try:
-            consumer.commit(offsets_of(done, self._topics.ids), timeout_ms=COMMIT_TIMEOUT_MS)
+            consumer.commit(offsets_of(applied, self._topics.ids), timeout_ms=COMMIT_TIMEOUT_MS)
         except _REBALANCING as error:
-            # A rebalance is running. The new owner reads these records again.
+            # The next owner of the partitions reads these records again.
             log.debug("consumer.commit_refused", error=type(error).__name__)
 
-    def _release_resumed(self, consumer: KafkaConsumer) -> None:
-        """Go on at once with subscriptions that an operator, or another consumer, released."""
-        waiting = self._held.subscriptions()
-        if waiting and time.monotonic() - self._stops_checked_at >= RESUME_CHECK_S:
-            self._stops_checked_at = time.monotonic()
-            self._held.release(consumer, waiting - self._applier.refresh_stopped())
+    def _resume_released(self, consumer: KafkaConsumer) -> None:
+        """Resume partitions whose subscription an operator or another consumer has released."""
+        stopped = self._paused.subscriptions()
+        if stopped and time.monotonic() - self._resume_checked_at >= RESUME_CHECK_INTERVAL_S:
+            self._resume_checked_at = time.monotonic()
+            self._paused.resume(consumer, stopped - self._applier.refresh_stopped())
 
     def _state(self, *, joined: bool) -> tuple[str, str]:
-        """Return the state for the process's health, and its detail."""
+        """Return the state for the health file, and its detail."""
         if not joined:
             return "starting", "joining the group"
-        stopped = self._held.details(stopped=True)
+        stopped = self._paused.details(stopped=True)
         if stopped:
             return "stopped", "; ".join(stopped)
-        waiting = self._held.details(stopped=False)
-        if unreadable := self._reader.describe_held():
+        waiting = self._paused.details(stopped=False)
+        if unreadable := self._reader.describe_paused():
             waiting.append(unreadable)
         if waiting:
             return "waiting", "; ".join(waiting)
         return "ready", ""
 
     def _connect(self) -> KafkaConsumer | None:
-        """Join the group. Return None while none of the topics exists."""
+        """Join the group, if necessary. Return None if none of the topics exists."""
         if self._consumer is None:
             admin = self._connect_admin()
             if not self._topics.find(admin):
@@ -231,7 +265,7 @@ class Consumer:
                 self._topics.start_new_group_at_end(admin, self._engine)
             consumer = make_consumer(self._settings, self._group)
             self._consumer = consumer
-            self._held = HeldPartitions()
+            self._paused = PausedPartitions()
             listener = OnAssignment(
                 lambda assigned: self._topics.skip_stale_offsets(
                     self._connect_admin(), consumer, assigned
@@ -242,9 +276,9 @@ class Consumer:
         return self._consumer
 
     def _disconnect(self, error: Exception | None) -> None:
-        """Leave the group after an error, unless it is of the database; None always leaves it.
+        """Leave the group, unless a database error is the reason.
 
-        Records that were read and not committed are read again; the inbox knows those it applied.
+        Records whose offsets are not committed are read again. The inbox has the applied ones.
         """
         if not isinstance(error, SQLAlchemyError):
             self._leave_group()
@@ -261,7 +295,7 @@ class Consumer:
             self._admin = None
 
     def _has_joined(self, consumer: KafkaConsumer) -> bool:
-        """Return whether the consumer is a member of its group; end a join that takes too long."""
+        """Return whether the consumer has joined its group. Join again if that takes too long."""
         if consumer.group_metadata().state is MemberState.STABLE:
             self._joining_since = None
             return True
@@ -270,41 +304,41 @@ class Consumer:
             self._joining_since = now
         waited_s = now - self._joining_since
         if waited_s > JOIN_TIMEOUT_S or (
-            self._is_embedded and waited_s > JOIN_STUCK_S and self._delete_group()
+            self._is_embedded and waited_s > EMBEDDED_JOIN_TIMEOUT_S and self._delete_group()
         ):
             log.warning("consumer.join_stuck", waited_s=round(waited_s), action="join again")
             self._join_again()
         return False
 
     def _check_topics_if_due(self) -> None:
-        """Join again when a topic was replaced, is gone, or has come into being."""
+        """Join the group again if a topic was replaced, deleted or created."""
         if self._topics.is_due and self._topics.have_changed(self._connect_admin()):
             self._join_again()
 
     def _wait_for_topics(self) -> None:
-        """Wait a moment for the services that publish the topics to create them."""
+        """Wait for the relays that create the topics."""
         missing = ", ".join(self._topics.missing)
         self._loop.step_succeeded("waiting", f"topic {missing} does not exist yet")
         self._stop.wait(TOPIC_WAIT_S)
 
     def _join_again(self) -> None:
-        """Leave the group and join it with a new client, which holds no records.
+        """Leave the group, so that the next step joins it with a new client.
 
-        After a restart, the embedded broker waits forever for its old members, and for a member
-        that died while joining. So the group is deleted there if it has no other member. Its
-        offsets go with it: records come again, and the inbox drops those that it knows.
+        After a restart, the embedded broker waits forever for the members from before, and for a
+        member that died while it joined. So the group is deleted there if it has no other member.
+        This also deletes its offsets: records are read again, and the inbox recognizes them.
         """
         self._leave_group()
         if self._is_embedded:
             self._delete_group()
 
     def _delete_group(self) -> bool:
-        """Delete the group; return False when the broker refuses, since it has members."""
+        """Delete the group. Return False if the broker refuses, because it has members."""
         try:
-            answer = self._connect_admin().delete_groups([self._group])
+            results = self._connect_admin().delete_groups([self._group])
         except BrokerResponseError:
             return False
-        return bool(answer.get(self._group) == "OK")
+        return bool(results.get(self._group) == "OK")
 
     def _connect_admin(self) -> KafkaAdminClient:
         if self._admin is None:

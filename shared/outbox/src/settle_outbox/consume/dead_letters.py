@@ -131,12 +131,12 @@ _DELETED_AT_ONCE = 1_000
 def write_dead_letter(
     session: Session, record: ConsumerRecord, event: ReceivedEvent | None, reason: str, detail: str
 ) -> None:
-    """Put a record into the dead letters, whole. The same record is not put there twice.
+    """Write a complete record to the dead letters, unless it is already there.
 
     Args:
         session: of the transaction.
-        record: as it came.
-        event: in it; None if it is no valid event.
+        record: from the consumer.
+        event: the event in the record, or None if it is not valid.
         reason: a stable short name.
         detail: a sentence.
     """
@@ -165,7 +165,7 @@ def read_newest(
 ) -> Iterator[RowMapping]:
     """Return the newest dead letters, newest first, each with its last repair.
 
-    Each is read when the caller takes it: one may have a megabyte, and there may be thousands.
+    Each is read when the caller takes it, because one may have a megabyte.
     """
     one_by_one = connection.execution_options(yield_per=1)
     yield from one_by_one.execute(_NEWEST, _parameters(chosen) | {"limit": limit}).mappings()
@@ -223,7 +223,7 @@ def record_of(row: RowMapping) -> ConsumerRecord:
 
 
 def fingerprint(record: ConsumerRecord) -> bytes:
-    """Return the SHA-256 of a record and its place, each part preceded by its length."""
+    """Return the SHA-256 of a record and its place. The length of each part comes before it."""
     digest = hashlib.sha256()
     parts: list[bytes | None] = [
         f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}".encode(),

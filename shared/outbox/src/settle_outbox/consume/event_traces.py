@@ -1,4 +1,4 @@
-"""Events whose trace is current while a handler iterates over them."""
+"""Make the trace of each event the current one while a handler iterates over the events."""
 
 from __future__ import annotations
 
@@ -38,15 +38,12 @@ class _TracedEvents(Sequence["ReceivedEvent"]):
 
 @contextmanager
 def traced(events: Sequence[ReceivedEvent]) -> Iterator[Sequence[ReceivedEvent]]:
-    """Make the trace of each event the current one while it is iterated over.
+    """Return the same events. Iterating over them sets the current trace.
 
-    Outside of an iteration, the current trace is the one that all events have in common, if any.
+    Outside an iteration, the current trace is the one that all events share, if they do.
 
     Args:
-        events: not empty.
-
-    Returns:
-        The same events.
+        events: at least one.
     """
     first = events[0].trace
     common = first if all(event.trace == first for event in events) else Trace()

@@ -1,8 +1,8 @@
-"""Decide what becomes of events that the handler failed for.
+"""Decide about events for which the handler failed.
 
 An event that failed alone becomes a dead letter, waits for another attempt, or stops its
-subscription. Errors that the database causes are raised instead: they pass without a change of the
-event.
+subscription. Transient errors of the database are raised instead: the event can be applied later
+without a change.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from settle_outbox.consume import circuit_breaker
 from settle_outbox.consume.dead_letters import write_dead_letter
-from settle_outbox.consume.inbox import count_attempt, forget_attempts, record_new, storable
+from settle_outbox.consume.inbox import count_attempt, delete_attempts, record_new
 from settle_outbox.consume.records import INVALID_DATA
-from settle_outbox.errors import SettleError
+from settle_outbox.errors import SettleError, describe_error
 from settle_outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
 from settle_outbox.storage.sequences import generated_key_behind
 from settle_outbox.storage.sqlstate import (
@@ -41,12 +41,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Waits between two attempts at an event that took too long, and between two probes of a stopped
-# subscription, in seconds; they double.
+# First waits in seconds: between two attempts at an event that took too long, and between two
+# probes of a stopped subscription. They double each time.
 _TIMEOUT_WAIT_S = 1.0
 _PROBE_FIRST_S = 1.0
 _PROBE_MAX_S = 60.0
-_DETAIL_MAX_LENGTH = 2_000
 # Reasons of dead letters.
 RETRIES_EXHAUSTED = "retries_exhausted"
 HANDLER_TIMEOUT = "handler_timeout"
@@ -57,17 +56,18 @@ _DOUBLINGS_MAX = 30  # keeps 2 ** n from overflowing
 
 @dataclass(frozen=True, slots=True)
 class HandlerLimits:
-    """What a handler may use up.
+    """Limits for handlers.
 
     Args:
-        pause_s: time between two of its statements, in seconds; the database ends the transaction
-            then (`idle_in_transaction_session_timeout`).
-        total_s: time in all, in seconds; then the connection is cut
+        pause_s: maximum time between two statements, in seconds. After that, the database ends the
+            transaction (`idle_in_transaction_session_timeout`).
+        total_s: maximum time of the transaction, in seconds. After that, its connection is cut
             (`settle_outbox.storage.deadlines`).
-        retry_attempts: attempts before an event whose handler raises `Retry` becomes a dead letter.
-        timeout_attempts: attempts before an event that exceeds the times, alone, becomes one.
-        brake_failures: how many events may fail in a row with one error before their subscription
-            stops.
+        retry_attempts: number of attempts with `Retry`, after which an event becomes a dead letter.
+        brake_failures: number of failures in a row with one error, after which the circuit breaker
+            stops the subscription.
+        timeout_attempts: number of attempts that exceed the times, after which an event becomes a
+            dead letter.
     """
 
     pause_s: float
@@ -78,12 +78,12 @@ class HandlerLimits:
 
 
 class Wait(NamedTuple):
-    """Why and how long a partition must wait.
+    """How long a partition must wait, and why.
 
     Args:
-        wait_s: how long, in seconds.
-        detail: why, for the process's health.
-        subscription: the stopped subscription that it waits for, if that is why.
+        wait_s: in seconds.
+        detail: the reason, for the health file.
+        subscription: the stopped subscription, if that is the reason.
     """
 
     wait_s: float
@@ -92,25 +92,25 @@ class Wait(NamedTuple):
 
 
 class HandlerTimeoutError(SettleError):
-    """A handler took so long that the engine's timeouts ended its transaction."""
+    """A handler took so long that a timeout ended its transaction."""
 
 
-class DatabaseTroubleError(SettleError):
-    """The transaction failed for a reason that passes without a change of the event."""
+class TransientDatabaseError(SettleError):
+    """The database failed in a way that a later attempt can succeed without a change."""
 
 
-class KeyCollisionError(DatabaseTroubleError):
-    """A generated key collided, because its sequence is behind its table."""
+class KeyCollisionError(TransientDatabaseError):
+    """A generated key collided, because its sequence is behind its column."""
 
 
 @dataclass(slots=True)
 class _Probe:
-    """When a stopped subscription may try its next event.
+    """The next attempt of a stopped subscription at an event.
 
     Args:
-        wait_s: after the next failure, in seconds.
-        at: by the monotonic clock.
-        partition: of the last event that was tried.
+        wait_s: the wait after the next failure, in seconds.
+        at: time of the attempt, by the monotonic clock.
+        partition: the partition of the last event that was tried.
     """
 
     wait_s: float
@@ -119,11 +119,11 @@ class _Probe:
 
 
 class FailureHandling:
-    """Counts failures, and decides what becomes of each event that failed alone.
+    """Counts failures, and decides about each event that failed alone.
 
     Args:
         sessions: makes sessions of the service's database.
-        limits: what the handlers may use up.
+        limits: of the handlers.
     """
 
     def __init__(self, sessions: sessionmaker[Session], limits: HandlerLimits) -> None:
@@ -132,33 +132,33 @@ class FailureHandling:
         self._probes: dict[SubscriptionKey, _Probe] = {}
 
     def refresh_stopped(self) -> set[SubscriptionKey]:
-        """Read which subscriptions are stopped, and forget the probes of all others."""
+        """Read which subscriptions are stopped, and remove the probes of all others."""
         with self._sessions.begin() as session:
-            found = {
-                (stopped.topic, stopped.type)
-                for stopped in circuit_breaker.stopped_subscriptions(session.connection())
+            stopped = {
+                (subscription.topic, subscription.type)
+                for subscription in circuit_breaker.stopped_subscriptions(session.connection())
             }
-        for key in self._probes.keys() - found:
+        for key in self._probes.keys() - stopped:
             del self._probes[key]
-        return found
+        return stopped
 
     def may_probe(self, subscription: Subscription) -> bool:
-        """Return whether a stopped subscription may try its next event now."""
+        """Return whether a stopped subscription may try an event now."""
         probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
         return time.monotonic() >= probe.at
 
     def last_probed(self, subscription: Subscription) -> int | None:
-        """Return the partition of the last event that a stopped subscription tried."""
+        """Return the partition of the last event that the subscription tried while stopped."""
         probe = self._probes.get(subscription.key)
         return None if probe is None else probe.partition
 
     def wait_for_probe(self, subscription: Subscription, error: str) -> Wait:
-        """Return how long a stopped subscription has to wait for its next probe."""
+        """Return the wait of a stopped subscription until its next probe."""
         wait_s = max(0.0, self._probes[subscription.key].at - time.monotonic())
         return Wait(wait_s, f"{subscription.type} is stopped: {error}", subscription.key)
 
     def succeeded(self, subscription: Subscription, *, was_stopped: bool) -> None:
-        """Note that a handler that failed last has succeeded."""
+        """Record that a handler succeeded after failures."""
         self._probes.pop(subscription.key, None)
         if was_stopped:
             log.info(
@@ -166,15 +166,15 @@ class FailureHandling:
             )
 
     def decide(self, item: Parsed, error: BaseException) -> Wait | None:
-        """Decide what becomes of a record that failed alone.
+        """Decide about a record that failed alone.
 
         Args:
             item: the record.
-            error: that the handler raised, or `HandlerTimeoutError`.
+            error: the error of the handler, or `HandlerTimeoutError`.
 
         Returns:
-            How long its partition waits, for another attempt or because its subscription is
-            stopped. None when the record is in the dead letters now.
+            The wait of its partition before another attempt, or until the next probe of a stopped
+            subscription. None if the record became a dead letter.
         """
         event, subscription = item.event, item.subscription
         stopped = False
@@ -188,7 +188,7 @@ class FailureHandling:
                     session,
                     subscription.key,
                     error=_kind_of(error),
-                    detail=f"event {event.id}: {one_line(error)}",
+                    detail=f"event {event.id}: {describe_error(error)}",
                     limit=self._limits.brake_failures,
                 )
             if not stopped:
@@ -201,14 +201,14 @@ class FailureHandling:
     def _next_attempt(
         self, session: Session, event: ReceivedEvent, error: BaseException
     ) -> Wait | None:
-        """Count a failed attempt; return how long to wait for the next one, if there is one."""
+        """Count a failed attempt. Return the wait before the next one, or None without one."""
         if isinstance(error, Retry):
             limit, first_s = self._limits.retry_attempts, _wait_of(error)
         elif isinstance(error, HandlerTimeoutError):
             limit, first_s = self._limits.timeout_attempts, _TIMEOUT_WAIT_S
         else:
             return None
-        attempt = count_attempt(session, event.id, reason_of(error), one_line(error))
+        attempt = count_attempt(session, event.id, reason_of(error), describe_error(error))
         if attempt >= limit:
             return None
         wait_s: float = min(RETRY_WAIT_MAX_S, first_s * 2 ** min(attempt - 1, _DOUBLINGS_MAX))
@@ -220,13 +220,13 @@ class FailureHandling:
             attempt=attempt,
             of=limit,
             wait_s=wait_s,
-            error=one_line(error),
+            error=describe_error(error),
         )
         return Wait(wait_s, f"event {event.id} waits for attempt {attempt + 1} of {limit}")
 
     def _stop(self, subscription: Subscription, item: Parsed, error: BaseException) -> Wait:
-        """Let a stopped subscription wait for its next probe, longer each time."""
-        # `may_probe` adds the entry, so a missing one means that this failure stopped it.
+        """Set the time of the next probe. The wait becomes longer each time."""
+        # `may_probe` adds the entry. If it is missing, this failure has stopped the subscription.
         is_new = subscription.key not in self._probes
         probe = self._probes.setdefault(subscription.key, _Probe(_PROBE_FIRST_S))
         probe.at = time.monotonic() + probe.wait_s
@@ -239,31 +239,32 @@ class FailureHandling:
 
 
 def raise_if_database_failed(error: BaseException, run: HandlerRun) -> None:
-    """Raise the transient database error in the cause chain of a handler's error, if there is one.
+    """Raise the transient database error that caused a handler's error, if there is one.
 
-    A handler may catch a lost connection and raise an error of its own, or go on and fail later.
-    Errors of another database are the handler's own: it raises `Retry` for them.
+    A handler may catch an error such as a lost connection, and then raise another one or fail
+    later. Only errors of the handler's own transaction count. For errors of another database, a
+    handler raises `Retry`.
 
     Args:
-        error: what the handler raised.
+        error: the error of the handler.
         run: of the handler.
 
     Raises:
         SQLAlchemyError: the error, or one that caused it, is transient.
-        DatabaseTroubleError: likewise, for an error of the driver.
+        TransientDatabaseError: likewise, for an error of psycopg2.
     """
-    transient = [each for each in run.errors if is_transient(each)]
+    transient = [caught for caught in run.errors if is_transient(caught)]
     for cause in _causes(error):
-        if isinstance(cause, DBAPIError) and any(cause.orig is each for each in transient):
+        if isinstance(cause, DBAPIError) and any(cause.orig is caught for caught in transient):
             raise cause
-        if any(cause is each for each in transient):
-            raise DatabaseTroubleError(one_line(cause)) from cause
+        if any(cause is caught for caught in transient):
+            raise TransientDatabaseError(describe_error(cause)) from cause
     if transient and run.is_broken:
-        raise DatabaseTroubleError(one_line(transient[0])) from error
+        raise TransientDatabaseError(describe_error(transient[0])) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Return an error and all that led to it, each once: chains may be circular."""
+    """Return an error and all errors that caused it, each once. Chains may be circular."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -278,11 +279,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def raise_key_collision(session: Session, error: BaseException) -> None:
-    """Raise KeyCollisionError if a unique violation comes from a sequence behind its table.
+    """Raise KeyCollisionError if a unique violation comes from a sequence behind its column.
 
     Args:
-        session: the session whose transaction failed; it is rolled back.
-        error: the error that it failed with.
+        session: the session whose transaction failed. It is rolled back.
+        error: the error of the transaction.
 
     Raises:
         KeyCollisionError: the sequence is behind.
@@ -297,31 +298,31 @@ def raise_key_collision(session: Session, error: BaseException) -> None:
     except DBAPIError as failure:
         if is_unreachable(failure):
             raise
-        return  # the role may not look, or there is no such table: the event is to blame
+        return  # it cannot be checked, for lack of a right or a table; so the event is to blame
     if behind:
         raise KeyCollisionError(
-            f"A generated key of {diagnostics.table_name} exists already"
-            f" ({diagnostics.constraint_name}): its sequence is behind the table. settle doctor"
-            " shows how to correct it."
+            f"A generated key of {diagnostics.table_name} already exists"
+            f" ({diagnostics.constraint_name}), because its sequence is behind the table. settle"
+            " doctor shows how to correct it."
         ) from error
 
 
 def _park(session: Session, item: Parsed, error: BaseException) -> None:
-    """Record the event, so that it is not tried again, and keep its record whole.
+    """Write the dead letter, and record the event in the inbox so that it is not tried again.
 
-    An event that its schema refused is not recorded: the same event, sent right, is applied.
+    If the schema failed, the event is not recorded. Then it can be sent again with correct data.
     """
     if item.failure is not None:
-        write_dead_letter(session, item.record, item.event, INVALID_DATA, one_line(error))
+        write_dead_letter(session, item.record, item.event, INVALID_DATA, describe_error(error))
         return
     if item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
-        forget_attempts(session, [item.event.id])
-    write_dead_letter(session, item.record, item.event, reason_of(error), one_line(error))
+        delete_attempts(session, [item.event.id])
+    write_dead_letter(session, item.record, item.event, reason_of(error), describe_error(error))
 
 
 def _wait_of(error: Retry) -> float:
-    """Return how long a handler wants to wait; a subclass of `Retry` may have set anything."""
+    """Return the wait that a handler asks for. A subclass of `Retry` may have set any value."""
     wait_s: object = error.after_s
     if isinstance(wait_s, int | float) and 0 <= wait_s <= RETRY_WAIT_MAX_S:
         return float(wait_s)
@@ -329,32 +330,23 @@ def _wait_of(error: Retry) -> float:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the reason of the dead letter of an event that the handler failed for."""
+    """Return the reason of the dead letter for an error of the handler."""
     if isinstance(error, Retry):
         return RETRIES_EXHAUSTED
     return HANDLER_TIMEOUT if isinstance(error, HandlerTimeoutError) else HANDLER_FAILED
 
 
 def _kind_of(error: BaseException) -> str:
-    """Return what failures of one cause have in common: the class and, if any, the SQLSTATE."""
+    """Return the text that failures with the same cause share: the class and the SQLSTATE."""
     raised = getattr(error, "orig", None) or error
     name = f"{type(raised).__module__}.{type(raised).__qualname__}"
     code = sqlstate_of(error)
     return f"{name} ({code})" if code else name
 
 
-def one_line(error: BaseException) -> str:
-    """Return the class and the first line of an error, as a text column can hold it."""
-    try:
-        lines = str(error).splitlines()
-    except Exception:  # noqa: BLE001 - an error whose text cannot be made is an error as well
-        lines = ["its text cannot be made"]
-    return storable(f"{type(error).__name__}: {lines[0][:_DETAIL_MAX_LENGTH] if lines else ''}")
-
-
-def _log_failure(name: str, item: Parsed, error: BaseException) -> None:
+def _log_failure(event: str, item: Parsed, error: BaseException) -> None:
     log.error(
-        name,
+        event,
         id=str(item.event.id) if item.event else None,
         type=item.event.type if item.event else None,
         requestid=item.event.trace.request_id if item.event else None,

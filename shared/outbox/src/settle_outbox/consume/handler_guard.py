@@ -1,15 +1,13 @@
 """Guard the transaction while a handler runs, and measure the handler's time.
 
-The guard sits in the driver's connection, below SQLAlchemy. There it sees every way to end a
-transaction: through the session, the connection, the driver, or a statement's text.
+The guard is a subclass of psycopg2's connection, below SQLAlchemy. There it sees every way to end a
+transaction: with the session, the connection, the driver, or the text of a statement.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-import threading
-import time
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,18 +17,14 @@ from psycopg2.extensions import TRANSACTION_STATUS_INTRANS, connection, cursor
 from psycopg2.sql import Composable
 
 from settle_outbox.errors import SettleError
-from settle_outbox.runtime.threads import repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
-_TICK_S = 0.2
-# Without a tick for longer than this, the process was frozen; a busy machine delays less.
-_FROZEN_S = 1.0
-# The engine's timeouts start before the run: the server counts from its last answer, the deadline
-# from the checkout. So the run measures a little less than they do.
+# The engine's timeouts start before the run: the server counts from its last response, and the
+# deadline from the checkout. So the run measures a little less time than they do.
 _TOLERANCE = 0.95
 
 _MAY_END = re.compile(r"\b(?:commit|end|rollback|abort|prepare)\b", re.IGNORECASE)
@@ -54,59 +48,15 @@ class TransactionEndedError(SettleError):
 
 
 class NotGuardableError(SettleError):
-    """A transaction's engine was not made with GUARDABLE."""
+    """The engine of a transaction was made without GUARDABLE."""
 
 
 class SwallowedError(SettleError):
-    """A handler caught a database error, and its transaction cannot go on."""
-
-
-class ActiveClock(threading.Thread):
-    """A monotonic clock that stands still while the process is frozen (SIGSTOP, a paused VM).
-
-    A thread ticks. A tick that comes late although the process used no processor time means that
-    the process did not run.
-
-    Args:
-        on_tick: called by the thread at each tick, a few times a second, with the time.
-    """
-
-    def __init__(self, on_tick: Callable[[float], None] = lambda _: None) -> None:
-        super().__init__(name="active-clock", daemon=True)
-        self._on_tick = on_tick
-        self._lock = threading.Lock()
-        self._frozen_s = 0.0
-        self._ticked_at = time.monotonic()
-        self._cpu_s = time.process_time()
-        self.start()
-
-    def now(self) -> float:
-        """Return seconds that passed while the process could run, from an arbitrary start."""
-        now = time.monotonic()
-        if now - self._ticked_at < _FROZEN_S:
-            return now - self._frozen_s
-        return self._note_tick()
-
-    def _note_tick(self) -> float:
-        with self._lock:
-            now, cpu_s = time.monotonic(), time.process_time()
-            late_s = now - self._ticked_at - _TICK_S
-            if late_s > _FROZEN_S and cpu_s - self._cpu_s < late_s / 2:
-                self._frozen_s += late_s
-            self._ticked_at, self._cpu_s = now, cpu_s
-            return now - self._frozen_s
-
-    def run(self) -> None:
-        """Tick until the process ends."""
-        repeat("consumer.clock", self._tick)
-
-    def _tick(self) -> None:
-        time.sleep(_TICK_S)
-        self._on_tick(self._note_tick())
+    """A handler caught a database error after which its transaction cannot continue."""
 
 
 class HandlerRun:
-    """One run of a handler: what it did to the transaction, and how long it took.
+    """One run of a handler: its effect on the transaction, and its time.
 
     Args:
         now: a clock, in seconds from an arbitrary start.
@@ -114,10 +64,10 @@ class HandlerRun:
     Attributes:
         ended_by: the call or statement with which the handler tried to end the transaction.
         rolled_back: whether the transaction was rolled back while an error was handled.
-        is_broken: whether the transaction could not go on when the run ended.
-        errors: the database's errors of the run, whether the handler caught them or not.
-        total_s: how long the handler has run, in seconds, without the time the process was frozen.
-        longest_pause_s: the longest time between two of its statements, likewise.
+        is_broken: whether the transaction could not continue after the run.
+        errors: the database errors of the run, including those that the handler caught.
+        total_s: time of the run, in seconds, without the time in which the process was frozen.
+        longest_pause_s: the longest time between two statements, likewise.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -131,30 +81,30 @@ class HandlerRun:
         self.longest_pause_s = 0.0
 
     def exceeded(self, *, pause_s: float, total_s: float) -> bool:
-        """Return whether the run took so long that the engine's timeouts ended its connection."""
+        """Return whether the run exceeded a limit, so that a timeout ended its connection."""
         return self.longest_pause_s >= pause_s * _TOLERANCE or self.total_s >= total_s * _TOLERANCE
 
     def refuse_end(self, how: str) -> None:
-        """Refuse to end the transaction.
+        """Refuse a call or statement that ends the transaction.
 
         Raises:
             TransactionEndedError: always.
         """
         self.ended_by = self.ended_by or how
         raise TransactionEndedError(
-            f"A handler must not end the transaction, and called {how}. The engine commits the"
-            " event's inbox row and all effects together. Use session.begin_nested() for a part"
-            " that may be rolled back."
+            f"A handler must not end the transaction, but it called {how}. The engine commits the"
+            " inbox row of the event together with all effects. Use session.begin_nested() for a"
+            " part that may be rolled back."
         )
 
     def statement_begins(self, text: str) -> None:
-        """Measure the pause before a statement, and refuse one that ends the transaction."""
+        """Measure the pause before a statement. Refuse a statement that ends the transaction."""
         self.measure()
         if _ends_transaction(text):
             self.refuse_end(repr(text.strip()[:80]))
 
     def statement_ended(self, error: psycopg2.Error | None) -> None:
-        """Start to measure the next pause, and keep the statement's error."""
+        """Start to measure the next pause, and keep the error of the statement."""
         self._idle_since = self._now()
         if error is not None and len(self.errors) < _ERRORS_KEPT:
             self.errors.append(error)
@@ -173,16 +123,16 @@ def _first_error(run: HandlerRun) -> str:
 @lru_cache(maxsize=1024)
 def _ends_transaction(text: str) -> bool:
     return bool(_MAY_END.search(text)) and any(
-        _ENDS.match(each) for each in _without_quoted(text).split(";")
+        _ENDS.match(statement) for statement in _without_quoted(text).split(";")
     )
 
 
 def _without_quoted(text: str) -> str:
-    """Replace comments and all that is quoted by spaces; comments may be nested."""
+    """Replace comments and quoted text by spaces. Comments may be nested."""
     kept, position = [], 0
-    while found := _QUOTED.search(text, position):
-        kept.append(text[position : found.start()])
-        position = _comment_end(text, found.end()) if found[0] == "/*" else found.end()
+    while quoted := _QUOTED.search(text, position):
+        kept.append(text[position : quoted.start()])
+        position = _comment_end(text, quoted.end()) if quoted[0] == "/*" else quoted.end()
     return " ".join([*kept, text[position:]])
 
 
@@ -239,8 +189,8 @@ class _GuardedConnection(connection):
         super().commit()
 
     def rollback(self) -> None:
-        # SQLAlchemy itself rolls back while it handles a failed flush. A refusal would hide the
-        # error of the flush; `guarded` fails the run later.
+        # SQLAlchemy itself rolls back after a failed flush. A refusal would hide the error of the
+        # flush. So `guarded` makes the run fail later.
         if self.run is not None and sys.exc_info()[1] is not None:
             self.run.rolled_back = True
         else:
@@ -264,7 +214,7 @@ class _GuardedConnection(connection):
     def cursor(  # type: ignore[override]  # one signature for psycopg2's three
         self, name: Any = None, cursor_factory: Any = None, **options: Any
     ) -> Any:
-        """Open a cursor; one of another class is guarded, too."""
+        """Open a cursor. A cursor of another class is guarded as well."""
         if name is None and cursor_factory is None and not options:
             return super().cursor()
         if cursor_factory is not None and not issubclass(cursor_factory, _GuardedCursor):
@@ -280,7 +230,7 @@ def _run_of(guarded: connection) -> HandlerRun | None:
     return guarded.run if isinstance(guarded, _GuardedConnection) else None
 
 
-# The driver's options for an engine whose transactions can be guarded.
+# Options of psycopg2.connect for an engine whose transactions can be guarded.
 GUARDABLE = {"connection_factory": _GuardedConnection, "cursor_factory": _GuardedCursor}
 
 
@@ -289,15 +239,15 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
     """Guard a transaction while the block runs a handler.
 
     Args:
-        transaction: a connection in its transaction, of an engine made with `GUARDABLE`.
-        run: of the handler; it is measured.
+        transaction: a connection in a transaction. Its engine must have the options `GUARDABLE`.
+        run: measures the handler.
 
     Raises:
-        TransactionEndedError: the handler tried to end the transaction, even if it caught the
+        TransactionEndedError: the handler tried to end the transaction. It may have caught this
             error.
-        NotGuardableError: the engine was made otherwise.
-        SwallowedError: the handler caught a database error outside a savepoint. PostgreSQL would
-            answer the commit with a rollback, and no error.
+        NotGuardableError: the engine does not have these options.
+        SwallowedError: the handler caught a database error outside a savepoint. At the commit,
+            PostgreSQL would roll back without an error.
     """
     driver = transaction.connection.driver_connection
     if not isinstance(driver, _GuardedConnection):
@@ -315,14 +265,14 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
             run.rolled_back or driver.info.transaction_status != TRANSACTION_STATUS_INTRANS
         )
         if (run.ended_by is not None or run.rolled_back) and not transaction.closed:
-            # SQLAlchemy's view of the transaction is wrong by now, and the session may have let go
-            # of the connection without returning it to the pool.
+            # SQLAlchemy's state of the transaction is wrong now. The session may have dropped the
+            # connection without returning it to the pool.
             transaction.invalidate()
             transaction.close()
     if run.ended_by is not None:
         run.refuse_end(run.ended_by)
     if run.is_broken:
         raise SwallowedError(
-            "A handler continued after its transaction was aborted. Put statements that may fail"
-            f" into session.begin_nested().{_first_error(run)}"
+            "A handler continued after a database error had aborted its transaction. Put"
+            f" statements that may fail into session.begin_nested().{_first_error(run)}"
         )

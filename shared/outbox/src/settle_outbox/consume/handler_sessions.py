@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 
-# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the new consumer
-# of its partitions waits for its inbox rows, and deposits wait for its account rows.
+# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the next
+# consumer of its partitions waits for its inbox rows, and deposits wait for its account rows.
 IDLE_MS = 10_000
-# The longest wait for a row lock. After that the batch is tried again.
+# Maximum wait for a row lock. After that the batch is tried again.
 LOCK_WAIT_MS = 30_000
+
+if LOCK_WAIT_MS >= TRANSACTION_S * 1000:
+    raise AssertionError("a wait for a lock must end before the transaction is cut")
 
 
 def make_handler_sessions(
@@ -44,7 +47,8 @@ def make_handler_sessions(
         driver_options=GUARDABLE,
     )
     sessions = make_sessions(engine, aggregatetypes=service.aggregatetypes)
-    # A session that a handler goes on using after its end must not take the connection.
+    # A handler may use its session after the end of the transaction. That must not take a
+    # connection from the pool.
     sessions.configure(close_resets_only=False)
     notify_after_commit(sessions, settings.database_url)
     return engine, sessions

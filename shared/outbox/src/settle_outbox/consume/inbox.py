@@ -1,4 +1,4 @@
-"""The SQL of the inbox: which events were received, what became of them, and failed attempts."""
+"""The SQL of the inbox: received events, their outcomes, and failed attempts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Outcome, Verdict
 
-# Limits of the counts: another publisher's topic may have any number of types, each of 4,000 bytes.
-# New types are not counted beyond this number. Types that begin alike count as one: an entry of
-# the table's index has at most 2,704 bytes.
+# The topic of another publisher may have any number of types, each of up to 4,000 bytes. So at most
+# this number of types is counted. A type is cut to this length, because an entry of the table's
+# index can have at most 2,704 bytes.
 SKIPPED_TYPES_MAX = 1_000
 SKIPPED_TYPE_MAX_LENGTH = 200
 # A key of another publisher may have a megabyte.
 KEY_MAX_LENGTH = 200
 
-# Sorted by id, so that two consumers that were given the same events (a rebalance) wait for each
-# other in one order and never in a circle.
+# Sorted by id. After a rebalance, two consumers may record the same events. In the same order they
+# cannot cause a deadlock.
 _RECORD = text(
     """
     INSERT INTO inbox (id, type, source, topic, partition, "offset", key, requestid, outcome)
@@ -40,9 +40,9 @@ _RECORD = text(
     """
 )
 
-_FORGET = text("DELETE FROM inbox WHERE id = ANY(CAST(:ids AS uuid[]))")
+_DELETE_EVENTS = text("DELETE FROM inbox WHERE id = ANY(CAST(:ids AS uuid[]))")
 
-_FORGET_ATTEMPTS = text("DELETE FROM inbox_attempts WHERE event_id = ANY(CAST(:ids AS uuid[]))")
+_DELETE_ATTEMPTS = text("DELETE FROM inbox_attempts WHERE event_id = ANY(CAST(:ids AS uuid[]))")
 
 _COUNT_ATTEMPT = text(
     """
@@ -76,11 +76,11 @@ _COUNT_SKIPPED = text(
     """
 )
 
-_NOTE_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
+_RECORD_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
 
 
 class SkippedType(NamedTuple):
-    """A type of events that a service does not subscribe to, of a topic that it reads."""
+    """A type of events in a consumed topic to which the service does not subscribe."""
 
     topic: str
     type: str  # its first SKIPPED_TYPE_MAX_LENGTH characters
@@ -92,12 +92,13 @@ def record_new(
     """Record events in the inbox.
 
     Args:
-        session: its transaction also holds the events' effects.
+        session: of the transaction that also writes the effects.
         events: each id once.
-        outcomes: what becomes of each event, by id, unless a verdict changes it.
+        outcomes: the outcome of each event, by id. A verdict may change it later.
 
     Returns:
-        The ids that were not there before. Waits for a transaction that is recording one of them.
+        The ids that were not in the inbox. If another transaction is recording one of them, this
+        waits for its end.
     """
     if not events:
         return set()
@@ -118,28 +119,28 @@ def record_new(
     return set(rows.scalars())
 
 
-def forget(session: Session, event_ids: Sequence[UUID]) -> None:
-    """Remove events that the same transaction recorded, but that must not be applied."""
+def delete_events(session: Session, event_ids: Sequence[UUID]) -> None:
+    """Delete events that this transaction recorded, but that must not be applied."""
     if event_ids:
-        session.execute(_FORGET, {"ids": [str(event_id) for event_id in event_ids]})
+        session.execute(_DELETE_EVENTS, {"ids": [str(event_id) for event_id in event_ids]})
 
 
-def forget_attempts(session: Session, event_ids: Sequence[UUID]) -> None:
-    """Forget the failed attempts at events that are applied, or become dead letters."""
-    session.execute(_FORGET_ATTEMPTS, {"ids": [str(event_id) for event_id in event_ids]})
+def delete_attempts(session: Session, event_ids: Sequence[UUID]) -> None:
+    """Delete the failed attempts at events that are applied or become dead letters."""
+    session.execute(_DELETE_ATTEMPTS, {"ids": [str(event_id) for event_id in event_ids]})
 
 
 def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) -> int:
-    """Count a failed attempt at an event that is to be tried again.
+    """Count a failed attempt at an event.
 
     Args:
-        session: of a transaction of its own; the attempt's was rolled back.
-        event_id: the event.
-        reason: why; attempts are counted for each reason from 1.
-        detail: a sentence.
+        session: of a new transaction, because that of the attempt was rolled back.
+        event_id: of the event.
+        reason: of the failure. Another reason than the last one starts the count at 1.
+        detail: a sentence about the failure.
 
     Returns:
-        How many attempts failed in a row for this reason.
+        The number of attempts that failed in a row for this reason.
     """
     attempts: int = session.execute(
         _COUNT_ATTEMPT,
@@ -149,14 +150,14 @@ def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) ->
 
 
 def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[SkippedType]:
-    """Count events that nothing is done with, by topic and type.
+    """Count events of types without a subscription, by topic and type.
 
-    An event that is delivered again is counted again: nothing else is kept of it. The rows are
-    locked until the transaction ends, and other consumers wait for them, so call it last.
+    An event that is delivered twice is counted twice, because it has no inbox row. Call it last in
+    the transaction: it locks the rows of the counts, and other consumers wait for them.
 
     Args:
-        session: of the transaction that deals with the rest of their batch.
-        events: of types that the service does not subscribe to.
+        session: of the transaction that applies the rest of the batch.
+        events: the events.
 
     Returns:
         The types that were not counted before.
@@ -167,8 +168,8 @@ def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[Ski
     rows = session.execute(
         _COUNT_SKIPPED,
         {
-            "topics": [each.topic for each in counts],
-            "types": [each.type for each in counts],
+            "topics": [skipped.topic for skipped in counts],
+            "types": [skipped.type for skipped in counts],
             "counts": list(counts.values()),
             "types_max": SKIPPED_TYPES_MAX,
         },
@@ -176,10 +177,10 @@ def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[Ski
     return [SkippedType(topic, type_) for topic, type_, is_new in rows if is_new]
 
 
-def note_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:
-    """Note in the inbox that an event was not applied, and why."""
+def record_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:
+    """Record in the inbox that a handler did not apply an event, and the reason."""
     session.execute(
-        _NOTE_VERDICT,
+        _RECORD_VERDICT,
         {
             "id": event.id,
             "outcome": str(verdict.outcome),
@@ -204,5 +205,5 @@ def key_text(key: bytes | None) -> str | None:
 
 
 def storable(detail: str) -> str:
-    """Escape what a text column cannot hold; an error's text may quote a malformed event."""
+    """Escape characters that a text column cannot store. An error may quote them from an event."""
     return detail.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()

@@ -1,9 +1,9 @@
-"""Polling a consumer so that trouble with one partition stops that partition alone.
+"""Poll a consumer so that a problem with one partition affects only that partition.
 
-A batch that is corrupt is fetched again over new connections, then handed on as a record that
-holds its bytes. What is too large is handed on as a record that names its size and digest. A batch
-whose codec is missing, and a partition that the broker cannot serve, are held back and tried again
-for as long as it takes.
+A corrupt batch is fetched again over new connections. If that does not help, a record with its
+bytes takes its place. A record or batch that is too large is replaced by a record with its size and
+digest. If a codec is missing or the broker cannot serve a partition, the partition is paused and
+tried again without limit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# A fetch over a new connection cures a damaged connection, or a memory error of the broker.
+# A new fetch helps after a damaged connection or a memory error of the broker.
 REFETCH_LIMIT = 3
 _DELAY_FIRST_S = 0.1
 DELAY_MAX_S = 5.0
-# A partition that gives nothing for this time, although it has more, is reported.
+# A partition that has unread records but returns none for this time is reported.
 STALLED_S = 60.0
-# A partition that was tried again and has not failed for this time is sound, and may be empty.
-SOUND_AFTER_S = 5.0
+# A partition that was tried again and does not fail for this time counts as readable.
+READABLE_AFTER_S = 5.0
 
 # The reason of a dead letter.
 TOO_LARGE = "too_large"
@@ -39,43 +39,43 @@ TOO_LARGE = "too_large"
 Batch = dict["TopicPartition", list[ConsumerRecord]]
 
 
-class Refused(ConsumerRecord):  # type: ignore[misc]  # kafka-python is untyped
-    """Stands for what cannot be read.
+class Unreadable(ConsumerRecord):  # type: ignore[misc]  # kafka-python is untyped
+    """A record in the place of something that cannot be read.
 
     Args:
         reason: of its dead letter.
-        detail: a sentence.
+        detail: of its dead letter, a sentence.
     """
 
     reason: str
     detail: str
 
 
-class TooLargeRecord(Refused):
+class TooLargeRecord(Unreadable):
     """A record that is too large, without its key, value and headers."""
 
     @classmethod
     def of(cls, record: ConsumerRecord) -> TooLargeRecord:
-        """Return what stands for a record whose value is a `TooLarge`."""
-        found = cls(*record._replace(value=None))
-        found.reason = TOO_LARGE
-        found.detail = (
+        """Return the replacement of a record whose value is a `TooLarge`."""
+        replacement = cls(*record._replace(value=None))
+        replacement.reason = TOO_LARGE
+        replacement.detail = (
             f"The record at offset {record.offset} has {record.value.describe()}."
             f" At most {RECORD_MAX_BYTES} bytes and {HEADERS_MAX} headers are read."
         )
-        return found
+        return replacement
 
 
-class UnreadableBatch(Refused):
-    """A batch that cannot be read, in the place of its records.
+class UnreadableBatch(Unreadable):
+    """A record in the place of a batch that cannot be read.
 
     Its value is the batch as the broker sent it, or None if that is too large. Its offset is the
-    batch's last one: committing it skips the batch.
+    last one of the batch, so a commit of it skips the batch.
     """
 
     @classmethod
     def of(cls, error: UnreadableBatchError) -> UnreadableBatch:
-        """Return the record for a batch."""
+        """Return the replacement of a batch."""
         is_kept = not isinstance(error.value, TooLarge)
         record = cls(
             topic=error.partition.topic,
@@ -93,7 +93,7 @@ class UnreadableBatch(Refused):
             serialized_header_size=-1,
         )
         record.reason = TOO_LARGE if error.is_too_large else "unreadable_batch"
-        # The digest stands before the reason: a long value is cut in a log line.
+        # Put the digest before the reason, because log lines cut long values.
         measure = f", {error.value.describe()}," if isinstance(error.value, TooLarge) else ""
         record.detail = (
             f"The batch with offsets {error.offset} to {error.last_offset}{measure} cannot be read:"
@@ -103,14 +103,14 @@ class UnreadableBatch(Refused):
 
 
 @dataclass(slots=True)
-class _Trouble:
-    """A partition that could not be read.
+class _ReadFailure:
+    """The failed attempts to read a partition at an offset.
 
     Args:
-        offset: where.
-        reason: why.
-        attempts: how often it was tried.
-        retry_at: when it is tried again, on the monotonic clock.
+        offset: the offset.
+        reason: of the last failure.
+        attempts: number of failures.
+        retry_at: time of the next attempt, by the monotonic clock.
     """
 
     offset: int
@@ -120,38 +120,38 @@ class _Trouble:
 
 
 class PartitionReader:
-    """Polls a consumer; partitions that cannot be read are paused and tried again.
+    """Polls a consumer. It pauses partitions that cannot be read, and tries them again.
 
     Args:
-        skips_missing_codec: whether to hand on a batch whose codec is missing as unreadable,
-            rather than to hold its partition back.
+        skips_missing_codec: whether to return an `UnreadableBatch` for a batch whose codec is
+            missing, instead of pausing its partition.
     """
 
     def __init__(self, *, skips_missing_codec: bool = False) -> None:
         self._skips_missing_codec = skips_missing_codec
-        self._troubles: dict[TopicPartition, _Trouble] = {}
-        # Where each partition stands that has more to read, and since when.
+        self._failures: dict[TopicPartition, _ReadFailure] = {}
+        # For each partition with unread records: its position, and since when it has this one.
         self._positions: dict[TopicPartition, tuple[int, float]] = {}
 
     def poll(
         self, consumer: KafkaConsumer, *, timeout_ms: int, max_records: int | None = None
     ) -> Batch:
-        """Return records, among them a `Refused` for each record or batch that is given up.
+        """Return records, with an `Unreadable` in the place of what cannot be read.
 
         Raises:
-            KafkaError: the broker or the group is in trouble, not one partition.
+            KafkaError: the broker or the group failed, and not only one partition.
         """
         timeout_ms = self._resume_due(consumer, timeout_ms)
         try:
             batch: Batch = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
         except UnreadableBatchError as error:
-            return self._fetch_again_or_give_up(consumer, error)
+            return self._fetch_again_or_replace(consumer, error)
         except UnreadablePartitionError as error:
-            self._hold(consumer, error)
+            self._pause(consumer, error)
             return {}
-        for partition in self._troubles.keys() & batch.keys():
-            self._forget(partition)
-        self._note_positions(consumer)
+        for partition in self._failures.keys() & batch.keys():
+            self._recovered(partition)
+        self._record_positions(consumer)
         return {
             partition: [
                 TooLargeRecord.of(record) if isinstance(record.value, TooLarge) else record
@@ -160,51 +160,51 @@ class PartitionReader:
             for partition, records in batch.items()
         }
 
-    def describe_held(self) -> str:
-        """Return which partitions stand still and why; empty when all can be read."""
+    def describe_paused(self) -> str:
+        """Return which partitions cannot be read and why, or "" if all can."""
         stalled_since = time.monotonic() - STALLED_S
-        found = {
+        reasons = {
             partition: (position, "the broker gives nothing: is a transaction open there?")
             for partition, (position, since) in self._positions.items()
             if since < stalled_since
         } | {
-            partition: (trouble.offset, trouble.reason)
-            for partition, trouble in self._troubles.items()
+            partition: (failure.offset, failure.reason)
+            for partition, failure in self._failures.items()
         }
         return "; ".join(
             f"cannot read {partition.topic}-{partition.partition} at {offset} ({reason})"
-            for partition, (offset, reason) in sorted(found.items())
+            for partition, (offset, reason) in sorted(reasons.items())
         )
 
-    def _note_positions(self, consumer: KafkaConsumer) -> None:
-        noted, now = self._positions, time.monotonic()
+    def _record_positions(self, consumer: KafkaConsumer) -> None:
+        last_positions, now = self._positions, time.monotonic()
         self._positions = {}
         for partition in consumer.assignment() - consumer.paused():
             end = consumer.highwater(partition)
             position = None if end is None else consumer.position(partition)
             if position is not None and position < end:
-                before, since = noted.get(partition, (position, now))
-                self._positions[partition] = (position, since if before == position else now)
+                last, since = last_positions.get(partition, (position, now))
+                self._positions[partition] = (position, since if last == position else now)
 
     def _resume_due(self, consumer: KafkaConsumer, timeout_ms: int) -> int:
-        """Resume partitions whose time has come. Return how long the poll may take."""
+        """Resume partitions that are due. Return the maximum time of the poll."""
         now = time.monotonic()
         assigned = consumer.assignment()
-        for partition, trouble in list(self._troubles.items()):
+        for partition, failure in list(self._failures.items()):
             if partition not in assigned:
-                del self._troubles[partition]  # another consumer reads it
-            elif now < trouble.retry_at:
-                timeout_ms = min(timeout_ms, int((trouble.retry_at - now) * 1000) + 1)
-            elif now < trouble.retry_at + SOUND_AFTER_S:
+                del self._failures[partition]  # another consumer reads it
+            elif now < failure.retry_at:
+                timeout_ms = min(timeout_ms, int((failure.retry_at - now) * 1000) + 1)
+            elif now < failure.retry_at + READABLE_AFTER_S:
                 consumer.resume(partition)
             else:
-                self._forget(partition)
+                self._recovered(partition)
         return timeout_ms
 
-    def _fetch_again_or_give_up(
+    def _fetch_again_or_replace(
         self, consumer: KafkaConsumer, error: UnreadableBatchError
     ) -> Batch:
-        attempts = self._hold(consumer, error)
+        attempts = self._pause(consumer, error)
         if error.lacks_codec:
             if not self._skips_missing_codec:
                 return {}
@@ -213,33 +213,33 @@ class PartitionReader:
             return {}
         consumer.seek(error.partition, error.last_offset + 1)
         consumer.resume(error.partition)
-        self._forget(error.partition)
+        self._recovered(error.partition)
         return {error.partition: [UnreadableBatch.of(error)]}
 
-    def _hold(self, consumer: KafkaConsumer, error: UnreadablePartitionError) -> int:
-        """Pause a partition until its next attempt. Return how many have failed."""
+    def _pause(self, consumer: KafkaConsumer, error: UnreadablePartitionError) -> int:
+        """Pause a partition until its next attempt. Return the number of failed attempts."""
         partition = error.partition
-        trouble = self._troubles.get(partition)
-        if trouble is None or trouble.offset != error.offset:
-            trouble = self._troubles[partition] = _Trouble(error.offset, error.reason)
-            log.error("consumer.partition_held", reason=error.reason, **_place(partition, trouble))
-        delay_s = min(DELAY_MAX_S, _DELAY_FIRST_S * 2 ** min(trouble.attempts, 10))
-        trouble.reason = error.reason
-        trouble.attempts += 1
-        trouble.retry_at = time.monotonic() + delay_s
+        failure = self._failures.get(partition)
+        if failure is None or failure.offset != error.offset:
+            failure = self._failures[partition] = _ReadFailure(error.offset, error.reason)
+            log.error("consumer.partition_held", reason=error.reason, **_place(partition, failure))
+        delay_s = min(DELAY_MAX_S, _DELAY_FIRST_S * 2 ** min(failure.attempts, 10))
+        failure.reason = error.reason
+        failure.attempts += 1
+        failure.retry_at = time.monotonic() + delay_s
         consumer.pause(partition)
-        return trouble.attempts
+        return failure.attempts
 
-    def _forget(self, partition: TopicPartition) -> None:
-        trouble = self._troubles.pop(partition)
+    def _recovered(self, partition: TopicPartition) -> None:
+        failure = self._failures.pop(partition)
         log.info(
-            "consumer.partition_resumed", attempts=trouble.attempts, **_place(partition, trouble)
+            "consumer.partition_resumed", attempts=failure.attempts, **_place(partition, failure)
         )
 
 
-def _place(partition: TopicPartition, trouble: _Trouble) -> dict[str, Any]:
+def _place(partition: TopicPartition, failure: _ReadFailure) -> dict[str, Any]:
     return {
         "topic": partition.topic,
         "partition": partition.partition,
-        "offset": trouble.offset,
+        "offset": failure.offset,
     }

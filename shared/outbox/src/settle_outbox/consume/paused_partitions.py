@@ -1,4 +1,4 @@
-"""Partitions that wait at an offset, while the consumer goes on polling the others."""
+"""Partitions that wait at an offset while the consumer polls the others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from settle_outbox.consume.circuit_breaker import SubscriptionKey
 
 
-class Held(NamedTuple):
-    """Where a partition waits.
+class Pause(NamedTuple):
+    """Where, how long and why a partition waits.
 
     Args:
         offset: of the first record that is not applied.
-        wait_s: how long, in seconds.
-        detail: why, for the process's health.
-        subscription: the stopped subscription that it waits for, if that is why.
+        wait_s: in seconds.
+        detail: the reason, for the health file.
+        subscription: the stopped subscription, if that is the reason.
     """
 
     offset: int
@@ -30,65 +30,66 @@ class Held(NamedTuple):
     subscription: SubscriptionKey | None
 
 
-class HeldPartitions:
-    """The partitions of one Kafka client that wait."""
+class PausedPartitions:
+    """The partitions of a Kafka consumer that wait."""
 
     def __init__(self) -> None:
-        self._until: dict[TopicPartition, tuple[float, Held]] = {}
+        self._pauses: dict[TopicPartition, tuple[float, Pause]] = {}  # with the time of its end
 
-    def hold(self, consumer: KafkaConsumer, held: Mapping[TopicPartition, Held]) -> None:
-        """Go back to the first record of each partition that is not applied, and wait there."""
-        for place, wait in held.items():
-            consumer.seek(place, wait.offset)
-            consumer.pause(place)
-            self._until[place] = (time.monotonic() + wait.wait_s, wait)
+    def pause(self, consumer: KafkaConsumer, pauses: Mapping[TopicPartition, Pause]) -> None:
+        """Seek each partition to its first record that is not applied, and pause it."""
+        for partition, pause in pauses.items():
+            consumer.seek(partition, pause.offset)
+            consumer.pause(partition)
+            self._pauses[partition] = (time.monotonic() + pause.wait_s, pause)
 
-    def hold_again(
+    def pause_again(
         self, consumer: KafkaConsumer, batch: dict[TopicPartition, list[ConsumerRecord]]
     ) -> None:
-        """Take records out of a batch whose partitions must wait longer, and hold these again.
+        """Remove records from a batch whose partitions must still wait, and pause these again.
 
-        A rebalance gives a partition back unpaused, at the committed offset.
+        After a rebalance, Kafka returns such a partition unpaused, at the committed offset.
         """
         now = time.monotonic()
-        for place in self._until.keys() & batch.keys():
-            until, _ = self._until[place]
+        for partition in self._pauses.keys() & batch.keys():
+            until, _ = self._pauses[partition]
             if until > now:
-                consumer.seek(place, batch.pop(place)[0].offset)
-                consumer.pause(place)
+                consumer.seek(partition, batch.pop(partition)[0].offset)
+                consumer.pause(partition)
 
-    def release_due(self, consumer: KafkaConsumer) -> None:
-        """Read the partitions again that have waited long enough, or belong to others now."""
+    def resume_due(self, consumer: KafkaConsumer) -> None:
+        """Resume partitions whose wait is over. Remove those that other consumers have now."""
         now, assigned = time.monotonic(), consumer.assignment()
-        for place, (until, _) in list(self._until.items()):
-            if place not in assigned:
-                del self._until[place]
+        for partition, (until, _) in list(self._pauses.items()):
+            if partition not in assigned:
+                del self._pauses[partition]
             elif until <= now:
-                self._resume(consumer, place)
+                self._resume(consumer, partition)
 
-    def release(self, consumer: KafkaConsumer, subscriptions: Collection[SubscriptionKey]) -> None:
-        """Read the partitions again that wait for one of these subscriptions."""
-        for place, (_, wait) in list(self._until.items()):
-            if wait.subscription in subscriptions and place in consumer.assignment():
-                self._resume(consumer, place)
+    def resume(self, consumer: KafkaConsumer, subscriptions: Collection[SubscriptionKey]) -> None:
+        """Resume the partitions that wait for one of these subscriptions."""
+        for partition, (_, pause) in list(self._pauses.items()):
+            if pause.subscription in subscriptions and partition in consumer.assignment():
+                self._resume(consumer, partition)
 
     def subscriptions(self) -> set[SubscriptionKey]:
-        """Return the stopped subscriptions that partitions wait for."""
-        return {wait.subscription for _, wait in self._until.values() if wait.subscription}
+        """Return the stopped subscriptions for which partitions wait."""
+        return {pause.subscription for _, pause in self._pauses.values() if pause.subscription}
 
     def details(self, *, stopped: bool) -> list[str]:
-        """Return why partitions wait: for a stopped subscription, or for something else.
+        """Return the reasons of the waits, without waits of 0 s, which end with the next poll.
 
-        A wait of 0 s ends with the next poll and is left out.
+        Args:
+            stopped: whether to return those for stopped subscriptions, or all others.
         """
         return sorted(
             {
-                wait.detail
-                for _, wait in self._until.values()
-                if (wait.subscription is not None) is stopped and wait.wait_s > 0
+                pause.detail
+                for _, pause in self._pauses.values()
+                if (pause.subscription is not None) is stopped and pause.wait_s > 0
             }
         )
 
-    def _resume(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
-        consumer.resume(place)
-        del self._until[place]
+    def _resume(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
+        consumer.resume(partition)
+        del self._pauses[partition]

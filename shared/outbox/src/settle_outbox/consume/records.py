@@ -1,4 +1,4 @@
-"""Reading a record of a topic as a CloudEvent, and saying exactly why it is none."""
+"""Read a record as a CloudEvent, or state why it is not one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
-from settle_outbox.consume.partition_reader import Refused
+from settle_outbox.consume.partition_reader import Unreadable
 from settle_outbox.errors import SettleError
 from settle_outbox.event import ReceivedEvent
 from settle_outbox.kafka.header_text import HEADER_TEXT
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
     from settle_outbox.service import Subscription
 
-# The reason of a dead letter whose data its schema refused.
+# The reason of a dead letter whose data does not fit its schema.
 INVALID_DATA = "invalid_data"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# Errors of a schema may be many.
+# A schema may report many errors.
 _DETAIL_MAX_LENGTH = 2_000
 _REQUIRED = ("ce_id", "ce_type", "ce_source", "ce_specversion")
 
 
 class InvalidRecordError(SettleError):
-    """A record that is no event of ours.
+    """A record is not a valid event.
 
     Args:
         reason: a stable short name, such as ``not_json``.
@@ -48,14 +48,14 @@ class InvalidRecordError(SettleError):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A record, and the event in it or why there is none; exactly one of the two.
+    """A record, with either its event or the reason why it has none.
 
     Args:
-        record: as it came.
-        event: its data validated when its type is subscribed to, else empty.
-        subscription: None for a type that nobody here knows.
-        invalid: why it is no event.
-        failure: what the schema of its subscription raised, if that may be a fault in its code.
+        record: from the consumer.
+        event: the event. Its data is validated, or empty if the type has no subscription.
+        subscription: of the event's type, or None.
+        invalid: why the record is not a valid event.
+        failure: an error of the schema that may come from a defect in its code.
     """
 
     record: ConsumerRecord
@@ -66,13 +66,13 @@ class Parsed:
 
 
 def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscription]) -> Parsed:
-    """Read a record in CloudEvents' binary mode.
+    """Read a record in the binary mode of CloudEvents.
 
     Args:
         record: from the consumer.
         subscriptions: by topic and type.
     """
-    if isinstance(record, Refused):
+    if isinstance(record, Unreadable):
         return Parsed(record, invalid=InvalidRecordError(record.reason, record.detail))
     try:
         headers = _headers(record)
@@ -92,40 +92,41 @@ def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscr
             headers=tuple(record.headers or ()),
         )
     except InvalidRecordError as error:
-        # Without the traceback, whose frames hold the whole data: up to 30 times the value's bytes.
+        # Drop the traceback. Its frames keep the decoded data, which may take much memory.
         return Parsed(record, invalid=InvalidRecordError(error.reason, error.detail))
     if failure is not None:
-        clear_frames(failure.__traceback__)  # of the whole data
+        clear_frames(failure.__traceback__)  # likewise
     return Parsed(record, event=event, subscription=subscription, failure=failure)
 
 
 def _headers(record: ConsumerRecord) -> dict[str, str]:
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for name, value in record.headers or ():
         if not name.startswith("ce_") and name not in ("content-type", "traceparent"):
             continue
         if value is None and name not in _REQUIRED:
             continue
-        if name == "traceparent" and name in found:
-            continue  # a tracing agent added one
-        if name in found:
-            _refuse("doubled_header", f"The header {name} stands twice.")
-        found[name] = _header_text(name, value)
+        if name == "traceparent" and name in headers:
+            continue  # a tracing agent added a second one
+        if name in headers:
+            _raise_invalid("doubled_header", f"The record has the header {name} twice.")
+        headers[name] = _header_text(name, value)
     for name in _REQUIRED:
-        if name not in found:
-            _refuse("missing_header", f"The header {name} is missing.")
-    if found["ce_specversion"] != "1.0":
-        _refuse("wrong_specversion", f"ce_specversion is {found['ce_specversion']!r}, not '1.0'.")
-    return found
+        if name not in headers:
+            _raise_invalid("missing_header", f"The header {name} is missing.")
+    version = headers["ce_specversion"]
+    if version != "1.0":
+        _raise_invalid("wrong_specversion", f"ce_specversion is {version!r}, not '1.0'.")
+    return headers
 
 
 def _header_text(name: str, value: bytes | None) -> str:
     try:
         decoded = (value or b"").decode()
     except UnicodeDecodeError:
-        _refuse("invalid_header", f"The header {name} is not UTF-8.")
+        _raise_invalid("invalid_header", f"The header {name} is not UTF-8.")
     if not HEADER_TEXT.fullmatch(decoded):
-        _refuse(
+        _raise_invalid(
             "invalid_header",
             f"The header {name} is empty, has control characters, or is too long.",
         )
@@ -136,11 +137,11 @@ def _event_id(header: str) -> UUID:
     try:
         return UUID(header)
     except ValueError:
-        _refuse("invalid_id", f"ce_id {header!r} is not a UUID.")
+        _raise_invalid("invalid_id", f"ce_id {header!r} is not a UUID.")
 
 
 def _time(header: str | None) -> datetime | None:
-    """Informative only: a time that cannot be read is no reason to refuse the event."""
+    """Return the time, or None if it cannot be read. Nothing depends on it."""
     try:
         return datetime.fromisoformat(header) if header else None
     except ValueError:
@@ -157,23 +158,25 @@ def _trace(headers: Mapping[str, str]) -> Trace:
 def _data(record: ConsumerRecord, headers: Mapping[str, str]) -> Any:
     content_type = headers.get("content-type", "application/json")
     if content_type.partition(";")[0].strip().lower() != "application/json":
-        _refuse("wrong_content_type", f"content-type is {content_type!r}, not application/json.")
+        _raise_invalid(
+            "wrong_content_type", f"content-type is {content_type!r}, not application/json."
+        )
     if record.value is None:
-        _refuse("no_value", "The record has no value (a tombstone).")
+        _raise_invalid("no_value", "The record has no value (a tombstone).")
     try:
         return json.loads(
             record.value.decode(), object_pairs_hook=_object, parse_constant=_not_json
         )
     except UnicodeDecodeError:
-        _refuse("not_utf8", "The value is not UTF-8.")
+        _raise_invalid("not_utf8", "The value is not UTF-8.")
     except (ValueError, RecursionError) as error:
-        _refuse("not_json", f"The value is not JSON: {error}.")
+        _raise_invalid("not_json", f"The value is not JSON: {error}.")
 
 
 def _read_data(
     record: ConsumerRecord, headers: Mapping[str, str], subscription: Subscription | None
 ) -> tuple[Any, Exception | None]:
-    """Return the validated data, or what a fault in the code of the schema raised."""
+    """Return the validated data, and the error of the schema that may come from a defect."""
     if subscription is None:
         return {}, None
     data = _data(record, headers)
@@ -181,46 +184,59 @@ def _read_data(
         return _validated(subscription, data), None
     except InvalidRecordError:
         raise
-    except Exception as error:  # noqa: BLE001 - a failure of the service's code, as its handler's
+    except Exception as error:  # noqa: BLE001 - it counts like a failure of the handler
         return {}, error
 
 
 def _validated(subscription: Subscription, data: Any) -> Any:
     if not isinstance(data, dict):
-        _refuse("not_an_object", f"The value is a JSON {type(data).__name__}, not an object.")
+        _raise_invalid("not_an_object", f"The value is a {type(data).__name__}, not an object.")
     try:
         return subscription.validate(data)
     except Exception as error:
         if _may_be_defect(error):
             raise
-        lines = "; ".join(line.strip() for line in str(error).splitlines())
-        _refuse(INVALID_DATA, f"The data does not fit {subscription.type}: {lines}.")
+        problems = "; ".join(_problems(error))
+        _raise_invalid(INVALID_DATA, f"The data does not fit {subscription.type}: {problems}.")
+
+
+def _problems(error: Exception) -> list[str]:
+    """Return the problems that a schema found, if possible without the values of the data.
+
+    The text of pydantic's ValidationError quotes the values, which may be personal data. So only
+    the place and the message of each problem are taken.
+    """
+    list_errors = getattr(error, "errors", None)
+    if callable(list_errors):
+        try:
+            problems = list_errors(include_input=False, include_context=False, include_url=False)
+            return [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems]
+        except (TypeError, KeyError):
+            pass  # another library's method
+    return [line.strip() for line in str(error).splitlines()]
 
 
 def _may_be_defect(error: Exception) -> bool:
-    """Return whether a schema's error may come from a fault in its code; see `Schema`.
+    """Return whether an error of a schema may come from a defect in its code; see `Schema`.
 
-    Validation libraries raise a ValueError, a group of errors, or an exception that derives from
-    none of Python's own but Exception itself.
+    Validation libraries raise a ValueError, an ExceptionGroup, or an exception class of their own
+    that derives from Exception directly.
     """
-    first_of_python = next(each for each in type(error).__mro__ if each.__module__ == "builtins")
-    return first_of_python is not Exception and not isinstance(error, ValueError | ExceptionGroup)
+    builtin = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
+    return builtin is not Exception and not isinstance(error, ValueError | ExceptionGroup)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object. Two readers may understand a doubled name differently.
-
-    RFC 7493, section 2.3.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Return a JSON object. A name must not occur twice in it (RFC 7493, section 2.3)."""
+    json_object = dict(pairs)
+    if len(json_object) < len(pairs):
         raise ValueError("a name stands twice in an object")
-    return found
+    return json_object
 
 
 def _not_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _refuse(reason: str, detail: str) -> NoReturn:
+def _raise_invalid(reason: str, detail: str) -> NoReturn:
     raise InvalidRecordError(reason, detail.replace("\x00", "\\x00")[:_DETAIL_MAX_LENGTH])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import text
 
+from settle_outbox.consume.inbox import storable
 from settle_outbox.runtime.process import TRANSACTION_S
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def lock(session: Session, request: Request) -> bool:
 
 def answer(session: Session, request: Request, given: Answer, detail: str) -> None:
     """Write the answer to a request."""
-    session.execute(_ANSWER, {"id": request.id, "answer": given, "detail": detail})
+    session.execute(_ANSWER, {"id": request.id, "answer": given, "detail": storable(detail)})
 
 
 def answer_abandoned(session: Session) -> list[tuple[int, int]]:

@@ -14,13 +14,14 @@ import structlog
 from sqlalchemy import text
 
 from settle_outbox.consume import circuit_breaker, repair_requests
-from settle_outbox.consume.applier import call_handler
 from settle_outbox.consume.dead_letters import State, delete_closed, record_of
-from settle_outbox.consume.failures import FAILURE_REASONS, one_line
+from settle_outbox.consume.failures import FAILURE_REASONS
+from settle_outbox.consume.handler_call import call_handler
 from settle_outbox.consume.handler_guard import HandlerRun
-from settle_outbox.consume.inbox import forget_attempts, key_text, note_verdict, record_new
+from settle_outbox.consume.inbox import delete_attempts, key_text, record_new, record_verdict
 from settle_outbox.consume.records import INVALID_DATA, parse
 from settle_outbox.consume.repair_requests import Action, Answer, Order, Request
+from settle_outbox.errors import describe_error
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.service import Outcome
 from settle_outbox.uuid7 import time_of
@@ -177,7 +178,7 @@ class Repairs:
         except _FailedError as error:
             answer, detail = Answer.FAILED, str(error)
         except Exception as error:  # noqa: BLE001 - the operator reads it in the answer
-            answer, detail = Answer.FAILED, one_line(error)
+            answer, detail = Answer.FAILED, describe_error(error)
         if answer is not Answer.DONE:
             with self._sessions.begin() as session:
                 repair_requests.answer(session, request, answer, detail)
@@ -223,7 +224,7 @@ class Repairs:
             _refuse_older_than_inbox(session, event.id)
         if not record_new(session, [event], {event.id: Outcome.APPLIED}):
             return "The event was applied meanwhile, from another record."
-        forget_attempts(session, [event.id])
+        delete_attempts(session, [event.id])
         return _handle(session, event, subscription) + _warning(session, letter, event.id)
 
 
@@ -240,7 +241,7 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
         return "Applied."
     if verdict.outcome is Outcome.PARKED:
         raise _FailedError(f"{verdict.reason}: {verdict.detail}")
-    note_verdict(session, event, verdict)
+    record_verdict(session, event, verdict)
     return f"Recorded as an anomaly, without effect: {verdict.reason}: {verdict.detail}"
 
 

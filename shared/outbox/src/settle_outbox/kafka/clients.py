@@ -13,7 +13,7 @@ from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.partitioner import DefaultPartitioner
 
 from settle_outbox.kafka.fetch_response import FETCH_MAX_BYTES
-from settle_outbox.kafka.internals.client import connect, never_create_topics
+from settle_outbox.kafka.internals.client import connect, disable_topic_creation
 from settle_outbox.kafka.internals.consumer import drop_fetched_when_paused, patch_consumers
 from settle_outbox.kafka.record_stream import RECORD_MAX_BYTES
 
@@ -62,7 +62,7 @@ def _connection(settings: Settings, client_id: str) -> dict[str, Any]:
         "receive_message_max_bytes": RECEIVE_MAX_BYTES,
         # A bootstrap name with several addresses is tried at each of them.
         "client_dns_lookup": "use_all_dns_ips",
-        # Ask each broker which versions it speaks.
+        # None asks each broker for the versions that it supports.
         "api_version": None,
     }
 
@@ -106,7 +106,7 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
         batch_size=128 * 1024,
         max_request_size=MAX_REQUEST_BYTES,
     )
-    never_create_topics(producer)
+    disable_topic_creation(producer)
     return producer
 
 
@@ -168,6 +168,6 @@ def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsum
         enable_incremental_fetch_sessions=True,
         **options,
     )
-    never_create_topics(consumer)
+    disable_topic_creation(consumer)
     drop_fetched_when_paused(consumer)
     return consumer

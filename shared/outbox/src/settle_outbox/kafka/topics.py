@@ -91,7 +91,7 @@ def read_topic_settings(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
     return {name: each["value"] for name, each in found.items() if each["value"] is not None}
 
 
-def why_kept_too_long(topic_settings: Mapping[str, str], settings: Settings) -> str | None:
+def retention_problem(topic_settings: Mapping[str, str], settings: Settings) -> str | None:
     """Return why a topic keeps events longer than the inbox remembers them; None if it does not.
 
     Args:

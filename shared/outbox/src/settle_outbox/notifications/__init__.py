@@ -1,1 +1,1 @@
-"""PostgreSQL's NOTIFY and LISTEN, which save the wait for the next poll."""
+"""PostgreSQL's NOTIFY and LISTEN, with which processes need not wait for their next poll."""

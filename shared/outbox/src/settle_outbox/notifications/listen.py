@@ -1,4 +1,4 @@
-"""Waiting for the next event: a notification, or the next poll, whichever comes first."""
+"""Wait for a notification or the next poll, whichever comes first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import structlog
 
+from settle_outbox.errors import first_line
 from settle_outbox.notifications.notify import CHANNEL
 from settle_outbox.storage.database import connect_autocommit
 
@@ -18,18 +19,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_EVERY_S = 5.0
+RECONNECT_INTERVAL_S = 5.0
 
 
 class Listener:
-    """Listens on a connection of its own. When that is lost, polling goes on alone.
+    """Listens for notifications on a separate connection. If that is lost, its user still polls.
 
     Args:
-        database_url: where the notifications come from.
+        database_url: of the database that sends the notifications.
         stop: ends every wait.
-        channel: which notifications.
-        name: whose listener it is, in `pg_stat_activity`.
-        told_as: what the events of its log lines begin with.
+        channel: the channel to listen on.
+        name: of the connection in `pg_stat_activity`.
+        lost_event: the log event when the connection is lost.
+        back_event: the log event when it listens again.
     """
 
     def __init__(
@@ -39,22 +41,26 @@ class Listener:
         *,
         channel: str = CHANNEL,
         name: str = "outbox-listener",
-        told_as: str = "relay",
+        lost_event: str = "relay.listener_lost",
+        back_event: str = "relay.listener_back",
     ) -> None:
         self._database_url = database_url
         self._stop = stop
         self._channel = channel
         self._name = name
-        self._told_as = told_as
+        self._lost_event = lost_event
+        self._back_event = back_event
         self._connection: connection | None = None
         self._lost = False
         self._retry_at = 0.0
 
     def ensure(self) -> bool:
-        """Listen, if possible. Call it before looking for events, or one may slip between.
+        """Start to listen, if it does not yet. Call it before reading the database.
+
+        Otherwise a change between the reading and the start could be missed.
 
         Returns:
-            Whether it listens from now on, and did not before.
+            Whether it started to listen.
         """
         if self._connection is not None or time.monotonic() < self._retry_at:
             return False
@@ -66,18 +72,20 @@ class Listener:
             self._lose(error)
             return False
         if self._lost:
-            log.info(f"{self._told_as}.listener_back")
+            log.info(self._back_event)
             self._lost = False
         return True
 
     def wait(self, seconds: float) -> list[str]:
-        """Wait for a notification, the stop, or the time to pass.
+        """Wait until a notification comes, the stop is requested, or the time is over.
 
         Returns:
-            The payloads of the notifications that came.
+            The payloads of the notifications.
         """
-        others = [] if self._connection is None else [self._connection]
-        if not self._stop.wait(seconds, *others) or self._connection is None:
+        if self._connection is None:
+            self._stop.wait(seconds)
+            return []
+        if not self._stop.wait(seconds, self._connection):
             return []
         try:
             self._connection.poll()
@@ -96,9 +104,7 @@ class Listener:
 
     def _lose(self, error: psycopg2.Error) -> None:
         if not self._lost:
-            log.warning(
-                f"{self._told_as}.listener_lost", error=str(error).strip(), instead="polling"
-            )
+            log.warning(self._lost_event, error=first_line(error), instead="polling")
             self._lost = True
         self._connection = None
-        self._retry_at = time.monotonic() + RECONNECT_EVERY_S
+        self._retry_at = time.monotonic() + RECONNECT_INTERVAL_S

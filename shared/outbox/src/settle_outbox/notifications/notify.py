@@ -1,9 +1,9 @@
-"""Notifications after a commit: they wake the relay at once, and other listeners.
+"""Send notifications after commits. They wake the relay and other listeners at once.
 
-NOTIFY takes a global lock at commit and has no place in a business transaction (measured with 16
-clients: 8,000 transactions a second without it, 3,700 with). One thread of each process sends it
-afterwards, on a separate connection, once for all commits since the last one. A process that dies
-in between loses nothing: the relay polls as well.
+A business transaction must not contain NOTIFY, which takes a global lock at the commit
+(benchmarks/README.md). So a thread of the process sends it after the commit, on a separate
+connection, once for all commits since the last one. If the process dies between the two, nothing is
+lost, because listeners also poll.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 
+from settle_outbox.errors import first_line
 from settle_outbox.runtime.threads import repeat
 from settle_outbox.storage.database import make_engine
 from settle_outbox.storage.sqlstate import sqlstate_of
@@ -30,51 +31,55 @@ if TYPE_CHECKING:
 CHANNEL = "outbox"
 _MARK = "outbox_notifications"
 
-# A payload has less than 8000 bytes (PostgreSQL's documentation of NOTIFY); an id has 36, and a
-# comma.
-_IDS_OF_PAYLOAD = 200
+# A payload must be shorter than 8000 bytes (PostgreSQL's documentation of NOTIFY). An id and its
+# comma have 37.
+_PAYLOAD_IDS_MAX = 200
 _NOTIFY = """
 SELECT pg_notify(channel, payload)
 FROM unnest(%(channels)s, %(payloads)s) AS notification (channel, payload)
 """
 
-# Pause between two notifications; requests made meanwhile are sent as one. Without it, a busy
-# process would notify, and wake its relay, for nearly every commit: a tenth of a request's time.
-_GAP_S = 0.01
-# A connection to a frozen server is given up after this time. After a failover, the next
-# notification goes to the new server.
+# Pause between two notifications, in which requests are collected. Without it, a busy process would
+# send one for nearly every commit (benchmarks/README.md).
+_PAUSE_S = 0.01
+# A connection to a frozen server is cut after this time. After a failover, the next notification
+# goes to the new server.
 DEADLINE_S = 10.0
 
-_Wanted = dict[str, set[str]]  # ids by channel
+_Requests = dict[str, set[str]]  # ids by channel
 
 log = structlog.get_logger(__name__)
 
 
-def mark_for_wakeup(session: Session) -> None:
-    """Note that the session's transaction has added an event."""
+def wake_relay_after_commit(session: Session) -> None:
+    """Wake the relay after the session's transaction has committed, because it added an event."""
     announce(session, CHANNEL, ())
 
 
 def announce(session: Session, channel: str, ids: Iterable[UUID]) -> None:
     """Notify a channel after the session's transaction has committed.
 
-    A savepoint that is rolled back does not withdraw it: a superfluous notification is harmless.
+    The rollback of a savepoint does not withdraw it, because an unnecessary notification is
+    harmless. A notification can be lost, so listeners must also poll.
 
     Args:
         session: of the transaction.
-        channel: an identifier that needs no quotes. Requests of one moment are sent as one.
-        ids: what it is about. The payloads are ids, separated by commas. A notification may be
-            lost, so listeners poll as well.
+        channel: an identifier that needs no quotes.
+        ids: the ids of the payload, which separates them by commas.
     """
-    wanted: _Wanted = session.info.setdefault(_MARK, {})
-    wanted.setdefault(channel, set()).update(map(str, ids))
+    _merge(session.info.setdefault(_MARK, {}), {channel: set(map(str, ids))})
+
+
+def _merge(requests: _Requests, more: _Requests) -> None:
+    for channel, ids in more.items():
+        requests.setdefault(channel, set()).update(ids)
 
 
 class Notifier(threading.Thread):
     """The thread that sends the notifications of this process.
 
     Args:
-        database_url: where to send them.
+        database_url: of the database that sends them.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -86,87 +91,82 @@ class Notifier(threading.Thread):
             deadline_s=DEADLINE_S,
             autocommit=True,
         )
-        self._asked = threading.Event()
+        self._has_requests = threading.Event()
         self._lock = threading.Lock()
-        self._wanted: _Wanted = {}
+        self._requests: _Requests = {}
 
-    def want(self, wanted: _Wanted) -> None:
-        """Ask for notifications; several requests of one moment are sent as one."""
+    def request(self, requests: _Requests) -> None:
+        """Request notifications. Requests that come together are sent as one."""
         with self._lock:
-            for channel, ids in wanted.items():
-                self._wanted.setdefault(channel, set()).update(ids)
-        self._asked.set()
+            _merge(self._requests, requests)
+        self._has_requests.set()
 
     def run(self) -> None:
         """Send notifications until the process ends."""
-        repeat("outbox.notifier", self._send_next)
+        repeat(self._send_next, failed_event="outbox.notifier_failed")
 
     def _send_next(self) -> None:
-        self._asked.wait()
-        self._asked.clear()
+        self._has_requests.wait()
+        self._has_requests.clear()
         with self._lock:
-            wanted, self._wanted = self._wanted, {}
+            requests, self._requests = self._requests, {}
         try:
             with self._engine.connect() as connection:
-                connection.exec_driver_sql(_NOTIFY, _notifications(wanted))
+                connection.exec_driver_sql(_NOTIFY, _notifications(requests))
         except SQLAlchemyError as error:
-            # Listeners poll, so they find what it was about.
+            # Nothing is lost, because listeners also poll.
             log.warning(
-                "outbox.notify_failed",
-                error=str(error).partition("\n")[0],
-                sqlstate=sqlstate_of(error),
+                "outbox.notify_failed", error=first_line(error), sqlstate=sqlstate_of(error)
             )
-        time.sleep(_GAP_S)
+        time.sleep(_PAUSE_S)
 
 
-def _notifications(wanted: _Wanted) -> dict[str, list[str]]:
+def _notifications(requests: _Requests) -> dict[str, list[str]]:
     channels, payloads = [], []
-    for channel, ids in wanted.items():
+    for channel, ids in requests.items():
         ordered = sorted(ids)
-        for first in range(0, max(len(ordered), 1), _IDS_OF_PAYLOAD):
+        for first in range(0, max(len(ordered), 1), _PAYLOAD_IDS_MAX):
             channels.append(channel)
-            payloads.append(",".join(ordered[first : first + _IDS_OF_PAYLOAD]))
+            payloads.append(",".join(ordered[first : first + _PAYLOAD_IDS_MAX]))
     return {"channels": channels, "payloads": payloads}
 
 
 def notify_after_commit(sessions: sessionmaker[Session], database_url: str) -> None:
-    """Send what `announce` asked for after each commit of these sessions.
+    """Send the notifications that `announce` requests, after each commit of these sessions.
 
-    The commit of a savepoint sends nothing yet. A session that joins the transaction of a
-    `Connection` that it was given commits nothing itself: the notification is sent when that
-    connection returns to its pool, which is after its commit.
+    The commit of a savepoint sends nothing. If a session joins the transaction of an existing
+    `Connection`, its commit does not end that transaction. Then the notification is sent when the
+    connection returns to its pool, which is after the commit.
 
-    Call it once a process, after fork.
+    Call it once in each process, after fork.
 
     Args:
-        sessions: the sessions to watch.
-        database_url: where to send the notification: the database of these sessions.
+        sessions: the session factory.
+        database_url: of the database of these sessions.
     """
     notifier = Notifier(database_url)
     notifier.start()
 
     def notify_when_returned(_: object, entry: ConnectionPoolEntry) -> None:
-        wanted: _Wanted | None = entry.info.pop(_MARK, None)
-        if wanted is not None:
-            notifier.want(wanted)
+        requests: _Requests | None = entry.info.pop(_MARK, None)
+        if requests is not None:
+            notifier.request(requests)
 
-    # SQLAlchemy calls it for savepoints as well.
+    # SQLAlchemy also calls it for savepoints.
     @event.listens_for(sessions, "after_commit")
     def notify(session: Session) -> None:
         if session.in_nested_transaction() or _MARK not in session.info:
             return
-        wanted: _Wanted = session.info.pop(_MARK)
+        requests: _Requests = session.info.pop(_MARK)
         joined = session.bind
         if not isinstance(joined, Connection) or not joined.in_transaction():
-            notifier.want(wanted)
+            notifier.request(requests)
             return
         if not event.contains(joined.engine, "checkin", notify_when_returned):
             event.listen(joined.engine, "checkin", notify_when_returned)
-        later: _Wanted = joined.info.setdefault(_MARK, {})
-        for channel, ids in wanted.items():
-            later.setdefault(channel, set()).update(ids)
+        _merge(joined.info.setdefault(_MARK, {}), requests)
 
-    # After `after_commit`; also when the session is closed without a commit.
+    # SQLAlchemy calls it after `after_commit`, and when a session is closed without a commit.
     @event.listens_for(sessions, "after_transaction_end")
     def forget(session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:

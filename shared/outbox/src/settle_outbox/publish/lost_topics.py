@@ -1,4 +1,4 @@
-"""Notice that a topic or the whole cluster was replaced, and send the events again."""
+"""Detect that a topic or the whole cluster was replaced, and send its events again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOCK_TOPICS = text("SELECT topic, topic_id, noted_at FROM outbox_topics ORDER BY topic FOR UPDATE")
 
-_NOTE_TOPIC = text(
+_RECORD_TOPIC = text(
     """
     INSERT INTO outbox_topics (topic, topic_id, noted_at)
     VALUES (:topic, :topic_id, clock_timestamp())
@@ -29,7 +29,7 @@ _NOTE_TOPIC = text(
     """
 )
 
-_NOTE_CHANGE = text(
+_RECORD_CHANGE = text(
     """
     UPDATE outbox_topics SET noted_at = clock_timestamp()
     WHERE topic = ANY(CAST(:topics AS text[]))
@@ -38,8 +38,8 @@ _NOTE_CHANGE = text(
 
 _CLUSTERS = text("SELECT cluster_id, noted_at FROM outbox_clusters ORDER BY noted_at DESC")
 
-# The newest one is the current one, even after the clock was set back.
-_NOTE_CLUSTER = text(
+# The newest row is the current cluster, even if the clock was set back.
+_RECORD_CLUSTER = text(
     """
     INSERT INTO outbox_clusters (cluster_id, noted_at)
     SELECT :cluster_id, greatest(clock_timestamp(), max(noted_at) + interval '1 microsecond')
@@ -47,15 +47,15 @@ _NOTE_CLUSTER = text(
     """
 )
 
-# Waiting for every shard takes longer than a batch may; so does a piece of a replay.
+# Locking all shards, or a piece of a replay, takes longer than a batch may take.
 _RAISE_TIMEOUTS = text("SET LOCAL lock_timeout = 20000; SET LOCAL statement_timeout = 60000")
 
 
 class ClusterLeftError(FatalError):
-    """The outbox was moved to another Kafka cluster, and this relay is connected to an old one."""
+    """The outbox was moved to another Kafka cluster, but this relay is connected to an old one."""
 
 
-class NotedTopic(NamedTuple):
+class RecordedTopic(NamedTuple):
     """A row of outbox_topics."""
 
     topic_id: UUID
@@ -67,9 +67,9 @@ class Destination:
     """Where a relay is about to send events.
 
     Args:
-        cluster_id: the Kafka cluster; None for the embedded broker.
-        topic_ids: the broker's id of each topic (KIP-516).
-        aggregatetypes: of the events of each topic.
+        cluster_id: id of the Kafka cluster, or None for the embedded broker.
+        topic_ids: the broker's id of each topic (KIP-516), by topic.
+        aggregatetypes: the aggregatetype of each topic's events, by topic.
     """
 
     cluster_id: str | None
@@ -78,46 +78,47 @@ class Destination:
 
 
 @dataclass(slots=True)
-class Noted:
-    """What `note_topics` found.
+class RecordedTopics:
+    """The result of `record_topics`.
 
     Args:
-        noted_at: when each topic was noted; another list means that producers are out of date.
-        queued: how many events of each lost topic were put in line again.
+        noted_at: when each topic was recorded. If this list changes, existing producers are out of
+            date.
+        queued: the number of events that are pending again, by lost topic.
     """
 
     noted_at: list[datetime]
     queued: dict[str, int] = field(default_factory=dict)
 
 
-def note_topics(
+def record_topics(
     connection: Connection,
     destination: Destination,
     window: timedelta,
     on_piece: Callable[[], None] = lambda: None,
-) -> Noted:
-    """Note the cluster and the topics' ids; put the events of a replaced topic in line again.
+) -> RecordedTopics:
+    """Record the cluster and the topics' ids. Make the events of a replaced topic pending again.
 
-    One transaction does all of it and holds every shard. So no later event of a key overtakes those
-    that are sent again, and a relay that comes second finds the new ids noted.
+    One transaction does both and locks all shards. So no later event of a key overtakes the events
+    that are sent again. If two relays do this, the second one finds the ids recorded.
 
     Args:
         connection: in a transaction.
         destination: as the broker describes it now.
-        window: how far back events are sent again.
+        window: age of the oldest event to send again.
         on_piece: called before each statement of a replay.
 
     Raises:
         ClusterLeftError: the outbox was moved away from this cluster.
     """
     topics = lock_topics(connection)
-    if _is_noted(connection, destination, topics):
-        return Noted([topic.noted_at for topic in topics.values()])
+    if _is_recorded(connection, destination, topics):
+        return RecordedTopics([topic.noted_at for topic in topics.values()])
     without_deadline(connection)
     connection.execute(_RAISE_TIMEOUTS)
     lock_all_shards(connection)
     topics = lock_topics(connection)
-    _note_cluster(connection, destination.cluster_id)
+    _record_cluster(connection, destination.cluster_id)
     queued = {}
     for name, topic_id in destination.topic_ids.items():
         known = topics.get(name)
@@ -126,28 +127,28 @@ def note_topics(
         if known is not None:
             aggregatetypes = [destination.aggregatetypes[name]]
             queued[name] = queue_again(connection, aggregatetypes, window, on_piece)
-        connection.execute(_NOTE_TOPIC, {"topic": name, "topic_id": topic_id})
-    return Noted([topic.noted_at for topic in lock_topics(connection).values()], queued)
+        connection.execute(_RECORD_TOPIC, {"topic": name, "topic_id": topic_id})
+    return RecordedTopics([topic.noted_at for topic in lock_topics(connection).values()], queued)
 
 
-def lock_topics(connection: Connection) -> dict[str, NotedTopic]:
-    """Return the noted topics, and lock them until the caller's transaction ends.
+def lock_topics(connection: Connection) -> dict[str, RecordedTopic]:
+    """Return the recorded topics by name, and lock them until the caller's transaction ends.
 
-    No relay can connect meanwhile: each notes its topics first.
+    Until then no relay can connect, because each one records its topics first.
     """
     return {
-        row.topic: NotedTopic(row.topic_id, row.noted_at)
+        row.topic: RecordedTopic(row.topic_id, row.noted_at)
         for row in connection.execute(_LOCK_TOPICS)
     }
 
 
-def note_change(connection: Connection, topics: Iterable[str]) -> None:
-    """Note that topics have changed: relays send nothing more until they have a new producer."""
-    connection.execute(_NOTE_CHANGE, {"topics": list(topics)})
+def record_change(connection: Connection, topics: Iterable[str]) -> None:
+    """Record that topics have changed. Relays send nothing until they have a new producer."""
+    connection.execute(_RECORD_CHANGE, {"topics": list(topics)})
 
 
-def _is_noted(
-    connection: Connection, destination: Destination, topics: Mapping[str, NotedTopic]
+def _is_recorded(
+    connection: Connection, destination: Destination, topics: Mapping[str, RecordedTopic]
 ) -> bool:
     noted_ids = {name: topic.topic_id for name, topic in topics.items()}
     clusters = connection.execute(_CLUSTERS).all()
@@ -157,24 +158,24 @@ def _is_noted(
     )
 
 
-def _note_cluster(connection: Connection, cluster_id: str | None) -> None:
+def _record_cluster(connection: Connection, cluster_id: str | None) -> None:
     if cluster_id is None:
         return
     clusters = connection.execute(_CLUSTERS).all()
     known = [cluster.cluster_id for cluster in clusters]
     if cluster_id not in known:
-        connection.execute(_NOTE_CLUSTER, {"cluster_id": cluster_id})
+        connection.execute(_RECORD_CLUSTER, {"cluster_id": cluster_id})
     elif known[0] != cluster_id:
         raise ClusterLeftError(
             f"This relay is connected to Kafka cluster {cluster_id}, but since "
             f"{clusters[0].noted_at:%Y-%m-%d %H:%M:%S%z} the outbox is sent to cluster {known[0]}. "
-            "All relays of an outbox must use one cluster: correct KAFKA_BOOTSTRAP_SERVERS. If you "
-            f"moved back to {cluster_id} on purpose, stop the relays on {known[0]}, run "
-            f"{_forget_cluster(cluster_id)} in this database, and start the relay again: it then "
-            "sends the events of the last REPLAY_WINDOW_S again."
+            "All relays of an outbox must use one cluster. Correct KAFKA_BOOTSTRAP_SERVERS. If you "
+            f"moved back to {cluster_id} on purpose: stop the relays on {known[0]}, run "
+            f"{_forget_cluster(cluster_id)} in this database, and start this relay. It then sends "
+            "the events of the last REPLAY_WINDOW_S again."
         )
 
 
 def _forget_cluster(cluster_id: str) -> str:
-    """Return the statement by which an operator allows a cluster again."""
+    """Return the SQL statement with which an operator allows a cluster again."""
     return f"DELETE FROM outbox_clusters WHERE cluster_id = '{cluster_id}'"  # noqa: S608 - for a person to run

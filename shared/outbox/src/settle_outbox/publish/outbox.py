@@ -1,4 +1,4 @@
-"""Adding events to the outbox, inside the caller's transaction."""
+"""Add events to the outbox, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sqlalchemy import text
 
 from settle_outbox.errors import SettleError
 from settle_outbox.event import format_time
-from settle_outbox.kafka.header_text import HEADER_TEXT
-from settle_outbox.notifications.notify import mark_for_wakeup
+from settle_outbox.kafka.header_text import HEADER_MAX_LENGTH, HEADER_TEXT
+from settle_outbox.notifications.notify import wake_relay_after_commit
 from settle_outbox.storage.database import AGGREGATETYPES
 
 if TYPE_CHECKING:
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
     from settle_outbox.event import Event
 
-# A broker takes records of up to 1 MiB unless told otherwise (message.max.bytes); the rest is
-# room for the headers and the batch around the record.
+# By default, a broker accepts records of up to 1 MiB (message.max.bytes). The difference leaves
+# space for the headers and the batch around the record.
 PAYLOAD_MAX_BYTES = 900_000
 KEY_MAX_LENGTH = 10_000
 
 
 class InvalidEventError(SettleError):
-    """An event can never be sent as it is."""
+    """An event can never be sent, because of its content."""
 
 
 class EventTooLargeError(InvalidEventError):
-    """An event's payload is larger than a broker takes."""
+    """The payload or the key of an event is too large for a broker."""
 
 
 class UndeclaredAggregateTypeError(InvalidEventError):
@@ -67,13 +67,13 @@ _ADD = text(
 def add(session: Session, event: Event) -> None:
     """Add an event to the outbox. It is sent if, and only if, the caller's transaction commits.
 
-    A use case that locks its aggregate adds its event after taking the lock: events of one key
-    are sent in the order in which they were added.
+    Events of one key are sent in the order in which they were added. So a use case that locks its
+    aggregate must add the event after it has taken the lock.
 
     Raises:
-        InvalidEventError: the event can never be sent: its data is not JSON and holds nothing that
-            is converted (see `Event`), or one of its texts has a character that cannot be stored.
-            Nothing was added, and the transaction can go on.
+        InvalidEventError: the event can never be sent. Its data cannot be converted to JSON (see
+            `Event`), or one of its texts has a character that cannot be stored. Nothing was added,
+            and the transaction can continue.
         EventTooLargeError: the payload is over `PAYLOAD_MAX_BYTES`.
         UndeclaredAggregateTypeError: the session's service does not declare the aggregatetype.
     """
@@ -81,7 +81,7 @@ def add(session: Session, event: Event) -> None:
 
 
 def add_all(session: Session, events: Sequence[Event]) -> None:
-    """Add events in their order, by one statement: all or none. See `add`."""
+    """Add events in their order, all of them in one statement. See `add`."""
     if not events:
         return
     for event in events:
@@ -98,11 +98,11 @@ def add_all(session: Session, events: Sequence[Event]) -> None:
             "traceparents": [header_or_none(event.trace.traceparent) for event in events],
         },
     )
-    mark_for_wakeup(session)
+    wake_relay_after_commit(session)
 
 
 def _check(session: Session, event: Event) -> None:
-    """Refuse an event that no relay could send."""
+    """Raise an error for an event that no relay could send."""
     if not isinstance(event.id, UUID):
         raise InvalidEventError(f"{_name(event)} cannot be added: its id is not a UUID.")
     for name in ("aggregatetype", "aggregateid", "type"):
@@ -110,12 +110,12 @@ def _check(session: Session, event: Event) -> None:
         if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
             raise InvalidEventError(
                 f"{_name(event)} cannot be added: its {name} is {text!r}. It must be a str without"
-                " NUL and lone surrogates."
+                " NUL characters and lone surrogates."
             )
     if not HEADER_TEXT.fullmatch(event.type):
         raise InvalidEventError(
-            f"{_name(event)} cannot be added: its type must have 1 to 1,000 characters, none of"
-            " them a control character."
+            f"{_name(event)} cannot be added: its type must have 1 to {HEADER_MAX_LENGTH}"
+            " characters and no control characters."
         )
     if len(event.aggregateid) > KEY_MAX_LENGTH:
         raise EventTooLargeError(
@@ -126,8 +126,8 @@ def _check(session: Session, event: Event) -> None:
     if declared is not None and event.aggregatetype not in declared:
         raise UndeclaredAggregateTypeError(
             f"{_name(event)} has the aggregatetype {event.aggregatetype!r}, which its service does"
-            f" not declare, so no relay would send it. Declared:"
-            f" {', '.join(sorted(declared)) or 'none'}. Add it to Service.aggregatetypes."
+            " not declare, so no relay would send it. Add it to Service.aggregatetypes. Declared:"
+            f" {', '.join(sorted(declared)) or 'none'}."
         )
 
 
@@ -143,20 +143,20 @@ def encode_data(event: Event) -> bytes:
         ).encode()
     except RecursionError as error:
         raise InvalidEventError(
-            f"{_name(event)} cannot be added: its data is nested too deeply, or holds itself."
+            f"{_name(event)} cannot be added: its data is nested too deeply, or contains itself."
         ) from error
     except ValueError as error:
         raise InvalidEventError(f"{_name(event)} cannot be added: {error}.") from error
     if len(payload) > PAYLOAD_MAX_BYTES:
         raise EventTooLargeError(
-            f"{_name(event)} has a payload of {len(payload)} bytes; at most {PAYLOAD_MAX_BYTES} can"
-            " be sent."
+            f"{_name(event)} has a payload of {len(payload)} bytes. The maximum is"
+            f" {PAYLOAD_MAX_BYTES}."
         )
     return payload
 
 
 def header_or_none(text: str | None) -> str | None:
-    """Return the text of an optional header, or None if a consumer would refuse it."""
+    """Return the text of an optional header, or None if it is no valid header text."""
     return text if text is not None and HEADER_TEXT.fullmatch(text) else None
 
 
@@ -165,10 +165,10 @@ def _name(event: Event) -> str:
 
 
 def _json_value(value: object, place: str) -> object:
-    """Return what JSON holds for a value of an event's data; see `Event` for what is converted.
+    """Convert a value of an event's data to what `json.dumps` accepts; see `Event`.
 
     Raises:
-        ValueError: there is no such thing; it names the place in the data.
+        ValueError: the value has no form in JSON. The message names its place in the data.
     """
     if isinstance(value, str):
         return _json_text(value, place)
@@ -176,11 +176,11 @@ def _json_value(value: object, place: str) -> object:
         return value
     if isinstance(value, Mapping):
         return {
-            _json_key(key, place): _json_value(each, f"{place}.{key}")
-            for key, each in value.items()
+            _json_key(key, place): _json_value(item, f"{place}.{key}")
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_json_value(each, f"{place}[{index}]") for index, each in enumerate(value)]
+        return [_json_value(item, f"{place}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float | Decimal):
         return _json_number(value, place)
     return _converted(value, place)
@@ -195,13 +195,13 @@ def _json_key(key: object, place: str) -> str:
 def _json_text(text: str, place: str) -> str:
     if _is_unicode(text):
         return text
-    raise ValueError(f"{place} has a lone surrogate, which UTF-8 does not have")
+    raise ValueError(f"{place} has a lone surrogate, which UTF-8 cannot encode")
 
 
 def _json_number(number: float | Decimal, place: str) -> float | str:
     if not math.isfinite(number):
         raise ValueError(f"{place} is {number}, which JSON does not have")
-    # As a JSON number, most readers would round a Decimal to a float.
+    # Most readers would round the JSON number of a Decimal to a float.
     return str(number) if isinstance(number, Decimal) else number
 
 
@@ -229,5 +229,5 @@ def _json_date(value: date, place: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can hold a text: it has no lone surrogates."""
+    """Return whether UTF-8 can encode a text, which then has no lone surrogates."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,8 +1,8 @@
-"""Add partitions to a service's topics without breaking the order of any key.
+"""Add partitions to a service's topics and keep the order of events of each key.
 
-More partitions move keys. An event of a key may then be read before an earlier event of the same
-key that is still unread in the old partition. So partitions are added only while no relay sends
-and after every consumer group has read the topic to its end.
+A larger number of partitions moves keys to other partitions. A consumer could then read an event
+before an earlier one of the same key, which is still unread in the old partition. So partitions are
+added only while no relay sends, and after all consumer groups have read everything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import text
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.offsets import find_stale
 from settle_outbox.kafka.topics import count_partitions, find_topics, is_embedded
-from settle_outbox.publish.lost_topics import lock_topics, note_change
+from settle_outbox.publish.lost_topics import lock_topics, record_change
 from settle_outbox.publish.pending import lock_all_shards
 from settle_outbox.service import load_service, service_names
 from settle_outbox.settings import read_consumer_group
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
     from settle_outbox.service import Service
 
-# How long delivery may stand still while consumers read the rest.
+# Maximum time in which relays send nothing while consumers read the rest.
 READ_TIMEOUT_S = 15.0
 READ_POLL_S = 0.5
 CREATE_TIMEOUT_MS = 10_000
 
-# A relay gives a shard back after a batch, in under 10 s. A frozen command loses its locks.
+# A relay unlocks its shards after each batch, within 10 s. If this command is frozen, PostgreSQL
+# ends its transaction.
 _BEGIN = text(
     """
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -51,23 +52,23 @@ log = structlog.get_logger(__name__)
 
 
 class PartitionsError(SettleError):
-    """The partitions cannot be raised now."""
+    """No partitions can be added now."""
 
 
-def raise_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, count: int) -> None:
-    """Give each topic that a service publishes `count` partitions.
+def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, count: int) -> None:
+    """Raise the number of partitions of all topics that a service publishes.
 
-    Events that are added meanwhile wait in the outbox. Relays may run: those that are connected
-    send nothing more until they have made a new producer, which knows the new partitions.
+    Relays may run. They send nothing until they have a new producer, which knows the new
+    partitions. Events that are added during the change stay pending.
 
     Args:
         engine: of the service's database.
-        admin: of its broker; the topics exist.
-        service: whose topics.
-        count: of partitions.
+        admin: of the broker, on which the topics exist.
+        service: the service.
+        count: the number of partitions of each topic.
 
     Raises:
-        PartitionsError: what is in the way; nothing was changed.
+        PartitionsError: nothing was changed, for the reason in the message.
     """
     if is_embedded(admin):
         raise PartitionsError("The embedded broker cannot add partitions: use Apache Kafka.")
@@ -78,13 +79,13 @@ def raise_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, 
         lower = _find_lower(admin, service, count)
         if lower:
             _wait_until_read(connection, admin, lower, service.topic_prefix)
-        # Also when there is nothing to add: a command before this one may have been killed.
-        note_change(connection, service.published_topics)
+        # Do this even if no topic needs partitions: an earlier command may have been killed here.
+        record_change(connection, service.published_topics)
         try:
             if lower:
                 admin.create_partitions(dict.fromkeys(lower, count), timeout_ms=CREATE_TIMEOUT_MS)
         finally:
-            # Also when the answer was lost: the partitions may be there.
+            # Commit even after an error: the partitions may exist although the answer was lost.
             connection.commit()
     log.info("topic.partitions_raised", topics=lower, partitions=count)
 
@@ -94,8 +95,8 @@ def _find_lower(admin: KafkaAdminClient, service: Service, count: int) -> list[s
     for topic, existing in partitions.items():
         if existing > count:
             raise PartitionsError(
-                f"{topic} has {existing} partitions, and Kafka cannot remove any: {count} is too "
-                "few. Nothing was changed."
+                f"{topic} has {existing} partitions, and Kafka cannot reduce them to {count}. "
+                "Nothing was changed."
             )
     return [topic for topic, existing in partitions.items() if existing < count]
 
@@ -113,7 +114,7 @@ def _wait_until_read(
                 "delete it: kafka-consumer-groups.sh --delete --group GROUP."
             )
         time.sleep(READ_POLL_S)
-        connection.execute(text("SELECT 1"))  # it still holds the shards, and is not idle
+        connection.execute(text("SELECT 1"))  # fails if the locks are lost; ends the idle time
 
 
 def _what_is_unread(
@@ -124,16 +125,16 @@ def _what_is_unread(
     except KafkaError as error:
         if not error.retriable:
             raise
-        # A coordinator or a leader has just been elected.
+        # A coordinator or a leader was just elected.
         return [f"The groups' offsets cannot be read: {error}"]
 
 
 def _find_unread(
     admin: KafkaAdminClient, ids: Mapping[str, UUID | None], topic_prefix: str
 ) -> Iterator[str]:
-    """Describe each group that has unread records of these topics.
+    """Describe each consumer group that has unread records of these topics.
 
-    A group counts if it has ever committed an offset there, or if it belongs to an installed
+    A group counts if it has committed an offset of the topic, or if it belongs to an installed
     service that consumes the topic.
     """
     counts = count_partitions(admin, ids)
@@ -141,26 +142,24 @@ def _find_unread(
     starts = _offsets(admin, partitions, OffsetSpec.EARLIEST)
     ends = _offsets(admin, partitions, OffsetSpec.LATEST)
     consumers = {
-        read_consumer_group(name): set(
-            load_service(name).with_topic_prefix(topic_prefix).consumed_topics
-        )
+        read_consumer_group(name): load_service(name, topic_prefix).consumed_topics
         for name in service_names()
     }
     groups = {group["group_id"] for group in admin.list_groups()}
     for group in sorted(groups | consumers.keys()):
-        found = admin.list_group_offsets(group).get(group, {}) if group in groups else {}
-        stale = find_stale(found, ids)
-        done = {
+        committed = admin.list_group_offsets(group).get(group, {}) if group in groups else {}
+        stale = find_stale(committed, ids)
+        read_to = {
             partition: offset.offset
-            for partition, offset in found.items()
+            for partition, offset in committed.items()
             if offset.offset >= 0 and partition not in stale
         }
         for topic in ids:
-            committed = any(partition.topic == topic for partition in found)
-            if not committed and topic not in consumers.get(group, ()):
+            reads_topic = any(partition.topic == topic for partition in committed)
+            if not reads_topic and topic not in consumers.get(group, ()):
                 continue
             unread = sum(
-                max(0, ends[partition] - max(starts[partition], done.get(partition, 0)))
+                max(0, ends[partition] - max(starts[partition], read_to.get(partition, 0)))
                 for partition in partitions
                 if partition.topic == topic
             )
@@ -171,5 +170,5 @@ def _find_unread(
 def _offsets(
     admin: KafkaAdminClient, partitions: Iterable[TopicPartition], spec: OffsetSpec
 ) -> dict[TopicPartition, int]:
-    found = admin.list_partition_offsets(dict.fromkeys(partitions, spec))
-    return {partition: each.offset for partition, each in found.items()}
+    offsets = admin.list_partition_offsets(dict.fromkeys(partitions, spec))
+    return {partition: offset.offset for partition, offset in offsets.items()}

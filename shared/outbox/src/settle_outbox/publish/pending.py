@@ -1,4 +1,4 @@
-"""The SQL of the relay: lock shards, read their unsent events, mark what was sent."""
+"""The SQL of the relay: lock shards, read their pending events, and mark events as sent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 # Maximum size of a batch in memory, in bytes of payloads, keys and headers.
 BATCH_MAX_BYTES = 4 * 1024 * 1024
-# Bytes that are read of a payload. A producer refuses a payload of this size. `outbox.add` takes no
-# larger ones, but SQL may have added one.
+# Maximum size that is read of a payload. `outbox.add` accepts no such payload, but SQL may have
+# added one. The producer then raises an error, because it accepts no record of this size.
 _PAYLOAD_READ_BYTES = MAX_REQUEST_BYTES + 1
 
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """A row of the outbox that is still to be sent."""
+    """An event of the outbox that is not yet acknowledged by the broker."""
 
     id: UUID
     seq: int
@@ -49,9 +49,9 @@ _LOCK_SHARDS = text(
     """
 )
 
-# The head of each shard by its index, however long the shard's tail is. Nothing when a topic was
-# noted since the relay made its producer: that producer may know another cluster, another topic or
-# fewer partitions.
+# Reads the oldest events of each shard by the index, however many are pending. It returns no events
+# if a topic was recorded after the relay made its producer. That producer may be connected to
+# another cluster, or may know another topic or fewer partitions.
 _READ = text(
     """
     SELECT id, seq, shard, aggregatetype, aggregateid, type,
@@ -91,10 +91,10 @@ _LOCK_ALL_SHARDS = text("SELECT shard FROM outbox_shards ORDER BY shard FOR UPDA
 
 
 def lock_shards(connection: Connection, limit: int) -> list[int]:
-    """Lock random shards that have unsent events and that no other relay has locked.
+    """Lock random shards that have pending events and that no other relay has locked.
 
-    The events must be read by a later statement. Under READ COMMITTED, that statement sees what the
-    last relay of the shard has marked; the snapshot of the locking statement may be older.
+    Read the events in a later statement. Under READ COMMITTED its snapshot contains what the last
+    relay of the shard has marked. The snapshot of this statement may be older.
     """
     return list(connection.execute(_LOCK_SHARDS, {"limit": limit}).scalars())
 
@@ -102,14 +102,14 @@ def lock_shards(connection: Connection, limit: int) -> list[int]:
 def read_pending(
     connection: Connection, shards: Sequence[int], limit: int, noted_at: Sequence[datetime]
 ) -> list[PendingEvent]:
-    """Read the oldest unsent events of locked shards, in the order in which they were added.
+    """Read the oldest pending events of locked shards, in the order in which they were added.
 
     Args:
         connection: in the transaction that holds the shards.
-        shards: which.
-        limit: how many events at most.
-        noted_at: from `settle_outbox.publish.lost_topics.note_topics`, before the producer was
-            made. No events are read when a topic was noted since.
+        shards: the locked shards.
+        limit: maximum number of events.
+        noted_at: the result of `settle_outbox.publish.lost_topics.record_topics` before the
+            producer was made. If a topic was recorded since, no events are read.
     """
     rows = connection.execute(
         _READ,
@@ -140,7 +140,7 @@ def read_pending(
 
 
 def mark_sent(connection: Connection, events: Sequence[PendingEvent]) -> None:
-    """Note that the broker has acknowledged these events."""
+    """Remove events from the pending ones, because the broker has acknowledged them."""
     if events:
         connection.execute(
             _MARK_SENT,
@@ -152,5 +152,5 @@ def mark_sent(connection: Connection, events: Sequence[PendingEvent]) -> None:
 
 
 def lock_all_shards(connection: Connection) -> None:
-    """Lock every shard until the caller's transaction ends: no relay sends anything meanwhile."""
+    """Lock all shards, so that no relay sends events until the caller's transaction ends."""
     connection.execute(_LOCK_ALL_SHARDS)

@@ -1,7 +1,8 @@
-"""Give up events that can never be sent, so that they do not hold up the others.
+"""Mark events that can never be sent as refused, so that they do not block the others.
 
-The broker refuses an event, or no record can be made of it, or the service does not declare its
-aggregatetype. Such an event is noted in ``outbox_refused`` with the reason, and is not tried again.
+Such an event is rejected by the broker, cannot be encoded as a record, or has an aggregatetype that
+the service does not declare. A refused event is in ``outbox_refused`` with the reason, and is no
+longer pending.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy import text
 
+from settle_outbox.errors import describe_error
 from settle_outbox.publish.pending import mark_sent
-from settle_outbox.publish.sender import REFUSALS
+from settle_outbox.publish.sender import REJECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -24,14 +26,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_REFUSE = text(
+_MARK_REFUSED = text(
     """
     INSERT INTO outbox_refused (seq, id, reason) VALUES (:seq, :id, :reason)
     ON CONFLICT (seq) DO UPDATE SET reason = excluded.reason, refused_at = now()
     """
 )
 
-_REFUSE_ORPHANS = text(
+_MARK_ORPHANS_REFUSED = text(
     """
     WITH orphans AS (
         DELETE FROM outbox_pending p
@@ -50,11 +52,11 @@ _REFUSE_ORPHANS = text(
 )
 
 
-class RefusedEventSearch:
-    """Finds the event for which the broker refuses a batch.
+class RejectedEventSearch:
+    """Finds the event because of which the broker rejects a batch.
 
-    A broker may refuse a whole batch because of one record. So the events of a refused batch are
-    sent one by one, and only an event that is refused alone is given up.
+    A broker may reject a whole batch because of one record. So the events of a rejected batch are
+    sent one by one. An event that is rejected alone is marked as refused.
     """
 
     def __init__(self) -> None:
@@ -62,32 +64,32 @@ class RefusedEventSearch:
 
     @property
     def is_on(self) -> bool:
-        """Whether the next batch must have one event only."""
+        """Whether the next batch must have only one event."""
         return self._batches_left > 0
 
-    def note_batch(
+    def batch_sent(
         self, connection: Connection, events: Sequence[PendingEvent], error: Exception | None
     ) -> None:
-        """Start the search when a batch was refused; give up an event that was refused alone.
+        """Start the search after a rejected batch. Mark an event that was rejected alone.
 
         Args:
             connection: in the transaction that holds the shards.
-            events: that were sent.
-            error: the first failure among them, if any.
+            events: the events of the batch.
+            error: the first failure of the batch, if any.
         """
         self._batches_left = max(0, self._batches_left - 1)
-        if not isinstance(error, REFUSALS):
+        if not isinstance(error, REJECTIONS):
             return
         if len(events) > 1:
             self._batches_left = len(events)
             return
         (event,) = events
-        refuse(connection, event, f"{type(error).__name__}: {error}")
+        mark_refused(connection, event, describe_error(error))
 
 
-def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
-    """Give up an event that can never be sent, and log it."""
-    connection.execute(_REFUSE, {"seq": event.seq, "id": event.id, "reason": reason})
+def mark_refused(connection: Connection, event: PendingEvent, reason: str) -> None:
+    """Mark an event as refused, and log it."""
+    connection.execute(_MARK_REFUSED, {"seq": event.seq, "id": event.id, "reason": reason})
     mark_sent(connection, [event])
     log.error(
         "relay.refused",
@@ -99,12 +101,13 @@ def refuse(connection: Connection, event: PendingEvent, reason: str) -> None:
     )
 
 
-def refuse_undeclared(
+def mark_undeclared_refused(
     connection: Connection, service: Service, events: Sequence[PendingEvent]
 ) -> list[PendingEvent]:
-    """Refuse the events of aggregatetypes that the service does not declare.
+    """Mark events as refused if the service does not declare their aggregatetype.
 
-    Their topics do not exist, so each would hold up all events, as if the broker were down.
+    Their topics do not exist. Sending such an event would fail like an outage of the broker, and
+    block all events.
 
     Returns:
         The other events.
@@ -114,7 +117,7 @@ def refuse_undeclared(
         if event.aggregatetype in service.aggregatetypes:
             declared.append(event)
         else:
-            refuse(
+            mark_refused(
                 connection,
                 event,
                 f"{service.name} does not declare the aggregatetype {event.aggregatetype!r}; it"
@@ -123,18 +126,18 @@ def refuse_undeclared(
     return declared
 
 
-def refuse_orphans(connection: Connection, shards: Collection[int]) -> None:
-    """Give up pending rows whose events are gone from the outbox, at most 1,000 at a time.
+def mark_orphans_refused(connection: Connection, shards: Collection[int]) -> None:
+    """Mark pending events as refused if their rows in the outbox are gone, at most 1,000.
 
-    Somebody deleted the events, or detached their partition. Their pending rows would hold up
-    their shard.
+    Somebody deleted these rows or detached their partition. The rows in ``outbox_pending`` would
+    block their shard.
 
     Args:
-        connection: in a transaction that holds the shards.
-        shards: those without readable events.
+        connection: in the transaction that holds the shards.
+        shards: the locked shards whose events could not be read.
     """
     if not shards:
         return
-    count = connection.execute(_REFUSE_ORPHANS, {"shards": sorted(shards)}).rowcount
+    count = connection.execute(_MARK_ORPHANS_REFUSED, {"shards": sorted(shards)}).rowcount
     if count:
         log.error("relay.orphans_refused", events=count)

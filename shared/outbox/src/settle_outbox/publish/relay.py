@@ -1,4 +1,18 @@
-"""The relay: it sends the events of an outbox to the broker, in the order of each key."""
+"""The relay sends the events of an outbox to Kafka, in the order of each key.
+
+How it works: `Loop` calls `_relay_or_wait` again and again. One such step does this:
+
+1. Run the cleanup jobs of the service, if they are due.
+2. Connect to Kafka, if necessary: create missing topics (`kafka.topics`), and queue events again
+   whose topic was replaced (`lost_topics`).
+3. In one short transaction (`pending`): lock some shards, read their oldest events, send them
+   (`sender`), and mark those that Kafka acknowledged. Events that can never be sent go to
+   ``outbox_refused`` (`refused_events`).
+4. If nothing was pending, wait for a notification (`notifications.listen`) or the next poll.
+
+Threads: the relay works in the main thread. kafka-python has a thread for the producer and one for
+the admin client. The thread ``database-deadlines`` cuts a transaction that takes too long.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +25,26 @@ from kafka.errors import KafkaError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from settle_outbox.errors import describe_error
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_cluster
 from settle_outbox.notifications.listen import Listener
-from settle_outbox.publish.lost_topics import Destination, note_topics
+from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.publish.pending import lock_shards, mark_sent, read_pending
 from settle_outbox.publish.refused_events import (
-    RefusedEventSearch,
-    refuse,
-    refuse_orphans,
-    refuse_undeclared,
+    RejectedEventSearch,
+    mark_orphans_refused,
+    mark_refused,
+    mark_undeclared_refused,
 )
-from settle_outbox.publish.sender import REFUSALS, Sender
+from settle_outbox.publish.sender import REJECTIONS, SEND_TIMEOUT_MS, Sender
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
-from settle_outbox.runtime.loop import Loop
-from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError
+from settle_outbox.runtime.loop import Loop, LoopEvents
+from settle_outbox.runtime.process import TRANSACTION_S, Backoff, FatalError, OutageEvents
 from settle_outbox.storage.database import make_engine
-from settle_outbox.storage.partitions import Maintenance, outbox_partitions
+from settle_outbox.storage.partition_maintenance import Maintenance
+from settle_outbox.storage.partitions import outbox_partitions
 from settle_outbox.storage.sequences import check_sequences
 
 if TYPE_CHECKING:
@@ -43,12 +59,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Shards that one batch locks at most; the others are left to other relays.
+# Maximum number of shards that one batch locks. Other relays can lock the rest.
 SHARDS_PER_BATCH = 8
-# A relay that is frozen in a transaction loses it, and its shards, after this time.
+# PostgreSQL ends the transaction of a frozen relay after this time, which unlocks its shards.
 LEASE_MS = 10_000
-TOPIC_CHECK_S = 5.0
-EXPIRY_S = 1.0
+TOPIC_CHECK_INTERVAL_S = 5.0
+CLEANUP_INTERVAL_S = 1.0
+
+if LEASE_MS <= SEND_TIMEOUT_MS:
+    raise AssertionError("a relay must lose its shards only after its producer has given up")
+
+EVENTS = LoopEvents(
+    started="relay.started",
+    stopped="relay.stopped",
+    broker=OutageEvents("relay.broker_down", "relay.broker_still_down", "relay.broker_up"),
+    database=OutageEvents(
+        "relay.database_down",
+        "relay.database_still_down",
+        "relay.database_up",
+        refused="relay.database_refused",
+        still_refused="relay.database_still_refused",
+    ),
+    unexpected=OutageEvents("relay.loop_down", "relay.loop_still_down", "relay.loop_up"),
+)
+_CLEANUP_EVENTS = OutageEvents("relay.cleanup_down", "relay.cleanup_still_down", "relay.cleanup_up")
 
 _BEGIN = text(
     f"""
@@ -61,20 +95,20 @@ _BEGIN = text(
 
 
 class ShardCountError(FatalError):
-    """The setting OUTBOX_SHARDS and the database disagree."""
+    """The number of shards in the database is inconsistent, or differs from OUTBOX_SHARDS."""
 
 
 class Relay:
-    """One relay of a service's outbox. Any number may run at once.
+    """One relay of a service's outbox. Any number of them may run at the same time.
 
     Args:
-        service: whose outbox.
-        settings: of that service's process.
+        service: the service, as `load_service` returns it.
+        settings: of that service.
         stop: ends the loop after the current batch.
     """
 
     def __init__(self, service: Service, settings: Settings, stop: Stop) -> None:
-        self._service = service.with_topic_prefix(settings.topic_prefix)
+        self._service = service
         self._settings = settings
         self._stop = stop
         self._engine: Engine = make_engine(
@@ -86,7 +120,7 @@ class Relay:
         self._listener = Listener(settings.database_url, stop)
         self._health = Health(settings.health_dir, f"outbox-relay-{service.name}")
         self._loop = Loop(
-            "relay",
+            EVENTS,
             service.name,
             stop=stop,
             health=self._health,
@@ -94,31 +128,31 @@ class Relay:
             maintenance=Maintenance(
                 self._engine,
                 outbox_partitions(settings.outbox_retention_s),
-                self._health.repeat,
+                self._health.beat_again,
             ),
             checks=(self._check_shard_count, check_sequences),
         )
         self._admin: KafkaAdminClient | None = None
         self._sender: Sender | None = None
-        self._noted_at: list[datetime] = []
+        self._recorded_at: list[datetime] = []
         self._topics_checked_at = 0.0
-        self._expire_at = 0.0
-        self._cleanup = Backoff("relay.cleanup", traceback=True)
-        self._search = RefusedEventSearch()
+        self._cleanup_due_at = 0.0
+        self._cleanup_backoff = Backoff(_CLEANUP_EVENTS, traceback=True)
+        self._search = RejectedEventSearch()
 
     def run(self) -> None:
-        """Relay until asked to stop.
+        """Send events until a stop is requested.
 
         Raises:
-            ShardCountError: OUTBOX_SHARDS is set, and is not what the database has.
+            ShardCountError: the number of shards is wrong.
             ClusterLeftError: the outbox was moved to another Kafka cluster.
             SequenceBehindError: new events would overtake earlier ones.
         """
         self._loop.run(self._relay_or_wait, self._disconnect)
 
     def _relay_or_wait(self) -> None:
-        """Send one batch, or wait for events."""
-        self._expire_if_due()
+        """Send one batch. If there was none, wait for events."""
+        self._clean_up_if_due()
         self._listener.ensure()
         relayed = self._relay_batch(self._connect())
         self._loop.database.succeeded()
@@ -128,20 +162,20 @@ class Relay:
         self._check_topics_if_due()
 
     def _connect(self) -> Sender:
-        """Reach the broker and check its topics before the first event is sent."""
+        """Connect to the broker and check the topics, if there is no usable sender."""
         if self._sender is not None and self._sender.stopped:
-            # A broker ends connections that are idle, and when it restarts.
+            # A broker ends idle connections, and all of them when it restarts.
             self._disconnect_broker()
         if self._sender is None:
-            self._noted_at = self._check_topics()
-            self._sender = Sender(self._settings, self._service.source)
+            self._recorded_at = self._check_topics()
+            self._sender = Sender(self._settings, self._service)
         return self._sender
 
     def _disconnect(self, error: Exception | None) -> None:
-        """Close the connections that are of no use after an error; all of them for None.
+        """Close the connections that are useless after an error; with None, close all of them.
 
-        The sender is always closed. After an error of the database another relay may hold the
-        shards: what this producer still has must not be sent.
+        The sender is always closed. After a database error, another relay may hold the shards. Then
+        this producer must not send the records that it still has.
         """
         self._disconnect_broker()
         if not isinstance(error, KafkaError):
@@ -156,13 +190,13 @@ class Relay:
             self._admin = None
 
     def _relay_batch(self, sender: Sender) -> int:
-        """Send one batch; the shards are locked from before the reading to after the marking.
+        """Send one batch. Its shards stay locked until the acknowledged events are marked.
 
         Returns:
-            How many events it found.
+            The number of events that were read.
 
         Raises:
-            KafkaError: some were not acknowledged; those that were are marked.
+            KafkaError: some events were not acknowledged. The acknowledged ones are marked.
         """
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
@@ -170,17 +204,17 @@ class Relay:
             if not shards:
                 return 0
             limit = 1 if self._search.is_on else self._settings.relay_batch
-            events = read_pending(connection, shards, limit, self._noted_at)
+            events = read_pending(connection, shards, limit, self._recorded_at)
             failpoint("relay.locked")
-            refuse_orphans(connection, set(shards) - {event.shard for event in events})
-            declared = refuse_undeclared(connection, self._service, events)
+            mark_orphans_refused(connection, set(shards) - {event.shard for event in events})
+            declared = mark_undeclared_refused(connection, self._service, events)
             sent = sender.send(declared)
             failpoint("relay.sent")
             mark_sent(connection, sent.acknowledged)
             for event, error in sent.unsendable.items():
-                refuse(connection, event, f"{type(error).__name__}: {error}")
-            tried = [event for event in declared if event not in sent.unsendable]
-            self._search.note_batch(connection, tried, sent.error)
+                mark_refused(connection, event, describe_error(error))
+            sendable = [event for event in declared if event not in sent.unsendable]
+            self._search.batch_sent(connection, sendable, sent.error)
         failpoint("relay.marked")
         if sent.acknowledged:
             log.info(
@@ -189,26 +223,26 @@ class Relay:
                 last=sent.acknowledged[-1].seq,
                 requests=[event.requestid for event in sent.acknowledged if event.requestid],
             )
-        # A refused record is not an outage. The sender is closed; `_connect` makes a new one.
-        if sent.error is not None and not isinstance(sent.error, REFUSALS):
+        # A rejected record is not an outage. The sender is closed, and `_connect` makes a new one.
+        if sent.error is not None and not isinstance(sent.error, REJECTIONS):
             raise sent.error
         return len(events)
 
     def _check_topics_if_due(self) -> None:
-        if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_S:
+        if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_INTERVAL_S:
             return
-        if self._check_topics() != self._noted_at:
-            # Only a new producer knows the topic's new partitions. This one must send no more.
+        if self._check_topics() != self._recorded_at:
+            # Only a new producer knows the new partitions. This one must send nothing more.
             self._disconnect_broker()
 
     def _check_topics(self) -> list[datetime]:
-        """Create missing topics. If a topic or the cluster was replaced, send the events again.
+        """Create missing topics. If a topic or the cluster was replaced, queue its events again.
 
-        A new topic is empty, but its events are not pending any more. Without this they would be
-        lost.
+        A replaced topic is empty, but its events are no longer pending. Without this step they
+        would be lost.
 
         Returns:
-            When the topics were noted; see `read_pending`.
+            When each topic was recorded; see `read_pending`.
 
         Raises:
             ClusterLeftError: the outbox was moved to another Kafka cluster.
@@ -219,7 +253,7 @@ class Relay:
         ids = ensure_topics(self._admin, topics, self._settings)
         destination = Destination(
             find_cluster(self._admin),
-            # A broker that gives no ids cannot show that a topic was replaced.
+            # Some brokers return no ids. Then a replaced topic cannot be detected.
             {topic: topic_id for topic, topic_id in ids.items() if topic_id is not None},
             dict(zip(topics, self._service.aggregatetypes, strict=True)),
         )
@@ -227,30 +261,30 @@ class Relay:
         window = timedelta(seconds=self._settings.replay_window_s)
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
-            noted = note_topics(connection, destination, window, self._on_replay_piece)
-        for topic, queued in noted.queued.items():
+            recorded = record_topics(connection, destination, window, self._on_replay_piece)
+        for topic, queued in recorded.queued.items():
             log.warning("relay.topic_lost", topic=topic, queued_again=queued)
-        return noted.noted_at
+        return recorded.noted_at
 
     def _on_replay_piece(self) -> None:
-        """Show that the process is alive, however long a replay takes, and stop when asked to."""
-        self._health.beat("waiting", "events are sent again to a topic that was replaced")
+        """Write a heartbeat during a replay, which may take long. Stop if that is requested."""
+        self._health.beat("waiting", "events are queued again for a topic that was replaced")
         self._stop.raise_if_requested()
 
-    def _expire_if_due(self) -> None:
-        """Remove old rows of the service, a piece in each step, so that no event waits long."""
-        if time.monotonic() < self._expire_at:
+    def _clean_up_if_due(self) -> None:
+        """Run the cleanup jobs. Each removes a limited number of rows, so no event waits long."""
+        if time.monotonic() < self._cleanup_due_at:
             return
         try:
-            more = [expire(self._engine) for expire in self._service.expiries]
+            has_more = [clean_up(self._engine) for clean_up in self._service.cleanup_jobs]
         except SQLAlchemyError:
             raise
         except Exception as error:  # noqa: BLE001 - logged; delivery does not depend on it
-            self._expire_at = time.monotonic() + self._cleanup.failed(error)
+            self._cleanup_due_at = time.monotonic() + self._cleanup_backoff.failed(error)
             return
-        self._cleanup.succeeded()
-        if not any(more):
-            self._expire_at = time.monotonic() + EXPIRY_S
+        self._cleanup_backoff.succeeded()
+        if not any(has_more):
+            self._cleanup_due_at = time.monotonic() + CLEANUP_INTERVAL_S
 
     def _check_shard_count(self, engine: Engine) -> None:
         with engine.connect() as connection:
@@ -260,8 +294,8 @@ class Relay:
         expected = self._settings.outbox_shards
         if rows != shards:
             raise ShardCountError(
-                f"The database of {self._service.name} is inconsistent: outbox_shard_count() is "
-                f"{shards}, but outbox_shards has {rows} rows."
+                f"The database of {self._service.name} is inconsistent: outbox_shard_count() "
+                f"returns {shards}, but outbox_shards has {rows} rows."
             )
         if expected is not None and expected != shards:
             raise ShardCountError(

@@ -1,4 +1,4 @@
-"""Send published events again: for a broker that lost them, or a topic that was replaced."""
+"""Send published events again, after a broker lost them or a topic was replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from settle_outbox.publish.pending import lock_all_shards
-from settle_outbox.uuid7 import least_id
+from settle_outbox.uuid7 import lowest_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-# Events that one statement of a replay reads: far less than a second.
+# Events that one statement of a replay reads, in far less than a second.
 REPLAY_PIECE = 10_000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -45,23 +45,23 @@ def queue_again(
     window: timedelta,
     on_piece: Callable[[], None] = lambda: None,
 ) -> int:
-    """Put published events in line to be sent again, except those that the broker refused.
+    """Make published events pending again, except those in ``outbox_refused``.
 
-    One transaction holds every shard from the first to the last event: a relay that read a shard
-    in between would send later events of a key before earlier ones. Each statement is bounded, so
-    a long replay keeps the transaction from being idle and lets the process show that it is alive.
+    The transaction locks all shards until its end. Otherwise a relay could send later events of a
+    key before earlier ones. Each statement reads a limited number of events. So a long replay never
+    leaves the transaction idle, and can write heartbeats.
 
     Args:
         connection: in a transaction.
-        aggregatetypes: of which events.
-        window: how far back, by the database's clock.
+        aggregatetypes: whose events are sent again.
+        window: age of the oldest event to send again, by the database's clock.
         on_piece: called before each statement.
 
     Returns:
-        How many were queued that were not yet.
+        Number of events that were not pending before.
     """
     lock_all_shards(connection)
-    after = least_id(_time_before(connection, window))
+    after = lowest_id(_time_before(connection, window))
     queued = 0
     while True:
         on_piece()
@@ -70,13 +70,13 @@ def queue_again(
             {"after": after, "limit": REPLAY_PIECE, "aggregatetypes": list(aggregatetypes)},
         ).one()
         queued += int(piece.queued)
-        # What is added meanwhile is in line already.
+        # Events that were added during the replay are pending already.
         if piece.found < REPLAY_PIECE:
             return queued
         after = piece.last
 
 
 def _time_before(connection: Connection, window: timedelta) -> datetime:
-    """Return the database's time minus the window, but no time before 1970."""
+    """Return the database's time minus the window, or 1970 if that is later."""
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return now - min(window, now - _EPOCH)

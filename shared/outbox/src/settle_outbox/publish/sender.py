@@ -1,13 +1,13 @@
-"""Send a batch so that no event appears in the topic before an earlier one of its key.
+"""Send a batch so that no event appears in the topic before an earlier event of its key.
 
-kafka-python continues with a partition's later batches after one of them failed. The fence prevents
-that. The first failure stops the producer, in the thread that sends, before it takes up the next
-batch. The events of each key are marked up to its first one that was not acknowledged. Another
-producer sends the rest again. Duplicates are allowed; gaps that are filled later are not.
+After a failed batch, kafka-python would continue with later batches of the partition. The fence
+prevents this: the first failure stops the producer, in the sending thread, before it takes the next
+batch. For each key, only the events before the first unacknowledged one count as sent. A new
+producer sends the rest again. So events may be sent twice, but never out of order.
 
-A producer never outlives a connection either. Behind the next connection may be a broker that lost
-its data and assigns the same producer ids again. It would take the old producer's events for
-duplicates of another producer's, and acknowledge events that it drops.
+A producer is also stopped when its connection ends. The next connection may lead to a broker that
+lost its data and assigns the same producer ids again. Such a broker would treat new events as
+duplicates of another producer, drop them, and still acknowledge them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from kafka.errors import (
     RecordListTooLargeError,
 )
 
-from settle_outbox.kafka.clients import DELIVERY_TIMEOUT_MS, make_producer
+from settle_outbox.kafka.clients import DELIVERY_TIMEOUT_MS, MAX_BLOCK_MS, make_producer
 from settle_outbox.kafka.internals.producer import (
     stop_sending,
     wait_for_sending_to_end,
     when_connection_ends,
 )
-from settle_outbox.service import topic_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,25 +39,29 @@ if TYPE_CHECKING:
     from kafka.producer.future import FutureRecordMetadata
 
     from settle_outbox.publish.pending import PendingEvent
+    from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# The broker, or the producer, refuses a record with these each time, whatever is done.
-REFUSALS = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
-# What kafka-python raises, before it sends anything, for a record that it cannot build.
+# With these errors, the broker or the producer rejects a record. A new attempt would fail as well.
+REJECTIONS = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
+# kafka-python raises these for a record that it cannot encode, before it sends anything.
 _UNSENDABLE = (TypeError, ValueError, OverflowError)
-_THREAD_END_S = 2.0
+_THREAD_END_TIMEOUT_MS = 2_000
+# Maximum time of `Sender.send`, in which the relay holds its shards.
+SEND_TIMEOUT_MS = MAX_BLOCK_MS + DELIVERY_TIMEOUT_MS + _THREAD_END_TIMEOUT_MS
 
 
 @dataclass(slots=True)
 class Sent:
-    """What became of a batch.
+    """The result of sending a batch.
 
     Args:
-        acknowledged: the broker has them, and every earlier event of their keys.
-        error: the first failure; None when all were acknowledged.
-        unsendable: events whose content makes no record, and why; the others were sent.
+        acknowledged: the events that the broker has, together with all earlier events of their
+            keys.
+        error: the first failure, or None if all events were acknowledged.
+        unsendable: events that cannot be encoded as a record, and the error of each.
     """
 
     acknowledged: list[PendingEvent] = field(default_factory=list)
@@ -67,30 +70,29 @@ class Sent:
 
 
 class Sender:
-    """A producer behind a fence. After a failure, or when a connection ended, make another.
+    """A producer with the fence. It is stopped for good by a failure or the end of a connection.
 
     Args:
-        settings: where the broker is.
-        source: the ``ce_source`` of the events.
+        settings: the address of the broker.
+        service: the service that publishes the events.
     """
 
-    def __init__(self, settings: Settings, source: str) -> None:
-        self._source = source.encode()
-        self._topic_prefix = settings.topic_prefix
+    def __init__(self, settings: Settings, service: Service) -> None:
+        self._service = service
+        self._source = service.source.encode()
         self._stopped = False
-        self._producer: KafkaProducer = make_producer(settings, f"outbox-relay{source}")
+        self._producer: KafkaProducer = make_producer(settings, f"outbox-relay{service.source}")
         when_connection_ends(self._producer, self._stop)
 
     @property
     def stopped(self) -> bool:
-        """Whether it sends no more: a batch failed, or a connection to a broker ended."""
+        """Whether the sender was stopped, by a failed batch or the end of a connection."""
         return self._stopped
 
     def send(self, events: Sequence[PendingEvent]) -> Sent:
-        """Send events in their order and wait until each is acknowledged or has failed.
+        """Send events in their order. Wait until each one is acknowledged or has failed.
 
-        Takes at most MAX_BLOCK_MS + DELIVERY_TIMEOUT_MS. A failure of the broker is returned, not
-        raised.
+        It takes at most `SEND_TIMEOUT_MS`. Errors of the broker are returned, not raised.
         """
         sent = Sent()
         futures = []
@@ -98,7 +100,7 @@ class Sender:
             for event in events:
                 try:
                     future = self._producer.send(
-                        f"{self._topic_prefix}{topic_of(event.aggregatetype)}",
+                        self._service.published_topic(event.aggregatetype),
                         value=event.payload,
                         key=event.aggregateid.encode(),
                         headers=event_headers(event, self._source),
@@ -119,11 +121,11 @@ class Sender:
         return sent
 
     def close(self) -> None:
-        """Stop at once; what is not yet acknowledged fails."""
+        """Stop at once. Records that are not yet acknowledged fail."""
         self._stop()
-        # KafkaProducer.close() flushes first, and when that times out it raises and leaves its
-        # thread sending; by now the thread has nothing left to send.
-        if not wait_for_sending_to_end(self._producer, _THREAD_END_S):
+        # KafkaProducer.close() alone would flush first. If that timed out, it would raise an error
+        # and let its thread send on. After this wait, the thread has nothing to send.
+        if not wait_for_sending_to_end(self._producer, _THREAD_END_TIMEOUT_MS / 1000):
             log.warning("relay.producer_thread_lingers")
         try:
             self._producer.close(timeout=0)
@@ -131,8 +133,8 @@ class Sender:
             log.debug("relay.producer_close_failed", error=str(error))
 
     def _stop(self, *_failure: object) -> None:
-        # Called by the sending thread itself when a batch fails or its connection ends, before it
-        # takes up another.
+        # The sending thread calls this when a batch fails or a connection ends, before it takes the
+        # next batch.
         self._stopped = True
         stop_sending(self._producer)
 
@@ -161,7 +163,7 @@ def event_headers(event: PendingEvent, source: bytes) -> list[tuple[str, bytes]]
 def _collect_acknowledged(
     sent: Sent, events: Sequence[PendingEvent], futures: Sequence[FutureRecordMetadata]
 ) -> None:
-    """Collect the events of each key before its first one that was not acknowledged."""
+    """For each key, collect the events before the first one that was not acknowledged."""
     gaps: set[tuple[str, str]] = set()
     for position, event in enumerate(events):
         key = (event.aggregatetype, event.aggregateid)
@@ -178,7 +180,7 @@ def _collect_acknowledged(
 
 
 def _clearer_error(known: KafkaError | None, other: KafkaError) -> KafkaError:
-    """Return the failure of a batch that shows the cause: the fence itself fails the rest."""
-    if known is None or isinstance(other, REFUSALS):
+    """Return the error that shows the cause. The fence causes other errors of the same batch."""
+    if known is None or isinstance(other, REJECTIONS):
         return other
     return other if isinstance(known, IllegalStateError) else known

@@ -1,1 +1,1 @@
-"""What every process needs: its loop, its stop, its health file, its threads."""
+"""What every process needs: its main loop, stop, health file and threads."""

@@ -1,7 +1,7 @@
-"""Exact places to die, for the tests of what happens then. Off, they cost one look at a dict.
+"""Named places in the code at which a test can kill or stop the process.
 
-``FAILPOINTS="relay.sent=kill,consumer.applied=stop@3"`` kills the process the first time it gets
-to ``relay.sent``, and stops it (SIGSTOP) the third time it gets to ``consumer.applied``.
+``FAILPOINTS="relay.sent=kill,consumer.applied=stop@3"`` kills the process when it first reaches
+``relay.sent``, and stops it (SIGSTOP) when it reaches ``consumer.applied`` for the third time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class FailpointError(SettleError):
-    """The variable FAILPOINTS cannot be read."""
+    """The variable FAILPOINTS is invalid."""
 
 
 def _parse(text: str) -> dict[str, tuple[signal.Signals, int]]:
@@ -39,12 +39,12 @@ _armed: dict[str, tuple[signal.Signals, int]] = {}
 
 
 def arm(environ: Mapping[str, str]) -> None:
-    """Arm the failpoints that the environment names; called once, at start."""
+    """Activate the failpoints that the environment names. Call it once, at the start."""
     _armed.update(_parse(environ.get("FAILPOINTS", "")))
 
 
 def failpoint(name: str) -> None:
-    """Die here, if armed to."""
+    """Kill or stop the process if this failpoint is active."""
     if not _armed or name not in _armed:
         return
     action, count = _armed[name]

@@ -1,6 +1,6 @@
-"""Signs of life: each relay and consumer writes a file, and the health checks read all of them.
+"""Heartbeats: each relay and consumer writes a file, and the health checks read these files.
 
-Ages are taken from CLOCK_MONOTONIC. All processes of one boot share it, and nobody can set it.
+Ages are measured with CLOCK_MONOTONIC. All processes of one boot share it, and nobody can set it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import structlog
 
 from settle_outbox.errors import SettleError
 
-HEALTH_EVERY_S = 1.0
-# After this time without a sign of life, a process of another container counts as ended. Until then
+HEARTBEAT_INTERVAL_S = 1.0
+# After this time without a heartbeat, a process in another container counts as ended. Before that
 # it counts as stuck.
 UNSEEN_ENDED_S = 3600.0
 
@@ -27,22 +27,22 @@ log = structlog.get_logger(__name__)
 
 
 class StuckError(SettleError):
-    """A process that should be running gives no sign of life."""
+    """A process writes no heartbeat, or does not run at all."""
 
 
 @dataclass(frozen=True)
-class Sign:
-    """The content of a process's file.
+class Heartbeat:
+    """The content of a process's health file.
 
     Args:
         pid: of the process, in its PID namespace.
-        started: when the process started, from /proc. Unlike the pid, it is not used again.
-        pid_namespace: where the pid counts; another one is another container.
-        boot: the id of the machine's boot, within which `monotonic` counts.
-        monotonic: seconds of CLOCK_MONOTONIC at the sign of life.
-        at: Unix time at the sign of life, for people.
+        started: start time of the process, from /proc. Unlike the pid, it is never used again.
+        pid_namespace: the namespace of the pid; each container has its own.
+        boot: the id of the machine's boot, in which `monotonic` is valid.
+        monotonic: CLOCK_MONOTONIC at the heartbeat, in seconds.
+        at: Unix time at the heartbeat, for people.
         state: ``starting``, ``ready``, ``waiting`` or ``stopped``.
-        detail: what it waits for, why it is stopped, or what does not go well.
+        detail: the reason for the state, or a problem in the state ready.
     """
 
     pid: int
@@ -56,28 +56,28 @@ class Sign:
 
     @property
     def age_s(self) -> float:
-        """How long ago the sign was given, in seconds, if it was since this boot."""
+        """Age of the heartbeat in seconds. It is valid only for the current boot."""
         return max(0.0, time.monotonic() - self.monotonic)
 
     @property
     def is_local(self) -> bool:
-        """Whether the process runs in this boot and PID namespace, so that /proc shows it."""
+        """Whether /proc can show the process: it has the same boot and PID namespace."""
         return self.boot == _boot() and self.pid_namespace == _pid_namespace()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process has ended without removing its file."""
+        """Whether the process ended without removing its file."""
         if self.is_local:
             return _started(self.pid) != self.started
         return self.boot != _boot() or self.age_s > UNSEEN_ENDED_S
 
 
 class Health:
-    """The file with a process's signs of life; it is rewritten about every second.
+    """Writes the heartbeats of a process to its health file, about once a second.
 
     Args:
-        directory: where; None writes nothing.
-        process: what kind of process it is: ``outbox-relay-orders``. Several may run.
+        directory: the folder of the file, or None to write no file.
+        process: the kind of process, such as ``outbox-relay-orders``. Several of a kind may run.
     """
 
     def __init__(self, directory: str | None, process: str) -> None:
@@ -88,32 +88,38 @@ class Health:
             if directory
             else None
         )
-        # A handler's beats come from another thread.
+        # While a handler runs, another thread writes heartbeats.
         self._lock = threading.RLock()
         self._last: tuple[str, str] | None = None
         self._next_at = 0.0
         self._is_failing = False
 
     def beat(self, state: str, detail: str = "") -> None:
-        """Give a sign of life, with the state.
+        """Write a heartbeat with the state.
 
         Args:
-            state: ``starting``, ``ready``, ``waiting`` for a neighbour, or ``stopped``: alive, and
-                does nothing until an operator says so.
-            detail: what it waits for, why it is stopped, or what does not go well.
+            state: ``starting``, ``ready``, ``waiting`` for the database, Kafka or an event, or
+                ``stopped`` until an operator acts.
+            detail: the reason for the state, or a problem in the state ready.
         """
         with self._lock:
-            self._beat(state, detail)
+            self._write(state, detail)
 
-    def _beat(self, state: str, detail: str) -> None:
+    def beat_again(self) -> None:
+        """Write a heartbeat with the last state, in the middle of long work."""
+        with self._lock:
+            if self._last is not None:
+                self._write(*self._last)
+
+    def _write(self, state: str, detail: str) -> None:
         now = time.monotonic()
         is_new = self._is_failing or self._last != (state, detail)
         if self._path is None or (not is_new and now < self._next_at):
             return
         if self._last is None and self._directory is not None:
             _remove_ended(self._directory, self._process)
-        self._last, self._next_at = (state, detail), now + HEALTH_EVERY_S
-        sign = Sign(
+        self._last, self._next_at = (state, detail), now + HEARTBEAT_INTERVAL_S
+        content = Heartbeat(
             pid=os.getpid(),
             started=_started(os.getpid()),
             pid_namespace=_pid_namespace(),
@@ -125,93 +131,89 @@ class Health:
         )
         temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(asdict(sign)), encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(content)), encoding="utf-8")
             temporary.replace(self._path)
         except OSError as error:
-            # A full disk must not stop delivery; the stale file tells the supervisor.
+            # A full disk must not stop delivery. The supervisor sees the old file.
             if not self._is_failing:
                 log.warning("health.not_written", path=str(self._path), error=str(error))
             self._is_failing = True
         else:
             self._is_failing = False
 
-    def repeat(self) -> None:
-        """Give a sign of life in the middle of long work, with the last state."""
-        with self._lock:
-            if self._last is not None:
-                self._beat(*self._last)
-
     def remove(self) -> None:
-        """Remove the file: the process ends as it was asked to."""
+        """Remove the file, because the process ends as requested."""
         if self._path is not None:
             _unlink(self._path)
 
 
-def read_signs(directory: str | Path, process: str) -> dict[Path, Sign | None]:
-    """Return the signs of life of all processes of a kind, by file; None where one is unreadable.
+def read_heartbeats(directory: str | Path, process: str) -> dict[Path, Heartbeat | None]:
+    """Return the heartbeats of all processes of a kind by file, or None for an unreadable file.
 
     Args:
         directory: the setting HEALTH_DIR.
-        process: what kind of process: ``outbox-relay-orders``.
+        process: the kind of process, such as ``outbox-relay-orders``.
     """
     return {path: _read(path) for path in sorted(Path(directory).glob(f"{process}.*.json"))}
 
 
 def check_health(directory: str | None, process: str, max_age_s: float) -> str:
-    """Check that the main loop of each process of a kind turns.
+    """Check that the main loop of each process of a kind runs.
 
-    A process that ended uncleanly leaves its file. It counts only while no other process of the
-    kind lives: a supervisor has started that one in its place. Processes of other containers that
-    share the directory count only when this one has none.
+    A killed process leaves its file. This file counts only if no process of the kind is alive,
+    because a supervisor replaces a killed process. Processes of other containers that share the
+    directory count only if this container has none.
 
     Args:
         directory: the setting HEALTH_DIR.
-        process: what kind of process: ``outbox-relay-orders``.
-        max_age_s: how old the last sign of life may be.
+        process: the kind of process, such as ``outbox-relay-orders``.
+        max_age_s: maximum age of the last heartbeat, in seconds.
 
     Returns:
         A line for each process, with its state.
 
     Raises:
-        StuckError: there is no process, or one is alive and does not turn.
+        StuckError: no process is alive, or one of them writes no heartbeats.
     """
     if directory is None:
         raise StuckError("HEALTH_DIR is not set. Set it to the folder that the processes write to.")
-    signs = read_signs(directory, process)
-    alive = [sign for sign in signs.values() if sign is not None and not sign.has_ended]
-    # Restarting this container would not help a process of another one.
-    alive = [sign for sign in alive if sign.is_local] or alive
-    stuck = [sign for sign in alive if sign.age_s > max_age_s]
+    heartbeats = read_heartbeats(directory, process)
+    alive = [beat for beat in heartbeats.values() if beat is not None and not beat.has_ended]
+    # A restart of this container would not help a process in another container.
+    alive = [beat for beat in alive if beat.is_local] or alive
+    stuck = [beat for beat in alive if beat.age_s > max_age_s]
     if stuck:
         raise StuckError(
             " ".join(
-                f"{process} (pid {sign.pid}) is alive but stuck: its last sign of life is "
-                f"{sign.age_s:.0f} s old."
-                for sign in sorted(stuck, key=lambda sign: -sign.age_s)
+                f"{process} (pid {beat.pid}) is alive but stuck."
+                f" Its last heartbeat is {beat.age_s:.0f} s old."
+                for beat in sorted(stuck, key=lambda beat: -beat.age_s)
             )
         )
     if not alive:
-        raise StuckError(_why_none(directory, process, signs))
+        raise StuckError(_no_process_reason(directory, process, heartbeats))
     return "\n".join(
-        f"{process} (pid {sign.pid}) is {sign.state}{f', {sign.detail}' if sign.detail else ''};"
-        f" seen {sign.age_s:.1f} s ago."
-        for sign in sorted(alive, key=lambda sign: (sign.state == "ready", sign.pid))
+        f"{process} (pid {beat.pid}) is {beat.state}{f', {beat.detail}' if beat.detail else ''};"
+        f" seen {beat.age_s:.1f} s ago."
+        for beat in sorted(alive, key=lambda beat: (beat.state == "ready", beat.pid))
     )
 
 
-def _why_none(directory: str, process: str, signs: dict[Path, Sign | None]) -> str:
-    if not signs:
-        return f"{process} has given no sign of life: there is no file of it in {directory}."
-    path, sign = next(iter(signs.items()))
-    if sign is None:
-        return f"{path} cannot be read, and there is no other process."
-    return f"{process} (pid {sign.pid}) has ended; its file {path} is still there."
+def _no_process_reason(
+    directory: str, process: str, heartbeats: dict[Path, Heartbeat | None]
+) -> str:
+    if not heartbeats:
+        return f"{process} has written no heartbeat: it has no file in {directory}."
+    path, beat = next(iter(heartbeats.items()))
+    if beat is None:
+        return f"{path} cannot be read, and no other {process} runs."
+    return f"{process} (pid {beat.pid}) has ended; its file {path} is still there."
 
 
-def _read(path: Path) -> Sign | None:
+def _read(path: Path) -> Heartbeat | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Sign(
+        return Heartbeat(
             pid=int(content["pid"]),
             started=str(content["started"]),
             pid_namespace=str(content["pid_namespace"]),
@@ -233,9 +235,9 @@ def _finite(value: object) -> float:
 
 
 def _remove_ended(directory: str, process: str) -> None:
-    """Remove what processes that ended uncleanly have left."""
-    for path, sign in read_signs(directory, process).items():
-        if sign is None or sign.has_ended:
+    """Remove the files of processes that were killed."""
+    for path, beat in read_heartbeats(directory, process).items():
+        if beat is None or beat.has_ended:
             _unlink(path)
             _unlink(path.with_suffix(".tmp"))
 
@@ -248,7 +250,7 @@ def _unlink(path: Path) -> None:
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot; empty when it is not running."""
+    """Return the start time of a process in clock ticks since boot, or "" if it does not run."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

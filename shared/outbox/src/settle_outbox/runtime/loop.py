@@ -1,9 +1,9 @@
-"""The main loop of a relay or consumer: one step after another, and a wait after a failed one."""
+"""The main loop of a relay or consumer: it repeats a step, and waits after a failed one."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from kafka.errors import KafkaError
@@ -17,40 +17,51 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from settle_outbox.runtime.health import Health
-    from settle_outbox.runtime.process import Stop
-    from settle_outbox.storage.partitions import Maintenance
+    from settle_outbox.runtime.process import OutageEvents, Stop
+    from settle_outbox.storage.partition_maintenance import Maintenance
 
 log = structlog.get_logger(__name__)
 
-# What a process waits for, in its health.
+# What a process waits for, as its health file says it.
 BROKER = "broker"
 DATABASE = "database"
 _UNEXPECTED = "an unexpected error; see the log"
 
 
-class Loop:
-    """Repeats the steps of a relay or consumer until the process is asked to stop.
+class LoopEvents(NamedTuple):
+    """The log events of the loop of a relay or a consumer."""
 
-    After a step that failed it waits, longer each time. It does so while the database or the broker
-    is unavailable, and after an unexpected error: a defect must not end delivery.
+    started: str
+    stopped: str
+    broker: OutageEvents
+    database: OutageEvents
+    unexpected: OutageEvents
+
+
+class Loop:
+    """Repeats the steps of a relay or consumer until a stop is requested.
+
+    After a failed step it waits, longer each time. It does so while the database or the broker is
+    unavailable. It does so after an unexpected error as well, because a defect must not end
+    delivery.
 
     Args:
-        name: ``relay`` or ``consumer``; the events of the log begin with it.
+        events: its log events.
         service: the service's name.
-        stop: ends the loop after the step under way.
-        health: where the signs of life go.
+        stop: ends the loop after the current step.
+        health: writes the heartbeats.
         engine: of the service's database.
         maintenance: of the service's partitions; it runs between steps.
-        checks: run before each maintenance; each raises a `FatalError` if the database is in a
+        checks: run before each maintenance. Each raises a `FatalError` if the database is in a
             state that only an operator can correct.
 
     Attributes:
-        database: back-off of the database. A step calls `succeeded` on it after a query.
+        database: the backoff of the database. A step calls `succeeded` on it after a query.
     """
 
     def __init__(
         self,
-        name: str,
+        events: LoopEvents,
         service: str,
         *,
         stop: Stop,
@@ -59,29 +70,29 @@ class Loop:
         maintenance: Maintenance,
         checks: Sequence[Callable[[Engine], None]] = (),
     ) -> None:
-        self._name = name
+        self._events = events
         self._service = service
         self._stop = stop
         self._health = health
         self._engine = engine
         self._maintenance = maintenance
         self._checks = checks
-        self.database = Backoff(f"{name}.database")
-        self._broker = Backoff(f"{name}.broker")
-        self._defect = Backoff(f"{name}.loop", traceback=True)
+        self.database = Backoff(events.database)
+        self._broker = Backoff(events.broker)
+        self._unexpected = Backoff(events.unexpected, traceback=True)
 
     def run(self, step: Callable[[], None], disconnect: Callable[[Exception | None], None]) -> None:
-        """Repeat a step until asked to stop.
+        """Repeat a step until a stop is requested.
 
         Args:
             step: does one batch, or waits for one. It calls `step_succeeded`.
-            disconnect: closes the connections that are useless after an error. With None, the loop
-                ends: it closes all of them.
+            disconnect: closes the connections that are useless after an error. At the end of the
+                loop it gets None and closes all of them.
 
         Raises:
-            FatalError: only an operator can resolve it.
+            FatalError: only an operator can correct it.
         """
-        log.info(f"{self._name}.started", service=self._service, pid=os.getpid())
+        log.info(self._events.started, service=self._service, pid=os.getpid())
         self._health.beat("starting")
         try:
             while not self._stop.requested:
@@ -90,19 +101,19 @@ class Loop:
             disconnect(None)
             self._engine.dispose()
         self._health.remove()
-        log.info(f"{self._name}.stopped", service=self._service)
+        log.info(self._events.stopped, service=self._service)
 
     def step_succeeded(self, state: str = "ready", detail: str = "") -> None:
-        """End the back-offs of the broker and of unexpected errors, and write the health file.
+        """End the backoff of the broker and of unexpected errors, and write a heartbeat.
 
         Args:
             state: of the process; see `Health.beat`.
-            detail: reason for a state other than ready. In the state ready, an error of the
-                maintenance is shown instead.
+            detail: the reason for a state other than ready. In the state ready, the problem of the
+                last maintenance is shown instead.
         """
         self._broker.succeeded()
-        self._defect.succeeded()
-        self._health.beat(state, self._maintenance.trouble if state == "ready" else detail)
+        self._unexpected.succeeded()
+        self._health.beat(state, self._maintenance.problem if state == "ready" else detail)
 
     def _run_once(
         self, step: Callable[[], None], disconnect: Callable[[Exception | None], None]
@@ -122,12 +133,12 @@ class Loop:
         if isinstance(error, KafkaError):
             backoff, waiting_for = self._broker, BROKER
         elif isinstance(error, SQLAlchemyError):
-            # Drop pooled connections: after a failover or a change of settings they belong to the
-            # old server, or keep the old settings.
+            # Discard pooled connections. After a failover they belong to the old server, and after
+            # a change of settings they keep the old ones.
             self._engine.dispose()
             backoff, waiting_for = self.database, DATABASE
         else:
-            backoff, waiting_for = self._defect, _UNEXPECTED
+            backoff, waiting_for = self._unexpected, _UNEXPECTED
         self._health.beat("waiting", waiting_for)
         self._stop.wait(backoff.failed(error))
 

@@ -1,4 +1,13 @@
-"""The loop of a thread that works for as long as its process lives."""
+"""The loop of a daemon thread.
+
+The engine has these daemon threads, beside those of kafka-python:
+
+- ``database-deadlines`` (`storage.deadlines`) in each process: cuts transactions that take too
+  long.
+- ``outbox-notifier`` (`notifications.notify`) in APIs and consumers: sends NOTIFY after commits.
+- ``active-clock`` (`runtime.active_clock`) in consumers: measures the time of handlers, and writes
+  heartbeats while a handler runs.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
+PAUSE_MAX_S = 5.0
 
 log = structlog.get_logger(__name__)
 
 
 def repeat(
-    name: str, step: Callable[[], object], *, is_over: Callable[[], bool] = lambda: False
+    step: Callable[[], object],
+    *,
+    failed_event: str,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Repeat a step, whatever it raises.
+    """Repeat a step, even after an error.
 
-    Nobody would notice that a daemon thread ended: the process lives on, and its health checks
-    succeed. So an error is logged with its traceback, and after a pause the step is tried again.
+    If an error ended the thread, nobody would notice: the process lives on, and its health checks
+    succeed. So the error is logged with its traceback, and the step is repeated after a pause.
 
     Args:
-        name: of the thread in the log; an error is logged as ``<name>_failed``.
         step: does one piece of work, or waits for some.
-        is_over: whether to return; asked before each step.
+        failed_event: the log event of an error.
+        is_over: returns True to end the loop; called before each step.
     """
     pause_s = FIRST_PAUSE_S
     while not is_over():
@@ -36,7 +48,7 @@ def repeat(
             step()
             pause_s = FIRST_PAUSE_S
         except Exception:
-            with suppress(Exception):  # what failed may be the log
-                log.exception(f"{name}_failed", again_in_s=pause_s)
+            with suppress(Exception):  # the log itself may be what failed
+                log.exception(failed_event, again_in_s=pause_s)
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)

@@ -1,4 +1,4 @@
-"""Queries for the catalog that run on SQLAlchemy's connections and on the doctor's alike."""
+"""Queries that run on the connections of SQLAlchemy and of `settle doctor`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-Ask = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
+RunQuery = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
 """Run a query with psycopg2's named parameters, and return its rows."""
 
 
-def asking(connection: Connection) -> Ask:
+def query_runner(connection: Connection) -> RunQuery:
     """Return a function that runs queries on a SQLAlchemy connection."""
     return lambda query, parameters: connection.exec_driver_sql(query, dict(parameters)).all()

@@ -1,16 +1,16 @@
-"""Engines and connections, with every option that matters given explicitly.
+"""Engines and connections with explicit options.
 
-libpq and PostgreSQL take what a client leaves out from elsewhere: from environment variables
-(``PGCLIENTENCODING``, ``PGOPTIONS``), from a service file, from ``ALTER DATABASE`` and ``ALTER
-ROLE``. What the code relies on is therefore set on every connection, and only in ways that a
-transaction pooler keeps apart: a ``SET`` would stay on a server connection that other clients use.
+libpq and PostgreSQL take missing options from environment variables (``PGCLIENTENCODING``,
+``PGOPTIONS``), a service file, ``ALTER DATABASE`` and ``ALTER ROLE``. So every connection sets the
+options that the code depends on. It never uses ``SET``: behind a transaction pooler, other clients
+would inherit the value.
 
 * The encoding is a start-up parameter. PgBouncer tracks it for each client.
 * The isolation level is part of each ``BEGIN``.
-* ``options`` set the rest when the connection starts. A pooler that ignores them must get the same
-  values by ``ALTER ROLE`` (docs/reference/limits.md).
+* ``options`` set the rest when the connection starts. For a pooler that ignores them, set the same
+  values with ``ALTER ROLE`` (docs/reference/limits.md).
 
-``default_transaction_read_only`` is left to the operator.
+Operators decide on ``default_transaction_read_only``, so it is not set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session, sessionmaker
 
-from settle_outbox.storage.deadlines import hold_deadline
+from settle_outbox.storage.deadlines import limit_transaction_time
 from settle_outbox.storage.sqlstate import READ_ONLY_TRANSACTION, sqlstate_of
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ExceptionContext
     from sqlalchemy.pool import ConnectionPoolEntry
 
-# Time-outs in seconds, but for tcp_user_timeout (ms). Keep-alives end a connection whose peer
-# vanished without a word, in about 10 s.
+# Seconds, except tcp_user_timeout (milliseconds). Keep-alives detect a vanished peer in about 10 s.
 CONNECT_ARGS: dict[str, Any] = {
     "client_encoding": "UTF8",
     "connect_timeout": 3,
@@ -48,14 +47,14 @@ CONNECT_ARGS: dict[str, Any] = {
 }
 
 ISOLATION_LEVEL = "READ COMMITTED"
-# These come last in `options`, so that no other source can change them. The isolation level is
-# for statements outside a transaction block; `ISOLATION_LEVEL` sets it for the others.
+# They come last in `options`, because the last value of a setting counts. This isolation level is
+# for statements outside a transaction block.
 _REQUIRED_OPTIONS = (
     "-c standard_conforming_strings=on",
     r"-c default_transaction_isolation=read\ committed",
 )
 
-# The key of `Session.info` under which `settle_outbox` finds what the session may publish.
+# The key of `Session.info` for the aggregatetypes that the session may publish.
 AGGREGATETYPES = "aggregatetypes"
 
 _POLL = "settle-poll"
@@ -71,16 +70,17 @@ def make_engine(
     autocommit: bool = False,
     driver_options: Mapping[str, object] | None = None,
 ) -> Engine:
-    """Create an engine. Call it after fork: a connection must not cross one.
+    """Create an engine. Call it after fork, because processes must not share connections.
 
     Args:
-        url: ``postgresql+psycopg2://...``; its ``options`` override the session settings.
+        url: ``postgresql+psycopg2://...``. Its ``options`` override the session settings.
         application_name: shown in ``pg_stat_activity``.
-        pool_size: connections kept, and the most there will be.
-        session_settings: of PostgreSQL, for every session, such as ``statement_timeout``.
-        deadline_s: how long a transaction may hold a connection, whatever the server does.
-        autocommit: each statement is a transaction, on all connections: one that SQLAlchemy has
-            switched to it, and that ends before it is switched back, raises the driver's own error.
+        pool_size: maximum number of connections.
+        session_settings: PostgreSQL settings of every session, such as ``statement_timeout``.
+        deadline_s: maximum time in which a transaction may hold its connection, in seconds.
+        autocommit: each statement is a transaction, on all connections. If it were set for a single
+            connection, SQLAlchemy would reset it later. If that connection were dead, the reset
+            would raise a psycopg2 error instead of one of SQLAlchemy.
         driver_options: of ``psycopg2.connect``.
     """
     engine = create_engine(
@@ -90,17 +90,17 @@ def make_engine(
         max_overflow=0,
         pool_timeout=3,
         pool_recycle=1800,
-        # An error's text goes to the log; what users wrote must not go with it.
+        # The log contains the text of errors. It must not contain what users wrote.
         hide_parameters=True,
         connect_args=connect_args(
             url, application_name=application_name, session_settings=session_settings
         )
         | dict(driver_options or {}),
     )
-    event.listen(engine, "checkout", _refuse_closed)
-    event.listen(engine, "handle_error", _leave_read_only_session)
+    event.listen(engine, "checkout", _check_connection)
+    event.listen(engine, "handle_error", _discard_read_only_session)
     if deadline_s is not None:
-        hold_deadline(engine, deadline_s)
+        limit_transaction_time(engine, deadline_s)
     return engine
 
 
@@ -110,16 +110,16 @@ def connect_args(
     """Return the libpq parameters of a connection.
 
     Args:
-        url: of the database; its ``options`` override the session settings.
+        url: of the database. Its ``options`` override the session settings.
         application_name: shown in ``pg_stat_activity``.
-        session_settings: of PostgreSQL, for every session.
+        session_settings: PostgreSQL settings of the session.
     """
     settings = [f"-c {name}={value}" for name, value in (session_settings or {}).items()]
     given = make_url(url).normalized_query.get("options", ())
     return {
         **CONNECT_ARGS,
         "application_name": application_name,
-        # Of two values for one setting, PostgreSQL takes the last.
+        # The last value of a setting counts.
         "options": " ".join([*settings, *given, *_REQUIRED_OPTIONS]),
     }
 
@@ -127,36 +127,37 @@ def connect_args(
 def make_sessions(
     engine: Engine, *, aggregatetypes: Collection[str] | None = None
 ) -> sessionmaker[Session]:
-    """Create the session factory of an engine; objects stay usable after the commit.
+    """Create the session factory of an engine. Objects stay usable after the commit.
 
     Args:
         engine: of the database.
-        aggregatetypes: that the service declares. `settle_outbox.add` refuses an event of any
-            other. None allows all, for tools that publish nothing.
+        aggregatetypes: the aggregatetypes that the service declares. `settle_outbox.add` raises an
+            error for events of others. None allows all, for tools that publish nothing.
     """
     info = None if aggregatetypes is None else {AGGREGATETYPES: frozenset(aggregatetypes)}
     return sessionmaker(engine, expire_on_commit=False, info=info)
 
 
-def _leave_read_only_session(context: ExceptionContext) -> None:
-    """Do not use a read-only session again: the database may be writable by then.
+def _discard_read_only_session(context: ExceptionContext) -> None:
+    """Discard a connection after a read-only error.
 
-    A session keeps `default_transaction_read_only` as it was when it began.
+    A session keeps the value of `default_transaction_read_only` that it started with. A new one can
+    write as soon as the database is writable again.
     """
     if sqlstate_of(context.original_exception) == READ_ONLY_TRANSACTION:
         context.is_disconnect = True
 
 
-def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:
-    """Keep a connection that the server has closed, when it restarted say, from being used.
+def _check_connection(pooled: connection, record: ConnectionPoolEntry, _: object) -> None:
+    """Refuse to use a pooled connection that the server has closed, for example by a restart.
 
-    Something to read where nothing was asked is the end of the connection; to look costs a system
-    call, not a round trip. All others of the pool are as old, so they go as well.
+    Unexpected data to read on an idle connection means that the server closed it. This check takes
+    a system call, not a round trip. The error makes SQLAlchemy replace all connections of the pool.
     """
     poll: select.poll | None = record.info.get(_POLL)
     if poll is None:
-        # It is new. Under TLS a server may send more after the handshake; its first answer takes
-        # that along.
+        # A new connection is not checked: under TLS, the server may still send data that belongs to
+        # the handshake.
         record.info[_POLL] = poll = select.poll()
         poll.register(pooled.fileno(), select.POLLIN)
     elif pooled.closed or poll.poll(0):
@@ -164,7 +165,7 @@ def _refuse_closed(pooled: connection, record: ConnectionPoolEntry, _: object) -
 
 
 def connect_autocommit(url: str, *, application_name: str) -> connection:
-    """Open a plain connection in autocommit, for LISTEN and NOTIFY, outside any pool.
+    """Open a connection of psycopg2 in autocommit mode, outside any pool.
 
     Args:
         url: ``postgresql+psycopg2://...``.
@@ -173,7 +174,7 @@ def connect_autocommit(url: str, *, application_name: str) -> connection:
     Raises:
         psycopg2.OperationalError: the database cannot be reached.
     """
-    # psycopg2 and libpq know the URL by its plain scheme, escapes and options included.
+    # psycopg2 and libpq accept the URL only without the name of the driver.
     dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     opened = psycopg2.connect(make_dsn(dsn, **connect_args(url, application_name=application_name)))
     opened.autocommit = True

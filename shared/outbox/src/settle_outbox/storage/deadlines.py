@@ -1,13 +1,13 @@
-"""Ends waiting for a database that says nothing.
+"""Deadlines for transactions on a database server that no longer responds.
 
-PostgreSQL's own time-outs need a PostgreSQL that runs. When its machine, its disk or a debugger
-freezes it, the kernel still acknowledges what clients send. libpq then waits forever: neither
-keep-alives nor ``tcp_user_timeout`` see anything wrong. Another thread therefore shuts the socket.
-libpq takes that for the server's end of the connection.
+PostgreSQL's own timeouts work only while PostgreSQL runs. If its machine, its disk or a debugger
+freezes it, the kernel still acknowledges TCP packets. Keep-alives and ``tcp_user_timeout`` see no
+problem, and libpq waits forever. So a thread shuts down the socket of a transaction that is past
+its deadline. libpq then reports that the server closed the connection.
 
-psycopg2's wait callback would do it as well, at about the same price (some 3 us a transaction).
-But it belongs to the process and not to an engine, knows no ``connect_timeout``, refuses COPY, and
-bounds a statement, where a request waits for its whole transaction.
+psycopg2's wait callback costs about the same (benchmarks/README.md) but does not fit. It applies to
+the whole process, ignores ``connect_timeout``, does not support COPY, and limits each statement
+instead of the whole transaction.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-# Time between two looks at the deadlines. A deadline is met at most this much late.
+# Time between two checks of the deadlines, and so the maximum delay of a cut.
 _CHECK_EVERY_S = 0.5
-# An attempt to connect that failed after this time met a silent server, not a refusal.
+# A server that refuses a connection does so at once. An attempt that fails after this time met a
+# server that does not respond.
 _SILENCE_S = 1.0
-# Time that other threads wait for the one that tries to connect. A server that is back needs less.
-_TURN_TIMEOUT_S = 1.0
+# How long other threads wait for the thread that tries to connect. A server that responds again
+# accepts a connection in less time.
+_ATTEMPT_WAIT_S = 1.0
 
 _SOCKET = "settle-socket"
 _WITHOUT_DEADLINE = "settle-without-deadline"
@@ -42,21 +44,21 @@ _WITHOUT_DEADLINE = "settle-without-deadline"
 log = structlog.get_logger(__name__)
 
 
-def hold_deadline(engine: Engine, seconds: float) -> None:
-    """Cut each connection of an engine that one transaction has held for too long.
+def limit_transaction_time(engine: Engine, seconds: float) -> None:
+    """Cut the connection of each transaction of an engine that takes too long.
 
-    The transaction then fails as if the server had closed the connection. While the server is
-    silent, one thread at a time tries to connect, and the others fail after about a second.
+    The transaction then fails as if the server had closed the connection. While the server does not
+    respond, one thread at a time tries to connect, and the others fail after about a second.
     Otherwise each request would wait for its own attempt.
 
-    Call it after fork: it starts a thread.
+    Call it after fork, because it starts a thread.
 
     Args:
         engine: with a pool.
-        seconds: the longest time that a connection may be away from the pool.
+        seconds: maximum time in which a transaction may hold its connection.
     """
     watcher = DeadlineWatcher(seconds)
-    # Before SQLAlchemy's own listener, which sends queries to a new server.
+    # Insert it before SQLAlchemy's own listener, which sends queries on a new connection.
     event.listen(engine, "connect", watcher.opened, insert=True)
     event.listen(engine, "checkout", watcher.taken)
     event.listen(engine, "checkin", watcher.returned)
@@ -66,33 +68,32 @@ def hold_deadline(engine: Engine, seconds: float) -> None:
 
 
 def without_deadline(connection: Connection) -> None:
-    """Let the transaction of a connection take any time. The next transaction has a deadline again.
+    """Remove the deadline of the current transaction. The next transaction has one again.
 
-    Use it for work that grows with the tables: if it were cut and started again, it would never
+    Use it for work that grows with the tables. If that were cut and started again, it would never
     end.
     """
     connection.info[_WITHOUT_DEADLINE] = True
 
 
 class DeadlineWatcher(threading.Thread):
-    """Cuts the connections that are away from the pool for too long.
+    """Cuts the connections that transactions hold for too long.
 
     Args:
-        seconds: the longest time that a connection may be away from the pool.
+        seconds: maximum time in which a transaction may hold its connection.
     """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(name="database-deadlines", daemon=True)
         self._seconds = seconds
         self._taken_at: dict[ConnectionPoolEntry, float] = {}
-        # Held while a connection is cut, and while one is taken, returned or closed. So a cut
-        # reaches the transaction that is late, and never the next one on that connection. It also
-        # keeps the number of a closed socket, which another may have by then, from being shut.
-        # Reentrant: the garbage collector may return a connection in the middle of any of these.
+        # Held while a connection is cut, taken, returned or closed. So a cut cannot hit the next
+        # transaction of the connection, nor a new socket with the number of a closed one. It is
+        # reentrant, because the garbage collector may return a connection at any point.
         self._lock = threading.RLock()
 
     def opened(self, opened: connection, entry: ConnectionPoolEntry) -> None:
-        """Note a new connection. SQLAlchemy asks it some questions before it is taken."""
+        """Start the time of a new connection, on which SQLAlchemy first runs its own queries."""
         with self._lock:
             entry.info[_SOCKET] = socket.socket(fileno=os.dup(opened.fileno()))
             self._taken_at[entry] = time.monotonic()
@@ -116,7 +117,7 @@ class DeadlineWatcher(threading.Thread):
 
     def run(self) -> None:
         """Check the deadlines until the process ends."""
-        repeat("database.deadlines", self._check)
+        repeat(self._check, failed_event="database.deadlines_failed")
 
     def _check(self) -> None:
         time.sleep(_CHECK_EVERY_S)
@@ -146,7 +147,7 @@ class ConnectGate:
 
     def __init__(self) -> None:
         self._is_silent = False
-        self._turn = threading.Lock()
+        self._attempt = threading.Lock()
 
     def connect(
         self, dialect: Dialect, _: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
@@ -158,14 +159,14 @@ class ConnectGate:
         """
         if not self._is_silent:
             return self._try(dialect, args, options)
-        if not self._turn.acquire(timeout=_TURN_TIMEOUT_S):
+        if not self._attempt.acquire(timeout=_ATTEMPT_WAIT_S):
             raise dialect.loaded_dbapi.OperationalError(
                 "the server is silent; another thread tries to connect"
             )
         try:
             return self._try(dialect, args, options)
         finally:
-            self._turn.release()
+            self._attempt.release()
 
     def _try(self, dialect: Dialect, args: list[Any], options: dict[str, Any]) -> object:
         began = time.monotonic()

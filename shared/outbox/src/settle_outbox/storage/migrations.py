@@ -1,6 +1,6 @@
-"""The engine's tables as versioned migration operations, for a service's own history.
+"""The engine's tables, as migration operations for the history of a service.
 
-A migration of a service calls them like any other operation::
+A migration of the service calls them::
 
     from settle_outbox.storage import migrations
 
@@ -10,7 +10,7 @@ A migration of a service calls them like any other operation::
         migrations.create_v3()
         migrations.create_v4()
 
-An operation, once released, never changes; a change of the tables is a new one.
+A released operation never changes. A new operation changes the tables.
 
 The service's ``env.py`` passes `include_object` to ``context.configure``, so that ``alembic
 revision --autogenerate`` leaves these tables alone.
@@ -153,15 +153,15 @@ def include_object(
     reflected: bool,  # noqa: FBT001 - alembic's signature
     compare_to: SchemaItem | None,
 ) -> bool:
-    """Return False for the engine's tables and their partitions: autogenerate leaves them alone.
+    """Return False for the engine's tables and partitions, so that autogenerate ignores them.
 
-    Only tables that are in the database alone are left out. A service that adds
-    `settle_outbox.storage.tables.metadata` to its ``target_metadata`` compares these tables, and a
-    table of its own with such a name, in another schema, stays its own.
+    It ignores only tables that exist in the database and not in ``target_metadata``. So a service
+    can compare the engine's tables by adding `settle_outbox.storage.tables.metadata`, and can have
+    a table with such a name in another schema.
 
     Args:
         _object: the table, column, index or constraint.
-        name: its name.
+        name: of the object.
         type_: ``table``, ``column``, ``index`` and so on.
         reflected: whether the object comes from the database.
         compare_to: the object that it is compared with, or None.
@@ -177,7 +177,7 @@ def create_v1(*, shards: int = DEFAULT_SHARDS) -> None:
     """Create the engine's tables.
 
     Args:
-        shards: how many parts the outbox is relayed in; it bounds the relays that work at once.
+        shards: number of shards. It limits how many relays can work at the same time.
     """
     op.execute(_SHARDS_V1.format(shards=int(shards)))
     op.execute(_OUTBOX_V1)
@@ -185,7 +185,7 @@ def create_v1(*, shards: int = DEFAULT_SHARDS) -> None:
 
 
 def drop_v1() -> None:
-    """Drop the engine's tables, with everything in them."""
+    """Drop the tables that `create_v1` created, with their rows."""
     op.execute("DROP TABLE dead_letters, inbox_horizon, inbox")
     op.execute("DROP TABLE outbox_refused, outbox_topics, outbox_pending, outbox, outbox_shards")
     op.execute("DROP FUNCTION outbox_shard(text), outbox_shard_count()")
@@ -229,7 +229,7 @@ COMMENT ON TABLE outbox_clusters IS
 
 
 def create_v2() -> None:
-    """Add the tables of failing events, stopped subscriptions and known clusters."""
+    """Create the tables for failing events, stopped subscriptions and Kafka clusters."""
     op.execute(_FAILURES_V2)
     op.execute(_CLUSTERS_V2)
 
@@ -254,7 +254,7 @@ COMMENT ON TABLE inbox_skipped IS
 
 
 def create_v3() -> None:
-    """Add the counts of events that the service does not subscribe to."""
+    """Create the table that counts events of types without a subscription."""
     op.execute(_SKIPPED_V3)
 
 

@@ -1,7 +1,7 @@
-"""Sequences that are behind their columns: the next generated value is one that a row already has.
+"""Find sequences that are behind their columns: the next value is one that a row already has.
 
-It happens after ``ALTER SEQUENCE ... RESTART``, or after rows were copied in with their values and
-`setval` was forgotten. Each INSERT then fails, or gets a lower number than earlier rows.
+This happens after ``ALTER SEQUENCE ... RESTART``, and after rows were copied with their values but
+without a `setval`. INSERT then fails, or gives new rows lower numbers than earlier rows have.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.runtime.process import FatalError
-from settle_outbox.storage.catalog import Ask, asking
+from settle_outbox.storage.catalog import RunQuery, query_runner
 from settle_outbox.storage.sqlstate import is_unreachable
 
 if TYPE_CHECKING:
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# outbox.seq has no index: its maximum is taken from this many of the newest rows of each partition.
+# outbox.seq has no index. So its maximum is estimated from this many of the newest rows of each
+# partition.
 SAMPLE_ROWS = 100
 CHECK_TIMEOUT_MS = 5_000
 
-# Columns whose values a sequence gives: identity columns, and those with a default of nextval.
-# Skip descending and cyclic sequences: a maximum says nothing about their next value.
+# outbox.seq has no index. So its maximum is estimated from this many newest rows of each partition.
+# Descending and cyclic sequences are skipped, because a maximum does not limit their next value.
 _GENERATED = """
     WITH generated AS (
         SELECT d.refobjid AS table_oid, d.refobjsubid AS column_number, d.objid AS sequence_oid
@@ -59,7 +60,8 @@ _GENERATED = """
       AND t.relnamespace = coalesce(%(schema)s, current_schema())::regnamespace
     ORDER BY 2, 3
 """
-# A partition's index belongs to the table that is partitioned: that one has the identity column.
+# The columns of a constraint. For a partition, return the parent table, which has the identity
+# column.
 _KEY_COLUMNS = """
     SELECT coalesce(pg_partition_root(t.oid), t.oid)::oid, a.attname::text
     FROM pg_class t
@@ -75,7 +77,7 @@ _KEY_DETAIL = re.compile(r"\((.+)\)=\((.+)\)")
 
 
 class Diagnostics(Protocol):
-    """What PostgreSQL says of a violated constraint; psycopg2's ``error.diag``."""
+    """PostgreSQL's description of a violated constraint: ``error.diag`` of psycopg2."""
 
     schema_name: str | None
     table_name: str | None
@@ -85,15 +87,15 @@ class Diagnostics(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SequenceBehind:
-    """A sequence that will give values which its column already has.
+    """A sequence whose next value is not above the maximum of its column.
 
     Args:
         table: the table's name.
         column: the column's name.
-        sequence: the sequence's name, quoted where it has to be.
-        next_value: the value that the sequence gives next.
-        maximum: the highest value known to be in the column.
-        remedy: the SQL statement that moves the sequence past the column's maximum.
+        sequence: the sequence's name, quoted if necessary.
+        next_value: the next value of the sequence.
+        maximum: the highest known value of the column.
+        remedy: the SQL statement that corrects the sequence.
     """
 
     table: str
@@ -126,25 +128,25 @@ class _GeneratedColumn:
 
 
 class SequenceBehindError(FatalError):
-    """The sequence of the outbox gives numbers below those of earlier events."""
+    """The sequence of outbox.seq is behind, so new events would overtake earlier ones."""
 
 
-def find_behind(ask: Ask, schema: str | None = None) -> list[SequenceBehind]:
-    """Return the sequences of a schema whose next value is not above their column's maximum.
+def find_behind(run_query: RunQuery, schema: str | None = None) -> list[SequenceBehind]:
+    """Return the sequences of a schema that are behind their columns.
 
-    Cheap on large tables: a maximum is read from an index, that of ``outbox.seq`` from
-    `outbox_pending` and the newest rows of each partition. A column without an index, or one that
-    the role may not read, is left out.
+    It is fast on large tables, because it reads each maximum from an index. That of ``outbox.seq``
+    comes from `outbox_pending` and a sample of the outbox. Columns without an index, or that the
+    role may not read, are skipped.
 
     Args:
-        ask: runs a query; see `asking`.
-        schema: None for the current schema.
+        run_query: on the service's database.
+        schema: its name, or None for the current schema.
     """
     found = []
-    for generated in _generated(ask, schema):
+    for generated in _generated(run_query, schema):
         if not generated.is_readable or not (generated.has_index or generated.is_outbox_seq):
             continue
-        maximum, _, next_value = _values(ask, generated)
+        maximum, _, next_value = _values(run_query, generated)
         if maximum is not None and next_value <= maximum:
             found.append(
                 SequenceBehind(
@@ -160,9 +162,7 @@ def find_behind(ask: Ask, schema: str | None = None) -> list[SequenceBehind]:
 
 
 def check_sequences(engine: Engine) -> None:
-    """Log the sequences that are behind their columns. Refuse to relay when outbox.seq is.
-
-    New events would get numbers below those of earlier ones, and would overtake them.
+    """Log the sequences that are behind their columns. Raise an error if it is that of outbox.seq.
 
     Args:
         engine: of the service's database.
@@ -174,75 +174,75 @@ def check_sequences(engine: Engine) -> None:
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql(f"SET LOCAL statement_timeout = {CHECK_TIMEOUT_MS}")
-            found = find_behind(asking(connection))
+            sequences = find_behind(query_runner(connection))
     except SQLAlchemyError as error:
         if is_unreachable(error):
             raise
         log.warning("sequence.not_checked", exc_info=error)
         return
-    for each in found:
-        (log.error if each.is_outbox_seq else log.warning)(
+    for behind in sequences:
+        (log.error if behind.is_outbox_seq else log.warning)(
             "sequence.behind",
-            sequence=each.sequence,
-            column=f"{each.table}.{each.column}",
-            next=each.next_value,
-            maximum=each.maximum,
-            remedy=each.remedy,
+            sequence=behind.sequence,
+            column=f"{behind.table}.{behind.column}",
+            next=behind.next_value,
+            maximum=behind.maximum,
+            remedy=behind.remedy,
         )
-    for each in found:
-        if each.is_outbox_seq:
+    for behind in sequences:
+        if behind.is_outbox_seq:
             raise SequenceBehindError(
-                f"The sequence {each.sequence} gives {each.next_value} next, but outbox.seq is at "
-                f"{each.maximum} already: new events would overtake earlier ones. Run "
-                f"{each.remedy}; then start the relay again."
+                f"The next value of the sequence {behind.sequence} is {behind.next_value}, but "
+                f"outbox.seq is already at {behind.maximum}. New events would overtake earlier "
+                f"ones. Run {behind.remedy}; then start the relay again."
             )
 
 
 def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool:
     """Return whether a unique violation came from a sequence that is behind its column.
 
-    A value that the application itself chose may collide as well. It is told apart by its value:
-    the sequence has passed it, and the sequence is behind, or gave this very value last.
+    A value that the application chose can collide as well. The violation comes from the sequence
+    only if the sequence has passed this value, and is behind or returned this value last.
 
     Args:
-        connection: the one on which the violation was raised, in a new transaction.
+        connection: the connection that had the violation, in a new transaction.
         violation: the diagnostics of the error.
 
     Raises:
         DBAPIError: the role may not read the sequence or the column, or there is no such table.
     """
-    ask = asking(connection)
+    run_query = query_runner(connection)
     schema, table = violation.schema_name, violation.table_name
     names = {"schema": schema, "table": table, "constraint": violation.constraint_name}
-    key = {(oid, column) for oid, column in ask(_KEY_COLUMNS, names)}
+    key = {(oid, column) for oid, column in run_query(_KEY_COLUMNS, names)}
     values = _key_values(violation.message_detail)
     # outbox_pending.seq is a copy of outbox.seq.
     is_copy = table == "outbox_pending" and any(column == "seq" for _, column in key)
-    for generated in _generated(ask, schema):
+    for generated in _generated(run_query, schema):
         if (generated.oid, generated.column) not in key and not (
             is_copy and generated.is_outbox_seq
         ):
             continue
         value = values.get(generated.column)
-        maximum, last_value, next_value = _values(ask, generated)
+        maximum, last_value, next_value = _values(run_query, generated)
         if is_copy and maximum is not None:
             return next_value <= maximum
         if value is None or maximum is None or value > last_value:
             continue
         if next_value <= maximum:
             return True
-        # The sequence has just caught up, or the application chose the newest row's value.
-        if value == last_value and _gave_last(ask, generated):
+        # The sequence has caught up, or the application chose the value of the newest row.
+        if value == last_value and _gave_last(run_query, generated):
             return True
     return False
 
 
 def _key_values(detail: str | None) -> dict[str, int]:
-    """Return the whole numbers of a violated key: ``Key (tenant, id)=(5, 1) already exists.``."""
-    found = _KEY_DETAIL.search(detail or "")
-    if found is None:
+    """Return the integers of a violated key: ``Key (tenant, id)=(5, 1) already exists.``."""
+    match = _KEY_DETAIL.search(detail or "")
+    if match is None:
         return {}
-    columns, values = found[1].split(", "), found[2].split(", ")
+    columns, values = match[1].split(", "), match[2].split(", ")
     if len(columns) != len(values):
         return {}
     return {
@@ -252,13 +252,13 @@ def _key_values(detail: str | None) -> dict[str, int]:
     }
 
 
-def _gave_last(ask: Ask, generated: _GeneratedColumn) -> bool:
-    """Return whether this session took the sequence's last value.
+def _gave_last(run_query: RunQuery, generated: _GeneratedColumn) -> bool:
+    """Return whether this session took the last value of the sequence.
 
     Raises:
-        DBAPIError: this session has taken none (55000).
+        DBAPIError: this session took no value of it (55000).
     """
-    ((current, last_value),) = ask(
+    ((current, last_value),) = run_query(
         "SELECT currval(%(sequence)s::regclass), last_value"  # noqa: S608 - quoted by the catalog
         f" FROM {generated.sequence}",
         {"sequence": generated.sequence},
@@ -266,23 +266,23 @@ def _gave_last(ask: Ask, generated: _GeneratedColumn) -> bool:
     return bool(current == last_value)
 
 
-def _generated(ask: Ask, schema: str | None) -> list[_GeneratedColumn]:
-    return [_GeneratedColumn(*row) for row in ask(_GENERATED, {"schema": schema})]
+def _generated(run_query: RunQuery, schema: str | None) -> list[_GeneratedColumn]:
+    return [_GeneratedColumn(*row) for row in run_query(_GENERATED, {"schema": schema})]
 
 
-def _values(ask: Ask, generated: _GeneratedColumn) -> tuple[int | None, int, int]:
-    """Return the column's maximum, the sequence's last value, and its next one.
+def _values(run_query: RunQuery, generated: _GeneratedColumn) -> tuple[int | None, int, int]:
+    """Return the maximum of the column, the last value of the sequence, and its next value.
 
-    One statement reads both. The sequence is read after the snapshot is taken, so a concurrent
-    insert cannot make it look behind.
+    One statement reads them. The sequence is read after the snapshot of the table, so a concurrent
+    INSERT cannot make it appear behind.
     """
     maximum = (
-        _outbox_maximum(ask, generated)
+        _outbox_maximum(run_query, generated)
         if generated.is_outbox_seq
         else f"SELECT max({generated.quoted_column}) FROM {generated.quoted_table}"  # noqa: S608
     )
-    ((highest, last_value, next_value),) = ask(
-        # Names come quoted from the catalog.
+    ((highest, last_value, next_value),) = run_query(
+        # The catalog has quoted the names.
         f"SELECT ({maximum}), s.last_value,"  # noqa: S608
         " s.last_value + CASE WHEN s.is_called THEN p.seqincrement ELSE 0 END"
         f" FROM {generated.sequence} s"
@@ -292,8 +292,8 @@ def _values(ask: Ask, generated: _GeneratedColumn) -> tuple[int | None, int, int
     return highest, last_value, next_value
 
 
-def _outbox_maximum(ask: Ask, generated: _GeneratedColumn) -> str:
-    """Return the query for the highest seq of pending events and of a sample of the sent ones."""
+def _outbox_maximum(run_query: RunQuery, generated: _GeneratedColumn) -> str:
+    """Return the query for the highest seq of all pending events and of a sample of the outbox."""
     schema_prefix = generated.quoted_table.removesuffix("outbox")
     of_pending = (
         f"SELECT max((SELECT p.seq FROM {schema_prefix}outbox_pending p WHERE p.shard = s.shard"  # noqa: S608
@@ -301,7 +301,7 @@ def _outbox_maximum(ask: Ask, generated: _GeneratedColumn) -> str:
     )
     of_partitions = [
         f"(SELECT seq FROM {partition} ORDER BY id DESC LIMIT {SAMPLE_ROWS})"  # noqa: S608
-        for (partition,) in ask(
+        for (partition,) in run_query(
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = %(oid)s",
             {"oid": generated.oid},
         )

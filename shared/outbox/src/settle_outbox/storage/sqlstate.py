@@ -1,11 +1,12 @@
 """Classify database errors by SQLSTATE (PostgreSQL documentation, appendix A).
 
-The exception classes of the driver are too coarse to decide on: psycopg2 raises OperationalError
-for a lost connection, a deadlock and a full disk alike, and InternalError for a read-only
-transaction.
+The exception classes of psycopg2 are too coarse. It raises OperationalError for a lost connection,
+a deadlock and a full disk, and InternalError for a read-only transaction.
 """
 
 from __future__ import annotations
+
+import re
 
 import psycopg2
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -19,12 +20,19 @@ INSUFFICIENT_PRIVILEGE = "42501"
 UNDEFINED_TABLE = "42P01"
 READ_ONLY_TRANSACTION = "25006"
 
-# Errors that end without a change of the request or the event: the server restarts, fails over,
-# gets room, or an operator finishes a deployment.
+_LOGIN_CLASS = "28"  # invalid authorization specification
+# PostgreSQL's messages of that class (src/backend/libpq/auth.c, utils/init/miscinit.c), and
+# libpq's.
+_LOGIN_REFUSED = re.compile(
+    r"authentication failed for user|role \".*\" does not exist|is not permitted to log in"
+    r"|no pg_hba\.conf entry|pg_hba\.conf rejects connection|no password supplied"
+)
+# Errors that end without a change of the statement: the server restarts or fails over, its disk has
+# space again, or an operator finishes a deployment.
 _TRANSIENT_CLASSES = frozenset(
     {
         "08",  # connection exception
-        "28",  # invalid authorization
+        _LOGIN_CLASS,
         "3D",  # invalid database name
         "3F",  # invalid schema name
         "40",  # transaction rollback: deadlock, serialization failure
@@ -43,8 +51,8 @@ _TRANSIENT_CODES = frozenset(
         IDLE_IN_TRANSACTION_TIMEOUT,
     }
 )
-# Classes and codes that mean that the server could not be reached or ended the connection.
-_UNREACHABLE_CLASSES = frozenset({"08", "28", "3D"})
+# Errors after which the connection is useless: none was made, or the server ended it.
+_UNREACHABLE_CLASSES = frozenset({"08", _LOGIN_CLASS, "3D"})
 _UNREACHABLE_CODES = frozenset(
     {"53300", "57P01", "57P02", "57P03", "57P05", IDLE_IN_TRANSACTION_TIMEOUT}
 )
@@ -75,6 +83,20 @@ def is_unreachable(error: BaseException) -> bool:
     if code is not None:
         return code[:2] in _UNREACHABLE_CLASSES or code in _UNREACHABLE_CODES
     return _lacks_connection(error)
+
+
+def is_login_refused(error: BaseException) -> bool:
+    """Return whether the server refused the login: a wrong password, role or pg_hba.conf.
+
+    psycopg2 gives no SQLSTATE for an error while it connects, so the English message decides. On a
+    server with messages in another language, the answer is False.
+    """
+    code = sqlstate_of(error)
+    if code is not None:
+        return code.startswith(_LOGIN_CLASS)
+    return isinstance(error, OperationalError | psycopg2.OperationalError) and bool(
+        _LOGIN_REFUSED.search(str(error))
+    )
 
 
 def _lacks_connection(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
-"""The engine's tables, as SQLAlchemy knows them; `migrations` creates them.
+"""SQLAlchemy definitions of the engine's tables, which `migrations` creates.
 
-Each service has all of them in its own database. What each is for stands in its comment there.
+Each service has all of these tables in its own database. `migrations` has a comment for each table.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _timestamp(name: str) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
-# Debezium's outbox columns (id, aggregatetype, aggregateid, type, payload), and one for each
-# header that is not a constant. Rows are inserted once and never updated.
+# Debezium's outbox columns (id, aggregatetype, aggregateid, type, payload), and a column for each
+# header that differs between events. Rows are inserted once and never updated.
 outbox = Table(
     "outbox",
     metadata,

@@ -41,7 +41,7 @@ def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
         raise
 
 
-def never_create_topics(client: KafkaConsumer | KafkaProducer) -> None:
+def disable_topic_creation(client: KafkaConsumer | KafkaProducer) -> None:
     """Set `allow_auto_create_topics` where kafka-python reads it; it never stores it there.
 
     A broker that forgot a topic would create it again for each client that is still connected,

@@ -1,0 +1,61 @@
+"""A clock that stands still while the process is frozen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from settle_outbox.runtime.threads import repeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TICK_S = 0.2
+# A tick that is late by more than this may mean that the process was frozen. A busy machine delays
+# it less.
+_FROZEN_S = 1.0
+
+
+class ActiveClock(threading.Thread):
+    """A monotonic clock that stands still while the process is frozen (SIGSTOP, a paused VM).
+
+    Its thread ticks a few times a second. If a tick is late and the process has used no processor
+    time, the process was frozen.
+
+    Args:
+        on_tick: called by the thread at each tick, with the time.
+    """
+
+    def __init__(self, on_tick: Callable[[float], None] = lambda _: None) -> None:
+        super().__init__(name="active-clock", daemon=True)
+        self._on_tick = on_tick
+        self._lock = threading.Lock()
+        self._frozen_s = 0.0
+        self._ticked_at = time.monotonic()
+        self._cpu_s = time.process_time()
+        self.start()
+
+    def now(self) -> float:
+        """Return the seconds since an arbitrary start in which the process was not frozen."""
+        now = time.monotonic()
+        if now - self._ticked_at < _FROZEN_S:
+            return now - self._frozen_s
+        return self._record_tick()
+
+    def _record_tick(self) -> float:
+        with self._lock:
+            now, cpu_s = time.monotonic(), time.process_time()
+            late_s = now - self._ticked_at - _TICK_S
+            if late_s > _FROZEN_S and cpu_s - self._cpu_s < late_s / 2:
+                self._frozen_s += late_s
+            self._ticked_at, self._cpu_s = now, cpu_s
+            return now - self._frozen_s
+
+    def run(self) -> None:
+        """Tick until the process ends."""
+        repeat(self._tick, failed_event="consumer.clock_failed")
+
+    def _tick(self) -> None:
+        time.sleep(_TICK_S)
+        self._on_tick(self._record_tick())
