@@ -14,7 +14,7 @@ from settle_outbox.publish import replay
 from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.publish.pending import lock_shards
 from settle_outbox.publish.relay import Relay
-from settle_outbox.publish.replay import queue_again
+from settle_outbox.publish.replay import ReplayFilter, queue_again
 from settle_outbox.runtime.process import Stop
 from settle_outbox.service import load_service
 from support.delivery import ORDERS, Delivery, first_appearances, read_health
@@ -53,7 +53,9 @@ def test_a_long_replay_is_made_of_short_statements(sent: Delivery, engine: Engin
     pieces: list[int] = []
 
     with engine.begin() as connection:
-        queued = queue_again(connection, ["orders"], DAY, lambda: pieces.append(1))
+        queued = queue_again(
+            connection, ["orders"], ReplayFilter(since=DAY), lambda: pieces.append(1)
+        )
 
     assert queued == sent.pending("orders") == EVENTS
     assert len(pieces) == EVENTS // PIECE + 1
@@ -70,7 +72,7 @@ def test_no_relay_sends_between_two_pieces(sent: Delivery, engine: Engine) -> No
             locked.append(lock_shards(relay, 16))
 
     with engine.begin() as connection:
-        queue_again(connection, ["orders"], DAY, look)
+        queue_again(connection, ["orders"], ReplayFilter(since=DAY), look)
     with other.begin() as relay:
         after = lock_shards(relay, 16)
     other.dispose()

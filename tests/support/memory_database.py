@@ -196,14 +196,14 @@ def _refuse_orphans(_tables: Tables, *, shards: list[int]) -> None:
 
 
 def _queue_again(
-    tables: Tables, *, after: UUID, limit: int, aggregatetypes: list[str]
+    tables: Tables, *, after: UUID, limit: int, aggregatetypes: list[str], **_: Any
 ) -> list[Any]:
     events = sorted(tables.outbox.values(), key=lambda event: event.id)
     piece = [event for event in events if event.id > after][:limit]
     again = {event.seq for event in piece if event.aggregatetype in aggregatetypes}
     queued = again - tables.pending - tables.refused.keys()
     tables.pending |= queued
-    return [_row(found=len(piece), queued=len(queued), last=piece[-1].id if piece else None)]
+    return [_row(found=len(piece), chosen=len(queued), last=piece[-1].id if piece else None)]
 
 
 def _read_topics(tables: Tables) -> list[Any]:

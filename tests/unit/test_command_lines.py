@@ -19,8 +19,12 @@ from settle.logs import NAMES
 from support.commands import CLIS, COMMANDS, PAGE, find, page
 
 # What a command wants beside its service; a command that wants more must be added here.
+NO_EVENT = "01980000-0000-7000-8000-000000000001"
 NEEDED = {
     "outbox-relay replay": ["--since", "1h"],
+    "outbox-relay refused show": [NO_EVENT],
+    "outbox-relay refused retry": [NO_EVENT],
+    "outbox-relay refused discard": [NO_EVENT],
     "inbox-consumer dead-letters show": ["1"],
     "inbox-consumer dead-letters retry": ["1"],
     "inbox-consumer dead-letters discard": ["1"],
@@ -65,7 +69,12 @@ def test_an_unknown_service_is_answered_with_those_there_are(path: tuple[str, ..
 
 
 def test_all_commands_of_the_engine_take_a_service() -> None:
-    groups = {("outbox-relay",), ("inbox-consumer",), ("inbox-consumer", "dead-letters")}
+    groups = {
+        ("outbox-relay",),
+        ("outbox-relay", "refused"),
+        ("inbox-consumer",),
+        ("inbox-consumer", "dead-letters"),
+    }
     with_service = {path for path in WITH_SERVICE if path[0] != "settle"}
     assert {path for path in COMMANDS if path[0] != "settle"} == with_service | groups
 

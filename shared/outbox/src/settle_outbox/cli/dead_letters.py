@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import getpass
 import json
-import os
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 import click
 
 from settle_outbox.cli.command import EXIT_FAILED, Group, fail, report_errors
 from settle_outbox.cli.common import database_url_option, read_duration, service_argument, start
+from settle_outbox.cli.repair_options import (
+    by_option,
+    confirm_count,
+    confirm_option,
+    dry_run_option,
+    json_line,
+    json_option,
+    note_option,
+    plain_row,
+)
 from settle_outbox.consume.dead_letters import (
     DeadLetterFilter,
     State,
@@ -77,11 +83,6 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object a line, for programs."
-)
-
-
 @click.group("dead-letters", cls=Group)
 def dead_letters() -> None:
     """Records that could not be applied: list, show, retry, discard, restore.
@@ -104,7 +105,7 @@ def dead_letters() -> None:
 )
 @click.option("--group", is_flag=True, help="Count them by reason, topic and type instead.")
 @click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
-@_json_option
+@json_option
 @report_errors
 def list_dead_letters(
     service: str,
@@ -134,7 +135,7 @@ def list_dead_letters(
         shown = _group_line if group else _short
         for row in rows:
             any_shown = True
-            click.echo(_json_line(row) if as_json else shown(row))
+            click.echo(json_line(row) if as_json else shown(row))
     engine.dispose()
     if not any_shown and not as_json:
         which = "" if state == "all" else f"{state} "
@@ -145,7 +146,7 @@ def list_dead_letters(
 @service_argument
 @click.argument("dead_letter_id", metavar="ID", type=int)
 @database_url_option
-@_json_option
+@json_option
 @report_errors
 def show_dead_letter(
     service: str, dead_letter_id: int, database_url: str | None, *, as_json: bool
@@ -164,10 +165,12 @@ def show_dead_letter(
     if row is None:
         fail(f"There is no dead letter {dead_letter_id} in {found.name}.")
     if as_json:
-        click.echo(json.dumps(_plain(row) | {"requests": [_plain(each) for each in requests]}))
+        click.echo(
+            json.dumps(plain_row(row) | {"requests": [plain_row(each) for each in requests]})
+        )
         return
     click.echo(_short(row))
-    plain = _plain(row)
+    plain = plain_row(row)
     for name in ("key", "headers", "value"):
         click.echo(f"    {name} {json.dumps(plain[name], ensure_ascii=False)}")
     for each in requests:
@@ -205,7 +208,7 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
         help="All that the next options choose, oldest first.",
     )
     @_filter_options
-    @click.option("--confirm", type=int, metavar="N", help="With --all: how many these are.")
+    @confirm_option
     @wraps(command)
     def wrapper(
         *,
@@ -229,8 +232,8 @@ def _order_options(action: Action) -> Callable[[Callable[..., None]], Callable[.
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option("--force", is_flag=True, hidden=action is not Action.RETRY, help=_FORCE)
-        @click.option("--note", help="Why; kept with the answer.")
-        @click.option("--by", default=_user_name, help="Who asks; by default, your user name.")
+        @note_option
+        @by_option
         @wraps(command)
         def wrapper(*, force: bool, note: str | None, by: str, **options: Any) -> None:
             command(order=Order(action, by, note, force), **options)
@@ -238,14 +241,6 @@ def _order_options(action: Action) -> Callable[[Callable[..., None]], Callable[.
         return wrapper
 
     return decorate
-
-
-def _user_name() -> str:
-    """Return the name of the operating system's user. A container's may have none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 _FORCE = "Retry although its reason, or an older one of its key, speaks against it."
@@ -258,14 +253,14 @@ def _repair_command(action: Action, help_text: str) -> None:
     @service_argument
     @_selection_options
     @_order_options(action)
-    @click.option("--dry-run", is_flag=True, help="Show which, and do nothing.")
+    @dry_run_option
     @click.option(
         "--by-consumer",
         is_flag=True,
         help="Only write the requests: a consumer of SERVICE carries them out within seconds.",
     )
     @database_url_option
-    @_json_option
+    @json_option
     @report_errors
     def repair(
         service: str,
@@ -284,7 +279,7 @@ def _repair_command(action: Action, help_text: str) -> None:
             _print_choice(engine, ids, as_json=as_json)
             return
         if selection.all:
-            _confirm(order.action, len(ids), selection.confirm)
+            confirm_count(order.action, len(ids), selection.confirm)
         if by_consumer:
             with sessions.begin() as session:
                 for dead_letter_id in ids:
@@ -336,23 +331,11 @@ def _choose(engine: Engine, service: Service, action: Action, selection: _Select
     return known
 
 
-def _confirm(action: Action, count: int, confirmed: int | None) -> None:
-    """End the command unless the operator knows how many dead letters it is about."""
-    if confirmed is None and sys.stdin.isatty():
-        confirmed = click.prompt(
-            f"{count} dead letters to {action}. Write their number to go on", type=int, err=True
-        )
-    if confirmed != count:
-        raise click.UsageError(
-            f"{count} dead letters to {action}: give --confirm {count}. Nothing was done."
-        )
-
-
 def _print_choice(engine: Engine, ids: Sequence[int], *, as_json: bool) -> None:
     chosen = DeadLetterFilter(ids=ids)
     with engine.connect() as connection:
         for row in read_groups(connection, chosen):
-            click.echo(_json_line(row) if as_json else _group_line(row))
+            click.echo(json_line(row) if as_json else _group_line(row))
     if not as_json:
         click.echo(f"{len(ids)} dead letters. Nothing was done.")
 
@@ -386,28 +369,3 @@ def _answer_line(repaired: Repaired, *, as_json: bool) -> str:
     if as_json:
         return json.dumps(repaired._asdict())
     return f"#{repaired.dead_letter_id}  {repaired.answer}  {repaired.detail}"
-
-
-def _json_line(row: RowMapping) -> str:
-    return json.dumps(_plain(row))
-
-
-def _plain(row: RowMapping) -> dict[str, Any]:
-    """Return a row as JSON can hold it: times in ISO 8601, bytes as text or Base64."""
-    return {name: _plain_value(value) for name, value in row.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, memoryview | bytes):
-        return _bytes(value)
-    return str(value) if isinstance(value, UUID) else value
-
-
-def _bytes(value: memoryview | bytes) -> Any:
-    raw = bytes(value)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(raw).decode()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace as changed
-from typing import TYPE_CHECKING
+from typing import Any
+from uuid import UUID
 
 import click
 
@@ -17,15 +18,14 @@ from settle_outbox.cli.common import (
     start,
     stop_on_signals,
 )
+from settle_outbox.cli.refused import refused
+from settle_outbox.cli.repair_options import dry_run_option
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
 from settle_outbox.publish.partition_count import add_partitions
 from settle_outbox.publish.relay import Relay
-from settle_outbox.publish.replay import queue_again
+from settle_outbox.publish.replay import ReplayFilter, queue_again
 from settle_outbox.storage.database import make_engine
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 
 @click.group(cls=Group)
@@ -58,28 +58,43 @@ def run(service: str, database_url: str | None) -> None:
 @service_argument
 @database_url_option
 @click.option(
-    "--since",
-    type=read_duration,
-    metavar="DURATION",
-    required=True,
-    help="How far back: 90s, 30m, 2h, 7d. At most as long as events are kept.",
+    "--since", type=read_duration, metavar="AGE", help="At most so old: 90s, 30m, 2h, 7d."
 )
+@click.option("--until", type=read_duration, metavar="AGE", help="At least so old.")
+@click.option("--id", "ids", type=UUID, multiple=True, metavar="EVENT_ID", help="Only this; many.")
+@click.option("--key", help="Only events with this aggregateid.")
+@click.option("--type", "type_", metavar="TYPE", help="Only events of this type.")
+@dry_run_option
 @report_errors
-def replay(service: str, database_url: str | None, since: timedelta) -> None:
-    r"""Send the published events of SERVICE again.
+def replay(service: str, database_url: str | None, *, dry_run: bool, **chosen: Any) -> None:
+    r"""Send published events of SERVICE again.
 
-    For a broker that lost them. Consumers drop what they know. The events are put in line; a
-    running relay sends them.
+    For a broker or a consumer that lost them. Consumers drop what they know. The events are put in
+    line; a running relay sends them. Give --since or --id.
 
     \b
     Example: outbox-relay replay orders --since 2h
+    Example: outbox-relay replay payments --id 01980000-0000-7000-8000-000000000001 --dry-run
     """
+    if chosen["since"] is None and not chosen["ids"]:
+        raise click.UsageError("Give --since, or --id for single events.")
+    wanted = ReplayFilter(
+        chosen["since"],
+        chosen["until"],
+        chosen["ids"] or None,
+        chosen["key"],
+        chosen["type_"],
+    )
     found, settings = start(service, database_url)
     engine = make_engine(settings.database_url, application_name="outbox-relay replay", pool_size=1)
     with engine.begin() as connection:
-        count = queue_again(connection, found.aggregatetypes, since)
+        count = queue_again(connection, found.aggregatetypes, wanted, dry_run=dry_run)
     engine.dispose()
-    click.echo(f"{count} events of {found.name} are in line to be sent again.")
+    verb = "would be" if dry_run else "are"
+    click.echo(f"{count} events of {found.name} {verb} in line to be sent again.")
+
+
+main.add_command(refused)
 
 
 @main.command()

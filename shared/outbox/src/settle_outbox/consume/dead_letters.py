@@ -167,8 +167,9 @@ def read_newest(
 
     Each is read when the caller takes it, because one may have a megabyte.
     """
-    one_by_one = connection.execution_options(yield_per=1)
-    yield from one_by_one.execute(_NEWEST, _parameters(chosen) | {"limit": limit}).mappings()
+    one_by_one = _NEWEST.execution_options(yield_per=1)
+    parameters = _parameters(chosen) | {"limit": limit}
+    yield from connection.execute(one_by_one, parameters).mappings()
 
 
 def read_groups(connection: Connection, chosen: DeadLetterFilter) -> list[RowMapping]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import text
 
 from settle_outbox.publish.pending import lock_all_shards
-from settle_outbox.publish.replay import queue_again
+from settle_outbox.publish.replay import ReplayFilter, queue_again
 from settle_outbox.runtime.process import FatalError
 from settle_outbox.storage.deadlines import without_deadline
 
@@ -126,7 +126,9 @@ def record_topics(
             continue
         if known is not None:
             aggregatetypes = [destination.aggregatetypes[name]]
-            queued[name] = queue_again(connection, aggregatetypes, window, on_piece)
+            queued[name] = queue_again(
+                connection, aggregatetypes, ReplayFilter(since=window), on_piece
+            )
         connection.execute(_RECORD_TOPIC, {"topic": name, "topic_id": topic_id})
     return RecordedTopics([topic.noted_at for topic in lock_topics(connection).values()], queued)
 

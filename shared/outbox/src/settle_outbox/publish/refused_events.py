@@ -17,9 +17,10 @@ from settle_outbox.publish.pending import mark_sent
 from settle_outbox.publish.sender import REJECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from uuid import UUID
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, RowMapping
 
     from settle_outbox.publish.pending import PendingEvent
     from settle_outbox.service import Service
@@ -48,6 +49,41 @@ _MARK_ORPHANS_REFUSED = text(
     INSERT INTO outbox_refused (seq, id, reason)
     SELECT seq, id, 'its row in the outbox is gone' FROM orphans
     ON CONFLICT (seq) DO NOTHING
+    """
+)
+
+
+_READ_REFUSED = text(
+    """
+    SELECT refused.id AS event_id, refused.seq, refused.reason, refused.refused_at,
+           refused.discarded_at, refused.discarded_by, refused.note,
+           event.aggregatetype, event.aggregateid, event.type, event.payload, event.requestid,
+           event.created_at
+    FROM outbox_refused AS refused LEFT JOIN outbox AS event ON event.id = refused.id
+    WHERE (CAST(:ids AS uuid[]) IS NULL OR refused.id = ANY(CAST(:ids AS uuid[])))
+        AND (:discarded OR refused.discarded_at IS NULL)
+    ORDER BY refused.seq LIMIT :limit
+    """
+)
+
+_RETRY_REFUSED = text(
+    """
+    WITH again AS (
+        DELETE FROM outbox_refused AS refused USING outbox AS event
+        WHERE refused.id = ANY(CAST(:ids AS uuid[])) AND event.id = refused.id
+        RETURNING event.shard, event.seq, event.id
+    )
+    INSERT INTO outbox_pending (shard, seq, id) SELECT shard, seq, id FROM again
+    ON CONFLICT (shard, seq) DO NOTHING
+    RETURNING id
+    """
+)
+
+_DISCARD_REFUSED = text(
+    """
+    UPDATE outbox_refused SET discarded_at = now(), discarded_by = :discarded_by, note = :note
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND discarded_at IS NULL
+    RETURNING id
     """
 )
 
@@ -141,3 +177,52 @@ def mark_orphans_refused(connection: Connection, shards: Collection[int]) -> Non
     count = connection.execute(_MARK_ORPHANS_REFUSED, {"shards": sorted(shards)}).rowcount
     if count:
         log.error("relay.orphans_refused", events=count)
+
+
+def read_refused(
+    connection: Connection,
+    *,
+    limit: int | None = None,
+    ids: Sequence[UUID] | None = None,
+    discarded: bool = False,
+) -> Iterator[RowMapping]:
+    """Return refused events, oldest first, with what the outbox still has of them.
+
+    Each is read when the caller takes it, because one may have a megabyte.
+
+    Args:
+        connection: to the service's database.
+        limit: how many at most; None for all.
+        ids: only these events.
+        discarded: whether to return discarded ones as well.
+    """
+    parameters = {"limit": limit, "ids": _texts(ids), "discarded": discarded}
+    one_by_one = _READ_REFUSED.execution_options(yield_per=1)
+    yield from connection.execute(one_by_one, parameters).mappings()
+
+
+def retry_refused(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
+    """Make refused events pending again, discarded ones as well.
+
+    Later events of their keys may be sent already.
+
+    Returns:
+        Those that are pending now. The others are not refused, or gone from the outbox.
+    """
+    return set(connection.execute(_RETRY_REFUSED, {"ids": _texts(ids)}).scalars())
+
+
+def discard_refused(
+    connection: Connection, ids: Sequence[UUID], *, discarded_by: str, note: str | None
+) -> set[UUID]:
+    """Decide that refused events are never sent. A replay leaves them out.
+
+    Returns:
+        Those that are discarded now. The others are not refused, or discarded already.
+    """
+    parameters = {"ids": _texts(ids), "discarded_by": discarded_by, "note": note}
+    return set(connection.execute(_DISCARD_REFUSED, parameters).scalars())
+
+
+def _texts(ids: Sequence[UUID] | None) -> list[str] | None:
+    return None if ids is None else [str(each) for each in ids]

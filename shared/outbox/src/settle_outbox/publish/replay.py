@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -20,30 +22,57 @@ if TYPE_CHECKING:
 REPLAY_PIECE = 10_000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
-_QUEUE_AGAIN = text(
+_PIECE = text(
     """
     WITH piece AS MATERIALIZED (
-        SELECT id, shard, seq, aggregatetype FROM outbox
-        WHERE id > :after ORDER BY id LIMIT :limit
+        SELECT id, shard, seq, aggregatetype, aggregateid, type FROM outbox
+        WHERE id > :after AND id <= :last ORDER BY id LIMIT :limit
+    ), chosen AS (
+        SELECT id, shard, seq FROM piece
+        WHERE aggregatetype = ANY(CAST(:aggregatetypes AS text[]))
+          AND (CAST(:key AS text) IS NULL OR aggregateid = :key)
+          AND (CAST(:type AS text) IS NULL OR type = :type)
+          AND NOT EXISTS (SELECT FROM outbox_refused r WHERE r.seq = piece.seq)
+          AND NOT EXISTS (
+              SELECT FROM outbox_pending p WHERE p.shard = piece.shard AND p.seq = piece.seq
+          )
     ), queued AS (
         INSERT INTO outbox_pending (shard, seq, id)
-        SELECT shard, seq, id FROM piece
-        WHERE aggregatetype = ANY(CAST(:aggregatetypes AS text[]))
-          AND NOT EXISTS (SELECT FROM outbox_refused r WHERE r.seq = piece.seq)
+        SELECT shard, seq, id FROM chosen WHERE NOT :dry_run
         ON CONFLICT (shard, seq) DO NOTHING
-        RETURNING 1
     )
-    SELECT (SELECT count(*) FROM piece) AS found, (SELECT count(*) FROM queued) AS queued,
+    SELECT (SELECT count(*) FROM piece) AS found, (SELECT count(*) FROM chosen) AS chosen,
            (SELECT id FROM piece ORDER BY id DESC LIMIT 1) AS last
     """
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ReplayFilter:
+    """Chooses published events; each condition that is not None must hold.
+
+    Args:
+        since: age of the oldest event, by the database's clock.
+        until: age of the newest event.
+        ids: these events alone.
+        key: with this aggregateid.
+        type: of this type.
+    """
+
+    since: timedelta | None = None
+    until: timedelta | None = None
+    ids: Sequence[UUID] | None = None
+    key: str | None = None
+    type: str | None = None
+
+
 def queue_again(
     connection: Connection,
     aggregatetypes: Sequence[str],
-    window: timedelta,
+    chosen: ReplayFilter,
     on_piece: Callable[[], None] = lambda: None,
+    *,
+    dry_run: bool = False,
 ) -> int:
     """Make published events pending again, except those in ``outbox_refused``.
 
@@ -54,29 +83,49 @@ def queue_again(
     Args:
         connection: in a transaction.
         aggregatetypes: whose events are sent again.
-        window: age of the oldest event to send again, by the database's clock.
+        chosen: which events.
         on_piece: called before each statement.
+        dry_run: count only.
 
     Returns:
         Number of events that were not pending before.
     """
-    lock_all_shards(connection)
-    after = lowest_id(_time_before(connection, window))
-    queued = 0
-    while True:
-        on_piece()
-        piece = connection.execute(
-            _QUEUE_AGAIN,
-            {"after": after, "limit": REPLAY_PIECE, "aggregatetypes": list(aggregatetypes)},
-        ).one()
-        queued += int(piece.queued)
-        # Events that were added during the replay are pending already.
-        if piece.found < REPLAY_PIECE:
-            return queued
-        after = piece.last
+    if not dry_run:
+        lock_all_shards(connection)
+    count = 0
+    for after, last in _ranges(connection, chosen):
+        found, position = REPLAY_PIECE, after
+        while found == REPLAY_PIECE:  # events that are added meanwhile are pending already
+            on_piece()
+            piece = connection.execute(
+                _PIECE,
+                {
+                    "after": position,
+                    "last": last,
+                    "limit": REPLAY_PIECE,
+                    "aggregatetypes": list(aggregatetypes),
+                    "key": chosen.key,
+                    "type": chosen.type,
+                    "dry_run": dry_run,
+                },
+            ).one()
+            count += int(piece.chosen)
+            found, position = piece.found, piece.last
+    return count
 
 
-def _time_before(connection: Connection, window: timedelta) -> datetime:
-    """Return the database's time minus the window, or 1970 if that is later."""
+def _ranges(connection: Connection, chosen: ReplayFilter) -> list[tuple[UUID, UUID]]:
+    """Return the ranges of ids to look through: after which id, up to which."""
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return now - min(window, now - _EPOCH)
+    after, last = UUID(int=0), UUID(int=2**128 - 1)
+    if chosen.since is not None:
+        after = _id_before(lowest_id(now - min(chosen.since, now - _EPOCH)))
+    if chosen.until is not None:
+        last = _id_before(lowest_id(now - min(chosen.until, now - _EPOCH)))
+    if chosen.ids is None:
+        return [(after, last)]
+    return [(_id_before(each), each) for each in sorted(set(chosen.ids)) if after < each <= last]
+
+
+def _id_before(event_id: UUID) -> UUID:
+    return UUID(int=max(0, event_id.int - 1))

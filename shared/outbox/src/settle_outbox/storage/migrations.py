@@ -276,6 +276,13 @@ ALTER TABLE dead_letters
 COMMENT ON COLUMN dead_letters.state IS
     'retried: applied since. discarded: an operator decided not to apply it, and may restore it.';
 
+ALTER TABLE outbox_refused
+    ADD COLUMN discarded_at timestamptz,
+    ADD COLUMN discarded_by text,
+    ADD COLUMN note text;
+COMMENT ON COLUMN outbox_refused.discarded_at IS
+    'When an operator decided that the event is never sent; NULL while nobody has.';
+
 CREATE TABLE dead_letter_requests (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     dead_letter_id bigint NOT NULL REFERENCES dead_letters ON DELETE CASCADE,
@@ -302,12 +309,16 @@ COMMENT ON COLUMN dead_letter_requests.force IS
 
 
 def create_v4() -> None:
-    """Add the states of dead letters, the requests to repair them, and the keys in the inbox."""
+    """Add what repairs need: states of dead letters and refused events, requests, keys."""
     op.execute(_REPAIRS_V4)
 
 
 def drop_v4() -> None:
     """Drop what `create_v4` created."""
     op.execute("DROP TABLE dead_letter_requests")
+    op.execute(
+        "ALTER TABLE outbox_refused"
+        " DROP COLUMN discarded_at, DROP COLUMN discarded_by, DROP COLUMN note"
+    )
     op.execute("ALTER TABLE dead_letters DROP COLUMN state, DROP COLUMN closed_at")
     op.execute("ALTER TABLE inbox DROP COLUMN key")

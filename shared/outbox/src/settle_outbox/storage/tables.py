@@ -92,6 +92,9 @@ outbox_refused = Table(
     Column("id", Uuid, nullable=False),
     Column("reason", Text, nullable=False),
     _timestamp("refused_at"),
+    Column("discarded_at", DateTime(timezone=True)),
+    Column("discarded_by", Text),
+    Column("note", Text),
 )
 
 inbox = Table(
