@@ -80,8 +80,8 @@ lint: $(INSTALLED) ## Style, types and layers
 	@$(BIN)/lint-imports
 
 .PHONY: check
-check: lint ## What to run before a commit: lint, and all tests but those of the whole stack
-	@$(PYTEST) $(or $(ARGS),tests/unit tests/integration tests/model)
+check: lint ## What to run before a commit: lint, and the tests that are quick; under ten minutes
+	@$(PYTEST) -m "not slow" $(or $(ARGS),tests/unit tests/integration tests/model)
 
 .PHONY: faults
 faults: $(INSTALLED) ## Kill, freeze and poison what delivers, under load; minutes
@@ -94,6 +94,13 @@ chaos: $(INSTALLED) ## Random faults under load, then checks; ARGS="--seed 7 --s
 .PHONY: model
 model: $(INSTALLED) ## Compare the services with a plain model, in random steps; MODEL_EXAMPLES=5000
 	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/pytest tests/model $(ARGS)
+
+.PHONY: prove
+prove: $(INSTALLED) ## Before a release, for hours: long chaos and model, fuzzing, the targets of speed
+	@$(MAKE) model MODEL_EXAMPLES=20000
+	@$(MAKE) chaos ARGS="--seconds 3600"
+	@$(MAKE) fuzz ARGS="--max-examples 1000"
+	@$(MAKE) bench-http ARGS=--check
 
 .PHONY: bench-http
 bench-http: $(INSTALLED) ## Measure the calls against bare handlers; minutes; ARGS="--only orders"

@@ -71,6 +71,12 @@ def environments(stack: Stack) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
+def password_of(url: str) -> str:
+    password = make_url(url).password
+    assert password
+    return password
+
+
 def test_each_process_is_given_its_own_secrets_and_no_more(stack: Stack) -> None:
     told = StateFolder(stack.home).read_env()
 
@@ -78,7 +84,7 @@ def test_each_process_is_given_its_own_secrets_and_no_more(stack: Stack) -> None
 
     assert {program for program, _ in found} == {SUPERVISOR, POSTGRES, BROKER, *APIS, *WORKERS}
     assert len(found) == len(KNOWN) + 2 * len(APIS)  # the workers of the APIs, too
-    values = {CURSOR_SECRET, *(make_url(told[name]).password for name in DATABASE_URLS.values())}
+    values = {CURSOR_SECRET, *(password_of(told[name]) for name in DATABASE_URLS.values())}
     for program, environment in found:
         assert SECRETS & set(environment) == KNOWN[program], program
         known = [value for value in values if any(value in it for it in environment.values())]
@@ -100,7 +106,7 @@ def test_no_process_is_given_what_else_the_shell_holds(stack: Stack) -> None:
 
 def test_no_command_line_holds_a_secret(stack: Stack) -> None:
     told = StateFolder(stack.home).read_env()
-    values = {CURSOR_SECRET, *(make_url(told[name]).password for name in DATABASE_URLS.values())}
+    values = {CURSOR_SECRET, *(password_of(told[name]) for name in DATABASE_URLS.values())}
 
     for pid in stack.running():
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()

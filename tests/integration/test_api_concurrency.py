@@ -79,5 +79,5 @@ def test_100_orders_are_queued_not_refused(orders: FlaskClient) -> None:
         return app.test_client().post("/orders", json=body).status_code
 
     assert at_once(100, place) == {202: 100}
-    listed = orders.get("/orders?limit=1000").json
+    listed = orders.get("/orders?limit=1000").get_json()
     assert len({order["ID"] for order in listed}) == 100

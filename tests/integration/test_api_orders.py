@@ -49,7 +49,7 @@ def test_an_order_is_accepted(orders: FlaskClient) -> None:
     found = orders.get(response.headers["Location"])
     assert found.status_code == 200
     assert found.data.strip() == f'{{"id":"{order_id}","status":"created"}}'.encode()
-    assert orders.get(f"/order/{order_id.upper()}").json["id"] == order_id
+    assert orders.get(f"/order/{order_id.upper()}").get_json()["id"] == order_id
 
 
 @pytest.mark.parametrize("amount", [1, 2**63 - 1])
@@ -58,14 +58,14 @@ def test_the_ends_of_every_range_are_accepted(
     orders: FlaskClient, amount: int, description: str
 ) -> None:
     place(orders, amount=amount, description=description)
-    (listed,) = orders.get("/orders").json
+    (listed,) = orders.get("/orders").get_json()
     assert (listed["Amount"], listed["Description"]) == (amount, description)
 
 
 def test_a_description_may_be_left_out_and_unknown_fields_are_ignored(orders: FlaskClient) -> None:
     body = {"user_id": str(uuid4()), "amount": 1, "status": "success", "id": 7}
     assert orders.post("/orders", json=body).status_code == 202
-    (listed,) = orders.get("/orders").json
+    (listed,) = orders.get("/orders").get_json()
     assert (listed["Description"], listed["Status"]) == ("", "created")
 
 
@@ -75,7 +75,7 @@ def test_an_order_and_its_event_are_written_together(
     user_id = str(uuid4())
     order_id = id_of(place(orders, user_id=user_id.upper(), amount=7))
     (event,) = orders_session.execute(text("SELECT * FROM outbox")).mappings()
-    (listed,) = orders.get("/orders").json
+    (listed,) = orders.get("/orders").get_json()
     assert event["aggregatetype"] == "orders"
     assert event["aggregateid"] == user_id
     assert event["type"] == "order.created"
@@ -167,7 +167,7 @@ def test_orders_placed_while_paging_do_not_move_the_pages(orders: FlaskClient) -
     first = orders.get("/orders?limit=2")
     place(orders)
     following = first.headers["Link"].partition(">")[0].removeprefix("<")
-    assert [order["ID"] for order in orders.get(following).json] == placed[1::-1]
+    assert [order["ID"] for order in orders.get(following).get_json()] == placed[1::-1]
 
 
 def test_a_page_has_100_orders_when_not_told(orders: FlaskClient, orders_session: Session) -> None:
@@ -181,7 +181,7 @@ def test_a_page_has_100_orders_when_not_told(orders: FlaskClient, orders_session
         )
     )
     orders_session.commit()
-    assert len(orders.get("/orders").json) == 100
+    assert len(orders.get("/orders").get_json()) == 100
     assert [len(page) for page in pages(orders, "/orders?limit=1000")] == [1000, 1]
 
 
@@ -217,18 +217,18 @@ def test_it_is_not_ready_on_another_revision(orders: FlaskClient, orders_session
 
 def test_a_whole_order_says_why_it_failed(orders: FlaskClient, orders_session: Session) -> None:
     placed = id_of(place(orders, description="Grüße"))
-    (listed,) = orders.get("/orders").json
+    (listed,) = orders.get("/orders").get_json()
     assert list(listed) == [
         *("ID", "UserID", "Amount", "Description", "Status", "CreatedAt", "UpdatedAt")
     ]
     whole = orders.get(f"/orders/{placed.upper()}")
-    assert list(whole.json.items()) == [*listed.items(), ("FailureReason", None)]
+    assert list(whole.get_json().items()) == [*listed.items(), ("FailureReason", None)]
     finish(orders_session, placed, "failed")
-    failed = orders.get(f"/orders/{placed}").json
+    failed = orders.get(f"/orders/{placed}").get_json()
     assert (failed["Status"], failed["FailureReason"]) == ("failed", "insufficient_funds")
     assert failed["UpdatedAt"] > failed["CreatedAt"]
     assert orders.get(f"/order/{placed}").json == {"id": placed, "status": "failed"}
-    assert "FailureReason" not in orders.get("/orders").json[0]
+    assert "FailureReason" not in orders.get("/orders").get_json()[0]
 
 
 @pytest.mark.parametrize("order_id", [UNKNOWN, "x", "%00", UNKNOWN[:-1]])
@@ -259,7 +259,7 @@ def test_orders_of_a_status_and_of_a_user(orders: FlaskClient, orders_session: S
 
 def test_orders_of_a_time(orders: FlaskClient) -> None:
     placed = [id_of(place(orders)) for _ in range(5)]
-    times = {order["ID"]: order["CreatedAt"] for order in orders.get("/orders").json}
+    times = {order["ID"]: order["CreatedAt"] for order in orders.get("/orders").get_json()}
     second, fourth = times[placed[1]], times[placed[3]]
     assert ids(orders, created_from=second, created_before=fourth) == [placed[2], placed[1]]
     assert ids(orders, created_from=fourth) == [placed[4], placed[3]]

@@ -196,6 +196,12 @@ REFUSING = """
 """
 
 
+def name_of(url: str) -> str:
+    name = make_url(url).database
+    assert name
+    return name
+
+
 def open_an_account(url: str) -> tuple[TestResponse, list[str]]:
     """Open an account; return the answer, and the SQLSTATEs that were logged."""
     with open_app("payments", url) as app, capture_logs() as lines:
@@ -222,13 +228,13 @@ def open_an_account(url: str) -> tuple[TestResponse, list[str]]:
 def test_a_refusal_that_passes_asks_to_come_again_and_says_why(
     payments_url: str, postgres: PostgresServer, sqlstate: str, kind: str, detail: str
 ) -> None:
-    postgres.execute(REFUSING.format(sqlstate=sqlstate), database=make_url(payments_url).database)
+    postgres.execute(REFUSING.format(sqlstate=sqlstate), database=name_of(payments_url))
 
     answer, logged = open_an_account(payments_url)
 
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    assert answer.json["type"] == f"/problems/{kind}"
-    assert detail in answer.json["detail"]
+    assert answer.get_json()["type"] == f"/problems/{kind}"
+    assert detail in answer.get_json()["detail"]
     assert logged == [sqlstate]
 
 
@@ -236,7 +242,7 @@ def test_a_refusal_that_passes_asks_to_come_again_and_says_why(
 def test_a_defect_is_not_called_an_outage(
     payments_url: str, postgres: PostgresServer, sqlstate: str
 ) -> None:
-    postgres.execute(REFUSING.format(sqlstate=sqlstate), database=make_url(payments_url).database)
+    postgres.execute(REFUSING.format(sqlstate=sqlstate), database=name_of(payments_url))
 
     answer, logged = open_an_account(payments_url)
 
@@ -247,13 +253,13 @@ def test_a_database_that_is_read_only_asks_to_come_again(
     payments_url: str, postgres: PostgresServer
 ) -> None:
     """It is the operator's choice, or that of a standby; reading goes on."""
-    name = make_url(payments_url).database
+    name = name_of(payments_url)
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
 
     answer, logged = open_an_account(payments_url)
 
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    assert "refuses" in answer.json["detail"]
+    assert "refuses" in answer.get_json()["detail"]
     assert logged == ["25006"]
     with open_app("payments", payments_url) as app:
         assert app.test_client().get("/readyz").status_code == 200
@@ -263,7 +269,7 @@ def test_a_database_that_is_writable_again_is_written_to(
     payments_url: str, postgres: PostgresServer
 ) -> None:
     """A session keeps its setting, so it is not used again."""
-    name = make_url(payments_url).database
+    name = name_of(payments_url)
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with open_app("payments", payments_url) as app:
         client = app.test_client()
@@ -278,7 +284,7 @@ def test_a_database_that_is_writable_again_is_written_to(
 def test_a_key_that_a_sequence_gave_twice_asks_to_come_again(
     payments_url: str, postgres: PostgresServer
 ) -> None:
-    name = make_url(payments_url).database
+    name = name_of(payments_url)
     user = str(uuid4())
     with open_app("payments", payments_url) as app:
         client = app.test_client()
@@ -307,7 +313,7 @@ def test_a_missing_right_is_not_a_missing_migration(
     postgres.execute("DROP ROLE rightless")
 
     assert answer.status_code == 503
-    assert answer.json["detail"] == "The database cannot be asked for its revision."
+    assert answer.get_json()["detail"] == "The database cannot be asked for its revision."
     assert [line["sqlstate"] for line in lines] == ["42501"]
 
 
@@ -321,7 +327,7 @@ def test_a_pool_whose_connections_are_all_in_use(payments_url: str) -> None:
         answer = client.get("/readyz")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
         answer = client.get(f"/accounts/balance?user_id={uuid4()}")
-        assert answer.json["type"] == "/problems/database-unavailable"
+        assert answer.get_json()["type"] == "/problems/database-unavailable"
         assert answer.headers["Retry-After"] == "1"
         held.close()
         assert client.get("/readyz").status_code == 200

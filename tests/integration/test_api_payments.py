@@ -35,7 +35,7 @@ def deposit(payments: FlaskClient, user_id: str, amount: int) -> TestResponse:
 def balance(payments: FlaskClient, user_id: str) -> int:
     response = payments.get("/accounts/balance", query_string={"user_id": user_id})
     assert response.status_code == 200
-    found: int = response.json["balance"]
+    found: int = response.get_json()["balance"]
     return found
 
 

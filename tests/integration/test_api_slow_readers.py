@@ -202,4 +202,4 @@ def peaks_kb(log: Path) -> list[int]:
     pids = re.findall(r"Booting worker with pid: (\d+)", log.read_text())
     assert pids
     statuses = [Path(f"/proc/{pid}/status").read_text(encoding="ascii") for pid in pids]
-    return [int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) for status in statuses]
+    return [int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) for status in statuses]

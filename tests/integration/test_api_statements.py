@@ -107,7 +107,12 @@ def test_transfers_that_come_while_paging_change_nothing(
     payments.post(f"/accounts/{user_id}/deposit", json={"amount": 100})
     pay(payments_session, user_id, 50)
     second = payments.get(first.headers["Link"].partition(">")[0].removeprefix("<"))
-    assert [transfer["balance"] for transfer in first.json + second.json] == [15, 7, 3, 1]
+    assert [transfer["balance"] for transfer in first.get_json() + second.get_json()] == [
+        15,
+        7,
+        3,
+        1,
+    ]
 
 
 def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
     from settle_outbox import ReceivedEvent
     from settle_outbox.service import Handler
@@ -108,34 +108,41 @@ def swallowing(act: Callable[[Session], object]) -> Callable[[Session], None]:
     return run
 
 
+def transaction_of(session: Session) -> SessionTransaction:
+    transaction = session.get_transaction()
+    assert transaction is not None
+    return transaction
+
+
+def driver_of(session: Session) -> Any:
+    """Return the connection of psycopg2 under a session."""
+    driver = session.connection().connection.driver_connection
+    assert isinstance(driver, psycopg2.extensions.connection)
+    return driver
+
+
 ENDS: dict[str, Callable[[Session], object]] = {
     "session.commit": lambda session: session.commit(),
     "session.rollback": lambda session: session.rollback(),
     "session.close": lambda session: session.close(),
     "session.reset": lambda session: session.reset(),
     "session.invalidate": lambda session: session.invalidate(),
-    "its transaction.commit": lambda session: session.get_transaction().commit(),
-    "its transaction.rollback": lambda session: session.get_transaction().rollback(),
+    "its transaction.commit": lambda session: transaction_of(session).commit(),
+    "its transaction.rollback": lambda session: transaction_of(session).rollback(),
     "connection.commit": lambda session: session.connection().commit(),
     "connection.rollback": lambda session: session.connection().rollback(),
     "connection.close": lambda session: session.connection().close(),
     "driver.commit": lambda session: session.connection().connection.commit(),
-    "driver.rollback": lambda session: session.connection().connection.driver_connection.rollback(),
-    "driver.set_isolation_level": lambda session: (
-        session.connection().connection.driver_connection.set_isolation_level(0)
-    ),
-    "driver.set_client_encoding": lambda session: (
-        session.connection().connection.driver_connection.set_client_encoding("LATIN1")
-    ),
+    "driver.rollback": lambda session: driver_of(session).rollback(),
+    "driver.set_isolation_level": lambda session: driver_of(session).set_isolation_level(0),
+    "driver.set_client_encoding": lambda session: driver_of(session).set_client_encoding("LATIN1"),
     "COMMIT by a cursor of another class": lambda session: (
-        session.connection()
-        .connection.driver_connection.cursor(cursor_factory=DictCursor)
-        .execute("COMMIT; BEGIN")
+        driver_of(session).cursor(cursor_factory=DictCursor).execute("COMMIT; BEGIN")
     ),
     "COMMIT by copy_expert": lambda session: (
         session.connection().connection.cursor().copy_expert("COMMIT; BEGIN", io.StringIO())
     ),
-    "driver.reset": lambda session: session.connection().connection.driver_connection.reset(),
+    "driver.reset": lambda session: driver_of(session).reset(),
     "COMMIT": lambda session: session.execute(text("COMMIT")),
     "END after another statement": lambda session: session.connection().exec_driver_sql(
         "SELECT 1; /* done */ end"
@@ -250,7 +257,7 @@ def test_a_wrong_verdict_is_a_failure(
         "first: applied": Verdict(Outcome.APPLIED, "x", "y"),
         "first: text": "parked",
         "first: outcome as text": Verdict("parked", "x", "y"),  # type: ignore[arg-type]
-        "first: no detail": Verdict(Outcome.PARKED, "x", None),
+        "first: no detail": Verdict(Outcome.PARKED, "x", None),  # type: ignore[arg-type]
     }
 
     def handle(_: Session, events: Sequence[ReceivedEvent]) -> Any:

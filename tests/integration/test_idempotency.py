@@ -41,7 +41,7 @@ def place(orders: FlaskClient, key: str | None = "k-1", **changed: Any) -> TestR
 
 
 def balance(payments: FlaskClient) -> int:
-    found: int = payments.get(f"/accounts/balance?user_id={USER}").json["balance"]
+    found: int = payments.get(f"/accounts/balance?user_id={USER}").get_json()["balance"]
     return found
 
 

@@ -40,7 +40,9 @@ def test_a_connection_that_ends_right_after_a_notification(
     def execute_and_end(connection: Connection, statement: str, *given: Any) -> Any:
         result = execute(connection, statement, *given)
         if "pg_notify" in statement:
-            pid = connection.connection.driver_connection.get_backend_pid()
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            pid = driver.get_backend_pid()
             if len(told) == USES - 1:
                 ended = postgres.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
                 assert ended == [(True,)]

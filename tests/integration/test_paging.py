@@ -68,7 +68,7 @@ def next_of(client: FlaskClient, address: str) -> tuple[list[dict[str, Any]], st
     assert response.status_code == 200, response.text
     link = response.headers.get("Link")
     assert link is None or link.endswith('>; rel="next"')
-    return response.json, link and link.partition(">")[0].removeprefix("<")
+    return response.get_json(), link and link.partition(">")[0].removeprefix("<")
 
 
 def place(client: FlaskClient, user_id: object) -> None:
@@ -225,5 +225,5 @@ def test_a_page_ends_at_a_number_of_bytes_as_well_and_leads_on(
 def test_a_page_of_a_thousand_usual_orders_is_whole(client: FlaskClient) -> None:
     answer = client.get("/orders?limit=1000&created_before=2025-06-01T00:00:00Z")
 
-    assert len(answer.json) == 1000
+    assert len(answer.get_json()) == 1000
     assert len(answer.data) < PAGE_BYTES_MAX

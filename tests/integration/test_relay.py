@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
-    trace = Trace("request-1", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    trace = Trace("request-1", traceparent)
     event = Event("orders", "käy", "order.created", {"amount": 1, "text": "grün"}, trace=trace)
     plain = Event("orders", "käy", "order.created", {})
     with delivery.session("orders") as session:
@@ -53,7 +54,7 @@ def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
         "ce_sequence": str(rows[0].seq).encode(),
         "ce_requestid": b"request-1",
         "content-type": b"application/json",
-        "traceparent": trace.traceparent.encode(),
+        "traceparent": traceparent.encode(),
     }
     assert len(first.headers) == 9
     assert UUID(header(first, "ce_id")).version == 7

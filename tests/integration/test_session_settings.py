@@ -142,7 +142,7 @@ def test_orders_are_taken_and_shown_as_ever(misled_url: str) -> None:
 
         placed = client.post("/orders", json=body, headers={"Idempotency-Key": "k"})
         again = client.post("/orders", json=body, headers={"Idempotency-Key": "k"})
-        (listed,) = client.get("/orders").json
+        (listed,) = client.get("/orders").get_json()
 
     assert (placed.status_code, again.headers["Location"]) == (202, placed.headers["Location"])
     assert listed["Description"] == CYRILLIC

@@ -202,7 +202,7 @@ class Machine(RuleBasedStateMachine):
         answer = client.get("/orders", query_string=query)
         assert answer.status_code == 200
         names = ("ID", "UserID", "Amount", "Description", "Status")
-        found = [tuple(order[name] for name in names) for order in answer.json]
+        found = [tuple(order[name] for name in names) for order in answer.get_json()]
         assert found == [
             (order_id, user, order.amount, order.description, order.status)
             for order_id, order in reversed(self._orders.placed.items())

@@ -356,8 +356,8 @@ class Consumer:
                 if place in self._group.taken:
                     continue
                 known = self._group.committed.get(place)
-                is_there = known is not None and known.offset <= len(log)
-                self._positions[place] = known.offset if is_there else 0
+                offset = known.offset if known is not None else 0
+                self._positions[place] = offset if offset <= len(log) else 0
         self._listener.on_partitions_assigned(self.assignment())
 
     def _log(self, place: TopicPartition) -> list[ConsumerRecord]:

@@ -16,7 +16,7 @@ SERVICES = ("orders", "payments")
 def description(service: str) -> dict[str, Any]:
     """What a service says of itself."""
     with open_app(service, NO_DATABASE) as app:
-        found: dict[str, Any] = app.test_client().get("/openapi.json").json
+        found: dict[str, Any] = app.test_client().get("/openapi.json").get_json()
     return found
 
 

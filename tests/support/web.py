@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -116,12 +115,12 @@ def pages(client: FlaskClient, address: str) -> list[list[dict[str, Any]]]:
     while True:
         response = client.get(following)
         assert response.status_code == 200, response.text
-        found.append(response.json)
+        found.append(response.get_json())
         link = response.headers.get("Link")
         if link is None:
             return found
-        (following,) = re.fullmatch(r'<(http://localhost[^>]+)>; rel="next"', link).groups()
-        assert following.partition("?")[0] == f"http://localhost{path}"
+        following = link.removeprefix("<").removesuffix('>; rel="next"')
+        assert following.partition("?")[0] == f"http://localhost{path}", link
 
 
 def problem_of(response: TestResponse, *statuses: int) -> dict[str, Any]:

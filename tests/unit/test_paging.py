@@ -38,7 +38,9 @@ def link(path: str, *last: object, app: Flask = APP, base: str = "http://host:80
     with app.test_request_context(path, base_url=base):
         filters = {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
         header = read_paging({"limit": 2, **filters}).link(*last)["Link"]
-    (address,) = re.fullmatch('<([^>]+)>; rel="next"', header).groups()
+    found = re.fullmatch('<([^>]+)>; rel="next"', header)
+    assert found is not None
+    address = found[1]
     return str(address)
 
 

@@ -55,7 +55,7 @@ def problems_in(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
-    listed = client.get("/problems").json
+    listed = client.get("/problems").get_json()
     assert {kind.name for kind in kinds.COMMON} < {kind["name"] for kind in listed}
     overview = client.get("/problems", headers={"Accept": "text/html"})
     for kind in listed:
@@ -69,14 +69,14 @@ def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
 
 
 def test_every_kind_says_what_it_means_and_what_to_do(client: FlaskClient) -> None:
-    for kind in client.get("/problems").json:
+    for kind in client.get("/problems").get_json():
         assert len(kind["meaning"]) > 20, kind
         assert len(kind["remedy"]) > 10, kind
         assert kind["title"], kind
 
 
 def test_every_problem_that_is_described_is_a_kind_of_the_service(client: FlaskClient) -> None:
-    listed = {kind["type"]: kind for kind in client.get("/problems").json}
+    listed = {kind["type"]: kind for kind in client.get("/problems").get_json()}
     described = list(problems_in(client.get("/openapi.json").json))
     assert len(described) > 8
     for document in described:
@@ -88,7 +88,7 @@ def test_every_kind_that_is_declared_is_listed_by_a_service() -> None:
     listed = set()
     for service in SERVICES:
         with open_app(service, NO_DATABASE) as app:
-            listed |= {kind["name"] for kind in app.test_client().get("/problems").json}
+            listed |= {kind["name"] for kind in app.test_client().get("/problems").get_json()}
     found = declared(shared) | declared(services)
     assert {kind.name for kind in found} == listed
     assert len({kind.name for kind in found}) == len(found), "a name stands for two kinds"
