@@ -1,4 +1,4 @@
-"""inbox-consumer: takes events from Kafka into a service's inbox, and has them applied once."""
+"""The command inbox-consumer, which reads events from Kafka and applies each one once."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from settle_outbox.storage.database import make_engine
 @click.group(cls=Group)
 @version_option("settle-outbox")
 def main() -> None:
-    r"""Take events from Kafka into a service's inbox, and have each applied exactly once.
+    r"""Read events from Kafka, and apply each one to a service exactly once.
 
-    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. A hyphen
-    in the name of SERVICE is an underscore there.
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. In names
+    of variables, write an underscore for a hyphen in the name of SERVICE.
     """
 
 
@@ -40,7 +40,7 @@ def main() -> None:
 def run(service: str, database_url: str | None) -> None:
     r"""Consume the events that SERVICE subscribes to, until SIGTERM or SIGINT.
 
-    Any number may run, up to one a partition. A batch under way is finished first.
+    One consumer may run for each partition. On a signal, a consumer finishes its current batch.
 
     \b
     Example: inbox-consumer run payments
@@ -54,11 +54,11 @@ def run(service: str, database_url: str | None) -> None:
 @max_age_option
 @report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
-    r"""Check that the main loop of each consumer of SERVICE runs: exit 1 when one is stuck.
+    r"""Check that the main loop of each consumer of SERVICE runs.
 
-    For supervisors and containers. Reads the files that the consumers write to HEALTH_DIR. A
-    consumer passes that waits for the database or Kafka, or that stopped because of a handler's
-    error: a restart would not help. Exit 1 also when no consumer runs.
+    For supervisors and containers. It reads the files that the consumers write to HEALTH_DIR. Exit
+    code 1: a consumer is stuck, or no consumer runs. A consumer is healthy if it waits for the
+    database or Kafka, or if a subscription is stopped, because a restart would not help.
 
     \b
     Example: inbox-consumer healthcheck orders
@@ -69,22 +69,24 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @main.command("resume")
 @service_argument
 @database_url_option
-@click.option("--type", "event_type", help="Of this subscription alone, such as order.created.")
+@click.option(
+    "--type", "event_type", help="Resume only the subscription to this type, such as order.created."
+)
 @report_errors
 def resume_subscriptions(service: str, database_url: str | None, event_type: str | None) -> None:
-    r"""Let stopped subscriptions of SERVICE go on.
+    r"""Resume stopped subscriptions of SERVICE.
 
-    A subscription stops when many events in a row fail in its handler with the same error. Correct
-    the cause first: events that still fail become dead letters until it stops again.
+    A subscription stops after many events in a row have failed in its handler with the same error.
+    Correct the cause first. Otherwise more events become dead letters until it stops again.
 
     \b
     Example: inbox-consumer resume payments
     """
     found, settings = start(service, database_url)
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
-    known = sorted({subscription.type for subscription in found.subscriptions})
-    if event_type is not None and event_type not in known:
-        fail(f"{found.name} does not subscribe to {event_type}, but to: {', '.join(known)}.")
+    types = sorted({subscription.type for subscription in found.subscriptions})
+    if event_type is not None and event_type not in types:
+        fail(f"{found.name} does not subscribe to {event_type}, but to: {', '.join(types)}.")
     with engine.begin() as connection:
         resumed = resume(connection, event_type)
     engine.dispose()
@@ -105,28 +107,30 @@ def dead_letters() -> None:
 @service_argument
 @database_url_option
 @click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the record whole.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the complete records, one JSON object per line."
+)
 @report_errors
 def list_dead_letters(service: str, database_url: str | None, limit: int, *, as_json: bool) -> None:
-    r"""Show what SERVICE could not apply, newest first, and why.
+    r"""Show the records that SERVICE could not apply and the reasons, newest first.
 
     \b
     Example: inbox-consumer dead-letters list payments --json
     """
     found, settings = start(service, database_url)
     engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
-    found_any = False
+    is_empty = True
     with engine.connect() as connection:
         for row in read_newest(connection, limit=limit):
-            found_any = True
-            shown = dict(row)
-            click.echo(json.dumps(_whole(shown), ensure_ascii=False) if as_json else _short(shown))
+            is_empty = False
+            letter = dict(row)
+            click.echo(_as_json(letter) if as_json else _summary(letter))
     engine.dispose()
-    if not found_any and not as_json:
+    if is_empty and not as_json:
         click.echo(f"No dead letters in {found.name}.")
 
 
-def _short(row: dict[str, Any]) -> str:
+def _summary(row: dict[str, Any]) -> str:
     return (
         f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}\n"
         f"    {row['topic']}[{row['partition']}]@{row['offset']}"
@@ -136,17 +140,17 @@ def _short(row: dict[str, Any]) -> str:
     )
 
 
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {
+def _as_json(row: dict[str, Any]) -> str:
+    whole = row | {
         "parked_at": row["parked_at"].isoformat(),
         "event_id": str(row["event_id"]) if row["event_id"] else None,
-        "key": _bytes(row["key"]),
-        "value": _bytes(row["value"]),
+        "key": _text_or_base64(row["key"]),
+        "value": _text_or_base64(row["value"]),
     }
+    return json.dumps(whole, ensure_ascii=False)
 
 
-def _bytes(value: Any) -> Any:
-    """Text where it is text, Base64 where it is not."""
+def _text_or_base64(value: Any) -> Any:
     if value is None:
         return None
     raw = bytes(value)

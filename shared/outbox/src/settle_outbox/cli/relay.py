@@ -1,8 +1,8 @@
-"""outbox-relay: takes a service's events from its outbox to Kafka."""
+"""The command outbox-relay, which sends a service's events from its outbox to Kafka."""
 
 from __future__ import annotations
 
-from dataclasses import replace as changed
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 @click.group(cls=Group)
 @version_option("settle-outbox")
 def main() -> None:
-    r"""Take a service's events from its outbox to Kafka.
+    r"""Send a service's events from its outbox to Kafka.
 
-    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. A hyphen
-    in the name of SERVICE is an underscore there.
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. In names
+    of variables, write an underscore for a hyphen in the name of SERVICE.
     """
 
 
@@ -43,9 +43,9 @@ def main() -> None:
 @database_url_option
 @report_errors
 def run(service: str, database_url: str | None) -> None:
-    r"""Relay the events of SERVICE until SIGTERM or SIGINT.
+    r"""Send the events of SERVICE until SIGTERM or SIGINT.
 
-    Any number may run at once. A batch under way is finished first.
+    Any number of relays may run. On a signal, a relay finishes its current batch.
 
     \b
     Example: outbox-relay run orders
@@ -62,14 +62,14 @@ def run(service: str, database_url: str | None) -> None:
     type=read_duration,
     metavar="DURATION",
     required=True,
-    help="How far back: 90s, 30m, 2h, 7d. At most as long as events are kept.",
+    help="Age of the oldest event to send again: 90s, 30m, 2h, 7d. Older events may be dropped.",
 )
 @report_errors
 def replay(service: str, database_url: str | None, since: timedelta) -> None:
-    r"""Send the published events of SERVICE again.
+    r"""Send the published events of SERVICE again, after a broker lost them.
 
-    For a broker that lost them. Consumers drop what they know. The events are put in line; a
-    running relay sends them.
+    The command only queues the events. A running relay sends them. Consumers ignore events that
+    they have already applied.
 
     \b
     Example: outbox-relay replay orders --since 2h
@@ -79,7 +79,7 @@ def replay(service: str, database_url: str | None, since: timedelta) -> None:
     with engine.begin() as connection:
         count = queue_again(connection, found.aggregatetypes, since)
     engine.dispose()
-    click.echo(f"{count} events of {found.name} are in line to be sent again.")
+    click.echo(f"{count} events of {found.name} are queued to be sent again.")
 
 
 @main.command()
@@ -87,11 +87,11 @@ def replay(service: str, database_url: str | None, since: timedelta) -> None:
 @max_age_option
 @report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
-    r"""Check that the main loop of each relay of SERVICE runs: exit 1 when one is stuck.
+    r"""Check that the main loop of each relay of SERVICE runs.
 
-    For supervisors and containers. Reads the files that the relays write to HEALTH_DIR. A relay
-    that waits for the database or Kafka passes: a restart would not help. Exit 1 also when no
-    relay runs.
+    For supervisors and containers. It reads the files that the relays write to HEALTH_DIR. Exit
+    code 1: a relay is stuck, or no relay runs. A relay that waits for the database or Kafka is
+    healthy, because a restart would not help.
 
     \b
     Example: outbox-relay healthcheck orders
@@ -105,22 +105,23 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @click.option(
     "--partitions",
     type=click.IntRange(1, 10_000),
-    help="Raise the partitions of each topic to this count.",
+    help="Raise the number of partitions of each topic to this value.",
 )
 @report_errors
 def topics(service: str, database_url: str | None, partitions: int | None) -> None:
-    r"""Create the topics that SERVICE publishes, where they are missing.
+    r"""Create the topics that SERVICE publishes, if they do not exist.
 
-    With --partitions: also add partitions to those that exist, in order per key. While the command
-    runs, no relay sends; it waits until the consumers have read everything. If they do not, it
-    changes nothing and names who is behind. Partitions are never removed.
+    With --partitions, also add partitions to existing topics. The order of events per key is kept.
+    For this, relays send nothing while the command waits until consumers have read everything. If
+    that takes too long, it changes nothing and names the consumer groups that are behind.
+    Partitions are never removed.
 
     \b
     Example: outbox-relay topics payments --partitions 12
     """
     found, settings = start(service, database_url)
     if partitions is not None:
-        settings = changed(settings, topic_partitions=partitions)
+        settings = replace(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")
     try:
         ensure_topics(admin, found.published_topics, settings)
@@ -133,4 +134,4 @@ def topics(service: str, database_url: str | None, partitions: int | None) -> No
         close_quietly(admin)
     click.echo(f"Topics of {found.name}: {', '.join(found.published_topics)}")
     if partitions is not None:
-        click.echo(f"Each has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")
+        click.echo(f"Each topic has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")
