@@ -208,7 +208,7 @@ def sessions(engine: Engine, orders_url: str) -> sessionmaker[Session]:
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[str]]]:
     """What the notifier was asked for, one entry a time."""
     asked: list[dict[str, set[str]]] = []
-    monkeypatch.setattr(Notifier, "want", lambda _, wanted: asked.append(wanted))
+    monkeypatch.setattr(Notifier, "request", lambda _, wanted: asked.append(wanted))
     return asked
 
 
