@@ -37,9 +37,9 @@ from settle_outbox.cli.command import (
     EXIT_FAILED,
     EXPECTED,
     Group,
+    error_sentence,
     fail,
     report_errors,
-    sentence,
     version_option,
 )
 from settle_outbox.errors import SettleError
@@ -223,7 +223,7 @@ def audit(second_look_s: float, *, as_json: bool) -> None:
                 **find_settings(open_state()), second_look_s=second_look_s, bars=bars
             )
     except EXPECTED as error:
-        fail(sentence(error), code=EXIT_NOT_SEEN)
+        fail(error_sentence(error), code=EXIT_NOT_SEEN)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:

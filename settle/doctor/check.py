@@ -13,7 +13,7 @@ from kafka.errors import (
     UnsupportedVersionError,
 )
 
-from settle_outbox.cli.command import EXPECTED, sentence
+from settle_outbox.cli.command import EXPECTED, error_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -113,7 +113,7 @@ def _stumbled(name: str, error: Exception) -> Check:
             said = str(error).strip().partition("\n")[0] or type(error).__name__
             return warn(name, f"cannot be told: {said}", remedy)
     if isinstance(error, EXPECTED):
-        return fail(name, sentence(error), "as it says")
+        return fail(name, error_sentence(error), "as it says")
     # A library's own, over an answer that it did not expect.
     return warn(name, f"cannot be told: {type(error).__name__}: {error}", "look at it by hand")
 

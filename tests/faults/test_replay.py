@@ -139,4 +139,4 @@ def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
 def test_further_back_than_time_goes_is_everything(sent: Delivery, since: str) -> None:
     done = sent.run("outbox-relay", "replay", "orders", "--since", since, **NOWHERE)
 
-    assert done.stdout == f"{EVENTS} events of orders are in line to be sent again.\n", done.stderr
+    assert done.stdout == f"{EVENTS} events of orders are queued to be sent again.\n", done.stderr

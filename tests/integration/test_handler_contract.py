@@ -519,7 +519,7 @@ def test_trouble_of_the_database_is_raised_and_parks_nothing(
     with pytest.raises(Exception) as raised:  # noqa: PT011 - of two classes, looked at below
         apply(engine, handler(act), 0, 1)
 
-    assert isinstance(raised.value, SQLAlchemyError) or "DatabaseTrouble" in repr(raised)
+    assert isinstance(raised.value, SQLAlchemyError) or "TransientDatabaseError" in repr(raised)
     assert ask("SELECT count(*) FROM dead_letters") == [0]
     assert ask("SELECT count(*) FROM inbox") == [0]
 

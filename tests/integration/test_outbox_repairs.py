@@ -110,8 +110,8 @@ def test_a_replay_counts_what_is_not_pending_already(
     first = command("replay", "orders", "--id", str(events[0]))
     rest = command("replay", "orders", "--since", "1h")
 
-    assert first.stdout == "1 events of orders are in line to be sent again.\n"
-    assert rest.stdout == "3 events of orders are in line to be sent again.\n"
+    assert first.stdout == "1 events of orders are queued to be sent again.\n"
+    assert rest.stdout == "3 events of orders are queued to be sent again.\n"
 
 
 def test_a_replay_needs_to_know_how_far(command: Callable[..., Result]) -> None:

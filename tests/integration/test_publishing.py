@@ -124,7 +124,7 @@ def _holding_itself() -> list[object]:
         (timedelta(1), r"data\.v is of type timedelta"),
         (object(), r"data\.v is of type object"),
         pytest.param(10**5000, "4300 digits", id="long-integer"),
-        (_holding_itself(), "nested too deeply, or holds itself"),
+        (_holding_itself(), "nested too deeply, or contains itself"),
     ],
 )
 def test_data_that_json_cannot_hold_is_refused(
@@ -208,7 +208,7 @@ def sessions(engine: Engine, orders_url: str) -> sessionmaker[Session]:
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[str]]]:
     """What the notifier was asked for, one entry a time."""
     asked: list[dict[str, set[str]]] = []
-    monkeypatch.setattr(Notifier, "want", lambda _, wanted: asked.append(wanted))
+    monkeypatch.setattr(Notifier, "request", lambda _, wanted: asked.append(wanted))
     return asked
 
 

@@ -194,7 +194,7 @@ def test_replay_sends_again_what_was_published(delivery: Delivery) -> None:
         done = delivery.run("outbox-relay", "replay", "orders", "--since", "1h")
         assert (done.returncode, done.stdout) == (
             0,
-            "2 events of orders are in line to be sent again.\n",
+            "2 events of orders are queued to be sent again.\n",
         )
         delivery.wait_sent("orders")
     after = delivery.records(ORDERS)

@@ -1,11 +1,11 @@
-"""The delivery engine: outbox, relay, inbox, dead letters. It knows no service by name.
+"""The delivery engine: outbox, relay, inbox and dead letters, for any service.
 
-A service adds events in its own transactions with `add`, describes itself with a `Service`, and
-takes the engine's tables into its migrations from `settle_outbox.storage.migrations`.
+A service adds events in its transactions with `add`, describes itself with a `Service`, and creates
+the engine's tables in its migrations with `settle_outbox.storage.migrations`.
 """
 
 if __name__ != "settle_outbox":
-    raise ImportError("Import it as settle_outbox: another name makes a second copy of its state.")
+    raise ImportError("Import it as settle_outbox. Another name would copy its state.")
 
 from settle_outbox.event import Event, ReceivedEvent
 from settle_outbox.notifications.notify import announce, notify_after_commit

@@ -1,4 +1,4 @@
-"""Events: as one service adds them, and as another receives them."""
+"""Events, as a service adds them and as another one receives them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 
 def format_time(moment: datetime) -> str:
-    """Return a moment as ``2025-06-17T20:55:35.806222Z``: UTC, always with microseconds."""
+    """Return a time in UTC, with microseconds: ``2025-06-17T20:55:35.806222Z``."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, which other services want to know.
+    """A fact that a service publishes.
 
     Args:
-        aggregatetype: the kind of thing it happened to; its topic is ``<aggregatetype>.events``.
-        aggregateid: the record's key; events of one key keep their order.
-        type: the CloudEvents type, past tense: ``order.created``.
-        data: the facts, as JSON: strings, integers, finite floats, booleans, None, lists, tuples
-            and mappings with keys of type str. These are converted:
+        aggregatetype: the kind of aggregate. The topic is ``<aggregatetype>.events``.
+        aggregateid: the key of the record. Events of one key keep their order.
+        type: the CloudEvents type, in the past tense: ``order.created``.
+        data: the content, for JSON: strings, integers, finite floats, booleans, None, lists, tuples
+            and mappings with keys of type str. These types are converted:
 
-            * UUID: a string in small letters, with hyphens.
-            * datetime with a time zone: UTC, as ``2025-06-17T20:55:35.806222Z``. One without a
-              time zone is refused, because it does not name a moment.
-            * date: ``2025-06-17``.
-            * Decimal: a string with its exact digits. A number would be rounded by every reader
-              that takes JSON numbers for floats.
-            * Enum: its value.
-        id: the CloudEvents id, a UUIDv7, by which consumers drop duplicates.
-        trace: of the request that caused it; by default the current one.
+            * UUID: to a string in lower case, with hyphens.
+            * datetime with a time zone: to UTC, as ``2025-06-17T20:55:35.806222Z``. A datetime
+              without a time zone is an error, because it does not define a moment.
+            * date: to ``2025-06-17``.
+            * Decimal: to a string with its exact digits. Readers that parse JSON numbers as floats
+              would round a number.
+            * Enum: to its value.
+        id: the CloudEvents id, a UUIDv7. Consumers recognize duplicates by it.
+        trace: of the request that caused the event; by default the current one.
     """
 
     aggregatetype: str
@@ -52,21 +52,21 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """An event as it came from its topic.
+    """An event from a topic.
 
     Args:
-        id: the CloudEvents id, by which duplicates are dropped.
+        id: the CloudEvents id, by which duplicates are recognized.
         type: the CloudEvents type.
-        source: the CloudEvents source: ``/`` and the name of the service that published it.
-        time: when it was added to the outbox; None if its header is missing or no time.
-        trace: of the request that caused it.
-        data: what the subscription's schema returned.
+        source: the CloudEvents source: ``/`` and the name of the publishing service.
+        time: when the event was added to the outbox, or None if its header has no valid time.
+        trace: of the request that caused the event.
+        data: the result of the subscription's schema.
         topic: the topic.
         partition: the partition.
         offset: the position in the partition.
-        key: of the record, which is the UTF-8 of the `aggregateid` of an `Event`.
-        headers: all headers of the record, in their order, as Kafka has them. A name may stand
-            there twice, and a value may be None.
+        key: of the record: the `aggregateid` of the `Event`, in UTF-8.
+        headers: all headers of the record in their order. A name may occur twice, and a value may
+            be None.
     """
 
     id: UUID

@@ -1,4 +1,4 @@
-"""Structured logs: static event names with key-values; JSON unless a person watches."""
+"""Structured logs: static event names with key-value pairs, as JSON or for a terminal."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# Libraries whose own lines repeat, many times over, what this project says once.
+# Libraries that log many times what this project logs once.
 _QUIET = {"kafka": logging.CRITICAL, "alembic": logging.WARNING, "urllib3": logging.WARNING}
 
 
-# Characters of a value, or of a line of a text: much of it comes from clients and topics, and what
-# they send must not push everything else out of the logs. Lines of a text.
+# Maximum characters of a value, or of a line of a text. Clients and topics are the source of many
+# values, and must not fill the logs.
 VALUE_MAX = 200
+# Maximum lines of a text.
 LINES_MAX = 200
-# These may have many lines: tracebacks, and a library's own words.
+# Keys whose values may have many lines, such as tracebacks.
 _TEXTS = frozenset({"event", "exception", "stack"})
 _SHORT = frozenset({int, float, bool, type(None)})
 
 
 class _Output(io.TextIOBase):
-    """Standard error, where a line that cannot be written is lost, and nothing else.
+    """Standard error. A line that cannot be written is dropped.
 
-    A full disk, or a supervisor that died and left a pipe that nobody reads, must not fail what
-    the line tells of: an event would be parked for it, or a request refused.
+    A full disk or a dead supervisor must not fail the work that is logged. Otherwise an event would
+    become a dead letter, or a request would fail, because of a log line.
     """
 
     def write(self, text: str) -> int:
@@ -48,11 +49,11 @@ _output = cast("TextIO", _Output())
 
 
 def configure_logging(*, level: str, form: str) -> None:
-    """Send every log line of the process, libraries' included, to stderr in one form.
+    """Write all log lines of the process, including those of libraries, to stderr in one form.
 
     Args:
-        level: the least severe level shown.
-        form: ``json``, ``console``, or ``auto``: console on a terminal.
+        level: the minimum level.
+        form: ``json``, ``console``, or ``auto``, which is console on a terminal and json elsewhere.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     describing: list[structlog.typing.Processor] = [
@@ -62,7 +63,8 @@ def configure_logging(*, level: str, form: str) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     rendering = _console() if console else _json()
-    # Straight to stderr: by way of `logging` a line takes 20 us, so 9; a request writes one.
+    # Write to stderr directly, because each request writes a line. `logging` would take twice the
+    # time (benchmarks/README.md).
     structlog.configure(
         processors=[*describing, *rendering],
         logger_factory=structlog.WriteLoggerFactory(_output),
@@ -72,11 +74,11 @@ def configure_logging(*, level: str, form: str) -> None:
 
 
 def write_together(event: str, lines: Iterable[tuple[int, Mapping[str, object]]]) -> None:
-    """Write several lines of one event with a single system call.
+    """Write several lines of one event with one system call.
 
     Args:
-        event: its name.
-        lines: the level and the key-values of each, ``at`` among them.
+        event: the name of the event.
+        lines: the level and the key-value pairs of each line, including ``at``.
     """
     renderer = structlog.wrap_logger(structlog.ReturnLogger())
     rendered = (renderer.log(level, event, **values) for level, values in lines)
@@ -101,7 +103,7 @@ def _console() -> list[structlog.typing.Processor]:
         structlog.dev.ConsoleRenderer(
             timestamp_key="at",
             colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
-            # The fancy kind shows local variables, and secrets among them.
+            # Other formatters show local variables, which may be secrets.
             exception_formatter=structlog.dev.plain_traceback,
         ),
     ]
@@ -110,7 +112,7 @@ def _console() -> list[structlog.typing.Processor]:
 def _escape(
     _: object, __: str, event_dict: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Keep what a client sent, a path say, from steering the terminal."""
+    """Escape control characters. A client's value, such as a path, must not reach the terminal."""
     return {
         key: repr(value) if isinstance(value, str) and not value.isprintable() else value
         for key, value in event_dict.items()
@@ -120,27 +122,27 @@ def _escape(
 def _bound(
     _: object, __: str, event_dict: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Cut every value that is long."""
+    """Cut long values."""
     for key, value in event_dict.items():
-        kind = type(value)
-        if kind in _SHORT or (kind is str and len(value) <= VALUE_MAX):
+        value_type = type(value)
+        if value_type in _SHORT or (value_type is str and len(value) <= VALUE_MAX):
             continue
         event_dict[key] = _bound_lines(str(value)) if key in _TEXTS else _bound_value(value)
     return event_dict
 
 
 def _bound_value(value: object) -> object:
-    """A value of at most `VALUE_MAX` characters; of several, each."""
+    """Cut a value to `VALUE_MAX` characters. Of a list, cut each item."""
     if type(value) in _SHORT:
         return value
     if isinstance(value, list | tuple):
-        return [_bound_value(each) for each in value]
+        return [_bound_value(item) for item in value]
     text = str(value)
     return text if len(text) <= VALUE_MAX else f"{text[: VALUE_MAX - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _bound_lines(text: str) -> str:
-    """A text's first and last lines: a traceback begins with the cause, and ends with the error."""
+    """Keep the first and last lines of a text. A traceback has the cause first, the error last."""
     lines = text.split("\n")
     if len(lines) > LINES_MAX:
         half = LINES_MAX // 2
@@ -153,7 +155,7 @@ def _configure_libraries(
     describing: list[structlog.typing.Processor],
     rendering: list[structlog.typing.Processor],
 ) -> None:
-    """Give the lines of `logging` the form that ours have."""
+    """Write the lines of `logging` in the form of structlog's lines."""
     handler = logging.StreamHandler(_output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

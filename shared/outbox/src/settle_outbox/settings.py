@@ -1,4 +1,4 @@
-"""Settings of relays and consumers, read from the environment once, at start."""
+"""Settings of relays and consumers, which are read from the environment at the start."""
 
 from __future__ import annotations
 
@@ -23,34 +23,33 @@ T = TypeVar("T")
 
 DAY_S = 24 * 60 * 60
 DRIVER = "postgresql+psycopg2"
-# Other spellings of a PostgreSQL URL: libpq's, and an older one that some hosts still hand out.
+# Other schemes of a PostgreSQL URL: that of libpq, and an older one that some providers still use.
 _PLAIN = {"postgresql", "postgres"}
-# Any other name would have to be quoted in `search_path`.
+# Other names would need quotes in `search_path`.
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-# Kafka's names of topics and groups (org.apache.kafka.common.internals.Topic).
+# Valid names of topics and groups in Kafka (org.apache.kafka.common.internals.Topic).
 _KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 EARLIEST = "earliest"
 LATEST = "latest"
-# Characters of a wrong value that a message quotes.
+# Maximum characters of an invalid value that a message quotes.
 _QUOTED_MAX = 100
 
 
 class SettingsError(SettleError):
-    """A setting is missing or wrong."""
+    """A setting is missing or invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a relay or consumer of one service needs to know. Units stand last in the names.
+    """The settings of a relay or consumer of one service. Names end with their units.
 
-    `outbox_shards` is the count the operator expects; the database holds the true one, and a
-    relay refuses to start when the two differ. None expects nothing.
+    `outbox_shards` is the number of shards that the operator expects, or None. A relay does not
+    start if the database has another number.
 
-    `topic_prefix` stands before the name of every topic: of those that the service publishes, and
-    of those that it consumes. So two systems can share one Kafka cluster.
+    `topic_prefix` comes before the names of all topics, published and consumed ones. With it, two
+    systems can share a Kafka cluster.
 
-    `new_group_start` is where a consumer group begins that has never read anything: EARLIEST or
-    LATEST.
+    `new_group_start` is the position at which a new consumer group starts: EARLIEST or LATEST.
     """
 
     service: str
@@ -80,11 +79,11 @@ def read_settings(service: str, database_url: str | None = None) -> Settings:
     """Read the settings of one service's relay or consumer from the environment.
 
     Args:
-        service: the service's name; its database is named by ``<SERVICE>_DATABASE_URL``.
+        service: the name of the service. ``<SERVICE>_DATABASE_URL`` has the URL of its database.
         database_url: used in place of that variable.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
+        SettingsError: a setting is invalid. The message names its variable.
     """
     env = Env()
     whole = partial(read_whole, env)
@@ -131,16 +130,16 @@ def read_settings(service: str, database_url: str | None = None) -> Settings:
 def service_variable(service: str, name: str) -> str:
     """Return the name of a variable of one service: ``USER_NOTIFICATIONS_DATABASE_URL``.
 
-    A hyphen in the service's name is an underscore there, because no shell exports the other.
+    A hyphen in the service's name becomes an underscore, because shells do not export hyphens.
     """
     return f"{service.upper().replace('-', '_')}_{name}"
 
 
 def read_consumer_group(service: str) -> str:
-    """Read the name of one service's consumer group; by default, the service's name.
+    """Read the name of a service's consumer group. The default is the service's name.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
+        SettingsError: the name is invalid.
     """
     name = service_variable(service, "CONSUMER_GROUP")
     group = Env().str(name, "") or service
@@ -152,12 +151,12 @@ def read_consumer_group(service: str) -> str:
 
 
 def read_database_url(service: str) -> str:
-    """Read the URL of one service's database from the environment; all that a migration needs.
+    """Read the URL of a service's database, without requiring other settings.
 
-    It begins with ``postgresql+psycopg2://``, and sets the service's schema, if it has one.
+    It starts with ``postgresql+psycopg2://``, and sets the service's schema if there is one.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
+        SettingsError: the URL is missing or invalid.
     """
     try:
         return _database_url(Env(), service)
@@ -166,10 +165,10 @@ def read_database_url(service: str) -> str:
 
 
 def read_log_settings() -> tuple[str, str]:
-    """Read the logs' level and form from the environment; all that gunicorn's master needs.
+    """Read the level and the form of the logs, without requiring other settings.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
+        SettingsError: one of them is invalid.
     """
     env = Env()
     try:
@@ -193,17 +192,17 @@ def _one_of(env: Env, name: str, default: str, values: list[str]) -> str:
 def read_whole(
     env: Env, name: str, default: int, *, minimum: int, maximum: int = 3650 * DAY_S
 ) -> int:
-    """Read a whole number within bounds.
+    """Read a whole number within limits.
 
     Raises:
-        SettingsError: naming the variable and its value.
+        SettingsError: it is not a number, or exceeds a limit.
     """
     within = validate.Range(min=minimum, max=maximum)
     return _read(env.int, name, default, within, f"a whole number from {minimum} to {maximum}")
 
 
 def read_list(env: Env, name: str, *default: str) -> tuple[str, ...]:
-    """Read items that are separated by commas. Spaces around them and empty items are ignored."""
+    """Read items that are separated by commas. Spaces around items and empty items are ignored."""
     items = (item.strip() for item in env.str(name, *default).split(","))
     return tuple(item for item in items if item)
 
@@ -215,12 +214,12 @@ def _read(
     validator: validate.Validator,
     expected: str,
 ) -> T:
-    """Read a setting that is not secret: an error shows its value."""
+    """Read a setting. Its value must not be secret, because an error quotes it."""
     try:
         return parse(name, default, validate=validator)
     except EnvError as error:
-        found = os.environ.get(name, "")[:_QUOTED_MAX]
-        raise SettingsError(f"{name} is {found!r}: expected {expected}") from error
+        value = os.environ.get(name, "")[:_QUOTED_MAX]
+        raise SettingsError(f"{name} is {value!r}: expected {expected}") from error
 
 
 def _bootstrap_servers(env: Env, name: str) -> tuple[str, ...]:
@@ -246,9 +245,9 @@ def _database_url(env: Env, service: str, given: str | None = None) -> str:
     if not text:
         raise SettingsError(
             f"{name} is not set: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE; relays and"
-            " consumers take it by --database-url, too"
+            " consumers also accept the option --database-url"
         )
-    # The errors of SQLAlchemy and libpq quote parts of a URL, and its password may be among them.
+    # The errors of SQLAlchemy and libpq quote parts of the URL, which may be its password.
     malformed = SettingsError(
         f"{name} is not a database URL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
         " with special characters of the password percent-encoded (@ is %40)"
@@ -258,7 +257,7 @@ def _database_url(env: Env, service: str, given: str | None = None) -> str:
     except (ArgumentError, ValueError):
         raise malformed from None
     if url.drivername in _PLAIN:
-        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3, which is not what runs here.
+        # SQLAlchemy 2.1 would use psycopg 3 for a plain postgresql://.
         url = url.set(drivername=DRIVER)
     if url.drivername != DRIVER:
         raise SettingsError(
@@ -274,7 +273,7 @@ def _database_url(env: Env, service: str, given: str | None = None) -> str:
 
 
 def _in_schema(env: Env, service: str, url: URL) -> URL:
-    """Let every connection to the URL find, and create, its tables in the service's schema."""
+    """Add the service's schema to the URL. Its connections use and create tables there."""
     name = service_variable(service, "DATABASE_SCHEMA")
     schema = env.str(name, "")
     if not schema:
@@ -283,17 +282,20 @@ def _in_schema(env: Env, service: str, url: URL) -> URL:
         raise SettingsError(
             f"{name} is {schema!r}: use 1 to 63 of the characters a-z, 0-9 and '_', no digit first"
         )
-    # That schema alone: a table that is missing there must not be found in another service's.
+    # The search path has only this schema. A missing table must not be found in another one.
     given = url.normalized_query.get("options", ())
     options = " ".join([*given, f"-c search_path={schema}"])
     return url.update_query_dict({"options": options})
 
 
 def _check_windows(settings: Settings) -> None:
-    """Hold the windows in the order that keeps duplicates out.
+    """Check that the inbox remembers an event as long as it can be delivered.
 
-    An event can reach the inbox as late as its topic keeps it, plus as far back as a replay
-    goes; the inbox must still know it then.
+    A replay can send an event that is as old as the replay window. The topic then keeps it for its
+    retention.
+
+    Raises:
+        SettingsError: the inbox remembers events for less time.
     """
     latest_s = settings.topic_retention_s + settings.replay_window_s
     if settings.inbox_retention_s <= latest_s:
@@ -304,5 +306,5 @@ def _check_windows(settings: Settings) -> None:
     if settings.replay_window_s > settings.outbox_retention_s:
         raise SettingsError(
             f"REPLAY_WINDOW_S ({settings.replay_window_s}) must not be greater than "
-            f"OUTBOX_RETENTION_S ({settings.outbox_retention_s}): what is dropped is not replayed"
+            f"OUTBOX_RETENTION_S ({settings.outbox_retention_s}): dropped events cannot be replayed"
         )

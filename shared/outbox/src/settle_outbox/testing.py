@@ -1,4 +1,4 @@
-"""For the tests of a service: run a handler as the engine would, without a broker.
+"""Tools for the tests of a service: run a handler as the engine does, without a broker.
 
 A test with pytest::
 
@@ -11,16 +11,16 @@ A test with pytest::
         with Session(engine) as session:
             yield session  # nothing is committed
 
-    def test_a_payment_is_noted(session: Session) -> None:
+    def test_a_payment_is_stored(session: Session) -> None:
         event = Event("payments", "order-1", "payment.succeeded", {"order_id": "order-1"})
 
-        recorded = apply(SERVICE, session, event)
+        result = apply(SERVICE, session, event)
 
-        assert recorded == HandlerResult(Outcome.APPLIED)
+        assert result == HandlerResult(Outcome.APPLIED)
         assert session.scalars(select(Notification.order_id)).all() == ["order-1"]
 
-The database is a PostgreSQL with the service's migrations. `GUARDABLE` are the driver's options
-with which the engine refuses a handler that ends the transaction.
+The database is a PostgreSQL with the service's migrations. `GUARDABLE` are options of psycopg2.
+With them, the engine raises an error if a handler ends the transaction.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ __all__ = ["GUARDABLE", "HandlerResult", "apply"]
 
 @dataclass(frozen=True, slots=True)
 class HandlerResult:
-    """What the engine would record of an event.
+    """The outcome of an event, as the engine would record it.
 
     Args:
-        outcome: APPLIED; SKIPPED if the service does not subscribe to its type; ANOMALY; PARKED if
-            it would become a dead letter.
-        reason: of the anomaly or dead letter, such as ``invalid_data`` or ``handler_failed``, or
-            the reason of the handler's verdict.
-        detail: likewise, a sentence.
-        error: that the handler or the schema raised. It does not count for ``==``.
+        outcome: APPLIED, ANOMALY, SKIPPED if the service does not subscribe to the type, or PARKED
+            if the event would become a dead letter.
+        reason: of the handler's verdict or of the dead letter, such as ``invalid_data`` or
+            ``handler_failed``.
+        detail: of the verdict or dead letter, a sentence.
+        error: the error of the handler or schema. ``==`` ignores it.
     """
 
     outcome: Outcome
@@ -78,47 +78,49 @@ class HandlerResult:
 def apply(
     service: Service, session: Session, event: Event, *, topic: str | None = None
 ) -> HandlerResult:
-    """Run a service's handler for one event as the consumer would.
+    """Run a service's handler for one event, as the consumer does.
 
-    The event is encoded as the relay sends it, read again and validated by the schema. The handler
-    runs with the event's trace, and its transaction is guarded; see `settle_outbox.Handler`.
+    The event is encoded as the relay encodes it, parsed, and validated by the schema. The handler
+    runs with the event's trace, in a guarded transaction; see `settle_outbox.Handler`.
 
-    * Success: the handler's changes are flushed, not committed.
-    * Failure: the handler's changes alone are rolled back.
-    * The handler tried to end the transaction: everything is rolled back, and the session is
+    * After a success, the handler's changes are flushed, not committed.
+    * After a failure, only the handler's changes are rolled back.
+    * If the handler tried to end the transaction, everything is rolled back, and the session is
       closed.
 
-    The inbox is not written, so a second call applies the event again. Other differences from the
-    consumer: deferred constraints are not checked, the handler's time is not limited, and attempts
-    and failures in a row are not counted.
+    The inbox is not written, so a second call applies the event again. There are other differences
+    from the consumer: deferred constraints are not checked, the handler's time is not limited, and
+    attempts and failures in a row are not counted.
 
     Args:
-        service: it subscribes to the event.
-        session: of an engine made with `GUARDABLE`.
-        event: as the other service adds it.
-        topic: the topic that the event comes from; by default ``<aggregatetype>.events``.
+        service: the service that subscribes to the event.
+        session: of an engine with the options `GUARDABLE`.
+        event: the event, as the other service adds it.
+        topic: of the event; by default ``<aggregatetype>.events``.
 
     Raises:
         Retry: the handler raised it. The engine would try again later.
-        SQLAlchemyError: a temporary error of the database. The consumer would try again.
-        TransientDatabaseError: the same, where the handler has caught the error.
-        InvalidEventError: the event's data has no form in JSON.
-        NotGuardableError: the session's engine was made without `GUARDABLE`.
+        SQLAlchemyError: a transient error of the database. The consumer would try again.
+        TransientDatabaseError: likewise, if the handler caught that error.
+        InvalidEventError: the event's data cannot be converted to JSON.
+        NotGuardableError: the session's engine does not have the options `GUARDABLE`.
     """
     record = _record(event, topic or topic_of(event.aggregatetype))
-    parsed = parse(record, {each.key: each for each in service.subscriptions})
+    parsed = parse(
+        record, {subscription.key: subscription for subscription in service.subscriptions}
+    )
     if parsed.invalid is not None:
         return HandlerResult(Outcome.PARKED, parsed.invalid.reason, parsed.invalid.detail)
     if parsed.failure is not None:
         return _parked(INVALID_DATA, parsed.failure)
     if parsed.event is None or parsed.subscription is None:
         return HandlerResult(Outcome.SKIPPED)
-    with _declaring(session, service):
+    with _declared_aggregatetypes(session, service):
         return _handle(session, parsed.event, parsed.subscription)
 
 
 def _record(event: Event, topic: str) -> ConsumerRecord:
-    """Return the record that a consumer gets of an event."""
+    """Return the record that a consumer reads for an event."""
     value, key = encode_data(event), event.aggregateid.encode()
     sent = PendingEvent(
         id=event.id,
@@ -150,8 +152,8 @@ def _record(event: Event, topic: str) -> ConsumerRecord:
 
 
 @contextmanager
-def _declaring(session: Session, service: Service) -> Iterator[None]:
-    """Refuse events of an undeclared aggregatetype, as the consumer's sessions do."""
+def _declared_aggregatetypes(session: Session, service: Service) -> Iterator[None]:
+    """Let `add` accept only declared aggregatetypes, as in the sessions of the consumer."""
     before = session.info.get(AGGREGATETYPES)
     session.info[AGGREGATETYPES] = frozenset(service.aggregatetypes)
     try:
@@ -166,7 +168,7 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
     transaction = session.get_transaction()
     try:
         verdicts = call_handler(session, subscription, [event], run)
-        # The driver sees no end of a transaction that the test runs in a savepoint of its own.
+        # If the test runs everything in an outer savepoint, psycopg2 does not see the end.
         if session.get_transaction() is not transaction:
             run.refuse_end("commit(), rollback() or close() of its session")
     except Exception as error:

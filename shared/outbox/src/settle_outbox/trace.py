@@ -1,4 +1,4 @@
-"""What follows a request through every process: its id, and its trace context."""
+"""The id and the trace context of a request, which follow it through all processes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Carried from an HTTP request into each event it causes.
+    """The origin of an event. It is copied from an HTTP request to each event that it causes.
 
     Args:
-        request_id: from, or given in, ``X-Request-ID``; None outside any request.
-        traceparent: W3C Trace Context, passed through untouched.
+        request_id: the ``X-Request-ID`` of the request, or None outside a request.
+        traceparent: the header of W3C Trace Context, unchanged.
     """
 
     request_id: str | None = None

@@ -1,1 +1,1 @@
-"""The engine's command lines: outbox-relay and inbox-consumer."""
+"""The commands of the engine: outbox-relay and inbox-consumer."""

@@ -1,4 +1,4 @@
-"""The manners that every command line here shares: help, exit codes, colours, and errors."""
+"""What all commands of this project share: help, exit codes, colors and errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import psycopg2
 from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from settle_outbox.errors import SettleError
-from settle_outbox.storage.sqlstate import is_unreachable
+from settle_outbox.errors import SettleError, first_line
+from settle_outbox.storage.sqlstate import is_login_refused, is_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_CODES = "Exit codes: 0 done, or stopped as asked; 1 failed; 2 wrong usage; 130 interrupted."
 _REMEDIES = {
     errno.ENOSPC: "free some space, then try again",
@@ -33,7 +33,7 @@ _REMEDIES = {
     errno.EROFS: "make it writable",
     errno.ENOENT: "if it is part of the installation, run make install",
 }
-# What a command may run into through no fault of the code.
+# Errors that are reported in a sentence, because they are no defect of the code.
 EXPECTED = (
     *(SettleError, KafkaError, SQLAlchemyError, psycopg2.Error, OSError),
     subprocess.TimeoutExpired,
@@ -41,33 +41,34 @@ EXPECTED = (
 
 
 def version_option(distribution: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command line its --version, which is that of a distribution."""
+    """Return the option --version, which prints the version of a distribution."""
     return click.version_option(package_name=distribution, message="%(prog)s %(version)s")
 
 
-def _explained(given: dict[str, Any]) -> dict[str, Any]:
-    """What click makes a command of, with its exit codes, and its lines kept where it says so."""
-    # click looks for a backspace; in a raw docstring, which a backslash asks for, it is two signs.
-    told = (given.get("help") or "").replace("\\b\n", "\b\n")
-    return {"epilog": EXIT_CODES, **given, "help": told}
+def _with_exit_codes(options: dict[str, Any]) -> dict[str, Any]:
+    """Add the exit codes to click's options for the help of a command."""
+    # click keeps the lines of a paragraph after a backspace. In a raw docstring, this is a
+    # backslash and a b.
+    text = (options.get("help") or "").replace("\\b\n", "\b\n")
+    return {"epilog": EXIT_CODES, **options, "help": text}
 
 
 class Command(click.Command):
     """A command whose help ends with its exit codes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **_explained(kwargs))
+        super().__init__(*args, **_with_exit_codes(kwargs))
 
 
 class Group(click.Group):
-    """Commands that answer to -h, tell their exit codes, and obey NO_COLOR (no-color.org)."""
+    """Commands with -h and exit codes in their help. They obey NO_COLOR (no-color.org)."""
 
     command_class = Command
     group_class = type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
-        super().__init__(*args, **_explained(kwargs))
+        super().__init__(*args, **_with_exit_codes(kwargs))
 
     def make_context(
         self,
@@ -76,14 +77,14 @@ class Group(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Leave out colours where they are not wanted; click itself looks at the terminal alone."""
+        """Omit colors if NO_COLOR is set. click itself checks only whether there is a terminal."""
         if os.environ.get("NO_COLOR"):
             extra["color"] = False
         return super().make_context(info_name, args, parent, **extra)
 
 
 def report_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Tell expected trouble on stderr, in one sentence, with exit code 1; never a traceback."""
+    """Report expected errors as a sentence on stderr, with exit code 1 and without a traceback."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -92,35 +93,41 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             fail("Interrupted.", code=EXIT_INTERRUPTED)
         except BrokenPipeError:
-            raise  # whoever read our lines has gone; click ends quietly
+            raise  # the reader of the output has ended; click then ends without a message
         except EXPECTED as error:
-            fail(sentence(error))
+            fail(error_sentence(error))
 
     return wrapper
 
 
-def sentence(error: Exception) -> str:
-    """What happened and what to do about it, on one line."""
+def error_sentence(error: Exception) -> str:
+    """Return what happened and what to do, on one line."""
     if isinstance(error, SettleError):
-        said = str(error)
+        message = str(error)
     elif isinstance(error, KafkaError):
-        said = f"Kafka cannot be reached or refuses: {error}. Check KAFKA_BOOTSTRAP_SERVERS."
+        message = f"Kafka cannot be reached or refuses: {error}. Check KAFKA_BOOTSTRAP_SERVERS."
     elif isinstance(error, OSError):
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         remedy = _REMEDIES.get(error.errno or 0)
-        said = f"{what}: {remedy}." if remedy else f"{what}."
+        message = f"{what}: {remedy}." if remedy else f"{what}."
     elif isinstance(error, subprocess.TimeoutExpired):
-        said = (
+        message = (
             f"{error.cmd[0]} has not ended after {error.timeout:.0f} s: see settle doctor --quick."
         )
+    elif is_login_refused(error):
+        message = f"The database refuses the login: {_database_message(error)}"
+    elif is_unreachable(error):
+        message = f"The database cannot be reached: {_database_message(error)}"
     else:
-        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        trouble = "cannot be reached" if is_unreachable(error) else "refuses"
-        said = f"The database {trouble}: {reason}"
-    return " ".join(said.split())
+        message = f"The database refuses: {_database_message(error)}"
+    return " ".join(message.split())
 
 
-def fail(said: str, *, code: int = EXIT_FAILED) -> NoReturn:
-    """End the process with a sentence on stderr."""
-    click.echo(f"{click.style('Error:', fg='red')} {said}", err=True)
+def _database_message(error: Exception) -> str:
+    return first_line(getattr(error, "orig", None) or error)
+
+
+def fail(message: str, *, code: int = EXIT_FAILED) -> NoReturn:
+    """End the process with a message on stderr."""
+    click.echo(f"{click.style('Error:', fg='red')} {message}", err=True)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What the delivery engine's two command lines share: the service argument and the start."""
+"""What outbox-relay and inbox-consumer share: options, the service argument and the start."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def read_duration(text: str) -> timedelta:
-    """Read a length of time such as ``90s``, ``30m``, ``2h`` or ``7d``: the type of an option.
+    """Parse a duration such as ``90s``, ``30m``, ``2h`` or ``7d``.
 
     Raises:
-        click.BadParameter: it has another form, or is too long.
+        click.BadParameter: the text has another form, or the duration is too long.
     """
     match = _DURATION.fullmatch(text.strip())
     if not match:
-        raise click.BadParameter(f"{text!r} is no duration; write 90s, 30m, 2h or 7d")
+        raise click.BadParameter(f"{text!r} is not a duration; write 90s, 30m, 2h or 7d")
     try:
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
     except OverflowError as error:
@@ -35,11 +35,11 @@ def read_duration(text: str) -> timedelta:
 
 
 def start(service_name: str, database_url: str | None) -> tuple[Service, Settings]:
-    """Find the service, read its settings, set up the logs: the beginning of every command.
+    """Load a service, read its settings, and configure the logs.
 
     Args:
-        service_name: as its entry point has it.
-        database_url: from the option; None reads the variable.
+        service_name: the name of its entry point.
+        database_url: the value of the option, or None to read the variable.
     """
     # Load the service first, so that a wrong name is reported as such.
     settings = read_settings(load_service(service_name).name, database_url)
@@ -49,17 +49,17 @@ def start(service_name: str, database_url: str | None) -> tuple[Service, Setting
 
 
 def stop_on_signals() -> Stop:
-    """A stop that SIGTERM and SIGINT request."""
+    """Return a stop that SIGTERM and SIGINT request."""
     stop = Stop()
     stop.listen()
     return stop
 
 
 def print_health(process: str, service_name: str, max_age_s: float) -> None:
-    """Print the state of a service's processes, from the files that they write to HEALTH_DIR.
+    """Print the state of a service's processes, which they write to HEALTH_DIR.
 
     Raises:
-        StuckError: there is none, or one does not turn.
+        StuckError: no process is alive, or one of them is stuck.
     """
     service = load_service(service_name)
     directory = os.environ.get("HEALTH_DIR") or None
@@ -76,12 +76,12 @@ max_age_option = click.option(
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=1),
-    help="Seconds without a heartbeat that are too many.",
+    help="Maximum age of the last heartbeat, in seconds.",
 )
 database_url_option = click.option(
     "--database-url",
     metavar="URL",
-    help="The database of SERVICE, in place of its variable. Other users of this machine see the"
-    " arguments of a process: leave a password to PGPASSFILE.",
+    help="The database of SERVICE, in place of its variable. Other users of this machine can see"
+    " the arguments of a process, so put a password into PGPASSFILE.",
 )
 service_argument = click.argument("service", metavar="SERVICE", shell_complete=_complete_service)

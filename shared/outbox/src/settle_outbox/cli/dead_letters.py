@@ -55,8 +55,8 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--reason", help="With this reason, such as handler_failed.")
     @click.option("--type", "type_", metavar="TYPE", help="Of this event type.")
     @click.option("--key", help="Of records with this key.")
-    @click.option("--since", type=read_duration, metavar="AGE", help="At most so old: 30m, 2h, 7d.")
-    @click.option("--until", type=read_duration, metavar="AGE", help="At least so old.")
+    @click.option("--since", type=read_duration, metavar="AGE", help="Maximum age: 30m, 2h, 7d.")
+    @click.option("--until", type=read_duration, metavar="AGE", help="Minimum age.")
     @click.option("--error", metavar="TEXT", help="Whose detail contains this text.")
     @wraps(command)
     def wrapper(

@@ -1,8 +1,8 @@
-"""outbox-relay: takes a service's events from its outbox to Kafka."""
+"""The command outbox-relay, which sends a service's events from its outbox to Kafka."""
 
 from __future__ import annotations
 
-from dataclasses import replace as changed
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -31,10 +31,10 @@ from settle_outbox.storage.database import make_engine
 @click.group(cls=Group)
 @version_option("settle-outbox")
 def main() -> None:
-    r"""Take a service's events from its outbox to Kafka.
+    r"""Send a service's events from its outbox to Kafka.
 
-    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. A hyphen
-    in the name of SERVICE is an underscore there.
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. In names
+    of variables, write an underscore for a hyphen in the name of SERVICE.
     """
 
 
@@ -43,9 +43,9 @@ def main() -> None:
 @database_url_option
 @report_errors
 def run(service: str, database_url: str | None) -> None:
-    r"""Relay the events of SERVICE until SIGTERM or SIGINT.
+    r"""Send the events of SERVICE until SIGTERM or SIGINT.
 
-    Any number may run at once. A batch under way is finished first.
+    Any number of relays may run. On a signal, a relay finishes its current batch.
 
     \b
     Example: outbox-relay run orders
@@ -58,19 +58,22 @@ def run(service: str, database_url: str | None) -> None:
 @service_argument
 @database_url_option
 @click.option(
-    "--since", type=read_duration, metavar="AGE", help="At most so old: 90s, 30m, 2h, 7d."
+    "--since",
+    type=read_duration,
+    metavar="AGE",
+    help="Maximum age: 90s, 30m, 2h, 7d. Older events may be dropped.",
 )
-@click.option("--until", type=read_duration, metavar="AGE", help="At least so old.")
+@click.option("--until", type=read_duration, metavar="AGE", help="Minimum age.")
 @click.option("--id", "ids", type=UUID, multiple=True, metavar="EVENT_ID", help="Only this; many.")
 @click.option("--key", help="Only events with this aggregateid.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type.")
 @dry_run_option
 @report_errors
 def replay(service: str, database_url: str | None, *, dry_run: bool, **chosen: Any) -> None:
-    r"""Send published events of SERVICE again.
+    r"""Send published events of SERVICE again, after a broker or a consumer lost them.
 
-    For a broker or a consumer that lost them. Consumers drop what they know. The events are put in
-    line; a running relay sends them. Give --since or --id.
+    The command only queues the events. A running relay sends them. Consumers ignore events that
+    they have already applied. Give --since or --id.
 
     \b
     Example: outbox-relay replay orders --since 2h
@@ -91,7 +94,7 @@ def replay(service: str, database_url: str | None, *, dry_run: bool, **chosen: A
         count = queue_again(connection, found.aggregatetypes, wanted, dry_run=dry_run)
     engine.dispose()
     verb = "would be" if dry_run else "are"
-    click.echo(f"{count} events of {found.name} {verb} in line to be sent again.")
+    click.echo(f"{count} events of {found.name} {verb} queued to be sent again.")
 
 
 main.add_command(refused)
@@ -102,11 +105,11 @@ main.add_command(refused)
 @max_age_option
 @report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
-    r"""Check that the main loop of each relay of SERVICE runs: exit 1 when one is stuck.
+    r"""Check that the main loop of each relay of SERVICE runs.
 
-    For supervisors and containers. Reads the files that the relays write to HEALTH_DIR. A relay
-    that waits for the database or Kafka passes: a restart would not help. Exit 1 also when no
-    relay runs.
+    For supervisors and containers. It reads the files that the relays write to HEALTH_DIR. Exit
+    code 1: a relay is stuck, or no relay runs. A relay that waits for the database or Kafka is
+    healthy, because a restart would not help.
 
     \b
     Example: outbox-relay healthcheck orders
@@ -120,22 +123,23 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @click.option(
     "--partitions",
     type=click.IntRange(1, 10_000),
-    help="Raise the partitions of each topic to this count.",
+    help="Raise the number of partitions of each topic to this value.",
 )
 @report_errors
 def topics(service: str, database_url: str | None, partitions: int | None) -> None:
-    r"""Create the topics that SERVICE publishes, where they are missing.
+    r"""Create the topics that SERVICE publishes, if they do not exist.
 
-    With --partitions: also add partitions to those that exist, in order per key. While the command
-    runs, no relay sends; it waits until the consumers have read everything. If they do not, it
-    changes nothing and names who is behind. Partitions are never removed.
+    With --partitions, also add partitions to existing topics. The order of events per key is kept.
+    For this, relays send nothing while the command waits until consumers have read everything. If
+    that takes too long, it changes nothing and names the consumer groups that are behind.
+    Partitions are never removed.
 
     \b
     Example: outbox-relay topics payments --partitions 12
     """
     found, settings = start(service, database_url)
     if partitions is not None:
-        settings = changed(settings, topic_partitions=partitions)
+        settings = replace(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")
     try:
         ensure_topics(admin, found.published_topics, settings)
@@ -148,4 +152,4 @@ def topics(service: str, database_url: str | None, partitions: int | None) -> No
         close_quietly(admin)
     click.echo(f"Topics of {found.name}: {', '.join(found.published_topics)}")
     if partitions is not None:
-        click.echo(f"Each has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")
+        click.echo(f"Each topic has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")

@@ -69,8 +69,8 @@ def _checked(verdicts: dict[UUID, Verdict], event_ids: set[UUID]) -> dict[UUID, 
             )
         if not _is_valid(verdict):
             raise WrongVerdictError(
-                f"The verdict on event {event_id} is {verdict!r}. It must be a Verdict with the"
-                " outcome ANOMALY or PARKED, and with texts as reason and detail."
+                f"The verdict on event {event_id} is {verdict!r}, not a Verdict with the outcome"
+                " ANOMALY or PARKED, and with texts as reason and detail."
             )
     return verdicts
 

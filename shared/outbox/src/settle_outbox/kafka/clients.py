@@ -1,6 +1,6 @@
-"""Kafka clients. Every option that matters is given explicitly.
+"""Kafka clients with explicit options.
 
-A test lists the options that are left to their defaults, each with its reason.
+A test lists the options that keep their defaults, each with the reason.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from settle_outbox.kafka.record_stream import RECORD_MAX_BYTES
 if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
-# A relay holds its shards for at most these two and the 2 s that its sender's thread has to end:
-# 9 s. The database ends its transaction after LEASE_MS (see relay); the sum must stay below.
+# A relay holds its shards while it sends. `publish.sender` adds these times up, and `publish.relay`
+# compares the sum with the time after which the database ends the relay's transaction.
 MAX_BLOCK_MS = 2_000
 REQUEST_TIMEOUT_MS = 3_000
 DELIVERY_TIMEOUT_MS = 5_000
 BOOTSTRAP_TIMEOUT_MS = 3_000
-# An embedded broker makes a joining member wait for half of it.
 SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_MS = 1_500
 MAX_POLL_INTERVAL_MS = 300_000
-# A producer sends no record that a consumer here would refuse.
+# A producer must not send a record that is too large for a consumer of this project.
 MAX_REQUEST_BYTES = RECORD_MAX_BYTES
 
-# Of one partition in one fetch. The broker sends a first batch whole, however large it is.
+# Of one partition in one fetch. The broker sends the first batch completely, even if it is larger.
 _PARTITION_FETCH_BYTES = RECORD_MAX_BYTES
 
-# A response larger than this ends the connection.
+# A larger response ends the connection.
 RECEIVE_MAX_BYTES = 100_000_000
-# The same for consumers, but for the response to a fetch with a batch over FETCH_MAX_BYTES: see
-# fetch_response. An embedded broker may send a batch more than it is asked for.
+# The same for consumers. Only the response to a fetch may be larger (`fetch_response`). The
+# embedded broker may send one batch more than requested.
 _CONSUMER_RECEIVE_MAX_BYTES = FETCH_MAX_BYTES + _PARTITION_FETCH_BYTES
 IDLE_CONNECTION_MS = 540_000
 METADATA_MAX_AGE_MS = 30_000
@@ -47,7 +46,7 @@ RETRY_BACKOFF_MS = 100
 
 
 def _connection(settings: Settings, client_id: str) -> dict[str, Any]:
-    """Return the options that all clients have in common."""
+    """Return the options that all clients share."""
     return {
         "bootstrap_servers": list(settings.kafka_bootstrap_servers),
         "client_id": client_id,
@@ -60,7 +59,7 @@ def _connection(settings: Settings, client_id: str) -> dict[str, Any]:
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "max_in_flight_requests_per_connection": 5,
         "receive_message_max_bytes": RECEIVE_MAX_BYTES,
-        # A bootstrap name with several addresses is tried at each of them.
+        # Try all addresses of a bootstrap name.
         "client_dns_lookup": "use_all_dns_ips",
         # None asks each broker for the versions that it supports.
         "api_version": None,
@@ -81,7 +80,7 @@ def make_admin(settings: Settings, client_id: str) -> KafkaAdminClient:
 
 
 def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
-    """Connect a producer whose records are acknowledged by all replicas, each kept once.
+    """Connect a producer. All replicas acknowledge its records, and the broker drops duplicates.
 
     Raises:
         KafkaError: no broker can be reached.
@@ -91,15 +90,15 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
         **_connection(settings, client_id),
         acks="all",
         enable_idempotence=True,
-        # The database's transaction is what makes an event; the outbox sends it again if need be.
+        # Kafka transactions are not needed: the outbox decides what is sent.
         transactional_id=None,
-        # DELIVERY_TIMEOUT_MS bounds the attempts.
+        # DELIVERY_TIMEOUT_MS limits the attempts.
         retries=float("inf"),
         allow_auto_create_topics=False,
         max_block_ms=MAX_BLOCK_MS,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-        # murmur2 of the key, as Java's clients place it.
+        # The same partition as with Java's clients: murmur2 of the key.
         partitioner=DefaultPartitioner(),
         compression_type=None,
         linger_ms=5,
@@ -111,7 +110,7 @@ def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
 
 
 def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
-    """Connect a consumer that commits offsets only when told, and starts with the oldest record.
+    """Connect a consumer of a group. It starts at the oldest record and commits no offsets itself.
 
     Raises:
         KafkaError: no broker can be reached.
@@ -120,9 +119,9 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
         settings,
         f"inbox-consumer-{group_id}",
         group_id=group_id,
-        # Each start is a new member: a process has no name that outlives it.
+        # Each start is a new member, because a process has no stable name.
         group_instance_id=None,
-        # Both spread partitions evenly enough; every member must know one in common.
+        # All members must support a common strategy. Both distribute partitions evenly.
         partition_assignment_strategy=(RangePartitionAssignor, RoundRobinPartitionAssignor),
         max_poll_records=settings.consumer_batch,
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
@@ -132,7 +131,7 @@ def make_consumer(settings: Settings, group_id: str) -> KafkaConsumer:
 
 
 def make_reader(settings: Settings) -> KafkaConsumer:
-    """Connect a consumer that is in no group, to read partitions that it is assigned to.
+    """Connect a consumer without a group, which reads the partitions that are assigned to it.
 
     Raises:
         KafkaError: no broker can be reached.
@@ -151,7 +150,7 @@ def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsum
         KafkaConsumer,
         **_connection(settings, client_id)
         | {"receive_message_max_bytes": _CONSUMER_RECEIVE_MAX_BYTES},
-        # What a producer has aborted never happened, and what is not committed yet has not.
+        # Skip aborted records, and wait for open transactions.
         isolation_level="read_committed",
         check_crcs=True,
         enable_auto_commit=False,
@@ -160,8 +159,8 @@ def _consumer(settings: Settings, client_id: str, **options: Any) -> KafkaConsum
         exclude_internal_topics=True,
         request_timeout_ms=10_000,
         fetch_min_bytes=1,
-        # Apache Kafka answers as soon as there is a record; the embedded broker looks only every so
-        # often while a fetch waits, by a share of this time (500: 0 to 100 ms late; 50: 3 to 11).
+        # Apache Kafka responds as soon as there is a record. The embedded broker checks only a few
+        # times within this time, so keep it short (benchmarks/README.md).
         fetch_max_wait_ms=50,
         fetch_max_bytes=FETCH_MAX_BYTES,
         max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,

@@ -1,9 +1,9 @@
 """Receive the response to a fetch that is too large for memory.
 
-A broker always sends the first batch completely, however large it is (KIP-74). Some brokers send
-more than was asked for as well. So a large response is read as it arrives. Of a batch that is too
-large, the header, size and SHA-256 are kept. Batches beyond the limit are left out, and the next
-fetch asks for them again.
+A broker always sends the first batch completely, however large it is (KIP-74). Some brokers also
+send more than requested. So a large response is parsed while it arrives. A batch that is too large
+is replaced by its header, size and SHA-256. Batches beyond the limit are dropped, and the next
+fetch requests them again.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from settle_outbox.kafka.varint import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    # Yields how many bytes it needs next, and is sent them.
+    # It yields the number of bytes that it needs next, and receives them by `send`.
     _Reading = Generator[int, bytes, None]
     _Counting = Generator[int, bytes, int]
     _Keeping = Generator[int, bytes, bytes]
 
-# The request of such a response, and the only version of it that is read here.
+# The request, and its only version that is supported here.
 FETCH_API_KEY = 1
 FETCH_VERSION = 12
 
-# What a fetch asks for. If a response is larger than a client takes, a batch over this is replaced.
+# The requested size of a fetch. In a response that is too large, a batch over this size is
+# replaced.
 FETCH_MAX_BYTES = 4 * RECORD_MAX_BYTES
-# Bytes that are kept of a replaced batch: its header, which has its offsets.
+# The header of a batch, which has its offsets. It is kept of a replaced batch.
 _HEADER_BYTES = 61
 # The start of every batch: its offset and its length.
 _BATCH_START = struct.Struct(">qi")
-# What replaces a batch: a marker for its offset, a length, then the batch's size and digest.
+# The replacement of a batch: a marker in place of the offset, a length, the size and the digest.
 _REPLACED = struct.Struct(">qiq32s")
 # The marker. The offset of a real batch is never negative.
 _NO_OFFSET = -(2**62)
 _PIECE_BYTES = 64 * 1024
-# Maximum size of a response without its batches. Real responses are far smaller.
+# Maximum size of a response without its batches. Real responses are much smaller.
 _REST_MAX_BYTES = 1024 * 1024
 
 
 class ReplacedBatch(NamedTuple):
-    """A batch that was not kept.
+    """A batch that was replaced.
 
     Args:
         header: its first bytes.
@@ -63,7 +64,7 @@ class ReplacedBatch(NamedTuple):
 
 
 def replaced_batch(batch: bytes | memoryview) -> ReplacedBatch | None:
-    """Return what was put in the place of a batch; None for a batch as a broker sends it."""
+    """Parse the replacement of a batch. Return None for a batch of a broker."""
     if len(batch) != _REPLACED.size + _HEADER_BYTES:
         return None
     mark, _, size, digest = _REPLACED.unpack_from(batch)
@@ -73,13 +74,13 @@ def replaced_batch(batch: bytes | memoryview) -> ReplacedBatch | None:
 
 
 class LargeFetchResponse:
-    """Receives the bytes of a response, and gives the response with fewer or smaller batches.
+    """Receives the bytes of a response, and returns the response with fewer or smaller batches.
 
-    It stands in for kafka-python's `KafkaBytes`.
+    It replaces kafka-python's `KafkaBytes`.
 
     Args:
         size: of the whole response, in bytes.
-        batches_max_bytes: the most that is kept of all batches. One over this size is replaced.
+        batches_max_bytes: maximum size of all batches that are kept. A larger batch is replaced.
     """
 
     def __init__(self, size: int, batches_max_bytes: int) -> None:
@@ -97,14 +98,14 @@ class LargeFetchResponse:
         return self._size
 
     def tell(self) -> int:
-        """Return how many bytes were received."""
+        """Return the number of received bytes."""
         return self._received
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes.
+        """Receive the next bytes.
 
         Raises:
-            InvalidReceiveError: the response has another form.
+            InvalidReceiveError: they are not a response to a fetch.
         """
         self._received += len(data)
         self._waiting += data
@@ -123,18 +124,18 @@ class LargeFetchResponse:
             )
 
     def seek(self, position: int) -> None:
-        """Go to a position in the response that is given."""
+        """Set the position of `read`."""
         self._position = position
 
     def read(self, count: int | None = None) -> bytes:
-        """Return bytes of the response that is given."""
+        """Return bytes of the shortened response."""
         end = len(self._response) if count is None else self._position + count
         data = bytes(self._response[self._position : end])
         self._position += len(data)
         return data
 
     def _read(self) -> _Reading:
-        """Read a FetchResponse of version 12, after a response header of version 1."""
+        """Parse a FetchResponse of version 12, after a response header of version 1."""
         yield from self._copy(4)  # correlation id
         yield from self._copy_tags()
         yield from self._copy(4 + 2 + 4)  # throttle time, error, session
@@ -160,7 +161,7 @@ class LargeFetchResponse:
         yield from self._copy_tags()
 
     def _keep_batches(self, size: int) -> _Keeping:
-        """Read the records of a partition, and return its first batches within the limit."""
+        """Return the first batches of a partition, within the limit."""
         kept = bytearray()
         left = size
         while left >= _BATCH_START.size:
@@ -182,7 +183,7 @@ class LargeFetchResponse:
         return bytes(kept)
 
     def _replace(self, start: bytes, length: int) -> _Keeping:
-        """Measure a batch, and return what replaces it."""
+        """Measure a batch, and return its replacement."""
         size = len(start) + length
         header = start + (yield _HEADER_BYTES - len(start))
         digest = hashlib.sha256(header)
@@ -199,7 +200,11 @@ class LargeFetchResponse:
             count -= len((yield min(count, _PIECE_BYTES)))
 
     def _copy(self, count: int) -> _Reading:
-        """Copy bytes to the response that is given, up to its limit."""
+        """Copy bytes to the shortened response.
+
+        Raises:
+            InvalidReceiveError: it would exceed its limit.
+        """
         if len(self._response) + count > self._batches_max_bytes + _REST_MAX_BYTES:
             raise InvalidReceiveError(f"{self._size} bytes are not a response to a fetch")
         if count:
@@ -217,7 +222,7 @@ class LargeFetchResponse:
             raise InvalidReceiveError(f"in a response, {error}") from error
 
     def _copy_count(self) -> _Counting:
-        """Copy the length of a compact field, which is one more than that; of null, 0."""
+        """Copy the length of a compact field. It is stored plus one, and as 0 for null."""
         return max(0, (yield from self._copy_number()) - 1)
 
     def _copy_tags(self) -> _Reading:
@@ -227,9 +232,9 @@ class LargeFetchResponse:
 
 
 def _encode_varint(number: int) -> bytes:
-    found = bytearray()
+    data = bytearray()
     while number >= VARINT_MORE:
-        found.append((number & 0x7F) | VARINT_MORE)
+        data.append((number & 0x7F) | VARINT_MORE)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    data.append(number)
+    return bytes(data)

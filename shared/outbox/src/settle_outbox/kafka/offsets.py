@@ -1,8 +1,8 @@
-"""Committed offsets, each with the id of the topic that it belongs to.
+"""Committed offsets with the id of their topic.
 
-An offset outlives its topic: after a topic is deleted and created again, the group's old offset
-points into the new topic, and the records before it would never be read. The topic's id in the
-commit's metadata shows which topic an offset belongs to.
+If a topic is deleted and created again, the group keeps its offset of the old topic. The consumer
+would skip the records before this offset in the new topic. So the metadata of each commit has the
+topic's id.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def offsets_of(
     batch: Mapping[TopicPartition, Sequence[ConsumerRecord]], topic_ids: Mapping[str, UUID | None]
 ) -> dict[TopicPartition, OffsetAndMetadata]:
-    """Return what to commit when a batch is done.
+    """Return the offsets to commit after a batch.
 
     Args:
         batch: the records of each partition, at least one.
-        topic_ids: the ids that the consumer found before it read the records.
+        topic_ids: the topics' ids from before the records were read.
     """
     return {
         partition: OffsetAndMetadata(
@@ -43,16 +43,16 @@ def find_stale(
     topic_ids: Mapping[str, UUID | None],
     recreated: Collection[str] = (),
 ) -> list[TopicPartition]:
-    """Return the partitions whose committed offset belongs to a topic that no longer exists.
+    """Return the partitions whose committed offset belongs to a deleted topic.
 
-    An offset without an id counts as right: an earlier release, an operator's tool or the embedded
-    broker, which drops metadata, leaves such offsets.
+    An offset without an id counts as valid. Earlier releases, tools of Kafka and the embedded
+    broker leave such offsets.
 
     Args:
-        committed: the group's offsets.
-        topic_ids: the current ids.
-        recreated: topics that this process saw being replaced. Their offsets without an id are
-            stale.
+        committed: the offsets of the group.
+        topic_ids: the current ids of the topics.
+        recreated: topics that were replaced while this process ran. Their offsets without an id
+            are not valid.
     """
     stale = []
     for partition, offset in committed.items():
@@ -65,9 +65,9 @@ def find_stale(
 
 
 class OnAssignment(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
-    """Calls a function with the partitions of each new assignment, before anything is fetched.
+    """Calls a function with the partitions of each new assignment, before the first fetch.
 
-    An error of the function becomes a KafkaError of the poll.
+    If the function raises an error, the poll raises a KafkaError.
     """
 
     def __init__(self, call: Callable[[Collection[TopicPartition]], None]) -> None:

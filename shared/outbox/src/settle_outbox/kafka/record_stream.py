@@ -1,7 +1,7 @@
-"""Read a batch of records as a stream. The expanded batch is never in memory as a whole.
+"""Decompress a batch as a stream, so that it is never completely in memory.
 
-A few kilobytes may expand to any size. So a batch is expanded in pieces, and one record is in
-memory at a time. Of a record that is too large, only the size and the SHA-256 are kept.
+A few kilobytes may decompress to any size. So a batch is decompressed in pieces, and one record is
+in memory at a time. Only the size and the SHA-256 are kept of a record that is too large.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Maximum size of a record, and of a batch that is stored in a dead letter. It is the broker's
-# default of message.max.bytes, and the most that a relay sends.
+# default of message.max.bytes.
 RECORD_MAX_BYTES = 1024 * 1024
-# Maximum headers of a record. A header has two bytes or more, and takes about 100 bytes of memory.
+# Maximum headers of a record. A header of two bytes takes about 100 bytes of memory.
 HEADERS_MAX = 1_000
-# Maximum size of an expanded batch. It limits the time that a batch takes, not the memory.
+# Maximum size of a decompressed batch. It limits the time of a batch, not the memory.
 EXPANDED_MAX_BYTES = 64 * RECORD_MAX_BYTES
 # Minimum size of an event with its headers. It gives the maximum number of records of a batch.
 _EVENT_MIN_BYTES = 256
 BATCH_RECORDS_MAX = EXPANDED_MAX_BYTES // _EVENT_MIN_BYTES
-# What a Zstandard decoder should support; it holds a window in memory (RFC 8878, 3.1.1.1.2).
+# The window that a Zstandard decoder should support, and has in memory (RFC 8878, 3.1.1.1.2).
 _ZSTD_WINDOW_MAX_BYTES = 8 * 1024 * 1024
-# One Snappy block is expanded at once. Java's clients make blocks of 32 KiB, others one of a batch.
+# A Snappy block is decompressed at once. Java's clients use blocks of 32 KiB, others one per batch.
 _SNAPPY_BLOCK_MAX_BYTES = 8 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 
@@ -44,17 +44,17 @@ _BLOCK_LENGTH = struct.Struct(">i")
 
 
 class TooLargeError(SettleError):
-    """A batch is over a limit of this module. Fetching it again would not help."""
+    """A batch exceeds a limit of this module, so it is useless to fetch it again."""
 
 
 class TooLarge(bytes):
-    """The size and digest of bytes that are too large to keep. As `bytes`, it is empty.
+    """The size and digest of data that is too large to keep.
 
-    kafka-python passes it on as the value of a record.
+    It is an empty `bytes`, so that kafka-python accepts it as the value of a record.
 
     Args:
-        size: of the bytes.
-        sha256: of the bytes, in hexadecimal.
+        size: of the data, in bytes.
+        sha256: of the data, in hexadecimal.
     """
 
     size: int
@@ -62,40 +62,40 @@ class TooLarge(bytes):
 
     @classmethod
     def of(cls, data: bytes | memoryview) -> Self:
-        """Measure bytes that are in memory."""
+        """Measure data that is in memory."""
         return cls.measured(len(data), hashlib.sha256(data).hexdigest())
 
     @classmethod
     def measured(cls, size: int, sha256: str) -> Self:
-        """Make it of a size and a digest that are known."""
-        found = cls()
-        found.size, found.sha256 = size, sha256
-        return found
+        """Return an instance with a known size and digest."""
+        measure = cls()
+        measure.size, measure.sha256 = size, sha256
+        return measure
 
     def describe(self) -> str:
-        """Return the size and the digest in words."""
+        """Return the size and the digest as a text."""
         return f"{self.size} bytes with the SHA-256 {self.sha256}"
 
 
 class RecordStream:
-    """The content of a batch, expanded while it is read.
+    """The content of a batch, decompressed while it is read.
 
     Args:
-        codec: by its name: ``none``, ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
-        data: as the batch holds it.
+        codec: ``none``, ``gzip``, ``snappy``, ``lz4`` or ``zstd``.
+        data: the compressed content.
     """
 
     def __init__(self, codec: str, data: bytes | memoryview) -> None:
-        # Its C code makes single bytes cheap to read.
+        # A BufferedReader makes it cheap to read single bytes.
         self._source = io.BufferedReader(
             cast("io.RawIOBase", _open(codec, data)), buffer_size=_PIECE_BYTES
         )
 
     def read_length(self) -> int:
-        """Read the length of the next record, a zigzag varint.
+        """Read the length of the next record, which is a zigzag varint.
 
         Raises:
-            CorruptRecordError: there is none, or it is negative.
+            CorruptRecordError: it is missing, negative or too large.
         """
         try:
             value = read_varint(self.read)
@@ -109,7 +109,7 @@ class RecordStream:
         """Read bytes.
 
         Raises:
-            CorruptRecordError: there are fewer.
+            CorruptRecordError: the stream has fewer.
         """
         data = self._source.read(count)
         if len(data) < count:
@@ -117,10 +117,10 @@ class RecordStream:
         return data
 
     def pieces(self, count: int) -> Iterator[bytes]:
-        """Read bytes, a piece at a time.
+        """Read bytes, one piece after the other.
 
         Raises:
-            CorruptRecordError: there are fewer.
+            CorruptRecordError: the stream has fewer.
         """
         while count:
             piece = self.read(min(count, _PIECE_BYTES))
@@ -128,13 +128,11 @@ class RecordStream:
             yield piece
 
     def check(self, count: int) -> None:
-        """Check that there are so many records, within the limits and with nothing after them.
-
-        It reads the stream to its end. The fields of the records are not checked.
+        """Read the stream to its end, and check the number and the lengths of its records.
 
         Raises:
-            TooLargeError: they are too many, or too large together.
-            CorruptRecordError: they are not so many.
+            TooLargeError: the records are too many, or too large together.
+            CorruptRecordError: the stream does not have exactly `count` records.
         """
         if count > BATCH_RECORDS_MAX:
             raise TooLargeError(f"it has {count} records; the maximum is {BATCH_RECORDS_MAX}")
@@ -151,7 +149,7 @@ class RecordStream:
 
 
 def _open(codec: str, data: bytes | memoryview) -> object:
-    """Return a file that gives the expanded bytes."""
+    """Return a file object with the decompressed bytes."""
     if codec == "gzip":
         return gzip.GzipFile(fileobj=io.BytesIO(data))
     if codec == "lz4":
@@ -165,7 +163,7 @@ def _open(codec: str, data: bytes | memoryview) -> object:
 
 
 class _SnappyFile(io.RawIOBase):
-    """Snappy's blocks, each expanded when it is needed."""
+    """A file of Snappy blocks. Each is decompressed when it is read."""
 
     def __init__(self, data: bytes) -> None:
         self._blocks = _snappy_blocks(data)
@@ -200,7 +198,7 @@ def _snappy_blocks(data: bytes) -> Iterator[bytes]:
 
 
 def _expand_snappy(block: bytes) -> bytes:
-    """Expand a block, which begins with its expanded size as a varint."""
+    """Decompress a block, which starts with its decompressed size as a varint."""
     try:
         size = read_varint(io.BytesIO(block).read)
     except ValueError as error:

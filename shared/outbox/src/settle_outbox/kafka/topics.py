@@ -1,4 +1,4 @@
-"""Topics and their cluster: create topics, and read ids and settings from the broker."""
+"""Create topics, and read the ids and settings of topics and of their cluster."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ log = structlog.get_logger(__name__)
 
 _UNKNOWN_TOPIC = 3  # UNKNOWN_TOPIC_OR_PARTITION
 _NO_ID = UUID(int=0)
-# The same for every embedded broker (tansu). Apache Kafka's ids are random.
+# All embedded brokers (tansu) have this id. Apache Kafka's ids are random.
 _EMBEDDED_CLUSTER = "tansu_cluster"
 
 
 def ensure_topics(
     admin: KafkaAdminClient, topics: Iterable[str], settings: Settings
 ) -> dict[str, UUID | None]:
-    """Create the missing ones among the topics that the service publishes.
-
-    A first write never creates a topic: the partition count must be the publisher's.
+    """Create the topics that do not exist, with the partition count of the settings.
 
     Returns:
-        The broker's id of each topic (KIP-516), which another topic of that name will not have;
-        None from a broker that gives no ids.
+        The broker's id of each topic (KIP-516), or None from a broker without ids. If a topic is
+        deleted and created again, its id changes.
 
     Raises:
         KafkaError: the broker cannot be reached, or refuses.
@@ -44,14 +42,14 @@ def ensure_topics(
     for topic in missing:
         _create(admin, topic, settings)
     if missing:
-        # Also for those that another was faster to create: they exist before they can be seen.
+        # A new topic exists before the broker describes it, even if another relay created it.
         admin.wait_for_topics(missing)
         found = _describe(admin, wanted)
     return {topic: _id_of(found[topic]) for topic in wanted if topic in found}
 
 
 def find_topics(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, UUID | None]:
-    """Return the ids of the topics that exist, as `ensure_topics` does, and create none.
+    """Return the ids of the existing topics, as `ensure_topics` does, without creating any.
 
     Raises:
         KafkaError: the broker cannot be reached, or refuses.
@@ -60,39 +58,39 @@ def find_topics(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, UUI
 
 
 def count_partitions(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, int]:
-    """Return the number of partitions of each topic that exists."""
+    """Return the number of partitions of each existing topic."""
     found = _describe(admin, sorted(topics))
     return {topic: len(description["partitions"]) for topic, description in found.items()}
 
 
 def find_cluster(admin: KafkaAdminClient) -> str | None:
-    """Return the id of the broker's cluster; None for the embedded broker.
+    """Return the id of the broker's cluster, or None for the embedded broker.
 
-    The embedded broker loses everything when it ends, so its id identifies nothing.
+    The embedded broker loses all data when it ends, so its id does not identify a cluster.
     """
     cluster_id: str | None = admin.describe_cluster()["cluster_id"]
     return None if cluster_id == _EMBEDDED_CLUSTER else cluster_id
 
 
 def is_embedded(admin: KafkaAdminClient) -> bool:
-    """Return whether this is the embedded broker, which needs other cures than Apache Kafka."""
+    """Return whether this is the embedded broker, whose defects need workarounds."""
     return bool(admin.describe_cluster()["cluster_id"] == _EMBEDDED_CLUSTER)
 
 
 def read_topic_settings(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
-    """Return the settings of a topic by their names; none from the embedded broker.
+    """Return the settings of a topic by name. The embedded broker returns none.
 
     Raises:
         KafkaError: the broker cannot be reached.
     """
     resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    answer = admin.describe_configs([resource], config_filter="all")
-    found = answer.get("topic", {}).get(topic, {})
-    return {name: each["value"] for name, each in found.items() if each["value"] is not None}
+    configs = admin.describe_configs([resource], config_filter="all")
+    entries = configs.get("topic", {}).get(topic, {})
+    return {name: entry["value"] for name, entry in entries.items() if entry["value"] is not None}
 
 
 def retention_problem(topic_settings: Mapping[str, str], settings: Settings) -> str | None:
-    """Return why a topic keeps events longer than the inbox remembers them; None if it does not.
+    """Return why a topic keeps events longer than the inbox remembers them, or None.
 
     Args:
         topic_settings: from `read_topic_settings`.
@@ -132,8 +130,8 @@ def _create(admin: KafkaAdminClient, topic: str, settings: Settings) -> None:
                     "replication_factor": settings.topic_replication,
                     "configs": {
                         "retention.ms": str(settings.topic_retention_s * 1000),
-                        # By the broker's clock. By that of a relay which is days behind, the broker
-                        # would drop events that nobody has read; it refuses those of one ahead.
+                        # Use the broker's clock. With the clock of a relay that is days behind, the
+                        # broker would delete unread events. It rejects events from the future.
                         "message.timestamp.type": "LogAppendTime",
                     },
                 }
@@ -141,7 +139,7 @@ def _create(admin: KafkaAdminClient, topic: str, settings: Settings) -> None:
             timeout_ms=3_000,
         )
     except TopicAlreadyExistsError:
-        return  # another relay was faster
+        return  # another relay created it
     log.info("topic.created", topic=topic, partitions=settings.topic_partitions)
 
 
@@ -153,7 +151,7 @@ def _id_of(description: dict[str, Any]) -> UUID | None:
 
 
 def close_quietly(client: Any) -> None:
-    """Close a Kafka client that may be broken already; what it says then helps nobody."""
+    """Close a Kafka client that may be broken. An error of this is only logged."""
     try:
         client.close()
     except (KafkaError, OSError, RuntimeError) as error:

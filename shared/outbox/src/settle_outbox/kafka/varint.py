@@ -1,7 +1,7 @@
-"""Read unsigned varints of 32 bits: base 128, the least significant group first.
+"""Read unsigned varints of 32 bits: base 128, with the least significant group first.
 
-Lengths in Kafka's record batches have this form, as have compact fields of Kafka's protocol
-(KIP-482), and the sizes of Snappy's blocks.
+Kafka uses them for lengths in record batches and for compact fields (KIP-482). Snappy uses them for
+the sizes of blocks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A byte of this value or more is followed by another one.
+# After a byte of this value or more, another byte follows.
 VARINT_MORE = 0x80
 VARINT_MAX_BYTES = 5
 _LIMIT = 1 << 32
@@ -25,11 +25,11 @@ def read_varint(read: Callable[[int], bytes]) -> int:
     """Read a varint.
 
     Args:
-        read: returns as many bytes as it is asked for.
+        read: returns the requested number of bytes.
 
     Raises:
         VarintError: the number has more than 32 bits.
-        ValueError: the bytes end before it.
+        ValueError: the bytes end too early.
     """
     number = 0
     for position in range(VARINT_MAX_BYTES):

@@ -1,4 +1,4 @@
-"""Read the records of a fetched batch, sound or corrupt, one at a time."""
+"""Read the records of a fetched batch, one at a time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
     from kafka.record.memory_records import MemoryRecords
 
-# The only record format with headers, and so with events.
+# The only record format with headers. Events need headers.
 _FORMAT = 2
 _CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-# The beginning of a record, up to its offset: a byte, a varlong and a varint.
+# Maximum size of the beginning of a record up to its offset: a byte, a varlong and a varint.
 _RECORD_BEGINNING_BYTES = 1 + 10 + 5
-# Where a batch begins, its format, and how many offsets it spans.
+# Fields in the header of a batch: its format, its first offset, and the difference to its last
+# offset.
 _MAGIC_AT = 16
 _BASE_OFFSET = struct.Struct(">q")
 _LAST_OFFSET_DELTA = struct.Struct(">i")
@@ -37,11 +38,11 @@ _LAST_OFFSET_DELTA_AT = 23
 
 
 def read_records(batch: Any) -> Iterator[DefaultRecord]:
-    """Read the records of a batch, after a check of all their lengths.
+    """Check the lengths of all records of a batch, then read them.
 
     Raises:
-        TooLargeError: the batch is over a limit.
-        UnsupportedCodecError: its codec is unknown, or not installed.
+        TooLargeError: the batch exceeds a limit.
+        UnsupportedCodecError: its codec is unknown or not installed.
     """
     if batch.compression_type:
         batch._assert_has_codec(batch.compression_type)
@@ -55,7 +56,7 @@ def _read_each(batch: Any, stream: RecordStream) -> Iterator[DefaultRecord]:
     """Read one record after the other.
 
     Raises:
-        CorruptRecordError: a record is not as its format says.
+        CorruptRecordError: a record does not have the format.
     """
     next_offset = batch.base_offset
     for _ in range(batch.records_count):
@@ -66,14 +67,14 @@ def _read_each(batch: Any, stream: RecordStream) -> Iterator[DefaultRecord]:
             raise CorruptRecordError(f"a record ends within a field: {error}") from error
         if not next_offset <= record.offset <= batch.last_offset:
             raise CorruptRecordError(
-                f"a record says that it is at {record.offset}, outside its batch or its order"
+                f"a record has the offset {record.offset}, which is outside its batch or its order"
             )
         next_offset = record.offset + 1
         yield record
 
 
 def _read_record(batch: Any, stream: RecordStream, length: int) -> DefaultRecord:
-    """Read a record. Of one that is too large, read the place, and measure the rest."""
+    """Read a record. If it is too large, read its offset and measure the rest."""
     fields = _Fields(stream.read(min(length, _RECORD_BEGINNING_BYTES)))
     timestamp = batch.first_timestamp + fields.read_number()
     offset = batch.base_offset + fields.read_number()
@@ -99,12 +100,12 @@ class _Fields:
     """The fields of a record, read one after the other.
 
     Args:
-        data: of the record, from its beginning; more may be added.
+        data: the beginning of the record. The rest may be added later.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self._position = 1  # after the attributes, which have no meaning yet
+        self._position = 1  # after the attributes, which are unused
 
     def read_number(self) -> int:
         """Read a varint or a varlong."""
@@ -113,7 +114,7 @@ class _Fields:
         return number
 
     def read_bytes(self) -> bytes | None:
-        """Read bytes after their length; None where the length is negative."""
+        """Read the length of a field and its bytes, or None for a negative length."""
         length = self.read_number()
         if length < 0:
             return None
@@ -123,7 +124,7 @@ class _Fields:
         return self.data[begin : self._position]
 
     def read_headers(self) -> list[tuple[str, bytes | None]] | None:
-        """Read the headers up to the end of the record; None when they are more than allowed."""
+        """Read the headers up to the end of the record, or return None for too many."""
         count = self.read_number()
         if count > HEADERS_MAX:
             return None
@@ -139,11 +140,11 @@ class _Fields:
 
 
 class BatchReader:
-    """The batches of a fetched partition; it knows the bytes of the one that is being read.
+    """The batches of a fetched partition. It keeps the bytes of the current batch.
 
     Args:
         records: of the fetch.
-        offset: where reading begins.
+        offset: at which reading starts.
     """
 
     def __init__(self, records: MemoryRecords, offset: int) -> None:
@@ -157,10 +158,10 @@ class BatchReader:
         """Return the next batch, or None after the last one.
 
         Raises:
-            CorruptRecordError: it is no batch, or does not bring reading forward.
-            TooLargeError: it was too large to be received.
+            CorruptRecordError: the data is not a batch, or the batch ends before the offset.
+            TooLargeError: the batch was too large to be received.
         """
-        # A view of the fetch's buffer; None at its end.
+        # `_next_slice` is a view of the fetch's buffer, or None at its end.
         self.current, self.following = self._records._next_slice or b"", b""
         replaced = replaced_batch(self.current)
         if replaced is not None:
@@ -171,16 +172,16 @@ class BatchReader:
         if batch is None:
             return None
         if batch.magic != _FORMAT:
-            raise CorruptRecordError(f"its format is {batch.magic}, and {_FORMAT} alone is read")
+            raise CorruptRecordError(f"its format is {batch.magic}; only {_FORMAT} can be read")
         if batch.last_offset < max(batch.base_offset, self._offset):
             raise CorruptRecordError(
-                f"it ends at {batch.last_offset}, and {self._offset} is to be read"
+                f"it ends at {batch.last_offset}, before the expected offset {self._offset}"
             )
         self._offset = batch.last_offset + 1
         return batch
 
     def kept(self, error: Exception) -> bytes:
-        """Return what is kept of a batch that cannot be read: its bytes, or size and digest."""
+        """Return the bytes of a batch that cannot be read, or a `TooLarge`."""
         if self.measure is not None:
             return self.measure
         if isinstance(error, TooLargeError) or len(self.current) > RECORD_MAX_BYTES:

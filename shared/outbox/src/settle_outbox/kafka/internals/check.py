@@ -1,4 +1,4 @@
-"""The private parts of kafka-python that are used, and the check that they are there."""
+"""The list of the private parts of kafka-python that are used, and a check that they exist."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PrivateParts(NamedTuple):
     Args:
         owner: the class or module.
         names: of its methods and attributes.
-        guarded_by: the test that fails when they work differently.
+        guarded_by: the test that fails if they work differently.
     """
 
     owner: type | ModuleType
@@ -154,31 +154,33 @@ PRIVATE_PARTS = (
 
 
 class KafkaVersionError(FatalError):
-    """The installed kafka-python is not the one that the engine was written for."""
+    """The installed kafka-python is not the version that the engine supports."""
 
 
 def check() -> None:
-    """Check that kafka-python is the pinned version and has the parts that are used.
+    """Check that kafka-python has the pinned version and all used parts.
 
     Raises:
-        KafkaVersionError: it is another version, or lacks a part.
+        KafkaVersionError: the version is another one, or a part is missing.
     """
     if __version__ != VERSION:
         raise KafkaVersionError(
-            f"kafka-python {__version__} is installed. This version is not the one that the relay's"
-            f" fence was written for, {VERSION}: pip install kafka-python=={VERSION}."
+            f"kafka-python {__version__} is installed, but settle-outbox supports only {VERSION},"
+            " because it uses private parts of it to keep the order of events. Run: pip install"
+            f" kafka-python=={VERSION}"
         )
     for part in PRIVATE_PARTS:
         for name in part.names:
             if not _has(part.owner, name):
                 raise KafkaVersionError(
-                    f"kafka-python {__version__} has no {part.owner.__name__}.{name}:"
-                    f" pip install --force-reinstall kafka-python=={VERSION}."
+                    f"The installed kafka-python {__version__} has no {part.owner.__name__}.{name},"
+                    " which settle-outbox uses. Its files may have been changed. Run: pip install"
+                    f" --force-reinstall kafka-python=={VERSION}"
                 )
 
 
 def _has(owner: object, name: str) -> bool:
-    """Return whether a class or module has a name, or the class gives it to each instance."""
+    """Return whether a class or module has an attribute, or a class sets it in `__init__`."""
     if hasattr(owner, name):
         return True
     code = getattr(getattr(owner, "__init__", None), "__code__", None)

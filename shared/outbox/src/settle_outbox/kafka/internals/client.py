@@ -1,4 +1,4 @@
-"""What kafka-python keeps private of every client: connecting, and what it asks a broker for."""
+"""Private parts of all clients: connecting, and the creation of topics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _Client = TypeVar("_Client")
 
 
 def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
-    """Make a client. If no broker answers, leave nothing of it behind.
+    """Return a connected client. If no broker responds, end its thread.
 
-    kafka-python starts a client's thread before it connects, and does not end it when that fails:
-    an outage of an hour would leak hundreds of threads.
+    kafka-python starts a client's thread before it connects, and does not end it if that fails. An
+    outage of an hour would leak hundreds of threads.
 
     Raises:
         KafkaError: no broker can be reached.
@@ -42,10 +42,10 @@ def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
 
 
 def disable_topic_creation(client: KafkaConsumer | KafkaProducer) -> None:
-    """Set `allow_auto_create_topics` where kafka-python reads it; it never stores it there.
+    """Set `allow_auto_create_topics` to False where kafka-python reads it.
 
-    A broker that forgot a topic would create it again for each client that is still connected,
-    with a partition count of its own.
+    kafka-python does not store the client's option there. If a topic was lost, the broker would
+    create it again for each connected client, with a default partition count.
     """
     cluster = client._cluster if hasattr(client, "_cluster") else client._metadata
     cluster.config["allow_auto_create_topics"] = False

@@ -1,4 +1,4 @@
-"""What kafka-python keeps private of a consumer: how it fetches, and what it keeps."""
+"""Private parts of the consumer: how it fetches, and which records it keeps."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from kafka.record.memory_records import MemoryRecords
 
-# Records that one poll gives, as they are in memory; the last one may go beyond it.
+# Maximum memory of the records of one poll. Only the last record may exceed it.
 POLL_MAX_BYTES = 4 * RECORD_MAX_BYTES
-# What a header takes in memory, beside its bytes.
+# Memory of a header in addition to its bytes.
 _HEADER_OVERHEAD_BYTES = 100
 
-# kafka-python's own. One that is missing is reported by `check`, before the first client is made.
-_read_batches: Any = getattr(Fetcher.PartitionRecords, "_unpack_records", None)
-_parse_partition: Any = getattr(Fetcher, "_parse_fetched_data", None)
-_append: Any = getattr(Fetcher, "_append", None)
-_validate_frame_size: Any = getattr(KafkaProtocol, "_validate_frame_size", None)
+# The original methods of kafka-python. `check` reports a missing one before the first client is
+# made.
+_original_unpack_records: Any = getattr(Fetcher.PartitionRecords, "_unpack_records", None)
+_original_parse_fetched_data: Any = getattr(Fetcher, "_parse_fetched_data", None)
+_original_append: Any = getattr(Fetcher, "_append", None)
+_original_validate_frame_size: Any = getattr(KafkaProtocol, "_validate_frame_size", None)
 
 
 def patch_consumers() -> None:
-    """Change how every consumer of this process reads; see the docstring of the package."""
+    """Change how all consumers of this process read; see the docstring of the package."""
     check()
-    KafkaProtocol._validate_frame_size = _validate_answer_size
+    KafkaProtocol._validate_frame_size = _validate_response_size
     parser.KafkaBytes = _make_buffer
     DefaultRecordBatch.__iter__ = read_records
-    Fetcher.PartitionRecords._unpack_records = _read_batches_or_say_where
+    Fetcher.PartitionRecords._unpack_records = _read_batches_with_place
     Fetcher.PartitionRecords.take = _take_within_limit
     Fetcher.PartitionRecords.bytes_left = POLL_MAX_BYTES
     Fetcher._append = _append_within_limit
-    Fetcher._parse_fetched_data = _parse_partition_or_say_which
+    Fetcher._parse_fetched_data = _parse_partition_with_place
 
 
 class _Dropped(dict[TopicPartition, Any]):
@@ -65,10 +66,10 @@ class _Dropped(dict[TopicPartition, Any]):
 
 
 def drop_fetched_when_paused(consumer: KafkaConsumer) -> None:
-    """Let a consumer keep no records of paused partitions.
+    """Make a consumer drop the fetched records of paused partitions.
 
-    It keeps what one fetch brought, for each of them. After a pause this project reads from an
-    earlier offset anyhow.
+    Otherwise it keeps those of one fetch for each partition. They are useless here, because after a
+    pause reading starts at an earlier offset.
     """
     fetcher = consumer._fetcher
     fetcher._paused_completed_fetches = _Dropped()
@@ -76,7 +77,7 @@ def drop_fetched_when_paused(consumer: KafkaConsumer) -> None:
 
 
 def close_connection(consumer: KafkaConsumer, partition: TopicPartition) -> None:
-    """Close the connection to the leader of a partition; the next fetch opens another one."""
+    """Close the connection to the leader of a partition. The next fetch opens a new one."""
     leader = consumer._cluster.leader_for_partition(partition)
     if leader is not None:
         manager = consumer._client._manager
@@ -84,9 +85,9 @@ def close_connection(consumer: KafkaConsumer, partition: TopicPartition) -> None
 
 
 def readable_end(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
-    """Return where committed records end, as of the last fetch; None before the first fetch.
+    """Return the end of the committed records at the last fetch, or None before the first one.
 
-    It is the end of the partition, or where the oldest open transaction begins.
+    It is the end of the partition, or the start of the oldest open transaction.
     """
     state = consumer._subscription.assignment[partition]
     stable: int = getattr(state, "last_stable_offset", -1)
@@ -94,18 +95,18 @@ def readable_end(consumer: KafkaConsumer, partition: TopicPartition) -> int | No
     return end if end is None or stable < 0 else min(end, stable)
 
 
-def _read_batches_or_say_where(
+def _read_batches_with_place(
     part: Any, partition: TopicPartition, records: MemoryRecords, *deserializers: object
 ) -> Iterator[Any]:
     """Read the records of a fetched partition.
 
     Raises:
-        UnreadableBatchError: a batch cannot be read, or not from some record on. All records
-            before that were given, and the next fetch begins with it.
+        UnreadableBatchError: a batch, or the rest of it, cannot be read. All records before that
+            were returned, and the next fetch starts there.
     """
     batches = BatchReader(records, part.fetch_offset)
     try:
-        yield from _read_batches(part, partition, batches, *deserializers)
+        yield from _original_unpack_records(part, partition, batches, *deserializers)
     except Exception as error:
         # Without drain(), the fetcher would ask this part for records forever.
         part.drain()
@@ -118,15 +119,15 @@ def _read_batches_or_say_where(
         ) from error
 
 
-def _parse_partition_or_say_which(fetcher: Fetcher, completed: Any) -> Any:
-    """Open what was fetched of one partition.
+def _parse_partition_with_place(fetcher: Fetcher, completed: Any) -> Any:
+    """Parse the fetched data of one partition.
 
     Raises:
-        UnreadablePartitionError: the broker gave an error in place of records.
+        UnreadablePartitionError: the broker returned an error in place of records.
     """
     partition = completed.topic_partition
     try:
-        part = _parse_partition(fetcher, completed)
+        part = _original_parse_fetched_data(fetcher, completed)
     except KafkaError as error:
         raise UnreadablePartitionError(partition, completed.fetched_offset, error) from error
     if part is not None:
@@ -138,7 +139,7 @@ def _parse_partition_or_say_which(fetcher: Fetcher, completed: Any) -> Any:
 
 
 class _Receiving(threading.local):
-    """What the thread of a client receives next."""
+    """The kind of response that the thread of a client receives next."""
 
     is_large_fetch = False
 
@@ -146,22 +147,22 @@ class _Receiving(threading.local):
 _receiving = _Receiving()
 
 
-def _validate_answer_size(protocol: KafkaProtocol, size: int) -> None:
-    """Let an answer to a fetch be larger than others.
+def _validate_response_size(protocol: KafkaProtocol, size: int) -> None:
+    """Allow a response to a fetch to be larger than others.
 
     Raises:
-        InvalidReceiveError: another answer is too large.
+        InvalidReceiveError: another response is too large.
     """
     if size > protocol._max_frame_size and protocol.in_flight_requests:
         request = protocol.in_flight_requests[0]
         asked = (request.request_api_key, request.request_api_version)
         _receiving.is_large_fetch = asked == (FETCH_API_KEY, FETCH_VERSION)
     if not _receiving.is_large_fetch:
-        _validate_frame_size(protocol, size)
+        _original_validate_frame_size(protocol, size)
 
 
 def _make_buffer(size: int) -> KafkaBytes | LargeFetchResponse:
-    """Return what receives an answer whose size was validated just before."""
+    """Return the buffer for a response whose size was validated just before."""
     if _receiving.is_large_fetch:
         _receiving.is_large_fetch = False
         return LargeFetchResponse(size, FETCH_MAX_BYTES)
@@ -171,18 +172,18 @@ def _make_buffer(size: int) -> KafkaBytes | LargeFetchResponse:
 def _append_within_limit(
     fetcher: Fetcher, drained: Any, part: Any, max_records: int, update_offsets: Any
 ) -> int:
-    """Add records of a partition to what a poll gives, until it has `POLL_MAX_BYTES`."""
+    """Add records of a partition to the result of a poll, up to `POLL_MAX_BYTES`."""
     part.bytes_left = POLL_MAX_BYTES - sum(
         _memory_of(record) for records in drained.values() for record in records
     )
     if part.bytes_left <= 0:
-        return max_records  # ends the poll; the part waits for the next one
-    added: int = _append(fetcher, drained, part, max_records, update_offsets)
+        return max_records  # ends the poll; the next one returns the rest
+    added: int = _original_append(fetcher, drained, part, max_records, update_offsets)
     return added
 
 
 def _take_within_limit(part: Any, count: int | None = None) -> list[Any]:
-    """Take the next records of a fetched partition, until their bytes are `part.bytes_left`."""
+    """Take the next records of a fetched partition, up to `part.bytes_left`."""
     part._maybe_raise_next_inline_exception()
     records: list[Any] = []
     memory = 0
@@ -200,7 +201,7 @@ def _take_within_limit(part: Any, count: int | None = None) -> list[Any]:
 
 
 def _memory_of(record: ConsumerRecord) -> int:
-    """Return about how much memory a record takes, in bytes."""
+    """Estimate the memory that a record takes, in bytes."""
     sizes = (
         record.serialized_key_size,
         record.serialized_value_size,

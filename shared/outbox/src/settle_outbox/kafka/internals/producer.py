@@ -1,4 +1,4 @@
-"""What kafka-python keeps private of a producer: its connections, and the thread that sends."""
+"""Private parts of the producer: its connections and its sending thread."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -> None:
-    """Call back, in the thread that sends, when a connection to a broker ends.
+    """Call a function in the sending thread when a connection to a broker ends.
 
-    By itself the producer opens another one and goes on. The call comes before anything is sent
-    over that one.
+    The producer then opens another connection by itself. The function is called before anything is
+    sent over that one.
     """
     manager = producer._sender._client._manager
     connect_to = manager.get_connection
     watched: WeakSet[KafkaConnection] = WeakSet()
 
     def watch(node_id: int | str, connection: KafkaConnection) -> None:
-        # A bootstrap connection carries no events, and is closed when it has done its work.
+        # A bootstrap connection carries no events, and is closed after the bootstrap.
         if connection not in watched and not manager.cluster.is_bootstrap(node_id):
             watched.add(connection)
             connection.close_future.add_both(call)
@@ -39,7 +39,7 @@ def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -
 
 
 def stop_sending(producer: KafkaProducer) -> None:
-    """Make the sending thread end before it takes up another batch; any thread may call this.
+    """Make the sending thread end before it takes the next batch. Any thread may call this.
 
     KafkaProducer.close() would flush first.
     """
@@ -47,6 +47,6 @@ def stop_sending(producer: KafkaProducer) -> None:
 
 
 def wait_for_sending_to_end(producer: KafkaProducer, timeout_s: float) -> bool:
-    """Return whether the sending thread has ended within a time."""
+    """Wait for the end of the sending thread. Return whether it ended in time."""
     producer._sender.join(timeout_s)
     return not producer._sender.is_alive()

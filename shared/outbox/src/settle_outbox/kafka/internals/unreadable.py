@@ -1,4 +1,4 @@
-"""The errors of a consumer that cannot read a partition, or a batch in it."""
+"""The errors for a partition, or a batch in it, that a consumer cannot read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError, UnsupportedCodecError
 
+from settle_outbox.errors import describe_error
 from settle_outbox.kafka.record_stream import TooLargeError
 
 if TYPE_CHECKING:
@@ -13,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class UnreadablePartitionError(KafkaError):  # type: ignore[misc]  # kafka-python is untyped
-    """One partition cannot be read now. The broker and the other partitions may be well.
+    """One partition cannot be read now. Other partitions may be readable.
 
     Args:
-        partition: which one.
-        offset: where reading stopped.
-        cause: what was raised there.
+        partition: the partition.
+        offset: the offset at which reading failed.
+        cause: the error.
     """
 
     def __init__(self, partition: TopicPartition, offset: int, cause: Exception) -> None:
-        self.reason = f"{type(cause).__name__}: {cause}"
+        self.reason = describe_error(cause)
         super().__init__(
             f"{partition.topic}-{partition.partition} cannot be read at {offset}: {self.reason}"
         )
@@ -35,11 +36,11 @@ class UnreadableBatchError(UnreadablePartitionError):
     """A batch of records cannot be read.
 
     Args:
-        partition: where it is.
-        offset: the first offset in it that was not read.
-        cause: what was raised there.
-        last_offset: its last offset, as far as it can be known; reading may continue after it.
-        value: its bytes, as the broker sent them; a `TooLarge` if they are not to be kept.
+        partition: the partition of the batch.
+        offset: the first offset in the batch that was not read.
+        cause: the error.
+        last_offset: the probable last offset of the batch. Reading may continue after it.
+        value: the bytes of the batch as the broker sent them, or a `TooLarge`.
     """
 
     def __init__(
@@ -57,10 +58,10 @@ class UnreadableBatchError(UnreadablePartitionError):
 
     @property
     def lacks_codec(self) -> bool:
-        """Return whether the batch is sound, and only its compression is unknown here."""
+        """Whether the batch may be valid, but its codec is unknown or not installed."""
         return isinstance(self.cause, UnsupportedCodecError)
 
     @property
     def is_too_large(self) -> bool:
-        """Return whether the batch may be sound, and is only over a limit."""
+        """Whether the batch may be valid, but exceeds a limit."""
         return isinstance(self.cause, TooLargeError)
