@@ -10,7 +10,7 @@ import structlog
 
 from settle_outbox.settings import SettingsError
 from shared.settings import ANY_HOST, read_web_settings
-from shared.web import THREADS
+from shared.web.app import THREADS
 
 log = structlog.get_logger(__name__)
 
@@ -18,9 +18,9 @@ _host = os.environ.get("BIND_ADDRESS", "127.0.0.1").strip("[]")
 # gunicorn knows an IPv6 address by its brackets.
 bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ['PORT']}"
 # gthread, answering in problem documents where gunicorn answers itself.
-worker_class = "shared.web.server.Worker"
+worker_class = "shared.web.server.worker.Worker"
 # Its lines in the form of ours, by LOG_LEVEL and LOG_FORMAT; the app logs the requests.
-logger_class = "shared.web.server.Logger"
+logger_class = "shared.web.server.worker.Logger"
 workers = 2
 threads = THREADS
 # Requests beyond the threads wait here; they are not refused.
@@ -30,7 +30,8 @@ backlog = 2048
 forwarded_allow_ips = ""
 
 # Bytes of a request's first line, its headers, and bytes of each; what is more is 414 or 431. For
-# all of them together, shared/web/reading.py has a limit; for the body, shared/web/bodies.py.
+# all of them together, shared/web/server/request_reader.py has a limit; for the body,
+# shared/web/json_body.py.
 limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190

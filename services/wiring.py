@@ -11,7 +11,7 @@ from settle_outbox.runtime.failpoints import arm
 from settle_outbox.storage.database import make_engine, make_sessions
 from shared import migrations
 from shared.settings import WebSettings, read_web_settings
-from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, Blueprint, Kind, make_app
+from shared.web.app import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from settle_outbox import Service
     from settle_outbox.errors import SettleError
+    from shared.web.blueprint import Blueprint
+    from shared.web.problems.problem_types import Kind
 
 
 def start_process(service: Service) -> WebSettings:

@@ -10,7 +10,7 @@ from uuid import UUID
 from flask import jsonify
 
 from services.orders import api_docs, listing, orders
-from services.orders.preferring import as_preferred, look, status_of
+from services.orders.prefer_wait import as_preferred, look, status_of
 from services.orders.problems import UNKNOWN_ORDER
 from services.orders.schemas import (
     AcceptedSchema,
@@ -20,7 +20,11 @@ from services.orders.schemas import (
     OrderStatusSchema,
     WholeOrderSchema,
 )
-from shared.web import PAGE_BYTES_MAX, Blueprint, note_created, prefer, read_paging, transaction
+from shared.web.blueprint import Blueprint
+from shared.web.idempotency.request_keys import note_created
+from shared.web.paging import PAGE_BYTES_MAX, read_paging
+from shared.web.sessions import transaction
+from shared.web.waiting import prefer_header
 
 if TYPE_CHECKING:
     from typing import Any
@@ -63,7 +67,7 @@ def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
     `success` and `failed` are final.
     """
     status, waited_s = look(order_id, orders.status, str)
-    return {"id": order_id, "status": status}, prefer.headers(wait_s=waited_s)
+    return {"id": order_id, "status": status}, prefer_header.headers(wait_s=waited_s)
 
 
 @blueprint.route(
@@ -77,7 +81,7 @@ def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
     `success` and `failed` are final.
     """
     order, waited_s = look(order_id, orders.find, status_of)
-    return order, prefer.headers(wait_s=waited_s)
+    return order, prefer_header.headers(wait_s=waited_s)
 
 
 @blueprint.route("/orders", methods=["GET"])

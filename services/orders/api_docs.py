@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.orders.models import FAILED, SUCCESS
-from shared.web import prefer
+from shared.web.waiting import prefer_header
 
 _USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 _ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
@@ -28,8 +28,8 @@ ORDER_ID = {
     "description": "The order's id, as Location told it.",
     "example": _ORDER,
 }
-PREFER_WAIT = prefer.parameter(example="wait=10")
-PREFER = prefer.parameter(
+PREFER_WAIT = prefer_header.parameter(example="wait=10")
+PREFER = prefer_header.parameter(
     "`return=representation`: the whole order, in place of the message.",
     example="return=representation, wait=10",
 )
@@ -41,7 +41,7 @@ ACCEPTED: dict[str, Any] = {
         "message": {"value": {"message": "Order accepted"}},
         "return=representation": {"value": _WHOLE},
     },
-    "headers": prefer.described("return=representation, wait=10")
+    "headers": prefer_header.described("return=representation, wait=10")
     | {
         "Location": {
             "description": "Where to ask for the order's status.",
@@ -53,12 +53,12 @@ ACCEPTED: dict[str, Any] = {
 STATUS: dict[str, Any] = {
     "description": "How the order stands.",
     "example": {"id": _ORDER, "status": SUCCESS},
-    "headers": prefer.described("wait=10"),
+    "headers": prefer_header.described("wait=10"),
 }
 WHOLE: dict[str, Any] = {
     "description": "The order, whole.",
     "example": _WHOLE,
-    "headers": prefer.described("wait=10"),
+    "headers": prefer_header.described("wait=10"),
 }
 PAGE: dict[str, Any] = {
     "description": "A page of orders.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from services.orders.api import blueprint
 from services.orders.problems import PROBLEMS
 from services.orders.service import SERVICE
-from services.orders.watch import start_watch
+from services.orders.settlement_listener import start_watch
 from services.wiring import make_service_app, start_process
 
 if TYPE_CHECKING:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from marshmallow import fields, validate
 
-from services.orders.models import (
-    DESCRIPTION_MAX,
-    FAILURE_REASON_MAX,
-    STATUSES,
-)
+from services.orders.models import DESCRIPTION_MAX, FAILURE_REASON_MAX, STATUSES
 from shared.fields import Amount, OpenSchema, Text, Time, UserId
-from shared.web import CursorField, Limit
+from shared.web.paging import CursorField, Limit
 
 _STATUS = {
     "description": "`created` until the payment is decided; then `success` or `failed`, for good.",

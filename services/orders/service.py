@@ -10,7 +10,7 @@ from services.orders.events import (
 )
 from services.orders.handlers import settle_orders
 from settle_outbox import Service, Subscription
-from shared.idempotency.keys import remove_expired
+from shared.web.idempotency.key_store import remove_expired
 
 SERVICE = Service(
     name="orders",

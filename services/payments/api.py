@@ -21,7 +21,9 @@ from services.payments.schemas import (
     StatementQuerySchema,
     TransferSchema,
 )
-from shared.web import Blueprint, read_paging, transaction
+from shared.web.blueprint import Blueprint
+from shared.web.paging import read_paging
+from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from typing import Any

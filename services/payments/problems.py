@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from services.payments import accounts
-from shared.web import Kind
+from shared.web.problems.problem_types import Kind
 
 if TYPE_CHECKING:
     from settle_outbox.errors import SettleError

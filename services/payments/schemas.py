@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import fields
 
 from shared.fields import Amount, OpenSchema, Time, UserId
-from shared.web import CursorField, Limit
+from shared.web.paging import CursorField, Limit
 
 
 class NewAccountSchema(OpenSchema):

@@ -10,22 +10,19 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
 from shared.web import (
-    access,
-    bodies,
+    access_log,
     caching,
-    docs,
-    edge,
     health,
-    idempotency,
-    kinds,
-    openapi,
+    json_body,
     paging,
-    problem_pages,
-    problems,
-    query,
+    proxy_and_cors,
+    query_parameters,
     sessions,
     tracing,
 )
+from shared.web.idempotency import request_keys
+from shared.web.openapi import api, docs_pages
+from shared.web.problems import documents, pages, problem_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +77,7 @@ def make_app(
     session_factory: sessionmaker[Session],
     settings: WebSettings,
     revision: str,
-    domain: Mapping[type[SettleError], kinds.Kind],
+    domain: Mapping[type[SettleError], problem_types.Kind],
 ) -> Flask:
     """Make a service's app.
 
@@ -96,19 +93,19 @@ def make_app(
     """
     app = _App(name, static_folder=None)
     app.json = _Json(app)
-    access.register(app)
+    access_log.register(app)
     sessions.register(app, session_factory)
     tracing.register(app)
     caching.register(app)
-    edge.register(app, settings)
-    bodies.register(app)
-    query.register(app)
+    proxy_and_cors.register(app, settings)
+    json_body.register(app)
+    query_parameters.register(app)
     paging.register(app, settings)
-    idempotency.register(app, settings)
-    api = openapi.make_api(app, title=title, description=description)
+    request_keys.register(app, settings)
+    described = api.make_api(app, title=title, description=description)
     for blueprint in (*blueprints, health.make_blueprint(revision)):
-        api.register_blueprint(blueprint)
-    docs.register(app, api, title=title, description=description)
-    problem_pages.register(app, {*kinds.COMMON, *domain.values()})
-    problems.register(app, domain)
+        described.register_blueprint(blueprint)
+    docs_pages.register(app, described, title=title, description=description)
+    pages.register(app, {*problem_types.COMMON, *domain.values()})
+    documents.register(app, domain)
     return app

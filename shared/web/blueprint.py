@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import flask_smorest
 
-from shared.web import kinds
-from shared.web.bodies import Parser
-from shared.web.idempotency import idempotent
-from shared.web.openapi import KEY_IN_USE, describe_common, problem_response
-from shared.web.query import declare_parameters
+from shared.web.idempotency.request_keys import idempotent
+from shared.web.json_body import Parser
+from shared.web.openapi.api import KEY_IN_USE, describe_common, problem_response
+from shared.web.problems import problem_types
+from shared.web.query_parameters import declare_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flask import Response
     from marshmallow import Schema
 
-    from shared.web.kinds import Kind
+    from shared.web.problems.problem_types import Kind
 
     View = Callable[..., Any]
     Decorator = Callable[[View], View]
@@ -102,11 +102,11 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
     def idempotent(self, view: View) -> View:
         """Have a view act once for each Idempotency-Key, and describe that.
 
-        See `shared.web.idempotency.idempotent`.
+        See `shared.web.idempotency.request_keys.idempotent`.
         """
         once = _applied("idempotent", idempotent(view))
         once.__dict__["_apidoc"]["idempotent"] = True
-        return self._describe(once, kinds.IDEMPOTENCY_KEY_IN_USE, KEY_IN_USE)
+        return self._describe(once, problem_types.IDEMPOTENCY_KEY_IN_USE, KEY_IN_USE)
 
     def after_commit(self, complete: Callable[[Response], Response]) -> Decorator:
         """Complete an answer after the transaction of its request, such as by a wait.

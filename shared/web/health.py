@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.storage.sqlstate import UNDEFINED_TABLE, sqlstate_of
 from shared.fields import OpenSchema
-from shared.web import kinds
 from shared.web.blueprint import Blueprint
-from shared.web.problems import unavailable
+from shared.web.problems import problem_types
+from shared.web.problems.documents import unavailable
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def make_blueprint(revision: str) -> Blueprint:
     @blueprint.route("/readyz", methods=["GET"])
     @blueprint.response(HTTPStatus.OK, HealthSchema, description="It is ready.", example=_OK)
     @blueprint.problem(
-        kinds.NOT_READY,
+        problem_types.NOT_READY,
         "The database cannot be asked for its revision.",
         f"The database is at revision 0000, this needs {revision}: run the migrations.",
     )
@@ -75,14 +75,16 @@ def make_blueprint(revision: str) -> Blueprint:
             sqlstate = sqlstate_of(error)
             if sqlstate == UNDEFINED_TABLE:
                 return unavailable(
-                    kinds.NOT_READY,
+                    problem_types.NOT_READY,
                     f"The database is at no revision, this needs {revision}: run the migrations.",
                 )
             log.warning("web.not_ready", error=str(error).partition("\n")[0], sqlstate=sqlstate)
-            return unavailable(kinds.NOT_READY, "The database cannot be asked for its revision.")
+            return unavailable(
+                problem_types.NOT_READY, "The database cannot be asked for its revision."
+            )
         if found != revision:
             return unavailable(
-                kinds.NOT_READY,
+                problem_types.NOT_READY,
                 f"The database is at revision {found}, this needs {revision}: run the migrations.",
             )
         return _OK

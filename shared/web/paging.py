@@ -18,7 +18,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from marshmallow import ValidationError, fields
 
 from shared import cursor_secrets
-from shared.web.problems import InvalidInputError
+from shared.web.problems.documents import InvalidInputError
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:

@@ -40,7 +40,9 @@ def send(port: int, request_line: str, *headers: bytes, body: bytes = b"") -> An
         response.begin()
         document = json.load(response)
     link = response.headers["Link"]
-    address = re.fullmatch(r'<([^<>]+)\?limit=1&cursor=[\w.-]+>; rel="next"', link) if link else None
+    address = (
+        re.fullmatch(r'<([^<>]+)\?limit=1&cursor=[\w.-]+>; rel="next"', link) if link else None
+    )
     return Answer(response.status, address[1] if address else link, document)
 
 

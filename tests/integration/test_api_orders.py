@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from services.orders.listing import newest
-from shared.web import PAGE_BYTES_MAX
+from shared.web.paging import PAGE_BYTES_MAX
 from support.plans import most_rows
 from support.settling import finish
 from support.web import pages, problem_of

@@ -15,8 +15,8 @@ from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from shared.migrations import upgrade
-from shared.web import POOL_SIZE
-from shared.web.problems import MEDIA_TYPE
+from shared.web.app import POOL_SIZE
+from shared.web.problems.documents import MEDIA_TYPE
 from support.freezing import frozen
 from support.ports import free_port
 from support.waiting import wait_until

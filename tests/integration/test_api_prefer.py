@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from services.orders import orders as use_cases
-from services.orders import watch
+from services.orders import settlement_listener
 from support.settling import settler
 from support.waiting import wait_until
 from support.web import problem_of
@@ -206,7 +206,7 @@ def test_a_notification_ends_the_wait(
     before = wait(other)
     finish(orders_url, other.removeprefix("/order/"))
     before.result()  # and now it listens
-    monkeypatch.setattr(watch.Watch, "_final", find_nothing)
+    monkeypatch.setattr(settlement_listener.Watch, "_final", find_nothing)
     waiters = orders.application.extensions["settle-waiters"]
     first, second = (place(orders).headers["Location"] for _ in range(2))
     waiting = {path: [wait(path), wait(path)] for path in (first, second)}
@@ -237,7 +237,7 @@ def test_what_is_settled_between_two_looks_is_not_missed(
         before = wait(other)
         finish(orders_url, other.removeprefix("/order/"))
         before.result()
-        monkeypatch.setattr(watch.Watch, "_final", find_nothing)
+        monkeypatch.setattr(settlement_listener.Watch, "_final", find_nothing)
     path = place(orders).headers["Location"]
     status, looked = use_cases.status, threading.Event()
 
@@ -261,16 +261,16 @@ def test_the_watch_outlives_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = place(orders).headers["Location"]
-    final = watch.Watch._final  # noqa: SLF001
+    final = settlement_listener.Watch._final  # noqa: SLF001
     failed = threading.Event()
 
-    def fail_once(watching: watch.Watch, waited_for: Any) -> Any:
+    def fail_once(watching: settlement_listener.Watch, waited_for: Any) -> Any:
         if not failed.is_set():
             failed.set()
             raise RuntimeError("unforeseen")
         return final(watching, waited_for)
 
-    monkeypatch.setattr(watch.Watch, "_final", fail_once)
+    monkeypatch.setattr(settlement_listener.Watch, "_final", fail_once)
     waiting = wait(path)
     assert failed.wait(SOON_S)
     finish(orders_url, path.removeprefix("/order/"))

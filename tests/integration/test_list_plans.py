@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from services.orders.listing import newest
 from services.orders.models import STATUSES
-from shared.web import PAGE_BYTES_MAX
+from shared.web.paging import PAGE_BYTES_MAX
 from support.plans import most_rows
 
 if TYPE_CHECKING:

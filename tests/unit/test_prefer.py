@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from shared.web import prefer
-from shared.web.prefer import Preferences
+from shared.web.waiting import prefer_header
+from shared.web.waiting.prefer_header import Preferences
 
 NOTHING = Preferences()
 WHOLE = Preferences(returned="representation")
@@ -67,7 +67,7 @@ WHOLE = Preferences(returned="representation")
     ],
 )
 def test_what_is_understood_is_taken(text: str | None, preferences: Preferences) -> None:
-    assert prefer.read(text) == preferences
+    assert prefer_header.read(text) == preferences
 
 
 @pytest.mark.parametrize("text", ["a;" + " " * 8000 + "@", "a=" + '"' * 8000, ",\t" * 4000 + "@",
@@ -75,16 +75,16 @@ def test_what_is_understood_is_taken(text: str | None, preferences: Preferences)
 def test_no_header_takes_long_to_read(text: str) -> None:
     """Of the size that the server lets through. Backtracking would take minutes."""
     began = time.process_time()
-    assert prefer.read(text) == NOTHING
+    assert prefer_header.read(text) == NOTHING
     assert time.process_time() - began < 1
 
 
 def test_what_was_honoured_is_told() -> None:
-    assert prefer.headers() == {"Vary": "Prefer"}
-    assert prefer.headers(returned="minimal") == {
+    assert prefer_header.headers() == {"Vary": "Prefer"}
+    assert prefer_header.headers(returned="minimal") == {
         "Vary": "Prefer",
         "Preference-Applied": "return=minimal",
     }
-    assert prefer.headers(returned="representation", wait_s=30)["Preference-Applied"] == (
+    assert prefer_header.headers(returned="representation", wait_s=30)["Preference-Applied"] == (
         "return=representation, wait=30"
     )

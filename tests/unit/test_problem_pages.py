@@ -10,7 +10,8 @@ import pytest
 
 import services
 import shared
-from shared.web import Kind, kinds
+from shared.web.problems import problem_types
+from shared.web.problems.problem_types import Kind
 from support.web import NO_DATABASE, open_app
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def problems_in(part: Any) -> Iterator[dict[str, Any]]:
 
 def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
     listed = client.get("/problems").json
-    assert {kind.name for kind in kinds.COMMON} < {kind["name"] for kind in listed}
+    assert {kind.name for kind in problem_types.COMMON} < {kind["name"] for kind in listed}
     overview = client.get("/problems", headers={"Accept": "text/html"})
     for kind in listed:
         assert kind["type"] == f"/problems/{kind['name']}"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gunicorn.http.body import ChunkedReader, LengthReader
 
-from shared.web import connections, reading
-from shared.web.connections import WaitingConnections
-from shared.web.reading import (
+from shared.web.server import connections, request_reader
+from shared.web.server.connections import WaitingConnections
+from shared.web.server.request_reader import (
     CONTINUE,
     IncomingRequests,
     RequestError,
@@ -94,7 +94,7 @@ def test_a_head_that_cannot_become_right_is_read_at_once(client: Client) -> None
 def test_a_head_is_read_when_it_is_too_large(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "HEAD_MAX_BYTES", 10)
+    monkeypatch.setattr(request_reader, "HEAD_MAX_BYTES", 10)
     client.unreader.expect_request()
 
     is_due = client.send_each(b"x" * 11)
@@ -259,7 +259,7 @@ def test_a_client_that_closes_without_a_request_is_closed(server: Server) -> Non
 def test_a_request_has_its_time_from_its_first_byte(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "READ_S", 0.0)
+    monkeypatch.setattr(request_reader, "READ_S", 0.0)
     silent, slow = server.connect(), server.connect()
 
     slow.send(b"P")
@@ -272,7 +272,7 @@ def test_a_request_has_its_time_from_its_first_byte(
 def test_the_oldest_is_refused_when_they_take_too_much_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PARTIAL_MAX_BYTES", 100)
+    monkeypatch.setattr(request_reader, "PARTIAL_MAX_BYTES", 100)
     conns = [server.connect() for _ in range(4)]
 
     for conn in conns:
@@ -288,7 +288,7 @@ def test_the_oldest_is_refused_when_they_take_too_much_memory(
 def test_one_that_waits_for_a_thread_is_not_refused_but_counted(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PARTIAL_MAX_BYTES", 60)
+    monkeypatch.setattr(request_reader, "PARTIAL_MAX_BYTES", 60)
     complete, partial_ = server.connect(), server.connect()
 
     for data in (HEAD[:-1], HEAD[-1:]):

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from shared.web import Waiters
+from shared.web.waiting.waiters import Waiters
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

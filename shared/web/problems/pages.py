@@ -10,14 +10,14 @@ from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
 from shared.web.caching import revalidate
-from shared.web.pages import secure, wants_page
+from shared.web.html_pages import secure, wants_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flask import Flask
 
-    from shared.web.kinds import Kind
+    from shared.web.problems.problem_types import Kind
 
 _PAGE = """\
 <!doctype html>

@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, current_app, g, request
 
 from settle_outbox.runtime.failpoints import failpoint
-from shared.idempotency.keys import Answer, KeyInUseError, KeyReusedError, Scope, claim, keep
-from shared.web import kinds
-from shared.web.problems import InvalidInputError, ProblemError
+from shared.web.idempotency.key_store import (
+    Answer,
+    KeyInUseError,
+    KeyReusedError,
+    Scope,
+    claim,
+    keep,
+)
+from shared.web.problems import problem_types
+from shared.web.problems.documents import InvalidInputError, ProblemError
 from shared.web.sessions import outer_transaction
 
 if TYPE_CHECKING:
@@ -146,9 +153,9 @@ def _once(key: str, body: Mapping[str, Any], act: Callable[[], Response]) -> Res
             keep(session, scope, _answer(response))
             failpoint("web.kept")
     except KeyInUseError as error:
-        raise ProblemError(kinds.IDEMPOTENCY_KEY_IN_USE, str(error)) from error
+        raise ProblemError(problem_types.IDEMPOTENCY_KEY_IN_USE, str(error)) from error
     except KeyReusedError as error:
-        raise ProblemError(kinds.IDEMPOTENCY_KEY_REUSED, str(error)) from error
+        raise ProblemError(problem_types.IDEMPOTENCY_KEY_REUSED, str(error)) from error
     failpoint("web.committed")
     return response
 

@@ -15,9 +15,9 @@ from gunicorn.http.errors import ParseException
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
-from shared.web import kinds
-from shared.web.problems import InvalidInputError, ProblemError
-from shared.web.reading import RequestError
+from shared.web.problems import problem_types
+from shared.web.problems.documents import InvalidInputError, ProblemError
+from shared.web.server.request_reader import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -103,7 +103,7 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
     body = _read(incoming)
     text = _decode(body)
     if _depth(body) > MAX_DEPTH:
-        raise ProblemError(kinds.NESTED_TOO_DEEPLY, TOO_DEEP)
+        raise ProblemError(problem_types.NESTED_TOO_DEEPLY, TOO_DEEP)
     try:
         data = _decoder.decode(text)
     except json.JSONDecodeError as error:
@@ -122,7 +122,7 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
 
 
 def _not_json(why: str) -> ProblemError:
-    return ProblemError(kinds.NOT_JSON, f"The body is not JSON: {why}")
+    return ProblemError(problem_types.NOT_JSON, f"The body is not JSON: {why}")
 
 
 def _check_media_type(incoming: Request) -> None:
@@ -227,10 +227,10 @@ def _read(incoming: Request) -> bytes:
     try:
         body = incoming.get_data(cache=False)
     except RequestError as error:
-        raise ProblemError(kinds.kind_of(error.status), str(error)) from error
+        raise ProblemError(problem_types.kind_of(error.status), str(error)) from error
     except _UNREADABLE as error:
         raise ProblemError(
-            kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."
+            problem_types.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."
         ) from error
     if len(body) > MAX_BYTES:
         raise RequestEntityTooLarge

@@ -21,14 +21,19 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from settle_outbox.log import configure_logging
 from settle_outbox.settings import SettingsError, read_log_settings
 from shared.web import caching
-from shared.web.connections import WaitingConnections
-from shared.web.http_rules import apply_rules, is_body_left, must_close
-from shared.web.kinds import kind_of
-from shared.web.problems import MEDIA_TYPE, document_of
-from shared.web.reading import IncomingRequests, RequestError, RequestPending, Unreader
-from shared.web.sending import AnswerSocket, UnsentAnswers
+from shared.web.problems.documents import MEDIA_TYPE, document_of
+from shared.web.problems.problem_types import kind_of
+from shared.web.server.answer_sender import AnswerSocket, UnsentAnswers
+from shared.web.server.connections import WaitingConnections
+from shared.web.server.http_rules import apply_rules, is_body_left, must_close
+from shared.web.server.request_reader import (
+    IncomingRequests,
+    RequestError,
+    RequestPending,
+    Unreader,
+)
 from shared.web.tracing import REQUEST_ID
-from shared.web.waiting import release_waiters
+from shared.web.waiting.waiters import release_waiters
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -10,8 +10,8 @@ from flask import request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from shared.settings import ANY_HOST, is_host, is_loopback
-from shared.web import kinds
-from shared.web.problems import ProblemError
+from shared.web.problems import problem_types
+from shared.web.problems.documents import ProblemError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _check_host(allowed: AbstractSet[str]) -> None:
             detail = WRONG_HOST.format(host[:_QUOTED_HOST_MAX])
             if is_host(name) and len(name) <= _QUOTED_HOST_MAX:
                 detail += ALLOW_HOST.format(name)
-            raise ProblemError(kinds.MISDIRECTED_REQUEST, detail)
+            raise ProblemError(problem_types.MISDIRECTED_REQUEST, detail)
 
 
 def _name_of(host: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gunicorn.workers.gthread import TConn
 
-    from shared.web.connections import WaitingConnections
+    from shared.web.server.connections import WaitingConnections
 
 # Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0

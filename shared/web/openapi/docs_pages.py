@@ -10,12 +10,12 @@ import flask_swagger_ui
 from flask import Blueprint, Response, current_app, jsonify
 
 from shared.web.caching import revalidate
-from shared.web.pages import secure, wants_page
+from shared.web.html_pages import secure, wants_page
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from shared.web.openapi import OpenApi
+    from shared.web.openapi.api import OpenApi
 
 # From the files of a package, not from elsewhere: the docs work offline.
 _FILES = Path(flask_swagger_ui.__file__).parent / "dist"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gunicorn.http.body import ChunkedReader
     from gunicorn.workers.gthread import TConn
 
-    from shared.web.connections import WaitingConnections
+    from shared.web.server.connections import WaitingConnections
 
 # Maximum time for a whole request to arrive, in seconds.
 READ_S = 10.0

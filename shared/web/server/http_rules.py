@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gunicorn.http.body import ChunkedReader, LengthReader
 
-from shared.web.reading import RequestError
+from shared.web.server.request_reader import RequestError
 
 if TYPE_CHECKING:
     from gunicorn.http.message import Request

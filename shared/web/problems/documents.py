@@ -21,7 +21,7 @@ from settle_outbox.storage.sqlstate import (
     sqlstate_of,
 )
 from settle_outbox.trace import current_trace
-from shared.web import kinds
+from shared.web.problems import problem_types
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from settle_outbox.errors import SettleError
-    from shared.web.kinds import Kind
+    from shared.web.problems.problem_types import Kind
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -86,7 +86,7 @@ class InvalidInputError(ProblemError):
 
     def __init__(self, errors: list[dict[str, str]]) -> None:
         super().__init__(
-            kinds.INVALID_INPUT,
+            problem_types.INVALID_INPUT,
             "The request is well-formed, but some of it cannot be accepted.",
             errors=errors,
         )
@@ -171,7 +171,7 @@ def _on_http_error(error: HTTPException) -> Response:
         if name.lower() not in {"content-type", "content-length"}
     }
     detail = _DETAILS.get(status) if _is_stock(error) else None
-    kind = kinds.kind_of(status)
+    kind = problem_types.kind_of(status)
     return problem(kind, detail or error.description or status.phrase, headers=headers)
 
 
@@ -192,11 +192,11 @@ def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
         request_id=current_trace.get().request_id,
     )
     if sqlstate in _TIMED_OUT:
-        return unavailable(kinds.DATABASE_TOO_SLOW, TOO_SLOW)
+        return unavailable(problem_types.DATABASE_TOO_SLOW, TOO_SLOW)
     if is_unreachable(error):
-        return unavailable(kinds.DATABASE_UNAVAILABLE, UNREACHABLE)
+        return unavailable(problem_types.DATABASE_UNAVAILABLE, UNREACHABLE)
     rolled_back = sqlstate is not None and sqlstate.startswith(_ROLLBACK)
-    return unavailable(kinds.DATABASE_UNAVAILABLE, ROLLED_BACK if rolled_back else REFUSES)
+    return unavailable(problem_types.DATABASE_UNAVAILABLE, ROLLED_BACK if rolled_back else REFUSES)
 
 
 def unavailable(kind: Kind, detail: str) -> Response:
@@ -207,6 +207,6 @@ def unavailable(kind: Kind, detail: str) -> Response:
 def _on_defect(error: Exception) -> Response:
     log.error("web.request_failed", exc_info=error, request_id=current_trace.get().request_id)
     return problem(
-        kinds.INTERNAL_ERROR,
+        problem_types.INTERNAL_ERROR,
         "Something went wrong here. The log tells what, under this request_id.",
     )

@@ -17,7 +17,9 @@ from services.orders.settlements import SETTLED_CHANNEL
 from settle_outbox.notifications.listen import Listener
 from settle_outbox.runtime.process import Backoff, Stop
 from settle_outbox.runtime.threads import repeat
-from shared.web import THREADS, Waiters, register_waiters, session_factory
+from shared.web.app import THREADS
+from shared.web.sessions import session_factory
+from shared.web.waiting.waiters import Waiters, register_waiters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

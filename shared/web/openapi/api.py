@@ -10,18 +10,25 @@ from flask_smorest import Api
 from marshmallow import fields
 
 from shared.fields import OpenSchema
-from shared.idempotency.keys import KeyInUseError, KeyReusedError
-from shared.web import idempotency, kinds
-from shared.web.bodies import COMPRESSED, NOT_JSON, TOO_DEEP
-from shared.web.edge import ALLOW_HOST, WRONG_HOST
-from shared.web.problems import MEDIA_TYPE, RETRY_AFTER_S, TOO_SLOW, UNREACHABLE, document_of
-from shared.web.reading import RequestTooSlowError
+from shared.web.idempotency import request_keys
+from shared.web.idempotency.key_store import KeyInUseError, KeyReusedError
+from shared.web.json_body import COMPRESSED, NOT_JSON, TOO_DEEP
+from shared.web.problems import problem_types
+from shared.web.problems.documents import (
+    MEDIA_TYPE,
+    RETRY_AFTER_S,
+    TOO_SLOW,
+    UNREACHABLE,
+    document_of,
+)
+from shared.web.proxy_and_cors import ALLOW_HOST, WRONG_HOST
+from shared.web.server.request_reader import RequestTooSlowError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from shared.web.kinds import Kind
+    from shared.web.problems.problem_types import Kind
 
     Doc = dict[str, Any]  # a part of the description
 
@@ -69,7 +76,7 @@ class ProblemSchema(OpenSchema):
             "description": "The kind of problem; it never changes. At the service, it leads to a"
             " page that tells what it means and what to do.",
             "format": "uri-reference",
-            "examples": [kinds.INVALID_INPUT.type],
+            "examples": [problem_types.INVALID_INPUT.type],
         },
     )
     title = fields.String(required=True, metadata={"description": "The kind, in a few words."})
@@ -115,14 +122,14 @@ _IDEMPOTENCY_KEY: Doc = {
     "description": "A name for the request, made by the client, a UUID say, in double quotes or"
     " bare (draft-ietf-httpapi-idempotency-key-header). However often the request is sent with it,"
     " it has its effect once, and is answered as it was the first time it succeeded.",
-    "schema": {"type": "string", "pattern": idempotency.PATTERN, "examples": [f'"{_KEY}"']},
+    "schema": {"type": "string", "pattern": request_keys.PATTERN, "examples": [f'"{_KEY}"']},
 }
 _HEADERS: dict[str, Doc] = {
     REQUEST_ID: {
         "description": "The request's id, as sent or given.",
         "schema": _REQUEST_ID_SCHEMA,
     },
-    idempotency.REPLAYED: {
+    request_keys.REPLAYED: {
         "description": "The request was answered before, and has had its effect: this is the answer"
         " of then.",
         "schema": {"type": "boolean"},
@@ -169,50 +176,55 @@ def problem_response(*cases: tuple[Kind, str], **members: Any) -> Doc:
 # By the names under which calls refer to them.
 _PROBLEMS: dict[str, Doc] = {
     "Malformed": problem_response(
-        (kinds.MALFORMED_REQUEST, "Invalid HTTP header name: 'BAD HEADER'")
+        (problem_types.MALFORMED_REQUEST, "Invalid HTTP header name: 'BAD HEADER'")
     ),
     "MalformedOrNotJson": problem_response(
-        (kinds.NOT_JSON, "The body is not JSON: Expecting value (line 1, column 1)."),
-        (kinds.NESTED_TOO_DEEPLY, TOO_DEEP),
-        (kinds.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."),
+        (problem_types.NOT_JSON, "The body is not JSON: Expecting value (line 1, column 1)."),
+        (problem_types.NESTED_TOO_DEEPLY, TOO_DEEP),
+        (problem_types.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."),
     ),
-    "TooSlow": problem_response((kinds.REQUEST_TOO_SLOW, str(RequestTooSlowError()))),
-    "BodyTooLarge": problem_response((kinds.BODY_TOO_LARGE, "The body is larger than 128 KiB.")),
-    "UriTooLong": problem_response((kinds.URI_TOO_LONG, "Request Line is too large (6001 > 4094)")),
+    "TooSlow": problem_response((problem_types.REQUEST_TOO_SLOW, str(RequestTooSlowError()))),
+    "BodyTooLarge": problem_response(
+        (problem_types.BODY_TOO_LARGE, "The body is larger than 128 KiB.")
+    ),
+    "UriTooLong": problem_response(
+        (problem_types.URI_TOO_LONG, "Request Line is too large (6001 > 4094)")
+    ),
     "UnsupportedMediaType": problem_response(
         (
-            kinds.UNSUPPORTED_MEDIA_TYPE,
+            problem_types.UNSUPPORTED_MEDIA_TYPE,
             NOT_JSON.format("'text/plain'"),
         ),
-        (kinds.UNSUPPORTED_MEDIA_TYPE, COMPRESSED),
+        (problem_types.UNSUPPORTED_MEDIA_TYPE, COMPRESSED),
     ),
     "InvalidInput": problem_response(
         (
-            kinds.INVALID_INPUT,
+            problem_types.INVALID_INPUT,
             "The request is well-formed, but some of it cannot be accepted.",
         ),
         errors=[{"pointer": "#/user_id", "detail": "Must not be the nil UUID."}],
     ),
     "HeadersTooLarge": problem_response(
         (
-            kinds.HEADERS_TOO_LARGE,
+            problem_types.HEADERS_TOO_LARGE,
             "Error parsing headers: 'limit request headers fields size'",
         )
     ),
     "Misdirected": problem_response(
         (
-            kinds.MISDIRECTED_REQUEST,
+            problem_types.MISDIRECTED_REQUEST,
             WRONG_HOST.format("shop.example:8080") + ALLOW_HOST.format("shop.example"),
         )
     ),
     "InternalError": problem_response(
         (
-            kinds.INTERNAL_ERROR,
+            problem_types.INTERNAL_ERROR,
             "Something went wrong here. The log tells what, under this request_id.",
         )
     ),
     "DatabaseTrouble": problem_response(
-        (kinds.DATABASE_UNAVAILABLE, UNREACHABLE), (kinds.DATABASE_TOO_SLOW, TOO_SLOW)
+        (problem_types.DATABASE_UNAVAILABLE, UNREACHABLE),
+        (problem_types.DATABASE_TOO_SLOW, TOO_SLOW),
     ),
 }
 # What any call can answer, and one with a body.
@@ -236,7 +248,7 @@ _INVALID_OR_KEY_REUSED = "InvalidInputOrKeyReused"
 
 
 def _invalid_or_key_reused() -> Doc:
-    described = problem_response((kinds.IDEMPOTENCY_KEY_REUSED, str(KeyReusedError(_KEY))))
+    described = problem_response((problem_types.IDEMPOTENCY_KEY_REUSED, str(KeyReusedError(_KEY))))
     invalid = _PROBLEMS["InvalidInput"]
     described["description"] = f"{invalid['description']}\n\n{described['description']}"
     examples = described["content"][MEDIA_TYPE]["examples"]
@@ -246,10 +258,10 @@ def _invalid_or_key_reused() -> Doc:
 
 
 def _describe_idempotency(doc: Doc) -> None:
-    doc["parameters"].append(idempotency.HEADER)
+    doc["parameters"].append(request_keys.HEADER)
     for status, response in doc["responses"].items():
         if int(status) < HTTPStatus.MULTIPLE_CHOICES:
-            response["headers"][idempotency.REPLAYED] = idempotency.REPLAYED
+            response["headers"][request_keys.REPLAYED] = request_keys.REPLAYED
     doc["responses"][HTTPStatus.UNPROCESSABLE_ENTITY] = _INVALID_OR_KEY_REUSED
 
 
@@ -280,7 +292,7 @@ class OpenApi(Api):  # type: ignore[misc]  # it has no type information
     DEFAULT_ERROR_RESPONSE_NAME = None  # each call names the errors that it can give
 
     def _register_responses(self) -> None:
-        parameters = {**_PARAMETERS, idempotency.HEADER: _IDEMPOTENCY_KEY}
+        parameters = {**_PARAMETERS, request_keys.HEADER: _IDEMPOTENCY_KEY}
         for name, parameter in parameters.items():
             self.spec.components.parameter(name, "header", {"name": name, **parameter})
         for name, header in _HEADERS.items():

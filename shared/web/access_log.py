@@ -21,7 +21,7 @@ from flask import Response, g, request
 from settle_outbox.log import write_together
 from settle_outbox.runtime.threads import repeat
 from settle_outbox.trace import current_trace
-from shared.web.edge import PROBES
+from shared.web.proxy_and_cors import PROBES
 
 if TYPE_CHECKING:
     from flask import Flask

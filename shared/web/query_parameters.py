@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from flask import current_app, request
 
-from shared.web.bodies import FAULTS_MAX, NAME_MAX
-from shared.web.problems import InvalidInputError
+from shared.web.json_body import FAULTS_MAX, NAME_MAX
+from shared.web.problems.documents import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

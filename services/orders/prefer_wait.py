@@ -13,7 +13,10 @@ from services.orders import orders
 from services.orders.models import CREATED
 from services.orders.schemas import WholeOrderSchema
 from settle_outbox.storage.sqlstate import sqlstate_of
-from shared.web import created_id, current_waiters, prefer, transaction
+from shared.web.idempotency.request_keys import created_id
+from shared.web.sessions import transaction
+from shared.web.waiting import prefer_header
+from shared.web.waiting.waiters import current_waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +50,7 @@ def look(
     Raises:
         UnknownOrderError: there is no such order.
     """
-    wait_s = prefer.preferences().wait_s
+    wait_s = prefer_header.preferences().wait_s
     read = partial(_read, find, order_id)
     if wait_s is None:
         return read(), None
@@ -69,13 +72,13 @@ def as_preferred(response: Response) -> Response:
     What is kept for an Idempotency-Key is that the order was accepted. Each request that comes with
     the key, the first and the later ones, waits and is answered by its own preferences.
     """
-    preferred = prefer.preferences()
-    whole = preferred.returned == prefer.REPRESENTATION
+    preferred = prefer_header.preferences()
+    whole = preferred.returned == prefer_header.REPRESENTATION
     waited_s = None
     if whole or preferred.wait_s is not None:
         order_id = created_id()
         if order_id is None:  # kept by an earlier release; what is preferred is only a hint
-            response.headers.update(prefer.headers())
+            response.headers.update(prefer_header.headers())
             return response
         try:
             found, waited_s = look(order_id, orders.find, status_of)
@@ -86,11 +89,11 @@ def as_preferred(response: Response) -> Response:
                 error=str(error).partition("\n")[0],
                 sqlstate=sqlstate_of(error),
             )
-            response.headers.update(prefer.headers())
+            response.headers.update(prefer_header.headers())
             return response
         if whole:
             response.set_data(jsonify(_WHOLE.dump(found)).get_data())
-    response.headers.update(prefer.headers(returned=preferred.returned, wait_s=waited_s))
+    response.headers.update(prefer_header.headers(returned=preferred.returned, wait_s=waited_s))
     return response
 
 
