@@ -1,8 +1,7 @@
-"""Answering about an order as the request prefers: when it is final, or with the whole of it."""
+"""Answers as the header Prefer asks: with the whole order, or when the order is final."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -34,69 +33,64 @@ log = structlog.get_logger(__name__)
 _WHOLE = WholeOrderSchema()
 
 
-def look(
-    order_id: UUID, find: Callable[[Session, UUID], T], status_of: Callable[[T], str]
-) -> tuple[T, int | None]:
-    """Look at an order; when the request would rather wait, only once it is final.
-
-    Args:
-        order_id: the order.
-        find: reads of it what is to be answered.
-        status_of: the status in that.
+def wait_for_status(order_id: UUID) -> tuple[str, int | None]:
+    """Read the status of an order. If the request prefers to wait, wait until it is final.
 
     Returns:
-        What was found, and how many seconds were waited for as preferred; None when they were not.
+        The status, and the seconds of the wait if it was honoured.
 
     Raises:
         UnknownOrderError: there is no such order.
     """
-    wait_s = prefer_header.preferences().wait_s
-    read = partial(_read, find, order_id)
+    return _wait_for(order_id, orders.read_status, lambda status: status != CREATED)
+
+
+def wait_for_order(order_id: UUID) -> tuple[Order, int | None]:
+    """Read an order as `wait_for_status` reads its status."""
+    return _wait_for(order_id, orders.read_order, lambda order: order.status != CREATED)
+
+
+def _wait_for(
+    order_id: UUID, read: Callable[[Session, UUID], T], is_final: Callable[[T], bool]
+) -> tuple[T, int | None]:
+    def read_once() -> T:
+        # In a separate transaction each time: none is open while the request waits.
+        with transaction() as session:
+            return read(session, order_id)
+
+    wait_s = prefer_header.requested_preferences().wait_s
     if wait_s is None:
-        return read(), None
-    found, honoured = current_waiters().hold(
-        order_id, wait_s, read, lambda seen: status_of(seen) != CREATED
-    )
+        return read_once(), None
+    found, honoured = current_waiters().wait(order_id, wait_s, read_once, is_final)
     return found, wait_s if honoured else None
 
 
-def _read(find: Callable[[Session, UUID], T], order_id: UUID) -> T:
-    """Read in a transaction of its own: none is held while the request waits."""
-    with transaction() as session:
-        return find(session, order_id)
+def apply_preferences(response: Response) -> Response:
+    """Complete the answer to `POST /orders` as the request prefers.
 
-
-def as_preferred(response: Response) -> Response:
-    """Answer that an order was accepted, after its end or with the whole of it if preferred.
-
-    What is kept for an Idempotency-Key is that the order was accepted. Each request that comes with
-    the key, the first and the later ones, waits and is answered by its own preferences.
+    The stored answer of an Idempotency-Key says only that the order was accepted. Each request with
+    the key, the first and the repeated ones, waits and is answered by its own preferences.
     """
-    preferred = prefer_header.preferences()
-    whole = preferred.returned == prefer_header.REPRESENTATION
-    waited_s = None
-    if whole or preferred.wait_s is not None:
-        order_id = created_id()
-        if order_id is None:  # kept by an earlier release; what is preferred is only a hint
-            response.headers.update(prefer_header.headers())
-            return response
-        try:
-            found, waited_s = look(order_id, orders.find, status_of)
-        except SQLAlchemyError as error:
-            # The order is committed, so the answer must still be that it was accepted.
-            log.warning(
-                "orders.not_looked_at",
-                error=str(error).partition("\n")[0],
-                sqlstate=sqlstate_of(error),
-            )
-            response.headers.update(prefer_header.headers())
-            return response
-        if whole:
-            response.set_data(jsonify(_WHOLE.dump(found)).get_data())
-    response.headers.update(prefer_header.headers(returned=preferred.returned, wait_s=waited_s))
+    preferences = prefer_header.requested_preferences()
+    returned, waited_s = preferences.returned, None
+    whole = returned == prefer_header.REPRESENTATION
+    if whole or preferences.wait_s is not None:
+        order = None
+        order_id = created_id()  # None: the answer was stored by an earlier release
+        if order_id is not None:
+            try:
+                order, waited_s = wait_for_order(order_id)
+            except SQLAlchemyError as error:
+                # The order is committed, so the answer must still be that it was accepted.
+                log.warning(
+                    "orders.preference_dropped",
+                    order_id=str(order_id),
+                    error=str(error).partition("\n")[0],
+                    sqlstate=sqlstate_of(error),
+                )
+        if order is None:
+            returned = None
+        elif whole:
+            response.set_data(jsonify(_WHOLE.dump(order)).get_data())
+    response.headers.update(prefer_header.response_headers(returned=returned, wait_s=waited_s))
     return response
-
-
-def status_of(found: Order) -> str:
-    """The status in a whole order."""
-    return found.status

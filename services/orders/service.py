@@ -1,4 +1,4 @@
-"""The registration of orders with the delivery engine."""
+"""Registers orders with the delivery engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registration of payments with the delivery engine."""
+"""Registers payments with the delivery engine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One log line for each request, with its status and how long it took.
+"""One log line for each request, with its status and duration.
 
-A thread of each process writes the lines, those of a moment together. A request that wrote its own
-line would give the interpreter up to another thread meanwhile, and wait to get it back. Measured
-with 8 threads, that took 52 us of each request's 730; this takes 21.
+One thread of each process writes the lines, several at a time. If each request wrote its own line,
+its thread would lose the interpreter to another thread during the write, and wait to get it back
+(benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from shared.web.proxy_and_cors import PROBES
 if TYPE_CHECKING:
     from flask import Flask
 
-# How late a line may be, and how many lines wait at most; the oldest are dropped.
+# Maximum delay of a line, and maximum number of lines that wait. The oldest are dropped.
 _GATHER_S = 0.1
 _WAITING_MAX = 10_000
 
 
 class AccessLogWriter:
-    """Writes the lines of a process, on a thread."""
+    """Writes the lines of a process in a thread."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[int, float, dict[str, object]]] = deque(maxlen=_WAITING_MAX)
@@ -42,7 +42,7 @@ class AccessLogWriter:
         atexit.register(self._write_all)
 
     def write(self, level: int, values: dict[str, object]) -> None:
-        """Write a line soon."""
+        """Write a line within `_GATHER_S`."""
         self._waiting.append((level, time.time(), values))
         if not self._wanted.is_set():
             self._wanted.set()
@@ -75,16 +75,17 @@ def _writer() -> AccessLogWriter:
 
 
 def register(app: Flask) -> None:
-    """Log each request of an app. Call it after fork: the thread that writes is of one process.
+    """Log each request of an app. Call it after fork: it starts a thread.
 
-    Register it first: it then sees a request before, and its answer after, all others do.
+    Register it first, so that it sees each request before the other parts, and each answer after
+    them.
     """
     writer = _writer()
 
     def log_request(response: Response) -> Response:
-        # Only the path: a query may hold what the log must not show.
+        # Without the query, which may hold private data.
         writer.write(
-            # Probes are asked every few seconds, by machines.
+            # Load balancers send probes every few seconds.
             logging.DEBUG if request.path in PROBES else logging.INFO,
             {
                 "method": request.method,

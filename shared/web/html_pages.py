@@ -1,4 +1,4 @@
-"""What the pages for people have in common: their form and their headers."""
+"""What the HTML pages have in common: when they are shown, and their headers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from flask import Response
 
 _HEADERS = {
-    # Nothing from elsewhere, and none of this in a frame. Swagger UI styles elements in place, and
-    # its icons are data.
+    # Load nothing from other origins, and allow no frames. Swagger UI needs inline styles, and its
+    # icons are data: URLs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; connect-src 'self';"
     " style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -23,13 +23,13 @@ _HEADERS = {
 
 
 def wants_page() -> bool:
-    """Whether the request comes from a person's browser, and not from a program."""
+    """Return whether the request prefers HTML to JSON, as a browser's does."""
     vary_by("Accept")
-    kinds = ["application/json", "text/html"]
-    return request.accept_mimetypes.best_match(kinds) == "text/html"
+    offered = ["application/json", "text/html"]
+    return request.accept_mimetypes.best_match(offered) == "text/html"
 
 
-def secure(response: Response) -> Response:
-    """Bound what a page may do in a browser."""
+def add_security_headers(response: Response) -> Response:
+    """Restrict what a page may do in a browser."""
     response.headers.update(_HEADERS)
     return response

@@ -1,4 +1,4 @@
-"""Parse request bodies as strict JSON. Time and memory grow linearly with the body."""
+"""Parses request bodies as strict JSON, in linear time and memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ NOT_JSON = "The body must be JSON, with Content-Type: application/json. The requ
 COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
 TOO_DEEP = f"The body is nested too deeply: the maximum is {MAX_DEPTH} levels."
 
-# Limits of an answer that lists faults: their number, and the length of a JSON Pointer and of each
-# name, in characters.
+# Limits of an answer that lists faults: number of faults, and characters of a JSON Pointer and of a
+# name.
 FAULTS_MAX = 20
 POINTER_MAX = 2_000
 NAME_MAX = 100
@@ -47,12 +47,12 @@ _CONTAINERS = (dict, list)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
-# What gunicorn raises when the chunks of a body are malformed, or end before the last.
+# gunicorn raises these if the chunks of a body are malformed or incomplete.
 _UNREADABLE = (OSError, ParseException)
 
 
 class _ObjectWithRepeatedNames(dict[str, Any]):
-    """An object that has a name more than once."""
+    """An object with repeated names."""
 
     __slots__ = ("repeated",)
 
@@ -87,17 +87,17 @@ _decoder = json.JSONDecoder(
 )
 
 
-def read_json(incoming: Request) -> Any:  # whatever JSON holds
+def read_json(incoming: Request) -> Any:  # anything that JSON can hold
     """Parse a request's body as JSON (RFC 8259), in UTF-8.
 
-    A parameter `charset` of its media type has no effect (section 11).
+    The parameter `charset` of the media type has no effect (section 11).
 
     Raises:
-        ProblemError: it cannot be read, is not JSON, or is nested deeper than `MAX_DEPTH`.
-        InvalidInputError: an object repeats a name, and parsers disagree on which value counts (RFC
+        ProblemError: the body cannot be read, is not JSON, or is nested deeper than `MAX_DEPTH`.
+        InvalidInputError: an object has repeated names, for which parsers use different values (RFC
             8259, section 4). Or a number is too large for Python.
-        RequestEntityTooLarge: it is larger than `MAX_BYTES`.
-        UnsupportedMediaType: its media type is not JSON, or it is compressed.
+        RequestEntityTooLarge: the body is larger than `MAX_BYTES`.
+        UnsupportedMediaType: the media type is not JSON, or the body is compressed.
     """
     _check_media_type(incoming)
     body = _read(incoming)
@@ -109,7 +109,7 @@ def read_json(incoming: Request) -> Any:  # whatever JSON holds
     except json.JSONDecodeError as error:
         raise _not_json(f"{error.msg} (line {error.lineno}, column {error.colno}).") from error
     except ValueError as error:
-        # Python bounds the digits of an integer (sys.set_int_max_str_digits).
+        # Python limits the digits of an integer (sys.set_int_max_str_digits).
         raise InvalidInputError(
             [{"pointer": "#", "detail": "An integer has too many digits."}]
         ) from error
@@ -126,7 +126,7 @@ def _not_json(why: str) -> ProblemError:
 
 
 def _check_media_type(incoming: Request) -> None:
-    """Refuse a body by its headers, before any of it is read."""
+    """Check the headers of a body before it is read."""
     if not incoming.is_json:
         received = incoming.headers.get("Content-Type", "")[:NAME_MAX]
         raise UnsupportedMediaType(NOT_JSON.format(repr(received) if received else "none"))
@@ -136,7 +136,7 @@ def _check_media_type(incoming: Request) -> None:
 
 
 class _UnsupportedCodingError(UnsupportedMediaType):
-    """A compressed body; the answer names the codings that are taken (RFC 9110, section 12.5.3)."""
+    """The body is compressed. The answer names the supported codings (RFC 9110, section 12.5.3)."""
 
     description = COMPRESSED
 
@@ -147,10 +147,10 @@ class _UnsupportedCodingError(UnsupportedMediaType):
 def _decode(body: bytes) -> str:
     """Decode a body from UTF-8.
 
-    A byte order mark is refused: RFC 8259, section 8.1, lets a reader choose.
+    A byte order mark is refused, as RFC 8259 allows (section 8.1).
 
     Raises:
-        ProblemError: it is empty, or in another encoding; the detail says which.
+        ProblemError: the body is empty or in another encoding. The detail names the encoding.
     """
     if not body.strip(b" \t\r\n"):
         raise _not_json("it is only white space." if body else "it is empty.")
@@ -170,9 +170,9 @@ def _decode(body: bytes) -> str:
 def _depth(body: bytes) -> int:
     """Return the nesting depth of a body without parsing it.
 
-    If the body is not JSON, the depth is right up to the first error. The parser stops there.
+    If the body is not JSON, the depth is correct up to the first error, where the parser stops.
     """
-    # As text, of one byte a character: to join bytes takes ten times the memory.
+    # As text with one byte per character, because joining bytes takes ten times the memory.
     rest = _STRING.sub("", body.decode("latin-1")).encode("latin-1")
     brackets = rest.translate(None, _NOT_BRACKETS)
     return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)
@@ -181,12 +181,12 @@ def _depth(body: bytes) -> int:
 def _find_repeated_names(
     data: dict[str, Any] | list[Any], path: list[str | int], faults: list[dict[str, str]]
 ) -> None:
-    """Collect the faults of a value of at most `MAX_DEPTH` levels, until there are `FAULTS_MAX`.
+    """Collect the repeated names in a value of at most `MAX_DEPTH` levels, up to `FAULTS_MAX`.
 
     Args:
         data: an object or array.
-        path: the names and indexes that lead to it; the same afterwards.
-        faults: the list to which to add.
+        path: names and indexes that lead to it. It is unchanged on return.
+        faults: the list to extend.
     """
     if isinstance(data, _ObjectWithRepeatedNames):
         faults += [
@@ -208,10 +208,10 @@ def _find_repeated_names(
 
 
 def _pointer(path: list[str | int]) -> str:
-    """Make a JSON Pointer, as a fragment (RFC 6901, section 6).
+    """Make a JSON Pointer as a URI fragment (RFC 6901, section 6).
 
-    A name is cut to `NAME_MAX`. A pointer that would be longer than `POINTER_MAX` ends at a value
-    around the place.
+    Names are cut to `NAME_MAX` characters. A pointer that would be longer than `POINTER_MAX` ends
+    at an enclosing value.
     """
     pointer = "#"
     for name in path:
@@ -227,7 +227,7 @@ def _read(incoming: Request) -> bytes:
     try:
         body = incoming.get_data(cache=False)
     except RequestError as error:
-        raise ProblemError(problem_types.kind_of(error.status), str(error)) from error
+        raise ProblemError(problem_types.problem_type_of(error.status), str(error)) from error
     except _UNREADABLE as error:
         raise ProblemError(
             problem_types.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."
@@ -238,10 +238,10 @@ def _read(incoming: Request) -> bytes:
 
 
 class Parser(FlaskParser):
-    """Parses bodies and queries by a marshmallow schema; what is wrong is raised as a problem."""
+    """Parses bodies and queries by a marshmallow schema. Errors become problem documents."""
 
     def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002
-        """Read the body; it must be a JSON object."""
+        """Read the body, which must be a JSON object."""
         data = read_json(req)
         if not isinstance(data, dict):
             raise InvalidInputError([{"pointer": "#", "detail": "Must be a JSON object."}])
@@ -256,7 +256,7 @@ class Parser(FlaskParser):
         error_status_code: int | None,  # noqa: ARG002
         error_headers: Mapping[str, str] | None,  # noqa: ARG002
     ) -> NoReturn:
-        """Raise what marshmallow found."""
+        """Raise the errors that marshmallow found."""
         raise InvalidInputError(
             [
                 _fault(location, field, detail)
@@ -289,6 +289,6 @@ def register(app: Flask) -> None:
 
 
 def _refuse_large() -> None:
-    """Refuse a large body even if the view reads none, as of a GET. 404 and 405 come first."""
+    """Refuse a large body even if the view does not read it. 404 and 405 take precedence."""
     if request.routing_exception is None and (request.content_length or 0) > MAX_BYTES:
         raise RequestEntityTooLarge

@@ -28,7 +28,7 @@ PROBES = frozenset({"/livez", "/readyz"})
 # RFC 9110, section 7.2, over RFC 3986, section 3.2: a port may be empty.
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]*)?")
 _QUOTED_HOST_MAX = 100
-WRONG_HOST = "This service does not answer to the host {!r}."
+WRONG_HOST = "This service does not accept the host {!r}."
 ALLOW_HOST = " If it should, add {} to ALLOWED_HOSTS (without the port) and restart the service."
 
 # CORS (the Fetch standard, section 3.2): the request headers that scripts of another origin may
@@ -51,7 +51,7 @@ _PREFLIGHT = {
 
 
 def register(app: Flask, settings: WebSettings) -> None:
-    """Let proxies, host names and browsers' origins in as far as the settings say."""
+    """Apply the settings for trusted proxies, allowed hosts and CORS."""
     app.after_request(_add_nosniff_header)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
@@ -67,9 +67,9 @@ def register(app: Flask, settings: WebSettings) -> None:
 def _check_host(allowed: AbstractSet[str]) -> None:
     """Refuse a request whose Host is not allowed (RFC 9110, section 7.4).
 
-    It prevents DNS rebinding. An attacker points a name of their own at this service's address. For
-    a browser, a page from that name then has the same origin as this service, so the page can send
-    and read anything. Only the Host header shows the foreign name.
+    It prevents DNS rebinding. An attacker points a host name to this service's address. A browser
+    then treats a page from that name as the same origin as this service, so the page can send and
+    read anything. Only the Host header shows the foreign name.
 
     Behind trusted proxies, both the forwarded host and the received one are checked: a page that
     reaches the service directly can set X-Forwarded-Host. A request without Host (HTTP/1.0) is
@@ -90,18 +90,18 @@ def _check_host(allowed: AbstractSet[str]) -> None:
 
 
 def _name_of(host: str) -> str:
-    """Return the name in a Host, in lower case, without port and final dot. Empty: no host."""
+    """Return the name in a Host in lower case, without port and final dot; empty if invalid."""
     found = _HOST.fullmatch(host.lower())
     return found["name"].removesuffix(".") if found else ""
 
 
 def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response:
-    """Let scripts of these origins in, by the CORS protocol (the Fetch standard, section 3.2).
+    """Allow scripts of these origins, by the CORS protocol (the Fetch standard, section 3.2).
 
-    Origins are compared as strings: browsers write each in one way only.
+    Origins are compared as strings, because browsers write each origin in only one way.
     """
-    # Also for an origin that is not let in, or none: caches would mix up the answers (the Fetch
-    # standard, "CORS protocol and HTTP caches").
+    # Also without an allowed origin, or caches would mix up the answers (the Fetch standard, "CORS
+    # protocol and HTTP caches").
     response.vary.add("Origin")
     origin = request.headers.get("Origin")
     if origin in origins:
@@ -114,6 +114,6 @@ def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response
 
 
 def _add_nosniff_header(response: Response) -> Response:
-    """Keep browsers from guessing another content type."""
+    """Forbid browsers to guess another content type."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -1,7 +1,7 @@
-"""Refuse query parameters that are unknown or repeated.
+"""Refuses query parameters that are unknown or repeated.
 
-A misspelt filter would otherwise return everybody's rows. Of a repeated parameter, nobody can know
-which value counts.
+Otherwise a misspelt filter would return the rows of all users. For a repeated parameter it is
+unclear which value counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REPEATED = "The query has this parameter more than once."
 
 
 def declare_parameters(view: View, names: Iterable[str]) -> View:
-    """Declare the query parameters that a view takes. Other views take none."""
+    """Declare the query parameters of a view. A view without a declaration has none."""
     view.__dict__[_MARK] = tuple(names)
     return view
 
@@ -43,9 +43,9 @@ def _refuse_parameters() -> None:
         return
     known = getattr(current_app.view_functions[request.url_rule.endpoint], _MARK, ())
     unknown = (
-        f"This address takes no such parameter. It takes: {', '.join(known)}."
+        f"This address has no such parameter. It has: {', '.join(known)}."
         if known
-        else "This address takes no parameters."
+        else "This address has no parameters."
     )
     faults = [
         {"parameter": name[:NAME_MAX], "detail": _REPEATED if name in known else unknown}

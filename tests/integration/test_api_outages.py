@@ -298,7 +298,7 @@ def test_a_missing_right_is_not_a_missing_migration(
     postgres.execute("DROP ROLE rightless")
 
     assert answer.status_code == 503
-    assert answer.json["detail"] == "The database cannot be asked for its revision."
+    assert answer.json["detail"] == "The revision of the database cannot be read."
     assert [line["sqlstate"] for line in lines] == ["42501"]
 
 

@@ -1,4 +1,4 @@
-"""Taking a key for a request, keeping its answer, and forgetting both after their retention."""
+"""Claims a key for a request, stores the answer, and deletes both after their retention."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-# Of keys removed in one transaction, and of such transactions in a row: 20 to 50 ms in all, by
-# which a relay's events may be later.
+# Keys deleted in one transaction, and maximum number of transactions in a row. The relay sends no
+# events meanwhile.
 BATCH = 500
 BATCHES_MAX = 4
 
 log = structlog.get_logger(__name__)
 
-# These three are the driver's own, and as few as can be: they are what a key costs a request.
-# Through SQLAlchemy's text() they took twice the time.
+# The next three statements are executed without SQLAlchemy's text(), which takes twice the time.
 
-# Where another transaction has the key and is not over, this waits for it, as long as lock_timeout
-# lets it. A key past its retention is taken over; one that is not stays as it is, but locked, so
-# that it is still there when it is read.
+# If a transaction in progress has the key, this waits for its end, at most lock_timeout. An expired
+# key is taken over. Any other key is unchanged, but locked, so that it still exists when it is
+# read.
 _CLAIM = """
     INSERT INTO idempotency_keys AS known (caller, method, path, key, fingerprint)
     VALUES (%s, %s, %s, %s, %s)
@@ -44,12 +43,12 @@ _CLAIM = """
     WHERE known.created_at <= now() - make_interval(secs => %s)
 """
 
-_FIND = """
+_READ = """
     SELECT fingerprint, status, headers, body, created_id FROM idempotency_keys
     WHERE caller = %s AND method = %s AND path = %s AND key = %s
 """
 
-_KEEP = """
+_STORE = """
     UPDATE idempotency_keys SET status = %s, headers = %s, body = %s, created_id = %s
     WHERE caller = %s AND method = %s AND path = %s AND key = %s
 """
@@ -60,7 +59,7 @@ _EXPIRE = text(
     DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM idempotency_keys
         WHERE created_at <= now() - CAST(:retention AS interval)
-        ORDER BY created_at LIMIT :most
+        ORDER BY created_at LIMIT :limit
         FOR UPDATE SKIP LOCKED
     ))
     """
@@ -68,27 +67,27 @@ _EXPIRE = text(
 
 
 class KeyInUseError(SettleError):
-    """Another request with this key is under way."""
+    """Another request with this key is in progress."""
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"Another request with the Idempotency-Key {key} is still under way. Try again shortly,"
-            " with the same key, to be told how it ended."
+            f"Another request with the Idempotency-Key {key} is in progress. Send the request again"
+            " shortly, with the same key, to get its answer."
         )
 
 
 class KeyReusedError(SettleError):
-    """This key came with another body before."""
+    """This key was used with another body before."""
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"The Idempotency-Key {key} came with another body before. Send the same body again,"
-            " or take another key for another request."
+            f"The Idempotency-Key {key} was used with another body before. Send the same body, or"
+            " use a new key for a new request."
         )
 
 
 class Scope(NamedTuple):
-    """What a key is a key of: one caller's requests of one method to one path."""
+    """Where a key is unique: in one caller's requests of one method to one path."""
 
     caller: str
     method: str
@@ -97,15 +96,15 @@ class Scope(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """How a request was answered.
+class StoredAnswer:
+    """The answer to a request.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         headers: in their order.
         body: as it was sent.
-        created_id: of what the request created, if something follows the answer that needs it. Also
-            None in an answer that an earlier release kept.
+        created_id: id of the thing that the request created, if it is needed after the commit. None
+            in an answer that an earlier release stored.
     """
 
     status: int
@@ -114,21 +113,23 @@ class Answer:
     created_id: UUID | None = None
 
 
-def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: int) -> Answer | None:
-    """Take a key for a request, before it has any effect.
+def claim_key(
+    session: Session, scope: Scope, fingerprint: bytes, *, retention_s: int
+) -> StoredAnswer | None:
+    """Claim a key for a request, before the request has any effect.
 
     Args:
-        session: its transaction holds the key, the effect and the answer, or none of them.
+        session: its transaction holds the key, the effect and the answer.
         scope: of the key.
-        fingerprint: of the request's meaning.
-        retention_s: how long a key is known.
+        fingerprint: of the request's body.
+        retention_s: how long a key is kept, in seconds.
 
     Returns:
-        How the request was answered when it came before; None when this one is the first.
+        The answer to an earlier request with this key; None for the first request.
 
     Raises:
         KeyInUseError: another transaction with the key did not end within `lock_timeout`.
-        KeyReusedError: the request that came before had another fingerprint.
+        KeyReusedError: the earlier request had another fingerprint.
     """
     connection = session.connection()
     try:
@@ -140,32 +141,32 @@ def claim(session: Session, scope: Scope, fingerprint: bytes, *, retention_s: in
     if claimed:
         return None
     # A second statement: its snapshot is newer than the wait.
-    found = connection.exec_driver_sql(_FIND, scope).one()
+    found = connection.exec_driver_sql(_READ, scope).one()
     if bytes(found.fingerprint) != fingerprint:
         raise KeyReusedError(scope.key)
     headers = [(name, value) for name, value in found.headers]
-    return Answer(found.status, headers, bytes(found.body), found.created_id)
+    return StoredAnswer(found.status, headers, bytes(found.body), found.created_id)
 
 
-def keep(session: Session, scope: Scope, answer: Answer) -> None:
-    """Note how the request was answered, in the transaction that took its key."""
-    kept = (answer.status, json.dumps(list(answer.headers)), answer.body, answer.created_id)
-    session.connection().exec_driver_sql(_KEEP, (*kept, *scope))
+def store_answer(session: Session, scope: Scope, answer: StoredAnswer) -> None:
+    """Store the answer to a request, in the transaction that claimed its key."""
+    stored = (answer.status, json.dumps(list(answer.headers)), answer.body, answer.created_id)
+    session.connection().exec_driver_sql(_STORE, (*stored, *scope))
 
 
 def remove_expired(engine: Engine) -> bool:
-    """Remove keys past their retention, the oldest first; those that others hold are left.
+    """Delete expired keys, the oldest first. Keys that are in use are skipped.
 
-    In small transactions, and no more than `BATCHES_MAX` of them, so that the caller soon has its
-    turn again. Any number may do it at once.
+    It runs at most `BATCHES_MAX` small transactions, so that the caller can go on soon. Several
+    processes may run it at the same time.
 
     Returns:
-        Whether more may be left.
+        Whether more expired keys may exist.
 
     Raises:
-        SettingsError: IDEMPOTENCY_RETENTION_S is wrong.
+        SettingsError: IDEMPOTENCY_RETENTION_S is invalid.
     """
-    parameters = {"retention": timedelta(seconds=read_idempotency_retention_s()), "most": BATCH}
+    parameters = {"retention": timedelta(seconds=read_idempotency_retention_s()), "limit": BATCH}
     for _ in range(BATCHES_MAX):
         with engine.begin() as connection:
             removed = connection.execute(_EXPIRE, parameters).rowcount

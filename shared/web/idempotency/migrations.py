@@ -1,14 +1,15 @@
-"""The table of the idempotency keys, as an operation for a service's migrations.
+"""Operations for a service's migrations: the table of the idempotency keys.
 
-An operation, once released, never changes; a change of the table is a new one.
+A released operation never changes. A change of the table is a new operation.
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-# Key first: whoever looks for one by hand, has it, and may not know the rest. A row is written when
-# its request begins and once more with the answer, on the same page where there is room.
+# `key` is the first column of the index, so that an operator can look a row up by key alone. A row
+# is inserted when its request begins, and updated with the answer. The fillfactor keeps space for
+# the update on the same page.
 _KEYS_V1 = """
 CREATE TABLE idempotency_keys (
     caller      text NOT NULL,
@@ -48,12 +49,12 @@ def create_v1() -> None:
 
 
 def drop_v1() -> None:
-    """Drop the table, with the keys in it."""
+    """Drop the table with the keys."""
     op.execute("DROP TABLE idempotency_keys")
 
 
 def create_v2() -> None:
-    """Keep the id of what a request created with its answer."""
+    """Store the id of the thing that a request created with its answer."""
     op.execute(_CREATED_IDS_V2)
 
 

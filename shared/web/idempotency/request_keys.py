@@ -1,8 +1,8 @@
-"""Requests that may be sent again: the header Idempotency-Key, and what becomes of it.
+"""The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07).
 
-By draft-ietf-httpapi-idempotency-key-header-07. The key is taken, the request has its effect and
-its answer is kept in one transaction: a process that is killed leaves all of it or nothing. An
-answer that is no success leaves nothing either, so its key may be used again.
+One transaction claims the key, has the request's effect and stores its answer. A process that is
+killed leaves all of them or none. An answer other than a success is not stored, so the key can be
+used again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from flask import Response, current_app, g, request
 
 from settle_outbox.runtime.failpoints import failpoint
 from shared.web.idempotency.key_store import (
-    Answer,
     KeyInUseError,
     KeyReusedError,
     Scope,
-    claim,
-    keep,
+    StoredAnswer,
+    claim_key,
+    store_answer,
 )
 from shared.web.problems import problem_types
 from shared.web.problems.documents import InvalidInputError, ProblemError
@@ -43,114 +43,114 @@ HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
 KEY_MAX = 255
 
-# A string (RFC 9651, section 3.3.3), as the draft has it; or the same bare, as many clients send
-# it. A comma is what two headers in one request look like here.
+# A string (RFC 9651, section 3.3.3), as the draft requires, or the same without quotes, as many
+# clients send it. Without a comma: two headers in one request are joined by one.
 _QUOTED = r'(?:[ !#-\[\]-~]|\\["\\])'
 _BARE = r"[!#-+\--~]"
 _FORM = re.compile(f'"{_QUOTED}+"|{_BARE}+')
 _ESCAPED = re.compile(r'\\(["\\])')
 
-# For the description; the same, with the length.
+# For the API description: the same, with the length.
 PATTERN = f'^(?:"{_QUOTED}{{1,{KEY_MAX}}}"|{_BARE}{{1,{KEY_MAX}}})$'
 
-# Of the framework's making, anew for each answer.
-_NOT_KEPT = {"content-length"}
+# The framework sets it for each answer.
+_NOT_STORED = {"content-length"}
 
 _EXTENSION = "settle-idempotency-retention"
 _CREATED_ID = "settle_created_id"
 
 
 def register(app: Flask, settings: WebSettings) -> None:
-    """Have an app keep its keys as long as the setting IDEMPOTENCY_RETENTION_S says."""
+    """Set the retention of an app's keys from IDEMPOTENCY_RETENTION_S."""
     app.extensions[_EXTENSION] = settings.idempotency_retention_s
     app.before_request(_check_key)
 
 
 def _check_key() -> None:
-    """Refuse a malformed key at once: the body need not arrive for that."""
+    """Refuse a malformed key before the body has arrived."""
     given = request.headers.get(HEADER)
     if given is not None and request.method == "POST" and request.routing_exception is None:
         read_key(given)
 
 
 def idempotent(view: View) -> View:
-    """Have a view act once for each key, however often a request comes.
+    """Run a view once per key, however often the request is sent.
 
-    It takes the body as the schema has loaded it, and the answer as it is sent. The view's
-    transactions become parts of one, that ends with the view; what must come after the commit, such
-    as a wait, belongs around this decorator.
+    It compares the body as the schema has loaded it, and stores the answer as it is sent. The
+    transactions of the view join one transaction, which ends with the view. What must happen after
+    the commit, such as a wait, belongs around this decorator.
     """
 
     @wraps(view)
-    def act_once(body: Mapping[str, Any], *arguments: Any, **path: Any) -> Response:
+    def run_once(body: Mapping[str, Any], *arguments: Any, **path: Any) -> Response:
         given = request.headers.get(HEADER)
-        act = partial(view, body, *arguments, **path)
-        return act() if given is None else _once(read_key(given), body, act)
+        run = partial(view, body, *arguments, **path)
+        return run() if given is None else _run_once(read_key(given), body, run)
 
-    return act_once
+    return run_once
 
 
 def note_created(created_id: UUID) -> None:
-    """Note the id of what the request creates, for what follows its commit.
+    """Note the id of the thing that the request creates, for use after the commit.
 
-    It is kept with the answer for the Idempotency-Key, so it is there for a replay as well.
+    It is stored with the answer, so a repeated request has it too.
     """
     setattr(g, _CREATED_ID, created_id)
 
 
 def created_id() -> UUID | None:
-    """Return the id of what the request created, now or when it came first."""
+    """Return the id of the thing that this request, or the first one with its key, created."""
     found: UUID | None = g.get(_CREATED_ID)
     return found
 
 
 def caller() -> str:
-    """Whose requests a key is for. Everybody is one caller, as long as nobody has to log in."""
+    """Return whose key it is. Without authentication, all requests have the same caller."""
     return "anonymous"
 
 
 def read_key(text: str) -> str:
-    """Read a key from the header: in double quotes (a string of RFC 9651) or bare.
+    """Parse the header: in double quotes (a string of RFC 9651) or bare.
 
     Raises:
-        InvalidInputError: it has another form, or another length than 1 to `KEY_MAX` characters.
+        InvalidInputError: it has another format, or not 1 to `KEY_MAX` characters.
     """
     if not _FORM.fullmatch(text):
-        raise _refused(
+        raise _invalid(
             "Must be a string in double quotes, of printable ASCII characters (RFC 9651, section"
-            " 3.3.3), or the same without quotes, spaces and commas; and one header, not two."
+            " 3.3.3), or the same without quotes, spaces and commas. Send one header, not two."
         )
     key = _ESCAPED.sub(r"\1", text[1:-1]) if text.startswith('"') else text
     if len(key) > KEY_MAX:
-        raise _refused(f"Must be of 1 to {KEY_MAX} characters; this one has {len(key)}.")
+        raise _invalid(f"Must have 1 to {KEY_MAX} characters, but has {len(key)}.")
     return key
 
 
-def _refused(detail: str) -> InvalidInputError:
+def _invalid(detail: str) -> InvalidInputError:
     return InvalidInputError([{"header": HEADER, "detail": detail}])
 
 
 def fingerprint_of(body: Mapping[str, Any]) -> bytes:
-    """A hash of what a body means: of its values as loaded, in whatever order and spelling."""
+    """Return a hash of the loaded values of a body. Order and spelling do not change it."""
     canonical = json.dumps(body, default=str, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).digest()
 
 
-def _once(key: str, body: Mapping[str, Any], act: Callable[[], Response]) -> Response:
+def _run_once(key: str, body: Mapping[str, Any], run: Callable[[], Response]) -> Response:
     scope = Scope(caller(), request.method, _path(), key)
     try:
         with outer_transaction() as session:
             retention_s: int = current_app.extensions[_EXTENSION]
-            kept = claim(session, scope, fingerprint_of(body), retention_s=retention_s)
-            if kept is not None:
+            stored = claim_key(session, scope, fingerprint_of(body), retention_s=retention_s)
+            if stored is not None:
                 session.rollback()  # there is nothing to commit
-                return _replay(kept)
+                return _replay(stored)
             failpoint("web.claimed")
-            response = act()
+            response = run()
             if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
                 session.rollback()
                 return response
-            keep(session, scope, _answer(response))
+            store_answer(session, scope, _to_store(response))
             failpoint("web.kept")
     except KeyInUseError as error:
         raise ProblemError(problem_types.IDEMPOTENCY_KEY_IN_USE, str(error)) from error
@@ -161,19 +161,19 @@ def _once(key: str, body: Mapping[str, Any], act: Callable[[], Response]) -> Res
 
 
 def _path() -> str:
-    """The request's path, its variable parts in one spelling: an id may come in any case."""
+    """Return the request's path with its ids in lower case."""
     if not request.view_args or request.url_rule is None:
         return request.path
     built = request.url_rule.build(request.view_args)
     return request.path if built is None else built[1]
 
 
-def _answer(response: Response) -> Answer:
-    headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_KEPT]
-    return Answer(response.status_code, headers, response.get_data(), created_id())
+def _to_store(response: Response) -> StoredAnswer:
+    headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_STORED]
+    return StoredAnswer(response.status_code, headers, response.get_data(), created_id())
 
 
-def _replay(answer: Answer) -> Response:
+def _replay(answer: StoredAnswer) -> Response:
     response = Response(answer.body, answer.status, list(answer.headers))
     response.headers[REPLAYED] = "true"
     if answer.created_id is not None:

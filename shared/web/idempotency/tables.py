@@ -1,4 +1,4 @@
-"""The table of the idempotency keys, as SQLAlchemy knows it; `migrations` creates it."""
+"""The table of the idempotency keys. `migrations` creates it."""
 
 from __future__ import annotations
 

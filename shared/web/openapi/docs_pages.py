@@ -1,4 +1,4 @@
-"""The pages for those who come to know a service: ``/``, ``/openapi.json`` and ``/docs``."""
+"""The pages that document a service: ``/``, ``/docs`` and ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import flask_swagger_ui
 from flask import Blueprint, Response, current_app, jsonify
 
 from shared.web.caching import revalidate
-from shared.web.html_pages import secure, wants_page
+from shared.web.html_pages import add_security_headers, wants_page
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from shared.web.openapi.api import OpenApi
 
-# From the files of a package, not from elsewhere: the docs work offline.
+# Files of an installed package, so the pages work offline.
 _FILES = Path(flask_swagger_ui.__file__).parent / "dist"
 
 _INDEX = """\
@@ -29,10 +29,10 @@ _INDEX = """\
 <h1>{title}</h1>
 <p>{description}</p>
 <ul>
-<li><a href="docs">The API, described, to be tried out</a>
-<li><a href="openapi.json">The same for programs (OpenAPI)</a>
-<li><a href="problems">The problems it can answer with</a>
-<li><a href="readyz">Whether the service is ready</a>
+<li><a href="docs">API reference; you can try each call</a>
+<li><a href="openapi.json">API description for programs (OpenAPI)</a>
+<li><a href="problems">Problem types</a>
+<li><a href="readyz">Readiness</a>
 </ul>
 </html>
 """
@@ -51,7 +51,7 @@ _DOCS = """\
 </html>
 """
 
-# validatorUrl: unless told not to, the page asks a server of Swagger's to judge the description.
+# validatorUrl: null keeps Swagger UI from sending the description to an online validator.
 _START = """\
 SwaggerUIBundle({
   url: "openapi.json",
@@ -68,8 +68,8 @@ def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
     Args:
         app: the app.
         api: the description of its API.
-        title: the service, for a person.
-        description: what it is for, in a sentence or two.
+        title: name of the service.
+        description: a sentence or two about the service.
     """
     pages = Blueprint("docs", __name__, static_folder=_FILES, static_url_path="/docs/files")
     texts = {"title": escape(title), "description": escape(description)}
@@ -93,6 +93,6 @@ def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
         described = current_app.json.dumps(api.spec.to_dict())
         return Response(described, mimetype="application/json")
 
-    pages.after_request(secure)
+    pages.after_request(add_security_headers)
     pages.after_request(revalidate)
     app.register_blueprint(pages)

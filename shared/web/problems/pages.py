@@ -1,4 +1,4 @@
-"""The pages to which the types of problems lead (RFC 9457, section 3.1.1), and a list of them."""
+"""The pages of the problem types (RFC 9457, section 3.1.1), and a list of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
 from shared.web.caching import revalidate
-from shared.web.html_pages import secure, wants_page
+from shared.web.html_pages import add_security_headers, wants_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flask import Flask
 
-    from shared.web.problems.problem_types import Kind
+    from shared.web.problems.problem_types import ProblemType
 
 _PAGE = """\
 <!doctype html>
@@ -29,9 +29,9 @@ _PAGE = """\
 {body}</html>
 """
 
-_KIND = """\
+_PROBLEM_TYPE = """\
 <h1>{title}</h1>
-<p><code>{name}</code>, with HTTP status {status} {phrase}.</p>
+<p><code>{name}</code>, HTTP status {status} {phrase}.</p>
 <h2>What it means</h2>
 <p>{meaning}</p>
 <h2>What to do</h2>
@@ -40,24 +40,25 @@ _KIND = """\
 """
 
 
-def register(app: Flask, kinds: Iterable[Kind]) -> None:
+def register(app: Flask, problem_types: Iterable[ProblemType]) -> None:
     """Add the pages to an app.
 
     Args:
         app: the app.
-        kinds: every kind of problem that it can answer with.
+        problem_types: every problem type that the app can answer with.
     """
     pages = Blueprint("problems", __name__)
-    known = {kind.name: kind for kind in sorted(kinds, key=lambda kind: (kind.status, kind.name))}
+    ordered = sorted(problem_types, key=lambda each: (each.status, each.name))
+    known = {each.name: each for each in ordered}
 
     @pages.get("/problems")
-    def list_kinds() -> Response:
+    def list_problem_types() -> Response:
         if wants_page():
-            return _page("Problems", _list(known.values()))
-        return jsonify([_members(kind) for kind in known.values()])
+            return _page("Problems", _list(ordered))
+        return jsonify([_members(each) for each in ordered])
 
     @pages.get("/problems/<name>")
-    def show_kind(name: str) -> Response:
+    def show_problem_type(name: str) -> Response:
         if name not in known:
             raise NotFound
         members = _members(known[name])
@@ -65,28 +66,28 @@ def register(app: Flask, kinds: Iterable[Kind]) -> None:
             return jsonify(members)
         phrase = HTTPStatus(members["status"]).phrase
         escaped = {key: escape(str(value)) for key, value in members.items()}
-        return _page(members["title"], _KIND.format_map(escaped | {"phrase": phrase}))
+        return _page(members["title"], _PROBLEM_TYPE.format_map(escaped | {"phrase": phrase}))
 
-    pages.after_request(secure)
+    pages.after_request(add_security_headers)
     pages.after_request(revalidate)
     app.register_blueprint(pages)
 
 
-def _members(kind: Kind) -> dict[str, Any]:
+def _members(problem_type: ProblemType) -> dict[str, Any]:
     return {
-        "type": kind.type,
-        "name": kind.name,
-        "status": int(kind.status),
-        "title": kind.title,
-        "meaning": kind.meaning,
-        "remedy": kind.remedy,
+        "type": problem_type.type,
+        "name": problem_type.name,
+        "status": int(problem_type.status),
+        "title": problem_type.title,
+        "meaning": problem_type.meaning,
+        "remedy": problem_type.remedy,
     }
 
 
-def _list(kinds: Iterable[Kind]) -> str:
+def _list(problem_types: Iterable[ProblemType]) -> str:
     entries = "\n".join(
-        f'<li>{int(kind.status)} <a href="{kind.type}">{kind.name}</a>: {escape(kind.title)}'
-        for kind in kinds
+        f'<li>{int(each.status)} <a href="{each.type}">{each.name}</a>: {escape(each.title)}'
+        for each in problem_types
     )
     return f"<h1>Problems</h1>\n<ul>\n{entries}\n</ul>\n"
 

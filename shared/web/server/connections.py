@@ -1,6 +1,6 @@
-"""Connections on which a worker waits for its clients.
+"""The connections on which a worker waits for its clients.
 
-The worker's main thread waits for all of them at once, so they hold no other thread.
+The main thread waits for all of them at once, so they hold no other thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WaitingConnections:
     def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
         self._poller = poller
         self._close = close
-        self._waits: dict[TConn, _Wait] = {}  # the one that waits longest is first
+        self._waits: dict[TConn, _Wait] = {}  # the longest wait is first
         self._next_check = 0.0
 
     def __contains__(self, conn: TConn) -> bool:
@@ -62,7 +62,7 @@ class WaitingConnections:
             event: `EVENT_READ` or `EVENT_WRITE`.
             resume: is called at each such event, until the connection is removed.
             give_up: is called after the deadline, or earlier to make room for another connection.
-                `remove` has run before.
+                The connection was removed before.
             deadline: value of `time.monotonic()`, in seconds.
             is_idle: whether there is no request on the connection.
 
@@ -92,7 +92,7 @@ class WaitingConnections:
             wait.give_up(conn)
 
     def give_up_expired(self) -> None:
-        """Give up the connections whose deadline is over."""
+        """Give up the connections whose deadline has passed."""
         now = time.monotonic()
         if now < self._next_check:
             return
@@ -101,7 +101,7 @@ class WaitingConnections:
             self.give_up(conn)
 
     def give_up_longest(self) -> None:
-        """Give up the connection that has waited longest, until it waits no more."""
+        """Give up the connection that has waited longest, until it no longer waits."""
         conn = next(iter(self._waits), None)
         # A request that is given up gets an answer, and its connection is added again, to linger.
         while conn in self._waits:

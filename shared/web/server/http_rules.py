@@ -1,4 +1,4 @@
-"""Apply the rules of HTTP/1.1 (RFC 9112) that gunicorn skips or applies differently."""
+"""Applies the rules of HTTP/1.1 (RFC 9112) that gunicorn skips or applies differently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ABSOLUTE = re.compile(r"https?://(?P<authority>[^/?]*).*", re.IGNORECASE)
 
 
 def apply_rules(request: Request) -> None:
-    """Check a request whose head was read, and put it in the form that an app expects.
+    """Check a request whose head was read, and convert it to the form that an app expects.
 
     Raises:
         RequestError: it breaks a rule.
@@ -48,7 +48,7 @@ def _apply_target(request: Request) -> None:
         raise RequestError("CONNECT is not supported: this server is not a proxy.")
     if "#" in request.uri:
         raise RequestError("The address must not have a fragment (#). Leave it out.")
-    if request.uri.startswith("/") or request.uri == "*":  # gunicorn takes * with OPTIONS alone
+    if request.uri.startswith("/") or request.uri == "*":  # gunicorn allows * only with OPTIONS
         return
     absolute = _ABSOLUTE.fullmatch(request.uri)
     if absolute is None:

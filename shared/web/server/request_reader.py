@@ -2,8 +2,8 @@
 
 gunicorn reads a request in the thread that answers it, and the thread waits for the client without
 end. A few clients that stop in the middle of a request, for example because their network failed,
-would hold all threads. Here the worker's main thread receives the requests of all clients at once,
-for at most `READ_S` each. A thread starts when the head of a request is complete. If it needs more
+would hold all threads. Here the worker's main thread receives the requests of all clients, for at
+most `READ_S` each. A thread starts when the head of a request is complete. If it needs more
 of the body than has arrived, it abandons the request (`RequestPending`) before anything is done.
 The same bytes are read again from the start when the body is complete.
 """
@@ -14,7 +14,6 @@ import io
 import re
 import time
 from http import HTTPStatus
-from selectors import EVENT_READ
 from typing import TYPE_CHECKING
 
 from gunicorn.http.body import LengthReader
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from socket import socket
 
     from gunicorn.http.body import ChunkedReader
-    from gunicorn.workers.gthread import TConn
-
-    from shared.web.server.connections import WaitingConnections
 
 # Maximum time for a whole request to arrive, in seconds.
 READ_S = 10.0
@@ -38,10 +34,6 @@ HEAD_MAX_BYTES = 64 * 1024
 # Maximum size of a request's body with the framing of its chunks. A chunk of one byte costs the
 # processor as much as one of a thousand.
 BODY_MAX_BYTES = 160 * 1024
-# Maximum memory of a worker for requests that have not arrived completely. Beyond it, the oldest is
-# refused. A worker of about 70 MB stays far below 200 MB.
-PARTIAL_MAX_BYTES = 16 * 1024 * 1024
-
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # Maximum bytes of one `recv`. A body of known length is read in larger pieces. Otherwise the limit
@@ -82,16 +74,6 @@ class RequestTooSlowError(RequestError):
     def __init__(self) -> None:
         super().__init__(
             f"The request did not arrive completely within {READ_S:.0f} seconds. Send it again.",
-            HTTPStatus.REQUEST_TIMEOUT,
-        )
-
-
-class _NoRoomError(RequestError):
-    """A request that had to make room for others."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The server has too many incomplete requests. Send the request again.",
             HTTPStatus.REQUEST_TIMEOUT,
         )
 
@@ -207,123 +189,38 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         return len(self._received) - self._chunk > _CHUNK_LINE_MAX_BYTES
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """Override gunicorn's read: return the bytes that have arrived, without blocking.
+        """Override gunicorn's read: return bytes that have arrived, without blocking.
 
         Raises:
             RequestPending: nothing has arrived.
-            RequestError: the connection ended within the request (RFC 9112, section 8), or the
-                head is over `HEAD_MAX_BYTES`, or the body over `BODY_MAX_BYTES`.
+            RequestError: the connection ended within the request (RFC 9112, section 8). Or the
+                head needs more than `HEAD_MAX_BYTES`, or the body more than `BODY_MAX_BYTES`.
         """
-        self._check_size()
+        left = self._max_bytes - len(self._received)
+        if left <= 0:
+            raise self._too_large()
         self.sock.settimeout(0)
         try:
-            received: bytes = super().chunk(size_hint)
+            # Not beyond the limit: bytes of the next request must not count for this one.
+            received = self.sock.recv(min(max(size_hint or 0, self.mxchunk), left))
         except BlockingIOError:
             if not self._is_head and self._invite is not None:
                 self._is_invited = True
                 self._invite(CONTINUE)
-            self.buf = io.BytesIO()  # gunicorn reads it again, from the start
+            self.buf = io.BytesIO()  # gunicorn reads it again from the start
             raise RequestPending from None
         if not received and self._received:
             raise RequestError("The connection ended before the request did.")
         self._received += received
-        self._check_size()
         return received
 
-    def _check_size(self) -> None:
-        if len(self._received) <= self._max_bytes:
-            return
+    def _too_large(self) -> RequestError:
         if self._is_head:
-            raise RequestError(
+            return RequestError(
                 f"The headers have more than {HEAD_MAX_BYTES // 1024} KiB together.",
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
             )
-        raise RequestError(
+        return RequestError(
             f"The body has more than {BODY_MAX_BYTES // 1024} KiB with the framing of its chunks.",
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
-
-
-class IncomingRequests:
-    """The requests of a worker that have not arrived completely. Only the main thread uses it.
-
-    Args:
-        waiting: the connections on which the worker waits.
-        start: lets a thread read and answer a request.
-        refuse: answers a request with an error, and ends its connection.
-        close: closes a connection.
-    """
-
-    def __init__(
-        self,
-        waiting: WaitingConnections,
-        *,
-        start: Callable[[TConn], None],
-        refuse: Callable[[TConn, RequestError], None],
-        close: Callable[[TConn], None],
-    ) -> None:
-        self._waiting = waiting
-        self._start = start
-        self._refuse = refuse
-        self._close = close
-        self._sizes: dict[TConn, int] = {}  # the oldest first
-        self._bytes = 0
-
-    def expect(self, conn: TConn, *, idle_s: float) -> None:
-        """Wait for the next request on a connection, or for the rest of one.
-
-        Args:
-            conn: the connection.
-            idle_s: maximum time until the first byte of a request, in seconds.
-        """
-        deadline = conn.parser.unreader.deadline
-        if deadline is not None:
-            self._expect_rest(conn, deadline)
-            return
-        deadline = time.monotonic() + idle_s
-        self._waiting.add(
-            conn, EVENT_READ, self._receive, self._close, deadline=deadline, is_idle=True
-        )
-
-    def forget(self, conn: TConn) -> None:
-        """Stop counting the bytes of a request: it was answered, or its connection is closed."""
-        self._bytes -= self._sizes.pop(conn, 0)
-
-    def _expect_rest(self, conn: TConn, deadline: float) -> None:
-        if self._waiting.add(conn, EVENT_READ, self._receive, self._give_up, deadline=deadline):
-            self._count(conn)
-
-    def _receive(self, conn: TConn) -> None:
-        unreader = conn.parser.unreader
-        is_first = unreader.deadline is None
-        try:
-            is_due = unreader.receive()
-        except BlockingIOError:
-            return
-        except OSError:
-            self._waiting.remove(conn)
-            self._close(conn)
-            return
-        if is_due:
-            self._waiting.remove(conn)
-            self._start(conn)
-        elif is_first:
-            self._waiting.remove(conn)
-            self._expect_rest(conn, unreader.deadline)
-        else:
-            self._count(conn)
-
-    def _count(self, conn: TConn) -> None:
-        """Count what has arrived, and make room for it."""
-        size = conn.parser.unreader.size
-        self._bytes += size - self._sizes.get(conn, 0)
-        self._sizes[conn] = size
-        while self._bytes > PARTIAL_MAX_BYTES:
-            oldest = next((each for each in self._sizes if each in self._waiting), None)
-            if oldest is None:  # all wait for a thread, which answers them
-                return
-            self._waiting.give_up(oldest)
-
-    def _give_up(self, conn: TConn) -> None:
-        is_late = conn.parser.unreader.deadline <= time.monotonic()
-        self._refuse(conn, RequestTooSlowError() if is_late else _NoRoomError())

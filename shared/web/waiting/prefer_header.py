@@ -1,7 +1,7 @@
-"""What a client would rather have: the header Prefer (RFC 7240).
+"""The header Prefer (RFC 7240): what a client would like, if possible.
 
-Preferences are hints. One that is unknown, or whose value makes no sense, is ignored, and so is a
-header that is malformed; no request fails for it. What was honoured stands in Preference-Applied.
+Preferences are hints. A preference that is unknown or invalid is ignored, and so is a malformed
+header. No request fails because of it. Preference-Applied lists the preferences that were honoured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ WAIT_MAX_S = 30
 REPRESENTATION = "representation"
 MINIMAL = "minimal"
 
-# RFC 7240, section 2, over RFC 9110, section 5.6. Possessive: whatever is sent, it is read once.
+# RFC 7240, section 2, with RFC 9110, section 5.6. The quantifiers are possessive, so the time to
+# read any header is linear.
 _TCHARS = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _WORD = rf'{_TCHARS}|"(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t -~])*+"'
 _PAIR = rf"(?:{_TCHARS})(?:[ \t]*+=[ \t]*+(?:{_WORD})?)?"
@@ -29,45 +30,49 @@ _PREFERENCE = re.compile(
 )
 _BETWEEN = re.compile(r"[ \t,]*+")
 _SECONDS = re.compile(r"0*+([0-9]++)?")
-_SECONDS_DIGITS = 3  # enough for any wait that is not cut to the most
+_SECONDS_DIGITS = 3  # a number with more digits is cut to WAIT_MAX_S
 
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The preferences of a request that are known here.
+    """The preferences of a request that the services know.
 
     Args:
-        returned: `representation` or `minimal`; None when neither is preferred.
-        wait_s: how long the client would wait for the result, cut to `WAIT_MAX_S`; None when it
-            does not say.
+        returned: `representation`, `minimal`, or None for no preference.
+        wait_s: how long the client would wait for the result, at most `WAIT_MAX_S`; None for no
+            preference.
     """
 
     returned: str | None = None
     wait_s: int | None = None
 
 
-def read(text: str | None) -> Preferences:
-    """Read the header; several in one request come joined by commas (RFC 9110, section 5.3)."""
-    values = _values(text) if text else {}
+_NONE = Preferences()
+
+
+def requested_preferences() -> Preferences:
+    """Return the preferences of the current request."""
+    text = request.headers.get(HEADER)
+    return parse_preferences(text) if text else _NONE
+
+
+def parse_preferences(text: str) -> Preferences:
+    """Parse the header. Several headers are joined by commas (RFC 9110, section 5.3)."""
+    values = _values(text)
     returned = {value.lower() for value in values.get("return", ())} & {REPRESENTATION, MINIMAL}
     return Preferences(
-        # Who asks for both is taken to have asked for neither (RFC 7240, section 4.2).
+        # The two exclude each other. If both are sent, neither counts (RFC 7240, section 4.2).
         returned=returned.pop() if len(returned) == 1 else None,
         wait_s=_seconds(values["wait"][0]) if "wait" in values else None,
     )
 
 
-def preferences() -> Preferences:
-    """The preferences of the request."""
-    return read(request.headers.get(HEADER))
-
-
-def headers(*, returned: str | None = None, wait_s: int | None = None) -> dict[str, str]:
-    """The headers of an answer that depends on Prefer, also when nothing was preferred.
+def response_headers(*, returned: str | None = None, wait_s: int | None = None) -> dict[str, str]:
+    """Return the headers of an answer that depends on Prefer, whether or not it was sent.
 
     Args:
-        returned: that was honoured, or None.
-        wait_s: that was honoured, or None.
+        returned: the preference that was honoured, or None.
+        wait_s: the preference that was honoured, or None.
     """
     honoured = [] if returned is None else [f"return={returned}"]
     honoured += [] if wait_s is None else [f"wait={wait_s}"]
@@ -75,18 +80,18 @@ def headers(*, returned: str | None = None, wait_s: int | None = None) -> dict[s
 
 
 def _values(text: str) -> dict[str, list[str]]:
-    """Every value of each preference, in the order sent; of nothing when it is malformed."""
+    """Return the values of each preference, in their order. A malformed header has none."""
     found: dict[str, list[str]] = {}
-    place = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it always matches
-    while place < len(text):
-        preference = _PREFERENCE.match(text, place)
+    position = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it always matches
+    while position < len(text):
+        preference = _PREFERENCE.match(text, position)
         if preference is None:
             return {}
         value = preference["value"] or ""
         if value.startswith('"'):
             value = re.sub(r"\\(.)", r"\1", value[1:-1])
         found.setdefault(preference["name"].lower(), []).append(value)
-        place = _BETWEEN.match(text, preference.end()).end()  # type: ignore[union-attr]
+        position = _BETWEEN.match(text, preference.end()).end()  # type: ignore[union-attr]
     return found
 
 
@@ -98,18 +103,18 @@ def _seconds(value: str) -> int | None:
     return WAIT_MAX_S if len(significant) > _SECONDS_DIGITS else min(int(significant), WAIT_MAX_S)
 
 
-def parameter(*further: str, example: str) -> dict[str, Any]:
-    """Describe the header for a call that takes it, in OpenAPI.
+def describe_parameter(*further: str, example: str) -> dict[str, Any]:
+    """Return the OpenAPI description of the header in a request.
 
     Args:
-        further: a sentence on each preference beside `wait`.
-        example: of the header.
+        further: a sentence about each preference other than `wait`.
+        example: a value of the header.
     """
     sentences = [
-        "What the client would rather have (RFC 7240), separated by commas.",
-        f"`wait=N`: the answer when the order is final, or after N seconds, at most {WAIT_MAX_S}.",
+        "Preferences of the client (RFC 7240), separated by commas.",
+        f"`wait=N`: answer when the order is final, or after N seconds, at most {WAIT_MAX_S}.",
         *further,
-        "What is unknown or malformed is ignored.",
+        "Unknown and malformed preferences are ignored.",
     ]
     return {
         "in": "header",
@@ -119,16 +124,16 @@ def parameter(*further: str, example: str) -> dict[str, Any]:
     }
 
 
-def described(example: str) -> dict[str, Any]:
-    """Describe the headers of an answer that depends on Prefer, in OpenAPI."""
+def describe_headers(example: str) -> dict[str, Any]:
+    """Return the OpenAPI description of the headers of an answer that depends on Prefer."""
     return {
         APPLIED: {
-            "description": "Which preferences were honoured; missing when none was.",
+            "description": "The preferences that were honoured. Absent if there are none.",
             "schema": {"type": "string"},
             "example": example,
         },
         "Vary": {
-            "description": "What the answer depends on.",
+            "description": "The request headers that the answer depends on.",
             "schema": {"type": "string"},
             "example": HEADER,
         },

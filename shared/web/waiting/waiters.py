@@ -1,4 +1,4 @@
-"""Requests that wait for something to be over, without holding a database connection."""
+"""Requests that wait for a result, without holding a database connection."""
 
 from __future__ import annotations
 
@@ -21,72 +21,70 @@ _EXTENSION = "settle-waiters"
 
 
 class Waiters:
-    """Those who wait in a process, each for what an id names.
+    """The waiting requests of a process. Each waits for the change of one thing, named by its id.
 
-    A waiter stands here before it looks whether there is anything to wait for: whoever calls `wake`
-    after something is over reaches all who saw it before that.
+    Waiters register before they read the state, so a `wake` after the change cannot be missed.
 
     Args:
-        most: how many may wait at once: what waits is a thread, and others want to be served.
+        limit: maximum number of waiters. Each holds a thread, which serves no other request.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lock = threading.Lock()
         self._woken: dict[UUID, list[threading.Event]] = {}
         self._count = 0
         self.released = False
-        """Whether nobody waits any more, for good."""
+        """Whether all waits were ended for good."""
         self.present = threading.Event()
-        """Set as long as somebody waits, and when all are released."""
+        """Set while there are waiters, and after `release`."""
 
-    def hold(
-        self, key: UUID, seconds: float, read: Callable[[], T], is_over: Callable[[T], bool]
+    def wait(
+        self, key: UUID, seconds: float, read: Callable[[], T], is_final: Callable[[T], bool]
     ) -> tuple[T, bool]:
-        """Read until what is read is over, or time is.
+        """Read the state, and again after each `wake`, until it is final or the time is over.
 
         Args:
-            key: by which the waiter is woken.
-            seconds: how long to wait at most.
-            read: looks how things stand; what it raises ends the wait.
-            is_over: whether there is nothing more to wait for.
+            key: id of the thing to wait for.
+            seconds: maximum time to wait.
+            read: returns the state. An error ends the wait.
+            is_final: whether there is nothing to wait for.
 
         Returns:
-            What was read last, and whether it is over or was waited for as long as told. False when
-            too many wait already, or `release` ended it.
+            The state as it was read last, and whether the wait was honoured: the state is final, or
+            the time is over. It is False if there were too many waiters, or `release` ended it.
         """
         deadline = time.monotonic() + seconds
-        with self._place(key) as woken:
+        with self._registered(key) as woken:
             while True:
                 if woken is not None:
-                    woken.clear()  # before reading: what comes from now on ends the wait below
+                    woken.clear()  # before reading: a change after this ends the wait below
                 found = read()
                 left_s = deadline - time.monotonic()
-                if is_over(found) or left_s <= 0:
+                if is_final(found) or left_s <= 0:
                     return found, True
                 if woken is None or self.released:
                     return found, False
                 woken.wait(left_s)
 
     @contextmanager
-    def _place(self, key: UUID) -> Iterator[threading.Event | None]:
-        """A place among the waiters; None when there is none left."""
-        woken = threading.Event()
+    def _registered(self, key: UUID) -> Iterator[threading.Event | None]:
+        """Register a waiter while the block runs. Yields None if there are too many."""
         with self._lock:
-            if self.released or self._count >= self._most:
-                woken_or_none = None
+            if self.released or self._count >= self._limit:
+                woken = None
             else:
-                woken_or_none = woken
+                woken = threading.Event()
                 self._count += 1
                 self._woken.setdefault(key, []).append(woken)
                 self.present.set()
         try:
-            yield woken_or_none
+            yield woken
         finally:
-            if woken_or_none is not None:
-                self._leave(key, woken)
+            if woken is not None:
+                self._remove(key, woken)
 
-    def _leave(self, key: UUID, woken: threading.Event) -> None:
+    def _remove(self, key: UUID, woken: threading.Event) -> None:
         with self._lock:
             self._count -= 1
             self._woken[key].remove(woken)
@@ -96,42 +94,42 @@ class Waiters:
                 self.present.clear()
 
     def keys(self) -> list[UUID]:
-        """What is waited for."""
+        """Return the ids that are waited for."""
         with self._lock:
             return list(self._woken)
 
     def wake(self, keys: Iterable[UUID]) -> None:
-        """Have those who wait for any of these look again."""
+        """Let the waiters for these ids read the state again."""
         with self._lock:
             for key in keys:
                 for woken in self._woken.get(key, ()):
                     woken.set()
 
     def release(self) -> None:
-        """End every wait, and begin none any more: the process is about to end."""
+        """End all waits, and allow no new ones. The process is about to end."""
         with self._lock:
             self.released = True
             self.present.set()
-            for several in self._woken.values():
-                for woken in several:
+            for waiting in self._woken.values():
+                for woken in waiting:
                     woken.set()
 
 
-def register_waiters(app: Flask, *, most: int) -> Waiters:
-    """Give an app its waiters; as many as told may wait at once."""
-    waiters = Waiters(most)
+def register_waiters(app: Flask, *, limit: int) -> Waiters:
+    """Create the waiters of an app, at most `limit` at a time."""
+    waiters = Waiters(limit)
     app.extensions[_EXTENSION] = waiters
     return waiters
 
 
 def current_waiters() -> Waiters:
-    """The waiters of the app."""
+    """Return the waiters of the current app."""
     waiters: Waiters = current_app.extensions[_EXTENSION]
     return waiters
 
 
 def release_waiters(app: Flask) -> None:
-    """End every wait in an app, where any is possible."""
+    """End all waits of an app, if it has any."""
     waiters: Waiters | None = app.extensions.get(_EXTENSION)
     if waiters is not None:
         waiters.release()
