@@ -19,7 +19,7 @@ from uuid_utils.compat import uuid7
 from services.orders.models import CREATED, Order
 from services.payments.models import DEPOSIT, WORLD, Account, Transfer
 from settle_outbox.storage.tables import outbox, outbox_pending
-from shared.web import THREADS
+from shared.web.app import THREADS
 
 _COLUMNS = ("id", "aggregatetype", "aggregateid", "type", "payload")
 _ADDED = (

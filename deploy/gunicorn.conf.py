@@ -1,4 +1,4 @@
-"""How gunicorn runs either API; supervisord.conf gives the port."""
+"""How gunicorn runs an API. supervisord's programs set the port."""
 
 import json
 import os
@@ -9,52 +9,54 @@ from typing import Any
 import structlog
 
 from settle_outbox.settings import SettingsError
-from shared.settings import ANY_HOST, read_web_settings
-from shared.web import THREADS
+from shared.settings import ANY_HOST, read_listen_address, read_web_settings
+from shared.web.app import THREADS
 
 log = structlog.get_logger(__name__)
 
-_host = os.environ.get("BIND_ADDRESS", "127.0.0.1").strip("[]")
-# gunicorn knows an IPv6 address by its brackets.
-bind = f"{f'[{_host}]' if ':' in _host else _host}:{os.environ['PORT']}"
-# gthread, answering in problem documents where gunicorn answers itself.
-worker_class = "shared.web.server.Worker"
-# Its lines in the form of ours, by LOG_LEVEL and LOG_FORMAT; the app logs the requests.
-logger_class = "shared.web.server.Logger"
+try:
+    bind = read_listen_address()
+except SettingsError as error:
+    sys.exit(str(error))
+# Its answers are problem documents.
+worker_class = "shared.web.server.worker.Worker"
+# gunicorn's lines obey LOG_LEVEL and LOG_FORMAT. The app logs the requests.
+logger_class = "shared.web.server.logger.Logger"
 workers = 2
 threads = THREADS
-# Requests beyond the threads wait here; they are not refused.
+# Connections that wait for a worker. They are not refused.
 backlog = 2048
 
-# X-Forwarded-* and the like are the app's matter (TRUSTED_PROXIES): gunicorn believes nobody.
+# The app handles X-Forwarded-* (TRUSTED_PROXIES). gunicorn must not trust them.
 forwarded_allow_ips = ""
 
-# Bytes of a request's first line, its headers, and bytes of each; what is more is 414 or 431. For
-# all of them together, shared/web/reading.py has a limit; for the body, shared/web/bodies.py.
+# Maximum bytes of the first line and of a header, and maximum number of headers. Beyond them the
+# answer is 414 or 431. shared/web/server/request_reader.py limits all headers together, and
+# shared/web/json_body.py the body.
 limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190
 
-# Seconds. A request under way at a stop may end; supervisord waits longer than this.
+# Seconds. At a stop, requests in progress may end; supervisord waits longer than this.
 graceful_timeout = 20
 timeout = 30
 keepalive = 5
 
-# Its default path is the user's, the same for every master: the second would fail.
+# The default path is per user, so the second of two masters would fail.
 control_socket_disable = True
-# Workers touch a file to show they live; on a busy disk that can stall.
-if Path("/dev/shm").is_dir():  # noqa: S108 - a folder of gunicorn's own is made in it
+# A worker updates a file to show that it is alive. On a busy disk that can block.
+if Path("/dev/shm").is_dir():  # noqa: S108 - gunicorn creates its own folder in it
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 
 
 def on_starting(server: Any) -> None:
-    """Refuse wrong settings with a sentence, before there are workers to fail over them."""
+    """Refuse invalid settings with one sentence, before workers start and fail."""
     package, _, rest = server.app.app_uri.partition(".")
     if package == "services":
         try:
             settings = read_web_settings(rest.partition(".")[0])
         except SettingsError as error:
-            server.log.error(str(error))  # noqa: TRY400 - the sentence tells all
+            server.log.error(str(error))  # noqa: TRY400 - the sentence says everything
             sys.exit(1)
         if ANY_HOST in settings.allowed_hosts and ANY_HOST not in os.environ.get(
             "ALLOWED_HOSTS", ""
@@ -62,12 +64,20 @@ def on_starting(server: Any) -> None:
             log.warning("web.any_host_allowed", remedy="set ALLOWED_HOSTS to the service's names")
 
 
-def when_ready(_server: Any) -> None:
-    """Tell `settle` that this master has the port.
+def when_ready(server: Any) -> None:
+    """Write the pid of this master for `settle`, if supervisord runs it.
 
-    For a moment after a master is killed, its workers hold the port and answer in its place.
+    After a master is killed, its workers still answer on the port for a moment. The file shows that
+    the new master has the port.
     """
     directory = os.environ.get("HEALTH_DIR")
-    if directory:
-        path = Path(directory, f"{os.environ['SUPERVISOR_PROCESS_NAME']}.json")
-        path.write_text(json.dumps({"pid": os.getpid()}), encoding="ascii")
+    program = os.environ.get("SUPERVISOR_PROCESS_NAME")
+    if not directory or not program:
+        return
+    try:
+        Path(directory, f"{program}.json").write_text(
+            json.dumps({"pid": os.getpid()}), encoding="ascii"
+        )
+    except OSError as error:
+        server.log.error(f"HEALTH_DIR is {directory!r}: cannot write to it ({error.strerror})")  # noqa: TRY400
+        sys.exit(1)

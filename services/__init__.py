@@ -1,1 +1,1 @@
-"""The two services: payments and orders. They meet through events alone."""
+"""The two services, payments and orders. They exchange only events."""

@@ -1,4 +1,4 @@
-"""Wire the process of an API: settings, database, delivery engine, web layer."""
+"""Puts an API process together: settings, database, delivery engine, web layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from settle_outbox.runtime.failpoints import arm
 from settle_outbox.storage.database import make_engine, make_sessions
 from shared import migrations
 from shared.settings import WebSettings, read_web_settings
-from shared.web import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, Blueprint, Kind, make_app
+from shared.web.app import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from settle_outbox import Service
     from settle_outbox.errors import SettleError
+    from shared.web.blueprint import Blueprint
+    from shared.web.problems.problem_types import ProblemType
 
 
 def start_process(service: Service) -> WebSettings:
@@ -40,16 +42,16 @@ def make_service_app(
     *,
     description: str,
     blueprint: Blueprint,
-    problems: Mapping[type[SettleError], Kind],
+    problems: Mapping[type[SettleError], ProblemType],
 ) -> Flask:
-    """Make the app of a service, with its own connections to the database. Call it after fork.
+    """Make the app of a service, with its connections to the database. Call it after fork.
 
     Args:
         service: the service's registration with the delivery engine.
         settings: from `start_process`.
-        description: what the service is for, in a sentence or two.
+        description: a sentence or two about the service.
         blueprint: the service's calls.
-        problems: for each error that a use case raises, the kind of problem that is answered.
+        problems: the problem type of each error that a use case raises.
     """
     engine = make_engine(
         settings.database_url,

@@ -1,4 +1,4 @@
-"""The secret that signs the cursors of lists. A migration generates it, in a table of one row."""
+"""The secret that signs the cursors of lists. A migration generates it in a table of one row."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def create() -> None:
 
 
 def drop() -> None:
-    """Drop the table. Cursors that were given become invalid. A migration calls it."""
+    """Drop the table. Issued cursors become invalid. A migration calls it."""
     op.execute("DROP TABLE cursor_secrets")
 
 

@@ -1,7 +1,7 @@
-"""Fields of the wire formats, HTTP bodies and events alike: strict about what they take.
+"""Strict fields of the wire formats of HTTP bodies and events.
 
-marshmallow's own fields convert where they can (``"12"``, ``12.0`` and ``true`` are integers to
-them); money and identities must be said exactly.
+By default, marshmallow converts values: ``"12"`` and ``12.0`` become integers, and many spellings
+become one UUID. Amounts and ids must be exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from settle_outbox.event import format_time
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 INT64_MAX = 2**63 - 1
 
 _NIL = UUID(int=0)
-# UUID() also takes braces, urn:uuid:, and digits without hyphens: several spellings of one id.
+# UUID() also accepts braces, urn:uuid:, and digits without hyphens.
 _CANONICAL_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-# RFC 3339, section 5.6: letters in any case, as many digits of a second as one likes.
+# RFC 3339, section 5.6: letters in any case, any number of fractional digits.
 _MOMENT = re.compile(
     r"(?P<second>[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})"
     r"(?:\.(?P<micros>[0-9]{1,6})(?P<finer>[0-9]*))?"
@@ -36,10 +36,10 @@ _LAST = datetime.max.replace(tzinfo=UTC)
 
 
 class OpenSchema(Schema):
-    """A schema that ignores fields it does not know, so that either side can add some."""
+    """A schema that ignores unknown fields, so that either side can add some."""
 
     class Meta:
-        """Options, as marshmallow wants them."""
+        """marshmallow's options."""
 
         unknown = EXCLUDE
 
@@ -47,28 +47,21 @@ class OpenSchema(Schema):
 class Amount(fields.Integer):
     """An integer of minor units, from 1 to 2^63-1. A float, string or bool is refused."""
 
+    default_error_messages = {"invalid": "Must be an integer, in minor units."}  # noqa: RUF012
+
     def __init__(self, **options: Any) -> None:
         metadata = {
-            "description": "In minor units (cents, say): an integer from 1 to 2^63-1.",
-            "minimum": 1,
-            "maximum": INT64_MAX,
+            "description": "In minor units, such as cents: an integer from 1 to 2^63-1.",
             "format": "int64",
             "examples": [3900],
         }
-        super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
-
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> int:
-        if type(value) is not int:  # a bool is an int to isinstance
-            raise ValidationError("Must be an integer, in minor units.")
-        if not 1 <= value <= INT64_MAX:
-            raise ValidationError(f"Must be from 1 to {INT64_MAX}.")
-        return value
+        in_range = validate.Range(1, INT64_MAX, error="Must be from {min} to {max}.")
+        super().__init__(
+            strict=True,
+            validate=in_range,
+            metadata=metadata | options.pop("metadata", {}),
+            **options,
+        )
 
 
 class CanonicalUUID(fields.UUID):
@@ -87,7 +80,7 @@ class CanonicalUUID(fields.UUID):
 
 
 class UserId(CanonicalUUID):
-    """A user's UUID. The nil UUID stands for nobody and is refused."""
+    """A user's UUID. The nil UUID is refused."""
 
     def __init__(self, **options: Any) -> None:
         metadata = {
@@ -107,7 +100,7 @@ class UserId(CanonicalUUID):
 
 
 class Text(fields.String):
-    """A string that PostgreSQL and UTF-8 can hold: without NUL and lone surrogates.
+    """A string without NUL and lone surrogates, which PostgreSQL and UTF-8 cannot store.
 
     Args:
         max_length: in characters (code points).
@@ -130,9 +123,7 @@ class Text(fields.String):
         if not isinstance(value, str):
             raise ValidationError("Must be a string.")
         if not self._min_length <= len(value) <= self._max_length:
-            raise ValidationError(
-                f"Must be of {self._min_length} to {self._max_length} characters."
-            )
+            raise ValidationError(f"Must have {self._min_length} to {self._max_length} characters.")
         if "\0" in value:
             raise ValidationError("Must not contain the NUL character.")
         try:
@@ -143,17 +134,17 @@ class Text(fields.String):
 
 
 def parse_time(text: str) -> datetime:
-    """Read a moment of RFC 3339; what is finer than a microsecond counts as the next one.
+    """Parse a time of RFC 3339, rounded up to a microsecond.
 
-    So it splits moments of whole microseconds, such as the database's, where the text does. One
-    that is not in the years 1 to 9999 in UTC counts as the first or the last that is.
+    The times in the database are whole microseconds, so rounding up does not change which of them
+    are before it. A time outside the years 1 to 9999 in UTC becomes the first or last one inside.
 
     Raises:
-        ValueError: it has another form, or there is no such moment.
+        ValueError: the text has another format, or there is no such time.
     """
     found = _MOMENT.fullmatch(text)
     if found is None:
-        raise ValueError("not a moment of RFC 3339")
+        raise ValueError("not a time of RFC 3339")
     micros = (found["micros"] or "").ljust(6, "0")
     offset = "+00:00" if found["offset"] in "Zz" else found["offset"]
     moment = datetime.fromisoformat(f"{found['second'].upper()}.{micros}{offset}")
@@ -165,7 +156,7 @@ def parse_time(text: str) -> datetime:
 
 
 class Time(fields.DateTime):
-    """A moment of RFC 3339, written as `format_time` does and read by `parse_time`."""
+    """A time of RFC 3339, formatted by `format_time` and parsed by `parse_time`."""
 
     def __init__(self, **options: Any) -> None:
         metadata = {"format": "date-time", "examples": ["2025-06-17T20:55:35.806222Z"]}

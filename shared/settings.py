@@ -1,7 +1,7 @@
 """Settings of the APIs, read from the environment once, at start.
 
-They are apart from the engine's (`settle_outbox.settings`), so a wrong one stops no relay and no
-consumer, and a wrong one of those stops no API.
+They are separate from the engine's (`settle_outbox.settings`), so an invalid setting of an API does
+not stop a relay or a consumer, and the reverse. An empty variable counts as unset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from settle_outbox.settings import (
 
 CURSOR_SECRET_MIN = 32
 
-# In ALLOWED_HOSTS: every host is allowed.
+# In ALLOWED_HOSTS: all hosts are allowed.
 ANY_HOST = "*"
 
 _NAME = r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?"
@@ -33,19 +33,21 @@ _ORIGIN = re.compile(
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PORT_MAX = 65535
+# gunicorn's own default.
+DEFAULT_PORT = 8000
 
-# RFC 6761, section 6.3, and RFC 1122, section 3.2.1.3. Nobody can point such a name elsewhere.
+# RFC 6761, section 6.3, and RFC 1122, section 3.2.1.3. Such a name cannot point to another machine.
 _LOOPBACK = re.compile(r"(?:[a-z0-9_.-]+\.)?localhost|127(?:\.[0-9]{1,3}){3}|\[?::1\]?")
 
 
 @dataclass(frozen=True, slots=True)
 class WebSettings:
-    """What an API of one service needs to know. Units stand last in the names.
+    """Settings of one service's API. Units are last in the names.
 
-    `cursor_secret` signs the cursors of lists; None for the one in the service's database.
+    `cursor_secret` signs the cursors of lists. None means the secret in the service's database.
 
-    `allowed_hosts` are the hosts that an API answers to beside those of the loopback, in lower
-    case; `ANY_HOST` among them means all.
+    `allowed_hosts` are the accepted hosts in addition to loopback names, in lower case. `ANY_HOST`
+    among them allows all.
     """
 
     service: str
@@ -70,14 +72,15 @@ def read_web_settings(service: str) -> WebSettings:
     """
     env = Env()
     log_level, log_format = read_log_settings()
+    trusted_proxies = read_whole(env, "TRUSTED_PROXIES", 0, minimum=0, maximum=10)
     try:
         return WebSettings(
             service=service,
             database_url=read_database_url(service),
             idempotency_retention_s=read_idempotency_retention_s(),
             cursor_secret=_cursor_secret(env),
-            trusted_proxies=read_whole(env, "TRUSTED_PROXIES", 0, minimum=0, maximum=10),
-            allowed_hosts=_allowed_hosts(env),
+            trusted_proxies=trusted_proxies,
+            allowed_hosts=_allowed_hosts(env, is_proxied=trusted_proxies > 0),
             cors_origins=_origins(env, "CORS_ORIGINS"),
             log_level=log_level,
             log_format=log_format,
@@ -87,12 +90,28 @@ def read_web_settings(service: str) -> WebSettings:
 
 
 def read_idempotency_retention_s() -> int:
-    """Read how long an Idempotency-Key is known; all that the removal of keys needs.
+    """Read how long an Idempotency-Key is kept, in seconds.
 
     Raises:
         SettingsError: naming the variable and what is wrong with it.
     """
     return read_whole(Env(), "IDEMPOTENCY_RETENTION_S", DAY_S, minimum=60)
+
+
+def read_listen_address() -> str:
+    """Read the address on which an API listens, in gunicorn's form.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
+    env = Env()
+    host = _bind_address(env).strip("[]")
+    port = read_whole(env, "PORT", DEFAULT_PORT, minimum=1, maximum=_PORT_MAX)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _bind_address(env: Env) -> str:
+    return env.str("BIND_ADDRESS", "") or "127.0.0.1"
 
 
 def _cursor_secret(env: Env) -> str | None:
@@ -101,47 +120,48 @@ def _cursor_secret(env: Env) -> str | None:
         return None
     if len(given) < CURSOR_SECRET_MIN:
         raise SettingsError(
-            f"CURSOR_SECRET is of {len(given)} characters; make it {CURSOR_SECRET_MIN} or more,"
-            " of chance: openssl rand -hex 32"
+            f"CURSOR_SECRET has {len(given)} characters: expected at least {CURSOR_SECRET_MIN},"
+            " chosen at random, such as by openssl rand -hex 32"
         )
     return given
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host, in lower case, is a loopback name or address. No resolver is asked."""
+    """Return whether a host, in lower case, is a loopback name or address, without resolving it."""
     return _LOOPBACK.fullmatch(host) is not None
 
 
 def is_host(text: str) -> bool:
-    """Return whether a text, in lower case, is a host that ALLOWED_HOSTS can hold."""
+    """Return whether a text, in lower case, is valid in ALLOWED_HOSTS."""
     return _HOST.fullmatch(text) is not None
 
 
-def _allowed_hosts(env: Env) -> tuple[str, ...]:
-    """The setting. Unless it is given: no further hosts, or any where others may know our names.
+def _allowed_hosts(env: Env, *, is_proxied: bool) -> tuple[str, ...]:
+    """Return the setting, or its default.
 
-    That is where an API listens on more than the loopback, or behind a proxy.
+    By default only loopback names are allowed. If the API listens on another address, or is behind
+    a proxy, its names are unknown, and all hosts are allowed.
     """
-    hosts = tuple(host.lower() for host in read_list(env, "ALLOWED_HOSTS", ""))
+    hosts = tuple(host.lower() for host in read_list(env, "ALLOWED_HOSTS"))
     for host in hosts:
         if host != ANY_HOST and not is_host(host):
             raise SettingsError(
-                f"ALLOWED_HOSTS holds {host!r}, which is no host: expected shop.example or"
+                f"ALLOWED_HOSTS has {host!r}, which is not a host: expected shop.example or"
                 " 192.0.2.7, separated by commas, without schemes and ports; or * for all"
             )
     if hosts:
         return hosts
-    exposed = not is_loopback(env.str("BIND_ADDRESS", "127.0.0.1").lower())
-    return (ANY_HOST,) if exposed or env.int("TRUSTED_PROXIES", 0) else ()
+    is_exposed = not is_loopback(_bind_address(env).lower())
+    return (ANY_HOST,) if is_exposed or is_proxied else ()
 
 
 def _origins(env: Env, name: str) -> tuple[str, ...]:
-    """Origins as browsers write them (RFC 6454, section 6.2; WHATWG URL, section 4.5)."""
-    origins = read_list(env, name, "")
+    """Read origins as browsers write them (RFC 6454, section 6.2; WHATWG URL, section 4.5)."""
+    origins = read_list(env, name)
     for origin in origins:
         if not _is_origin(origin):
             raise SettingsError(
-                f"{name} holds {origin!r}, which is no origin as browsers write it:"
+                f"{name} has {origin!r}, which is not an origin as browsers write it:"
                 " expected https://shop.example or http://localhost:3000, separated by commas"
             )
     return origins

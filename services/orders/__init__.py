@@ -1,1 +1,1 @@
-"""Orders: they are taken, await their payment, and end as success or failed."""
+"""Orders: places orders, and gives them their final status when payments has decided."""

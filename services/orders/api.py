@@ -9,8 +9,7 @@ from uuid import UUID
 
 from flask import jsonify
 
-from services.orders import api_docs, listing, orders
-from services.orders.preferring import as_preferred, look, status_of
+from services.orders import api_docs, listing, orders, prefer_wait
 from services.orders.problems import UNKNOWN_ORDER
 from services.orders.schemas import (
     AcceptedSchema,
@@ -20,7 +19,11 @@ from services.orders.schemas import (
     OrderStatusSchema,
     WholeOrderSchema,
 )
-from shared.web import PAGE_BYTES_MAX, Blueprint, note_created, prefer, read_paging, transaction
+from shared.web.blueprint import Blueprint
+from shared.web.idempotency.request_keys import note_created
+from shared.web.paging import PAGE_BYTES_MAX, read_paging
+from shared.web.sessions import transaction
+from shared.web.waiting.prefer_header import response_headers
 
 if TYPE_CHECKING:
     from typing import Any
@@ -32,7 +35,7 @@ blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
 @blueprint.route("/orders", methods=["POST"], parameters=[api_docs.PREFER])
 @blueprint.arguments(NewOrderSchema(), example=api_docs.NEW_ORDER)
-@blueprint.after_commit(as_preferred)
+@blueprint.after_commit(prefer_wait.apply_preferences)
 @blueprint.idempotent
 @blueprint.response(
     HTTPStatus.ACCEPTED, {"oneOf": [AcceptedSchema, WholeOrderSchema]}, **api_docs.ACCEPTED
@@ -40,13 +43,13 @@ blueprint = Blueprint("orders", __name__, description="Orders and their status")
 def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
     """Place an order.
 
-    It settles shortly after: its status turns to `success` when the user's balance covered the
-    amount, which is then charged, or to `failed` when not, or when the user has no account.
-    Two orders are two, also when they look alike: one whose answer was lost may have been stored.
-    With an Idempotency-Key, send it again until there is an answer: the order is placed once.
+    The order is paid shortly after. Its status becomes `success` if the user's balance covers the
+    amount, which is then charged. It becomes `failed` if the balance is too low, or if the user has
+    no account. Two identical requests place two orders. To repeat a request safely, send an
+    Idempotency-Key: the order is placed once.
     """
     with transaction() as session:
-        order_id = orders.place(session, **body)
+        order_id = orders.place_order(session, **body)
     note_created(order_id)
     location = {"Location": f"/order/{order_id}"}
     return jsonify(message="Order accepted"), HTTPStatus.ACCEPTED, location
@@ -58,12 +61,12 @@ def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
 @blueprint.response(HTTPStatus.OK, OrderStatusSchema, **api_docs.STATUS)
 @blueprint.problem(UNKNOWN_ORDER, api_docs.NO_ORDER)
 def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
-    """Tell an order's status.
+    """Return the status of an order.
 
     `success` and `failed` are final.
     """
-    status, waited_s = look(order_id, orders.status, str)
-    return {"id": order_id, "status": status}, prefer.headers(wait_s=waited_s)
+    status, waited_s = prefer_wait.wait_for_status(order_id)
+    return {"id": order_id, "status": status}, response_headers(wait_s=waited_s)
 
 
 @blueprint.route(
@@ -72,12 +75,12 @@ def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
 @blueprint.response(HTTPStatus.OK, WholeOrderSchema, **api_docs.WHOLE)
 @blueprint.problem(UNKNOWN_ORDER, api_docs.NO_ORDER)
 def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
-    """Tell an order, whole, and why it failed.
+    """Return an order, with the reason if it failed.
 
     `success` and `failed` are final.
     """
-    order, waited_s = look(order_id, orders.find, status_of)
-    return order, prefer.headers(wait_s=waited_s)
+    order, waited_s = prefer_wait.wait_for_order(order_id)
+    return order, response_headers(wait_s=waited_s)
 
 
 @blueprint.route("/orders", methods=["GET"])
@@ -86,11 +89,11 @@ def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
 def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """List orders, newest first.
 
-    Follow the links to page on: orders that come meanwhile do not move the pages.
+    Follow the links to read the next pages. Orders that are placed meanwhile do not change them.
     """
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
-        page = listing.newest(
+        page = listing.read_page(
             session,
             limit=paging.limit,
             bytes_max=PAGE_BYTES_MAX,

@@ -1,11 +1,11 @@
-"""What the API description says of the calls of orders, and its examples."""
+"""Descriptions and examples of the calls of orders, for the API description."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from services.orders.models import FAILED, SUCCESS
-from shared.web import prefer
+from shared.web.waiting.prefer_header import describe_headers, describe_parameter
 
 _USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 _ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
@@ -20,52 +20,52 @@ _LISTED = {
 }
 _WHOLE = _LISTED | {"Status": FAILED, "FailureReason": "insufficient_funds"}
 
-# The arguments of decorators, by what they describe.
+# Arguments of the decorators in api.py.
 
 ORDER_ID = {
     "in": "path",
     "name": "order_id",
-    "description": "The order's id, as Location told it.",
+    "description": "The order's id, as in the Location header.",
     "example": _ORDER,
 }
-PREFER_WAIT = prefer.parameter(example="wait=10")
-PREFER = prefer.parameter(
-    "`return=representation`: the whole order, in place of the message.",
+PREFER_WAIT = describe_parameter(example="wait=10")
+PREFER = describe_parameter(
+    "`return=representation`: answer with the whole order instead of the message.",
     example="return=representation, wait=10",
 )
 
 NEW_ORDER = {"user_id": _USER, "amount": 3900, "description": "Lunch"}
 ACCEPTED: dict[str, Any] = {
-    "description": "The order is stored, and will settle.",
+    "description": "The order is stored. It will be paid, or it will fail.",
     "examples": {
         "message": {"value": {"message": "Order accepted"}},
         "return=representation": {"value": _WHOLE},
     },
-    "headers": prefer.described("return=representation, wait=10")
+    "headers": describe_headers("return=representation, wait=10")
     | {
         "Location": {
-            "description": "Where to ask for the order's status.",
+            "description": "The address of the order's status.",
             "schema": {"type": "string", "format": "uri-reference"},
             "example": f"/order/{_ORDER}",
         }
     },
 }
 STATUS: dict[str, Any] = {
-    "description": "How the order stands.",
+    "description": "The status of the order.",
     "example": {"id": _ORDER, "status": SUCCESS},
-    "headers": prefer.described("wait=10"),
+    "headers": describe_headers("wait=10"),
 }
 WHOLE: dict[str, Any] = {
-    "description": "The order, whole.",
+    "description": "The order.",
     "example": _WHOLE,
-    "headers": prefer.described("wait=10"),
+    "headers": describe_headers("wait=10"),
 }
 PAGE: dict[str, Any] = {
     "description": "A page of orders.",
     "example": [_LISTED],
     "headers": {
         "Link": {
-            "description": "Where the next page is (RFC 8288); the last page has none.",
+            "description": "The address of the next page (RFC 8288). Absent on the last page.",
             "schema": {"type": "string"},
             "example": '<http://localhost:8081/orders?limit=100&cursor=3q2-7w...>; rel="next"',
         }

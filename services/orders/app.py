@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from services.orders.api import blueprint
 from services.orders.problems import PROBLEMS
 from services.orders.service import SERVICE
-from services.orders.watch import start_watch
+from services.orders.settlement_listener import start_settlement_listener
 from services.wiring import make_service_app, start_process
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: WebSettings | None = None) -> Flask:
-    """Make the app, after fork.
+    """Make the app. Call it after fork.
 
     Args:
-        settings: read from the environment, and logging set up by them, unless given.
+        settings: if None, they are read from the environment, and logging is set up.
 
     Raises:
         SettingsError: a setting is missing or wrong.
@@ -29,10 +29,10 @@ def create_app(settings: WebSettings | None = None) -> Flask:
     app = make_service_app(
         SERVICE,
         settings,
-        description="Takes orders and tells their status."
-        " An order is paid through events, by the payments service.",
+        description="Takes orders and returns their status."
+        " The payments service pays them; the two services exchange events.",
         blueprint=blueprint,
         problems=PROBLEMS,
     )
-    start_watch(app, settings.database_url)
+    start_settlement_listener(app, settings.database_url)
     return app

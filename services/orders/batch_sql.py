@@ -1,7 +1,7 @@
-"""The SQL of the batch handler: what the ORM can say only row by row.
+"""The SQL of the batch handler.
 
-The statement takes a batch as arrays, one for each column. Its text is the same for every size of a
-batch, so it is compiled once. The ORM would send an UPDATE for each of up to 500 orders.
+The statement takes a batch as arrays, one per column. Its text is the same for every batch size, so
+it is compiled once. The ORM would send an UPDATE for each of up to 500 orders.
 """
 
 from __future__ import annotations

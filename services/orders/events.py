@@ -1,4 +1,4 @@
-"""The event that orders publishes, and the data that it expects in those it consumes."""
+"""Contracts: the event that orders publishes, and the data of the events that it consumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAYMENT_FAILED = "payment.failed"
 
 
 class PaymentSucceededSchema(OpenSchema):
-    """The data of `payment.succeeded`, as far as orders needs it."""
+    """The part of the data of `payment.succeeded` that orders needs."""
 
     order_id = CanonicalUUID(required=True)
     user_id = UserId(required=True)
@@ -25,13 +25,13 @@ class PaymentSucceededSchema(OpenSchema):
 
 
 class PaymentFailedSchema(PaymentSucceededSchema):
-    """The data of `payment.failed`."""
+    """The part of the data of `payment.failed` that orders needs."""
 
     reason = Text(required=True, min_length=1, max_length=FAILURE_REASON_MAX)
 
 
 def order_created(order: Order) -> Event:
-    """Return the event of a new order. Its key is the user: their orders are paid in order."""
+    """Return the event of a new order. Its key is the user, so their orders are paid in order."""
     return Event(
         aggregatetype="orders",
         aggregateid=str(order.user_id),

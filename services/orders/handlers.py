@@ -1,4 +1,4 @@
-"""What orders does with the events that it consumes."""
+"""Handlers of the events that orders consumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listing orders: each list is read by one index, and ends at a number of bytes as well."""
+"""Use case: list orders. Each list is read by one index; a page has a maximum size in bytes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _NEWEST_BY = ("created_at", "id")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Orders, newest first.
+    """A page of orders.
 
     Args:
-        orders: the orders.
-        more: whether others come after them.
+        orders: newest first.
+        more: whether there is a next page.
     """
 
     orders: Sequence[Order]
     more: bool
 
 
-def newest(
+def read_page(
     session: Session,
     *,
     limit: int,
@@ -45,33 +45,34 @@ def newest(
     filters: Mapping[str, Any],
     after: tuple[datetime, UUID] | None = None,
 ) -> Page:
-    """List orders, newest first.
+    """Return a page of orders, newest first.
 
     Args:
         session: reads them.
-        limit: how many at most.
+        limit: maximum number of orders.
         bytes_max: maximum size of the page. An order counts `_ROW_BYTES` and the length of its
             description in UTF-8. The first order is always returned.
-        filters: which; any of `user_id`, `status`, `created_from` (inclusive) and
-            `created_before` (exclusive).
-        after: created_at and id of the last order of the page before, listed with these filters.
+        filters: any of `user_id`, `status`, `created_from` (inclusive) and `created_before`
+            (exclusive).
+        after: created_at and id of the last order of the previous page with these filters; None
+            for the first page.
     """
     values = {**filters, "bytes_max": bytes_max, "limit": limit, "read_limit": limit + 1}
     if after is not None:
         values["after_at"], values["after_id"] = after
-    query = _newest_query(frozenset(filters), is_first=after is None)
+    query = _page_query(frozenset(filters), is_first=after is None)
     rows = session.execute(query, values).all()
     return Page([order for order, _ in rows], more=bool(rows) and rows[0].found > len(rows))
 
 
-# Built once for each combination of filters: to build it takes longer than to execute it.
+# Built once for each combination of filters: building takes longer than executing.
 @cache
-def _newest_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int]:
-    """Make the query of a list; its parameters have the names of the filters.
+def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int]:
+    """Make the query of a page. Its parameters have the names of the filters.
 
     Args:
-        filters: the names of those that are given.
-        is_first: whether for the first page, without `after_at` and `after_id`.
+        filters: names of the filters that are used.
+        is_first: whether it is the first page, without `after_at` and `after_id`.
     """
     listed, order = _matching_orders(filters, is_first=is_first)
     # The database sums the sizes, so it returns no more than a page. Of a description it reads only
@@ -123,8 +124,8 @@ def _index_range(
 
     Args:
         fixed: the columns that have one value in the whole range, and their values.
-        filters: the names of the filters that are given.
-        is_first: whether for the first page, so that there is no order before it.
+        filters: names of the filters that are used.
+        is_first: whether it is the first page, so that no order comes before it.
     """
 
     def columns(*further: str) -> ColumnElement[Any]:

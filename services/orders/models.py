@@ -1,4 +1,4 @@
-"""The order, as it is stored. `alembic/orders` creates the table; a test compares the two."""
+"""The table of orders. `alembic/orders` creates it; a test compares the two."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    """An order. A trigger keeps what identifies it, and a final status, from changing."""
+    """An order. A trigger allows only the change from `created` to a final status."""
 
     __tablename__ = "orders"
 
@@ -60,8 +60,8 @@ class Order(Base):
     )
 
 
-# One for each list. The columns of an index have the same direction, because a query compares whole
-# rows: (status, created_at, id) < (...). PostgreSQL reads an index in both directions.
+# One index per list. All columns of an index have the same direction, because a query compares
+# whole rows: (status, created_at, id) < (...). PostgreSQL reads an index in both directions.
 Index("orders_newest", Order.created_at.desc(), Order.id.desc())
 Index("orders_by_status", Order.status, Order.created_at, Order.id)
 Index("orders_by_user", Order.user_id, Order.status, Order.created_at, Order.id)

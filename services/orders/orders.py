@@ -1,4 +1,4 @@
-"""Placing orders and looking them up."""
+"""Use cases: place an order, and read it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 class UnknownOrderError(SettleError):
     """There is no such order."""
 
+    def __init__(self, order_id: UUID) -> None:
+        super().__init__(f"There is no order {order_id}.")
+
 
 # Built once: building a statement costs as much as executing it (benchmarks/README.md).
-_STATUS = select(Order.status).where(Order.id == bindparam("order_id"))
-_FIND = select(Order).where(Order.id == bindparam("order_id"))
+_READ_STATUS = select(Order.status).where(Order.id == bindparam("order_id"))
+_READ_ORDER = select(Order).where(Order.id == bindparam("order_id"))
 
 
-def place(session: Session, *, user_id: UUID, amount: int, description: str) -> UUID:
+def place_order(session: Session, *, user_id: UUID, amount: int, description: str) -> UUID:
     """Store a new order, and publish `order.created` in the same transaction.
 
     Args:
@@ -55,29 +58,25 @@ def place(session: Session, *, user_id: UUID, amount: int, description: str) -> 
     return order.id
 
 
-def status(session: Session, order_id: UUID) -> str:
-    """Return an order's status: created, success or failed.
+def read_status(session: Session, order_id: UUID) -> str:
+    """Return the status of an order: created, success or failed.
 
     Raises:
         UnknownOrderError: there is no such order.
     """
-    found = session.scalar(_STATUS, {"order_id": order_id})
-    if found is None:
-        raise _unknown(order_id)
-    return found
+    status = session.scalar(_READ_STATUS, {"order_id": order_id})
+    if status is None:
+        raise UnknownOrderError(order_id)
+    return status
 
 
-def find(session: Session, order_id: UUID) -> Order:
+def read_order(session: Session, order_id: UUID) -> Order:
     """Return an order.
 
     Raises:
         UnknownOrderError: there is no such order.
     """
-    found = session.scalar(_FIND, {"order_id": order_id})
-    if found is None:
-        raise _unknown(order_id)
-    return found
-
-
-def _unknown(order_id: UUID) -> UnknownOrderError:
-    return UnknownOrderError(f"There is no order {order_id}.")
+    order = session.scalar(_READ_ORDER, {"order_id": order_id})
+    if order is None:
+        raise UnknownOrderError(order_id)
+    return order

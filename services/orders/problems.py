@@ -1,4 +1,4 @@
-"""The kinds of problems that the calls of orders have of their own."""
+"""The problem types of the calls of orders."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from services.orders import orders
-from shared.web import Kind
+from shared.web.problems.problem_types import ProblemType
 
 if TYPE_CHECKING:
     from settle_outbox.errors import SettleError
 
-UNKNOWN_ORDER = Kind(
+UNKNOWN_ORDER = ProblemType(
     "unknown-order",
     HTTPStatus.NOT_FOUND,
     "There is no such order",
-    "No order with this id was placed.",
+    "There is no order with this id.",
     "Compare the id with the one in the Location header of the answer to POST /orders.",
 )
 
-PROBLEMS: dict[type[SettleError], Kind] = {orders.UnknownOrderError: UNKNOWN_ORDER}
+PROBLEMS: dict[type[SettleError], ProblemType] = {orders.UnknownOrderError: UNKNOWN_ORDER}

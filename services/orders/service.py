@@ -1,4 +1,4 @@
-"""The registration of orders with the delivery engine."""
+"""Registers orders with the delivery engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.orders.events import (
 )
 from services.orders.handlers import settle_orders
 from settle_outbox import Service, Subscription
-from shared.idempotency.keys import remove_expired
+from shared.web.idempotency.key_store import remove_expired
 
 SERVICE = Service(
     name="orders",

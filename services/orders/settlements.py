@@ -1,4 +1,4 @@
-"""Giving orders their final status, a whole batch by two statements."""
+"""Use case: give a batch of orders their final status, with two statements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-# Notified of the ids of orders that have become final.
+# Notifications with the ids of the orders that became final.
 SETTLED_CHANNEL = "order_settled"
 
 
@@ -29,9 +29,9 @@ class Settlement:
 
     Args:
         order_id: the order.
-        user_id: who was to pay.
-        amount: what was to be paid, in minor units.
-        status: the order's final status: success or failed.
+        user_id: the paying user.
+        amount: in minor units.
+        status: the final status, success or failed.
         failure_reason: None on success.
     """
 
@@ -52,14 +52,14 @@ class Refusal(Enum):
 
     @property
     def sentence(self) -> str:
-        """The reason for a person."""
+        """The reason as a sentence."""
         return _SENTENCES[self]
 
 
 _SENTENCES = {
     Refusal.UNKNOWN_ORDER: "there is no such order.",
     Refusal.MISMATCH: "its user or amount is not the order's.",
-    Refusal.ALREADY_FINAL: "the order has that final status already.",
+    Refusal.ALREADY_FINAL: "the order already has this final status.",
     Refusal.CONTRADICTS_FINAL_STATUS: "the order has another final status.",
 }
 
@@ -71,17 +71,17 @@ class _Order:
     status: str
 
 
-# By id: two that lock several orders take them in one order, and cannot deadlock.
+# Ordered by id, so that two transactions that lock several orders cannot deadlock.
 _LOCK_ORDERS = (
     select(Order.id, Order.user_id, Order.amount, Order.status).order_by(Order.id).with_for_update()
 )
 
 
 def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal | None]:
-    """Give orders their final status; one that is final stays as it is.
+    """Give orders their final status. An order that is final keeps its status.
 
     Returns:
-        For each settlement, in their order, None when it was applied, else why not.
+        For each settlement, in their order: None if it was applied, otherwise why not.
     """
     known = _lock(session, {each.order_id for each in settlements})
     refusals: list[Refusal | None] = []

@@ -1,1 +1,1 @@
-"""Payments: one account per user; deposits, and charges for orders."""
+"""Payments: one account per user, deposits, and charges for orders."""

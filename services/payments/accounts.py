@@ -1,4 +1,4 @@
-"""Opening accounts, depositing, query_runner for the balance."""
+"""Use cases: open an account, deposit, and read the balance."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 class AccountExistsError(SettleError):
-    """The user has an account already."""
+    """The user already has an account."""
 
 
 class UnknownAccountError(SettleError):
     """The user has no account."""
+
+    def __init__(self, user_id: UUID) -> None:
+        super().__init__(f"User {user_id} has no account.")
 
 
 class BalanceOverflowError(SettleError):
@@ -32,29 +35,29 @@ class UserMismatchError(SettleError):
     """A deposit names two users."""
 
 
-# These are built once: to build one takes as long as to execute it.
-_CREATE = (
+# Built once: building a statement costs as much as executing it (benchmarks/README.md).
+_OPEN_ACCOUNT = (
     insert(Account).on_conflict_do_nothing(index_elements=[Account.user_id]).returning(Account.id)
 )
 _WORLD_ID = select(Account.id).where(Account.name == WORLD).scalar_subquery()
-# On the table: an UPDATE of the class would look for loaded accounts to refresh; none is loaded.
+# An UPDATE of the table, not of the class: that would look for loaded accounts to refresh.
 _CREDIT = (
     update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
     .where(Account.user_id == bindparam("owner"), Account.balance <= bindparam("highest_balance"))
     .values(balance=Account.balance + bindparam("amount"))
     .returning(Account.id, _WORLD_ID.label("world_id"))
 )
-_BALANCE = select(Account.balance).where(Account.user_id == bindparam("owner"))
+_READ_BALANCE = select(Account.balance).where(Account.user_id == bindparam("owner"))
 
 
-def create(session: Session, user_id: UUID) -> None:
-    """Open a user's account, with nothing in it.
+def open_account(session: Session, user_id: UUID) -> None:
+    """Open an account with the balance zero.
 
     Raises:
-        AccountExistsError: the user has one.
+        AccountExistsError: the user already has an account.
     """
-    if session.scalar(_CREATE, {"user_id": user_id, "balance": 0}) is None:
-        raise AccountExistsError(f"User {user_id} has an account already.")
+    if session.scalar(_OPEN_ACCOUNT, {"user_id": user_id, "balance": 0}) is None:
+        raise AccountExistsError(f"User {user_id} already has an account.")
 
 
 def deposit(session: Session, user_id: UUID, amount: int) -> None:
@@ -68,9 +71,9 @@ def deposit(session: Session, user_id: UUID, amount: int) -> None:
         _CREDIT, {"owner": user_id, "highest_balance": AMOUNT_MAX - amount, "amount": amount}
     ).one_or_none()
     if credited is None:
-        found = balance(session, user_id)
+        balance = read_balance(session, user_id)
         raise BalanceOverflowError(
-            f"A deposit of {amount} would raise the balance of user {user_id}, {found}, above"
+            f"A deposit of {amount} would raise the balance of user {user_id}, {balance}, above"
             f" {AMOUNT_MAX}."
         )
     session.add(
@@ -83,13 +86,13 @@ def deposit(session: Session, user_id: UUID, amount: int) -> None:
     )
 
 
-def balance(session: Session, user_id: UUID) -> int:
-    """A user's balance, in minor units.
+def read_balance(session: Session, user_id: UUID) -> int:
+    """Return a user's balance, in minor units.
 
     Raises:
         UnknownAccountError: the user has no account.
     """
-    found = session.scalar(_BALANCE, {"owner": user_id})
-    if found is None:
-        raise UnknownAccountError(f"User {user_id} has no account.")
-    return found
+    balance = session.scalar(_READ_BALANCE, {"owner": user_id})
+    if balance is None:
+        raise UnknownAccountError(user_id)
+    return balance

@@ -21,7 +21,9 @@ from services.payments.schemas import (
     StatementQuerySchema,
     TransferSchema,
 )
-from shared.web import Blueprint, read_paging, transaction
+from shared.web.blueprint import Blueprint
+from shared.web.paging import read_paging
+from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from typing import Any
@@ -38,10 +40,10 @@ blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and 
 def create_account(body: dict[str, Any]) -> dict[str, str]:
     """Open a user's account.
 
-    A user has one account at most.
+    A user has at most one account.
     """
     with transaction() as session:
-        accounts.create(session, body["user_id"])
+        accounts.open_account(session, body["user_id"])
     return {"message": "Account created"}
 
 
@@ -57,12 +59,12 @@ def create_account(body: dict[str, Any]) -> dict[str, str]:
 def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
     """Deposit into a user's account.
 
-    Two deposits are two, also when they look alike: one whose answer was lost may have been made.
-    With an Idempotency-Key, send it again until there is an answer: the deposit is made once.
+    Two identical requests make two deposits. To repeat a request safely, send an Idempotency-Key:
+    the deposit is made once.
     """
     if body.get("user_id", user_id) != user_id:
         raise accounts.UserMismatchError(
-            f"The body's user_id, {body['user_id']}, is not the address's, {user_id}."
+            f"The user_id in the body, {body['user_id']}, is not the one in the address, {user_id}."
         )
     with transaction() as session:
         accounts.deposit(session, user_id, body["amount"])
@@ -74,12 +76,12 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
 @blueprint.response(HTTPStatus.OK, BalanceSchema, **api_docs.BALANCE)
 @blueprint.problem(UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
 def get_balance(query: dict[str, Any]) -> dict[str, int]:
-    """Tell a user's balance.
+    """Return a user's balance.
 
-    It is what was deposited, less what was charged for orders; never below zero.
+    It is the sum of the deposits minus the charges for orders. It is never below zero.
     """
     with transaction() as session:
-        return {"balance": accounts.balance(session, query["user_id"])}
+        return {"balance": accounts.read_balance(session, query["user_id"])}
 
 
 @blueprint.route(
@@ -89,13 +91,13 @@ def get_balance(query: dict[str, Any]) -> dict[str, int]:
 @blueprint.response(HTTPStatus.OK, TransferSchema(many=True), **api_docs.PAGE)
 @blueprint.problem(UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
 def list_transfers(query: dict[str, Any], user_id: UUID) -> tuple[object, dict[str, str]]:
-    """Tell an account's statement: its transfers, newest first, with the balance after each.
+    """Return an account's statement: its transfers, newest first, with the balance after each.
 
-    Follow the links to page on: transfers that come meanwhile do not move the pages.
+    Follow the links to read the next pages. Transfers that are made meanwhile do not change them.
     """
     paging = read_paging(query, int, int)
     with transaction() as session:
-        page = statements.page(session, user_id, limit=paging.limit, after=paging.after)
+        page = statements.read_page(session, user_id, limit=paging.limit, after=paging.after)
     if not page.more:
         return page.entries, {}
     last = page.entries[-1]

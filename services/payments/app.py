@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: WebSettings | None = None) -> Flask:
-    """Make the app, after fork.
+    """Make the app. Call it after fork.
 
     Args:
-        settings: read from the environment, and logging set up by them, unless given.
+        settings: if None, they are read from the environment, and logging is set up.
 
     Raises:
         SettingsError: a setting is missing or wrong.
@@ -27,7 +27,7 @@ def create_app(settings: WebSettings | None = None) -> Flask:
     return make_service_app(
         SERVICE,
         settings or start_process(SERVICE),
-        description="Keeps the accounts of users: deposits, balances, and the charges for orders.",
+        description="Keeps the accounts of users: deposits, balances, and charges for orders.",
         blueprint=blueprint,
         problems=PROBLEMS,
     )

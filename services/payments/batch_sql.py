@@ -1,15 +1,14 @@
-"""The SQL of the batch handler: what the ORM cannot say, or only row by row.
+"""The SQL of the batch handler.
 
-Each statement takes a batch as arrays, one for each column. Its text is the same for every size of
-a batch, so it is compiled once. The ORM would write a batch of 500 as 500 rows of literals (INSERT)
-or as 500 statements (UPDATE).
+Each statement takes a batch as arrays, one per column. Its text is the same for every batch size,
+so it is compiled once. The ORM would write a batch of 500 as 500 rows of literals (INSERT) or as
+500 statements (UPDATE).
 """
 
 from __future__ import annotations
 
 from sqlalchemy import text
 
-# The decisions, in one statement for the whole batch.
 INSERT_PAYMENTS = text(
     """
     INSERT INTO payments (order_id, user_id, amount, status, reason)
@@ -21,8 +20,8 @@ INSERT_PAYMENTS = text(
     """
 )
 
-# By position, so that the ids of the transfers ascend as the charges were made: a statement of an
-# account counts its balances back by id.
+# Ordered by position, so that the ids of the transfers ascend in the order of the charges. The
+# statement of an account computes its balances in the order of the ids.
 INSERT_CHARGES = text(
     """
     INSERT INTO transfers (from_account_id, to_account_id, amount, kind, order_id)

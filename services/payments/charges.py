@@ -1,4 +1,4 @@
-"""Charging users for their orders, a whole batch by a fixed count of statements."""
+"""Use case: charge users for a batch of orders, with a fixed number of statements."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An order to be paid by its user.
+    """An order to pay.
 
     Args:
         order_id: the order.
-        user_id: who pays.
+        user_id: the paying user.
         amount: in minor units.
         trace: of the request that placed the order.
     """
@@ -48,13 +48,13 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class ChargeResult:
-    """What became of a charge.
+    """The result of a charge.
 
     Args:
-        charge: what was to be paid.
-        balance: of the account after it, in minor units; None when there is no account.
-        reason: why it failed; None when it succeeded.
-        decided_now: False when the order had its payment before: nothing was done.
+        charge: the charge.
+        balance: of the account after it, in minor units; None if there is no account.
+        reason: why it failed; None if it succeeded.
+        decided_now: False if the order was decided before, and nothing was done.
     """
 
     charge: Charge
@@ -70,8 +70,8 @@ class _Account:
     charged: bool = False
 
 
-# NO KEY UPDATE: a transfer that refers to the account need not wait. By id: two that lock
-# several accounts take them in one order, and cannot deadlock.
+# NO KEY UPDATE: a transfer that refers to the account does not wait for the lock. Ordered by id, so
+# that two transactions that lock several accounts cannot deadlock.
 _LOCK_ACCOUNTS = (
     select(Account.user_id, Account.id, Account.balance)
     .order_by(Account.id)
@@ -82,14 +82,14 @@ _LOCK_ACCOUNTS = (
 def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     """Charge users for orders, one after the other, and publish each result.
 
-    An order is paid if the balance covers its amount at its turn. It is decided once: one that
-    failed is not revived by a later deposit, and one that was paid is not paid again.
+    An order is paid if the balance covers its amount when it is its turn. Each order is decided
+    once: a later deposit does not revive a failed order, and a paid order is not paid again.
 
     Returns:
         A result for each charge, in their order.
     """
     accounts_by_user = _lock_accounts(session, charges)
-    # Read after the locks are held: a transaction that had them before is visible now.
+    # Read after locking, so that the decisions of the locks' previous holder are visible.
     decided = _decided_orders(session, charges)
     results = []
     for each in charges:

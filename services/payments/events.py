@@ -1,4 +1,4 @@
-"""The events that payments publishes, and the data that it expects in those it consumes."""
+"""Contracts: the events that payments publishes, and the data of the event that it consumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class OrderCreatedSchema(OpenSchema):
-    """The data of `order.created`, as far as payments needs it."""
+    """The part of the data of `order.created` that payments needs."""
 
     order_id = CanonicalUUID(required=True)
     user_id = UserId(required=True)

@@ -1,4 +1,4 @@
-"""What payments does with the events that it consumes."""
+"""Handlers of the events that payments consumes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def charge_orders(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
     """Charge the users of `order.created` events.
 
-    An order that has its payment already, and comes again under another event id, is an anomaly.
+    An order that was decided before, and comes again with another event id, is an anomaly.
     """
     results = charge(session, [Charge(**event.data, trace=event.trace) for event in events])
     return {
         event.id: Verdict(
             Outcome.ANOMALY,
             "payment_already_decided",
-            f"Order {result.charge.order_id} had its payment before event {event.id} came.",
+            f"Order {result.charge.order_id} was decided before event {event.id} was received.",
         )
         for event, result in zip(events, results, strict=True)
         if not result.decided_now

@@ -1,11 +1,9 @@
-"""Accounts, transfers and payments, as they are stored.
+"""The tables of accounts, transfers and payments. `alembic/payments` creates them; a test compares.
 
-`alembic/payments` creates the tables; a test compares the two.
-
-Money is double entry: each transfer takes an amount from one account and gives it to another, so
-the sum over all accounts is zero by construction. A user's balance is the sum of their transfers,
-kept beside them; the system accounts `WORLD` (where deposits come from) and `SALES` (where charges
-go) have none, since every transaction would queue for that row.
+Money is double entry: each transfer moves an amount from one account to another, so the sum over
+all accounts is always zero. A user's balance is the stored sum of their transfers. The system
+accounts `WORLD` (source of deposits) and `SALES` (target of charges) have no stored balance,
+because every transaction would wait for that row.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class Base(DeclarativeBase):
 
 
 class Account(Base):
-    """The account of a user, with a balance; or a system account, with a name."""
+    """The account of a user, with a balance, or a system account, with a name."""
 
     __tablename__ = "accounts"
 
@@ -67,7 +65,7 @@ class Account(Base):
 
 
 class Transfer(Base):
-    """An amount that moved. Append-only: a trigger refuses UPDATE, DELETE and TRUNCATE."""
+    """A moved amount. Append-only: a trigger refuses UPDATE, DELETE and TRUNCATE."""
 
     __tablename__ = "transfers"
 
@@ -89,7 +87,7 @@ class Transfer(Base):
     )
 
 
-# The statement of a user's account reads both, each in its order.
+# The statement of an account reads both.
 Index(
     "transfers_deposits_of_account",
     Transfer.to_account_id,
@@ -105,9 +103,9 @@ Index(
 
 
 class Payment(Base):
-    """The decision on an order, made once.
+    """The decision on an order. It is made once.
 
-    An order that comes again, under whatever event id, is neither charged again nor revived.
+    An order that comes again, also with another event id, is neither charged again nor revived.
     Append-only like the transfers.
     """
 

@@ -1,4 +1,4 @@
-"""The kinds of problems that the calls of payments have of their own."""
+"""The problem types of the calls of payments."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from services.payments import accounts
-from shared.web import Kind
+from shared.web.problems.problem_types import ProblemType
 
 if TYPE_CHECKING:
     from settle_outbox.errors import SettleError
 
-ACCOUNT_EXISTS = Kind(
+ACCOUNT_EXISTS = ProblemType(
     "account-exists",
     HTTPStatus.CONFLICT,
-    "The user has an account already",
-    "A user has one account at most, and this one's is open. Nothing was changed.",
-    "Use the account there is. After a request whose answer was lost, this says that it was done.",
+    "The user already has an account",
+    "A user has at most one account, and this user's account is open. Nothing was changed.",
+    "Use the existing account. If you repeated a request whose answer was lost, it has succeeded.",
 )
-UNKNOWN_ACCOUNT = Kind(
+UNKNOWN_ACCOUNT = ProblemType(
     "unknown-account",
     HTTPStatus.NOT_FOUND,
     "The user has no account",
     "No account was opened for this user. Nothing was changed.",
-    "Compare the user's id, or open the account with POST /accounts.",
+    "Check the user's id, or open the account with POST /accounts.",
 )
-BALANCE_OVERFLOW = Kind(
+BALANCE_OVERFLOW = ProblemType(
     "balance-overflow",
     HTTPStatus.CONFLICT,
     "The balance would be too large",
-    "The deposit would raise the balance above 2^63-1 minor units, the largest that can be stored."
-    " Nothing was changed.",
+    "The deposit would raise the balance above 2^63-1 minor units, the maximum. Nothing was"
+    " changed.",
     "Deposit less.",
 )
-USER_MISMATCH = Kind(
+USER_MISMATCH = ProblemType(
     "user-mismatch",
     HTTPStatus.CONFLICT,
-    "The body names another user than the address",
-    "The user_id of the body is not the one of the address. Nothing was changed.",
-    "Leave user_id out of the body, or send the address's.",
+    "The body and the address name different users",
+    "The user_id in the body is not the one in the address. Nothing was changed.",
+    "Remove user_id from the body, or send the same id as in the address.",
 )
 
-PROBLEMS: dict[type[SettleError], Kind] = {
+PROBLEMS: dict[type[SettleError], ProblemType] = {
     accounts.AccountExistsError: ACCOUNT_EXISTS,
     accounts.BalanceOverflowError: BALANCE_OVERFLOW,
     accounts.UnknownAccountError: UNKNOWN_ACCOUNT,

@@ -5,26 +5,26 @@ from __future__ import annotations
 from marshmallow import fields
 
 from shared.fields import Amount, OpenSchema, Time, UserId
-from shared.web import CursorField, Limit
+from shared.web.paging import CursorField, Limit
 
 
 class NewAccountSchema(OpenSchema):
-    """Whose account to open."""
+    """A new account."""
 
     user_id = UserId(required=True)
 
 
 class DepositSchema(OpenSchema):
-    """What to deposit; `user_id` may be left out, and must be the account's when given."""
+    """A deposit."""
 
     user_id = UserId(
-        metadata={"description": "May be left out; when given, it must be the address's."}
+        metadata={"description": "Optional. It must be the same id as in the address."}
     )
     amount = Amount(required=True)
 
 
 class BalanceQuerySchema(OpenSchema):
-    """Whose balance to tell."""
+    """The user whose balance to return."""
 
     user_id = UserId(required=True)
 
@@ -35,7 +35,7 @@ class BalanceSchema(OpenSchema):
     balance = fields.Integer(
         required=True,
         metadata={
-            "description": "In minor units (cents, say), from 0 to 2^63-1.",
+            "description": "In minor units, such as cents, from 0 to 2^63-1.",
             "minimum": 0,
             "format": "int64",
         },
@@ -43,7 +43,7 @@ class BalanceSchema(OpenSchema):
 
 
 class StatementQuerySchema(OpenSchema):
-    """Which transfers to list."""
+    """The page of the statement."""
 
     limit = Limit()
     cursor = CursorField()
@@ -55,7 +55,7 @@ class TransferSchema(OpenSchema):
     id = fields.Integer(
         required=True,
         metadata={
-            "description": "The transfer; later ones of the account have higher ids.",
+            "description": "The transfer's id. Later transfers of the account have higher ids.",
             "minimum": 1,
             "format": "int64",
         },
@@ -63,7 +63,7 @@ class TransferSchema(OpenSchema):
     kind = fields.String(
         required=True,
         metadata={
-            "description": "`deposit`, into the account, or `charge`, out of it for an order.",
+            "description": "`deposit` into the account, or `charge` for an order.",
             "enum": ["deposit", "charge"],
         },
     )
@@ -71,12 +71,12 @@ class TransferSchema(OpenSchema):
     order_id = fields.UUID(
         required=True,
         allow_none=True,
-        metadata={"description": "The order that was paid; null for a deposit."},
+        metadata={"description": "The paid order. Null for a deposit."},
     )
     balance = fields.Integer(
         required=True,
         metadata={
-            "description": "Of the account after the transfer, in minor units.",
+            "description": "The balance after the transfer, in minor units.",
             "minimum": 0,
             "format": "int64",
         },
@@ -84,12 +84,13 @@ class TransferSchema(OpenSchema):
     created_at = Time(
         required=True,
         metadata={
-            "description": "When it was made: UTC, in RFC 3339's form, always with microseconds."
+            "description": "When the transfer was made. UTC, in the format of RFC 3339, always with"
+            " microseconds."
         },
     )
 
 
 class MessageSchema(OpenSchema):
-    """What was done."""
+    """The result."""
 
-    message = fields.String(required=True, metadata={"description": "What was done."})
+    message = fields.String(required=True, metadata={"description": "The result."})

@@ -1,11 +1,11 @@
-"""The registration of payments with the delivery engine."""
+"""Registers payments with the delivery engine."""
 
 from __future__ import annotations
 
 from services.payments.events import OrderCreatedSchema
 from services.payments.handlers import charge_orders
 from settle_outbox import Service, Subscription
-from shared.idempotency.keys import remove_expired
+from shared.web.idempotency.key_store import remove_expired
 
 SERVICE = Service(
     name="payments",

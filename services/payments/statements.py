@@ -1,8 +1,9 @@
-"""Statements: an account's transfers, newest first, with the balance after each.
+"""Use case: read the statement of an account: its transfers, newest first, and the balances.
 
-No balance is stored with a transfer. A page counts back from one that is known: the first from the
-account's balance, which the same snapshot holds, each other from where the page before it ended.
-So it costs the same wherever it begins; and transfers never change, nor does what is counted.
+No balance is stored with a transfer. The first page starts with the account's balance, read in the
+same snapshot, and counts backwards. Each further page continues with the balance at which the page
+before it ended. So every page costs the same. Transfers never change, so the balances do not
+either.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A transfer into or out of a user's account; its id is of the transfers of all accounts.
+    """A transfer into or out of a user's account.
 
     Args:
-        id: later transfers of the account have higher ones.
-        kind: `deposit`, into the account, or `charge`, out of it.
-        amount: in minor units, positive either way.
-        order_id: that was paid; None for a deposit.
-        balance: of the account after it, in minor units.
-        created_at: when it was made.
+        id: later transfers of the account have higher ids.
+        kind: `deposit` into the account, or `charge` out of it.
+        amount: in minor units; positive for both kinds.
+        order_id: the order that was paid; None for a deposit.
+        balance: of the account after the transfer, in minor units.
+        created_at: time of the transfer.
     """
 
     id: int
@@ -46,17 +47,17 @@ class Entry:
 
     @property
     def balance_before(self) -> int:
-        """The balance that the transfer found."""
+        """The balance before the transfer, in minor units."""
         return self.balance - self.amount if self.kind == DEPOSIT else self.balance + self.amount
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Transfers of an account, newest first.
+    """A page of a statement.
 
     Args:
-        entries: the transfers.
-        more: whether others come after them.
+        entries: the transfers, newest first.
+        more: whether there is a next page.
     """
 
     entries: Sequence[Entry]
@@ -66,8 +67,9 @@ class Page:
 def _range_of(kind: str, account: InstrumentedAttribute[int]) -> Select[*tuple[Any, ...]]:
     """Select an account's newest transfers of one kind, from one contiguous range of an index.
 
-    Its order begins with the account. Ordered by id alone, it could also be read by the primary
-    key: for an account that once had most transfers, through all that others had since.
+    The order begins with the account. With an order by id alone, the planner could read the primary
+    key instead: for an account that had most transfers in the past, through all later ones of
+    others.
     """
     account_id: BindParameter[int] = bindparam("account_id")
     before: BindParameter[int] = bindparam("before")
@@ -86,7 +88,7 @@ def _range_of(kind: str, account: InstrumentedAttribute[int]) -> Select[*tuple[A
 def _page_query() -> Select[Any]:
     """Make the query of a page.
 
-    The balance is read by the same statement: between two, a transfer could be made.
+    The same statement reads the balance. Between two statements, a transfer could be made.
     """
     merged = union_all(
         _range_of(DEPOSIT, Transfer.to_account_id), _range_of(CHARGE, Transfer.from_account_id)
@@ -100,29 +102,30 @@ def _page_query() -> Select[Any]:
     )
 
 
-# Built once: to build one takes as long as to execute it.
+# Built once: building a statement costs as much as executing it (benchmarks/README.md).
 _ACCOUNT_ID = select(Account.id).where(Account.user_id == bindparam("owner"))
 _PAGE = _page_query()
 
 
-def page(
+def read_page(
     session: Session, user_id: UUID, *, limit: int, after: tuple[int, int] | None = None
 ) -> Page:
-    """A page of the statement of a user's account.
+    """Return a page of the statement of a user's account.
 
     Args:
         session: reads it.
-        user_id: whose.
-        limit: how many transfers at most.
-        after: id and `balance_before` of the transfer before the first.
+        user_id: the user.
+        limit: maximum number of transfers.
+        after: id and `balance_before` of the last transfer of the previous page; None for the first
+            page.
 
     Raises:
         UnknownAccountError: the user has no account.
     """
     account_id = session.scalar(_ACCOUNT_ID, {"owner": user_id})
     if account_id is None:
-        raise UnknownAccountError(f"User {user_id} has no account.")
-    # Ids are below the largest int64 by far: each is one of the identity's, which begins at 1.
+        raise UnknownAccountError(user_id)
+    # All ids are below AMOUNT_MAX: they come from an identity column that starts at 1.
     before, balance = after or (AMOUNT_MAX, None)
     rows = session.execute(
         _PAGE, {"account_id": account_id, "before": before, "read_limit": limit + 1}

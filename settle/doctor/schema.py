@@ -15,7 +15,7 @@ from services.payments import models as payments
 from settle.doctor.check import fail, ok
 from settle_outbox.storage import tables as outbox
 from settle_outbox.storage.sequences import find_behind
-from shared.idempotency import tables as idempotency
+from shared.web.idempotency import tables as idempotency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -200,6 +200,9 @@ class Cluster:
             "log_timezone": "UTC",
             # By it an audit knows exactly which event had to come first.
             "track_commit_timestamp": "on",
+            # Statements and details of errors contain what users wrote, such as descriptions.
+            "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",
             **parameters,
         }
         options = [f"--{name}={value}" for name, value in given.items()]

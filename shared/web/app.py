@@ -1,4 +1,4 @@
-"""The app factory that the services' factories call."""
+"""Makes the app of a service from the parts of the web layer."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
 from shared.web import (
-    access,
-    bodies,
+    access_log,
     caching,
-    docs,
-    edge,
     health,
-    idempotency,
-    kinds,
-    openapi,
+    json_body,
     paging,
-    problem_pages,
-    problems,
-    query,
+    proxy_and_cors,
+    query_parameters,
     sessions,
     tracing,
 )
+from shared.web.idempotency import request_keys
+from shared.web.openapi import api, docs_pages
+from shared.web.problems import handlers, pages, problem_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,30 +34,30 @@ if TYPE_CHECKING:
     from shared.settings import WebSettings
     from shared.web.blueprint import Blueprint
 
-# Of a worker (deploy/gunicorn.conf.py); each has one connection at most. Two to spare.
+# Threads of a gunicorn worker. Each uses at most one connection; two are spare.
 THREADS = 8
 POOL_SIZE = THREADS + 2
 
-# No request waits for longer: behind a lock whose holder is frozen, it ends as a 503. A worker that
-# is frozen itself gives back what it locked.
+# Bounds the time of a request. Behind a lock whose holder is frozen, it ends with 503. The last
+# setting frees the locks of a frozen worker.
 SESSION_SETTINGS = {
     "lock_timeout": "2s",
     "statement_timeout": "5s",
     "idle_in_transaction_session_timeout": "10s",
 }
 
-# And by ourselves, when a server that is frozen does not. More than a statement may take, so that
-# it is the server that ends what is merely slow.
+# Maximum time of a transaction when the database server is frozen and ends nothing itself. It is
+# longer than statement_timeout, so that the server ends a statement that is only slow.
 TRANSACTION_S = 8.0
 
 
 class _App(Flask):
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        # None here is a coroutine; Flask looks some ten times a request.
+        # No view is a coroutine, and Flask would check about ten times a request.
         return func
 
     def raise_routing_exception(self, request: Request) -> NoReturn:
-        # Where routing would redirect, /order//1 say, it would do so with a page of HTML.
+        # Answer a path such as /order//1 with 404, not with a redirect in HTML.
         if isinstance(request.routing_exception, RequestRedirect):
             raise NotFound
         super().raise_routing_exception(request)
@@ -80,35 +77,35 @@ def make_app(
     session_factory: sessionmaker[Session],
     settings: WebSettings,
     revision: str,
-    domain: Mapping[type[SettleError], kinds.Kind],
+    domain: Mapping[type[SettleError], problem_types.ProblemType],
 ) -> Flask:
     """Make a service's app.
 
     Args:
         name: the service's package.
-        title: the service, for a person.
-        description: what it is for, in a sentence or two.
-        blueprints: its calls.
-        session_factory: sessions on its database.
+        title: name of the service.
+        description: a sentence or two about the service.
+        blueprints: the service's calls.
+        session_factory: of the service's database.
         settings: of the service's API.
-        revision: the migration that its code is made for.
-        domain: the kind of problem for each error that its use cases raise.
+        revision: the database revision that the code needs.
+        domain: the problem type of each error that the use cases raise.
     """
     app = _App(name, static_folder=None)
     app.json = _Json(app)
-    access.register(app)
+    access_log.register(app)
     sessions.register(app, session_factory)
     tracing.register(app)
     caching.register(app)
-    edge.register(app, settings)
-    bodies.register(app)
-    query.register(app)
+    proxy_and_cors.register(app, settings)
+    json_body.register(app)
+    query_parameters.register(app)
     paging.register(app, settings)
-    idempotency.register(app, settings)
-    api = openapi.make_api(app, title=title, description=description)
+    request_keys.register(app, settings)
+    described = api.make_api(app, title=title, description=description)
     for blueprint in (*blueprints, health.make_blueprint(revision)):
-        api.register_blueprint(blueprint)
-    docs.register(app, api, title=title, description=description)
-    problem_pages.register(app, {*kinds.COMMON, *domain.values()})
-    problems.register(app, domain)
+        described.register_blueprint(blueprint)
+    docs_pages.register(app, described, title=title, description=description)
+    pages.register(app, {*problem_types.COMMON, *domain.values()})
+    handlers.register(app, domain)
     return app

@@ -1,4 +1,4 @@
-"""Blueprints whose arguments are parsed strictly, and whose calls are described in full."""
+"""Blueprints with strict arguments and a complete API description."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import flask_smorest
 
-from shared.web import kinds
-from shared.web.bodies import Parser
-from shared.web.idempotency import idempotent
-from shared.web.openapi import KEY_IN_USE, describe_common, problem_response
-from shared.web.query import declare_parameters
+from shared.web.idempotency.key_store import KeyInUseError
+from shared.web.idempotency.request_keys import idempotent
+from shared.web.json_body import Parser
+from shared.web.openapi.api import describe_common
+from shared.web.openapi.problem_responses import KEY, problem_response
+from shared.web.problems import problem_types
+from shared.web.query_parameters import declare_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,21 +21,21 @@ if TYPE_CHECKING:
     from flask import Response
     from marshmallow import Schema
 
-    from shared.web.kinds import Kind
+    from shared.web.problems.problem_types import ProblemType
 
     View = Callable[..., Any]
     Decorator = Callable[[View], View]
 
 
-# Decorators of a view, from the view outwards. Each works on what the one before it made: only
-# `response` makes a Response, which `idempotent` stores, and only `arguments` loads the body, by
-# which `idempotent` knows a request. In another order, they would do the wrong thing silently.
+# Decorators of a view, from the view outwards. Each needs the result of the one before it: only
+# `response` makes the Response that `idempotent` stores, and only `arguments` loads the body that
+# `idempotent` compares. In another order they would silently do the wrong thing.
 _ORDER = ("problem", "response", "idempotent", "after_commit", "arguments", "route")
 _OUTERMOST = "_outermost_decorator"
 
 
 class DecoratorOrderError(TypeError):
-    """The decorators of a view are in an order that does not work."""
+    """The decorators of a view are in the wrong order."""
 
 
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no type information
@@ -48,10 +50,10 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
     def route(
         self, rule: str, *, methods: list[str], parameters: Sequence[Mapping[str, Any]] = ()
     ) -> Decorator:
-        """Register a view at an address, whose parameters are described.
+        """Register a view at an address, and describe its parameters.
 
         Raises:
-            DecoratorOrderError: the view's decorators are in an order that does not work.
+            DecoratorOrderError: the decorators are in the wrong order.
         """
         register: Decorator = super().route(rule, methods=methods, parameters=[*parameters])
         return lambda view: register(_applied("route", view))
@@ -60,8 +62,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         """Parse the body or the query by a schema into the view's first argument.
 
         Args:
-            schema: an instance: webargs would make one of a class for each request.
-            location: ``json`` for the body, or ``query``. A query has these parameters, no others.
+            schema: an instance, because webargs would create one for each request from a class.
+            location: ``json`` for the body, or ``query``. Other query parameters are refused.
             options: of flask-smorest, such as ``example``.
         """
         parse: Decorator = super().arguments(schema, location=location, **options)
@@ -74,44 +76,46 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         return decorate
 
     def response(self, status_code: int, schema: object, **described: Any) -> Decorator:
-        """Answer with what the view returns, written by a schema.
+        """Answer with the view's result, serialized by a schema.
 
         Args:
             status_code: of the answer.
             schema: of its body.
-            described: of flask-smorest: ``description``, ``example`` or ``examples``, ``headers``.
+            described: for flask-smorest: ``description``, ``example`` or ``examples``, ``headers``.
         """
         answer: Decorator = super().response(status_code, schema, **described)
         return lambda view: _applied("response", answer(view))
 
-    def problem(self, kind: Kind, *details: str) -> Decorator:
-        """Describe a kind of problem that the call can end as, by a sentence for each case.
+    def problem(self, problem_type: ProblemType, *details: str) -> Decorator:
+        """Describe a problem document that the call can answer with, by an example of each detail.
 
-        What every call can answer, and every one with a body, is described without this.
+        The problems that all calls can answer with are described without this.
         """
-        return lambda view: _applied("problem", self._describe(view, kind, *details))
+        return lambda view: _applied("problem", self._describe(view, problem_type, *details))
 
-    def _describe(self, view: View, kind: Kind, *details: str) -> View:
+    def _describe(self, view: View, problem_type: ProblemType, *details: str) -> View:
         described: dict[str, Any] = view.__dict__.setdefault("_apidoc", {})
         responses = described.setdefault("response", {}).setdefault("responses", {})
-        cases = view.__dict__.setdefault("_problems", {}).setdefault(kind.status, [])
-        cases[:0] = [(kind, detail) for detail in details]  # decorators come from below
-        responses[kind.status] = [{"content_type": None, **problem_response(*cases)}]
+        status = problem_type.status
+        cases = view.__dict__.setdefault("_problems", {}).setdefault(status, [])
+        cases[:0] = [(problem_type, detail) for detail in details]  # the lowest decorator is first
+        responses[status] = [{"content_type": None, **problem_response(*cases)}]
         return view
 
     def idempotent(self, view: View) -> View:
-        """Have a view act once for each Idempotency-Key, and describe that.
+        """Run a view once for each Idempotency-Key, and describe that.
 
-        See `shared.web.idempotency.idempotent`.
+        See `shared.web.idempotency.request_keys.idempotent`.
         """
         once = _applied("idempotent", idempotent(view))
         once.__dict__["_apidoc"]["idempotent"] = True
-        return self._describe(once, kinds.IDEMPOTENCY_KEY_IN_USE, KEY_IN_USE)
+        in_use = str(KeyInUseError(KEY))
+        return self._describe(once, problem_types.IDEMPOTENCY_KEY_IN_USE, in_use)
 
     def after_commit(self, complete: Callable[[Response], Response]) -> Decorator:
-        """Complete an answer after the transaction of its request, such as by a wait.
+        """Complete the answer after the commit, for example after a wait.
 
-        An answer that is replayed for an Idempotency-Key is completed as well.
+        The stored answer of an Idempotency-Key is completed as well.
         """
 
         def decorate(view: View) -> View:
@@ -128,7 +132,7 @@ def _applied(name: str, view: View) -> View:
     """Note that a decorator was applied to a view.
 
     Raises:
-        DecoratorOrderError: one that belongs around it was applied before.
+        DecoratorOrderError: a decorator that belongs around it was applied before.
     """
     outermost: str = getattr(view, _OUTERMOST, name)
     if _ORDER.index(name) < _ORDER.index(outermost):

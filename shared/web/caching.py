@@ -1,7 +1,7 @@
-"""What caches may do with an answer: `Cache-Control` (RFC 9111, section 5.2) and `Vary` (RFC 9110).
+"""Tells caches what to do with an answer: `Cache-Control` (RFC 9111) and `Vary` (RFC 9110).
 
-Unless its route says otherwise, an answer is not stored: balances and statuses change, and what is
-one user's is not for others. Errors are not stored either; some caches would keep a 404 or 405.
+By default, an answer must not be stored. Balances and statuses change, and they belong to one user.
+Errors must not be stored either: some caches would store a 404 or 405.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REVALIDATED = "no-cache"
 
 
 def register(app: Flask) -> None:
-    """Complete both headers of every answer of an app. Register it before what adds to `Vary`."""
+    """Complete both headers of every answer. Register it before the parts that add to `Vary`."""
     app.before_request(_ignore_unreadable_dates)
     app.after_request(_complete)
 
@@ -35,9 +35,9 @@ def _complete(response: Response) -> Response:
 
 
 def _ignore_unreadable_dates() -> None:
-    """Ignore conditions whose date cannot be read (RFC 9110, section 13.1.3).
+    """Ignore conditions with an invalid date (RFC 9110, section 13.1.3).
 
-    werkzeug does so as well, but for a year, hour or zone that is out of range it raises an error.
+    werkzeug ignores them too, but it raises an error if the year, hour or zone is out of range.
     """
     for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE"):
         try:
@@ -47,7 +47,7 @@ def _ignore_unreadable_dates() -> None:
 
 
 def vary_by(header: str) -> None:
-    """Say that the answer to this request depends on one of its headers."""
+    """Add a header to `Vary`: the answer to this request depends on it."""
 
     @after_this_request
     def add(response: Response) -> Response:
@@ -56,7 +56,7 @@ def vary_by(header: str) -> None:
 
 
 def revalidate(response: Response) -> Response:
-    """Let caches store a page, and ask each time whether it has changed (RFC 9110, section 13)."""
+    """Let caches store a page and revalidate it each time (RFC 9110, section 13)."""
     if response.status_code != HTTPStatus.OK or request.method == "OPTIONS":
         return response
     if "ETag" not in response.headers:  # files have one

@@ -1,4 +1,4 @@
-"""Whether a service lives, and whether it can take requests."""
+"""The probes /livez and /readyz."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.storage.sqlstate import UNDEFINED_TABLE, sqlstate_of
 from shared.fields import OpenSchema
-from shared.web import kinds
 from shared.web.blueprint import Blueprint
-from shared.web.problems import unavailable
+from shared.web.problems import problem_types
+from shared.web.problems.documents import unavailable
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
@@ -26,11 +26,9 @@ _REVISION = text("SELECT version_num FROM alembic_version")
 
 
 class HealthSchema(OpenSchema):
-    """That all is well."""
+    """The result of a successful probe."""
 
-    status = fields.String(
-        required=True, metadata={"description": "That all is well.", "enum": ["ok"]}
-    )
+    status = fields.String(required=True, metadata={"description": "Always `ok`.", "enum": ["ok"]})
 
 
 _OK = {"status": "ok"}
@@ -39,34 +37,38 @@ _OK = {"status": "ok"}
 def make_blueprint(revision: str) -> Blueprint:
     """Make ``/livez`` and ``/readyz``.
 
-    Readiness asks the database alone: with the broker down, requests are taken all the same.
-
     Args:
-        revision: the migration that the app's code is made for.
+        revision: the database revision that the code needs.
     """
-    blueprint = Blueprint("health", __name__, description="For those who watch the service")
+    blueprint = Blueprint(
+        "health", __name__, description="Probes for load balancers and supervisors"
+    )
 
     @blueprint.route("/livez", methods=["GET"])
-    @blueprint.response(HTTPStatus.OK, HealthSchema, description="It lives.", example=_OK)
+    @blueprint.response(
+        HTTPStatus.OK, HealthSchema, description="The process responds.", example=_OK
+    )
     def livez() -> dict[str, str]:
-        """Tell whether the process lives.
+        """Check that the process responds.
 
-        It asks nothing but itself: a process that does not answer should be started again.
+        No other part of the system is checked. Restart a process that does not answer.
         """
         return _OK
 
     @blueprint.route("/readyz", methods=["GET"])
-    @blueprint.response(HTTPStatus.OK, HealthSchema, description="It is ready.", example=_OK)
+    @blueprint.response(
+        HTTPStatus.OK, HealthSchema, description="The service is ready.", example=_OK
+    )
     @blueprint.problem(
-        kinds.NOT_READY,
-        "The database cannot be asked for its revision.",
-        f"The database is at revision 0000, this needs {revision}: run the migrations.",
+        problem_types.NOT_READY,
+        "The revision of the database cannot be read.",
+        f"The database is at revision 0000, not at {revision}: run the migrations.",
     )
     def readyz() -> dict[str, str] | Response:
-        """Tell whether the service can take requests.
+        """Check that the service can process requests.
 
-        The database must be reached, and its migrations must be those that the code needs. The
-        broker is not asked: without it orders are accepted, and settle later.
+        The database must be reachable and at the revision that the code needs. The broker is not
+        checked: without it, orders are accepted and settle later.
         """
         try:
             with transaction() as session:
@@ -75,15 +77,17 @@ def make_blueprint(revision: str) -> Blueprint:
             sqlstate = sqlstate_of(error)
             if sqlstate == UNDEFINED_TABLE:
                 return unavailable(
-                    kinds.NOT_READY,
-                    f"The database is at no revision, this needs {revision}: run the migrations.",
+                    problem_types.NOT_READY,
+                    f"The database is at no revision, not at {revision}: run the migrations.",
                 )
             log.warning("web.not_ready", error=str(error).partition("\n")[0], sqlstate=sqlstate)
-            return unavailable(kinds.NOT_READY, "The database cannot be asked for its revision.")
+            return unavailable(
+                problem_types.NOT_READY, "The revision of the database cannot be read."
+            )
         if found != revision:
             return unavailable(
-                kinds.NOT_READY,
-                f"The database is at revision {found}, this needs {revision}: run the migrations.",
+                problem_types.NOT_READY,
+                f"The database is at revision {found}, not at {revision}: run the migrations.",
             )
         return _OK
 

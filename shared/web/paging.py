@@ -1,7 +1,8 @@
-"""Paging by keyset: a page begins after the last row of the one before, whatever came since.
+"""Keyset paging: a page begins after the last row of the previous page.
 
-A page costs the same wherever it begins: an index leads to its first row. A list reads its query
-with `read_paging`, gives its rows from `Paging.after` on, and answers with `Paging.link`.
+New rows do not move the pages, and every page costs the same, because an index leads to its first
+row. A list parses its query with `read_paging`, selects the rows after `Paging.after`, and answers
+with `Paging.link`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from marshmallow import ValidationError, fields
 
 from shared import cursor_secrets
-from shared.web.problems import InvalidInputError
+from shared.web.problems.documents import InvalidInputError
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
@@ -30,37 +31,37 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 1000
 LIMIT_DEFAULT = 100
-# A page ends before the row with which it would be larger, whatever its limit; its first row it has
-# in any case. A list whose rows hold text of the clients goes by it.
+# Maximum size of a page whose rows hold text from clients. A page ends before the row that would
+# exceed it, but it always has one row.
 PAGE_BYTES_MAX = 512 * 1024
 
 _DIGITS = re.compile(r"[0-9]{1,4}")
-# As itsdangerous writes it: what it says, compressed after a leading dot, and the HMAC-SHA256.
+# The format of itsdangerous: the payload, after a dot if it is compressed, and the HMAC-SHA256.
 _CURSOR = re.compile(r"\.?[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}")
 _EXTENSION = "settle-cursor-secret"
-_REFUSED = "Must be a cursor from a next link of this list, with the same filters as there."
+_REFUSED = "Must be a cursor from a next link of this list, with the same filters."
 
 
 class CursorField(fields.String):
-    """A cursor in a query, as a `next` link gave it; `read_paging` reads it."""
+    """The cursor of a query, from a `next` link. `read_paging` reads it."""
 
     def __init__(self) -> None:
         super().__init__(
             metadata={
-                "description": "Where the page begins, as a `next` link has it; opaque. It holds"
-                " for the list and the filters that it was given for."
+                "description": "Where the page begins: the opaque cursor of a `next` link. It is"
+                " valid for the same list and filters only."
             }
         )
 
 
 class Limit(fields.Integer):
-    """How many rows a page has at most, in decimal digits."""
+    """The maximum number of rows of a page, in decimal digits."""
 
     def __init__(self) -> None:
         super().__init__(
             load_default=LIMIT_DEFAULT,
             metadata={
-                "description": "How many there are at most.",
+                "description": "The maximum number of entries.",
                 "minimum": 1,
                 "maximum": LIMIT_MAX,
             },
@@ -83,12 +84,12 @@ class Limit(fields.Integer):
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """Which page of a list a request asks for.
+    """The requested page of a list.
 
     Args:
-        limit: how many rows at most.
-        filters: which rows: what the query holds beside `limit` and `cursor`.
-        after: the sort key of the row before the first; None for the first page.
+        limit: maximum number of rows.
+        filters: the query without `limit` and `cursor`.
+        after: sort key of the last row of the previous page; None for the first page.
     """
 
     limit: int
@@ -96,38 +97,38 @@ class Paging:
     after: tuple[Any, ...] | None
 
     def link(self, *last: object) -> dict[str, str]:
-        """The header that leads to the next page (RFC 8288), by its whole address where it can.
+        """Return the header with the address of the next page (RFC 8288).
 
         Args:
-            last: the sort key of this page's last row; what `str` makes of each part must be what
-                the converters of `read_paging` read.
+            last: sort key of this page's last row. The converters of `read_paging` must accept the
+                `str` of each part.
         """
         query = {name: request.args[name] for name in self.filters if name in request.args}
         query["limit"] = str(self.limit)
         query["cursor"] = _serializer(self.filters).dumps([str(part) for part in last])
         address = request.root_path + request.path
-        # Of what was received: werkzeug's `base_url` decodes names from Punycode, or fails to. A
-        # Host that cannot be in an address (RFC 3986), one with an underscore say, is empty here.
+        # Not werkzeug's `base_url`, which decodes Punycode, or fails. An invalid Host (RFC 3986),
+        # for example with an underscore, is empty here; the address is then relative.
         if request.host and request.scheme in {"http", "https"}:
             address = f"{request.scheme}://{request.host}{address}"
         return {"Link": f'<{address}?{urlencode(query)}>; rel="next"'}
 
 
 def register(app: Flask, settings: WebSettings) -> None:
-    """Sign an app's cursors with the setting CURSOR_SECRET, or with the database's own secret."""
+    """Sign an app's cursors with CURSOR_SECRET, or with the secret in the database."""
     app.extensions[_EXTENSION] = settings.cursor_secret
 
 
 def read_paging(query: Mapping[str, Any], *converters: Callable[[str], Any]) -> Paging:
-    """Read which page a request asks for, and make sure that its cursor is ours.
+    """Return the page that a request asks for, after checking the signature of its cursor.
 
     Args:
-        query: as a schema with a `Limit` called `limit` and a `CursorField` called `cursor` has
-            loaded it; the rest of it are the list's filters.
-        converters: read the parts of the list's sort key from text, in their order.
+        query: loaded by a schema with a `Limit` named `limit` and a `CursorField` named `cursor`.
+            The other fields are the list's filters.
+        converters: parse the parts of the list's sort key, in their order.
 
     Raises:
-        InvalidInputError: the cursor was not made here, for this list and these filters.
+        InvalidInputError: the cursor was not made by this service for this list and filters.
     """
     filters = {name: value for name, value in query.items() if name not in {"limit", "cursor"}}
     cursor = query.get("cursor")
@@ -139,28 +140,28 @@ def read_paging(query: Mapping[str, Any], *converters: Callable[[str], Any]) -> 
 
 
 def _open(text: str, filters: Mapping[str, Any]) -> list[str]:
-    if not _CURSOR.fullmatch(text):  # the database is not asked for the secret
+    if not _CURSOR.fullmatch(text):  # without a query for the secret
         raise _refused()
     serializer = _serializer(filters)
     try:
         parts: list[str] = serializer.loads(text)
     except BadData as error:
         raise _refused() from error
-    # Several texts are one value in Base64, and only one of them was given.
+    # Several Base64 texts decode to one value. Only the canonical one is accepted.
     if serializer.dumps(parts) != text:
         raise _refused()
     return parts
 
 
 def _serializer(filters: Mapping[str, Any]) -> URLSafeSerializer:
-    """Return what signs the cursors of this list with these filters, and checks them."""
+    """Return the serializer that signs and checks the cursors of this list with these filters."""
     scope = json.dumps([request.path, filters], default=str, sort_keys=True)
     signed_with = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
     return URLSafeSerializer(_secret(), salt=scope, signer_kwargs=signed_with)
 
 
 def _secret() -> str:
-    """Return the secret; that of the database is read once."""
+    """Return the secret. The one in the database is read once per process."""
     secret: str | None = current_app.extensions[_EXTENSION]
     if secret is None:
         with transaction() as session:

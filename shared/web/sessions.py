@@ -1,4 +1,4 @@
-"""The database session of a request."""
+"""The database session and transaction of a request."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _OUTER = "settle_outer_session"
 
 
 def register(app: Flask, sessions: sessionmaker[Session]) -> None:
-    """Give an app the sessions that `transaction` begins."""
+    """Set the session factory of an app."""
     app.extensions[_EXTENSION] = sessions
 
 
 def session_factory(app: Flask) -> sessionmaker[Session]:
-    """Return what makes an app's sessions, for its threads that serve no request."""
+    """Return the session factory of an app."""
     sessions: sessionmaker[Session] = app.extensions[_EXTENSION]
     return sessions
 
 
 def transaction() -> AbstractContextManager[Session]:
-    """Begin the transaction of a request; leaving the block commits it, an error rolls it back.
+    """Begin the transaction of a request. The end of the block commits it; an error rolls it back.
 
-    Within `outer_transaction` it is a part of that one, which ends with the outer block.
+    Inside `outer_transaction` it joins the outer transaction, which ends with the outer block.
     """
     outer: Session | None = g.get(_OUTER)
     return _begin() if outer is None else nullcontext(outer)
@@ -40,7 +40,7 @@ def transaction() -> AbstractContextManager[Session]:
 
 @contextmanager
 def outer_transaction() -> Iterator[Session]:
-    """Begin a transaction that holds all those that its block begins by `transaction`."""
+    """Begin a transaction that each `transaction` in its block joins."""
     with _begin() as session:
         setattr(g, _OUTER, session)
         try:
@@ -51,6 +51,6 @@ def outer_transaction() -> Iterator[Session]:
 
 @contextmanager
 def _begin() -> Iterator[Session]:
-    with session_factory(current_app)() as session:  # to close it rolls back what was not committed
+    with session_factory(current_app)() as session:  # closing rolls back
         yield session
         session.commit()

@@ -1,4 +1,4 @@
-"""The request id and the trace context that a request came with."""
+"""The request id and the trace context of a request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FUTURE_TRACEPARENT = re.compile(rf"(?!00){_TRACEPARENT.pattern}-[!-~]{{1,200}}"
 
 
 def register(app: Flask) -> None:
-    """Have each request of an app carry its trace, and answer with its request id."""
+    """Set the current trace for each request, and send its id with the answer."""
     app.before_request(_begin)
     app.after_request(_answer)
     app.teardown_request(_end)

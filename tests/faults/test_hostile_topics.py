@@ -180,7 +180,7 @@ def test_results_that_come_too_early_for_nothing_or_against_an_earlier_one(
     with relays_and_consumers(delivery), Traffic(delivery) as traffic, Session(engine) as session:
         paid, unpaid = delivery.place(user, PRICE)[0], delivery.place(user, PRICE)[0]
         wait_until(lambda: traffic.settled([paid, unpaid]), timeout_s=30, what="both to settle")
-        early = orders.place(session, user_id=user, amount=PRICE, description="")
+        early = orders.place_order(session, user_id=user, amount=PRICE, description="")
         delivery.produce(
             PAYMENTS,
             result(early, "payment.succeeded"),

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from shared.web.bodies import MAX_BYTES, MAX_DEPTH, NAME_MAX, POINTER_MAX
+from shared.web.json_body import MAX_BYTES, MAX_DEPTH, NAME_MAX, POINTER_MAX
 from support.web import open_app, problem_of
 
 if TYPE_CHECKING:

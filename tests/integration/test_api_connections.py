@@ -21,8 +21,8 @@ import pytest
 import requests
 from sqlalchemy import NullPool, create_engine, text
 
-from shared.web import THREADS
-from shared.web.bodies import MAX_BYTES
+from shared.web.app import THREADS
+from shared.web.json_body import MAX_BYTES
 from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
 from support.web import serve

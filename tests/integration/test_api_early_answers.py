@@ -16,10 +16,10 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web import THREADS
-from shared.web.problems import MEDIA_TYPE
-from shared.web.reading import READ_S
-from shared.web.server import LINGER_MAX_BYTES, LINGER_S
+from shared.web.app import THREADS
+from shared.web.problems.documents import MEDIA_TYPE
+from shared.web.server.request_reader import READ_S
+from shared.web.server.worker import LINGER_MAX_BYTES, LINGER_S
 from support.web import serve
 
 if TYPE_CHECKING:

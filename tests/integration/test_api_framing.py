@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import create_engine, text
 
-from shared.web.problems import MEDIA_TYPE
+from shared.web.problems.documents import MEDIA_TYPE
 from support.web import serve
 
 if TYPE_CHECKING:

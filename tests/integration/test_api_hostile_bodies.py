@@ -18,8 +18,8 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web import THREADS
-from shared.web.bodies import MAX_BYTES
+from shared.web.app import THREADS
+from shared.web.json_body import MAX_BYTES
 from support.web import serve
 
 if TYPE_CHECKING:

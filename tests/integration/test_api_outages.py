@@ -16,8 +16,8 @@ from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from shared.migrations import upgrade
-from shared.web import POOL_SIZE
-from shared.web.problems import MEDIA_TYPE
+from shared.web.app import POOL_SIZE
+from shared.web.problems.documents import MEDIA_TYPE
 from support.frozen_postgres import frozen
 from support.ports import free_port
 from support.waiting import wait_until
@@ -313,7 +313,7 @@ def test_a_missing_right_is_not_a_missing_migration(
     postgres.execute("DROP ROLE rightless")
 
     assert answer.status_code == 503
-    assert answer.get_json()["detail"] == "The database cannot be asked for its revision."
+    assert answer.get_json()["detail"] == "The revision of the database cannot be read."
     assert [line["sqlstate"] for line in lines] == ["42501"]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from services.orders import orders as use_cases
-from services.orders import watch
+from services.orders import settlement_listener
 from support.settle_orders import settler
 from support.waiting import wait_until
 from support.web import problem_of
@@ -183,7 +183,7 @@ def test_an_order_is_accepted_also_when_it_cannot_be_read_after(
     def fail(*_: object) -> None:
         raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
 
-    monkeypatch.setattr(use_cases, "find", fail)
+    monkeypatch.setattr(use_cases, "read_order", fail)
     response = place(orders, "return=representation, wait=5")
     assert response.data.strip() == b'{"message":"Order accepted"}'
     assert applied(response) is None
@@ -206,7 +206,7 @@ def test_a_notification_ends_the_wait(
     before = wait(other)
     finish(orders_url, other.removeprefix("/order/"))
     before.result()  # and now it listens
-    monkeypatch.setattr(watch.Watch, "_final", find_nothing)
+    monkeypatch.setattr(settlement_listener, "find_final", find_nothing)
     waiters = orders.application.extensions["settle-waiters"]
     first, second = (place(orders).headers["Location"] for _ in range(2))
     waiting = {path: [wait(path), wait(path)] for path in (first, second)}
@@ -240,18 +240,18 @@ def test_what_is_settled_between_two_looks_is_not_missed(
         before = wait(other)
         finish(orders_url, other.removeprefix("/order/"))
         before.result()
-        monkeypatch.setattr(watch.Watch, "_final", find_nothing)
+        monkeypatch.setattr(settlement_listener, "find_final", find_nothing)
     path = place(orders).headers["Location"]
-    status, looked = use_cases.status, threading.Event()
+    read_status, looked = use_cases.read_status, threading.Event()
 
     def look(*arguments: Any) -> str:
-        found = status(*arguments)
+        found = read_status(*arguments)
         if not looked.is_set():
             looked.set()
             finish(orders_url, path.removeprefix("/order/"))
         return found
 
-    monkeypatch.setattr(use_cases, "status", look)
+    monkeypatch.setattr(use_cases, "read_status", look)
     response, took_s = wait(path).result()
     assert response.get_json()["status"] == "success"
     assert took_s < SOON_S
@@ -264,16 +264,16 @@ def test_the_watch_outlives_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = place(orders).headers["Location"]
-    final = watch.Watch._final  # noqa: SLF001
+    find_final = settlement_listener.find_final
     failed = threading.Event()
 
-    def fail_once(watching: watch.Watch, waited_for: Any) -> Any:
+    def fail_once(*arguments: Any) -> Any:
         if not failed.is_set():
             failed.set()
             raise RuntimeError("unforeseen")
-        return final(watching, waited_for)
+        return find_final(*arguments)
 
-    monkeypatch.setattr(watch.Watch, "_final", fail_once)
+    monkeypatch.setattr(settlement_listener, "find_final", fail_once)
     waiting = wait(path)
     assert failed.wait(SOON_S)
     finish(orders_url, path.removeprefix("/order/"))

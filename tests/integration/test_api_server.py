@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web.bodies import MAX_BYTES
-from shared.web.problems import MEDIA_TYPE
+from shared.web.json_body import MAX_BYTES
+from shared.web.problems.documents import MEDIA_TYPE
 from support.openapi import description
 from support.web import serve
 

@@ -18,8 +18,9 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
-from shared.web import PAGE_BYTES_MAX, THREADS
-from shared.web.problems import MEDIA_TYPE
+from shared.web.app import THREADS
+from shared.web.paging import PAGE_BYTES_MAX
+from shared.web.problems.documents import MEDIA_TYPE
 from support.small_limits import PATIENCE_S
 from support.waiting import wait_until
 from support.web import ROOT, serve

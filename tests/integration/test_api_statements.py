@@ -134,7 +134,7 @@ def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(
 
     def read() -> statements.Page:
         with Session(engine) as session:
-            return statements.page(session, user_id, limit=1000)
+            return statements.read_page(session, user_id, limit=1000)
 
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(deposit, amount) for amount in (3, 5)]
@@ -174,7 +174,7 @@ def test_a_page_reads_no_more_of_the_ledger_than_it_shows(
     for after in (None, (20_000, 0)):
 
         def read(after: tuple[int, int] | None = after) -> None:
-            page = statements.page(payments_session, user_id, limit=100, after=after)
+            page = statements.read_page(payments_session, user_id, limit=100, after=after)
             assert (len(page.entries), page.more) == (100, True)
 
         assert most_rows(payments_session, read) < 500
@@ -202,7 +202,7 @@ def test_a_page_of_an_account_that_is_no_longer_used_reads_none_of_the_newer_tra
     payments_session.commit()
 
     def read() -> None:
-        page = statements.page(payments_session, former, limit=100)
+        page = statements.read_page(payments_session, former, limit=100)
         assert (len(page.entries), page.more) == (100, True)
 
     assert most_rows(payments_session, read) <= 2 * 101

@@ -47,7 +47,7 @@ def told(session: Session) -> list[tuple[str, str, dict[str, Any]]]:
 def user_id(payments_session: Session) -> UUID:
     """A user with a balance of 1000."""
     new = uuid4()
-    accounts.create(payments_session, new)
+    accounts.open_account(payments_session, new)
     accounts.deposit(payments_session, new, 1000)
     return new
 
@@ -63,7 +63,7 @@ def test_an_order_that_the_balance_covers_is_charged(
     order = created(user_id, 1000)
     assert charge_orders(payments_session, [order]) == {}
     order_id = str(order.data["order_id"])
-    assert accounts.balance(payments_session, user_id) == 0
+    assert accounts.read_balance(payments_session, user_id) == 0
     assert told(payments_session) == [
         (
             order_id,
@@ -87,7 +87,7 @@ def test_an_order_above_the_balance_fails_and_is_not_revived(
     again = created(user_id, 1001, order.data["order_id"])
     (verdict,) = charge_orders(payments_session, [again]).values()
     assert verdict.outcome is Outcome.ANOMALY
-    assert accounts.balance(payments_session, user_id) == 1001
+    assert accounts.read_balance(payments_session, user_id) == 1001
     assert len(told(payments_session)) == 1
 
 
@@ -111,7 +111,7 @@ def test_the_orders_of_a_batch_are_decided_in_their_order(
     short = "insufficient_funds"
     assert statuses(payments_session, batch) == [None, short, None, short]
     assert [data.get("balance") for _, _, data in told(payments_session)] == [600, None, 0, None]
-    assert accounts.balance(payments_session, user_id) == 0
+    assert accounts.read_balance(payments_session, user_id) == 0
 
 
 def test_ten_of_fifty_orders_are_paid_where_the_balance_covers_ten(
@@ -128,7 +128,7 @@ def test_ten_of_fifty_orders_are_paid_where_the_balance_covers_ten(
 
 def test_users_of_a_batch_have_a_balance_each(payments_session: Session, user_id: UUID) -> None:
     other = uuid4()
-    accounts.create(payments_session, other)
+    accounts.open_account(payments_session, other)
     accounts.deposit(payments_session, other, 50)
     batch = [created(user_id, 300), created(other, 50), created(user_id, 300), created(other, 1)]
     assert charge_orders(payments_session, batch) == {}
@@ -148,7 +148,7 @@ def test_an_order_twice_in_one_batch_is_charged_once(
     assert verdicts[second.id].outcome is Outcome.ANOMALY
     assert verdicts[second.id].reason == "payment_already_decided"
     assert str(first.data["order_id"]) in verdicts[second.id].detail
-    assert accounts.balance(payments_session, user_id) == 900
+    assert accounts.read_balance(payments_session, user_id) == 900
     assert len(told(payments_session)) == 1
 
 
@@ -159,14 +159,14 @@ def test_an_order_that_comes_again_with_another_amount_is_not_charged_again(
     charge_orders(payments_session, [first])
     second = created(user_id, 500, first.data["order_id"])
     assert list(charge_orders(payments_session, [second])) == [second.id]
-    assert accounts.balance(payments_session, user_id) == 900
+    assert accounts.read_balance(payments_session, user_id) == 900
 
 
 @pytest.fixture
 def order(orders_session: Session) -> dict[str, Any]:
     """What identifies an order that has been placed."""
     user_id = uuid4()
-    order_id = orders.place(orders_session, user_id=user_id, amount=7, description="")
+    order_id = orders.place_order(orders_session, user_id=user_id, amount=7, description="")
     return {"order_id": order_id, "user_id": user_id, "amount": 7}
 
 

@@ -36,7 +36,7 @@ def user_ids(engine: Engine) -> list[UUID]:
     made = [uuid4(), uuid4()]
     with Session(engine) as session, session.begin():
         for user_id in made:
-            accounts.create(session, user_id)
+            accounts.open_account(session, user_id)
             accounts.deposit(session, user_id, 1000)
     return made
 
@@ -78,7 +78,7 @@ def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:
     charge_at_once(engine, batches)
     assert charges(engine) == 20
     with Session(engine) as session:
-        assert [accounts.balance(session, user_id) for user_id in user_ids] == [0, 0]
+        assert [accounts.read_balance(session, user_id) for user_id in user_ids] == [0, 0]
 
 
 def test_an_order_in_two_hands_is_charged_once(engine: Engine, user_ids: list[UUID]) -> None:

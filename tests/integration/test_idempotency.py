@@ -12,9 +12,9 @@ from sqlalchemy import NullPool, create_engine, event, select, text
 
 from services.payments.models import Account
 from settle_outbox.settings import DAY_S
-from shared.idempotency import keys
-from shared.idempotency.keys import BATCH, BATCHES_MAX, Answer, Scope, remove_expired
-from shared.web.idempotency import caller, fingerprint_of
+from shared.web.idempotency import key_store
+from shared.web.idempotency.key_store import BATCH, BATCHES_MAX, Scope, StoredAnswer, remove_expired
+from shared.web.idempotency.request_keys import caller, fingerprint_of
 from support.delivery import Delivery
 from support.waiting import wait_until
 from support.web import open_app, problem_of
@@ -203,8 +203,8 @@ def test_a_key_is_of_one_method_and_one_caller(
 ) -> None:
     method, whose = held
     scope = Scope(whose, method, "/orders", "k-1")
-    keys.claim(orders_session, scope, b"other", retention_s=DAY_S)
-    keys.keep(orders_session, scope, Answer(200, [], b""))
+    key_store.claim_key(orders_session, scope, b"other", retention_s=DAY_S)
+    key_store.store_answer(orders_session, scope, StoredAnswer(200, [], b""))
     orders_session.commit()
     assert not is_replay(place(orders))
 
@@ -240,7 +240,7 @@ def hold(session: Session, body: dict[str, Any]) -> Scope:
     """Take the key of an order as a request would, in a transaction that stays open."""
     scope = Scope(caller(), "POST", "/orders", "k-1")
     loaded = {name: str(value) if name == "user_id" else value for name, value in body.items()}
-    assert keys.claim(session, scope, fingerprint_of(loaded), retention_s=DAY_S) is None
+    assert key_store.claim_key(session, scope, fingerprint_of(loaded), retention_s=DAY_S) is None
     return scope
 
 
@@ -284,7 +284,9 @@ def test_one_that_commits_meanwhile_is_answered_again(
 ) -> None:
     scope = hold(orders_session, ORDER)
     answer = placing()
-    keys.keep(orders_session, scope, Answer(202, [("Location", "/order/1")], b"{}"))
+    key_store.store_answer(
+        orders_session, scope, StoredAnswer(202, [("Location", "/order/1")], b"{}")
+    )
     orders_session.commit()
     replayed = answer()
     assert is_replay(replayed)
@@ -382,7 +384,7 @@ def test_the_oldest_are_found_by_the_index(orders_session: Session) -> None:
     orders_session.commit()
     plan = "\n".join(
         orders_session.scalars(
-            text(f"EXPLAIN {keys._EXPIRE.text.partition(';')[2]}"),  # noqa: SLF001
+            text(f"EXPLAIN {key_store._EXPIRE.text.partition(';')[2]}"),  # noqa: SLF001
             {"retention": timedelta(days=1), "most": BATCH},
         )
     )

@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
 
-from services.orders.listing import newest
+from services.orders.listing import read_page
 from services.orders.models import STATUSES
-from shared.web import PAGE_BYTES_MAX
+from shared.web.paging import PAGE_BYTES_MAX
 from support.plans import most_rows
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_a_list_reads_a_page_of_an_index_and_drops_no_row(
     for _ in range(2):
 
         def read(after: tuple[datetime, UUID] | None = after) -> Any:
-            return newest(
+            return read_page(
                 session, limit=LIMIT, bytes_max=PAGE_BYTES_MAX, filters=filters, after=after
             )
 
@@ -121,7 +121,7 @@ def test_the_orders_of_a_user_are_newest_first_whatever_their_status(session: Se
         " ORDER BY created_at DESC, id DESC LIMIT 20"
     )
 
-    page = newest(
+    page = read_page(
         session,
         limit=20,
         bytes_max=PAGE_BYTES_MAX,

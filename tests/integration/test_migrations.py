@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from settle_outbox.storage import tables
 from shared import migrations
-from shared.idempotency import tables as idempotency_tables
+from shared.web.idempotency import tables as idempotency_tables
 from support.pooler import Pooler
 from support.waiting import wait_until
 

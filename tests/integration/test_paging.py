@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, event, text
 
 from services.orders import api
-from shared.web import PAGE_BYTES_MAX
+from shared.web.paging import PAGE_BYTES_MAX
 from support.web import open_app, pages, problem_of
 
 if TYPE_CHECKING:

@@ -133,7 +133,7 @@ def test_half_of_the_threads_may_wait_and_hold_no_connection(
             assert (answer.json()["status"], applied(answer)) == ("success", f"wait={WAIT_S}")
             assert took_s < SOON_S
     log = (tmp_path / "api.log").read_text()
-    assert "orders.listener_lost" in log
+    assert "watcher.listener_lost" in log
     assert "Traceback" not in log
 
 

@@ -72,7 +72,7 @@ class Payments(Inbox):
 
     def open(self, user: str) -> Answer:
         if user in self.balances:
-            return 409, f"User {user} has an account already."
+            return 409, f"User {user} already has an account."
         self.balances[user] = 0
         return 201, "Account created"
 

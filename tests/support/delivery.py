@@ -146,18 +146,18 @@ class Delivery:
     def open_account(self, balance: int) -> UUID:
         user_id = uuid7()
         with self.session("payments") as session:
-            accounts.create(session, user_id)
+            accounts.open_account(session, user_id)
             accounts.deposit(session, user_id, balance)
         return user_id
 
     def balance(self, user_id: UUID) -> int:
         with self.session("payments") as session:
-            return accounts.balance(session, user_id)
+            return accounts.read_balance(session, user_id)
 
     def place(self, user_id: UUID, amount: int, *, count: int = 1) -> list[UUID]:
         with self.session("orders") as session:
             return [
-                orders.place(session, user_id=user_id, amount=amount, description="")
+                orders.place_order(session, user_id=user_id, amount=amount, description="")
                 for _ in range(count)
             ]
 

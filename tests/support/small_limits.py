@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from shared.web import reading, sending
-from shared.web.server import Worker
+from shared.web.server import answer_sender, request_reader
+from shared.web.server.worker import Worker
 
 PATIENCE_S = 0.5
 SEND_BUFFER_BYTES = 16 * 1024
@@ -30,5 +30,5 @@ class ImpatientWorker(SmallBufferWorker):
 
     def init_process(self) -> None:
         """Lose patience: in the worker's own process, and nowhere else."""
-        reading.READ_S = sending.WRITE_S = PATIENCE_S
+        request_reader.READ_S = answer_sender.WRITE_S = PATIENCE_S
         super().init_process()

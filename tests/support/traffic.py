@@ -75,7 +75,7 @@ class Traffic:
     def _place(self, user: UUID, count: int) -> list[UUID]:
         with Session(self._engine) as session, session.begin():
             return [
-                orders.place(session, user_id=user, amount=PRICE, description="")
+                orders.place_order(session, user_id=user, amount=PRICE, description="")
                 for _ in range(count)
             ]
 

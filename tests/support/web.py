@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from shared.settings import read_web_settings
-from shared.web.waiting import release_waiters
+from shared.web.waiting.waiters import release_waiters
 from support.environ import environment
 from support.ports import free_port
 from support.waiting import wait_until

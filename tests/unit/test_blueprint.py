@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shared.fields import OpenSchema
-from shared.web import Blueprint, kinds
-from shared.web.blueprint import DecoratorOrderError
+from shared.web.blueprint import Blueprint, DecoratorOrderError
+from shared.web.problems import problem_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ class ThingSchema(OpenSchema):
 
 
 DECORATORS: dict[str, Decorator] = {
-    "problem": blueprint.problem(kinds.UNKNOWN_ADDRESS, "There is no such thing."),
+    "problem": blueprint.problem(problem_types.UNKNOWN_ADDRESS, "There is no such thing."),
     "response": blueprint.response(HTTPStatus.OK, ThingSchema, description="The thing."),
     "idempotent": blueprint.idempotent,
     "after_commit": blueprint.after_commit(lambda response: response),

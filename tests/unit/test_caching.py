@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from werkzeug.http import parse_set_header
 
-from shared.web.server import write_problem
+from shared.web.server.error_responses import write_problem
 from support.web import NO_DATABASE, open_app
 
 if TYPE_CHECKING:

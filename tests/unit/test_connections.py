@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shared.web import connections
-from shared.web.connections import WaitingConnections
+from shared.web.server import connections
+from shared.web.server.connections import WaitingConnections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

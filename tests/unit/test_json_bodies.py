@@ -9,7 +9,7 @@ from flask import Request
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import EnvironBuilder
 
-from shared.web.bodies import MAX_BYTES, read_json
+from shared.web.json_body import MAX_BYTES, read_json
 
 # Measured: 26, for empty objects. Each is a dict of 64 bytes, and an entry in a list.
 BYTES_PER_BYTE = 32

@@ -14,8 +14,9 @@ import pytest
 from flask import Flask
 from marshmallow import ValidationError
 
-from shared.web import Limit, paging, read_paging
-from shared.web.problems import InvalidInputError
+from shared.web import paging
+from shared.web.paging import Limit, read_paging
+from shared.web.problems.documents import InvalidInputError
 
 if TYPE_CHECKING:
     from shared.settings import WebSettings

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from shared.web import prefer
-from shared.web.prefer import Preferences
+from shared.web.waiting import prefer_header
+from shared.web.waiting.prefer_header import Preferences
 
 NOTHING = Preferences()
 WHOLE = Preferences(returned="representation")
@@ -16,7 +16,6 @@ WHOLE = Preferences(returned="representation")
 @pytest.mark.parametrize(
     ("text", "preferences"),
     [
-        (None, NOTHING),
         ("", NOTHING),
         ("return=representation", WHOLE),
         ("return=minimal", Preferences(returned="minimal")),
@@ -66,8 +65,8 @@ WHOLE = Preferences(returned="representation")
         ("\xff=\xff", NOTHING),
     ],
 )
-def test_what_is_understood_is_taken(text: str | None, preferences: Preferences) -> None:
-    assert prefer.read(text) == preferences
+def test_what_is_understood_is_taken(text: str, preferences: Preferences) -> None:
+    assert prefer_header.parse_preferences(text) == preferences
 
 
 @pytest.mark.parametrize("text", ["a;" + " " * 8000 + "@", "a=" + '"' * 8000, ",\t" * 4000 + "@",
@@ -75,16 +74,16 @@ def test_what_is_understood_is_taken(text: str | None, preferences: Preferences)
 def test_no_header_takes_long_to_read(text: str) -> None:
     """Of the size that the server lets through. Backtracking would take minutes."""
     began = time.process_time()
-    assert prefer.read(text) == NOTHING
+    assert prefer_header.parse_preferences(text) == NOTHING
     assert time.process_time() - began < 1
 
 
 def test_what_was_honoured_is_told() -> None:
-    assert prefer.headers() == {"Vary": "Prefer"}
-    assert prefer.headers(returned="minimal") == {
+    assert prefer_header.response_headers() == {"Vary": "Prefer"}
+    assert prefer_header.response_headers(returned="minimal") == {
         "Vary": "Prefer",
         "Preference-Applied": "return=minimal",
     }
-    assert prefer.headers(returned="representation", wait_s=30)["Preference-Applied"] == (
-        "return=representation, wait=30"
-    )
+    assert prefer_header.response_headers(returned="representation", wait_s=30)[
+        "Preference-Applied"
+    ] == ("return=representation, wait=30")

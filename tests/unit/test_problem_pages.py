@@ -10,7 +10,8 @@ import pytest
 
 import services
 import shared
-from shared.web import Kind, kinds
+from shared.web.problems import problem_types
+from shared.web.problems.problem_types import ProblemType
 from support.web import NO_DATABASE, open_app
 
 if TYPE_CHECKING:
@@ -33,13 +34,18 @@ def client(service: str) -> Iterator[FlaskClient]:
         yield app.test_client()
 
 
-def declared(package: Any) -> set[Kind]:
+def declared(package: Any) -> set[ProblemType]:
     """Every kind that a module of a package declares."""
     modules = [
         import_module(found.name)
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
-    return {each for module in modules for each in vars(module).values() if isinstance(each, Kind)}
+    return {
+        each
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, ProblemType)
+    }
 
 
 def problems_in(part: Any) -> Iterator[dict[str, Any]]:
@@ -56,7 +62,7 @@ def problems_in(part: Any) -> Iterator[dict[str, Any]]:
 
 def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
     listed = client.get("/problems").get_json()
-    assert {kind.name for kind in kinds.COMMON} < {kind["name"] for kind in listed}
+    assert {kind.name for kind in problem_types.COMMON} < {kind["name"] for kind in listed}
     overview = client.get("/problems", headers={"Accept": "text/html"})
     for kind in listed:
         assert kind["type"] == f"/problems/{kind['name']}"

@@ -16,7 +16,8 @@ from sqlalchemy.orm import sessionmaker
 
 from settle_outbox.errors import SettleError
 from settle_outbox.trace import Trace, current_trace
-from shared.web import Kind, make_app
+from shared.web.app import make_app
+from shared.web.problems.problem_types import ProblemType
 from support.web import NO_DATABASE, problem_of, settings_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class OdderError(OddError):
     """A special case of it."""
 
 
-ODD = Kind("odd-order", 409, "The order is odd", "It is odd.", "Place an even one.")
+ODD = ProblemType("odd-order", 409, "The order is odd", "It is odd.", "Place an even one.")
 
 
 @pytest.fixture

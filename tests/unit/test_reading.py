@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gunicorn.http.body import ChunkedReader, LengthReader
 
-from shared.web import connections, reading
-from shared.web.connections import WaitingConnections
-from shared.web.reading import (
+from shared.web.server import connections, incoming_requests, request_reader
+from shared.web.server.connections import WaitingConnections
+from shared.web.server.incoming_requests import IncomingRequests
+from shared.web.server.request_reader import (
     CONTINUE,
-    IncomingRequests,
     RequestError,
     RequestPending,
     RequestTooSlowError,
@@ -52,8 +52,8 @@ class Client:
         taken = self.unreader.read()
         self.unreader.unread(taken.partition(b"\r\n\r\n")[2])
 
-    def expect_body(self, length: int | None, invite: Any = None) -> None:
-        """Go on to a body, of this length or in chunks."""
+    def expect_body(self, length: int | None, invite: Any = None) -> LengthReader | ChunkedReader:
+        """Go on to a body, of this length or in chunks; return what reads it."""
         self.read_head()
         reader = (
             ChunkedReader(None, self.unreader)
@@ -61,6 +61,7 @@ class Client:
             else LengthReader(self.unreader, length)
         )
         self.unreader.expect_body(reader, invite)
+        return reader
 
     def close(self) -> None:
         self.unreader.sock.close()
@@ -94,7 +95,7 @@ def test_a_head_that_cannot_become_right_is_read_at_once(client: Client) -> None
 def test_a_head_is_read_when_it_is_too_large(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "HEAD_MAX_BYTES", 10)
+    monkeypatch.setattr(request_reader, "HEAD_MAX_BYTES", 10)
     client.unreader.expect_request()
 
     is_due = client.send_each(b"x" * 11)
@@ -104,6 +105,34 @@ def test_a_head_is_read_when_it_is_too_large(
     assert client.unreader.read() == b"x" * 11
     with pytest.raises(RequestError, match="The headers have more than"):
         client.unreader.read()
+
+
+@pytest.mark.parametrize("spare", [0, 5])
+def test_a_chunked_body_within_the_limit_is_read_with_a_request_behind_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    body = b"14\r\n" + b"x" * 20 + b"\r\n0\r\n\r\n"
+    monkeypatch.setattr(request_reader, "BODY_MAX_BYTES", len(body) + spare)
+    client.send(HEAD)
+    reader = client.expect_body(None)
+
+    client.sock.sendall(body + HEAD)
+
+    assert reader.read(100) == b"x" * 20
+
+
+def test_a_chunked_body_over_the_limit_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b"14\r\n" + b"x" * 20 + b"\r\n0\r\n\r\n"
+    monkeypatch.setattr(request_reader, "BODY_MAX_BYTES", len(body) - 1)
+    client.send(HEAD)
+    reader = client.expect_body(None)
+
+    client.sock.sendall(body + HEAD)
+
+    with pytest.raises(RequestError, match="The body has more than"):
+        reader.read(100)
 
 
 def test_a_body_of_known_length_is_read_once_when_it_is_complete(client: Client) -> None:
@@ -259,7 +288,7 @@ def test_a_client_that_closes_without_a_request_is_closed(server: Server) -> Non
 def test_a_request_has_its_time_from_its_first_byte(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "READ_S", 0.0)
+    monkeypatch.setattr(request_reader, "READ_S", 0.0)
     silent, slow = server.connect(), server.connect()
 
     slow.send(b"P")
@@ -272,7 +301,7 @@ def test_a_request_has_its_time_from_its_first_byte(
 def test_the_oldest_is_refused_when_they_take_too_much_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PARTIAL_MAX_BYTES", 100)
+    monkeypatch.setattr(incoming_requests, "PARTIAL_MAX_BYTES", 100)
     conns = [server.connect() for _ in range(4)]
 
     for conn in conns:
@@ -288,7 +317,7 @@ def test_the_oldest_is_refused_when_they_take_too_much_memory(
 def test_one_that_waits_for_a_thread_is_not_refused_but_counted(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PARTIAL_MAX_BYTES", 60)
+    monkeypatch.setattr(incoming_requests, "PARTIAL_MAX_BYTES", 60)
     complete, partial_ = server.connect(), server.connect()
 
     for data in (HEAD[:-1], HEAD[-1:]):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shared.web import sending
-from shared.web.connections import WaitingConnections
-from shared.web.sending import AnswerSocket, UnsentAnswers
+from shared.web.server import answer_sender
+from shared.web.server.answer_sender import AnswerSocket, UnsentAnswers
+from shared.web.server.connections import WaitingConnections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +113,7 @@ def test_a_part_of_a_file_is_sent(tmp_path: Path) -> None:
 def test_the_oldest_is_given_up_when_there_is_too_much(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "UNSENT_MAX_BYTES", 2 * len(LARGE))
+    monkeypatch.setattr(answer_sender, "UNSENT_MAX_BYTES", 2 * len(LARGE))
 
     first, second, third = (server.answer(LARGE)[0] for _ in range(3))
     assert server.closed == [first]
@@ -126,7 +126,7 @@ def test_the_oldest_is_given_up_when_there_is_too_much(
 def test_one_that_is_not_taken_in_time_is_given_up_though_some_of_it_is_taken(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "WRITE_S", 0.05)
+    monkeypatch.setattr(answer_sender, "WRITE_S", 0.05)
     conn, client = server.answer(LARGE)
 
     while not server.closed:

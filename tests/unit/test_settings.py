@@ -8,7 +8,7 @@ import pytest
 
 from settle_outbox.settings import DAY_S, SettingsError, read_database_url, read_settings
 from settle_outbox.storage.database import connect_args
-from shared.settings import read_web_settings
+from shared.settings import read_listen_address, read_web_settings
 from support.environ import environment
 
 GOOD = {
@@ -194,6 +194,45 @@ def test_a_wrong_value_is_shown(
     assert str(raised.value) == f"{name} {message}"
 
 
+def test_an_empty_variable_counts_as_unset() -> None:
+    names = [
+        *("BIND_ADDRESS", "CORS_ORIGINS", "CURSOR_SECRET", "IDEMPOTENCY_RETENTION_S", "PORT"),
+        *("ALLOWED_HOSTS", "TRUSTED_PROXIES", "LOG_FORMAT", "LOG_LEVEL", "NEW_GROUP_START"),
+        *("HEALTH_DIR", "ORDERS_CONSUMER_GROUP", "ORDERS_DATABASE_SCHEMA", "OUTBOX_SHARDS"),
+        *("RELAY_BATCH", "RELAY_POLL_S", "TOPIC_PREFIX", "TOPIC_PARTITIONS"),
+    ]
+
+    def read() -> tuple[object, object, str]:
+        return read_web_settings("orders"), read_settings("orders"), read_listen_address()
+
+    unset = read()
+    with environment(dict.fromkeys(names, "")):
+        empty = read()
+
+    assert empty == unset
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "127.0.0.1:8000"),
+        ({"PORT": "8081"}, "127.0.0.1:8081"),
+        ({"PORT": "8081", "BIND_ADDRESS": "::"}, "[::]:8081"),
+        ({"PORT": "8081", "BIND_ADDRESS": "[::1]"}, "[::1]:8081"),
+    ],
+)
+def test_an_api_listens_where_its_settings_say(variables: dict[str, str], address: str) -> None:
+    with environment(variables):
+        assert read_listen_address() == address
+
+
+@pytest.mark.parametrize("port", ["eighty", "0", "65536"])
+def test_a_port_that_is_none_is_named(port: str) -> None:
+    expected = f"PORT is {port!r}: expected a whole number from 1 to 65535"
+    with environment({"PORT": port}), pytest.raises(SettingsError, match=expected):
+        read_listen_address()
+
+
 def test_lists_are_read_alike(environ: pytest.MonkeyPatch) -> None:
     """Spaces around items and empty items are ignored."""
     environ.setenv("ALLOWED_HOSTS", " a.example , b.example,")
@@ -254,7 +293,7 @@ def test_there_is_no_cursor_secret_unless_it_is_given(environ: pytest.MonkeyPatc
         ({"BIND_ADDRESS": "127.8.9.1"}, ()),
         ({"BIND_ADDRESS": "localhost"}, ()),
         ({"BIND_ADDRESS": "[::1]"}, ()),
-        ({"BIND_ADDRESS": ""}, ("*",)),  # gunicorn listens on all then
+        ({"BIND_ADDRESS": "", "TRUSTED_PROXIES": ""}, ()),  # empty counts as unset
         ({"BIND_ADDRESS": "0.0.0.0"}, ("*",)),
         ({"BIND_ADDRESS": "[::]"}, ("*",)),
         ({"BIND_ADDRESS": "192.0.2.7"}, ("*",)),

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from settle_outbox.runtime import threads
 from settle_outbox.runtime.threads import PAUSE_MAX_S, repeat
-from shared.web import access
+from shared.web import access_log
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def test_the_access_log_outlives_an_error(monkeypatch: pytest.MonkeyPatch) -> No
             raise waiting.pop()
         written.append(event)
 
-    monkeypatch.setattr(access, "write_together", write)
-    writer = access.AccessLogWriter()
+    monkeypatch.setattr(access_log, "write_together", write)
+    writer = access_log.AccessLogWriter()
     writer.write(20, {})
     wait_until(lambda: not waiting, what="the error")
 

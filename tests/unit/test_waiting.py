@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from shared.web import Waiters
+from shared.web.waiting.waiters import Waiters
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def never(_: object) -> bool:
 
 
 def test_a_waiter_is_woken_and_looks_again(pool: ThreadPoolExecutor) -> None:
-    waiters = Waiters(most=1)
+    waiters = Waiters(limit=1)
     over: list[str] = []
-    waiting = pool.submit(waiters.hold, KEY, LONG_S, lambda: list(over), bool)
+    waiting = pool.submit(waiters.wait, KEY, LONG_S, lambda: list(over), bool)
     wait_until(lambda: waiters.keys() == [KEY])
     waiters.wake([uuid4(), KEY])  # in vain
     over.append("now")
@@ -46,7 +46,7 @@ def test_a_waiter_is_woken_and_looks_again(pool: ThreadPoolExecutor) -> None:
 
 def test_what_is_over_between_two_looks_is_not_missed() -> None:
     """It ends right after it was read as not over, before the wait begins."""
-    waiters = Waiters(most=1)
+    waiters = Waiters(limit=1)
     seen: list[int] = []
 
     def read() -> int:
@@ -56,42 +56,42 @@ def test_what_is_over_between_two_looks_is_not_missed() -> None:
         return len(seen)
 
     began = time.monotonic()
-    assert waiters.hold(KEY, LONG_S, read, lambda found: found > 1) == (2, True)
+    assert waiters.wait(KEY, LONG_S, read, lambda found: found > 1) == (2, True)
     assert time.monotonic() - began < SOON_S
 
 
 def test_time_passes() -> None:
-    waiters = Waiters(most=1)
+    waiters = Waiters(limit=1)
     reads: list[int] = []
-    assert waiters.hold(KEY, 0.05, lambda: reads.append(1), never) == (None, True)
+    assert waiters.wait(KEY, 0.05, lambda: reads.append(1), never) == (None, True)
     assert len(reads) == 2
-    assert waiters.hold(KEY, 0, lambda: reads.append(1), never) == (None, True)
+    assert waiters.wait(KEY, 0, lambda: reads.append(1), never) == (None, True)
     assert len(reads) == 3
 
 
 def test_no_more_wait_than_may(pool: ThreadPoolExecutor) -> None:
-    waiters = Waiters(most=2)
-    waiting = [pool.submit(waiters.hold, uuid4(), LONG_S, int, never) for _ in range(2)]
+    waiters = Waiters(limit=2)
+    waiting = [pool.submit(waiters.wait, uuid4(), LONG_S, int, never) for _ in range(2)]
     wait_until(lambda: len(waiters.keys()) == 2)
-    assert waiters.hold(KEY, LONG_S, int, never) == (0, False)
-    assert waiters.hold(KEY, LONG_S, int, lambda _: True) == (0, True)
+    assert waiters.wait(KEY, LONG_S, int, never) == (0, False)
+    assert waiters.wait(KEY, LONG_S, int, lambda _: True) == (0, True)
     waiters.release()
     assert [each.result(10) for each in waiting] == [(0, False)] * 2
 
 
 def test_an_error_ends_the_wait_and_leaves_nobody() -> None:
-    waiters = Waiters(most=1)
+    waiters = Waiters(limit=1)
 
     def read() -> int:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        waiters.hold(KEY, LONG_S, read, never)
+        waiters.wait(KEY, LONG_S, read, never)
     assert not waiters.keys()
-    assert waiters.hold(KEY, 0, int, never) == (0, True)
+    assert waiters.wait(KEY, 0, int, never) == (0, True)
 
 
 def test_nobody_begins_to_wait_after_the_release() -> None:
-    waiters = Waiters(most=1)
+    waiters = Waiters(limit=1)
     waiters.release()
-    assert waiters.hold(KEY, LONG_S, int, never) == (0, False)
+    assert waiters.wait(KEY, LONG_S, int, never) == (0, False)

@@ -6,7 +6,7 @@ Revises: 0005
 
 from __future__ import annotations
 
-from shared.idempotency import migrations
+from shared.web.idempotency import migrations
 
 revision = "0006"
 down_revision = "0005"

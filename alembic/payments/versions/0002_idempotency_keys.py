@@ -6,7 +6,7 @@ Revises: 0001
 
 from __future__ import annotations
 
-from shared.idempotency import migrations
+from shared.web.idempotency import migrations
 
 revision = "0002"
 down_revision = "0001"

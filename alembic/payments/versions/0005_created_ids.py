@@ -6,7 +6,7 @@ Revises: 0004
 
 from __future__ import annotations
 
-from shared.idempotency import migrations
+from shared.web.idempotency import migrations
 
 revision = "0005"
 down_revision = "0004"

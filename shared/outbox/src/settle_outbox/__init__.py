@@ -9,6 +9,7 @@ if __name__ != "settle_outbox":
 
 from settle_outbox.event import Event, ReceivedEvent
 from settle_outbox.notifications.notify import announce, notify_after_commit
+from settle_outbox.notifications.watcher import NotificationWatcher
 from settle_outbox.publish.outbox import (
     EventTooLargeError,
     InvalidEventError,
@@ -31,6 +32,7 @@ __all__ = [
     "EventTooLargeError",
     "Handler",
     "InvalidEventError",
+    "NotificationWatcher",
     "Outcome",
     "ReceivedEvent",
     "Retry",

@@ -201,9 +201,9 @@ def read_whole(
     return _read(env.int, name, default, within, f"a whole number from {minimum} to {maximum}")
 
 
-def read_list(env: Env, name: str, *default: str) -> tuple[str, ...]:
+def read_list(env: Env, name: str) -> tuple[str, ...]:
     """Read items that are separated by commas. Spaces around items and empty items are ignored."""
-    items = (item.strip() for item in env.str(name, *default).split(","))
+    items = (item.strip() for item in env.str(name, "").split(","))
     return tuple(item for item in items if item)
 
 
@@ -214,7 +214,9 @@ def _read(
     validator: validate.Validator,
     expected: str,
 ) -> T:
-    """Read a setting. Its value must not be secret, because an error quotes it."""
+    """Read a setting that is not secret: an error quotes it. An empty one counts as unset."""
+    if not os.environ.get(name):
+        return default
     try:
         return parse(name, default, validate=validator)
     except EnvError as error:
@@ -225,7 +227,7 @@ def _read(
 def _bootstrap_servers(env: Env, name: str) -> tuple[str, ...]:
     servers = read_list(env, name)
     if not servers:
-        raise SettingsError(f"{name} is empty: expected HOST:PORT, separated by commas")
+        raise SettingsError(f"{name} is not set: expected HOST:PORT, separated by commas")
     return servers
 
 

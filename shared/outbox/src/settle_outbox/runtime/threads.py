@@ -5,6 +5,7 @@ The engine has these daemon threads, beside those of kafka-python:
 - ``database-deadlines`` (`storage.deadlines`) in each process: cuts transactions that take too
   long.
 - ``outbox-notifier`` (`notifications.notify`) in APIs and consumers: sends NOTIFY after commits.
+- `notifications.watcher` in APIs whose requests wait for a change: wakes them.
 - ``active-clock`` (`runtime.active_clock`) in consumers: measures the time of handlers, and writes
   heartbeats while a handler runs.
 """

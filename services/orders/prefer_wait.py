@@ -1,0 +1,96 @@
+"""Answers as the header Prefer asks: with the whole order, or when the order is final."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from flask import jsonify
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.orders import orders
+from services.orders.models import CREATED
+from services.orders.schemas import WholeOrderSchema
+from settle_outbox.storage.sqlstate import sqlstate_of
+from shared.web.idempotency.request_keys import created_id
+from shared.web.sessions import transaction
+from shared.web.waiting import prefer_header
+from shared.web.waiting.waiters import current_waiters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from flask import Response
+    from sqlalchemy.orm import Session
+
+    from services.orders.models import Order
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+_WHOLE = WholeOrderSchema()
+
+
+def wait_for_status(order_id: UUID) -> tuple[str, int | None]:
+    """Read the status of an order. If the request prefers to wait, wait until it is final.
+
+    Returns:
+        The status, and the seconds of the wait if it was honoured.
+
+    Raises:
+        UnknownOrderError: there is no such order.
+    """
+    return _wait_for(order_id, orders.read_status, lambda status: status != CREATED)
+
+
+def wait_for_order(order_id: UUID) -> tuple[Order, int | None]:
+    """Read an order as `wait_for_status` reads its status."""
+    return _wait_for(order_id, orders.read_order, lambda order: order.status != CREATED)
+
+
+def _wait_for(
+    order_id: UUID, read: Callable[[Session, UUID], T], is_final: Callable[[T], bool]
+) -> tuple[T, int | None]:
+    def read_once() -> T:
+        # In a separate transaction each time: none is open while the request waits.
+        with transaction() as session:
+            return read(session, order_id)
+
+    wait_s = prefer_header.requested_preferences().wait_s
+    if wait_s is None:
+        return read_once(), None
+    found, honoured = current_waiters().wait(order_id, wait_s, read_once, is_final)
+    return found, wait_s if honoured else None
+
+
+def apply_preferences(response: Response) -> Response:
+    """Complete the answer to `POST /orders` as the request prefers.
+
+    The stored answer of an Idempotency-Key says only that the order was accepted. Each request with
+    the key, the first and the repeated ones, waits and is answered by its own preferences.
+    """
+    preferences = prefer_header.requested_preferences()
+    returned, waited_s = preferences.returned, None
+    whole = returned == prefer_header.REPRESENTATION
+    if whole or preferences.wait_s is not None:
+        order = None
+        order_id = created_id()  # None: the answer was stored by an earlier release
+        if order_id is not None:
+            try:
+                order, waited_s = wait_for_order(order_id)
+            except SQLAlchemyError as error:
+                # The order is committed, so the answer must still be that it was accepted.
+                log.warning(
+                    "orders.preference_dropped",
+                    order_id=str(order_id),
+                    error=str(error).partition("\n")[0],
+                    sqlstate=sqlstate_of(error),
+                )
+        if order is None:
+            returned = None
+        elif whole:
+            response.set_data(jsonify(_WHOLE.dump(order)).get_data())
+    response.headers.update(prefer_header.response_headers(returned=returned, wait_s=waited_s))
+    return response

@@ -1,0 +1,294 @@
+"""Parses request bodies as strict JSON, in linear time and memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from itertools import accumulate, islice
+from math import isinf
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
+
+from flask import request
+from gunicorn.http.errors import ParseException
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+
+from shared.web.problems import problem_types
+from shared.web.problems.documents import InvalidInputError, ProblemError
+from shared.web.server.request_reader import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from flask import Flask, Request
+    from marshmallow import Schema, ValidationError
+
+# Maximum size of a body. The largest valid one is an order with a description of 10,000 characters,
+# each escaped as a surrogate pair (12 bytes).
+MAX_BYTES = 128 * 1024
+# Maximum nesting of arrays and objects. The body of every call is one flat object.
+MAX_DEPTH = 32
+NOT_JSON = "The body must be JSON, with Content-Type: application/json. The request has {}."
+COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
+TOO_DEEP = f"The body is nested too deeply: the maximum is {MAX_DEPTH} levels."
+
+# Limits of an answer that lists faults: number of faults, and characters of a JSON Pointer and of a
+# name.
+FAULTS_MAX = 20
+POINTER_MAX = 2_000
+NAME_MAX = 100
+
+# A string, to its end or to the end of the body. No part is tried twice (the quantifiers are
+# possessive), so a search takes linear time.
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_CONTAINERS = (dict, list)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+# gunicorn raises these if the chunks of a body are malformed or incomplete.
+_UNREADABLE = (OSError, ParseException)
+
+
+class _ObjectWithRepeatedNames(dict[str, Any]):
+    """An object with repeated names."""
+
+    __slots__ = ("repeated",)
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(name for name, _ in pairs)
+        self.repeated = list(
+            islice((name for name, count in counts.items() if count > 1), FAULTS_MAX)
+        )
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _ObjectWithRepeatedNames(pairs)
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        raise InvalidInputError(
+            [{"pointer": "#", "detail": f"The number {text[:40]} is too large."}]
+        )
+    return number
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _not_json(f"{name} is not a number in JSON (RFC 8259, section 6).")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_make_object, parse_float=_parse_finite, parse_constant=_refuse_constant
+)
+
+
+def read_json(incoming: Request) -> Any:  # anything that JSON can hold
+    """Parse a request's body as JSON (RFC 8259), in UTF-8.
+
+    The parameter `charset` of the media type has no effect (section 11).
+
+    Raises:
+        ProblemError: the body cannot be read, is not JSON, or is nested deeper than `MAX_DEPTH`.
+        InvalidInputError: an object has repeated names, for which parsers use different values (RFC
+            8259, section 4). Or a number is too large for Python.
+        RequestEntityTooLarge: the body is larger than `MAX_BYTES`.
+        UnsupportedMediaType: the media type is not JSON, or the body is compressed.
+    """
+    _check_media_type(incoming)
+    body = _read(incoming)
+    text = _decode(body)
+    if _depth(body) > MAX_DEPTH:
+        raise ProblemError(problem_types.NESTED_TOO_DEEPLY, TOO_DEEP)
+    try:
+        data = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{error.msg} (line {error.lineno}, column {error.colno}).") from error
+    except ValueError as error:
+        # Python limits the digits of an integer (sys.set_int_max_str_digits).
+        raise InvalidInputError(
+            [{"pointer": "#", "detail": "An integer has too many digits."}]
+        ) from error
+    faults: list[dict[str, str]] = []
+    if isinstance(data, _CONTAINERS):
+        _find_repeated_names(data, [], faults)
+    if faults:
+        raise InvalidInputError(faults[:FAULTS_MAX])
+    return data
+
+
+def _not_json(why: str) -> ProblemError:
+    return ProblemError(problem_types.NOT_JSON, f"The body is not JSON: {why}")
+
+
+def _check_media_type(incoming: Request) -> None:
+    """Check the headers of a body before it is read."""
+    if not incoming.is_json:
+        received = incoming.headers.get("Content-Type", "")[:NAME_MAX]
+        raise UnsupportedMediaType(NOT_JSON.format(repr(received) if received else "none"))
+    coding = incoming.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in {"", "identity"}:
+        raise _UnsupportedCodingError
+
+
+class _UnsupportedCodingError(UnsupportedMediaType):
+    """The body is compressed. The answer names the supported codings (RFC 9110, section 12.5.3)."""
+
+    description = COMPRESSED
+
+    def get_headers(self, *arguments: Any, **options: Any) -> list[tuple[str, str]]:
+        return [*super().get_headers(*arguments, **options), ("Accept-Encoding", "identity")]
+
+
+def _decode(body: bytes) -> str:
+    """Decode a body from UTF-8.
+
+    A byte order mark is refused, as RFC 8259 allows (section 8.1).
+
+    Raises:
+        ProblemError: the body is empty or in another encoding. The detail names the encoding.
+    """
+    if not body.strip(b" \t\r\n"):
+        raise _not_json("it is only white space." if body else "it is empty.")
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8-sig":
+        raise _not_json(
+            "it begins with a byte order mark (U+FEFF). Leave the mark out (RFC 8259, section 8.1)."
+        )
+    if encoding != "utf-8":
+        raise _not_json(f"it is in {encoding[:6].upper()}, and must be in UTF-8.")
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"it is not UTF-8 (at byte {error.start + 1}).") from error
+
+
+def _depth(body: bytes) -> int:
+    """Return the nesting depth of a body without parsing it.
+
+    If the body is not JSON, the depth is correct up to the first error, where the parser stops.
+    """
+    # As text with one byte per character, because joining bytes takes ten times the memory.
+    rest = _STRING.sub("", body.decode("latin-1")).encode("latin-1")
+    brackets = rest.translate(None, _NOT_BRACKETS)
+    return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)
+
+
+def _find_repeated_names(
+    data: dict[str, Any] | list[Any], path: list[str | int], faults: list[dict[str, str]]
+) -> None:
+    """Collect the repeated names in a value of at most `MAX_DEPTH` levels, up to `FAULTS_MAX`.
+
+    Args:
+        data: an object or array.
+        path: names and indexes that lead to it. It is unchanged on return.
+        faults: the list to extend.
+    """
+    if isinstance(data, _ObjectWithRepeatedNames):
+        faults += [
+            {
+                "pointer": _pointer([*path, name]),
+                "detail": "The object has this name more than once.",
+            }
+            for name in data.repeated
+        ]
+    pairs: Iterable[tuple[str | int, Any]]
+    pairs = data.items() if isinstance(data, dict) else enumerate(data)
+    for name, each in pairs:
+        if len(faults) >= FAULTS_MAX:
+            return
+        if each and isinstance(each, _CONTAINERS):
+            path.append(name)
+            _find_repeated_names(each, path, faults)
+            path.pop()
+
+
+def _pointer(path: list[str | int]) -> str:
+    """Make a JSON Pointer as a URI fragment (RFC 6901, section 6).
+
+    Names are cut to `NAME_MAX` characters. A pointer that would be longer than `POINTER_MAX` ends
+    at an enclosing value.
+    """
+    pointer = "#"
+    for name in path:
+        escaped = str(name)[:NAME_MAX].replace("~", "~0").replace("/", "~1")
+        longer = f"{pointer}/{quote(escaped, safe='~', errors='replace')}"
+        if len(longer) > POINTER_MAX:
+            break
+        pointer = longer
+    return pointer
+
+
+def _read(incoming: Request) -> bytes:
+    try:
+        body = incoming.get_data(cache=False)
+    except RequestError as error:
+        raise ProblemError(problem_types.problem_type_of(error.status), str(error)) from error
+    except _UNREADABLE as error:
+        raise ProblemError(
+            problem_types.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."
+        ) from error
+    if len(body) > MAX_BYTES:
+        raise RequestEntityTooLarge
+    return body
+
+
+class Parser(FlaskParser):
+    """Parses bodies and queries by a marshmallow schema. Errors become problem documents."""
+
+    def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002
+        """Read the body, which must be a JSON object."""
+        data = read_json(req)
+        if not isinstance(data, dict):
+            raise InvalidInputError([{"pointer": "#", "detail": "Must be a JSON object."}])
+        return data
+
+    def handle_error(
+        self,
+        error: ValidationError,
+        req: Request,  # noqa: ARG002  # the signature is webargs's
+        schema: Schema,  # noqa: ARG002
+        *,
+        error_status_code: int | None,  # noqa: ARG002
+        error_headers: Mapping[str, str] | None,  # noqa: ARG002
+    ) -> NoReturn:
+        """Raise the errors that marshmallow found."""
+        raise InvalidInputError(
+            [
+                _fault(location, field, detail)
+                for location, messages in _by_location(error).items()
+                for field, details in messages.items()
+                for detail in details
+            ]
+        ) from error
+
+
+def _by_location(error: ValidationError) -> dict[str, dict[str, list[str]]]:
+    found: dict[str, dict[str, list[str]]] = error.normalized_messages()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _fault(location: str, field: str, detail: str) -> dict[str, str]:
+    if location == "json":
+        return {"pointer": f"#/{field}", "detail": detail}
+    if location == "headers":
+        return {"header": field, "detail": detail}
+    return {"parameter": field, "detail": detail}
+
+
+def register(app: Flask) -> None:
+    """Limit the request bodies of an app to `MAX_BYTES`."""
+    # werkzeug silently truncates a chunked body at this limit. One byte more shows that the body
+    # was larger.
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES + 1
+    app.before_request(_refuse_large)
+
+
+def _refuse_large() -> None:
+    """Refuse a large body even if the view does not read it. 404 and 405 take precedence."""
+    if request.routing_exception is None and (request.content_length or 0) > MAX_BYTES:
+        raise RequestEntityTooLarge

@@ -1,0 +1,134 @@
+"""The descriptions of the problem documents that calls can answer with."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from shared.web.idempotency.key_store import KeyReusedError
+from shared.web.json_body import COMPRESSED, NOT_JSON, TOO_DEEP
+from shared.web.openapi.schemas import ProblemSchema
+from shared.web.problems import problem_types
+from shared.web.problems.documents import INVALID, MEDIA_TYPE, RETRY_AFTER_S, document_of
+from shared.web.problems.handlers import FAILED, TOO_SLOW, UNREACHABLE
+from shared.web.proxy_and_cors import ALLOW_HOST, WRONG_HOST
+from shared.web.server.request_reader import RequestTooSlowError
+from shared.web.tracing import REQUEST_ID
+
+if TYPE_CHECKING:
+    from shared.web.problems.problem_types import ProblemType
+
+    Doc = dict[str, Any]  # a part of the description
+
+KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
+"""The Idempotency-Key of the examples."""
+
+_OCCURRENCE = {"path": "/...", "request_id": "3f0f6e62-93a4-4c0b-9d0c-4c3ec1b7e1a5"}
+_RETRY_AFTER: Doc = {
+    "description": "After how many seconds to send the request again.",
+    "schema": {"type": "integer", "examples": [RETRY_AFTER_S]},
+}
+
+
+def problem_response(*cases: tuple[ProblemType, str], **members: Any) -> Doc:
+    """Describe an answer that is a problem document.
+
+    Args:
+        cases: problem types of one status, each with an example of its detail.
+        members: further members of the example documents.
+    """
+    described: Doc = {
+        "description": "\n\n".join(f"`{each.name}`: {detail}" for each, detail in cases),
+        "headers": {REQUEST_ID: REQUEST_ID},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": ProblemSchema,
+                "examples": {
+                    f"case {number}": {
+                        "summary": detail,
+                        "value": document_of(each, detail, **_OCCURRENCE, **members),
+                    }
+                    for number, (each, detail) in enumerate(cases, 1)
+                },
+            }
+        },
+    }
+    if cases[0][0].status == HTTPStatus.SERVICE_UNAVAILABLE:
+        described["headers"] |= {"Retry-After": _RETRY_AFTER}
+    return described
+
+
+INVALID_OR_KEY_REUSED = "InvalidInputOrKeyReused"
+
+# By the names under which calls refer to them.
+RESPONSES: dict[str, Doc] = {
+    "Malformed": problem_response(
+        (problem_types.MALFORMED_REQUEST, "Invalid HTTP header name: 'BAD HEADER'")
+    ),
+    "MalformedOrNotJson": problem_response(
+        (problem_types.NOT_JSON, "The body is not JSON: Expecting value (line 1, column 1)."),
+        (problem_types.NESTED_TOO_DEEPLY, TOO_DEEP),
+        (problem_types.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."),
+    ),
+    "TooSlow": problem_response((problem_types.REQUEST_TOO_SLOW, str(RequestTooSlowError()))),
+    "BodyTooLarge": problem_response(
+        (problem_types.BODY_TOO_LARGE, "The body is larger than 128 KiB.")
+    ),
+    "UriTooLong": problem_response(
+        (problem_types.URI_TOO_LONG, "Request Line is too large (6001 > 4094)")
+    ),
+    "UnsupportedMediaType": problem_response(
+        (problem_types.UNSUPPORTED_MEDIA_TYPE, NOT_JSON.format("'text/plain'")),
+        (problem_types.UNSUPPORTED_MEDIA_TYPE, COMPRESSED),
+    ),
+    "InvalidInput": problem_response(
+        (problem_types.INVALID_INPUT, INVALID),
+        errors=[{"pointer": "#/user_id", "detail": "Must not be the nil UUID."}],
+    ),
+    "HeadersTooLarge": problem_response(
+        (
+            problem_types.HEADERS_TOO_LARGE,
+            "Error parsing headers: 'limit request headers fields size'",
+        )
+    ),
+    "Misdirected": problem_response(
+        (
+            problem_types.MISDIRECTED_REQUEST,
+            WRONG_HOST.format("shop.example:8080") + ALLOW_HOST.format("shop.example"),
+        )
+    ),
+    "InternalError": problem_response((problem_types.INTERNAL_ERROR, FAILED)),
+    "DatabaseTrouble": problem_response(
+        (problem_types.DATABASE_UNAVAILABLE, UNREACHABLE),
+        (problem_types.DATABASE_TOO_SLOW, TOO_SLOW),
+    ),
+}
+
+
+def _invalid_or_key_reused() -> Doc:
+    described = problem_response((problem_types.IDEMPOTENCY_KEY_REUSED, str(KeyReusedError(KEY))))
+    invalid = RESPONSES["InvalidInput"]
+    described["description"] = f"{invalid['description']}\n\n{described['description']}"
+    examples = described["content"][MEDIA_TYPE]["examples"]
+    examples["case 2"] = examples["case 1"]
+    examples |= invalid["content"][MEDIA_TYPE]["examples"]
+    return described
+
+
+RESPONSES[INVALID_OR_KEY_REUSED] = _invalid_or_key_reused()
+
+# Every call can answer with these, and a call with a body with further ones.
+ANY_CALL = {
+    HTTPStatus.BAD_REQUEST: "Malformed",
+    HTTPStatus.REQUEST_TIMEOUT: "TooSlow",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BodyTooLarge",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "UriTooLong",
+    HTTPStatus.MISDIRECTED_REQUEST: "Misdirected",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HeadersTooLarge",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "InternalError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "DatabaseTrouble",
+}
+CALL_WITH_BODY = ANY_CALL | {
+    HTTPStatus.BAD_REQUEST: "MalformedOrNotJson",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UnsupportedMediaType",
+}

@@ -1,0 +1,1 @@
+"""Every error is answered with a problem document (RFC 9457)."""

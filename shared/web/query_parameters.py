@@ -1,0 +1,56 @@
+"""Refuses query parameters that are unknown or repeated.
+
+Otherwise a misspelt filter would return the rows of all users. For a repeated parameter it is
+unclear which value counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flask import current_app, request
+
+from shared.web.json_body import FAULTS_MAX, NAME_MAX
+from shared.web.problems.documents import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from flask import Flask
+
+    View = Callable[..., Any]
+
+_MARK = "_query_parameters"
+_REPEATED = "The query has this parameter more than once."
+
+
+def declare_parameters(view: View, names: Iterable[str]) -> View:
+    """Declare the query parameters of a view. A view without a declaration has none."""
+    view.__dict__[_MARK] = tuple(names)
+    return view
+
+
+def register(app: Flask) -> None:
+    """Refuse query parameters that are unknown or repeated, before each request of an app."""
+    app.before_request(_refuse_parameters)
+
+
+def _refuse_parameters() -> None:
+    # A CORS preflight is an OPTIONS request. If it fails, the browser hides the reason from the
+    # script, so only the request itself is checked.
+    if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
+        return
+    known = getattr(current_app.view_functions[request.url_rule.endpoint], _MARK, ())
+    unknown = (
+        f"This address has no such parameter. It has: {', '.join(known)}."
+        if known
+        else "This address has no parameters."
+    )
+    faults = [
+        {"parameter": name[:NAME_MAX], "detail": _REPEATED if name in known else unknown}
+        for name, values in request.args.lists()
+        if name not in known or len(values) > 1
+    ]
+    if faults:
+        raise InvalidInputError(faults[:FAULTS_MAX])

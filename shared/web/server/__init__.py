@@ -1,0 +1,1 @@
+"""gunicorn's worker and logger, as the services run them."""

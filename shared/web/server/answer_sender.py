@@ -1,0 +1,135 @@
+"""Send answers without blocking a thread on a slow client.
+
+gunicorn sends an answer in the thread that made it. The thread waits until the client has received
+all of it. gunicorn's time-out applies to each write and not to the whole answer, so a slow client
+can hold a thread forever. Here the thread sends only what fits into the connection's send buffer.
+The worker's main thread sends the rest when there is room again, for at most `WRITE_S`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from selectors import EVENT_WRITE
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from io import BufferedReader
+    from socket import socket
+
+    from gunicorn.workers.gthread import TConn
+
+    from shared.web.server.connections import WaitingConnections
+
+# Maximum time for a client to receive a whole answer, in seconds.
+WRITE_S = 60.0
+# Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
+# send buffers. Beyond it, the connection of the oldest answer is closed. A worker of about 70 MB
+# stays far below 200 MB. A page of a list is 512 KiB before JSON escapes it.
+UNSENT_MAX_BYTES = 16 * 1024 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class AnswerSocket:
+    """A connection to which gunicorn writes one answer. Writing never blocks.
+
+    Args:
+        connection: to the client.
+        path: of the request.
+    """
+
+    def __init__(self, connection: socket, path: str) -> None:
+        self._connection = connection
+        self.path = path
+        self.unsent = bytearray()
+        """Bytes that did not fit into the send buffer."""
+
+    def sendall(self, data: bytes) -> None:
+        """Send what fits into the send buffer, and keep the rest."""
+        sent = 0 if self.unsent else send_some(self._connection, data)
+        self.unsent += memoryview(data)[sent:]
+
+    def sendfile(self, file: BufferedReader, offset: int = 0, count: int | None = None) -> None:
+        """Send a file, or a part of it, as `sendall` does. The files of the docs are small."""
+        file.seek(offset)
+        self.sendall(file.read(-1 if count is None else count))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def send_some(connection: socket, data: bytes | bytearray) -> int:
+    """Send what fits into the send buffer. Return the number of bytes sent."""
+    timeout = connection.gettimeout()
+    connection.settimeout(0)
+    sent = 0
+    try:
+        with memoryview(data) as view:
+            while sent < len(view):
+                sent += connection.send(view[sent:])
+    except BlockingIOError:
+        pass
+    finally:
+        connection.settimeout(timeout)
+    return sent
+
+
+@dataclass(slots=True)
+class _Rest:
+    answer: AnswerSocket
+    then: Callable[[], None]
+
+
+class UnsentAnswers:
+    """The answers of a worker that are not completely sent. Only the main thread uses it.
+
+    Args:
+        waiting: the connections on which the worker waits.
+        close: closes a connection.
+    """
+
+    def __init__(self, waiting: WaitingConnections, close: Callable[[TConn], None]) -> None:
+        self._waiting = waiting
+        self._close = close
+        self._rests: dict[TConn, _Rest] = {}  # oldest first
+        self._bytes = 0
+
+    def add(self, conn: TConn, answer: AnswerSocket, then: Callable[[], None]) -> None:
+        """Send the rest of an answer; `then` is called when all of it is sent."""
+        deadline = time.monotonic() + WRITE_S
+        if not self._waiting.add(conn, EVENT_WRITE, self._send, self._give_up, deadline=deadline):
+            return
+        self._rests[conn] = _Rest(answer, then)
+        self._bytes += len(answer.unsent)
+        while self._bytes > UNSENT_MAX_BYTES:
+            self._waiting.give_up(next(iter(self._rests)))
+
+    def _send(self, conn: TConn) -> None:
+        rest = self._rests[conn]
+        try:
+            sent = send_some(conn.sock, rest.answer.unsent)
+        except OSError:  # the client is gone
+            self._waiting.remove(conn)
+            self._forget(conn)
+            self._close(conn)
+            return
+        del rest.answer.unsent[:sent]
+        self._bytes -= sent
+        if not rest.answer.unsent:
+            self._waiting.remove(conn)
+            self._forget(conn)
+            rest.then()
+
+    def _give_up(self, conn: TConn) -> None:
+        answer = self._forget(conn).answer
+        log.warning("web.answer_not_taken", path=answer.path, unsent_bytes=len(answer.unsent))
+        self._close(conn)
+
+    def _forget(self, conn: TConn) -> _Rest:
+        rest = self._rests.pop(conn)
+        self._bytes -= len(rest.answer.unsent)
+        return rest

@@ -1,0 +1,119 @@
+"""The connections on which a worker waits for its clients.
+
+The main thread waits for all of them at once, so they hold no other thread.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from selectors import BaseSelector
+
+    from gunicorn.workers.gthread import TConn
+
+# How often deadlines are checked, in seconds. A worker has up to 1,000 connections.
+_CHECK_S = 0.25
+
+
+@dataclass(slots=True)
+class _Wait:
+    resume: Callable[[TConn], None]
+    give_up: Callable[[TConn], None]
+    deadline: float
+    is_idle: bool
+
+
+class WaitingConnections:
+    """The waiting connections of a worker. Only the main thread uses it.
+
+    Args:
+        poller: the main thread's selector.
+        close: closes a connection.
+    """
+
+    def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
+        self._poller = poller
+        self._close = close
+        self._waits: dict[TConn, _Wait] = {}  # the longest wait is first
+        self._next_check = 0.0
+
+    def __contains__(self, conn: TConn) -> bool:
+        return conn in self._waits
+
+    def add(
+        self,
+        conn: TConn,
+        event: int,
+        resume: Callable[[TConn], None],
+        give_up: Callable[[TConn], None],
+        *,
+        deadline: float,
+        is_idle: bool = False,
+    ) -> bool:
+        """Wait for an event on a connection. If it is closed already, release it.
+
+        Args:
+            conn: the connection.
+            event: `EVENT_READ` or `EVENT_WRITE`.
+            resume: is called at each such event, until the connection is removed.
+            give_up: is called after the deadline, or earlier to make room for another connection.
+                The connection was removed before.
+            deadline: value of `time.monotonic()`, in seconds.
+            is_idle: whether there is no request on the connection.
+
+        Returns:
+            Whether the connection is open.
+        """
+        wait = _Wait(resume, give_up, deadline, is_idle)
+        try:
+            conn.sock.settimeout(0)
+            self._poller.register(conn.sock, event, partial(self._resume, conn, wait))
+        except (OSError, ValueError):  # gunicorn has closed it after an error
+            self._close(conn)
+            return False
+        self._waits[conn] = wait
+        return True
+
+    def remove(self, conn: TConn) -> None:
+        """Stop waiting for a connection."""
+        self._poller.unregister(conn.sock)
+        del self._waits[conn]
+
+    def give_up(self, conn: TConn) -> None:
+        """Give a connection up, if it still waits."""
+        wait = self._waits.get(conn)
+        if wait is not None:
+            self.remove(conn)
+            wait.give_up(conn)
+
+    def give_up_expired(self) -> None:
+        """Give up the connections whose deadline has passed."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_S
+        for conn in [conn for conn, wait in self._waits.items() if wait.deadline <= now]:
+            self.give_up(conn)
+
+    def give_up_longest(self) -> None:
+        """Give up the connection that has waited longest, until it no longer waits."""
+        conn = next(iter(self._waits), None)
+        # A request that is given up gets an answer, and its connection is added again, to linger.
+        while conn in self._waits:
+            self.give_up(conn)
+
+    def shorten_idle(self, deadline: float) -> None:
+        """Lower the deadline of the connections without a request to this one."""
+        for wait in self._waits.values():
+            if wait.is_idle:
+                wait.deadline = min(wait.deadline, deadline)
+
+    def _resume(self, conn: TConn, wait: _Wait, _: object) -> None:
+        # The poller may report a connection that another event has just removed.
+        if self._waits.get(conn) is wait:
+            wait.resume(conn)

@@ -1,0 +1,116 @@
+"""The requests of a worker that have not arrived completely."""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from selectors import EVENT_READ
+from typing import TYPE_CHECKING
+
+from shared.web.server.request_reader import RequestError, RequestTooSlowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gunicorn.workers.gthread import TConn
+
+    from shared.web.server.connections import WaitingConnections
+
+# Maximum memory of a worker for incomplete requests. Beyond it, the oldest is refused. A worker of
+# about 70 MB stays far below 200 MB.
+PARTIAL_MAX_BYTES = 16 * 1024 * 1024
+
+
+class _NoRoomError(RequestError):
+    """An incomplete request that was refused to free memory."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server has too many incomplete requests. Send the request again.",
+            HTTPStatus.REQUEST_TIMEOUT,
+        )
+
+
+class IncomingRequests:
+    """The incomplete requests of a worker. Only the main thread uses it.
+
+    Args:
+        waiting: the connections on which the worker waits.
+        start: lets a thread read and answer a request.
+        refuse: answers a request with an error, and ends its connection.
+        close: closes a connection.
+    """
+
+    def __init__(
+        self,
+        waiting: WaitingConnections,
+        *,
+        start: Callable[[TConn], None],
+        refuse: Callable[[TConn, RequestError], None],
+        close: Callable[[TConn], None],
+    ) -> None:
+        self._waiting = waiting
+        self._start = start
+        self._refuse = refuse
+        self._close = close
+        self._sizes: dict[TConn, int] = {}  # the oldest first
+        self._bytes = 0
+
+    def expect(self, conn: TConn, *, idle_s: float) -> None:
+        """Wait for the next request on a connection, or for the rest of one.
+
+        Args:
+            conn: the connection.
+            idle_s: maximum time until the first byte of a request, in seconds.
+        """
+        deadline = conn.parser.unreader.deadline
+        if deadline is not None:
+            self._expect_rest(conn, deadline)
+            return
+        deadline = time.monotonic() + idle_s
+        self._waiting.add(
+            conn, EVENT_READ, self._receive, self._close, deadline=deadline, is_idle=True
+        )
+
+    def forget(self, conn: TConn) -> None:
+        """Stop counting the bytes of a request that was answered or whose connection is closed."""
+        self._bytes -= self._sizes.pop(conn, 0)
+
+    def _expect_rest(self, conn: TConn, deadline: float) -> None:
+        if self._waiting.add(conn, EVENT_READ, self._receive, self._give_up, deadline=deadline):
+            self._count(conn)
+
+    def _receive(self, conn: TConn) -> None:
+        unreader = conn.parser.unreader
+        is_first = unreader.deadline is None
+        try:
+            is_due = unreader.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._waiting.remove(conn)
+            self._close(conn)
+            return
+        if is_due:
+            self._waiting.remove(conn)
+            self._start(conn)
+        elif is_first:
+            self._waiting.remove(conn)
+            self._expect_rest(conn, unreader.deadline)
+        else:
+            self._count(conn)
+
+    def _count(self, conn: TConn) -> None:
+        """Count the bytes that have arrived. Refuse the oldest requests if there are too many."""
+        size = conn.parser.unreader.size
+        self._bytes += size - self._sizes.get(conn, 0)
+        self._sizes[conn] = size
+        while self._bytes > PARTIAL_MAX_BYTES:
+            oldest = next((each for each in self._sizes if each in self._waiting), None)
+            if oldest is None:  # all of them wait for a thread
+                return
+            self._waiting.give_up(oldest)
+
+    def _give_up(self, conn: TConn) -> None:
+        is_late = conn.parser.unreader.deadline <= time.monotonic()
+        self._refuse(conn, RequestTooSlowError() if is_late else _NoRoomError())

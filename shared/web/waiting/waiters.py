@@ -1,0 +1,135 @@
+"""Requests that wait for a result, without holding a database connection."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from flask import current_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from uuid import UUID
+
+    from flask import Flask
+
+T = TypeVar("T")
+
+_EXTENSION = "settle-waiters"
+
+
+class Waiters:
+    """The waiting requests of a process. Each waits for the change of one thing, named by its id.
+
+    Waiters register before they read the state, so a `wake` after the change cannot be missed.
+
+    Args:
+        limit: maximum number of waiters. Each holds a thread, which serves no other request.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._woken: dict[UUID, list[threading.Event]] = {}
+        self._count = 0
+        self.released = False
+        """Whether all waits were ended for good."""
+        self.present = threading.Event()
+        """Set while there are waiters, and after `release`."""
+
+    def wait(
+        self, key: UUID, seconds: float, read: Callable[[], T], is_final: Callable[[T], bool]
+    ) -> tuple[T, bool]:
+        """Read the state, and again after each `wake`, until it is final or the time is over.
+
+        Args:
+            key: id of the thing to wait for.
+            seconds: maximum time to wait.
+            read: returns the state. An error ends the wait.
+            is_final: whether there is nothing to wait for.
+
+        Returns:
+            The state as it was read last, and whether the wait was honoured: the state is final, or
+            the time is over. It is False if there were too many waiters, or `release` ended it.
+        """
+        deadline = time.monotonic() + seconds
+        with self._registered(key) as woken:
+            while True:
+                if woken is not None:
+                    woken.clear()  # before reading: a change after this ends the wait below
+                found = read()
+                left_s = deadline - time.monotonic()
+                if is_final(found) or left_s <= 0:
+                    return found, True
+                if woken is None or self.released:
+                    return found, False
+                woken.wait(left_s)
+
+    @contextmanager
+    def _registered(self, key: UUID) -> Iterator[threading.Event | None]:
+        """Register a waiter while the block runs. Yields None if there are too many."""
+        with self._lock:
+            if self.released or self._count >= self._limit:
+                woken = None
+            else:
+                woken = threading.Event()
+                self._count += 1
+                self._woken.setdefault(key, []).append(woken)
+                self.present.set()
+        try:
+            yield woken
+        finally:
+            if woken is not None:
+                self._remove(key, woken)
+
+    def _remove(self, key: UUID, woken: threading.Event) -> None:
+        with self._lock:
+            self._count -= 1
+            self._woken[key].remove(woken)
+            if not self._woken[key]:
+                del self._woken[key]
+            if not self._count and not self.released:
+                self.present.clear()
+
+    def keys(self) -> list[UUID]:
+        """Return the ids that are waited for."""
+        with self._lock:
+            return list(self._woken)
+
+    def wake(self, keys: Iterable[UUID]) -> None:
+        """Let the waiters for these ids read the state again."""
+        with self._lock:
+            for key in keys:
+                for woken in self._woken.get(key, ()):
+                    woken.set()
+
+    def release(self) -> None:
+        """End all waits, and allow no new ones. The process is about to end."""
+        with self._lock:
+            self.released = True
+            self.present.set()
+            for waiting in self._woken.values():
+                for woken in waiting:
+                    woken.set()
+
+
+def register_waiters(app: Flask, *, limit: int) -> Waiters:
+    """Create the waiters of an app, at most `limit` at a time."""
+    waiters = Waiters(limit)
+    app.extensions[_EXTENSION] = waiters
+    return waiters
+
+
+def current_waiters() -> Waiters:
+    """Return the waiters of the current app."""
+    waiters: Waiters = current_app.extensions[_EXTENSION]
+    return waiters
+
+
+def release_waiters(app: Flask) -> None:
+    """End all waits of an app, if it has any."""
+    waiters: Waiters | None = app.extensions.get(_EXTENSION)
+    if waiters is not None:
+        waiters.release()

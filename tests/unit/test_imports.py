@@ -1,0 +1,28 @@
+"""What a process does not need, it does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "services.orders.service",
+        "services.payments.service",
+        "shared.web.idempotency.migrations",
+        "shared.web.idempotency.tables",
+    ],
+)
+def test_relays_consumers_and_migrations_need_no_flask(module: str) -> None:
+    """Flask and gunicorn would cost each of them memory and time at the start."""
+    script = f"import sys, {module}; print({{'flask', 'gunicorn'}} & set(sys.modules))"
+
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert ran.stdout == "set()\n"
