@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from settle_outbox.cli.command import sentence
+from settle_outbox.cli.command import error_sentence
 from settle_outbox.storage.sqlstate import is_transient, is_unreachable
 
 
@@ -56,4 +56,4 @@ def test_an_error_is_judged_by_its_sqlstate(
 def test_a_command_says_whether_the_database_is_away_or_refuses(
     error: Exception, said: str
 ) -> None:
-    assert sentence(error).startswith(said)
+    assert error_sentence(error).startswith(said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -16,11 +15,11 @@ from settle_outbox.cli.common import (
     service_argument,
     start,
     stop_on_signals,
+    transaction,
 )
 from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
-from settle_outbox.consume.dead_letters import read_newest
-from settle_outbox.storage.database import make_engine
+from settle_outbox.consume.dead_letters import read_newest, text_or_base64
 
 
 @click.group(cls=Group)
@@ -45,8 +44,8 @@ def run(service: str, database_url: str | None) -> None:
     \b
     Example: inbox-consumer run payments
     """
-    found, settings = start(service, database_url)
-    Consumer(found, settings, stop_on_signals()).run()
+    loaded, settings = start(service, database_url)
+    Consumer(loaded, settings, stop_on_signals()).run()
 
 
 @main.command()
@@ -82,18 +81,16 @@ def resume_subscriptions(service: str, database_url: str | None, event_type: str
     \b
     Example: inbox-consumer resume payments
     """
-    found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
-    types = sorted({subscription.type for subscription in found.subscriptions})
+    loaded, settings = start(service, database_url)
+    types = sorted({subscription.type for subscription in loaded.subscriptions})
     if event_type is not None and event_type not in types:
-        fail(f"{found.name} does not subscribe to {event_type}, but to: {', '.join(types)}.")
-    with engine.begin() as connection:
+        fail(f"{loaded.name} does not subscribe to {event_type}, but to: {', '.join(types)}.")
+    with transaction(settings, "inbox-consumer") as connection:
         resumed = resume(connection, event_type)
-    engine.dispose()
-    if not resumed:
-        which = "No subscription" if event_type is None else f"The subscription to {event_type}"
-        state = "is stopped" if event_type is None else "is not stopped"
-        click.echo(f"{which} of {found.name} {state}.")
+    if not resumed and event_type is None:
+        click.echo(f"No subscription of {loaded.name} is stopped.")
+    elif not resumed:
+        click.echo(f"The subscription to {event_type} of {loaded.name} is not stopped.")
     for topic, resumed_type in resumed:
         click.echo(f"{resumed_type} of {topic} is resumed.")
 
@@ -117,17 +114,15 @@ def list_dead_letters(service: str, database_url: str | None, limit: int, *, as_
     \b
     Example: inbox-consumer dead-letters list payments --json
     """
-    found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
+    loaded, settings = start(service, database_url)
     is_empty = True
-    with engine.connect() as connection:
+    with transaction(settings, "inbox-consumer") as connection:
         for row in read_newest(connection, limit=limit):
             is_empty = False
             letter = dict(row)
             click.echo(_as_json(letter) if as_json else _summary(letter))
-    engine.dispose()
     if is_empty and not as_json:
-        click.echo(f"No dead letters in {found.name}.")
+        click.echo(f"No dead letters in {loaded.name}.")
 
 
 def _summary(row: dict[str, Any]) -> str:
@@ -144,17 +139,11 @@ def _as_json(row: dict[str, Any]) -> str:
     whole = row | {
         "parked_at": row["parked_at"].isoformat(),
         "event_id": str(row["event_id"]) if row["event_id"] else None,
-        "key": _text_or_base64(row["key"]),
-        "value": _text_or_base64(row["value"]),
+        "key": text_or_base64(_bytes(row["key"])),
+        "value": text_or_base64(_bytes(row["value"])),
     }
     return json.dumps(whole, ensure_ascii=False)
 
 
-def _text_or_base64(value: Any) -> Any:
-    if value is None:
-        return None
-    raw = bytes(value)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(raw).decode()}
+def _bytes(value: memoryview | None) -> bytes | None:
+    return None if value is None else bytes(value)

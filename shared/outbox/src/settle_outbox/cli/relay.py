@@ -16,6 +16,7 @@ from settle_outbox.cli.common import (
     service_argument,
     start,
     stop_on_signals,
+    transaction,
 )
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
@@ -50,8 +51,8 @@ def run(service: str, database_url: str | None) -> None:
     \b
     Example: outbox-relay run orders
     """
-    found, settings = start(service, database_url)
-    Relay(found, settings, stop_on_signals()).run()
+    loaded, settings = start(service, database_url)
+    Relay(loaded, settings, stop_on_signals()).run()
 
 
 @main.command()
@@ -74,12 +75,10 @@ def replay(service: str, database_url: str | None, since: timedelta) -> None:
     \b
     Example: outbox-relay replay orders --since 2h
     """
-    found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="outbox-relay replay", pool_size=1)
-    with engine.begin() as connection:
-        count = queue_again(connection, found.aggregatetypes, since)
-    engine.dispose()
-    click.echo(f"{count} events of {found.name} are queued to be sent again.")
+    loaded, settings = start(service, database_url)
+    with transaction(settings, "outbox-relay replay") as connection:
+        count = queue_again(connection, loaded.aggregatetypes, since)
+    click.echo(f"{count} events of {loaded.name} are queued to be sent again.")
 
 
 @main.command()
@@ -119,19 +118,19 @@ def topics(service: str, database_url: str | None, partitions: int | None) -> No
     \b
     Example: outbox-relay topics payments --partitions 12
     """
-    found, settings = start(service, database_url)
+    loaded, settings = start(service, database_url)
     if partitions is not None:
         settings = replace(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")
     try:
-        ensure_topics(admin, found.published_topics, settings)
+        ensure_topics(admin, loaded.published_topics, settings)
         if partitions is not None:
             name = "outbox-relay topics"
             engine = make_engine(settings.database_url, application_name=name, pool_size=1)
-            add_partitions(engine, admin, found, partitions)
+            add_partitions(engine, admin, loaded, partitions)
             engine.dispose()
     finally:
         close_quietly(admin)
-    click.echo(f"Topics of {found.name}: {', '.join(found.published_topics)}")
+    click.echo(f"Topics of {loaded.name}: {', '.join(loaded.published_topics)}")
     if partitions is not None:
         click.echo(f"Each topic has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
@@ -63,7 +63,9 @@ def write_dead_letter(
             "timestamp_ms": record.timestamp,
             "key": record.key,
             "value": record.value,
-            "headers": json.dumps([_header(name, value) for name, value in record.headers or ()]),
+            "headers": json.dumps(
+                [[name, text_or_base64(value)] for name, value in record.headers or ()]
+            ),
             "requestid": event.trace.request_id if event else None,
             "reason": storable(reason),
             "detail": storable(detail),
@@ -95,10 +97,11 @@ def fingerprint(record: ConsumerRecord) -> bytes:
     return digest.digest()
 
 
-def _header(name: str, value: bytes | None) -> list[Any]:
+def text_or_base64(value: bytes | None) -> str | dict[str, str] | None:
+    """Return bytes for JSON: as a text if they are UTF-8, otherwise in Base64."""
     if value is None:
-        return [name, None]
+        return None
     try:
-        return [name, value.decode()]
+        return value.decode()
     except UnicodeDecodeError:
-        return [name, {"base64": base64.b64encode(value).decode()}]
+        return {"base64": base64.b64encode(value).decode()}

@@ -123,19 +123,8 @@ def read_pending(
         },
     )
     return [
-        PendingEvent(
-            id=row.id,
-            seq=row.seq,
-            shard=row.shard,
-            aggregatetype=row.aggregatetype,
-            aggregateid=row.aggregateid,
-            type=row.type,
-            payload=bytes(row.payload),
-            requestid=row.requestid,
-            traceparent=row.traceparent,
-            created_at=row.created_at,
-        )
-        for row in rows
+        PendingEvent(**{**row, "payload": bytes(row["payload"])})  # psycopg2 returns a memoryview
+        for row in rows.mappings()
     ]
 
 
