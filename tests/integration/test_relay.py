@@ -387,12 +387,12 @@ def test_a_relay_refuses_to_start_when_the_numbers_of_events_would_go_back(
 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith(
-        "Error: The sequence outbox_seq_seq gives 1 next, but outbox.seq is at 3"
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(
+        "Error: The next value of the sequence outbox_seq_seq is 1, but outbox.seq is already at 3."
     )
     remedy = "SELECT setval('outbox_seq_seq', (SELECT max(seq) FROM outbox))"
-    assert remedy in told
+    assert remedy in message
     delivery.query("orders", remedy)
     with delivery.relay("orders"):
         delivery.wait_sent("orders")
@@ -407,8 +407,8 @@ def test_another_sequence_that_is_behind_is_told_and_events_are_sent(delivery: D
         relay.wait_logged("sequence.behind")
         delivery.wait_sent("payments")
 
-    (told,) = relay.logged("sequence.behind")
-    assert (told["column"], told["level"]) == ("transfers.id", "warning")
+    (line,) = relay.logged("sequence.behind")
+    assert (line["column"], line["level"]) == ("transfers.id", "warning")
 
 
 def test_events_are_sent_though_partitions_cannot_be_maintained(

@@ -7,7 +7,7 @@ without a `setval`. INSERT then fails, or gives new rows lower numbers than earl
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -147,7 +147,9 @@ def find_behind(run_query: RunQuery, schema: str | None = None) -> list[Sequence
             continue
         maximum, _, next_value = _values(run_query, generated)
         if maximum is not None and next_value <= maximum:
-            behind.append(SequenceBehind(*astuple(generated), next_value, maximum))
+            behind.append(
+                SequenceBehind(**asdict(generated), next_value=next_value, maximum=maximum)
+            )
     return behind
 
 
