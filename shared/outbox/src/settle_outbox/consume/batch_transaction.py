@@ -99,14 +99,7 @@ class Batch:
 
 
 class BatchTransaction:
-    """Applies batches, each in a transaction.
-
-    Args:
-        sessions: makes sessions of the service's database. Their engine must have the options
-            `handler_guard.GUARDABLE`.
-        limits: of the handlers.
-        beat: writes a heartbeat. Another thread calls it while a handler runs within its limits.
-    """
+    """Applies batches, each in a transaction. The arguments are those of `Applier`."""
 
     def __init__(
         self, sessions: sessionmaker[Session], limits: HandlerLimits, beat: Callable[[], None]

@@ -48,7 +48,7 @@ def write_dead_letter(
         session: of the transaction.
         record: from the consumer.
         event: the event in the record, or None if it is not valid.
-        reason: a stable short name.
+        reason: a stable short name, such as ``handler_failed``.
         detail: a sentence.
     """
     session.execute(

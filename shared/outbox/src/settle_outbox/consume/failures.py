@@ -101,12 +101,7 @@ class _Probe:
 
 
 class FailureHandling:
-    """Counts failures, and decides about each event that failed alone.
-
-    Args:
-        sessions: makes sessions of the service's database.
-        limits: of the handlers.
-    """
+    """Counts failures, and decides about each event that failed alone."""
 
     def __init__(self, sessions: sessionmaker[Session], limits: HandlerLimits) -> None:
         self._sessions = sessions
@@ -146,11 +141,7 @@ class FailureHandling:
             )
 
     def decide(self, item: Parsed, error: BaseException) -> Pause | None:
-        """Decide about a record that failed alone.
-
-        Args:
-            item: the record.
-            error: the error of the handler, or `HandlerTimeoutError`.
+        """Decide about a record that failed alone, with an error of the handler or a timeout.
 
         Returns:
             The pause of its partition before another attempt, or until the next probe of a stopped

@@ -197,7 +197,7 @@ class _GuardedConnection(connection):
         self._refuse("reset()")
         super().reset()
 
-    # psycopg2 rolls back before these two.
+    # psycopg2 rolls back in the following two methods.
 
     def set_isolation_level(self, level: int | None) -> None:
         self._refuse("set_isolation_level()")

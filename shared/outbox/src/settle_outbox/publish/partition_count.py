@@ -56,16 +56,10 @@ class PartitionsError(SettleError):
 
 
 def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, count: int) -> None:
-    """Raise the number of partitions of all topics that a service publishes.
+    """Raise the number of partitions of all topics that a service publishes. The topics must exist.
 
     Relays may run. They send nothing until they have a new producer, which knows the new
     partitions. Events that are added during the change stay pending.
-
-    Args:
-        engine: of the service's database.
-        admin: of the broker, on which the topics exist.
-        service: the service.
-        count: the number of partitions of each topic.
 
     Raises:
         PartitionsError: nothing was changed, for the reason in the message.

@@ -139,7 +139,7 @@ def find_behind(run_query: RunQuery, schema: str | None = None) -> list[Sequence
 
     Args:
         run_query: on the service's database.
-        schema: its name, or None for the current schema.
+        schema: the name of a schema, or None for the current one.
     """
     behind = []
     for generated in _generated(run_query, schema):
@@ -155,9 +155,6 @@ def find_behind(run_query: RunQuery, schema: str | None = None) -> list[Sequence
 
 def check_sequences(engine: Engine) -> None:
     """Log the sequences that are behind their columns. Raise an error if it is that of outbox.seq.
-
-    Args:
-        engine: of the service's database.
 
     Raises:
         SequenceBehindError: ``outbox.seq`` is behind.
