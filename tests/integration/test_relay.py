@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 from uuid_utils.compat import uuid7
 
@@ -117,6 +118,18 @@ def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
     # What it finished is marked: it stopped between two batches, not in one.
     assert 0 < left < 2000
     assert len(delivery.records(ORDERS)) == 2000 - left
+
+
+def test_a_refused_login_is_logged_as_such(delivery: Delivery) -> None:
+    url = make_url(delivery.orders_url).set(username="missing_role")
+    environ = {"ORDERS_DATABASE_URL": url.render_as_string(hide_password=False)}
+
+    with delivery.process("outbox-relay", "run", "orders", **environ) as relay:
+        relay.wait_logged("relay.database_refused")
+        (line,) = relay.logged("relay.database_refused")
+
+    assert line["reason"] == "login"
+    assert "missing_role" in line["error"]
 
 
 def test_broker_down_is_told_once_and_waited_out(
