@@ -79,5 +79,5 @@ def when_ready(server: Any) -> None:
             json.dumps({"pid": os.getpid()}), encoding="ascii"
         )
     except OSError as error:
-        server.log.error(f"HEALTH_DIR is {directory!r}: cannot write to it ({error.strerror})")  # noqa: TRY400
+        server.log.error("HEALTH_DIR is %r: cannot write to it (%s)", directory, error.strerror)  # noqa: TRY400
         sys.exit(1)

@@ -232,7 +232,7 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
         return []
 
     monkeypatch.setattr(partition_count, "is_embedded", lambda _: False)
-    monkeypatch.setattr(partition_count, "_find_lower", look)
+    monkeypatch.setattr(partition_count, "_topics_below", look)
 
     add_partitions(engine, None, load_service("orders"), 12)
 

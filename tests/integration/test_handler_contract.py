@@ -355,7 +355,7 @@ def test_a_schema_whose_code_fails_is_a_failure_of_the_subscription(
             return data["number"] / 0
 
     subscription = Subscription(TOPIC, "number", Broken(), lambda _session, _events: None)
-    applier = make_applier(Service("orders", (), (subscription,)), engine, EARLY_BRAKE)
+    applier = make_applier(Service("orders", (), (subscription,)), engine, EARLY_BREAKER)
 
     held = applier.apply([number_record(number) for number in range(10)])
 
@@ -705,9 +705,9 @@ def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
     assert ask("SELECT count(*) FROM inbox") == [0]
 
 
-# The brake.
+# The circuit breaker.
 
-EARLY_BRAKE = HandlerLimits(pause_s=10, total_s=120, retry_attempts=1, brake_failures=5)
+EARLY_BREAKER = HandlerLimits(pause_s=10, total_s=120, retry_attempts=1, brake_failures=5)
 
 
 def broken(session: Session, number: int) -> None:
@@ -726,7 +726,7 @@ def test_a_defect_that_hits_every_event_stops_the_subscription(
     service = number_service(handler(act))
     records = [number_record(number) for number in range(50)]
     with capture_logs() as lines:
-        held = make_applier(service, engine, EARLY_BRAKE).apply(records)
+        held = make_applier(service, engine, EARLY_BREAKER).apply(records)
 
     assert held[PLACE].offset == 4
     assert held[PLACE].subscription == (TOPIC, "number")
@@ -735,7 +735,7 @@ def test_a_defect_that_hits_every_event_stops_the_subscription(
     assert [line["event"] for line in lines].count("consumer.subscription_stopped") == 1
 
     # Another process, after a restart: it tries one event, and parks nothing.
-    restarted = make_applier(service, engine, EARLY_BRAKE)
+    restarted = make_applier(service, engine, EARLY_BREAKER)
     with capture_logs() as lines:
         assert restarted.apply(records[4:])[PLACE].offset == 4
         assert restarted.apply(records[4:])[PLACE].offset == 4  # not even that before its time
@@ -744,7 +744,7 @@ def test_a_defect_that_hits_every_event_stops_the_subscription(
 
     defect["there"] = False
     with capture_logs() as lines:
-        assert make_applier(service, engine, EARLY_BRAKE).apply(records[4:]) == {}
+        assert make_applier(service, engine, EARLY_BREAKER).apply(records[4:]) == {}
     assert "consumer.subscription_resumed" in [line["event"] for line in lines]
     assert ask("SELECT number FROM effects ORDER BY 1") == list(range(4, 50))
     assert ask("SELECT count(*) FROM inbox_brakes") == [0]
@@ -759,7 +759,7 @@ def test_other_subscriptions_go_on_while_one_is_stopped(
                 broken(session, event.data["number"])
             write_down(session, event.data["number"])
 
-    applier = make_applier(number_service(handle, "good", "bad"), engine, EARLY_BRAKE)
+    applier = make_applier(number_service(handle, "good", "bad"), engine, EARLY_BREAKER)
     applier.apply([number_record(number, type_="bad", partition=1) for number in range(10)])
     mixed = [number_record(100, type_="good"), number_record(101, type_="bad")]
     elsewhere = number_record(102, type_="good", partition=2)
@@ -778,7 +778,7 @@ def test_failures_that_are_not_in_a_row_stop_nothing(
         if number % 2:
             broken(session, number)
 
-    assert apply(engine, handler(act), *range(30), limits=EARLY_BRAKE) == {}
+    assert apply(engine, handler(act), *range(30), limits=EARLY_BREAKER) == {}
     assert ask("SELECT count(*) FROM dead_letters") == [15]
 
 
@@ -786,13 +786,13 @@ def test_different_errors_stop_nothing(engine: Engine, ask: Callable[[str], list
     def act(_: Session, number: int) -> None:
         raise (ValueError, TypeError, KeyError)[number % 3]
 
-    assert apply(engine, handler(act), *range(20), limits=EARLY_BRAKE) == {}
+    assert apply(engine, handler(act), *range(20), limits=EARLY_BREAKER) == {}
     assert ask("SELECT count(*) FROM dead_letters") == [20]
 
 
 def test_unreadable_records_do_not_count(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
     applier = make_applier(
-        number_service(handler(lambda _session, _number: None)), engine, EARLY_BRAKE
+        number_service(handler(lambda _session, _number: None)), engine, EARLY_BREAKER
     )
 
     held = applier.apply([number_record("not a number", offset=n) for n in range(30)])
@@ -808,7 +808,7 @@ def test_exhausted_retries_count_for_the_brake(
     def act(_: Session, __: int) -> None:
         raise Retry
 
-    held = apply(engine, handler(act), *range(20), limits=EARLY_BRAKE)
+    held = apply(engine, handler(act), *range(20), limits=EARLY_BREAKER)
 
     assert held[PLACE].offset == 4
     assert ask("SELECT count(*) FROM dead_letters") == [4]

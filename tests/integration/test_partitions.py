@@ -1,4 +1,4 @@
-"""Partitions come ahead of need and go after retention, whoever writes meanwhile."""
+"""Partitions are made ahead and dropped after their retention, while others write."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def put(engine: Engine, partitioned: Partitioned, *ids: UUID) -> None:
 
 
 def set_database_clock(engine: Engine, ahead: str) -> None:
-    """Make the database's clock_timestamp() tell another time, on new connections."""
+    """Make the database's clock_timestamp() return another time, on new connections."""
     query(
         engine,
         "CREATE SCHEMA skewed; CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz"
@@ -248,7 +248,7 @@ def set_database_clock(engine: Engine, ahead: str) -> None:
 
 
 def set_process_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
-    """Make the process's clock, as the engine reads it, tell another time."""
+    """Make the process's clock, as the engine reads it, show another time."""
     monkeypatch.setattr(
         partition_maintenance,
         "time",
@@ -448,9 +448,9 @@ def test_a_day_that_a_foreign_partition_covers_is_told_and_the_others_are_made(
         failed = maintain(engine, partitioned, NOON)
 
     assert failed == [f"{table}_p20310310", f"{table}_p20310311"]
-    told = [line for line in lines if line["event"] == "partition.failed"]
-    assert [line["partition"] for line in told] == failed
-    assert "would overlap" in str(told[0]["exc_info"])
+    logged = [line for line in lines if line["event"] == "partition.failed"]
+    assert [line["partition"] for line in logged] == failed
+    assert "would overlap" in str(logged[0]["exc_info"])
     assert days(engine, table)[1:] == ["20310312", "20310313"]
 
 
@@ -468,8 +468,8 @@ def test_a_detached_partition_is_kept_and_its_name_is_told(
         assert maintain(engine, partitioned, NOON) == [f"{table}_p20310310"]
         assert maintain(engine, partitioned, NOON + 20 * DAY) == []
 
-    (told,) = [line for line in lines if line["event"] == "partition.failed"]
-    assert "Attach, rename or drop it" in str(told["exc_info"])
+    (logged,) = [line for line in lines if line["event"] == "partition.failed"]
+    assert "Attach, rename or drop it" in str(logged["exc_info"])
     assert query(engine, f"SELECT id FROM {table}_p20310310") == [id_at(NOON)]
 
 
@@ -509,9 +509,9 @@ def test_made_and_dropped_partitions_are_logged_by_static_names(engine: Engine) 
         put_sent(engine, id_at(later))
         maintain(engine, OUTBOX, later)
 
-    told = [(line["event"], line["partition"]) for line in lines]
-    assert told[0] == ("partition.made", "outbox_p20310310")
-    assert told[-1] == ("partition.dropped", "outbox_p20310312")
+    logged = [(line["event"], line["partition"]) for line in lines]
+    assert logged[0] == ("partition.made", "outbox_p20310310")
+    assert logged[-1] == ("partition.dropped", "outbox_p20310312")
 
 
 # Maintenance as a whole.
@@ -542,8 +542,8 @@ def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
 
     assert maintenance.problem == "partition upkeep failed: outbox"
     assert not maintenance.is_due
-    (told,) = lines
-    assert (told["event"], type(told["exc_info"])) == (
+    (logged,) = lines
+    assert (logged["event"], type(logged["exc_info"])) == (
         "partition.maintenance_failed",
         ZeroDivisionError,
     )

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 from uuid_utils.compat import uuid7
 
@@ -122,6 +123,18 @@ def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
     # It finished that batch, and began no other.
     assert delivery.pending("orders") == 150
     assert len(delivery.records(ORDERS)) == 150
+
+
+def test_a_refused_login_is_logged_as_such(delivery: Delivery) -> None:
+    url = make_url(delivery.orders_url).set(username="missing_role")
+    environ = {"ORDERS_DATABASE_URL": url.render_as_string(hide_password=False)}
+
+    with delivery.process("outbox-relay", "run", "orders", **environ) as relay:
+        relay.wait_logged("relay.database_refused")
+        (line,) = relay.logged("relay.database_refused")
+
+    assert line["reason"] == "login"
+    assert "missing_role" in line["error"]
 
 
 def test_broker_down_is_told_once_and_waited_out(
@@ -390,12 +403,12 @@ def test_a_relay_refuses_to_start_when_the_numbers_of_events_would_go_back(
 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith(
-        "Error: The sequence outbox_seq_seq gives 1 next, but outbox.seq is at 3"
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(
+        "Error: The next value of the sequence outbox_seq_seq is 1, but outbox.seq is already at 3."
     )
     remedy = "SELECT setval('outbox_seq_seq', (SELECT max(seq) FROM outbox))"
-    assert remedy in told
+    assert remedy in message
     delivery.query("orders", remedy)
     with delivery.relay("orders"):
         delivery.wait_sent("orders")
@@ -410,8 +423,8 @@ def test_another_sequence_that_is_behind_is_told_and_events_are_sent(delivery: D
         relay.wait_logged("sequence.behind")
         delivery.wait_sent("payments")
 
-    (told,) = relay.logged("sequence.behind")
-    assert (told["column"], told["level"]) == ("transfers.id", "warning")
+    (line,) = relay.logged("sequence.behind")
+    assert (line["column"], line["level"]) == ("transfers.id", "warning")
 
 
 def test_events_are_sent_though_partitions_cannot_be_maintained(

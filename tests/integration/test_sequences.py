@@ -149,7 +149,7 @@ def test_the_outbox_number_is_compared_with_pending_events_and_the_newest_of_eac
         run(engine, "DELETE FROM outbox_pending")
         assert behind(engine) == {}
         run(engine, "ALTER TABLE outbox ALTER COLUMN seq RESTART WITH 1")
-        # More newer events than a sample has do not hide it: the older partition still tells.
+        # Newer events than a sample has do not hide it, because each partition has a sample.
         run(engine, EVENTS.format(1, 1, 30))
         assert behind(engine) == {"outbox.seq": (31, 50)}
 

@@ -55,10 +55,10 @@ def test_all_who_ensure_a_topic_at_once_are_told_of_the_same_one(delivery: Deliv
 
         for number in range(ROUNDS):
             topic = f"ensured-{number}"
-            told = list(pool.map(ensure, admins, [topic] * WHO))
+            results = list(pool.map(ensure, admins, [topic] * WHO))
             now = ensure_topics(admins[0], [topic], settings)
             assert now.keys() == {topic}
-            assert told == [now] * WHO
+            assert results == [now] * WHO
 
 
 def test_a_service_creates_what_it_publishes_and_nothing_else(
@@ -86,16 +86,16 @@ def test_a_consumer_waits_for_its_topic_and_takes_it_up_when_it_is_there(
             ),
             what="the consumer to say that it waits",
         )
-        told = delivery.run("inbox-consumer", "healthcheck", "payments", **health).stdout
+        health_output = delivery.run("inbox-consumer", "healthcheck", "payments", **health).stdout
         assert find_topics(admin, [ORDERS]) == {}
 
         delivery.produce(ORDERS, order_created(uuid4(), 1))
 
         wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="the record")
-        assert "topic orders.events does not exist yet" in told
+        assert "topic orders.events does not exist yet" in health_output
         assert len(consumer.logged("consumer.topics_missing")) == 1
-        for trouble in ("consumer.broker_down", "consumer.loop_down", "consumer.topic_lost"):
-            assert not consumer.logged(trouble)
+        for event in ("consumer.broker_down", "consumer.loop_down", "consumer.topic_lost"):
+            assert not consumer.logged(event)
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 6}
 
 
@@ -116,7 +116,7 @@ def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
 
 @needs_kafka
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "expected"),
     [
         ({"retention.ms": str(7 * DAY_MS)}, None),
         ({"retention.ms": str(23 * DAY_MS - 1)}, None),
@@ -127,7 +127,7 @@ def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
     ],
 )
 def test_a_topic_that_remembers_longer_than_the_inbox_is_warned_of(
-    delivery: Delivery, admin: KafkaAdminClient, setting: dict[str, str], said: str | None
+    delivery: Delivery, admin: KafkaAdminClient, setting: dict[str, str], expected: str | None
 ) -> None:
     """The inbox remembers 30 days, and a replay goes back 7."""
     ensure_topics(admin, [ORDERS], delivery.settings("orders"))
@@ -138,5 +138,5 @@ def test_a_topic_that_remembers_longer_than_the_inbox_is_warned_of(
         wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="the record")
         warned = consumer.logged("consumer.retention_too_long")
 
-    assert [each["topic"] for each in warned] == ([ORDERS] if said else [])
-    assert all(said in each["reason"] for each in warned if said)
+    assert [each["topic"] for each in warned] == ([ORDERS] if expected else [])
+    assert all(expected in each["reason"] for each in warned if expected)

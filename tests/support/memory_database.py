@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ class _Result:
         return [row[0] for row in self._rows]
 
     def mappings(self) -> list[dict[str, Any]]:
-        return [vars(row) for row in self._rows]
+        return [asdict(row) for row in self._rows]
 
 
 def _row(**values: Any) -> Any:
@@ -297,8 +297,8 @@ def _release(tables: Tables, *, topic: str, type: str) -> None:  # noqa: A002 - 
 
 def _read_stopped(tables: Tables) -> list[Any]:
     return [
-        _row(topic=topic, type=type_, error=error, detail="", failures=failures, stopped_at=_BEGAN)
-        for (topic, type_), (error, failures, is_stopped) in tables.brakes.items()
+        _row(topic=topic, type=type_)
+        for (topic, type_), (_, _, is_stopped) in tables.brakes.items()
         if is_stopped
     ]
 
@@ -329,5 +329,5 @@ _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "SELECT topic, type, error, stopped_at FROM inbox_brakes": _read_brakes,
     "INSERT INTO inbox_brakes": _count_failure,
     "DELETE FROM inbox_brakes WHERE topic": _release,
-    "WHERE stopped_at IS NOT NULL ORDER BY": _read_stopped,
+    "SELECT topic, type FROM inbox_brakes WHERE stopped_at": _read_stopped,
 }

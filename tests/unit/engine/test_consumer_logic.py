@@ -1,4 +1,4 @@
-"""What the consumer applies, and which offsets it commits, whatever fails."""
+"""The consumer applies records and commits offsets correctly after each kind of failure."""
 
 from __future__ import annotations
 

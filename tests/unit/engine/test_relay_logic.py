@@ -1,4 +1,4 @@
-"""What the relay sends, in which order, and what it marks, whatever fails."""
+"""The relay sends events in order and marks them correctly after each kind of failure."""
 
 from __future__ import annotations
 

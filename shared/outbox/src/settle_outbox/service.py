@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import Engine
 
 from settle_outbox.errors import SettleError
+from settle_outbox.settings import KAFKA_NAME
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -25,8 +26,6 @@ ENTRY_POINT_GROUP = "settle.services"
 # Maximum wait between two attempts at an event, in seconds.
 RETRY_WAIT_MAX_S = 300.0
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,100}")
-# The topic names that Kafka accepts (org.apache.kafka.common.internals.Topic).
-_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class Outcome(StrEnum):
@@ -225,7 +224,7 @@ class Service:
                 f"Service {self.name} has two subscriptions to {event_type} of {topic}."
             )
         for topic in (*self.published_topics, *self.consumed_topics):
-            if not _TOPIC_NAME.fullmatch(topic):
+            if not KAFKA_NAME.fullmatch(topic):
                 raise InvalidTopicNameError(
                     f"Service {self.name} has a topic {topic!r}, which Kafka does not accept: use 1"
                     " to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'."

@@ -28,7 +28,7 @@ _PLAIN = {"postgresql", "postgres"}
 # Other names would need quotes in `search_path`.
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 # Valid names of topics and groups in Kafka (org.apache.kafka.common.internals.Topic).
-_KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 EARLIEST = "earliest"
 LATEST = "latest"
 # Maximum characters of an invalid value that a message quotes.
@@ -143,7 +143,7 @@ def read_consumer_group(service: str) -> str:
     """
     name = service_variable(service, "CONSUMER_GROUP")
     group = Env().str(name, "") or service
-    if not _KAFKA_NAME.fullmatch(group):
+    if not KAFKA_NAME.fullmatch(group):
         raise SettingsError(
             f"{name} is {group!r}: use 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"
         )
@@ -233,7 +233,7 @@ def _bootstrap_servers(env: Env, name: str) -> tuple[str, ...]:
 
 def _topic_prefix(env: Env) -> str:
     prefix: str = env.str("TOPIC_PREFIX", "")
-    if prefix and not _KAFKA_NAME.fullmatch(prefix):
+    if prefix and not KAFKA_NAME.fullmatch(prefix):
         raise SettingsError(
             f"TOPIC_PREFIX is {prefix!r}: use the characters a-z, A-Z, 0-9, '.', '_' and '-' alone,"
             " such as staging. with its dot"

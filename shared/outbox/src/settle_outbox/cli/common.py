@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +16,12 @@ from settle_outbox.runtime.health import check_health
 from settle_outbox.runtime.process import Stop
 from settle_outbox.service import Service, load_service, service_names
 from settle_outbox.settings import Settings, read_settings
+from settle_outbox.storage.database import make_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
 
 _DURATION = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -46,6 +54,15 @@ def start(service_name: str, database_url: str | None) -> tuple[Service, Setting
     configure_logging(level=settings.log_level, form=settings.log_format)
     arm(os.environ)
     return load_service(service_name, settings.topic_prefix), settings
+
+
+@contextmanager
+def transaction(settings: Settings, application_name: str) -> Iterator[Connection]:
+    """Connect to the database for one transaction, which commits at the end of the block."""
+    engine = make_engine(settings.database_url, application_name=application_name, pool_size=1)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
 
 
 def stop_on_signals() -> Stop:

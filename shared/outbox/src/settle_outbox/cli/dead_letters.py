@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from settle_outbox.cli.command import EXIT_FAILED, Group, fail, report_errors
-from settle_outbox.cli.common import database_url_option, read_duration, service_argument, start
+from settle_outbox.cli.common import (
+    database_url_option,
+    read_duration,
+    service_argument,
+    start,
+    transaction,
+)
 from settle_outbox.cli.repair_options import (
     by_option,
     confirm_count,
@@ -33,7 +39,6 @@ from settle_outbox.consume.dead_letters import (
 from settle_outbox.consume.handler_sessions import make_handler_sessions
 from settle_outbox.consume.repair_requests import Action, Answer, Order, add_request, read_requests
 from settle_outbox.consume.repairs import Repaired, Repairs
-from settle_outbox.storage.database import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -124,9 +129,8 @@ def list_dead_letters(
     """
     found, settings = start(service, database_url)
     chosen = replace(chosen, state=None if state == "all" else State(state))
-    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
     any_shown = False
-    with engine.connect() as connection:
+    with transaction(settings, "inbox-consumer") as connection:
         rows: Iterator[RowMapping] = (
             iter(read_groups(connection, chosen))
             if group
@@ -136,7 +140,6 @@ def list_dead_letters(
         for row in rows:
             any_shown = True
             click.echo(json_line(row) if as_json else shown(row))
-    engine.dispose()
     if not any_shown and not as_json:
         which = "" if state == "all" else f"{state} "
         click.echo(f"No {which}dead letters in {found.name} match.")
@@ -157,11 +160,9 @@ def show_dead_letter(
     Example: inbox-consumer dead-letters show payments 12
     """
     found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
-    with engine.connect() as connection:
+    with transaction(settings, "inbox-consumer") as connection:
         row = next(read_newest(connection, DeadLetterFilter(ids=[dead_letter_id]), limit=1), None)
         requests = read_requests(connection, dead_letter_id)
-    engine.dispose()
     if row is None:
         fail(f"There is no dead letter {dead_letter_id} in {found.name}.")
     if as_json:

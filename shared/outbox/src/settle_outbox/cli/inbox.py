@@ -12,11 +12,11 @@ from settle_outbox.cli.common import (
     service_argument,
     start,
     stop_on_signals,
+    transaction,
 )
 from settle_outbox.cli.dead_letters import dead_letters
 from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
-from settle_outbox.storage.database import make_engine
 
 
 @click.group(cls=Group)
@@ -41,8 +41,8 @@ def run(service: str, database_url: str | None) -> None:
     \b
     Example: inbox-consumer run payments
     """
-    found, settings = start(service, database_url)
-    Consumer(found, settings, stop_on_signals()).run()
+    loaded, settings = start(service, database_url)
+    Consumer(loaded, settings, stop_on_signals()).run()
 
 
 @main.command()
@@ -76,18 +76,16 @@ def resume_subscriptions(service: str, database_url: str | None, event_type: str
     \b
     Example: inbox-consumer resume payments
     """
-    found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="inbox-consumer", pool_size=1)
-    known = sorted({subscription.type for subscription in found.subscriptions})
-    if event_type is not None and event_type not in known:
-        fail(f"{found.name} does not subscribe to {event_type}, but to: {', '.join(known)}.")
-    with engine.begin() as connection:
+    loaded, settings = start(service, database_url)
+    types = sorted({subscription.type for subscription in loaded.subscriptions})
+    if event_type is not None and event_type not in types:
+        fail(f"{loaded.name} does not subscribe to {event_type}, but to: {', '.join(types)}.")
+    with transaction(settings, "inbox-consumer") as connection:
         resumed = resume(connection, event_type)
-    engine.dispose()
-    if not resumed:
-        which = "No subscription" if event_type is None else f"The subscription to {event_type}"
-        state = "is stopped" if event_type is None else "is not stopped"
-        click.echo(f"{which} of {found.name} {state}.")
+    if not resumed and event_type is None:
+        click.echo(f"No subscription of {loaded.name} is stopped.")
+    elif not resumed:
+        click.echo(f"The subscription to {event_type} of {loaded.name} is not stopped.")
     for topic, resumed_type in resumed:
         click.echo(f"{resumed_type} of {topic} is resumed.")
 

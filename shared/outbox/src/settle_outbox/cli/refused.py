@@ -11,7 +11,7 @@ from uuid import UUID
 import click
 
 from settle_outbox.cli.command import EXIT_FAILED, Group, fail, report_errors
-from settle_outbox.cli.common import database_url_option, service_argument, start
+from settle_outbox.cli.common import database_url_option, service_argument, start, transaction
 from settle_outbox.cli.repair_options import (
     by_option,
     confirm_count,
@@ -23,12 +23,14 @@ from settle_outbox.cli.repair_options import (
     plain_row,
 )
 from settle_outbox.publish.refused_events import discard_refused, read_refused, retry_refused
-from settle_outbox.storage.database import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Connection, Engine, RowMapping
+    from sqlalchemy import Connection, RowMapping
+
+
+_NAME = "outbox-relay refused"
 
 
 @click.group("refused", cls=Group)
@@ -51,14 +53,14 @@ def list_refused(
     \b
     Example: outbox-relay refused list orders
     """
-    found, engine = _open(service, database_url)
+    loaded, settings = start(service, database_url)
     any_shown = False
-    with engine.connect() as connection:
+    with transaction(settings, _NAME) as connection:
         for row in read_refused(connection, limit=limit, discarded=discarded):
             any_shown = True
             click.echo(json_line(row) if as_json else _short(row))
     if not any_shown and not as_json:
-        click.echo(f"No refused events in {found}.")
+        click.echo(f"No refused events in {loaded.name}.")
 
 
 @refused.command("show")
@@ -73,11 +75,11 @@ def show_refused(service: str, event_id: UUID, database_url: str | None, *, as_j
     \b
     Example: outbox-relay refused show orders 01980000-0000-7000-8000-000000000001
     """
-    found, engine = _open(service, database_url)
-    with engine.connect() as connection:
+    loaded, settings = start(service, database_url)
+    with transaction(settings, _NAME) as connection:
         row = next(read_refused(connection, ids=[event_id], discarded=True), None)
     if row is None:
-        fail(f"{found} has no refused event {event_id}.")
+        fail(f"{loaded.name} has no refused event {event_id}.")
     if as_json:
         click.echo(json_line(row))
         return
@@ -168,14 +170,14 @@ def _change(
     selection: _Selection,
     change: Callable[[Connection, Sequence[UUID]], set[UUID]],
 ) -> None:
-    found, engine = _open(selection.service, selection.database_url)
-    with engine.begin() as connection:
+    loaded, settings = start(selection.service, selection.database_url)
+    with transaction(settings, _NAME) as connection:
         known = read_refused(
             connection, ids=selection.ids or None, discarded=not selection.choose_all
         )
         ids = [row["event_id"] for row in known]
         if missing := sorted(str(each) for each in set(selection.ids) - set(ids)):
-            fail(f"{found} has no refused event {', '.join(missing)}. Nothing was done.")
+            fail(f"{loaded.name} has no refused event {', '.join(missing)}. Nothing was done.")
         if selection.dry_run:
             click.echo(f"{len(ids)} to {action}. Nothing was done.")
             return
@@ -193,12 +195,6 @@ def _change(
 
 
 _NOT_DONE = "not done: it is discarded already, or gone from the outbox"
-
-
-def _open(service: str, database_url: str | None) -> tuple[str, Engine]:
-    found, settings = start(service, database_url)
-    name = "outbox-relay refused"
-    return found.name, make_engine(settings.database_url, application_name=name, pool_size=1)
 
 
 def _short(row: RowMapping) -> str:

@@ -17,6 +17,7 @@ from settle_outbox.cli.common import (
     service_argument,
     start,
     stop_on_signals,
+    transaction,
 )
 from settle_outbox.cli.refused import refused
 from settle_outbox.cli.repair_options import dry_run_option
@@ -50,8 +51,8 @@ def run(service: str, database_url: str | None) -> None:
     \b
     Example: outbox-relay run orders
     """
-    found, settings = start(service, database_url)
-    Relay(found, settings, stop_on_signals()).run()
+    loaded, settings = start(service, database_url)
+    Relay(loaded, settings, stop_on_signals()).run()
 
 
 @main.command()
@@ -88,13 +89,11 @@ def replay(service: str, database_url: str | None, *, dry_run: bool, **chosen: A
         chosen["key"],
         chosen["type_"],
     )
-    found, settings = start(service, database_url)
-    engine = make_engine(settings.database_url, application_name="outbox-relay replay", pool_size=1)
-    with engine.begin() as connection:
-        count = queue_again(connection, found.aggregatetypes, wanted, dry_run=dry_run)
-    engine.dispose()
+    loaded, settings = start(service, database_url)
+    with transaction(settings, "outbox-relay replay") as connection:
+        count = queue_again(connection, loaded.aggregatetypes, wanted, dry_run=dry_run)
     verb = "would be" if dry_run else "are"
-    click.echo(f"{count} events of {found.name} {verb} queued to be sent again.")
+    click.echo(f"{count} events of {loaded.name} {verb} queued to be sent again.")
 
 
 main.add_command(refused)
@@ -137,19 +136,19 @@ def topics(service: str, database_url: str | None, partitions: int | None) -> No
     \b
     Example: outbox-relay topics payments --partitions 12
     """
-    found, settings = start(service, database_url)
+    loaded, settings = start(service, database_url)
     if partitions is not None:
         settings = replace(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")
     try:
-        ensure_topics(admin, found.published_topics, settings)
+        ensure_topics(admin, loaded.published_topics, settings)
         if partitions is not None:
             name = "outbox-relay topics"
             engine = make_engine(settings.database_url, application_name=name, pool_size=1)
-            add_partitions(engine, admin, found, partitions)
+            add_partitions(engine, admin, loaded, partitions)
             engine.dispose()
     finally:
         close_quietly(admin)
-    click.echo(f"Topics of {found.name}: {', '.join(found.published_topics)}")
+    click.echo(f"Topics of {loaded.name}: {', '.join(loaded.published_topics)}")
     if partitions is not None:
         click.echo(f"Each topic has {partitions} partitions. Set TOPIC_PARTITIONS={partitions}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import getpass
 import json
 import os
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
+
+from settle_outbox.consume.dead_letters import text_or_base64
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -67,12 +68,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, memoryview | bytes):
-        return _text_or_base64(bytes(value))
+        return text_or_base64(bytes(value))
     return str(value) if isinstance(value, UUID) else value
-
-
-def _text_or_base64(raw: bytes) -> Any:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(raw).decode()}

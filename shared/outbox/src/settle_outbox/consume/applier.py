@@ -25,7 +25,6 @@ from settle_outbox.consume.failures import (
     FailureHandling,
     HandlerLimits,
     TransientDatabaseError,
-    Wait,
 )
 from settle_outbox.consume.paused_partitions import Pause
 from settle_outbox.consume.records import parse
@@ -110,7 +109,8 @@ class Applier:
                 continue
             self._beat()
             if time.monotonic() > deadline:
-                _pause(pauses, items, Wait(0.0, ""))
+                for item in items:
+                    _add_pause(pauses, item, Pause(item.record.offset, 0.0, "", None))
                 continue
             try:
                 self._apply(Batch(items, segment.is_probe))
@@ -126,9 +126,9 @@ class Applier:
                     segments.extendleft([_Segment(again[middle:]), _Segment(again[:middle])])
                     continue
                 cause = error.cause if isinstance(error, HandlerFailedError) else error
-                wait = self._failures.decide(items[0], cause)
-                if wait is not None:
-                    _pause(pauses, items, wait)
+                pause = self._failures.decide(items[0], cause)
+                if pause is not None:
+                    _add_pause(pauses, items[0], pause)
         return pauses
 
     def refresh_stopped(self) -> set[SubscriptionKey]:
@@ -160,8 +160,9 @@ class Applier:
         if self._failures.may_probe(subscription):
             first, rest = items[position], items[position + 1 :]
             return [_Segment(items[:position]), _Segment([first], is_probe=True), _Segment(rest)]
-        wait = self._failures.wait_for_probe(subscription, stop.breaker.error)
-        _pause(pauses, [items[position]], wait)
+        item = items[position]
+        pause = self._failures.pause_until_probe(item, subscription, stop.breaker.error)
+        _add_pause(pauses, item, pause)
         return [_Segment(items)]
 
 
@@ -170,8 +171,6 @@ def _is_paused(item: Parsed, pauses: Mapping[TopicPartition, Pause]) -> bool:
     return pause is not None and item.record.offset >= pause.offset
 
 
-def _pause(pauses: dict[TopicPartition, Pause], items: Iterable[Parsed], wait: Wait) -> None:
-    """Pause the partitions of items, each at the first of its items."""
-    for item in items:
-        partition = TopicPartition(item.record.topic, item.record.partition)
-        pauses.setdefault(partition, Pause(item.record.offset, *wait))
+def _add_pause(pauses: dict[TopicPartition, Pause], item: Parsed, pause: Pause) -> None:
+    """Pause the partition of an item, unless it is already paused at an earlier one."""
+    pauses.setdefault(TopicPartition(item.record.topic, item.record.partition), pause)

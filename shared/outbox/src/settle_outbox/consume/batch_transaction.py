@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from settle_outbox.consume.circuit_breaker import Breaker, SubscriptionKey
     from settle_outbox.consume.failures import HandlerLimits
-    from settle_outbox.consume.inbox import SkippedType
     from settle_outbox.consume.records import Parsed
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Subscription
@@ -100,14 +99,7 @@ class Batch:
 
 
 class BatchTransaction:
-    """Applies batches, each in a transaction.
-
-    Args:
-        sessions: makes sessions of the service's database. Their engine must have the options
-            `handler_guard.GUARDABLE`.
-        limits: of the handlers.
-        beat: writes a heartbeat. Another thread calls it while a handler runs within its limits.
-    """
+    """Applies batches, each in a transaction. The arguments are those of `Applier`."""
 
     def __init__(
         self, sessions: sessionmaker[Session], limits: HandlerLimits, beat: Callable[[], None]
@@ -150,8 +142,12 @@ class BatchTransaction:
                 batch.released.append((subscription, breaker))
         if batch.skipped:
             with self._data_errors_as_failures(session):
-                for skipped in count_skipped(session, batch.skipped):
-                    batch.log_lines.append(partial(_log_skipped, skipped))
+                for topic, event_type in count_skipped(session, batch.skipped):
+                    batch.log_lines.append(
+                        partial(
+                            log.info, "consumer.type_not_subscribed", topic=topic, type=event_type
+                        )
+                    )
         with self._data_errors_as_failures(session, of_handler=True):
             session.commit()  # runs deferred constraints and triggers
 
@@ -300,39 +296,33 @@ def _record_verdicts(
         if verdict.outcome is Outcome.PARKED:
             _park(session, batch, item, verdict.reason, verdict.detail)
         else:
-            batch.log_lines.append(partial(_log_anomaly, event, verdict))
+            batch.log_lines.append(
+                partial(
+                    log.warning,
+                    "consumer.anomaly",
+                    id=str(event.id),
+                    type=event.type,
+                    reason=verdict.reason,
+                    detail=verdict.detail,
+                    requestid=event.trace.request_id,
+                )
+            )
 
 
 def _park(session: Session, batch: Batch, item: Parsed, reason: str, detail: str) -> None:
     write_dead_letter(session, item.record, item.event, reason, detail)
-    batch.log_lines.append(partial(_log_parked, item, reason, detail))
-
-
-def _log_skipped(skipped: SkippedType) -> None:
-    log.info("consumer.type_not_subscribed", topic=skipped.topic, type=skipped.type)
-
-
-def _log_anomaly(event: ReceivedEvent, verdict: Verdict) -> None:
-    log.warning(
-        "consumer.anomaly",
-        id=str(event.id),
-        type=event.type,
-        reason=verdict.reason,
-        detail=verdict.detail,
-        requestid=event.trace.request_id,
-    )
-
-
-def _log_parked(item: Parsed, reason: str, detail: str) -> None:
-    log.warning(
-        "consumer.parked",
-        topic=item.record.topic,
-        partition=item.record.partition,
-        offset=item.record.offset,
-        id=str(item.event.id) if item.event else None,
-        reason=reason,
-        detail=detail,
-        requestid=item.event.trace.request_id if item.event else None,
+    batch.log_lines.append(
+        partial(
+            log.warning,
+            "consumer.parked",
+            topic=item.record.topic,
+            partition=item.record.partition,
+            offset=item.record.offset,
+            id=str(item.event.id) if item.event else None,
+            reason=reason,
+            detail=detail,
+            requestid=item.event.trace.request_id if item.event else None,
+        )
     )
 
 

@@ -19,7 +19,6 @@ from sqlalchemy import text
 from settle_outbox.consume.inbox import storable
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection
@@ -62,12 +61,7 @@ _COUNT_FAILURE = text(
 
 _RELEASE = text("DELETE FROM inbox_brakes WHERE topic = :topic AND type = :type")
 
-_STOPPED = text(
-    """
-    SELECT topic, type, error, detail, failures, stopped_at FROM inbox_brakes
-    WHERE stopped_at IS NOT NULL ORDER BY topic, type
-    """
-)
+_STOPPED = text("SELECT topic, type FROM inbox_brakes WHERE stopped_at IS NOT NULL")
 
 _RESUME = text(
     """
@@ -89,18 +83,6 @@ class Breaker:
 
     error: str
     stopped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StoppedSubscription:
-    """A stopped subscription, with what an operator needs to know."""
-
-    topic: str
-    type: str
-    error: str
-    detail: str
-    failures: int
-    stopped_at: datetime
 
 
 class InboxState(NamedTuple):
@@ -168,9 +150,9 @@ def release(session: Session, key: SubscriptionKey) -> None:
     session.execute(_RELEASE, {"topic": key[0], "type": key[1]})
 
 
-def stopped_subscriptions(connection: Connection) -> list[StoppedSubscription]:
+def stopped_subscriptions(session: Session) -> set[SubscriptionKey]:
     """Return the stopped subscriptions."""
-    return [StoppedSubscription(**row) for row in connection.execute(_STOPPED).mappings()]
+    return {(row.topic, row.type) for row in session.execute(_STOPPED)}
 
 
 def resume(connection: Connection, event_type: str | None) -> list[SubscriptionKey]:

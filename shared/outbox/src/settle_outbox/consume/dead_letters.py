@@ -137,7 +137,7 @@ def write_dead_letter(
         session: of the transaction.
         record: from the consumer.
         event: the event in the record, or None if it is not valid.
-        reason: a stable short name.
+        reason: a stable short name, such as ``handler_failed``.
         detail: a sentence.
     """
     session.execute(
@@ -152,7 +152,9 @@ def write_dead_letter(
             "timestamp_ms": record.timestamp,
             "key": record.key,
             "value": record.value,
-            "headers": json.dumps([_header(name, value) for name, value in record.headers or ()]),
+            "headers": json.dumps(
+                [[name, text_or_base64(value)] for name, value in record.headers or ()]
+            ),
             "requestid": event.trace.request_id if event else None,
             "reason": storable(reason),
             "detail": storable(detail),
@@ -215,7 +217,7 @@ def record_of(row: RowMapping) -> ConsumerRecord:
         timestamp_type=0,
         key=key,
         value=value,
-        headers=[(name, _header_value(kept)) for name, kept in row["headers"]],
+        headers=[(name, bytes_of(kept)) for name, kept in row["headers"]],
         checksum=None,
         serialized_key_size=-1 if key is None else len(key),
         serialized_value_size=-1 if value is None else len(value),
@@ -251,17 +253,18 @@ def _parameters(chosen: DeadLetterFilter) -> dict[str, Any]:
     }
 
 
-def _header(name: str, value: bytes | None) -> list[Any]:
+def text_or_base64(value: bytes | None) -> str | dict[str, str] | None:
+    """Return bytes for JSON: as a text if they are UTF-8, otherwise in Base64."""
     if value is None:
-        return [name, None]
+        return None
     try:
-        return [name, value.decode()]
+        return value.decode()
     except UnicodeDecodeError:
-        return [name, {"base64": base64.b64encode(value).decode()}]
+        return {"base64": base64.b64encode(value).decode()}
 
 
-def _header_value(kept: str | dict[str, str] | None) -> bytes | None:
-    """Return a header's value; the inverse of `_header`."""
+def bytes_of(kept: str | dict[str, str] | None) -> bytes | None:
+    """Return the bytes of which `text_or_base64` made a value for JSON."""
     if isinstance(kept, dict):
         return base64.b64decode(kept["base64"])
     return None if kept is None else kept.encode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from settle_outbox.consume import circuit_breaker
 from settle_outbox.consume.dead_letters import write_dead_letter
 from settle_outbox.consume.inbox import count_attempt, delete_attempts, record_new
+from settle_outbox.consume.paused_partitions import Pause
 from settle_outbox.consume.records import INVALID_DATA
 from settle_outbox.errors import SettleError, describe_error
 from settle_outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
@@ -77,20 +78,6 @@ class HandlerLimits:
     timeout_attempts: int = 3
 
 
-class Wait(NamedTuple):
-    """How long a partition must wait, and why.
-
-    Args:
-        wait_s: in seconds.
-        detail: the reason, for the health file.
-        subscription: the stopped subscription, if that is the reason.
-    """
-
-    wait_s: float
-    detail: str
-    subscription: SubscriptionKey | None = None
-
-
 class HandlerTimeoutError(SettleError):
     """A handler took so long that a timeout ended its transaction."""
 
@@ -119,12 +106,7 @@ class _Probe:
 
 
 class FailureHandling:
-    """Counts failures, and decides about each event that failed alone.
-
-    Args:
-        sessions: makes sessions of the service's database.
-        limits: of the handlers.
-    """
+    """Counts failures, and decides about each event that failed alone."""
 
     def __init__(self, sessions: sessionmaker[Session], limits: HandlerLimits) -> None:
         self._sessions = sessions
@@ -134,10 +116,7 @@ class FailureHandling:
     def refresh_stopped(self) -> set[SubscriptionKey]:
         """Read which subscriptions are stopped, and remove the probes of all others."""
         with self._sessions.begin() as session:
-            stopped = {
-                (subscription.topic, subscription.type)
-                for subscription in circuit_breaker.stopped_subscriptions(session.connection())
-            }
+            stopped = circuit_breaker.stopped_subscriptions(session)
         for key in self._probes.keys() - stopped:
             del self._probes[key]
         return stopped
@@ -152,10 +131,11 @@ class FailureHandling:
         probe = self._probes.get(subscription.key)
         return None if probe is None else probe.partition
 
-    def wait_for_probe(self, subscription: Subscription, error: str) -> Wait:
-        """Return the wait of a stopped subscription until its next probe."""
+    def pause_until_probe(self, item: Parsed, subscription: Subscription, error: str) -> Pause:
+        """Return the pause of a record's partition until the next probe of its subscription."""
         wait_s = max(0.0, self._probes[subscription.key].at - time.monotonic())
-        return Wait(wait_s, f"{subscription.type} is stopped: {error}", subscription.key)
+        detail = f"{subscription.type} is stopped: {error}"
+        return Pause(item.record.offset, wait_s, detail, subscription.key)
 
     def succeeded(self, subscription: Subscription, *, was_stopped: bool) -> None:
         """Record that a handler succeeded after failures."""
@@ -165,15 +145,11 @@ class FailureHandling:
                 "consumer.subscription_resumed", topic=subscription.topic, type=subscription.type
             )
 
-    def decide(self, item: Parsed, error: BaseException) -> Wait | None:
-        """Decide about a record that failed alone.
-
-        Args:
-            item: the record.
-            error: the error of the handler, or `HandlerTimeoutError`.
+    def decide(self, item: Parsed, error: BaseException) -> Pause | None:
+        """Decide about a record that failed alone, with an error of the handler or a timeout.
 
         Returns:
-            The wait of its partition before another attempt, or until the next probe of a stopped
+            The pause of its partition before another attempt, or until the next probe of a stopped
             subscription. None if the record became a dead letter.
         """
         event, subscription = item.event, item.subscription
@@ -181,9 +157,9 @@ class FailureHandling:
         with self._sessions.begin() as session:
             # Without a subscription there is no handler to retry or to stop.
             if event is not None and subscription is not None:
-                wait = self._next_attempt(session, event, error)
-                if wait is not None:
-                    return wait
+                pause = self._next_attempt(session, event, error)
+                if pause is not None:
+                    return pause
                 stopped = circuit_breaker.count_failure(
                     session,
                     subscription.key,
@@ -200,8 +176,8 @@ class FailureHandling:
 
     def _next_attempt(
         self, session: Session, event: ReceivedEvent, error: BaseException
-    ) -> Wait | None:
-        """Count a failed attempt. Return the wait before the next one, or None without one."""
+    ) -> Pause | None:
+        """Count a failed attempt. Return the pause before the next one, or None without one."""
         if isinstance(error, Retry):
             limit, first_s = self._limits.retry_attempts, _wait_of(error)
         elif isinstance(error, HandlerTimeoutError):
@@ -222,9 +198,10 @@ class FailureHandling:
             wait_s=wait_s,
             error=describe_error(error),
         )
-        return Wait(wait_s, f"event {event.id} waits for attempt {attempt + 1} of {limit}")
+        detail = f"event {event.id} waits for attempt {attempt + 1} of {limit}"
+        return Pause(event.offset, wait_s, detail, None)
 
-    def _stop(self, subscription: Subscription, item: Parsed, error: BaseException) -> Wait:
+    def _stop(self, subscription: Subscription, item: Parsed, error: BaseException) -> Pause:
         """Set the time of the next probe. The wait becomes longer each time."""
         # `may_probe` adds the entry. If it is missing, this failure has stopped the subscription.
         is_new = subscription.key not in self._probes
@@ -235,7 +212,7 @@ class FailureHandling:
         _log_failure(
             "consumer.subscription_stopped" if is_new else "consumer.probe_failed", item, error
         )
-        return self.wait_for_probe(subscription, _kind_of(error))
+        return self.pause_until_probe(item, subscription, _kind_of(error))
 
 
 def raise_if_database_failed(error: BaseException, run: HandlerRun) -> None:

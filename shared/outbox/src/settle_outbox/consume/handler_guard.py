@@ -116,10 +116,6 @@ class HandlerRun:
         self.total_s = now - self._began
 
 
-def _first_error(run: HandlerRun) -> str:
-    return f" The first error: {run.errors[0]}" if run.errors else ""
-
-
 @lru_cache(maxsize=1024)
 def _ends_transaction(text: str) -> bool:
     return bool(_MAY_END.search(text)) and any(
@@ -201,7 +197,7 @@ class _GuardedConnection(connection):
         self._refuse("reset()")
         super().reset()
 
-    # psycopg2 rolls back before these two.
+    # psycopg2 rolls back in the following two methods.
 
     def set_isolation_level(self, level: int | None) -> None:
         self._refuse("set_isolation_level()")
@@ -272,7 +268,8 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
     if run.ended_by is not None:
         run.refuse_end(run.ended_by)
     if run.is_broken:
+        first_error = f" The first error: {run.errors[0]}" if run.errors else ""
         raise SwallowedError(
             "A handler continued after a database error had aborted its transaction. Put"
-            f" statements that may fail into session.begin_nested().{_first_error(run)}"
+            f" statements that may fail into session.begin_nested().{first_error}"
         )

@@ -180,22 +180,13 @@ def _read_data(
     if subscription is None:
         return {}, None
     data = _data(record, headers)
-    try:
-        return _validated(subscription, data), None
-    except InvalidRecordError:
-        raise
-    except Exception as error:  # noqa: BLE001 - it counts like a failure of the handler
-        return {}, error
-
-
-def _validated(subscription: Subscription, data: Any) -> Any:
     if not isinstance(data, dict):
         _raise_invalid("not_an_object", f"The value is a {type(data).__name__}, not an object.")
     try:
-        return subscription.validate(data)
-    except Exception as error:
+        return subscription.validate(data), None
+    except Exception as error:  # noqa: BLE001 - it makes a dead letter, or counts as a failure
         if _may_be_defect(error):
-            raise
+            return {}, error
         problems = "; ".join(_problems(error))
         _raise_invalid(INVALID_DATA, f"The data does not fit {subscription.type}: {problems}.")
 
@@ -222,6 +213,10 @@ def _may_be_defect(error: Exception) -> bool:
     Validation libraries raise a ValueError, an ExceptionGroup, or an exception class of their own
     that derives from Exception directly.
     """
+    try:
+        str(error)
+    except Exception:  # noqa: BLE001 - the error's own code has a defect
+        return True
     builtin = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
     return builtin is not Exception and not isinstance(error, ValueError | ExceptionGroup)
 

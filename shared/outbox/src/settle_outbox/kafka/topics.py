@@ -37,15 +37,15 @@ def ensure_topics(
         KafkaError: the broker cannot be reached, or refuses.
     """
     wanted = sorted(topics)
-    found = _describe(admin, wanted)
-    missing = [topic for topic in wanted if topic not in found]
+    descriptions = _describe(admin, wanted)
+    missing = [topic for topic in wanted if topic not in descriptions]
     for topic in missing:
         _create(admin, topic, settings)
     if missing:
         # A new topic exists before the broker describes it, even if another relay created it.
         admin.wait_for_topics(missing)
-        found = _describe(admin, wanted)
-    return {topic: _id_of(found[topic]) for topic in wanted if topic in found}
+        descriptions = _describe(admin, wanted)
+    return {topic: _id_of(descriptions[topic]) for topic in wanted if topic in descriptions}
 
 
 def find_topics(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, UUID | None]:
@@ -54,13 +54,16 @@ def find_topics(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, UUI
     Raises:
         KafkaError: the broker cannot be reached, or refuses.
     """
-    return {topic: _id_of(found) for topic, found in _describe(admin, sorted(topics)).items()}
+    return {
+        topic: _id_of(description)
+        for topic, description in _describe(admin, sorted(topics)).items()
+    }
 
 
 def count_partitions(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, int]:
     """Return the number of partitions of each existing topic."""
-    found = _describe(admin, sorted(topics))
-    return {topic: len(description["partitions"]) for topic, description in found.items()}
+    descriptions = _describe(admin, sorted(topics))
+    return {topic: len(description["partitions"]) for topic, description in descriptions.items()}
 
 
 def find_cluster(admin: KafkaAdminClient) -> str | None:
@@ -111,14 +114,14 @@ def retention_problem(topic_settings: Mapping[str, str], settings: Settings) -> 
 
 
 def _describe(admin: KafkaAdminClient, topics: list[str]) -> dict[str, dict[str, Any]]:
-    found = {}
+    descriptions = {}
     for description in admin.describe_topics(topics):
         code = description["error_code"]
         if code == 0:
-            found[description["name"]] = description
+            descriptions[description["name"]] = description
         elif code != _UNKNOWN_TOPIC:
             raise for_code(code)(description["name"])
-    return found
+    return descriptions
 
 
 def _create(admin: KafkaAdminClient, topic: str, settings: Settings) -> None:

@@ -179,5 +179,4 @@ def _record_cluster(connection: Connection, cluster_id: str | None) -> None:
 
 
 def _forget_cluster(cluster_id: str) -> str:
-    """Return the SQL statement with which an operator allows a cluster again."""
     return f"DELETE FROM outbox_clusters WHERE cluster_id = '{cluster_id}'"  # noqa: S608 - for a person to run

@@ -103,30 +103,30 @@ def add_all(session: Session, events: Sequence[Event]) -> None:
 
 def _check(session: Session, event: Event) -> None:
     """Raise an error for an event that no relay could send."""
+    name = _name(event)
     if not isinstance(event.id, UUID):
-        raise InvalidEventError(f"{_name(event)} cannot be added: its id is not a UUID.")
-    for name in ("aggregatetype", "aggregateid", "type"):
-        text: object = getattr(event, name)
+        raise InvalidEventError(f"{name} cannot be added: its id is not a UUID.")
+    for field in ("aggregatetype", "aggregateid", "type"):
+        text: object = getattr(event, field)
         if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
             raise InvalidEventError(
-                f"{_name(event)} cannot be added: its {name} is {text!r}. It must be a str without"
-                " NUL characters and lone surrogates."
+                f"{name} cannot be added: its {field} is {text!r}. It must be a str without NUL"
+                " characters and lone surrogates."
             )
     if not HEADER_TEXT.fullmatch(event.type):
         raise InvalidEventError(
-            f"{_name(event)} cannot be added: its type must have 1 to {HEADER_MAX_LENGTH}"
-            " characters and no control characters."
+            f"{name} cannot be added: its type must have 1 to {HEADER_MAX_LENGTH} characters and"
+            " no control characters."
         )
     if len(event.aggregateid) > KEY_MAX_LENGTH:
         raise EventTooLargeError(
-            f"{_name(event)} cannot be added: its aggregateid has more than {KEY_MAX_LENGTH}"
-            " characters."
+            f"{name} cannot be added: its aggregateid has more than {KEY_MAX_LENGTH} characters."
         )
     declared: frozenset[str] | None = session.info.get(AGGREGATETYPES)
     if declared is not None and event.aggregatetype not in declared:
         raise UndeclaredAggregateTypeError(
-            f"{_name(event)} has the aggregatetype {event.aggregatetype!r}, which its service does"
-            " not declare, so no relay would send it. Add it to Service.aggregatetypes. Declared:"
+            f"{name} has the aggregatetype {event.aggregatetype!r}, which its service does not"
+            " declare, so no relay would send it. Add it to Service.aggregatetypes. Declared:"
             f" {', '.join(sorted(declared)) or 'none'}."
         )
 
@@ -138,9 +138,8 @@ def encode_data(event: Event) -> bytes:
         InvalidEventError: see `add`.
     """
     try:
-        payload = json.dumps(
-            _json_value(event.data, "data"), ensure_ascii=False, separators=(",", ":")
-        ).encode()
+        data = _json_value(event.data, "data")
+        payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     except RecursionError as error:
         raise InvalidEventError(
             f"{_name(event)} cannot be added: its data is nested too deeply, or contains itself."

@@ -56,16 +56,10 @@ class PartitionsError(SettleError):
 
 
 def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, count: int) -> None:
-    """Raise the number of partitions of all topics that a service publishes.
+    """Raise the number of partitions of all topics that a service publishes. The topics must exist.
 
     Relays may run. They send nothing until they have a new producer, which knows the new
     partitions. Events that are added during the change stay pending.
-
-    Args:
-        engine: of the service's database.
-        admin: of the broker, on which the topics exist.
-        service: the service.
-        count: the number of partitions of each topic.
 
     Raises:
         PartitionsError: nothing was changed, for the reason in the message.
@@ -76,7 +70,7 @@ def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, co
         connection.execute(_BEGIN)
         lock_topics(connection)
         lock_all_shards(connection)
-        lower = _find_lower(admin, service, count)
+        lower = _topics_below(admin, service, count)
         if lower:
             _wait_until_read(connection, admin, lower, service.topic_prefix)
         # Do this even if no topic needs partitions: an earlier command may have been killed here.
@@ -90,7 +84,7 @@ def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, co
     log.info("topic.partitions_raised", topics=lower, partitions=count)
 
 
-def _find_lower(admin: KafkaAdminClient, service: Service, count: int) -> list[str]:
+def _topics_below(admin: KafkaAdminClient, service: Service, count: int) -> list[str]:
     partitions = count_partitions(admin, service.published_topics)
     for topic, existing in partitions.items():
         if existing > count:
@@ -106,7 +100,7 @@ def _wait_until_read(
 ) -> None:
     ids = find_topics(admin, topics)
     deadline = time.monotonic() + READ_TIMEOUT_S
-    while unread := _what_is_unread(admin, ids, topic_prefix):
+    while unread := _unread_or_error(admin, ids, topic_prefix):
         if time.monotonic() > deadline:
             raise PartitionsError(
                 f"{'; '.join(unread)}. Nothing was changed. Start the consumers, wait until they "
@@ -117,7 +111,7 @@ def _wait_until_read(
         connection.execute(text("SELECT 1"))  # fails if the locks are lost; ends the idle time
 
 
-def _what_is_unread(
+def _unread_or_error(
     admin: KafkaAdminClient, ids: Mapping[str, UUID | None], topic_prefix: str
 ) -> list[str]:
     try:

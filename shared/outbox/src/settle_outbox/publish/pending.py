@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from settle_outbox.kafka.clients import MAX_REQUEST_BYTES
+from settle_outbox.kafka.header_text import HEADER_MAX_LENGTH
+from settle_outbox.publish.outbox import KEY_MAX_LENGTH, PAYLOAD_MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,10 @@ BATCH_MAX_BYTES = 4 * 1024 * 1024
 # Maximum size that is read of a payload. `outbox.add` accepts no such payload, but SQL may have
 # added one. The producer then raises an error, because it accepts no record of this size.
 _PAYLOAD_READ_BYTES = MAX_REQUEST_BYTES + 1
+
+# A character has up to 4 bytes. Three headers have a text of the publisher.
+if PAYLOAD_MAX_BYTES + 4 * (KEY_MAX_LENGTH + 3 * HEADER_MAX_LENGTH) >= MAX_REQUEST_BYTES:
+    raise AssertionError("an event that `outbox.add` accepts must fit into a record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +129,8 @@ def read_pending(
         },
     )
     return [
-        PendingEvent(
-            id=row.id,
-            seq=row.seq,
-            shard=row.shard,
-            aggregatetype=row.aggregatetype,
-            aggregateid=row.aggregateid,
-            type=row.type,
-            payload=bytes(row.payload),
-            requestid=row.requestid,
-            traceparent=row.traceparent,
-            created_at=row.created_at,
-        )
-        for row in rows
+        PendingEvent(**{**row, "payload": bytes(row["payload"])})  # psycopg2 returns a memoryview
+        for row in rows.mappings()
     ]
 
 

@@ -110,7 +110,7 @@ class RejectedEventSearch:
 
         Args:
             connection: in the transaction that holds the shards.
-            events: the events of the batch.
+            events: of the batch, without unsendable ones.
             error: the first failure of the batch, if any.
         """
         self._batches_left = max(0, self._batches_left - 1)

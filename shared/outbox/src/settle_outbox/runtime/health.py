@@ -148,12 +148,7 @@ class Health:
 
 
 def read_heartbeats(directory: str | Path, process: str) -> dict[Path, Heartbeat | None]:
-    """Return the heartbeats of all processes of a kind by file, or None for an unreadable file.
-
-    Args:
-        directory: the setting HEALTH_DIR.
-        process: the kind of process, such as ``outbox-relay-orders``.
-    """
+    """Return the heartbeats of all processes of a kind by file, or None for an unreadable file."""
     return {path: _read(path) for path in sorted(Path(directory).glob(f"{process}.*.json"))}
 
 

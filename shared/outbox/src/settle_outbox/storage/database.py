@@ -109,10 +109,7 @@ def connect_args(
 ) -> dict[str, Any]:
     """Return the libpq parameters of a connection.
 
-    Args:
-        url: of the database. Its ``options`` override the session settings.
-        application_name: shown in ``pg_stat_activity``.
-        session_settings: PostgreSQL settings of the session.
+    The ``options`` of the URL override the session settings.
     """
     settings = [f"-c {name}={value}" for name, value in (session_settings or {}).items()]
     given = make_url(url).normalized_query.get("options", ())
@@ -166,10 +163,6 @@ def _check_connection(pooled: connection, record: ConnectionPoolEntry, _: object
 
 def connect_autocommit(url: str, *, application_name: str) -> connection:
     """Open a connection of psycopg2 in autocommit mode, outside any pool.
-
-    Args:
-        url: ``postgresql+psycopg2://...``.
-        application_name: shown in ``pg_stat_activity``.
 
     Raises:
         psycopg2.OperationalError: the database cannot be reached.

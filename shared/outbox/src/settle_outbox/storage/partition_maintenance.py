@@ -58,12 +58,7 @@ class PartitionNameTakenError(SettleError):
 
 
 class Maintenance:
-    """Maintains the partitions of a table when it is due.
-
-    Args:
-        engine: of the service's database.
-        partitioned: the table.
-        beat: writes a heartbeat; called between two pieces of work.
+    """Maintains the partitions of a table when it is due. The arguments are those of `maintain`.
 
     Attributes:
         problem: the partitions that the last maintenance could not make or drop, as a sentence for

@@ -7,7 +7,7 @@ without a `setval`. INSERT then fails, or gives new rows lower numbers than earl
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -86,33 +86,9 @@ class Diagnostics(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceBehind:
-    """A sequence whose next value is not above the maximum of its column.
-
-    Args:
-        table: the table's name.
-        column: the column's name.
-        sequence: the sequence's name, quoted if necessary.
-        next_value: the next value of the sequence.
-        maximum: the highest known value of the column.
-        remedy: the SQL statement that corrects the sequence.
-    """
-
-    table: str
-    column: str
-    sequence: str
-    next_value: int
-    maximum: int
-    remedy: str
-
-    @property
-    def is_outbox_seq(self) -> bool:
-        """Whether it is the sequence that puts the events in order."""
-        return (self.table, self.column) == ("outbox", "seq")
-
-
-@dataclass(frozen=True, slots=True)
 class _GeneratedColumn:
+    """A column whose values come from a sequence. Quoted names are for SQL."""
+
     oid: int
     table: str
     column: str
@@ -124,7 +100,30 @@ class _GeneratedColumn:
 
     @property
     def is_outbox_seq(self) -> bool:
+        """Whether the sequence puts the events in order."""
         return (self.table, self.column) == ("outbox", "seq")
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBehind(_GeneratedColumn):
+    """A sequence whose next value is not above the maximum of its column.
+
+    Args:
+        next_value: the next value of the sequence.
+        maximum: the highest known value of the column.
+    """
+
+    next_value: int
+    maximum: int
+
+    @property
+    def remedy(self) -> str:
+        """The SQL statement that corrects the sequence."""
+        sequence = self.sequence.replace("'", "''")
+        return (
+            f"SELECT setval('{sequence}',"  # noqa: S608
+            f" (SELECT max({self.quoted_column}) FROM {self.quoted_table}))"
+        )
 
 
 class SequenceBehindError(FatalError):
@@ -140,32 +139,22 @@ def find_behind(run_query: RunQuery, schema: str | None = None) -> list[Sequence
 
     Args:
         run_query: on the service's database.
-        schema: its name, or None for the current schema.
+        schema: the name of a schema, or None for the current one.
     """
-    found = []
+    behind = []
     for generated in _generated(run_query, schema):
         if not generated.is_readable or not (generated.has_index or generated.is_outbox_seq):
             continue
         maximum, _, next_value = _values(run_query, generated)
         if maximum is not None and next_value <= maximum:
-            found.append(
-                SequenceBehind(
-                    generated.table,
-                    generated.column,
-                    generated.sequence,
-                    next_value,
-                    maximum,
-                    _remedy(generated),
-                )
+            behind.append(
+                SequenceBehind(**asdict(generated), next_value=next_value, maximum=maximum)
             )
-    return found
+    return behind
 
 
 def check_sequences(engine: Engine) -> None:
     """Log the sequences that are behind their columns. Raise an error if it is that of outbox.seq.
-
-    Args:
-        engine: of the service's database.
 
     Raises:
         SequenceBehindError: ``outbox.seq`` is behind.
@@ -307,11 +296,3 @@ def _outbox_maximum(run_query: RunQuery, generated: _GeneratedColumn) -> str:
         )
     ]
     return f"SELECT max(seq) FROM ({' UNION ALL '.join([of_pending, *of_partitions])}) AS sample"  # noqa: S608
-
-
-def _remedy(generated: _GeneratedColumn) -> str:
-    sequence = generated.sequence.replace("'", "''")
-    return (
-        f"SELECT setval('{sequence}',"  # noqa: S608
-        f" (SELECT max({generated.quoted_column}) FROM {generated.quoted_table}))"
-    )

@@ -37,119 +37,73 @@ class PrivateParts(NamedTuple):
     guarded_by: str
 
 
+# The tests that fail if a private part works differently.
+_NO_THREAD_LEFT = "test_clients.py::test_a_client_that_finds_no_broker_leaves_no_thread"
+_NO_TOPIC_CREATED = "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics"
+_FENCE = "test_fence.py::test_the_fence_holds_where_the_producer_goes_on"
+_CONNECTION_END = "test_emptied_broker.py::test_a_sender_ends_with_its_connection"
+_PAUSED_PARTITION = "test_kafka_internals.py::test_records_of_a_paused_partition_are_not_kept"
+_DAMAGED_CONNECTION = (
+    "test_unreadable_batches.py::test_a_damaged_connection_is_replaced_and_nothing_is_given_up"
+)
+_CORRUPT_BATCH = (
+    "test_kafka_internals.py::test_a_corrupt_batch_is_told_whole_after_what_comes_before_it"
+)
+_CODECS = "test_kafka_internals.py::test_a_batch_of_each_codec_is_read"
+_ABORTED_RECORDS = "test_transactions.py::test_a_topic_that_ends_in_aborted_records_is_no_lag"
+_DAMAGED_LOG = (
+    "test_unreadable_batches.py"
+    "::test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone"
+)
+_POLL_BYTES = "test_kafka_internals.py::test_a_poll_gives_no_more_than_its_bytes"
+_CORRUPT_RECORD = (
+    "test_kafka_internals.py::test_the_records_before_one_that_is_corrupt_inside_are_read"
+)
+_LARGE_RESPONSE = "test_fetch_response.py::test_another_large_answer_ends_the_connection"
+_LARGE_BATCH = "test_fetch_response.py::test_a_batch_that_is_too_large_is_measured_while_it_arrives"
+
 PRIVATE_PARTS = (
     # Every client
-    PrivateParts(
-        KafkaNetClient,
-        ("close",),
-        "test_clients.py::test_a_client_that_finds_no_broker_leaves_no_thread",
-    ),
-    PrivateParts(
-        KafkaConsumer,
-        ("_cluster",),
-        "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics",
-    ),
-    PrivateParts(
-        KafkaProducer,
-        ("_metadata",),
-        "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics",
-    ),
+    PrivateParts(KafkaNetClient, ("close",), _NO_THREAD_LEFT),
+    PrivateParts(KafkaConsumer, ("_cluster",), _NO_TOPIC_CREATED),
+    PrivateParts(KafkaProducer, ("_metadata",), _NO_TOPIC_CREATED),
     # The producer
-    PrivateParts(
-        KafkaProducer,
-        ("_sender",),
-        "test_fence.py::test_the_fence_holds_where_the_producer_goes_on",
-    ),
-    PrivateParts(
-        Sender,
-        ("_client", "force_close", "join"),
-        "test_fence.py::test_the_fence_holds_where_the_producer_goes_on",
-    ),
-    PrivateParts(
-        KafkaNetClient,
-        ("_manager",),
-        "test_emptied_broker.py::test_a_sender_ends_with_its_connection",
-    ),
-    PrivateParts(
-        KafkaConnectionManager,
-        ("_conns", "cluster", "get_connection"),
-        "test_emptied_broker.py::test_a_sender_ends_with_its_connection",
-    ),
-    PrivateParts(
-        KafkaConnection,
-        ("close_future",),
-        "test_emptied_broker.py::test_a_sender_ends_with_its_connection",
-    ),
+    PrivateParts(KafkaProducer, ("_sender",), _FENCE),
+    PrivateParts(Sender, ("_client", "force_close", "join"), _FENCE),
+    PrivateParts(KafkaNetClient, ("_manager",), _CONNECTION_END),
+    PrivateParts(KafkaConnectionManager, ("_conns", "cluster", "get_connection"), _CONNECTION_END),
+    PrivateParts(KafkaConnection, ("close_future",), _CONNECTION_END),
     # The consumer
+    PrivateParts(KafkaConsumer, ("_fetcher",), _PAUSED_PARTITION),
     PrivateParts(
-        KafkaConsumer,
-        ("_fetcher",),
-        "test_kafka_internals.py::test_records_of_a_paused_partition_are_not_kept",
+        Fetcher, ("_paused_completed_fetches", "_paused_partition_records"), _PAUSED_PARTITION
     ),
-    PrivateParts(
-        Fetcher,
-        ("_paused_completed_fetches", "_paused_partition_records"),
-        "test_kafka_internals.py::test_records_of_a_paused_partition_are_not_kept",
-    ),
-    PrivateParts(
-        KafkaConsumer,
-        ("_client", "_cluster"),
-        "test_unreadable_batches.py::test_a_damaged_connection_is_replaced_and_nothing_is_given_up",
-    ),
-    PrivateParts(
-        KafkaConnectionManager,
-        ("call_soon", "close"),
-        "test_unreadable_batches.py::test_a_damaged_connection_is_replaced_and_nothing_is_given_up",
-    ),
-    PrivateParts(
-        KafkaConsumer,
-        ("_subscription",),
-        "test_transactions.py::test_a_topic_that_ends_in_aborted_records_is_no_lag",
-    ),
-    PrivateParts(
-        Fetcher,
-        ("_parse_fetched_data", "_subscriptions"),
-        "test_unreadable_batches.py"
-        "::test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone",
-    ),
-    PrivateParts(
-        Fetcher, ("_append",), "test_kafka_internals.py::test_a_poll_gives_no_more_than_its_bytes"
-    ),
+    PrivateParts(KafkaConsumer, ("_client", "_cluster"), _DAMAGED_CONNECTION),
+    PrivateParts(KafkaConnectionManager, ("call_soon", "close"), _DAMAGED_CONNECTION),
+    PrivateParts(KafkaConsumer, ("_subscription",), _ABORTED_RECORDS),
+    PrivateParts(Fetcher, ("_parse_fetched_data", "_subscriptions"), _DAMAGED_LOG),
+    PrivateParts(Fetcher, ("_append",), _POLL_BYTES),
     PrivateParts(
         Fetcher.PartitionRecords,
         ("_maybe_raise_next_inline_exception", "_next_inline_exception", "record_iterator", "take"),
-        "test_kafka_internals.py::test_the_records_before_one_that_is_corrupt_inside_are_read",
+        _CORRUPT_RECORD,
     ),
     PrivateParts(
         Fetcher.PartitionRecords,
         ("_unpack_records", "drain", "fetch_offset", "next_fetch_offset"),
-        "test_kafka_internals.py::test_a_corrupt_batch_is_told_whole_after_what_comes_before_it",
+        _CORRUPT_BATCH,
     ),
     PrivateParts(
         KafkaProtocol,
         ("_max_frame_size", "_validate_frame_size", "in_flight_requests"),
-        "test_fetch_response.py::test_another_large_answer_ends_the_connection",
+        _LARGE_RESPONSE,
     ),
+    PrivateParts(parser, ("KafkaBytes",), _LARGE_BATCH),
+    PrivateParts(MemoryRecords, ("_next_slice", "next_batch"), _CORRUPT_BATCH),
     PrivateParts(
-        parser,
-        ("KafkaBytes",),
-        "test_fetch_response.py::test_a_batch_that_is_too_large_is_measured_while_it_arrives",
+        DefaultRecordBatch, ("HEADER_STRUCT", "__iter__", "_assert_has_codec", "_buffer"), _CODECS
     ),
-    PrivateParts(
-        MemoryRecords,
-        ("_next_slice", "next_batch"),
-        "test_kafka_internals.py::test_a_corrupt_batch_is_told_whole_after_what_comes_before_it",
-    ),
-    PrivateParts(
-        DefaultRecordBatch,
-        ("HEADER_STRUCT", "__iter__", "_assert_has_codec", "_buffer"),
-        "test_kafka_internals.py::test_a_batch_of_each_codec_is_read",
-    ),
-    PrivateParts(
-        codec,
-        ("lz4", "snappy", "zstd"),
-        "test_kafka_internals.py::test_a_batch_of_each_codec_is_read",
-    ),
+    PrivateParts(codec, ("lz4", "snappy", "zstd"), _CODECS),
 )
 
 
