@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
 from settle_outbox.runtime.process import BACKOFF_MOST_S, Backoff, Stop
+from support.logs import events
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
@@ -22,7 +23,7 @@ def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
         backoff.succeeded()
         backoff.succeeded()
         again = backoff.failed(OSError("gone"))
-    assert [line["event"] for line in lines] == [
+    assert events(lines, "relay") == [
         "relay.broker_down",
         "relay.broker_up",
         "relay.broker_down",
@@ -74,7 +75,7 @@ def test_a_changed_reason_of_an_outage_is_logged_once() -> None:
         for text in (refused, other_port, unknown_host, refused, unknown_host):
             backoff.failed(OperationalError("SELECT 1", None, psycopg2.OperationalError(text)))
 
-    assert [line["event"] for line in lines] == [
+    assert events(lines, "consumer") == [
         "consumer.database_down",
         "consumer.database_still_down",
     ]
@@ -87,4 +88,4 @@ def test_a_database_that_answers_but_refuses_is_not_down() -> None:
     with capture_logs() as lines:
         backoff.failed(refusal)
 
-    assert [line["event"] for line in lines] == ["consumer.database_refused"]
+    assert events(lines, "consumer") == ["consumer.database_refused"]
