@@ -12,9 +12,10 @@ ENGINE := shared/outbox
 PACKAGES := .[embedded,test,dev]
 
 # The first Python that fits and can make a virtual environment; PYTHON=... names another.
-# Each job has a PostgreSQL and a broker, about 1 GB; a file's tests stay together.
-JOBS ?= auto
-PYTEST := $(BIN)/pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile
+# Each job has a PostgreSQL and a broker, about 1 GB; a file's tests stay together. One job more than
+# cores, because tests wait for processes that start; in the order that tests/conftest.py gives.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
+PYTEST := $(BIN)/pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)

@@ -22,7 +22,31 @@ if TYPE_CHECKING:
 # Set where every test must run: a test that is skipped there fails the session.
 REQUIRE_ALL = "SETTLE_REQUIRE_ALL"
 
+# The files that take longest, in this order: they are started first, so that none of them runs
+# alone at the end, beside idle jobs (see `--durations`).
+LONGEST = (
+    "test_stack.py",
+    "test_stack_faults.py",
+    "test_under_load.py",
+    "test_stack_recovery.py",
+    "test_compose.py",
+    "test_relay.py",
+    "test_other_users.py",
+    "test_library.py",
+    "test_doctor_broker.py",
+    "test_api_outages.py",
+    "test_client_examples.py",
+    "test_partitions.py",
+    "test_model.py",
+)
+
 _numbers = count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_report_header() -> list[str]:

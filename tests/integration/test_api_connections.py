@@ -160,6 +160,7 @@ def test_a_request_whose_body_comes_late_is_one_request(port: int, log: Path) ->
     assert response.status == 202
 
 
+@pytest.mark.slow
 def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: Path) -> None:
     """The oldest are refused; the others are still awaited."""
     log = tmp_path / "log"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("service", ["orders", "payments"])
 def test_a_service_is_as_it_says(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
+pytestmark = pytest.mark.slow
+
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 WAIT_S = 20
 # The icons of the page, and the browser's own first page.

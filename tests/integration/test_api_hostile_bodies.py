@@ -25,6 +25,8 @@ from support.web import serve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 CLIENTS = WORKERS * THREADS
 MEMORY_MAX_KB = 200 * 1024

@@ -135,6 +135,7 @@ def test_without_a_broker_it_is_ready_and_takes_orders(orders_url: str, tmp_path
         assert requests.post(f"{api}/orders", json=body, timeout=TIMEOUT_S).status_code == 202
 
 
+@pytest.mark.slow
 def test_a_database_that_is_frozen(own_postgres: PostgresServer, tmp_path: Path) -> None:
     """Its own time-outs do not run, keep-alives are answered, and yet nobody hangs."""
     url = own_postgres.create_database("payments")

@@ -83,6 +83,7 @@ def worker(name: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", [LIST, BUNDLE])
 def test_clients_that_do_not_read_cost_neither_memory_nor_threads(
     url: str, log: Path, address: str

@@ -87,6 +87,7 @@ def test_poison_of_every_kind_is_parked_between_good_events(
     assert any(["ce_\\xff", {"base64": "/w=="}] in line["headers"] for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_large_dead_letters_are_listed_in_little_memory(
     delivery: Delivery, form: list[str]

@@ -169,7 +169,7 @@ def test_events_that_a_handler_adds_wake_the_relay(delivery: Delivery) -> None:
             with session.begin_nested():
                 outbox.add(session, Event("orders", "a", "told", {"n": event.data["number"]}))
 
-    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="90") as relay:
+    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="60") as relay:
         delivery.add("a", 0)
         relay.wait_logged("relay.sent")  # it listens
         with delivery.consumer(service_of(handle)):

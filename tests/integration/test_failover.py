@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from support.broker import Broker
     from support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 SERVICES = ("orders", "payments")
 DEADLINE_S = 1.0
 # Beside the API's own, of which there may be many.

@@ -103,6 +103,7 @@ def buffers(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "rows", "limit"),
     [

@@ -137,6 +137,7 @@ def test_a_refused_login_is_logged_as_such(delivery: Delivery) -> None:
     assert "missing_role" in line["error"]
 
 
+@pytest.mark.slow
 def test_broker_down_is_told_once_and_waited_out(
     own_delivery: Delivery, own_broker: Broker
 ) -> None:
@@ -163,6 +164,7 @@ def test_broker_down_is_told_once_and_waited_out(
     assert first_appearances(delivery.records(ORDERS)) == {"a": [1, 2]}
 
 
+@pytest.mark.slow
 def test_a_broker_that_comes_back_empty_is_given_everything_again(
     own_delivery: Delivery, own_broker: Broker
 ) -> None:
@@ -240,7 +242,7 @@ def test_a_notification_wakes_the_relay_long_before_its_poll(delivery: Delivery)
     engine = create_engine(delivery.orders_url)
     sessions = sessionmaker(engine)
     notify_after_commit(sessions, delivery.orders_url)
-    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="90") as relay:
+    with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="60") as relay:
         delivery.add("a", 0)
         relay.wait_logged("relay.sent")
         for n in range(1, 4):
@@ -279,6 +281,7 @@ def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: 
     assert delivery.run("outbox-relay", "replay", "orders", "--since", "1h").stdout.startswith("5 ")
 
 
+@pytest.mark.slow
 def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
     """Also one that SQL added, which no broker takes."""
     delivery.add("a", *["x" * 890_000] * 10)

@@ -71,9 +71,12 @@ class Pooler:
                 # Who waits here for long has begun no transaction; the tests have few clients.
                 server = self._free.pop()
                 server.sendall(message)
-                while _pass_on(server, client) != _IDLE:
+                while (ready := _pass_on(server, client))[5:6] != _IDLE:
+                    client.sendall(ready)
                     server.sendall(_message(client))
+                # Before the client knows that its transaction is over: its next one gets it.
                 self._free.append(server)
+                client.sendall(ready)
 
     def _log_in(self, client: socket.socket) -> None:
         """Each client's log-in makes a server connection, which is everybody's afterwards."""
@@ -105,12 +108,10 @@ class Pooler:
 
 
 def _pass_on(server: socket.socket, client: socket.socket) -> bytes:
-    """Pass an answer on, to its end; whether the server is in a transaction after it."""
-    while True:
-        message = _message(server)
+    """Pass an answer on, and return its last message, which says whether a transaction is open."""
+    while (message := _message(server))[:1] != _READY:
         client.sendall(message)
-        if message[:1] == _READY:
-            return message[5:6]
+    return message
 
 
 def _message(source: socket.socket) -> bytes:

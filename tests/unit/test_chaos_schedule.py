@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from chaos.schedule import FIRST_AT_S, Kind, plan
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -36,6 +38,7 @@ def test_faults_come_in_order_within_the_time_and_sometimes_two_at_once() -> Non
     assert len(set(times)) < len(times)
 
 
+@pytest.mark.slow
 def test_the_schedule_is_shown_alike_by_every_process() -> None:
     """Nothing of it hangs on the salt of hashes, which each process has anew."""
     shown = [

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from settle_outbox.consume import consumer
 from settle_outbox.publish import relay
 from settle_outbox.runtime.process import BACKOFF_MAX_S, Backoff, Stop
+from support.logs import events
 
 
 def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
@@ -25,7 +26,7 @@ def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
         backoff.succeeded()
         backoff.succeeded()
         again = backoff.failed(OSError("gone"))
-    assert [line["event"] for line in lines] == [
+    assert events(lines, "relay") == [
         "relay.broker_down",
         "relay.broker_up",
         "relay.broker_down",
@@ -77,7 +78,7 @@ def test_a_changed_reason_of_an_outage_is_logged_once() -> None:
         for text in (refused, other_port, unknown_host, refused, unknown_host):
             backoff.failed(OperationalError("SELECT 1", None, psycopg2.OperationalError(text)))
 
-    assert [line["event"] for line in lines] == [
+    assert events(lines, "consumer") == [
         "consumer.database_down",
         "consumer.database_still_down",
     ]
@@ -90,7 +91,7 @@ def test_a_database_that_answers_but_refuses_is_not_down() -> None:
     with capture_logs() as lines:
         backoff.failed(refusal)
 
-    assert [line["event"] for line in lines] == ["consumer.database_refused"]
+    assert events(lines, "consumer") == ["consumer.database_refused"]
 
 
 @pytest.mark.parametrize(

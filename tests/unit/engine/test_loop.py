@@ -15,6 +15,7 @@ from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
 from settle_outbox.runtime.process import FatalError, StoppedError
 from support.clock import Clock, InstantStop
+from support.logs import events
 from support.memory_database import unreachable
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def test_an_outage_of_the_broker_is_logged_and_waited_out(tmp_path: Path) -> Non
     with capture_logs() as lines:
         process.run(None, outage, outage, None)
 
-    assert [line["event"] for line in lines] == [
+    assert events(lines, "relay") == [
         "relay.started",
         "relay.broker_down",
         "relay.broker_up",
@@ -104,7 +105,7 @@ def test_after_an_error_of_the_database_its_connections_are_dropped(tmp_path: Pa
     with capture_logs() as lines:
         process.run(unreachable(), None)
 
-    assert [line["event"] for line in lines][1] == "relay.database_down"
+    assert events(lines, "relay")[1] == "relay.database_down"
     assert ("waiting", "database") in process.health
     assert process.disposed == 2
 
@@ -129,7 +130,7 @@ def test_work_that_was_given_up_for_the_stop_is_no_error(tmp_path: Path) -> None
     with capture_logs() as lines:
         process.run(StoppedError())
 
-    assert [line["event"] for line in lines] == ["relay.started", "relay.stopped"]
+    assert events(lines, "relay") == ["relay.started", "relay.stopped"]
     assert process.errors == [None]
 
 
