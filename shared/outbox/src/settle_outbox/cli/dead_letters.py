@@ -347,7 +347,7 @@ def _short(row: RowMapping) -> str:
     lines = [
         f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}{state}",
         f"    {place}  event {row['event_id'] or '-'}  type {row['type'] or '-'}",
-        f"    request {row['requestid'] or '-'}",
+        f"    request {row['request_id'] or '-'}",
         f"    {row['detail']}",
     ]
     if row["last_answer"] is not None:

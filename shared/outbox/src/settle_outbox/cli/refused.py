@@ -199,10 +199,10 @@ _NOT_DONE = "not done: it is discarded already, or gone from the outbox"
 
 def _short(row: RowMapping) -> str:
     state = f"  discarded by {row['discarded_by']}" if row["discarded_at"] else ""
-    event = f"{row['aggregatetype']} {row['aggregateid']}  type {row['type']}"
+    event = f"{row['aggregatetype']} {row['aggregate_id']}  type {row['type']}"
     return (
         f"{row['event_id']}  {row['refused_at']:%Y-%m-%d %H:%M:%S}{state}\n"
         f"    {event if row['type'] else 'gone from the outbox'}"
-        f"  request {row['requestid'] or '-'}\n"
+        f"  request {row['request_id'] or '-'}\n"
         f"    {row['reason']}"
     )

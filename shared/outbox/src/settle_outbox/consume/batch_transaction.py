@@ -34,6 +34,7 @@ from settle_outbox.consume.inbox import (
     record_new,
     record_verdict,
 )
+from settle_outbox.consume.records import event_of, log_context
 from settle_outbox.runtime.active_clock import ActiveClock
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.service import Outcome, Verdict
@@ -158,12 +159,12 @@ class BatchTransaction:
             if item.invalid is not None:
                 _park(session, batch, item, item.invalid.reason, item.invalid.detail)
             elif item.subscription is None:
-                batch.skipped.append(_event(item))
+                batch.skipped.append(event_of(item))
             else:
-                items.setdefault(_event(item).id, item)
+                items.setdefault(event_of(item).id, item)
         new_ids = record_new(
             session,
-            [_event(item) for item in items.values()],
+            [event_of(item) for item in items.values()],
             dict.fromkeys(items, Outcome.APPLIED),
         )
         failpoint("consumer.recorded")
@@ -189,7 +190,7 @@ class BatchTransaction:
         try:
             self._handler_until = self._clock.now() + self._limits.total_s
             _raise_schema_failure(items)
-            verdicts = call_handler(session, subscription, [_event(item) for item in items], run)
+            verdicts = call_handler(session, subscription, [event_of(item) for item in items], run)
         except BaseException as error:
             if run.ended_by is None:
                 raise_if_database_failed(error, run)
@@ -259,23 +260,17 @@ def _raise_schema_failure(items: Sequence[Parsed]) -> None:
 
 def _park_older_than_inbox(session: Session, batch: Batch, horizon: UUID) -> None:
     """Park the new events that are older than the inbox, and remove them from the batch."""
-    old = [item for item in batch.new if _is_older(_event(item).id, horizon)]
-    delete_events(session, [_event(item).id for item in old])
+    old = [item for item in batch.new if _is_older(event_of(item).id, horizon)]
+    delete_events(session, [event_of(item).id for item in old])
     for item in old:
-        event_id = _event(item).id
+        event_id = event_of(item).id
         detail = f"Event {event_id} is older than the inbox, which begins at {horizon}."
         _park(session, batch, item, "older_than_inbox", detail)
-    batch.new = [item for item in batch.new if not _is_older(_event(item).id, horizon)]
+    batch.new = [item for item in batch.new if not _is_older(event_of(item).id, horizon)]
 
 
 def _is_older(event_id: UUID, horizon: UUID) -> bool:
     return event_id < horizon and time_of(event_id) is not None
-
-
-def _event(item: Parsed) -> ReceivedEvent:
-    if item.event is None:
-        raise AssertionError("a record without an event was not parked")
-    return item.event
 
 
 def _subscription(item: Parsed) -> Subscription:
@@ -288,7 +283,7 @@ def _record_verdicts(
     session: Session, batch: Batch, items: Sequence[Parsed], verdicts: Mapping[UUID, Verdict]
 ) -> None:
     for item in items:
-        event = _event(item)
+        event = event_of(item)
         verdict = verdicts.get(event.id)
         if verdict is None:
             continue
@@ -300,11 +295,9 @@ def _record_verdicts(
                 partial(
                     log.warning,
                     "consumer.anomaly",
-                    id=str(event.id),
-                    type=event.type,
+                    **log_context(item),
                     reason=verdict.reason,
                     detail=verdict.detail,
-                    requestid=event.trace.request_id,
                 )
             )
 
@@ -313,15 +306,7 @@ def _park(session: Session, batch: Batch, item: Parsed, reason: str, detail: str
     write_dead_letter(session, item.record, item.event, reason, detail)
     batch.log_lines.append(
         partial(
-            log.warning,
-            "consumer.parked",
-            topic=item.record.topic,
-            partition=item.record.partition,
-            offset=item.record.offset,
-            id=str(item.event.id) if item.event else None,
-            reason=reason,
-            detail=detail,
-            requestid=item.event.trace.request_id if item.event else None,
+            log.warning, "consumer.dead_letter", **log_context(item), reason=reason, detail=detail
         )
     )
 

@@ -82,7 +82,7 @@ _NEWEST = text(
     f"""
     SELECT letter.id, letter.parked_at, letter.state, letter.closed_at, letter.reason,
            letter.detail, letter.topic, letter.partition, letter."offset", letter.timestamp_ms,
-           letter.event_id, letter.type, letter.requestid, letter.key, letter.value,
+           letter.event_id, letter.type, letter.requestid AS request_id, letter.key, letter.value,
            letter.headers, repairs.attempts, last.answer AS last_answer,
            last.detail AS last_detail, last.answered_at AS last_at, last.requested_by AS last_by,
            last.note AS last_note

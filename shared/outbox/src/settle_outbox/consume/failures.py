@@ -18,7 +18,7 @@ from settle_outbox.consume import circuit_breaker
 from settle_outbox.consume.dead_letters import write_dead_letter
 from settle_outbox.consume.inbox import count_attempt, delete_attempts, record_new
 from settle_outbox.consume.paused_partitions import Pause
-from settle_outbox.consume.records import INVALID_DATA
+from settle_outbox.consume.records import INVALID_DATA, event_of, log_context
 from settle_outbox.errors import SettleError, describe_error
 from settle_outbox.service import RETRY_WAIT_MAX_S, Outcome, Retry
 from settle_outbox.storage.sequences import generated_key_behind
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from settle_outbox.consume.circuit_breaker import SubscriptionKey
     from settle_outbox.consume.handler_guard import HandlerRun
     from settle_outbox.consume.records import Parsed
-    from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Subscription
 
 log = structlog.get_logger(__name__)
@@ -157,7 +156,7 @@ class FailureHandling:
         with self._sessions.begin() as session:
             # Without a subscription there is no handler to retry or to stop.
             if event is not None and subscription is not None:
-                pause = self._next_attempt(session, event, error)
+                pause = self._next_attempt(session, item, error)
                 if pause is not None:
                     return pause
                 stopped = circuit_breaker.count_failure(
@@ -168,15 +167,13 @@ class FailureHandling:
                     limit=self._limits.brake_failures,
                 )
             if not stopped:
-                _park(session, item, error)
+                reason = _park(session, item, error)
         if subscription is not None and stopped:
             return self._stop(subscription, item, error)
-        _log_failure("consumer.handler_failed", item, error)
+        log.error("consumer.dead_letter", **log_context(item), reason=reason, exc_info=error)
         return None
 
-    def _next_attempt(
-        self, session: Session, event: ReceivedEvent, error: BaseException
-    ) -> Pause | None:
+    def _next_attempt(self, session: Session, item: Parsed, error: BaseException) -> Pause | None:
         """Count a failed attempt. Return the pause before the next one, or None without one."""
         if isinstance(error, Retry):
             limit, first_s = self._limits.retry_attempts, _wait_of(error)
@@ -184,15 +181,14 @@ class FailureHandling:
             limit, first_s = self._limits.timeout_attempts, _TIMEOUT_WAIT_S
         else:
             return None
+        event = event_of(item)
         attempt = count_attempt(session, event.id, reason_of(error), describe_error(error))
         if attempt >= limit:
             return None
         wait_s: float = min(RETRY_WAIT_MAX_S, first_s * 2 ** min(attempt - 1, _DOUBLINGS_MAX))
         log.warning(
             "consumer.event_waits",
-            id=str(event.id),
-            type=event.type,
-            requestid=event.trace.request_id,
+            **log_context(item),
             attempt=attempt,
             of=limit,
             wait_s=wait_s,
@@ -209,9 +205,8 @@ class FailureHandling:
         probe.at = time.monotonic() + probe.wait_s
         probe.wait_s = min(_PROBE_MAX_S, probe.wait_s * 2)
         probe.partition = item.record.partition
-        _log_failure(
-            "consumer.subscription_stopped" if is_new else "consumer.probe_failed", item, error
-        )
+        event = "consumer.subscription_stopped" if is_new else "consumer.probe_failed"
+        log.error(event, **log_context(item), exc_info=error)
         return self.pause_until_probe(item, subscription, _kind_of(error))
 
 
@@ -284,18 +279,20 @@ def raise_key_collision(session: Session, error: BaseException) -> None:
         ) from error
 
 
-def _park(session: Session, item: Parsed, error: BaseException) -> None:
+def _park(session: Session, item: Parsed, error: BaseException) -> str:
     """Write the dead letter, and record the event in the inbox so that it is not tried again.
 
     If the schema failed, the event is not recorded. Then it can be sent again with correct data.
+
+    Returns:
+        The reason of the dead letter.
     """
-    if item.failure is not None:
-        write_dead_letter(session, item.record, item.event, INVALID_DATA, describe_error(error))
-        return
-    if item.event is not None:
+    reason = reason_of(error) if item.failure is None else INVALID_DATA
+    if item.failure is None and item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
         delete_attempts(session, [item.event.id])
-    write_dead_letter(session, item.record, item.event, reason_of(error), describe_error(error))
+    write_dead_letter(session, item.record, item.event, reason, describe_error(error))
+    return reason
 
 
 def _wait_of(error: Retry) -> float:
@@ -319,13 +316,3 @@ def _kind_of(error: BaseException) -> str:
     name = f"{type(raised).__module__}.{type(raised).__qualname__}"
     code = sqlstate_of(error)
     return f"{name} ({code})" if code else name
-
-
-def _log_failure(event: str, item: Parsed, error: BaseException) -> None:
-    log.error(
-        event,
-        id=str(item.event.id) if item.event else None,
-        type=item.event.type if item.event else None,
-        requestid=item.event.trace.request_id if item.event else None,
-        exc_info=error,
-    )

@@ -10,6 +10,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
+from settle_outbox.consume.inbox import key_text
 from settle_outbox.consume.partition_reader import Unreadable
 from settle_outbox.errors import SettleError
 from settle_outbox.event import ReceivedEvent
@@ -63,6 +64,27 @@ class Parsed:
     subscription: Subscription | None = None
     invalid: InvalidRecordError | None = None
     failure: Exception | None = None
+
+
+def event_of(item: Parsed) -> ReceivedEvent:
+    """Return the event of a record that is valid."""
+    if item.event is None:
+        raise AssertionError("a record without an event was not parked")
+    return item.event
+
+
+def log_context(item: Parsed) -> dict[str, Any]:
+    """Return what every log line about a record has: the event's ids, and the record's place."""
+    event, record = item.event, item.record
+    return {
+        "event_id": str(event.id) if event else None,
+        "type": event.type if event else None,
+        "aggregate_id": key_text(record.key),
+        "request_id": event.trace.request_id if event else None,
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+    }
 
 
 def parse(record: ConsumerRecord, subscriptions: Mapping[tuple[str, str], Subscription]) -> Parsed:

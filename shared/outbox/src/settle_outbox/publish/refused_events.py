@@ -57,7 +57,8 @@ _READ_REFUSED = text(
     """
     SELECT refused.id AS event_id, refused.seq, refused.reason, refused.refused_at,
            refused.discarded_at, refused.discarded_by, refused.note,
-           event.aggregatetype, event.aggregateid, event.type, event.payload, event.requestid,
+           event.aggregatetype, event.aggregateid AS aggregate_id, event.type, event.payload,
+           event.requestid AS request_id,
            event.created_at
     FROM outbox_refused AS refused LEFT JOIN outbox AS event ON event.id = refused.id
     WHERE (CAST(:ids AS uuid[]) IS NULL OR refused.id = ANY(CAST(:ids AS uuid[])))
@@ -129,10 +130,11 @@ def mark_refused(connection: Connection, event: PendingEvent, reason: str) -> No
     mark_sent(connection, [event])
     log.error(
         "relay.refused",
-        id=str(event.id),
+        event_id=str(event.id),
         seq=event.seq,
         type=event.type,
-        requestid=event.requestid,
+        aggregate_id=event.aggregateid,
+        request_id=event.requestid,
         error=reason,
     )
 
