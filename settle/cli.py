@@ -20,19 +20,19 @@ from settle.audit import audit as run_audit
 from settle.audit.run import SECOND_LOOK_S
 from settle.audit.shown import show, shown_bars
 from settle.audit.targets import find_settings
-from settle.databases import create_database
 from settle.demo import Demo
 from settle.doctor.check import Verdict, worst
 from settle.doctor.examination import examine
-from settle.down import take_down
-from settle.logs import NAMES, find_logs, follow, last_lines
 from settle.progress import shown_steps
-from settle.reset import reset as remove_all
-from settle.stack import BOOTSTRAP, SERVICES, running_stack
-from settle.state import find_state, open_state
-from settle.status import read_status
-from settle.supervisor import Supervisor
-from settle.up import bring_up
+from settle.stack.databases import create_database
+from settle.stack.definition import BOOTSTRAP, SERVICES, running_stack
+from settle.stack.down import take_down
+from settle.stack.logs import NAMES, find_logs, follow, last_lines
+from settle.stack.reset import reset as remove_all
+from settle.stack.state import find_state, open_state
+from settle.stack.status import read_status
+from settle.stack.supervisor import Supervisor
+from settle.stack.up import bring_up
 from settle_outbox.cli.command import (
     EXIT_FAILED,
     EXPECTED,
@@ -49,8 +49,8 @@ from settle_outbox.settings import service_variable
 
 if TYPE_CHECKING:
     from settle.doctor.check import Check
-    from settle.logs import Line
-    from settle.stack import Stack
+    from settle.stack.definition import Stack
+    from settle.stack.logs import Line
 
 COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 EXIT_NOT_SEEN = 3  # of the audit: nothing is said about what is there

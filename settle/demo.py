@@ -13,7 +13,7 @@ from settle_outbox.errors import SettleError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from settle.stack import Stack
+    from settle.stack.definition import Stack
 
 DEPOSIT, PAID, UNPAID = 1_000, 700, 500
 REQUEST_TIMEOUT_S = 10.0

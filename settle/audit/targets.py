@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from settle.stack import BOOTSTRAP, DATABASE_URLS, running_stack, take_environment
-from settle.supervisor import Supervisor
+from settle.stack.definition import BOOTSTRAP, DATABASE_URLS, running_stack, take_environment
+from settle.stack.supervisor import Supervisor
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import read_settings
 
 if TYPE_CHECKING:
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
     from settle_outbox.settings import Settings
 
 NAMED = (*DATABASE_URLS.values(), BOOTSTRAP)

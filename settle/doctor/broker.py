@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from settle.doctor.check import UNTOLD, fail, ok, size, warn
-from settle.stack import BOOTSTRAP, BROKER
+from settle.stack.definition import BOOTSTRAP, BROKER
 from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS
 
 if TYPE_CHECKING:

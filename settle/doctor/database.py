@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from settle.databases import revision
 from settle.doctor.check import fail, ok, size, warn
-from settle.stack import DATABASE_URLS
+from settle.stack.databases import revision
+from settle.stack.definition import DATABASE_URLS
 from settle_outbox.storage.database import connect_autocommit
 from shared.migrations import head
 

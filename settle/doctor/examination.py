@@ -34,7 +34,7 @@ from settle.doctor.database import (
     check_version,
     unreachable,
 )
-from settle.stack import (
+from settle.stack.definition import (
     BOOTSTRAP,
     BROKER,
     DATABASE_URLS,
@@ -43,7 +43,7 @@ from settle.stack import (
     running_stack,
     take_environment,
 )
-from settle.supervisor import Supervisor
+from settle.stack.supervisor import Supervisor
 from settle_outbox.cli.command import EXPECTED
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from kafka import KafkaAdminClient
 
     from settle.doctor.check import Look
-    from settle.stack import Stack
-    from settle.state import StateFolder
+    from settle.stack.definition import Stack
+    from settle.stack.state import StateFolder
     from settle_outbox.settings import Settings
 
 

@@ -8,13 +8,7 @@ from shutil import disk_usage
 from typing import TYPE_CHECKING
 
 from settle.doctor.check import fail, ok, warn
-from settle.embedded.postgres import Cluster, open_cluster
-from settle.leftovers import find_leftovers
-from settle.logs import last_trouble
-from settle.ports import why_taken
-from settle.readiness import why_not_ready
-from settle.root_user import AS_ROOT, how_to_leave_root
-from settle.stack import (
+from settle.stack.definition import (
     APIS,
     BROKER,
     LOOPBACK,
@@ -28,8 +22,14 @@ from settle.stack import (
     read_ports,
     refuse_missing_broker,
 )
-from settle.state import LEAST_FREE_MB
-from settle.supervisor import Supervisor
+from settle.stack.embedded.postgres import Cluster, open_cluster
+from settle.stack.leftovers import find_leftovers
+from settle.stack.logs import last_trouble
+from settle.stack.ports import why_taken
+from settle.stack.readiness import why_not_ready
+from settle.stack.root_user import AS_ROOT, how_to_leave_root
+from settle.stack.state import LEAST_FREE_MB
+from settle.stack.supervisor import Supervisor
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from settle.doctor.check import Check
-    from settle.stack import Stack
-    from settle.state import StateFolder
+    from settle.stack.definition import Stack
+    from settle.stack.state import StateFolder
 
 ENOUGH_FREE_MB = 1024
 

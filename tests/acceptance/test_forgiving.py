@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from settle.databases import revision
-from settle.state import StateFolder
+from settle.stack.databases import revision
+from settle.stack.state import StateFolder
 from support.stack import COMMAND_TIMEOUT_S, Stack
 from support.waiting import wait_until
 

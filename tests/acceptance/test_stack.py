@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from settle.stack import APIS, BROKER, POSTGRES, WORKERS
+from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS
 from support.stack import Load, Stack
 from support.waiting import wait_until
 

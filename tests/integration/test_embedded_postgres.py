@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from settle.doctor.local import check_embedded, check_folder
-from settle.embedded import postgres
-from settle.embedded.environment import clean_environment
-from settle.embedded.postgres import Cluster, EmbeddedPostgresError, kept_elsewhere, open_cluster
-from settle.reset import reset
-from settle.root_user import how_to_leave_root
 from settle.safe_folders import UnsafeFolderError
-from settle.state import StateFolder
+from settle.stack.embedded import postgres
+from settle.stack.embedded.environment import clean_environment
+from settle.stack.embedded.postgres import (
+    Cluster,
+    EmbeddedPostgresError,
+    kept_elsewhere,
+    open_cluster,
+)
+from settle.stack.reset import reset
+from settle.stack.root_user import how_to_leave_root
+from settle.stack.state import StateFolder
 from support.environ import environment
 
 if TYPE_CHECKING:

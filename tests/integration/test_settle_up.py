@@ -8,8 +8,8 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
-from settle.databases import DatabaseNameError, create_database
-from settle.up import UpError, migrate
+from settle.stack.databases import DatabaseNameError, create_database
+from settle.stack.up import UpError, migrate
 from settle_outbox.storage.database import connect_autocommit
 from shared.migrations import CONFIG_FILE
 from support.doctor import NOWHERE

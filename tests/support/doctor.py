@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from settle.doctor.examination import examine
-from settle.stack import BOOTSTRAP, DATABASE_URLS, SERVICES
-from settle.state import StateFolder
+from settle.stack.definition import BOOTSTRAP, DATABASE_URLS, SERVICES
+from settle.stack.state import StateFolder
 from support.environ import environment
 
 if TYPE_CHECKING:

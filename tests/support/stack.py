@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import requests
 
-from settle.leftovers import find_leftovers
-from settle.stack import (
+from settle.stack.definition import (
     BOOTSTRAP,
     BROKER,
     BROKER_KIND,
@@ -25,7 +24,8 @@ from settle.stack import (
     PORTS,
     WORKERS,
 )
-from settle.state import StateFolder
+from settle.stack.leftovers import find_leftovers
+from settle.stack.state import StateFolder
 from support.ports import free_port
 from support.waiting import wait_until
 

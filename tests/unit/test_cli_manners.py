@@ -17,7 +17,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from settle.cli import main as settle
-from settle.logs import NAMES
+from settle.stack.logs import NAMES
 from settle_outbox.cli.inbox import main as inbox_consumer
 from settle_outbox.cli.relay import main as outbox_relay
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from settle.embedded import kafka
+from settle.stack.embedded import kafka
 from support.environ import environment
 
 if TYPE_CHECKING:

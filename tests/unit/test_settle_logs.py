@@ -7,9 +7,9 @@ import socket
 import threading
 from pathlib import Path
 
-from settle.logs import Line, find_logs, follow, last_lines, last_trouble
-from settle.ports import why_taken
-from settle.state import StateFolder
+from settle.stack.logs import Line, find_logs, follow, last_lines, last_trouble
+from settle.stack.ports import why_taken
+from settle.stack.state import StateFolder
 from support.ports import free_port
 from support.waiting import wait_until
 

@@ -18,7 +18,7 @@ from settle.safe_folders import (
     take_folder,
     write_private,
 )
-from settle.state import StateError, StateFolder, find_state, open_state
+from settle.stack.state import StateError, StateFolder, find_state, open_state
 from support.environ import environment
 
 NOBODY = 65534

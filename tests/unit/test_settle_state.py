@@ -12,11 +12,11 @@ from xmlrpc.server import SimpleXMLRPCDispatcher, SimpleXMLRPCRequestHandler
 
 import pytest
 
-from settle import state as states
-from settle.reset import reset
-from settle.stack import running_stack
-from settle.state import StateError, StateFolder
-from settle.supervisor import Supervisor, SupervisorError
+from settle.stack import state as states
+from settle.stack.definition import running_stack
+from settle.stack.reset import reset
+from settle.stack.state import StateError, StateFolder
+from settle.stack.supervisor import Supervisor, SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,15 +11,9 @@ from alembic.util.exc import CommandError
 from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from settle.databases import create_databases, why_silent
-from settle.down import stop_all
-from settle.embedded import kafka
 from settle.interrupts import interrupts_heard
-from settle.logs import last_trouble
-from settle.ports import why_taken
-from settle.readiness import wait_ready
-from settle.root_user import AS_ROOT, how_to_leave_root
-from settle.stack import (
+from settle.stack.databases import create_databases, why_silent
+from settle.stack.definition import (
     APIS,
     BOOTSTRAP,
     BROKER,
@@ -35,8 +29,14 @@ from settle.stack import (
     running_stack,
     take_environment,
 )
-from settle.state import CHECKOUT, LEAST_FREE_MB
-from settle.supervisor import Supervisor, start_supervisor
+from settle.stack.down import stop_all
+from settle.stack.embedded import kafka
+from settle.stack.logs import last_trouble
+from settle.stack.ports import why_taken
+from settle.stack.readiness import wait_ready
+from settle.stack.root_user import AS_ROOT, how_to_leave_root
+from settle.stack.state import CHECKOUT, LEAST_FREE_MB
+from settle.stack.supervisor import Supervisor, start_supervisor
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from settle.progress import Steps, Tell
-    from settle.stack import Stack
-    from settle.state import StateFolder
+    from settle.stack.definition import Stack
+    from settle.stack.state import StateFolder
 
 SERVER_TIMEOUT_S = 60.0
 PROGRAMS_TIMEOUT_S = 60.0

@@ -20,8 +20,6 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from settle.embedded.environment import clean_environment
-from settle.embedded.owner import Owner, server_owner
 from settle.safe_folders import (
     give_folder,
     read_small,
@@ -30,6 +28,8 @@ from settle.safe_folders import (
     take_folder,
     write_private,
 )
+from settle.stack.embedded.environment import clean_environment
+from settle.stack.embedded.owner import Owner, server_owner
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import DRIVER
 

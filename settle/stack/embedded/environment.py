@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # Where things are and how they are written; and by what `settle` knows a process of its own stack
-# (settle/leftovers.py).
+# (settle/stack/leftovers.py).
 NAMES = frozenset(
     (
         *("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "JAVA_HOME"),

@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settle.down import stop_all
-from settle.embedded.postgres import kept_elsewhere
+from settle.stack.down import stop_all
+from settle.stack.embedded.postgres import kept_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from settle.progress import Tell
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
 
 
 def kept(state: StateFolder) -> list[Path]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from environs import Env
 
-from settle.embedded import kafka
-from settle.embedded.broker import find_binary
-from settle.embedded.postgres import Cluster, open_cluster
-from settle.ports import address_family
+from settle.stack.embedded import kafka
+from settle.stack.embedded.broker import find_binary
+from settle.stack.embedded.postgres import Cluster, open_cluster
+from settle.stack.ports import address_family
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import (
     Settings,
@@ -27,7 +27,7 @@ from shared.settings import WebSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
 
 SERVICES = ("payments", "orders")
 PORTS = {

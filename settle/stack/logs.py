@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from settle.stack import APIS, BROKER, POSTGRES, WORKERS
+from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
 
 SUPERVISORD = "supervisord"
 NAMES = (SUPERVISORD, POSTGRES, BROKER, *APIS, *WORKERS)

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from settle.leftovers import find_leftovers
-from settle.readiness import why_not_ready
-from settle.stack import BROKER, SERVICES, BrokerKind, running_stack
-from settle.supervisor import Process, Supervisor
+from settle.stack.definition import BROKER, SERVICES, BrokerKind, running_stack
+from settle.stack.leftovers import find_leftovers
+from settle.stack.readiness import why_not_ready
+from settle.stack.supervisor import Process, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from settle.stack import Stack
-    from settle.state import StateFolder
+    from settle.stack.definition import Stack
+    from settle.stack.state import StateFolder
 
 
 class Health(IntEnum):

@@ -8,11 +8,11 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settle.embedded.owner import server_owner
-from settle.embedded.postgres import kept_elsewhere
+from settle.stack.embedded.owner import server_owner
+from settle.stack.embedded.postgres import kept_elsewhere
 
 if TYPE_CHECKING:
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
 
 AS_ROOT = "the APIs, relays, consumers and the broker run as root; only PostgreSQL does not"
 

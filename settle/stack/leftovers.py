@@ -10,14 +10,14 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settle.stack import APIS, BROKER, POSTGRES, WORKERS
-from settle.supervisor import wait_for
+from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS
+from settle.stack.supervisor import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from settle.embedded.postgres import Cluster
-    from settle.state import StateFolder
+    from settle.stack.embedded.postgres import Cluster
+    from settle.stack.state import StateFolder
 
 OURS = frozenset({POSTGRES, BROKER, *APIS, *WORKERS})
 STOP_TIMEOUT_S = 30.0

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from settle.databases import why_silent
-from settle.embedded.postgres import SUPERUSER
-from settle.stack import APIS, BROKER, POSTGRES
-from settle.supervisor import POLL_S
+from settle.stack.databases import why_silent
+from settle.stack.definition import APIS, BROKER, POSTGRES
+from settle.stack.embedded.postgres import SUPERUSER
+from settle.stack.supervisor import POLL_S
 from settle_outbox.runtime.health import read_signs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from settle.progress import Tell
-    from settle.stack import Stack
-    from settle.supervisor import Process, Supervisor
+    from settle.stack.definition import Stack
+    from settle.stack.supervisor import Process, Supervisor
 
 ASK_TIMEOUT_S = 2.0
 # A relay or consumer writes its file about every second, but for a long batch.

@@ -16,8 +16,8 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.embedded.environment import clean_environment
 from settle.safe_folders import refuse_unsafe, take_folder
+from settle.stack.embedded.environment import clean_environment
 from settle_outbox.errors import SettleError
 
 VERSION = "4.1.2"

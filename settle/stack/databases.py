@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 from psycopg2 import sql
 
-from settle.embedded.postgres import SUPERUSER
-from settle.stack import SERVICES
+from settle.stack.definition import SERVICES
+from settle.stack.embedded.postgres import SUPERUSER
 from settle_outbox.errors import SettleError
 from settle_outbox.storage.database import connect_autocommit
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import cursor
 
-    from settle.embedded.postgres import Cluster
+    from settle.stack.embedded.postgres import Cluster
 
 NAME = "settle"
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
-from settle.stack import inherited_environment
-from settle.state import CHECKOUT, DEPLOY
+from settle.stack.definition import inherited_environment
+from settle.stack.state import CHECKOUT, DEPLOY
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from settle.stack import Stack
+    from settle.stack.definition import Stack
 
 CALL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 20.0

@@ -6,13 +6,13 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from settle.leftovers import end_leftovers
-from settle.stack import APIS, BROKER, POSTGRES, WORKERS, running_stack
-from settle.supervisor import Supervisor, SupervisorError, wait_for
+from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS, running_stack
+from settle.stack.leftovers import end_leftovers
+from settle.stack.supervisor import Supervisor, SupervisorError, wait_for
 
 if TYPE_CHECKING:
     from settle.progress import Tell
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
 
 # Above each program's stopwaitsecs in deploy/programs, after which supervisord kills it.
 STAGES = (((*APIS, *WORKERS), 40.0), ((BROKER,), 40.0), ((POSTGRES,), 70.0))
