@@ -21,8 +21,8 @@ from settle.audit.run import SECOND_LOOK_S
 from settle.audit.shown import show, shown_bars
 from settle.audit.targets import find_settings
 from settle.demo import Demo
-from settle.doctor.check import Verdict, worst
-from settle.doctor.examination import examine
+from settle.doctor.check import Level, worst
+from settle.doctor.examine import examine
 from settle.progress import shown_steps
 from settle.stack.databases import create_database
 from settle.stack.definition import BOOTSTRAP, SERVICES, running_stack
@@ -38,8 +38,8 @@ from settle_outbox.cli.command import (
     EXPECTED,
     Group,
     fail,
+    report_errors,
     sentence,
-    told_in_a_sentence,
     version_option,
 )
 from settle_outbox.errors import SettleError
@@ -48,11 +48,11 @@ from settle_outbox.service import load_service, service_names
 from settle_outbox.settings import service_variable
 
 if TYPE_CHECKING:
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle.stack.definition import Stack
     from settle.stack.logs import Line
 
-COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 EXIT_NOT_SEEN = 3  # of the audit: nothing is said about what is there
 NAME_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 @main.command()
-@told_in_a_sentence
+@report_errors
 def up() -> None:
     r"""Start everything, and return when all of it is ready.
 
@@ -103,7 +103,7 @@ def up() -> None:
 
 
 def _next_steps(stack: Stack) -> str:
-    settle = _as_typed("settle")
+    settle = displayed_command("settle")
     payments, orders = stack.base_url("payments"), stack.base_url("orders")
     return f"""\
   payments   {payments}   (described at {payments}/docs)
@@ -121,7 +121,7 @@ Try next:
 
 
 @main.command()
-@told_in_a_sentence
+@report_errors
 def down() -> None:
     r"""Stop everything. What is stored stays; orders in flight settle after the next start.
 
@@ -136,7 +136,7 @@ def down() -> None:
 
 @main.command(epilog="Exit codes: 0 all ready; 1 something is not; 2 wrong usage; 3 nothing runs.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
+@report_errors
 def status(*, as_json: bool) -> None:
     r"""Show every process: state, pid, uptime, address.
 
@@ -154,7 +154,7 @@ def status(*, as_json: bool) -> None:
 
 
 @main.command()
-@told_in_a_sentence
+@report_errors
 def demo() -> None:
     r"""Open an account, deposit, and place two orders: one is paid, one fails for lack of money.
 
@@ -166,7 +166,7 @@ def demo() -> None:
 
 @main.command()
 @click.argument("name", metavar="SERVICE")
-@told_in_a_sentence
+@report_errors
 def database(name: str) -> None:
     r"""Make a database for a service of your own, and print how to reach it and the broker.
 
@@ -188,7 +188,7 @@ def _running() -> Stack:
     state = open_state()
     stack = running_stack(state)
     if stack is None or Supervisor(state.socket).pid() is None:
-        raise SettleError(f"Settle is not running: run {_as_typed('settle')} up first.")
+        raise SettleError(f"Settle is not running: run {displayed_command('settle')} up first.")
     return stack
 
 
@@ -206,7 +206,7 @@ def _running() -> Stack:
     help="How long what is under way may take until it counts as wrong.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
+@report_errors
 def audit(second_look_s: float, *, as_json: bool) -> None:
     r"""Reconcile both databases and both topics: is everything delivered and paid exactly once?
 
@@ -247,7 +247,7 @@ def _complete_process(_: click.Context, __: click.Parameter, incomplete: str) ->
     type=click.IntRange(0, 1_000_000),
     help="How many of the last lines to begin with.",
 )
-@told_in_a_sentence
+@report_errors
 def logs(process: str | None, lines: int, *, following: bool) -> None:
     r"""Show what PROCESS has logged, or all of them, merged by time.
 
@@ -278,7 +278,7 @@ def _log_line(line: Line, *, alone: bool) -> str:
 
 @main.command()
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
-@told_in_a_sentence
+@report_errors
 def reset(*, yes: bool) -> None:
     r"""Stop everything and remove all that is kept: accounts, orders, topics, logs.
 
@@ -305,7 +305,7 @@ def _complete_service(_: click.Context, __: click.Parameter, incomplete: str) ->
 @click.option("--quick", is_flag=True, help="Only what keeps the stack from starting; seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for a warning, too.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@told_in_a_sentence
+@report_errors
 def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> None:
     r"""Look for what is wrong, and say what to do about it: one line a check.
 
@@ -327,17 +327,17 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
             click.echo(_check_line(check))
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))
-    if worst(checks) is Verdict.FAIL or (strict and worst(checks) is Verdict.WARN):
+    if worst(checks) is Level.FAIL or (strict and worst(checks) is Level.WARN):
         sys.exit(EXIT_FAILED)
 
 
-def _check_line(check: Check) -> str:
+def _check_line(check: Finding) -> str:
     verdict = click.style(f"{check.verdict:<4}", fg=COLOURS[check.verdict])
     remedy = f" -> {check.remedy}" if check.remedy else ""
     return f"{verdict}  {check.name:<25} {check.found}{remedy}"
 
 
-def _as_typed(command: str) -> str:
+def displayed_command(command: str) -> str:
     """The command as it must be typed here: by its name alone when that finds it."""
     script = Path(sysconfig.get_path("scripts"), command)
     found = shutil.which(command)

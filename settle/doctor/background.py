@@ -1,4 +1,4 @@
-"""Checks on a thread of their own, so that a frozen neighbour holds up none but its own."""
+"""Run checks in threads, so that a frozen server delays only its own checks."""
 
 from __future__ import annotations
 
@@ -7,52 +7,58 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import carried_out, fail
+from settle.doctor.check import fail, run_each
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from settle.doctor.check import Check, Look
+    from settle.doctor.check import Finding, NamedCheck
 
-# Above what any one check takes that has time-outs of its own: who is silent for longer is frozen.
+# Longer than the time-outs of any single check. A server that is silent for longer is frozen.
 SILENCE_S = 20.0
 
 
-class Background:
-    """Checks that are carried out on a thread, so that a frozen neighbour stops none but its own.
+def run_at_once(checks: Iterable[NamedCheck]) -> Iterator[Finding]:
+    """Run each check in a thread of its own. Yield the findings check by check, in order."""
+    for running in [_Running(check) for check in checks]:
+        yield from running.findings()
+
+
+class _Running:
+    """A check that runs in a thread.
 
     Args:
-        look: gives the checks.
+        check: the check.
     """
 
-    def __init__(self, look: Look) -> None:
-        self._name = look[0]
-        self._made: queue.Queue[Check | None] = queue.Queue()
-        self._heard_at = time.monotonic()
-        # A daemon: what never answers must not keep the process from ending.
-        threading.Thread(target=self._run, args=(look,), daemon=True).start()
+    def __init__(self, check: NamedCheck) -> None:
+        self._name = check[0]
+        self._queue: queue.Queue[Finding | None] = queue.Queue()
+        self._last_at = time.monotonic()
+        # A daemon thread: a server that never answers must not keep the process alive.
+        threading.Thread(target=self._run, args=(check,), daemon=True).start()
 
-    def _run(self, look: Look) -> None:
-        for check in carried_out([look]):
-            self._heard_at = time.monotonic()
-            self._made.put(check)
-        self._made.put(None)
+    def _run(self, check: NamedCheck) -> None:
+        for finding in run_each([check]):
+            self._last_at = time.monotonic()
+            self._queue.put(finding)
+        self._queue.put(None)
 
-    def checks(self) -> Iterator[Check]:
-        """Each check as it is made, until the last, or a silence."""
+    def findings(self) -> Iterator[Finding]:
+        """Yield each finding when it is there, until the last one or until a long silence."""
         while True:
-            left_s = self._heard_at + SILENCE_S - time.monotonic()
+            left_s = self._last_at + SILENCE_S - time.monotonic()
             try:
-                check = self._made.get(timeout=max(0.0, left_s))
+                finding = self._queue.get(timeout=max(0.0, left_s))
             except queue.Empty:
-                if time.monotonic() < self._heard_at + SILENCE_S:
+                if time.monotonic() < self._last_at + SILENCE_S:
                     continue
                 yield fail(
                     f"{self._name} answers",
-                    f"not for {SILENCE_S:.0f} s; nothing more of it was looked at",
-                    "it is frozen, or cut off: see its own log",
+                    f"not for {SILENCE_S:.0f} s; its other checks were left out",
+                    "it is frozen, or the network is down: see its own log",
                 )
                 return
-            if check is None:
+            if finding is None:
                 return
-            yield check
+            yield finding

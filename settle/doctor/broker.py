@@ -1,4 +1,4 @@
-"""The broker: whether it is reached, how it is, its disk, and what it demands of our clients."""
+"""The Kafka brokers: are they reachable, healthy, with free disk, and do they fit our clients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from settle.doctor.check import UNTOLD, fail, ok, size, warn
-from settle.stack.definition import BOOTSTRAP, BROKER
+from settle.doctor.check import NOT_REPORTED, fail, ok, size, warn
 from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS
 
 if TYPE_CHECKING:
@@ -16,62 +15,68 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
 
-ASK_TIMEOUT_S = 2.0
+BROKER = "broker"
+CONNECT_TIMEOUT_S = 2.0
 DISK_WARN_SHARE = 0.10
 DISK_FAIL_SHARE = 0.03
 
 
-def check_reached(bootstrap: str) -> Iterator[Check]:
-    """Whether one of its addresses takes a connection."""
+def check_reached(bootstrap: str) -> Iterator[Finding]:
+    """Check that one of the addresses accepts a connection.
+
+    Args:
+        bootstrap: comma-separated addresses.
+    """
     refused = []
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_TIMEOUT_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         except (OSError, ValueError) as error:
             refused.append(f"{address}: {error}")
         else:
             yield ok(BROKER, f"reached at {address}")
             return
-    yield fail(BROKER, "; ".join(refused), f"settle logs {BROKER}, or check {BOOTSTRAP}")
+    remedy = "start the broker and read its log, or correct KAFKA_BOOTSTRAP_SERVERS"
+    yield fail(BROKER, "; ".join(refused), remedy)
 
 
-def check_cluster(admin: KafkaAdminClient) -> Iterator[Check]:
-    """Whether it has a controller, and how many brokers it is."""
+def check_cluster(admin: KafkaAdminClient) -> Iterator[Finding]:
+    """Check that the cluster has a controller, and count its brokers."""
     cluster = admin.describe_cluster()
     count = len(cluster["brokers"])
     found = f"{count} broker{'s' * (count != 1)}, controller {cluster['controller_id']}"
     if cluster["controller_id"] == -1:
-        yield fail("cluster", found, "see the brokers' logs: they have elected no controller")
+        yield fail("cluster", found, "read the brokers' logs: they have elected no controller")
     else:
         yield ok("cluster", found)
 
 
-def check_disk(admin: KafkaAdminClient) -> Iterator[Check]:
-    """The room that is left where the brokers keep the topics (KIP-827: Kafka 3.3 and later)."""
+def check_disk(admin: KafkaAdminClient) -> Iterator[Finding]:
+    """Check the free disk space of the brokers (KIP-827: Kafka 3.3 and later)."""
     name = "broker disk"
     folders = [
-        (f"broker {told['broker']} {folder['log_dir']}", folder)
-        for told in admin.describe_log_dirs()
-        for folder in told["log_dirs"]
+        (f"broker {answer['broker']} {folder['log_dir']}", folder)
+        for answer in admin.describe_log_dirs()
+        for folder in answer["log_dirs"]
     ]
     broken = [where for where, folder in folders if folder["error_code"]]
     if broken:
-        yield fail(name, f"does not work: {', '.join(broken)}", "see the broker's log; mend it")
+        yield fail(name, f"offline: {', '.join(broken)}", "read the broker's log; repair the disk")
         return
-    rooms = [
+    free = [
         (folder["usable_bytes"] / folder["total_bytes"], folder["usable_bytes"], where)
         for where, folder in folders
         if folder.get("total_bytes", -1) > 0
     ]
-    if not rooms:
-        yield ok(name, UNTOLD)
+    if not free:
+        yield ok(name, NOT_REPORTED)
         return
-    share, usable, where = min(rooms)
+    share, usable, where = min(free)
     found = f"{size(usable)} free ({share:.0%}), {where}"
-    remedy = "give it room, or shorten TOPIC_RETENTION_S and the topics' retention.ms"
+    remedy = "add disk space, or shorten TOPIC_RETENTION_S and retention.ms of the topics"
     if share < DISK_FAIL_SHARE:
         yield fail(name, found, remedy)
     elif share < DISK_WARN_SHARE:
@@ -80,31 +85,31 @@ def check_disk(admin: KafkaAdminClient) -> Iterator[Check]:
         yield ok(name, found)
 
 
-def check_consumer_settings(admin: KafkaAdminClient) -> Iterator[Check]:
-    """Whether the brokers take our consumers' session time-out; they refuse the join if not."""
+def check_consumer_settings(admin: KafkaAdminClient) -> Iterator[Finding]:
+    """Check that the brokers accept our consumers' session time-out. If not, none can join."""
     name = "session time-out"
     for broker in admin.describe_cluster()["brokers"]:
-        told = settings_of(admin, ConfigResourceType.BROKER, str(broker["broker_id"]))
-        least = int(told.get("group.min.session.timeout.ms", 0))
-        most = int(told.get("group.max.session.timeout.ms", SESSION_TIMEOUT_MS))
-        if not least <= SESSION_TIMEOUT_MS <= most:
+        settings = settings_of(admin, ConfigResourceType.BROKER, str(broker["broker_id"]))
+        minimum = int(settings.get("group.min.session.timeout.ms", 0))
+        maximum = int(settings.get("group.max.session.timeout.ms", SESSION_TIMEOUT_MS))
+        if not minimum <= SESSION_TIMEOUT_MS <= maximum:
             yield fail(
                 name,
-                f"consumers ask for {SESSION_TIMEOUT_MS} ms, broker {broker['broker_id']} takes "
-                f"{least} to {most}",
-                "set group.min.session.timeout.ms and group.max.session.timeout.ms around it",
+                f"consumers ask for {SESSION_TIMEOUT_MS} ms, broker {broker['broker_id']} accepts"
+                f" {minimum} to {maximum}",
+                "change group.min.session.timeout.ms or group.max.session.timeout.ms",
             )
             return
-        if not told:
-            yield ok(name, UNTOLD)
+        if not settings:
+            yield ok(name, NOT_REPORTED)
             return
-    yield ok(name, f"{SESSION_TIMEOUT_MS} ms, within what every broker takes")
+    yield ok(name, f"{SESSION_TIMEOUT_MS} ms, accepted by every broker")
 
 
 def settings_of(admin: KafkaAdminClient, kind: ConfigResourceType, name: str) -> dict[str, str]:
-    """What a topic or a broker is set to, by the settings' names; empty when it is not told."""
-    told = admin.describe_configs([ConfigResource(kind, name)], config_filter="all")
-    found = told.get(kind.name.lower(), {}).get(name, {})
+    """Return the settings of a topic or a broker by name; empty if it does not report them."""
+    answer = admin.describe_configs([ConfigResource(kind, name)], config_filter="all")
+    found = answer.get(kind.name.lower(), {}).get(name, {})
     return {
         setting: entry["value"] for setting, entry in found.items() if entry["value"] is not None
     }

@@ -1,4 +1,4 @@
-"""One line of the doctor's: what was looked at, how it is, and what to do about it."""
+"""What a check returns, and how checks are run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from settle_outbox.cli.command import EXPECTED, sentence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_LATER = "ask again when there is less to do"
-_RIGHT = "give the doctor's role the right"
-_MIGRATE = "run the migrations, then ask again"
-# The check's own lack of a right, of time, or of what a migration makes, and what to do: a check of
-# its own tells of the last, and of the others nothing is known to be wrong.
-_UNTOLD: dict[type[Exception], str] = {
+_LATER = "try again when the system is less busy"
+_RIGHT = "grant the right to the role that runs the checks"
+_MIGRATE = "run the migrations, then try again"
+# Errors that mean "could not check" (no permission, timeout, table not migrated yet), not "is
+# broken", and what to do about each.
+_NOT_CHECKED: dict[type[Exception], str] = {
     psycopg2.errors.InsufficientPrivilege: _RIGHT,
     psycopg2.errors.LockNotAvailable: _LATER,
     psycopg2.errors.QueryCanceled: _LATER,
@@ -32,11 +32,11 @@ _UNTOLD: dict[type[Exception], str] = {
     AuthorizationError: _RIGHT,
     CoordinatorNotAvailableError: _LATER,
 }
-UNTOLD = "cannot be told: this broker does not say"
+NOT_REPORTED = "not checked: this broker does not report it"
 
 
-class Verdict(StrEnum):
-    """How a check came out."""
+class Level(StrEnum):
+    """How bad a finding is."""
 
     OK = "ok"
     WARN = "warn"
@@ -44,45 +44,51 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One line.
+class Finding:
+    """The result of a check: one line of the report.
 
     Args:
-        name: of what was looked at.
-        verdict: how it is.
+        name: what was checked.
+        verdict: how bad it is.
         found: what was found.
-        remedy: what to do about it; empty when it is well.
+        remedy: what to do about it; empty if the verdict is ok.
     """
 
     name: str
-    verdict: Verdict
+    verdict: Level
     found: str
     remedy: str = ""
 
 
-Look = tuple[str, "Callable[[], Iterable[Check]]"]
-"""A check's name, for when it cannot be carried out, and what carries it out."""
+NamedCheck = tuple[str, "Callable[[], Iterable[Finding]]"]
+"""A check, and the name to report an error of the check itself under."""
 
 
-def ok(name: str, found: str) -> Check:
-    """It is well."""
-    return Check(name, Verdict.OK, found)
+def ok(name: str, found: str) -> Finding:
+    """Return a finding that needs no action."""
+    return Finding(name, Level.OK, found)
 
 
-def warn(name: str, found: str, remedy: str) -> Check:
-    """It works, and is not as it should be."""
-    return Check(name, Verdict.WARN, found, remedy)
+def warn(name: str, found: str, remedy: str) -> Finding:
+    """Return a finding about something that works, but not as it should."""
+    return Finding(name, Level.WARN, found, remedy)
 
 
-def fail(name: str, found: str, remedy: str) -> Check:
-    """Something does not work, or soon will not."""
-    return Check(name, Verdict.FAIL, found, remedy)
+def fail(name: str, found: str, remedy: str) -> Finding:
+    """Return a finding about something that does not work, or will soon stop working."""
+    return Finding(name, Level.FAIL, found, remedy)
 
 
-def graded(
+def fail_with(name: str, error: Exception) -> Finding:
+    """Return a finding about an expected error. Its second sentence is the remedy."""
+    found, _, remedy = sentence(error).partition(". ")
+    return fail(name, found.rstrip("."), remedy.rstrip(".") or "correct what the message names")
+
+
+def grade(
     name: str, figure: float, found: str, remedy: str, *, warn_over: float, fail_over: float
-) -> Check:
-    """A figure against its two thresholds."""
+) -> Finding:
+    """Compare a figure with two thresholds."""
     if figure > fail_over:
         return fail(name, found, remedy)
     if figure > warn_over:
@@ -90,36 +96,36 @@ def graded(
     return ok(name, found)
 
 
-def worst(checks: Iterable[Check]) -> Verdict:
-    """The worst verdict of all."""
-    order = list(Verdict)
-    return max((check.verdict for check in checks), key=order.index, default=Verdict.OK)
+def worst(findings: Iterable[Finding]) -> Level:
+    """Return the worst verdict of all findings."""
+    order = list(Level)
+    return max((finding.verdict for finding in findings), key=order.index, default=Level.OK)
 
 
-def carried_out(looks: Iterable[Look]) -> Iterator[Check]:
-    """Carry out checks; one that cannot be says why, and the next one has its turn."""
-    for name, look in looks:
+def run_each(checks: Iterable[NamedCheck]) -> Iterator[Finding]:
+    """Run checks in order. An error in one becomes a finding, and the next one runs."""
+    for name, check in checks:
         try:
-            yield from look()
-        except Exception as error:  # noqa: BLE001 - what a check stumbles over is a finding as well
-            yield _stumbled(name, error)
+            yield from check()
+        except Exception as error:  # noqa: BLE001 - an error in a check is a finding, too
+            yield _finding_of_error(name, error)
 
 
-def _stumbled(name: str, error: Exception) -> Check:
+def _finding_of_error(name: str, error: Exception) -> Finding:
     if isinstance(error, UnsupportedVersionError):
-        return ok(name, UNTOLD)
-    for kind, remedy in _UNTOLD.items():
+        return ok(name, NOT_REPORTED)
+    for kind, remedy in _NOT_CHECKED.items():
         if isinstance(error, kind):
-            said = str(error).strip().partition("\n")[0] or type(error).__name__
-            return warn(name, f"cannot be told: {said}", remedy)
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            return warn(name, f"not checked: {reason}", remedy)
     if isinstance(error, EXPECTED):
-        return fail(name, sentence(error), "as it says")
-    # A library's own, over an answer that it did not expect.
-    return warn(name, f"cannot be told: {type(error).__name__}: {error}", "look at it by hand")
+        return fail_with(name, error)
+    # A library raised it because of an answer that it did not expect.
+    return warn(name, f"not checked: {type(error).__name__}: {error}", "check it by hand")
 
 
 def duration(seconds: float) -> str:
-    """A length of time for a person: ``7 s``, ``12 min``, ``3.5 h``, ``30 days``."""
+    """Format a duration for people: ``7 s``, ``12 min``, ``3.5 h``, ``30 days``."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
@@ -127,7 +133,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes for a person."""
+    """Format a number of bytes for people."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:  # noqa: PLR2004
             return f"{count:.0f} {unit}"

@@ -1,24 +1,24 @@
-"""What is late or stuck on its way: unsent, refused, parked, contradicting, and open orders."""
+"""Events that are late or stuck: unsent, refused, stopped, dead letters, not applied."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import duration, fail, graded, ok, warn
+from settle.doctor.check import duration, fail, grade, ok, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle.doctor.database import Database
 
 LATE_WARN_S = 60.0
 LATE_FAIL_S = 600.0
-# Counted so far, and no further: the answer is the same.
+# Rows are counted up to this number: more would not change what to do.
 COUNT_LIMIT = 10_000
 IDS_SHOWN = 5
 
-# The oldest of each shard by its index, however long the shard's tail is.
+# The oldest event of each shard, read through the shard's index, however many events it has.
 _UNSENT = """
     SELECT (SELECT count(*) FROM (SELECT FROM outbox_pending LIMIT %(limit)s) AS counted),
            extract(epoch FROM clock_timestamp() - oldest.created_at)::float, oldest.id::text
@@ -49,37 +49,29 @@ _NOT_APPLIED = """
         ORDER BY received_at DESC LIMIT %(limit)s
     ) AS found ORDER BY received_at DESC LIMIT %(shown)s
 """
-_OPEN_ORDERS = """
-    SELECT id::text, extract(epoch FROM clock_timestamp() - created_at)::float, count(*) OVER ()
-    FROM (
-        SELECT id, created_at FROM orders
-        WHERE status = 'created' AND created_at < clock_timestamp() - interval '1 minute'
-        ORDER BY created_at LIMIT %(limit)s
-    ) AS late ORDER BY created_at LIMIT %(shown)s
-"""
 
 
-def check_unsent(database: Database) -> Iterator[Check]:
-    """The oldest event that the relay has not sent."""
+def check_unsent(database: Database) -> Iterator[Finding]:
+    """Check the age of the oldest event that the relay has not sent."""
     name = f"{database.service} unsent"
     found = database.ask(_UNSENT, {"limit": COUNT_LIMIT})
     if not found:
         yield ok(name, "none")
         return
     count, age_s, event_id = found[0]
-    yield graded(
+    yield grade(
         name,
         age_s,
-        f"{_counted(count)}, the oldest since {duration(age_s)}: {event_id}",
-        "see that the relay runs and the broker takes events; while events are replayed it is "
-        "to be expected",
+        f"{counted(count)}, the oldest for {duration(age_s)}: {event_id}",
+        "check that the relay runs and that the broker accepts events; during a replay this is"
+        " normal",
         warn_over=LATE_WARN_S,
         fail_over=LATE_FAIL_S,
     )
 
 
-def check_refused(database: Database) -> Iterator[Check]:
-    """Events that the broker will never take: what they tell is told to nobody."""
+def check_refused(database: Database) -> Iterator[Finding]:
+    """Check for events that the broker refused for good. Their consumers never see them."""
     name = f"{database.service} refused"
     found = database.ask(_REFUSED, {"shown": IDS_SHOWN})
     if not found:
@@ -88,14 +80,14 @@ def check_refused(database: Database) -> Iterator[Check]:
     _, reason, count = found[0]
     yield fail(
         name,
-        f"{count}: {_ids([event_id for event_id, *_ in found], count)}; {reason}",
-        "mend what the reason names (docs/operations.md, Refused events); then delete them from "
-        "outbox_refused and outbox-relay replay",
+        f"{count}: {shown_ids([event_id for event_id, *_ in found], count)}; {reason}",
+        "correct what the reason names (docs/operations.md, Refused events); then delete them from"
+        " outbox_refused and send them with outbox-relay replay",
     )
 
 
-def check_stopped(database: Database) -> Iterator[Check]:
-    """Subscriptions whose handler failed for every event."""
+def check_stopped(database: Database) -> Iterator[Finding]:
+    """Check for subscriptions that stopped because their handler failed for every event."""
     name = f"{database.service} stopped"
     found = database.ask(_STOPPED)
     if not found:
@@ -104,42 +96,44 @@ def check_stopped(database: Database) -> Iterator[Check]:
         yield fail(
             name,
             f"{event_type} of {topic} for {duration(age_s)}: {failures} failures in a row, {error}",
-            f"correct the handler; the consumer goes on by itself, or at once with"
-            f" inbox-consumer resume {database.service}",
+            "correct the handler; the consumer goes on by itself, or at once after inbox-consumer"
+            f" resume {database.service}",
         )
 
 
-def check_dead_letters(database: Database) -> Iterator[Check]:
-    """Records that could not be applied."""
+def check_dead_letters(database: Database) -> Iterator[Finding]:
+    """Check for records that could not be applied."""
     name = f"{database.service} dead letters"
     found = database.ask(_DEAD_LETTERS)
     if not found:
         yield ok(name, "none")
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count, _ in found)
-    latest_s = min(age_s for _, _, age_s in found)
+    newest_s = min(age_s for _, _, age_s in found)
     yield warn(
         name,
-        f"{reasons}; the last {duration(latest_s)} ago",
-        f"inbox-consumer dead-letters list {database.service}",
+        f"{reasons}; the last {duration(newest_s)} ago",
+        f"read them with inbox-consumer dead-letters list {database.service}",
     )
 
 
-def check_parked(database: Database) -> Iterator[Check]:
-    """Events that are known, and were not applied."""
+def check_parked(database: Database) -> Iterator[Finding]:
+    """Check for events that the inbox knows, but that became dead letters."""
     yield _check_outcome(
-        database, "parked", f"inbox-consumer dead-letters list {database.service} shows them whole"
+        database,
+        "parked",
+        f"read them with inbox-consumer dead-letters list {database.service}",
     )
 
 
-def check_anomalies(database: Database) -> Iterator[Check]:
-    """Events that contradict what is final."""
+def check_anomalies(database: Database) -> Iterator[Finding]:
+    """Check for events that contradict a final state."""
     yield _check_outcome(
-        database, "anomaly", "SELECT * FROM inbox WHERE outcome = 'anomaly' tells what each says"
+        database, "anomaly", "read each with SELECT * FROM inbox WHERE outcome = 'anomaly'"
     )
 
 
-def _check_outcome(database: Database, outcome: str, remedy: str) -> Check:
+def _check_outcome(database: Database, outcome: str, remedy: str) -> Finding:
     name = f"{database.service} {outcome}"
     found = database.ask(
         _NOT_APPLIED, {"outcome": outcome, "limit": COUNT_LIMIT, "shown": IDS_SHOWN}
@@ -147,33 +141,19 @@ def _check_outcome(database: Database, outcome: str, remedy: str) -> Check:
     if not found:
         return ok(name, "none")
     count = found[0][1]
-    return warn(name, f"{_counted(count)}: {_ids([each[0] for each in found], count)}", remedy)
+    return warn(name, f"{counted(count)}: {shown_ids([row[0] for row in found], count)}", remedy)
 
 
-def check_open_orders(database: Database) -> Iterator[Check]:
-    """Orders that nobody has paid or refused."""
-    name = f"{database.service} open"
-    found = database.ask(_OPEN_ORDERS, {"limit": COUNT_LIMIT, "shown": IDS_SHOWN})
-    if not found:
-        yield ok(name, f"none for more than {duration(LATE_WARN_S)}")
-        return
-    _, age_s, count = found[0]
-    yield graded(
-        name,
-        age_s,
-        f"{_counted(count)} in created, the oldest for {duration(age_s)}: "
-        f"{_ids([order_id for order_id, *_ in found], count)}",
-        "follow the first: unsent here, lag and dead letters of payments, unsent there, lag and "
-        "dead letters here",
-        warn_over=LATE_WARN_S,
-        fail_over=LATE_FAIL_S,
-    )
-
-
-def _counted(count: int) -> str:
+def counted(count: int) -> str:
+    """Format a count that stops at `COUNT_LIMIT`."""
     return f"{count} or more" if count >= COUNT_LIMIT else str(count)
 
 
-def _ids(shown: list[str], count: int) -> str:
-    more = ", ..." if count > len(shown) else ""
-    return ", ".join(shown) + more
+def shown_ids(shown: Sequence[str], count: int) -> str:
+    """Join some ids, and show that there are more of them.
+
+    Args:
+        shown: the ids.
+        count: how many there are in all.
+    """
+    return ", ".join(shown) + (", ..." if count > len(shown) else "")

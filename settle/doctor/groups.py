@@ -1,4 +1,4 @@
-"""The consumer groups: whether somebody is in them, and how far behind they are."""
+"""The consumer group of a service: does it have members, and how far do they lag behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kafka.admin import OffsetSpec
 
-from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
+from settle.doctor.check import NOT_REPORTED, duration, fail, grade, ok, warn
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import make_reader
 from settle_outbox.kafka.internals.consumer import readable_end
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 
@@ -28,25 +28,27 @@ LAG_WARN_RECORDS = 10_000
 READ_TIMEOUT_S = 5.0
 
 
-def check_members(admin: KafkaAdminClient, service: Service, settings: Settings) -> Iterator[Check]:
-    """Whether a consumer is in the group."""
+def check_members(
+    admin: KafkaAdminClient, service: Service, settings: Settings
+) -> Iterator[Finding]:
+    """Check that the group has a member."""
     name = f"{service.name} consumers"
     group = settings.consumer_group
     state = _state(admin, group)
-    start = f"inbox-consumer run {service.name}; settle logs {service.name}-consumer"
+    start = f"start inbox-consumer run {service.name}, and read its log"
     if state is None:
-        yield fail(name, f"none has ever joined the group {group}", start)
+        yield fail(name, f"no consumer has ever joined the group {group}", start)
     elif state in {"Empty", "Dead"}:
-        yield fail(name, f"none is in the group {group}", start)
+        yield fail(name, f"no consumer is in the group {group}", start)
     elif state == "Stable":
-        yield ok(name, f"in the group {group}, which is stable")
+        yield ok(name, f"the group {group} is stable")
     elif state == "Unknown":
-        yield ok(name, UNTOLD)
+        yield ok(name, NOT_REPORTED)
     else:
         yield warn(
             name,
             f"the group {group} is rebalancing ({state})",
-            "ask again in a moment; if it lasts, consumers come and go: see their logs",
+            "check again in a moment; if it lasts, read the logs: consumers keep leaving",
         )
 
 
@@ -57,14 +59,14 @@ def _state(admin: KafkaAdminClient, group: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """What a group has still to read of a partition.
+    """The part of a partition that a group has not read.
 
     Args:
-        records: how many.
-        lost: how many are gone that it has not read.
-        age_s: of the first, by its timestamp; 0 when there is none.
-        is_ahead: whether what it has committed is beyond the end.
-        unreadable: why the first cannot be read; empty when it can.
+        records: the number of records.
+        lost: the number of records that were deleted before the group read them.
+        age_s: the age of the first record by its timestamp; 0 without a record.
+        is_ahead: whether the committed offset is beyond the partition's end.
+        unreadable: why the first record cannot be read; empty if it can.
     """
 
     records: int
@@ -76,8 +78,8 @@ class _Unread:
 
 def check_lag(
     admin: KafkaAdminClient, service: Service, settings: Settings, where: list[TopicPartition]
-) -> Iterator[Check]:
-    """How many records the group has still to read, and for how long the first has waited."""
+) -> Iterator[Finding]:
+    """Check how many records the group has not read, and how long the first has waited."""
     name = f"{service.name} lag"
     unread = _unread(admin, settings, where)
     unreadable = [each.unreadable for each in unread if each.unreadable]
@@ -89,53 +91,50 @@ def check_lag(
         yield fail(
             name,
             f"{late}; {'; '.join(unreadable)}",
-            "the consumer keeps a corrupt batch as a dead letter and goes on; a codec that is"
-            " missing, install; for what the broker refuses, see its log",
+            "a corrupt batch: nothing, it becomes a dead letter; a missing codec: install it; an"
+            " error of the broker: read its log",
         )
     elif lost:
         yield fail(
             name,
-            f"{lost} records are gone that were never read",
-            f"outbox-relay replay on the publishing side; {_topics(service)} keep too little",
+            f"{lost} records were deleted before they were read",
+            "send them again with outbox-relay replay on the publishing side, and raise the"
+            f" retention of {', '.join(service.consumed_topics)}",
         )
     elif any(each.is_ahead for each in unread):
         yield warn(
             name,
-            "offsets are beyond the end: a topic was made anew",
-            "nothing: the consumer notices it and joins anew",
+            "committed offsets are beyond the end: a topic was created again",
+            "nothing: the consumer notices it and joins again",
         )
     elif records > LAG_WARN_RECORDS and oldest_s <= LATE_FAIL_S:
-        yield warn(name, late, "start another consumer, up to one for each partition")
+        yield warn(name, late, "start another consumer, up to one per partition")
     else:
-        yield graded(
+        yield grade(
             name,
             oldest_s,
             late if records else "none",
-            f"see that a consumer runs (settle logs {service.name}-consumer); if it does, start "
-            "another one, up to one for each partition",
+            "check that a consumer runs, and read its log; if it does, start another one, up to"
+            " one per partition",
             warn_over=LATE_WARN_S,
             fail_over=LATE_FAIL_S,
         )
-
-
-def _topics(service: Service) -> str:
-    return ", ".join(service.consumed_topics)
 
 
 def _unread(
     admin: KafkaAdminClient, settings: Settings, where: list[TopicPartition]
 ) -> list[_Unread]:
     starts = {
-        place: told.offset
-        for place, told in admin.list_partition_offsets(
+        place: answer.offset
+        for place, answer in admin.list_partition_offsets(
             dict.fromkeys(where, OffsetSpec.EARLIEST)
         ).items()
     }
     committed: dict[TopicPartition, int] = {}
     group = settings.consumer_group
     if _state(admin, group) is not None:
-        told = admin.list_group_offsets(group).get(group, {})
-        committed = {place: each.offset for place, each in told.items() if each.offset >= 0}
+        answer = admin.list_group_offsets(group).get(group, {})
+        committed = {place: each.offset for place, each in answer.items() if each.offset >= 0}
     begins = {place: max(starts[place], committed.get(place, 0)) for place in where}
     fronts = _read_fronts(settings, begins)
     return [
@@ -152,14 +151,14 @@ def _unread(
 
 @dataclass(slots=True)
 class _Front:
-    """Where a group goes on to read a partition.
+    """The place in a partition where a group continues to read.
 
     Args:
         begin: the offset.
-        end: of the partition.
-        first_ms: the timestamp of the first record there; None while none was seen.
-        unreadable: why the first cannot be read.
-        is_known: whether all of this is.
+        end: the offset of the partition's end.
+        first_ms: the timestamp of the first record there; None until one was read.
+        unreadable: why the first record cannot be read.
+        is_known: whether the other fields are final.
     """
 
     begin: int
@@ -170,22 +169,22 @@ class _Front:
 
     @property
     def records(self) -> int:
-        """Return how many offsets are to be read; markers of transactions alone count as none."""
+        """The number of offsets to read; 0 if only markers of transactions are left."""
         nothing = self.first_ms is None and not self.unreadable
         return 0 if nothing else max(0, self.end - self.begin)
 
     @property
     def age_s(self) -> float:
-        """Return for how long the first has waited; 0 when none is there, or its time unknown."""
+        """The age of the first record in seconds; 0 without one, or if its time is unknown."""
         return 0.0 if self.first_ms is None else max(0.0, time.time() - self.first_ms / 1000)
 
 
 def _read_fronts(
     settings: Settings, begins: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, _Front]:
-    """Read what comes first in each partition, and where each ends.
+    """Read the first record and the end of each partition.
 
-    Read, not asked for: of the embedded broker, only what comes with records is right.
+    The records are fetched because the embedded broker answers other requests for them wrongly.
     """
     fronts = {place: _Front(begin) for place, begin in begins.items()}
     reader = make_reader(settings)
@@ -218,6 +217,6 @@ def _read_on(reader: KafkaConsumer, fronts: Mapping[TopicPartition, _Front]) -> 
         end = reader.highwater(place)
         if end is not None:
             front.end = end
-            # What is behind an open transaction is not given; the check of the topic tells of it.
+            # Records behind an open transaction are not delivered; another check reports those.
             readable = readable_end(reader, place)
             front.is_known |= front.first_ms is not None or reader.position(place) >= readable

@@ -1,4 +1,4 @@
-"""Whether a pooler stands before the database, and whether notifications arrive."""
+"""Whether a connection pooler is in between, and whether notifications arrive."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle.doctor.database import Database
 
 NOTIFY_TIMEOUT_S = 3.0
-# Not the relays' own: nobody is to be woken.
-CHANNEL = "settle_doctor"
-DIRECTLY = "have relays and consumers connect to PostgreSQL directly, or by a session pool"
+# Not the relay's channel: the check must wake no relay.
+CHANNEL = "outbox_doctor"
+DIRECTLY = "connect relays and consumers to PostgreSQL directly, or through a session pool"
 
 
-def check_connections(database: Database) -> Iterator[Check]:
-    """Whether sessions are our own, and notifications arrive: two connections by the same URL."""
+def check_connections(database: Database) -> Iterator[Finding]:
+    """Check for a transaction pooler, and that a notification arrives."""
     one = connect_autocommit(database.url, application_name=APPLICATION_NAME)
     try:
         other = connect_autocommit(database.url, application_name=APPLICATION_NAME)
         try:
-            pooled = _pool_between(one, other)
-            yield _judge_pool(f"{database.service} pooler", pooled)
+            mode = _pool_mode(one, other)
+            yield _judge_pool(f"{database.service} pooler", mode)
             notify = f"{database.service} notify"
-            if pooled == "transaction":
-                # Not tried: the LISTEN would stay with whoever is given that session next.
-                found = "does not arrive through such a pooler: relays deliver by polling"
+            if mode == "transaction":
+                # Not tried: the LISTEN would stay on a session that another client gets next.
+                found = "does not arrive through this pooler; relays poll instead"
                 yield warn(notify, found, DIRECTLY)
             else:
                 yield check_notify(notify, one, other)
@@ -47,11 +47,11 @@ def check_connections(database: Database) -> Iterator[Check]:
         one.close()
 
 
-def _pool_between(one: connection, other: connection) -> str | None:
-    """What shares server connections among clients, by when it gives them back: None, or how.
+def _pool_mode(one: connection, other: connection) -> str | None:
+    """Return the mode of the pooler in between; None without a pooler.
 
-    A transaction pooler gives the server connection of one that is idle to another; a session
-    pooler tells another process id at the start than the server itself does.
+    A transaction pooler gives an idle client's server connection to another client. A session
+    pooler reports another process id at the start than the server does.
     """
     first = _server_pid(one)
     with other.cursor() as cursor:
@@ -71,36 +71,36 @@ def _server_pid(opened: connection) -> int:
         return int(pid)
 
 
-def _judge_pool(name: str, pooled: str | None) -> Check:
-    if pooled == "transaction":
-        return warn(name, "a pooler gives sessions to others between transactions", DIRECTLY)
-    if pooled == "session":
+def _judge_pool(name: str, mode: str | None) -> Finding:
+    if mode == "transaction":
+        return warn(name, "a pooler shares each session between clients", DIRECTLY)
+    if mode == "session":
         return ok(name, "a pooler in session mode")
     return ok(name, "none in between")
 
 
-def check_notify(name: str, one: connection, other: connection) -> Check:
-    """Whether what one connection is to hear arrives when the other says it."""
-    said = str(uuid4())
+def check_notify(name: str, one: connection, other: connection) -> Finding:
+    """Check that a notification of one connection arrives at the other."""
+    payload = str(uuid4())
     began = time.monotonic()
     with one.cursor() as listening, other.cursor() as notifying:
         listening.execute(f"LISTEN {CHANNEL}")
-        notifying.execute(f"NOTIFY {CHANNEL}, '{said}'")
-        arrived = _arrives(one, said)
+        notifying.execute(f"NOTIFY {CHANNEL}, '{payload}'")
+        arrived = _arrives(one, payload)
         took_ms = (time.monotonic() - began) * 1000
         listening.execute(f"UNLISTEN {CHANNEL}")
     if arrived:
-        return ok(name, f"arrives, after {took_ms:.0f} ms")
-    found = f"has not arrived after {NOTIFY_TIMEOUT_S:.0f} s: relays deliver by polling"
+        return ok(name, f"arrives after {took_ms:.0f} ms")
+    found = f"has not arrived after {NOTIFY_TIMEOUT_S:.0f} s; relays poll instead"
     return warn(name, found, DIRECTLY)
 
 
-def _arrives(listening: connection, said: str) -> bool:
+def _arrives(listening: connection, payload: str) -> bool:
     deadline = time.monotonic() + NOTIFY_TIMEOUT_S
     poll = select.poll()
     poll.register(listening, select.POLLIN)
     while (left_s := deadline - time.monotonic()) > 0:
-        if any(each.payload == said for each in listening.notifies):
+        if any(each.payload == payload for each in listening.notifies):
             return True
         poll.poll(math.ceil(left_s * 1000))
         listening.poll()

@@ -1,41 +1,50 @@
-"""Whether the database still has every index, constraint and trigger that the code relies on.
+"""Check that a database still has every index, constraint and trigger that the code relies on.
 
-What is missing can only be told of a database at the code's revision. Of another one, the check of
-the migrations says what to do.
+What is missing is only known for a database at the code's revision. For another revision, run the
+migrations first.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, UniqueConstraint
 
-from services.orders import models as orders
-from services.payments import models as payments
 from settle.doctor.check import fail, ok
-from settle_outbox.storage import tables as outbox
 from settle_outbox.storage.sequences import find_behind
-from shared.idempotency import tables as idempotency
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import MetaData, Table
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle.doctor.database import Database
 
-EXPECTED: dict[str, tuple[MetaData, ...]] = {
-    "orders": (orders.Base.metadata, outbox.metadata, idempotency.metadata),
-    "payments": (payments.Base.metadata, outbox.metadata, idempotency.metadata),
-}
-# What keeps history as it is; the migrations alone hold them.
-TRIGGERS = {
-    "orders": {"orders.orders_final"},
-    "payments": {"transfers.transfers_append_only", "payments.payments_append_only"},
-}
-AGAIN = "make it again as the migration in alembic/{} does; see its log for who dropped it"
-_UNMIGRATED = "whether one is missing can be told after the migrations"
+
+@dataclass(frozen=True, slots=True)
+class ExpectedSchema:
+    """The tables and triggers that a database must have.
+
+    Args:
+        metadata: the tables with their indexes and constraints; empty if the database is not at the
+            code's revision.
+        triggers: the triggers that protect history, as ``table.trigger``.
+    """
+
+    metadata: Sequence[MetaData] = ()
+    triggers: frozenset[str] = frozenset()
+
+    @property
+    def tables(self) -> Iterator[Table]:
+        """Every expected table."""
+        for metadata in self.metadata:
+            yield from metadata.tables.values()
+
+
+_AGAIN = "create it again as the migration of {} does; the server's log shows who dropped it"
+_NOT_MIGRATED = "run the migrations to check for missing ones"
 
 _INDEXES = """
     SELECT t.relname, i.relname, x.indisunique, x.indisvalid AND x.indisready,
@@ -63,34 +72,38 @@ _TRIGGERS = """
 """
 
 
-def check_indexes(database: Database) -> Iterator[Check]:
-    """Indexes that are missing, and those that a failed CREATE INDEX CONCURRENTLY has left."""
+def check_indexes(
+    database: Database, expected_of: Callable[[], ExpectedSchema]
+) -> Iterator[Finding]:
+    """Check for missing indexes, and for invalid ones of an interrupted CREATE INDEX."""
     name = f"{database.service} indexes"
+    expected = expected_of()
     found = database.ask(_INDEXES)
     names = {(table, index) for table, index, *_ in found}
     unique = {(table, tuple(columns)) for table, _, is_unique, _, columns in found if is_unique}
     missing = [
         what
-        for table in _tables(database)
+        for table in expected.tables
         for what in (*_missing_indexes(table, names), *_missing_keys(table, unique))
     ]
     invalid = [index for _, index, _, is_valid, _ in found if not is_valid]
-    well = "all {} there and valid" if database.is_migrated else f"{{}} are valid; {_UNMIGRATED}"
     yield _judge(
         name,
-        ("missing", missing, AGAIN.format(database.service)),
-        ("invalid, so unused", invalid, "REINDEX INDEX CONCURRENTLY each of them"),
-        well=well.format(len(found)),
+        ("missing", missing, _AGAIN.format(database.service)),
+        ("invalid, so unused", invalid, "run REINDEX INDEX CONCURRENTLY for each"),
+        well=f"all {len(found)} exist and are valid"
+        if expected.metadata
+        else f"{len(found)} are valid; {_NOT_MIGRATED}",
     )
 
 
-def _judge(name: str, *faults: tuple[str, list[str], str], well: str) -> Check:
-    """Tell all faults of a check in one line.
+def _judge(name: str, *faults: tuple[str, list[str], str], well: str) -> Finding:
+    """Put all faults of a check into one finding.
 
     Args:
-        name: of the check.
-        faults: what is wrong, with which, and what to do about it.
-        well: what was found where nothing is wrong.
+        name: the check's name.
+        faults: what is wrong, the names of the objects, and the remedy.
+        well: what to report without a fault.
     """
     found = [fault for fault in faults if fault[1]]
     if not found:
@@ -100,13 +113,6 @@ def _judge(name: str, *faults: tuple[str, list[str], str], well: str) -> Check:
         "; ".join(f"{what}: {', '.join(which)}" for what, which, _ in found),
         "; ".join(remedy for *_, remedy in found),
     )
-
-
-def _tables(database: Database) -> Iterator[Table]:
-    """The tables that the database must have; none are known of other revisions than the code's."""
-    if database.is_migrated:
-        for metadata in EXPECTED[database.service]:
-            yield from metadata.tables.values()
 
 
 def _missing_indexes(table: Table, names: set[tuple[str, str]]) -> Iterator[str]:
@@ -127,33 +133,35 @@ def _missing_keys(table: Table, unique: set[tuple[str, tuple[str, ...]]]) -> Ite
             yield f"unique {table.name} ({', '.join(columns)})"
 
 
-def check_constraints(database: Database) -> Iterator[Check]:
-    """Constraints and triggers that are missing, not validated, or switched off."""
+def check_constraints(
+    database: Database, expected_of: Callable[[], ExpectedSchema]
+) -> Iterator[Finding]:
+    """Check for constraints and triggers that are missing, not validated, or switched off."""
     name = f"{database.service} constraints"
+    expected = expected_of()
     found = database.ask(_CONSTRAINTS)
     checks = {(table, constraint) for table, constraint, kind, *_ in found if kind == "c"}
     references = {(table, tuple(columns)) for table, _, kind, _, columns in found if kind == "f"}
     missing = [
         what
-        for table in _tables(database)
+        for table in expected.tables
         for what in (*_missing_checks(table, checks), *_missing_references(table, references))
     ]
-    if database.is_migrated:
-        triggers = {trigger for (trigger,) in database.ask(_TRIGGERS)}
-        missing += [f"trigger {each}" for each in sorted(TRIGGERS[database.service] - triggers)]
+    triggers = {trigger for (trigger,) in database.ask(_TRIGGERS)}
+    missing += [f"trigger {each}" for each in sorted(expected.triggers - triggers)]
     loose = [constraint for _, constraint, _, is_validated, _ in found if not is_validated]
     count = len(checks) + len(references)
     yield _judge(
         name,
-        ("missing or off", missing, AGAIN.format(database.service)),
+        ("missing or off", missing, _AGAIN.format(database.service)),
         (
             "not validated",
             loose,
-            "ALTER TABLE ... VALIDATE CONSTRAINT; what it refuses is to be mended first",
+            "run ALTER TABLE ... VALIDATE CONSTRAINT; correct the rows that it refuses first",
         ),
-        well=f"all {count} there, history is guarded"
-        if database.is_migrated
-        else f"{count} are validated; {_UNMIGRATED}",
+        well=f"all {count} exist, history is protected"
+        if expected.metadata
+        else f"{count} are validated; {_NOT_MIGRATED}",
     )
 
 
@@ -173,12 +181,12 @@ def _missing_references(table: Table, found: set[tuple[str, tuple[str, ...]]]) -
                 yield f"reference {table.name} ({', '.join(columns)})"
 
 
-def check_sequences(database: Database) -> Iterator[Check]:
-    """Check that no sequence gives values that its column already has."""
+def check_sequences(database: Database) -> Iterator[Finding]:
+    """Check that no sequence returns values that its column already has."""
     name = f"{database.service} sequences"
     behind = find_behind(database.ask)
     if not behind:
-        yield ok(name, "all are past their columns")
+        yield ok(name, "all are ahead of their columns")
         return
     yield fail(
         name,

@@ -1,4 +1,4 @@
-"""The topics: whether they are there as they were made, keep events long enough, and take them."""
+"""The topics: do they exist as configured, keep events long enough, and accept them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kafka.admin import ConfigResourceType, OffsetSpec
 from kafka.errors import KafkaConnectionError
 
 from settle.doctor.broker import settings_of
-from settle.doctor.check import UNTOLD, duration, fail, graded, ok, warn
+from settle.doctor.check import NOT_REPORTED, duration, fail, grade, ok, warn
 from settle.doctor.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
 from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import MAX_REQUEST_BYTES
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle_outbox.settings import Settings
 
 NO_LEADER = -1
 
 
 def describe(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What the broker knows of those topics that there are."""
-    told = admin.describe_topics(sorted(topics))
-    return {topic["name"]: topic for topic in told if topic["error_code"] == 0}
+    """Return the broker's description of each topic that exists."""
+    answer = admin.describe_topics(sorted(topics))
+    return {topic["name"]: topic for topic in answer if topic["error_code"] == 0}
 
 
-def places(topic: dict[str, Any]) -> list[TopicPartition]:
-    """A described topic's partitions."""
+def partitions_of(topic: dict[str, Any]) -> list[TopicPartition]:
+    """Return the partitions of a described topic."""
     return [
         TopicPartition(topic["name"], partition["partition_index"])
         for partition in topic["partitions"]
     ]
 
 
-def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) -> Iterator[Check]:
-    """Whether it is there, led and replicated, with the count of partitions that is set."""
+def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) -> Iterator[Finding]:
+    """Check that a topic exists, is led and replicated, and has the configured partitions."""
     name = f"topic {topic}"
     if found is None:
         yield fail(
             name,
-            "missing; nothing else of it was looked at",
-            "start the relay of the service that publishes it: it creates the topic, and sends"
+            "missing; its other checks were left out",
+            "start the relay of the service that publishes it: it creates the topic and sends"
             " the events again",
         )
         return
@@ -67,64 +67,64 @@ def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) ->
         yield warn(
             name,
             f"{seen}; TOPIC_PARTITIONS is {settings.topic_partitions}",
-            "correct the setting; to raise the topic's count, see docs/operations.md",
+            "correct the setting; to add partitions to the topic, see docs/operations.md",
         )
     elif copies < settings.topic_replication:
         yield warn(
             name,
             f"{seen}; TOPIC_REPLICATION is {settings.topic_replication}",
-            "kafka-reassign-partitions adds copies; a topic that exists is never altered",
+            "add copies with kafka-reassign-partitions: an existing topic is never altered",
         )
     elif behind:
-        yield warn(name, f"{seen}; copies are behind: {behind}", "see the brokers that hold them")
+        yield warn(name, f"{seen}; copies lag behind: {behind}", "check the brokers that hold them")
     else:
         yield ok(name, seen)
 
 
-def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> Iterator[Check]:
-    """Whether an event can still be read when the inbox has forgotten it, or is gone too soon."""
+def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> Iterator[Finding]:
+    """Check that the topic keeps events long enough, and no longer than the inbox knows them."""
     name = f"retention {topic}"
-    told = settings_of(admin, ConfigResourceType.TOPIC, topic)
-    if "retention.ms" not in told:
-        yield ok(name, UNTOLD)
+    found = settings_of(admin, ConfigResourceType.TOPIC, topic)
+    if "retention.ms" not in found:
+        yield ok(name, NOT_REPORTED)
         return
-    kept_s = int(told["retention.ms"]) / 1000
-    if "compact" in told.get("cleanup.policy", "delete"):
+    kept_s = int(found["retention.ms"]) / 1000
+    if "compact" in found.get("cleanup.policy", "delete"):
         yield fail(
             name,
-            "compacted: of each key, all events but the last go",
+            "compacted: only the last event of each key is kept",
             f"kafka-configs --alter --topic {topic} --add-config cleanup.policy=delete",
         )
         return
     latest_s = settings.inbox_retention_s - settings.replay_window_s
     if not 0 <= kept_s < latest_s:
-        kept = duration(kept_s) if kept_s >= 0 else "ever"
+        kept = f"for {duration(kept_s)}" if kept_s >= 0 else "forever"
         yield fail(
             name,
-            f"kept for {kept}, and with REPLAY_WINDOW_S ({duration(settings.replay_window_s)}) "
+            f"kept {kept}, and with REPLAY_WINDOW_S ({duration(settings.replay_window_s)}) "
             f"longer than the inbox knows events ({duration(settings.inbox_retention_s)})",
-            f"set retention.ms below {latest_s * 1000}, or INBOX_RETENTION_S higher: what the "
-            "inbox has forgotten becomes a dead letter",
+            f"set retention.ms below {latest_s * 1000}, or raise INBOX_RETENTION_S: an event that"
+            " the inbox has forgotten becomes a dead letter",
         )
     elif kept_s != settings.topic_retention_s:
         yield warn(
             name,
             f"kept for {duration(kept_s)}, TOPIC_RETENTION_S is "
             f"{duration(settings.topic_retention_s)}",
-            "make them equal: retention.ms, or the setting",
+            "change retention.ms or the setting, so that they are equal",
         )
-    elif int(told.get("retention.bytes", -1)) >= 0:
+    elif int(found.get("retention.bytes", -1)) >= 0:
         yield warn(
             name,
-            f"kept for {duration(kept_s)}, and no more than {told['retention.bytes']}"
-            " bytes a partition",
-            "set retention.bytes to -1: events may go before they are read",
+            f"kept for {duration(kept_s)}, and no more than {found['retention.bytes']}"
+            " bytes per partition",
+            "set retention.bytes to -1: events may be deleted before they are read",
         )
-    elif told.get("message.timestamp.type") == "CreateTime":
+    elif found.get("message.timestamp.type") == "CreateTime":
         yield warn(
             name,
-            f"kept for {duration(kept_s)} by the clocks of the relays: those of one whose clock is "
-            "days behind are gone at once",
+            f"kept for {duration(kept_s)} by the clocks of the relays: the events of a relay whose"
+            " clock is days behind are deleted at once",
             f"kafka-configs --alter --topic {topic} --add-config "
             "message.timestamp.type=LogAppendTime",
         )
@@ -134,61 +134,61 @@ def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> 
 
 def check_sending(
     admin: KafkaAdminClient, topic: dict[str, Any], settings: Settings
-) -> Iterator[Check]:
-    """Whether it takes what the relay sends: acknowledged by all copies, of up to 1 MiB."""
+) -> Iterator[Finding]:
+    """Check that the topic accepts what the relay sends: 1 MiB, acknowledged by all copies."""
     name = f"sending {topic['name']}"
-    told = settings_of(admin, ConfigResourceType.TOPIC, topic["name"])
-    if not {"min.insync.replicas", "max.message.bytes"} <= told.keys():
-        yield ok(name, UNTOLD)
+    found = settings_of(admin, ConfigResourceType.TOPIC, topic["name"])
+    if not {"min.insync.replicas", "max.message.bytes"} <= found.keys():
+        yield ok(name, NOT_REPORTED)
         return
-    least, largest = int(told["min.insync.replicas"]), int(told["max.message.bytes"])
+    minimum, largest = int(found["min.insync.replicas"]), int(found["max.message.bytes"])
     copies = min(len(each["replica_nodes"]) for each in topic["partitions"])
     in_sync = min(len(each["isr_nodes"]) for each in topic["partitions"])
-    if in_sync < least:
-        why = "ever" if copies < least else "now"
+    if in_sync < minimum:
+        when = "now" if copies >= minimum else "at any time"
         yield fail(
             name,
-            f"min.insync.replicas is {least}, of {copies} copies {in_sync} are in "
-            f"sync: nothing is taken {why}",
-            "start the brokers that are missing, or set min.insync.replicas lower",
+            f"min.insync.replicas is {minimum}, {in_sync} of {copies} copies are in sync: no event"
+            f" is accepted {when}",
+            "start the missing brokers, or lower min.insync.replicas",
         )
     elif largest < PAYLOAD_MAX_BYTES:
         yield fail(
             name,
-            f"max.message.bytes is {largest}: events of up to {PAYLOAD_MAX_BYTES} "
-            "bytes are accepted, and would be refused",
+            f"max.message.bytes is {largest}: the outbox accepts events of up to"
+            f" {PAYLOAD_MAX_BYTES} bytes, and the broker would refuse them",
             f"set it to {MAX_REQUEST_BYTES}",
         )
     elif largest < MAX_REQUEST_BYTES:
         yield warn(
             name,
             f"max.message.bytes is {largest}, the relay sends up to {MAX_REQUEST_BYTES}",
-            "set it to that",
+            f"set it to {MAX_REQUEST_BYTES}",
         )
-    elif settings.topic_replication > 1 and least == 1:
+    elif settings.topic_replication > 1 and minimum == 1:
         yield warn(
             name,
-            "min.insync.replicas is 1: what one copy alone has acknowledged is lost "
-            "with its broker",
+            "min.insync.replicas is 1: an event that only one copy has acknowledged is lost with"
+            " its broker",
             "set it to 2",
         )
-    elif told.get("unclean.leader.election.enable") == "true":
+    elif found.get("unclean.leader.election.enable") == "true":
         yield warn(
             name,
             "unclean.leader.election.enable: acknowledged events can be lost",
             "set it to false",
         )
     else:
-        yield ok(name, f"acks=all of {least} at the least, up to {largest} bytes")
+        yield ok(name, f"acks=all by at least {minimum} copies, up to {largest} bytes")
 
 
-def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Check]:
-    """Check for transactions that stay open: nothing behind their first record is consumed."""
+def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Finding]:
+    """Check for open transactions: consumers read nothing behind their first record."""
     name = f"transactions {topic['name']}"
     try:
-        states = admin.describe_producers(places(topic))
+        states = admin.describe_producers(partitions_of(topic))
     except KafkaConnectionError:
-        yield ok(name, UNTOLD)  # the embedded broker hangs up
+        yield ok(name, NOT_REPORTED)  # the embedded broker closes the connection
         return
     open_ones = [
         (time.time() - producer.last_timestamp / 1000, partition, producer)
@@ -200,7 +200,7 @@ def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterat
         yield ok(name, "none is open")
         return
     age_s, partition, producer = max(open_ones, key=lambda each: each[0])
-    yield graded(
+    yield grade(
         name,
         age_s,
         f"{len(open_ones)} open; producer {producer.producer_id} wrote last {duration(age_s)} ago,"
@@ -214,21 +214,22 @@ def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterat
     )
 
 
-def check_newest(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Check]:
-    """Whether its newest record comes from the future: a relay's clock, or ours, is wrong."""
+def check_newest(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Finding]:
+    """Check that the newest record is not from the future: a relay's clock would be wrong."""
     name = f"clock {topic['name']}"
     try:
-        told = admin.list_partition_offsets(dict.fromkeys(places(topic), OffsetSpec.MAX_TIMESTAMP))
+        newest = dict.fromkeys(partitions_of(topic), OffsetSpec.MAX_TIMESTAMP)
+        offsets = admin.list_partition_offsets(newest)
     except KafkaConnectionError:
-        yield ok(name, UNTOLD)  # the embedded one hangs up
+        yield ok(name, NOT_REPORTED)  # the embedded broker closes the connection
         return
-    newest_ms = max(each.timestamp for each in told.values())
+    newest_ms = max(offset.timestamp for offset in offsets.values())
     if newest_ms < 0:
-        yield ok(name, "cannot be told: the topic is empty")
+        yield ok(name, "not checked: the topic is empty")
         return
     ahead_s = newest_ms / 1000 - time.time()
     when = f"{duration(abs(ahead_s))} {'from now' if ahead_s > 0 else 'ago'}"
-    yield graded(
+    yield grade(
         name,
         ahead_s,
         f"newest record: {when}",

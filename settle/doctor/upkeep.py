@@ -1,4 +1,4 @@
-"""Whether the tables that change most are vacuumed, and the partitions of the days are made."""
+"""Maintenance of the tables: autovacuum, the daily partitions, and the inbox's horizon."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from settle_outbox.storage.partitions import DAY, partition_name, read_partition
 from settle_outbox.uuid7 import moment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle.doctor.database import Database
 
-HOT_TABLES = {
-    "orders": ("outbox_pending", "outbox_shards", "orders"),
-    "payments": ("outbox_pending", "outbox_shards", "accounts"),
-}
-# Of what makes autovacuum begin: it does not keep up, or cannot.
+# The engine's tables that change most.
+HOT_TABLES = ("outbox_pending", "outbox_shards")
+# At this many times the count that starts autovacuum, it does not keep up.
 DEAD_WARN_TIMES = 10
-DEAD_LEAST = 10_000
-# What is past its retention goes within the ten minutes between two looks of relay and consumer.
+DEAD_MIN = 10_000
+# Relays and consumers drop expired partitions about every ten minutes.
 EXPIRED_WARN_DAYS = 2
 STRAY_LIMIT = 10_000
 
@@ -50,8 +48,8 @@ _HOT = """
 """
 
 
-def check_autovacuum(database: Database) -> Iterator[Check]:
-    """Whether the hot tables are vacuumed: the relay's reading slows down with dead rows."""
+def check_autovacuum(database: Database, tables: Sequence[str]) -> Iterator[Finding]:
+    """Check that the tables that change most are vacuumed: dead rows slow down the relay."""
     name = f"{database.service} autovacuum"
     ((is_on,),) = database.ask(
         "SELECT current_setting('autovacuum')::boolean AND current_setting('track_counts')::boolean"
@@ -59,7 +57,7 @@ def check_autovacuum(database: Database) -> Iterator[Check]:
     if not is_on:
         yield fail(name, "off on the server", "set autovacuum and track_counts to on")
         return
-    found = database.ask(_HOT, [list(HOT_TABLES[database.service])])
+    found = database.ask(_HOT, [list(tables)])
     off = [table for table, _, _, enabled, _ in found if not enabled]
     if off:
         remedy = "ALTER TABLE ... RESET (autovacuum_enabled)"
@@ -68,38 +66,38 @@ def check_autovacuum(database: Database) -> Iterator[Check]:
     late = [
         f"{table}: {dead} dead rows, vacuumed {_ago(vacuumed_s)}"
         for table, dead, begins_at, _, vacuumed_s in found
-        if dead > max(DEAD_LEAST, DEAD_WARN_TIMES * begins_at)
+        if dead > max(DEAD_MIN, DEAD_WARN_TIMES * begins_at)
     ]
     if late:
         yield warn(
             name,
             "; ".join(late),
-            "VACUUM it; look for a long transaction, and at autovacuum_vacuum_cost_limit",
+            "run VACUUM; look for a long transaction, and check autovacuum_vacuum_cost_limit",
         )
     else:
         table, dead, *_ = found[0]
-        yield ok(name, f"on, keeps up (most dead rows: {dead}, in {table})")
+        yield ok(name, f"on, keeps up (most dead rows: {dead} in {table})")
 
 
 def _ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{duration(seconds)} ago"
 
 
-def check_partitions(database: Database) -> Iterator[Check]:
-    """Whether the days' partitions are there, and the old ones go."""
+def check_partitions(database: Database) -> Iterator[Finding]:
+    """Check that the partitions of today and tomorrow exist, and that expired ones are dropped."""
     settings = read_settings(database.service)
     yield _check_table(database, "outbox", settings.outbox_retention_s, "relay")
     yield _check_table(database, "inbox", settings.inbox_retention_s, "consumer")
 
 
-def _check_table(database: Database, table: str, retention_s: int, keeper: str) -> Check:
+def _check_table(database: Database, table: str, retention_s: int, keeper: str) -> Finding:
     name = f"{database.service} {table} parts"
     there = read_partitions(database.ask, table)
     if there.default is None:
         return fail(
             name,
-            "there is no default partition: a row of a day without partition is refused",
-            f"start the {keeper} of {database.service}: it makes {table}_default",
+            "no default partition: a row of a day without a partition is refused",
+            f"start the {keeper} of {database.service}: it creates {table}_default",
         )
     now = _clock(database)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -110,16 +108,16 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
         return warn(
             name,
             f"{found}. {foreign}" if foreign else found,
-            f"start the {keeper} of {database.service}: it makes them, and moves the rows; see "
-            "partition.failed in its log",
+            f"start the {keeper} of {database.service}: it creates them and moves the rows; look"
+            " for partition.failed in its log",
         )
     if foreign:
         return warn(
             name,
             foreign,
-            f"rename it back, or detach it: the {keeper} leaves it alone, also after its retention",
+            f"rename it back, or detach it: the {keeper} ignores it, even when it has expired",
         )
-    # Rows whose ids are no UUIDv7 stay in the default partition, and count as strays as well.
+    # Rows whose ids are not UUIDv7 stay in the default partition, and are counted, too.
     ((stray,),) = database.ask(
         f"SELECT count(*) FROM (SELECT FROM {there.default} LIMIT {STRAY_LIMIT}) AS stray"  # noqa: S608
     )
@@ -127,7 +125,7 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
         return warn(
             name,
             f"{stray} rows in {there.default}",
-            f"the {keeper} moves those of known days; the others stay: their ids carry no time",
+            f"none: the {keeper} moves rows of known days; ids without a time stay there",
         )
     retained_at = retention_time(database.ask, table, now)
     expired = timedelta(seconds=retention_s) + EXPIRED_WARN_DAYS * DAY
@@ -139,14 +137,14 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
     if old:
         return warn(
             name,
-            f"past retention, and still there: {', '.join(old)}",
-            f"see partition.kept, partition.locked and partition.failed in the log of the {keeper}",
+            f"past retention, but not dropped: {', '.join(old)}",
+            f"look for partition.kept, partition.locked and partition.failed in the {keeper}'s log",
         )
-    return ok(name, f"{len(there.days)} days, tomorrow's among them")
+    return ok(name, f"{len(there.days)} days, up to tomorrow or later")
 
 
-def check_horizon(database: Database) -> Iterator[Check]:
-    """Check that the inbox knows every event that may still come."""
+def check_horizon(database: Database) -> Iterator[Finding]:
+    """Check that the inbox remembers every event that may still come."""
     name = f"{database.service} horizon"
     settings = read_settings(database.service)
     found = database.ask(
@@ -160,19 +158,19 @@ def check_horizon(database: Database) -> Iterator[Check]:
     late = timedelta(seconds=settings.topic_retention_s + settings.replay_window_s)
     remedy = 'see "The horizon of an inbox is wrong" in docs/operations.md'
     if begins > now:
-        yield fail(name, f"{shown} is in the future: all events are parked until then", remedy)
+        yield fail(name, f"{shown} is in the future: all events become dead letters", remedy)
     elif begins > now - late:
         yield warn(
             name,
-            f"{shown}: events from before it are parked, and may still come by a replay",
+            f"{shown}: older events become dead letters, and may still come by a replay",
             remedy,
         )
     else:
-        yield ok(name, f"the inbox knows its events since {shown}")
+        yield ok(name, f"the inbox remembers its events since {shown}")
 
 
 def _clock(database: Database) -> datetime:
-    """Return the database's time; by this one the partitions are made and dropped."""
+    """Return the database's time, by which partitions are created and dropped."""
     ((now,),) = database.ask("SELECT clock_timestamp()")
     read: datetime = now.astimezone(UTC)
     return read

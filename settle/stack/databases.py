@@ -31,7 +31,7 @@ class DatabaseNameError(SettleError):
     """A database cannot have that name."""
 
 
-def why_silent(url: str) -> str | None:
+def connection_error(url: str) -> str | None:
     """Why a database does not answer, in its words; None when it does."""
     try:
         connect_autocommit(url, application_name=NAME).close()

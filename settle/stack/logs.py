@@ -81,7 +81,7 @@ def follow(logs: dict[str, Path]) -> Iterator[Line]:
             file.close()
 
 
-def last_trouble(log: Path) -> str | None:
+def last_error(log: Path) -> str | None:
     """The last line that tells an error; else the last one that is not routine; None without one.
 
     A program that cannot even start does not say so in a form that is known here.

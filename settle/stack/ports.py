@@ -13,7 +13,7 @@ def address_family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def why_taken(host: str, port: int) -> str | None:
+def port_conflict(host: str, port: int) -> str | None:
     """Why nothing can listen there now, and who does, where that can be seen; None when free."""
     try:
         with socket.socket(address_family(host)) as probe:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from settle.stack.databases import why_silent
+from settle.stack.databases import connection_error
 from settle.stack.definition import APIS, BROKER, POSTGRES
 from settle.stack.embedded.postgres import SUPERUSER
 from settle.stack.supervisor import POLL_S
@@ -29,7 +29,7 @@ STARTING = "starting"
 HEALTH_NAMES = {"relay": "outbox-relay", "consumer": "inbox-consumer"}
 
 
-def why_not_ready(stack: Stack, process: Process) -> str | None:
+def not_ready_reason(stack: Stack, process: Process) -> str | None:
     """Why a process is not ready, for a person; None when it is."""
     if process.pid is None:
         return process.state.lower()
@@ -45,7 +45,7 @@ def why_not_ready(stack: Stack, process: Process) -> str | None:
 def _ask_postgres(stack: Stack) -> str | None:
     if stack.cluster is None:
         return None
-    return why_silent(stack.cluster.url(stack.ports["POSTGRES_PORT"], SUPERUSER))
+    return connection_error(stack.cluster.url(stack.ports["POSTGRES_PORT"], SUPERUSER))
 
 
 def _ask_broker(stack: Stack) -> str | None:
@@ -115,7 +115,7 @@ def wait_ready(
     missing = dict.fromkeys(names, "")
     while True:
         processes = supervisor.processes()
-        reasons = {name: why_not_ready(stack, processes[name]) for name in missing}
+        reasons = {name: not_ready_reason(stack, processes[name]) for name in missing}
         missing = {name: reason for name, reason in reasons.items() if reason is not None}
         if not missing or time.monotonic() > deadline:
             return missing

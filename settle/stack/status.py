@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from settle.stack.definition import BROKER, SERVICES, BrokerKind, running_stack
 from settle.stack.leftovers import find_leftovers
-from settle.stack.readiness import why_not_ready
+from settle.stack.readiness import not_ready_reason
 from settle.stack.supervisor import Process, Supervisor
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _age_s(path: Path) -> int | None:
 def _row(stack: Stack, process: Process) -> Row:
     return Row(
         process=process.name,
-        state=why_not_ready(stack, process) or "ready",
+        state=not_ready_reason(stack, process) or "ready",
         pid=process.pid,
         uptime_s=process.uptime_s,
         address=stack.address(process.name),

@@ -12,7 +12,7 @@ from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle.interrupts import interrupts_heard
-from settle.stack.databases import create_databases, why_silent
+from settle.stack.databases import connection_error, create_databases
 from settle.stack.definition import (
     APIS,
     BOOTSTRAP,
@@ -31,8 +31,8 @@ from settle.stack.definition import (
 )
 from settle.stack.down import stop_all
 from settle.stack.embedded import kafka
-from settle.stack.logs import last_trouble
-from settle.stack.ports import why_taken
+from settle.stack.logs import last_error
+from settle.stack.ports import port_conflict
 from settle.stack.readiness import wait_ready
 from settle.stack.root_user import AS_ROOT, how_to_leave_root
 from settle.stack.state import CHECKOUT, LEAST_FREE_MB
@@ -174,7 +174,7 @@ def refuse_taken_ports(stack: Stack, programs: Iterable[str]) -> None:
     wanted = [(each, name) for each in programs for name in port_variables(each, stack.broker)]
     for program, variable in wanted:
         host, port = stack.host(program), stack.ports[variable]
-        taken = why_taken(host, port)
+        taken = port_conflict(host, port)
         if taken is not None:
             raise UpError(
                 f"{program} cannot listen on port {port} of {host} ({taken}): "
@@ -221,7 +221,7 @@ def _start_programs(
     missing = wait_ready(stack, supervisor, names, timeout_s=timeout_s, tell=tell)
     if missing:
         name, reason = next(iter(missing.items()))
-        trouble = last_trouble(stack.state.logs / f"{name}.log")
+        trouble = last_error(stack.state.logs / f"{name}.log")
         raise UpError(
             f"{name} is not ready after {timeout_s:.0f} s ({reason}); "
             f"{f'its log says: {trouble}' if trouble else 'its log tells of no error'}. "
@@ -237,7 +237,7 @@ def migrate() -> None:
     """
     for service in SERVICES:
         url = read_database_url(service)
-        silent = why_silent(url)
+        silent = connection_error(url)
         if silent is not None:
             raise UpError(
                 f"The database of {DATABASE_URLS[service]} does not answer ({silent}): start it, "

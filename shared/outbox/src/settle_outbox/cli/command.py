@@ -82,7 +82,7 @@ class Group(click.Group):
         return super().make_context(info_name, args, parent, **extra)
 
 
-def told_in_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Tell expected trouble on stderr, in one sentence, with exit code 1; never a traceback."""
 
     @wraps(command)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from settle_outbox.cli.command import Group, fail, told_in_a_sentence, version_option
+from settle_outbox.cli.command import Group, fail, report_errors, version_option
 from settle_outbox.cli.common import (
     database_url_option,
     max_age_option,
@@ -36,7 +36,7 @@ def main() -> None:
 @main.command()
 @service_argument
 @database_url_option
-@told_in_a_sentence
+@report_errors
 def run(service: str, database_url: str | None) -> None:
     r"""Consume the events that SERVICE subscribes to, until SIGTERM or SIGINT.
 
@@ -52,7 +52,7 @@ def run(service: str, database_url: str | None) -> None:
 @main.command()
 @service_argument
 @max_age_option
-@told_in_a_sentence
+@report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
     r"""Check that the main loop of each consumer of SERVICE runs: exit 1 when one is stuck.
 
@@ -70,7 +70,7 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @service_argument
 @database_url_option
 @click.option("--type", "event_type", help="Of this subscription alone, such as order.created.")
-@told_in_a_sentence
+@report_errors
 def resume_subscriptions(service: str, database_url: str | None, event_type: str | None) -> None:
     r"""Let stopped subscriptions of SERVICE go on.
 
@@ -106,7 +106,7 @@ def dead_letters() -> None:
 @database_url_option
 @click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the record whole.")
-@told_in_a_sentence
+@report_errors
 def list_dead_letters(service: str, database_url: str | None, limit: int, *, as_json: bool) -> None:
     r"""Show what SERVICE could not apply, newest first, and why.
 

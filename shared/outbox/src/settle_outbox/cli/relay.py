@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from settle_outbox.cli.command import Group, told_in_a_sentence, version_option
+from settle_outbox.cli.command import Group, report_errors, version_option
 from settle_outbox.cli.common import (
     database_url_option,
     max_age_option,
@@ -41,7 +41,7 @@ def main() -> None:
 @main.command()
 @service_argument
 @database_url_option
-@told_in_a_sentence
+@report_errors
 def run(service: str, database_url: str | None) -> None:
     r"""Relay the events of SERVICE until SIGTERM or SIGINT.
 
@@ -64,7 +64,7 @@ def run(service: str, database_url: str | None) -> None:
     required=True,
     help="How far back: 90s, 30m, 2h, 7d. At most as long as events are kept.",
 )
-@told_in_a_sentence
+@report_errors
 def replay(service: str, database_url: str | None, since: timedelta) -> None:
     r"""Send the published events of SERVICE again.
 
@@ -85,7 +85,7 @@ def replay(service: str, database_url: str | None, since: timedelta) -> None:
 @main.command()
 @service_argument
 @max_age_option
-@told_in_a_sentence
+@report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
     r"""Check that the main loop of each relay of SERVICE runs: exit 1 when one is stuck.
 
@@ -107,7 +107,7 @@ def healthcheck(service: str, max_age_s: float) -> None:
     type=click.IntRange(1, 10_000),
     help="Raise the partitions of each topic to this count.",
 )
-@told_in_a_sentence
+@report_errors
 def topics(service: str, database_url: str | None, partitions: int | None) -> None:
     r"""Create the topics that SERVICE publishes, where they are missing.
 

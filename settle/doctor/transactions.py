@@ -1,16 +1,16 @@
-"""Long transactions: they hold back vacuum, and the events that they have added."""
+"""Long transactions: they hold back vacuum, and the events that they added."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import duration, graded, ok
+from settle.doctor.check import duration, grade, ok
 from settle.doctor.database import APPLICATION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from settle.doctor.check import Check
+    from settle.doctor.check import Finding
     from settle.doctor.database import Database
 
 LONG_WARN_S = 60.0
@@ -21,7 +21,7 @@ _TRANSACTIONS = """
            extract(epoch FROM clock_timestamp() - xact_start)::float
     FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend'
-      AND xact_start IS NOT NULL AND application_name <> %(ours)s
+      AND xact_start IS NOT NULL AND application_name <> %(doctor)s
     UNION ALL
     SELECT gid, 'prepared transaction', 'prepared',
            extract(epoch FROM clock_timestamp() - prepared)::float
@@ -34,23 +34,23 @@ _HIDDEN = """
 """
 
 
-def check_transactions(database: Database) -> Iterator[Check]:
-    """Transactions that hold back vacuum, and what they have added to the outbox."""
+def check_transactions(database: Database) -> Iterator[Finding]:
+    """Check how long the oldest transaction of the database has been open."""
     name = f"{database.service} transactions"
-    found = database.ask(_TRANSACTIONS, {"ours": APPLICATION_NAME})
+    found = database.ask(_TRANSACTIONS, {"doctor": APPLICATION_NAME})
     ((hidden,),) = database.ask(_HIDDEN)
-    unseen = f"; {hidden} of other roles cannot be seen (GRANT pg_read_all_stats)" if hidden else ""
+    unseen = f"; {hidden} of other roles are hidden (GRANT pg_read_all_stats)" if hidden else ""
     if not found:
         yield ok(name, f"none open{unseen}")
         return
     who, application, state, age_s = found[0]
-    yield graded(
+    yield grade(
         name,
         age_s,
         f"{len(found)} open, the oldest for {duration(age_s)}: {who} ({application or 'no name'},"
         f" {state}){unseen}",
-        "end it: SELECT pg_terminate_backend(pid), or COMMIT PREPARED; it holds back vacuum, and "
-        "the events that it has added",
+        "end it with SELECT pg_terminate_backend(pid) or COMMIT PREPARED: it holds back vacuum,"
+        " and the events that it added",
         warn_over=LONG_WARN_S,
         fail_over=LONG_FAIL_S,
     )
