@@ -21,7 +21,6 @@ from settle.audit.run import SECOND_LOOK_S
 from settle.audit.shown import show, shown_bars
 from settle.audit.targets import find_settings
 from settle.demo import Demo
-from settle.doctor.check import Level, worst
 from settle.doctor.examine import examine
 from settle.progress import shown_steps
 from settle.stack.databases import create_database
@@ -33,6 +32,7 @@ from settle.stack.state import find_state, open_state
 from settle.stack.status import read_status
 from settle.stack.supervisor import Supervisor
 from settle.stack.up import bring_up
+from settle_outbox.checks.check import Level, worst
 from settle_outbox.cli.command import (
     EXIT_FAILED,
     EXPECTED,
@@ -48,9 +48,9 @@ from settle_outbox.service import load_service, service_names
 from settle_outbox.settings import service_variable
 
 if TYPE_CHECKING:
-    from settle.doctor.check import Finding
     from settle.stack.definition import Stack
     from settle.stack.logs import Line
+    from settle_outbox.checks.check import Finding
 
 COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 EXIT_NOT_SEEN = 3  # of the audit: nothing is said about what is there

@@ -8,11 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from settle.doctor import installation, local
-from settle.doctor.background import run_at_once
-from settle.doctor.broker import BROKER, check_reached
-from settle.doctor.check import warn
-from settle.doctor.clocks import check_clocks
-from settle.doctor.service import check_kafka
 from settle.doctor.shop import check_service
 from settle.stack.definition import (
     BOOTSTRAP,
@@ -23,15 +18,20 @@ from settle.stack.definition import (
     take_environment,
 )
 from settle.stack.supervisor import Supervisor
+from settle_outbox.checks.background import run_at_once
+from settle_outbox.checks.broker import BROKER, check_reached
+from settle_outbox.checks.check import warn
+from settle_outbox.checks.clocks import check_clocks
+from settle_outbox.checks.service import check_kafka
 from settle_outbox.cli.command import EXPECTED
 from settle_outbox.settings import read_database_url, service_variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from settle.doctor.check import Finding, NamedCheck
     from settle.stack.definition import Stack
     from settle.stack.state import StateFolder
+    from settle_outbox.checks.check import Finding, NamedCheck
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from re import match
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import fail, ok
+from settle_outbox.checks.check import fail, ok
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
 
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 PROGRAMS = ("supervisord", "gunicorn", "outbox-relay", "inbox-consumer")

@@ -7,7 +7,6 @@ import tempfile
 from shutil import disk_usage
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import fail, fail_with, ok, warn
 from settle.stack.definition import (
     APIS,
     BROKER,
@@ -30,15 +29,16 @@ from settle.stack.readiness import not_ready_reason
 from settle.stack.root_user import AS_ROOT, how_to_leave_root
 from settle.stack.state import LEAST_FREE_MB
 from settle.stack.supervisor import Supervisor
+from settle_outbox.checks.check import fail, fail_with, ok, warn
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from settle.doctor.check import Finding
     from settle.stack.definition import Stack
     from settle.stack.state import StateFolder
+    from settle_outbox.checks.check import Finding
 
 ENOUGH_FREE_MB = 1024
 

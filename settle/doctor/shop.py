@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from services.orders import models as orders
 from services.payments import models as payments
-from settle.doctor.check import duration, fail, grade, ok
-from settle.doctor.delivery import (
+from settle.stack.databases import revision
+from settle_outbox.checks.check import duration, fail, grade, ok
+from settle_outbox.checks.delivery import (
     COUNT_LIMIT,
     IDS_SHOWN,
     LATE_FAIL_S,
@@ -16,10 +17,9 @@ from settle.doctor.delivery import (
     counted,
     shown_ids,
 )
-from settle.doctor.schema import ExpectedSchema
-from settle.doctor.service import check_database, database_checks
-from settle.doctor.upkeep import HOT_TABLES
-from settle.stack.databases import revision
+from settle_outbox.checks.schema import ExpectedSchema
+from settle_outbox.checks.service import check_database, database_checks
+from settle_outbox.checks.upkeep import HOT_TABLES
 from settle_outbox.errors import SettleError
 from settle_outbox.storage import tables as outbox
 from shared.idempotency import tables as idempotency
@@ -29,8 +29,8 @@ from shared.settings import read_web_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from settle.doctor.check import Finding, NamedCheck
-    from settle.doctor.database import Database
+    from settle_outbox.checks.check import Finding, NamedCheck
+    from settle_outbox.checks.database import Database
 
 SCHEMAS = {
     "orders": ExpectedSchema(

@@ -13,8 +13,8 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import CoordinatorNotAvailableError
 
-from settle.doctor import broker as broker_checks
-from settle.doctor import groups, topics
+from settle_outbox.checks import broker as broker_checks
+from settle_outbox.checks import groups, topics
 from settle_outbox.kafka.clients import make_admin, make_producer
 from settle_outbox.kafka.topics import ensure_topics
 from support.broker import KAFKA, chosen

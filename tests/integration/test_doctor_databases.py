@@ -16,7 +16,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
-from settle.doctor import background, clocks, database, pooling, transactions, upkeep
+from settle_outbox.checks import background, clocks, database, pooling, transactions, upkeep
 from settle_outbox.storage.database import connect_autocommit
 from settle_outbox.storage.partitions import DAY, inbox_partitions, maintain, outbox_partitions
 from settle_outbox.uuid7 import least_id

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
 
 # Where nothing listens, and nothing will: the port of tcpmux.
 NOWHERE = "127.0.0.1:1"

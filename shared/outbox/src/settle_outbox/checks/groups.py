@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from kafka.admin import OffsetSpec
 
-from settle.doctor.check import NOT_REPORTED, duration, fail, grade, ok, warn
-from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
+from settle_outbox.checks.check import NOT_REPORTED, duration, fail, grade, ok, warn
+from settle_outbox.checks.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import make_reader
 from settle_outbox.kafka.internals.consumer import readable_end
 from settle_outbox.kafka.internals.unreadable import UnreadablePartitionError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 

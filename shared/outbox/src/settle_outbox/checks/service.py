@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 from kafka.errors import KafkaError
 
-from settle.doctor import (
+from settle_outbox.checks import (
     broker,
     clocks,
     database,
@@ -20,10 +20,10 @@ from settle.doctor import (
     transactions,
     upkeep,
 )
-from settle.doctor.background import run_at_once
-from settle.doctor.check import Level, fail, run_each
-from settle.doctor.database import APPLICATION_NAME, Database
-from settle.doctor.schema import ExpectedSchema
+from settle_outbox.checks.background import run_at_once
+from settle_outbox.checks.check import Level, fail, run_each
+from settle_outbox.checks.database import APPLICATION_NAME, Database
+from settle_outbox.checks.schema import ExpectedSchema
 from settle_outbox.errors import SettleError
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
-    from settle.doctor.check import Finding, NamedCheck
+    from settle_outbox.checks.check import Finding, NamedCheck
     from settle_outbox.settings import Settings
 
 ENGINE_SCHEMA = ExpectedSchema((tables.metadata,))

@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from settle.doctor.check import ok, warn
-from settle.doctor.database import APPLICATION_NAME
+from settle_outbox.checks.check import ok, warn
+from settle_outbox.checks.database import APPLICATION_NAME
 from settle_outbox.storage.database import connect_autocommit
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from settle.doctor.check import Finding
-    from settle.doctor.database import Database
+    from settle_outbox.checks.check import Finding
+    from settle_outbox.checks.database import Database
 
 NOTIFY_TIMEOUT_S = 3.0
 # Not the relay's channel: the check must wake no relay.

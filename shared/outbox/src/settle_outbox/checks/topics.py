@@ -9,10 +9,10 @@ from kafka import TopicPartition
 from kafka.admin import ConfigResourceType, OffsetSpec
 from kafka.errors import KafkaConnectionError
 
-from settle.doctor.broker import settings_of
-from settle.doctor.check import NOT_REPORTED, duration, fail, grade, ok, warn
-from settle.doctor.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
-from settle.doctor.delivery import LATE_FAIL_S, LATE_WARN_S
+from settle_outbox.checks.broker import settings_of
+from settle_outbox.checks.check import NOT_REPORTED, duration, fail, grade, ok, warn
+from settle_outbox.checks.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
+from settle_outbox.checks.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import MAX_REQUEST_BYTES
 from settle_outbox.publish.outbox import PAYLOAD_MAX_BYTES
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
     from settle_outbox.settings import Settings
 
 NO_LEADER = -1

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from settle.doctor.check import duration, fail, ok, warn
+from settle_outbox.checks.check import duration, fail, ok, warn
 from settle_outbox.settings import read_settings
 from settle_outbox.storage.partitions import DAY, partition_name, read_partitions, retention_time
 from settle_outbox.uuid7 import moment_of
@@ -14,8 +14,8 @@ from settle_outbox.uuid7 import moment_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from settle.doctor.check import Finding
-    from settle.doctor.database import Database
+    from settle_outbox.checks.check import Finding
+    from settle_outbox.checks.database import Database
 
 # The engine's tables that change most.
 HOT_TABLES = ("outbox_pending", "outbox_shards")

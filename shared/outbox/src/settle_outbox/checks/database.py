@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from settle.doctor.check import fail, ok, size, warn
+from settle_outbox.checks.check import fail, ok, size, warn
 from settle_outbox.settings import service_variable
 from settle_outbox.storage.database import connect_autocommit
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import psycopg2
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
 
 APPLICATION_NAME = "outbox-doctor"
 OLDEST_MAJOR = 14

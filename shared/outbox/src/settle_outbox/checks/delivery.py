@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import duration, fail, grade, ok, warn
+from settle_outbox.checks.check import duration, fail, grade, ok, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from settle.doctor.check import Finding
-    from settle.doctor.database import Database
+    from settle_outbox.checks.check import Finding
+    from settle_outbox.checks.database import Database
 
 LATE_WARN_S = 60.0
 LATE_FAIL_S = 600.0

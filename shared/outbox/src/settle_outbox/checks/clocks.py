@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import duration, grade
-from settle.doctor.database import Database
+from settle_outbox.checks.check import duration, grade
+from settle_outbox.checks.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
 
 SKEW_WARN_S = 1.0
 SKEW_FAIL_S = 30.0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import duration, grade, ok
-from settle.doctor.database import APPLICATION_NAME
+from settle_outbox.checks.check import duration, grade, ok
+from settle_outbox.checks.database import APPLICATION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from settle.doctor.check import Finding
-    from settle.doctor.database import Database
+    from settle_outbox.checks.check import Finding
+    from settle_outbox.checks.database import Database
 
 LONG_WARN_S = 60.0
 LONG_FAIL_S = 600.0

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import fail, run_each
+from settle_outbox.checks.check import fail, run_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from settle.doctor.check import Finding, NamedCheck
+    from settle_outbox.checks.check import Finding, NamedCheck
 
 # Longer than the time-outs of any single check. A server that is silent for longer is frozen.
 SILENCE_S = 20.0

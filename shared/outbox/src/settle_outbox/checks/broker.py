@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from settle.doctor.check import NOT_REPORTED, fail, ok, size, warn
+from settle_outbox.checks.check import NOT_REPORTED, fail, ok, size, warn
 from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
-    from settle.doctor.check import Finding
+    from settle_outbox.checks.check import Finding
 
 BROKER = "broker"
 CONNECT_TIMEOUT_S = 2.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, UniqueConstraint
 
-from settle.doctor.check import fail, ok
+from settle_outbox.checks.check import fail, ok
 from settle_outbox.storage.sequences import find_behind
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import MetaData, Table
 
-    from settle.doctor.check import Finding
-    from settle.doctor.database import Database
+    from settle_outbox.checks.check import Finding
+    from settle_outbox.checks.database import Database
 
 
 @dataclass(frozen=True, slots=True)
