@@ -73,7 +73,7 @@ def check_user(state: StateFolder) -> Iterator[Finding]:
     """Check that the stack does not run as root. It runs as its folder's owner, this user."""
     name = "user"
     if os.geteuid() == 0:
-        remedy = f"{how_to_leave_root(state)}; for a server, see docs/operations.md"
+        remedy = f"{' '.join(how_to_leave_root(state))}; for a server, see docs/operations.md"
         yield warn(name, AS_ROOT, remedy)
     else:
         yield ok(name, "an ordinary user")
@@ -99,7 +99,7 @@ def check_supervisor(state: StateFolder) -> Iterator[Finding]:
         return
     left = find_leftovers(state)
     if left:
-        pids = ", ".join(map(str, left))
+        pids = ", ".join(str(process.pid) for process in left)
         yield fail(name, f"was killed; left over: {pids}", "settle up or settle down ends them")
         return
     stale = [path for path in (state.supervisor_pid, state.socket) if path.exists()]

@@ -1,1 +1,1 @@
-"""The stack on this machine: start it, stop it, ask how it is, and remove it."""
+"""The stack on this machine: start it, stop it, show its state, remove it."""

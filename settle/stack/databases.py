@@ -1,4 +1,4 @@
-"""The services' databases in the embedded PostgreSQL, and whether a database answers."""
+"""Create the services' databases in the embedded PostgreSQL, and query a database's state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "settle"
 
-# Names that need no quotes, but for the hyphen, which a service's name may have.
+# Names that need no quotes, except for the hyphen, which a service's name may have.
 _DATABASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _TAKEN = {*SERVICES, SUPERUSER, "template0", "template1"}
 
@@ -32,7 +32,7 @@ class DatabaseNameError(SettleError):
 
 
 def connection_error(url: str) -> str | None:
-    """Why a database does not answer, in its words; None when it does."""
+    """Return the error of a connection to a database; None if it answers."""
     try:
         connect_autocommit(url, application_name=NAME).close()
     except psycopg2.OperationalError as error:
@@ -41,10 +41,10 @@ def connection_error(url: str) -> str | None:
 
 
 def revision(url: str) -> str | None:
-    """The migration that a database is at; None for one that has seen none.
+    """Return the migration that a database is at; None before the first one.
 
     Raises:
-        psycopg2.Error: it cannot be asked.
+        psycopg2.Error: the query failed.
     """
     opened = connect_autocommit(url, application_name=NAME)
     try:
@@ -60,31 +60,31 @@ def revision(url: str) -> str | None:
 
 
 def create_databases(cluster: Cluster, port: int) -> None:
-    """Create a role and a database for each service, where missing.
+    """Create the missing role and database of each service.
 
-    Each role owns its database, and neither gets into the other's.
+    Each role owns its database, and cannot connect to another one.
     """
     _create_each(cluster, port, SERVICES)
 
 
 def create_database(cluster: Cluster, port: int, name: str) -> str:
-    """Create a role and a database for another service, where missing.
+    """Create the missing role and database of another service.
 
     Args:
-        cluster: the embedded PostgreSQL; it runs.
-        port: where it listens.
-        name: of the service, the role and the database.
+        cluster: the running embedded PostgreSQL.
+        port: its port.
+        name: the name of the service, the role and the database.
 
     Returns:
         The database's URL, with the password of its role.
 
     Raises:
-        DatabaseNameError: the name is taken, or needs quotes.
+        DatabaseNameError: the name is reserved, or would need quotes.
     """
     if name in _TAKEN or not _DATABASE_NAME.fullmatch(name):
         raise DatabaseNameError(
-            f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', a letter first,"
-            f" and none of {', '.join(sorted(_TAKEN))}."
+            f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', with a letter"
+            f" first. Reserved: {', '.join(sorted(_TAKEN))}."
         )
     _create_each(cluster, port, [name])
     return cluster.url(port, name, name)
@@ -108,5 +108,5 @@ def _create(run: cursor, service: str, password: str) -> None:
     run.execute("SELECT FROM pg_database WHERE datname = %s", (service,))
     if run.fetchone() is None:
         run.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
-    # Also of one that was there: whoever made it may have been interrupted right after.
+    # Also for an existing database: its creation may have been interrupted before this.
     run.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))

@@ -1,4 +1,4 @@
-"""What the stack is made of: its programs, where each listens, and their environment."""
+"""The parts of the stack: its programs, their ports and their environment."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ PORTS = {
     "ORDERS_PORT": 8081,
     "POSTGRES_PORT": 15432,
     "KAFKA_PORT": 19092,
-    "KAFKA_CONTROLLER_PORT": 19093,  # Apache Kafka's alone
+    "KAFKA_CONTROLLER_PORT": 19093,  # only Apache Kafka uses it
 }
 DATABASE_URLS = {service: service_variable(service, "DATABASE_URL") for service in SERVICES}
 BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
 BROKER_KIND = "BROKER"
 BIND_ADDRESS = "BIND_ADDRESS"
 LOOPBACK = "127.0.0.1"
-# The settings of the services' processes that `settle up` passes on as they were given, each by
-# its field's name. The other fields have a variable of their own, or are not for the caller to set.
+# The settings that `settle up` passes to the services' processes unchanged, named after the fields.
+# The other fields have their own variables here, or are not for the user to set.
 SETTINGS = frozenset(
     {
         *(field.name.upper() for field in (*fields(Settings), *fields(WebSettings))),
@@ -52,11 +52,11 @@ SETTINGS = frozenset(
     }
     - {"SERVICE", "DATABASE_URL", BOOTSTRAP, "CONSUMER_GROUP", "HEALTH_DIR"}
 )
-# Names what of the above is ours: a shell that has read `.settle/env` has every one of them set.
+# Names the embedded servers: a shell that has read `.settle/env` has all the variables set.
 EMBEDDED = "SETTLE_EMBEDDED"
 
-# What the programs are given of the caller's environment beside the settings: what a program needs
-# to run. Whatever else a shell holds, keys of other systems above all, is not for them.
+# The variables of the user's environment that the programs get beside the settings: any program
+# needs them to run. Others, such as keys of other systems, are not passed on.
 INHERITED = {
     *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
     *("LD_LIBRARY_PATH", "JAVA_HOME", "XDG_CACHE_HOME"),
@@ -75,12 +75,12 @@ PORT_VARIABLES = {
 WORKERS = tuple(f"{service}-{part}" for part in ("consumer", "relay") for service in SERVICES)
 
 
-# Where this machine reaches what listens on all of its addresses.
+# The addresses by which this machine reaches a program that listens on all addresses.
 _REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - read, not bound
 
 
 class BrokerKind(StrEnum):
-    """A broker that `settle up` runs itself."""
+    """A broker that `settle up` can run."""
 
     EMBEDDED = "embedded"
     KAFKA = "kafka"
@@ -92,18 +92,18 @@ class AlreadyRunningError(SettleError):
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One stack, as it runs or is about to.
+    """A stack that runs, or will run.
 
     Args:
         state: its folder.
-        ports: by the name of the variable that sets each.
-        bind_address: where the APIs listen.
-        cluster: the embedded PostgreSQL, or None when both databases are given.
-        database_urls: by service.
+        ports: the ports, by the name of their variable.
+        bind_address: the address that the APIs listen on.
+        cluster: the embedded PostgreSQL; None if the user names both databases.
+        database_urls: the database URLs, by service.
         bootstrap: the broker's addresses, comma-separated.
-        broker: which broker is ours, or None when one is given.
-        embedded: what is not given but ours: services whose database is, and the broker.
-        settings: the `SETTINGS` that were given, by the names of their variables.
+        broker: the embedded broker; None if the user names one.
+        embedded: the services whose database is embedded, and `BROKER` if the broker is.
+        settings: the values of `SETTINGS` that the user gave, by the name of their variable.
     """
 
     state: StateFolder
@@ -118,19 +118,19 @@ class Stack:
 
     @property
     def servers(self) -> tuple[str, ...]:
-        """The embedded servers, in the order of starting."""
+        """The embedded servers, in start order."""
         postgres = (POSTGRES,) if self.cluster is not None else ()
         broker = (BROKER,) if BROKER in self.embedded else ()
         return (*postgres, *broker)
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """What supervisord runs, in the order of starting."""
+        """The programs that supervisord runs, in start order."""
         return (*self.servers, *WORKERS, *APIS)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What supervisord and the programs are told, beside what they inherit."""
+        """The environment of supervisord and the programs, without the inherited variables."""
         return {
             "SETTLE_HOME": str(self.state.home),
             "SETTLE_RUN_DIR": str(self.state.run),
@@ -151,21 +151,21 @@ class Stack:
         }
 
     def _file(self, program: str) -> str:
-        """Which file of deploy/programs describes a program."""
+        """Return the name of a program's file in deploy/programs."""
         return "kafka" if program == BROKER and self.broker is BrokerKind.KAFKA else program
 
     def base_url(self, service: str) -> str:
-        """Where to reach a service's API from this machine."""
+        """Return the URL of a service's API on this machine."""
         host = _REACHED_AT.get(self.bind_address, self.bind_address)
         host = f"[{host}]" if ":" in host else host  # RFC 3986, section 3.2.2
         return f"http://{host}:{self.ports[f'{service.upper()}_PORT']}"
 
     def host(self, program: str) -> str:
-        """The address that a program listens on."""
+        """Return the address that a program listens on."""
         return self.bind_address if program in APIS else LOOPBACK
 
     def address(self, program: str) -> str | None:
-        """Where a program can be reached; None for one that does not listen."""
+        """Return the address to reach a program at; None if it does not listen."""
         if program in APIS:
             return self.base_url(program.removesuffix("-api"))
         variable = PORT_VARIABLES.get(program)
@@ -173,12 +173,12 @@ class Stack:
 
 
 def planned_stack(state: StateFolder) -> Stack:
-    """The stack that the environment asks for; makes the embedded cluster when it needs one.
+    """Return the stack that the environment describes. Create the embedded cluster if needed.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
+        SettingsError: a variable is wrong.
         EmbeddedBrokerError: the embedded broker is not installed.
-        KafkaUnavailableError: Java or Maven is not installed, and Apache Kafka is asked for.
+        KafkaUnavailableError: Apache Kafka is requested, and Java or Maven is not installed.
         EmbeddedPostgresError: the embedded PostgreSQL cannot be prepared.
     """
     ports = read_ports()
@@ -212,15 +212,15 @@ def planned_stack(state: StateFolder) -> Stack:
 
 
 def _given_url(service: str) -> str:
-    read_database_url(service)  # refuses a wrong one
+    read_database_url(service)  # refuse a wrong one
     return os.environ[DATABASE_URLS[service]]
 
 
 def read_broker() -> BrokerKind | None:
-    """Which broker the environment asks us to run; None when it gives one.
+    """Return the broker to run; None if the environment names a running one.
 
     Raises:
-        SettingsError: it asks for one that there is not, or gives one beside.
+        SettingsError: the requested broker does not exist, or another one is named, too.
     """
     asked = os.environ.get(BROKER_KIND, "")
     if asked and asked not in set(BrokerKind):
@@ -229,14 +229,14 @@ def read_broker() -> BrokerKind | None:
         return BrokerKind(asked or BrokerKind.EMBEDDED)
     if asked:
         raise SettingsError(
-            f"{BROKER_KIND}={asked} asks for a broker, and {BOOTSTRAP} names one that is there: "
-            "unset one of the two."
+            f"{BROKER_KIND}={asked} starts a broker, but {BOOTSTRAP} names a running one: unset one"
+            " of them."
         )
     return None
 
 
 def refuse_missing_broker(broker: BrokerKind) -> None:
-    """Refuse a broker that is not installed now, rather than by a program that does not start.
+    """Refuse a broker that is not installed, before anything is started.
 
     Raises:
         EmbeddedBrokerError: the embedded broker is not installed.
@@ -251,19 +251,21 @@ def refuse_missing_broker(broker: BrokerKind) -> None:
 
 
 def read_embedded() -> frozenset[str]:
-    """What is not given but ours: services whose database is, and the broker."""
-    ours = os.environ.get(EMBEDDED, "").split()
+    """Return the services whose database is embedded, and `BROKER` if the broker is."""
+    embedded = os.environ.get(EMBEDDED, "").split()
     variables = {**DATABASE_URLS, BROKER: BOOTSTRAP}
     return frozenset(
-        name for name, variable in variables.items() if name in ours or not os.environ.get(variable)
+        name
+        for name, variable in variables.items()
+        if name in embedded or not os.environ.get(variable)
     )
 
 
 def read_ports() -> dict[str, int]:
-    """The ports that the environment asks for, by the names of their variables.
+    """Return the configured ports, by the name of their variable.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
+        SettingsError: a port is not valid, or two are equal.
     """
     env = Env()
     ports = {
@@ -279,7 +281,7 @@ def read_ports() -> dict[str, int]:
 
 
 def read_bind_address() -> str:
-    """The address that the environment asks the APIs to listen on; an IPv6 one without brackets.
+    """Return the address for the APIs to listen on; an IPv6 address without brackets.
 
     Raises:
         SettingsError: it is not an address of this machine.
@@ -289,7 +291,7 @@ def read_bind_address() -> str:
     try:
         with socket.socket(address_family(host)) as probe:
             probe.bind((host, 0))
-    except (OSError, UnicodeError) as error:  # the second for a name that cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(
             f"{BIND_ADDRESS} is {given!r}, and nothing can listen there ({reason}): "
@@ -299,19 +301,19 @@ def read_bind_address() -> str:
 
 
 def read_given_settings() -> dict[str, str]:
-    """The settings that the environment gives for the services' processes; an empty one is none."""
+    """Return the settings for the services' processes. An empty variable counts as not set."""
     return {name: os.environ[name] for name in sorted(SETTINGS) if os.environ.get(name)}
 
 
 def take_environment(stack: Stack) -> None:
-    """Give this process the environment of a stack's programs: settings are read from there."""
+    """Set this process's environment to that of a stack's programs, to read their settings."""
     for name in SETTINGS - stack.environment.keys():
         os.environ.pop(name, None)
     os.environ.update(stack.environment)
 
 
 def inherited_environment() -> dict[str, str]:
-    """What supervisord and the programs are given of the caller's environment."""
+    """Return the part of the user's environment that supervisord and the programs get."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -320,11 +322,11 @@ def inherited_environment() -> dict[str, str]:
 
 
 def port_variables(program: str, broker: BrokerKind | None) -> tuple[str, ...]:
-    """The variables of the ports that a program listens on.
+    """Return the variables of the ports that a program listens on.
 
     Args:
-        program: by its name.
-        broker: which broker is ours.
+        program: the program's name.
+        broker: the embedded broker.
     """
     if program == BROKER and broker is BrokerKind.KAFKA:
         return (PORT_VARIABLES[BROKER], "KAFKA_CONTROLLER_PORT")
@@ -332,9 +334,9 @@ def port_variables(program: str, broker: BrokerKind | None) -> tuple[str, ...]:
 
 
 def running_stack(state: StateFolder) -> Stack | None:
-    """The stack that was started last and not taken down; None when there is none.
+    """Return the stack that was started last and not stopped; None if there is none.
 
-    What another version kept, or someone has edited, is as good as none.
+    An environment file of another version, or one that was edited, counts as none.
     """
     kept = state.read_env()
     try:
@@ -355,39 +357,40 @@ def running_stack(state: StateFolder) -> Stack | None:
 
 
 def refuse_other_settings(running: Stack) -> None:
-    """Refuse to go on with other settings than those that the stack was started with.
+    """Refuse settings that differ from those of the running stack.
 
     Raises:
-        AlreadyRunningError: naming each variable that differs. Values may be secrets.
-        SettingsError: naming the variable and what is wrong with it.
+        AlreadyRunningError: settings differ. It names the variables, but no values: they may be
+            secrets.
+        SettingsError: a variable is wrong.
     """
-    runs_with = running.environment
-    asked = _asked_settings(running)
+    current = running.environment
+    requested = _requested_settings(running)
     names = (*PORTS, BIND_ADDRESS, *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND)
     changed = [
         name
         for name in (*names, *sorted(SETTINGS))
-        if asked.get(name, "") != runs_with.get(name, "")
+        if requested.get(name, "") != current.get(name, "")
     ]
     if changed:
         raise AlreadyRunningError(
             f"Settle is running with other settings: {', '.join(changed)}. To start it with the "
-            "new ones, run settle down, then settle up. To leave it as it is, set them as in "
-            f"{running.state.env}, and unset those that are not there."
+            "new ones, run settle down, then settle up. To keep the current ones, set them as in "
+            f"{running.state.env}, and unset those that are not in it."
         )
 
 
-def _asked_settings(running: Stack) -> dict[str, str]:
-    """What the environment asks for, in the form of `Stack.environment`.
+def _requested_settings(running: Stack) -> dict[str, str]:
+    """Return the settings of the environment, in the form of `Stack.environment`.
 
-    A database or broker that is not given would be ours again, as it is in the running stack.
+    A database or broker that it does not name is embedded, as in the running stack.
     """
     variables = {**DATABASE_URLS, BROKER: BOOTSTRAP}
-    ours = {variables[name]: running.environment[variables[name]] for name in running.embedded}
+    embedded = {variables[name]: running.environment[variables[name]] for name in running.embedded}
     return {
         **{name: str(port) for name, port in read_ports().items()},
         BIND_ADDRESS: read_bind_address(),
-        **{name: os.environ.get(name) or ours.get(name, "") for name in variables.values()},
+        **{name: os.environ.get(name) or embedded.get(name, "") for name in variables.values()},
         BROKER_KIND: read_broker() or "",
         **read_given_settings(),
     }

@@ -1,4 +1,4 @@
-"""Processes of the stack that nobody watches any more, because their supervisord was killed.
+"""Processes of the stack that are not supervised any more, because their supervisord was killed.
 
 Also the workers of a killed gunicorn, which hold its port until they notice.
 """
@@ -7,83 +7,69 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS
-from settle.stack.supervisor import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from settle.stack.embedded.postgres import Cluster
     from settle.stack.state import StateFolder
 
-OURS = frozenset({POSTGRES, BROKER, *APIS, *WORKERS})
+PROGRAMS = frozenset({POSTGRES, BROKER, *APIS, *WORKERS})
 STOP_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 10.0
 
 
-def find_leftovers(state: StateFolder) -> list[int]:
-    """The pids of the stack's programs, their children, and its supervisord.
+def find_leftovers(state: StateFolder) -> list[psutil.Process]:
+    """Return the processes of the stack's programs, their children, and its supervisord.
 
-    Found by the environment that supervisord gives what it starts, where the system shows it
-    (``/proc``).
+    They are found by the environment that supervisord gives them.
     """
-    home = f"SETTLE_HOME={state.home}"
-    names = {f"SUPERVISOR_PROCESS_NAME={name}" for name in OURS}
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
-        environment = _strings(folder / "environ")
-        if pid == os.getpid() or home not in environment:
-            continue
-        if not names.isdisjoint(environment) or _is_supervisor(folder):
-            found.append(pid)
-    return found
+    return [process for process in psutil.process_iter() if _is_of_stack(process, state)]
 
 
-def _is_supervisor(folder: Path) -> bool:
-    """By its command, not its pid file: that one may be stale, or not be written yet."""
-    command = _strings(folder / "cmdline")
-    return any(word.endswith("deploy/supervisord.conf") for word in command)
-
-
-def _strings(path: Path) -> set[str]:
+def _is_of_stack(process: psutil.Process, state: StateFolder) -> bool:
     try:
-        return set(path.read_bytes().decode(errors="surrogateescape").split("\0"))
-    except OSError:  # ended meanwhile, or someone else's
-        return set()
+        environment = process.environ()
+        if process.pid == os.getpid() or environment.get("SETTLE_HOME") != str(state.home):
+            return False
+        # supervisord by its command, not its pid file: that may be stale, or not be written yet.
+        return environment.get("SUPERVISOR_PROCESS_NAME") in PROGRAMS or any(
+            word.endswith("deploy/supervisord.conf") for word in process.cmdline()
+        )
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
+        return False
 
 
 def end_leftovers(state: StateFolder, cluster: Cluster | None) -> int:
-    """End what is left over, the database last; returns how many processes there were.
+    """End the leftover processes, the database last. Return how many there were.
 
-    Call it only when no supervisord answers: it would start them again.
+    Call it only while supervisord does not run: it would start them again.
     """
-    database = cluster.running_pid() if cluster is not None else None
-    found = [pid for pid in find_leftovers(state) if pid != database]
-    _end(found, signal.SIGTERM)
-    if database is not None:
-        _end([database], signal.SIGINT)
-        return len(found) + 1
-    return len(found)
+    # PostgreSQL overwrites its environment, so it is found by its data directory.
+    database_pid = cluster.running_pid() if cluster is not None else None
+    programs = [process for process in find_leftovers(state) if process.pid != database_pid]
+    database = [psutil.Process(database_pid)] if database_pid is not None else []
+    _end(programs, signal.SIGTERM)
+    _end(database, signal.SIGINT)
+    return len(programs) + len(database)
 
 
-def _end(pids: Iterable[int], how: signal.Signals) -> None:
-    alive = _signal(pids, how)
-    if not wait_for(lambda: not _signal(alive, None), timeout_s=STOP_TIMEOUT_S):
-        _signal(alive, signal.SIGKILL)
-        wait_for(lambda: not _signal(alive, None), timeout_s=KILL_TIMEOUT_S)
+def _end(processes: Sequence[psutil.Process], how: signal.Signals) -> None:
+    for process in processes:
+        _send(process, how)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        _send(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=KILL_TIMEOUT_S)
 
 
-def _signal(pids: Iterable[int], how: signal.Signals | None) -> list[int]:
-    """Signal processes, or only ask; returns those that are there."""
-    alive = []
-    for pid in pids:
-        try:
-            os.kill(pid, how or 0)
-        except ProcessLookupError:
-            continue
-        alive.append(pid)
-    return alive
+def _send(process: psutil.Process, how: signal.Signals) -> None:
+    try:
+        process.send_signal(how)
+    except psutil.NoSuchProcess:
+        return

@@ -1,4 +1,4 @@
-"""Reads the log files of the stack's processes: the last lines, merged by time, or as they come."""
+"""Read the log files of the stack's processes: their last lines, and new lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS
 from settle_outbox.errors import SettleError
+from settle_outbox.suggest import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 SUPERVISORD = "supervisord"
 NAMES = (SUPERVISORD, POSTGRES, BROKER, *APIS, *WORKERS)
 POLL_S = 0.2
-LONGEST_LINE = 300  # characters of a line that is quoted in a sentence
+QUOTED_MAX_LENGTH = 300  # characters of a line in an error message
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)[.,]?(\d{0,6})")
-_TROUBLE = re.compile(
+_ERROR = re.compile(
     r'"level": "(error|critical)"|\b(ERROR|CRITICAL|FATAL|PANIC)\b'
     r"|^Error: |^[\w.]+(Error|Exception)\b"
 )
@@ -32,11 +33,11 @@ _ROUTINE = re.compile(r'"level": "(debug|info)"|\[(debug|info) *\]|\b(DEBUG|INFO
 
 
 class LogError(SettleError):
-    """There is no such log."""
+    """The log does not exist."""
 
 
 class Line(NamedTuple):
-    """One line of a process's log; `at` is in seconds, its own or that of a line before it."""
+    """A line of a process's log. `at` is its Unix time, or that of an earlier line."""
 
     at: float
     process: str
@@ -44,31 +45,31 @@ class Line(NamedTuple):
 
 
 def find_logs(state: StateFolder, process: str | None) -> dict[str, Path]:
-    """The log files to read, by the names of their processes.
+    """Return the log files to read, by the name of their process.
 
     Raises:
-        LogError: there is no such process, or nothing has been logged yet.
+        LogError: the process does not exist, or nothing has been logged yet.
     """
     if process is not None and process not in NAMES:
-        raise LogError(f"There is no process {process!r}. Processes: {', '.join(NAMES)}.")
+        raise LogError(unknown_name("process", process, NAMES))
     wanted = NAMES if process is None else (process,)
     found = {name: state.logs / f"{name}.log" for name in wanted}
     found = {name: path for name, path in found.items() if path.exists()}
     if not found:
         what = process or "Settle"
-        raise LogError(f"{what} has logged nothing in {state.logs} yet: run settle up first.")
+        raise LogError(f"{what} has no log in {state.logs} yet: run settle up first.")
     return found
 
 
 def last_lines(logs: dict[str, Path], count: int) -> list[Line]:
-    """The last lines of all of them together, by their time."""
+    """Return the last lines of all files together, sorted by time."""
     lines = [line for name, path in logs.items() for line in _timed(name, _tail(path, count))]
-    lines.sort(key=lambda line: line.at)  # stable: a file's own order stays
+    lines.sort(key=lambda line: line.at)  # stable: keeps the order in each file
     return lines[-count:] if count else []
 
 
 def follow(logs: dict[str, Path]) -> Iterator[Line]:
-    """What is written from now on, without an end; files that rotate are followed."""
+    """Yield new lines without end. A file that is rotated is followed."""
     opened = {name: _at_end(path) for name, path in logs.items()}
     try:
         while True:
@@ -82,18 +83,18 @@ def follow(logs: dict[str, Path]) -> Iterator[Line]:
 
 
 def last_error(log: Path) -> str | None:
-    """The last line that tells an error; else the last one that is not routine; None without one.
+    """Return the last line with an error, or the last line that is not routine; None without one.
 
-    A program that cannot even start does not say so in a form that is known here.
+    A program that cannot start may report it in an unknown form.
     """
     try:
         lines = [line for line in _tail(log, 200) if line.strip()]
     except OSError:
         return None
-    found = [line for line in lines if _TROUBLE.search(line)] or [
+    found = [line for line in lines if _ERROR.search(line)] or [
         line for line in lines if not _ROUTINE.search(line)
     ]
-    return found[-1].strip()[:LONGEST_LINE] if found else None
+    return found[-1].strip()[:QUOTED_MAX_LENGTH] if found else None
 
 
 def _tail(path: Path, count: int) -> list[str]:
@@ -114,7 +115,7 @@ def _timed(process: str, lines: Iterable[str]) -> Iterator[Line]:
         found = _TIME.search(text)
         if found:
             read = datetime.fromisoformat(f"{found[1]}T{found[2]}.{found[3] or '0':0<6}")
-            # supervisord alone writes the machine's own time.
+            # Only supervisord logs local time.
             at = (
                 read.timestamp() if process == SUPERVISORD else read.replace(tzinfo=UTC).timestamp()
             )
@@ -128,12 +129,12 @@ def _at_end(path: Path) -> BinaryIO:
 
 
 def _read_on(opened: dict[str, BinaryIO], name: str, path: Path) -> list[str]:
-    """The lines that came since; a file that was moved away is read to its end first."""
+    """Return the new lines. A file that was moved away is read to its end first."""
     file = opened[name]
     texts = _whole_lines(file)
     try:
         found = path.stat()
-    except FileNotFoundError:  # between the two renames of a rotation
+    except FileNotFoundError:  # between the renames of a rotation
         return texts
     before = os.fstat(file.fileno())
     if (found.st_ino, found.st_dev) != (before.st_ino, before.st_dev):
@@ -148,7 +149,7 @@ def _read_on(opened: dict[str, BinaryIO], name: str, path: Path) -> list[str]:
 def _whole_lines(file: BinaryIO) -> list[str]:
     texts = []
     while line := file.readline():
-        if not line.endswith(b"\n"):  # the rest of it is still to come
+        if not line.endswith(b"\n"):  # the line is not complete yet
             file.seek(-len(line), os.SEEK_CUR)
             break
         texts.append(line.decode(errors="replace").rstrip("\n"))

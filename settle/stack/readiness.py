@@ -1,4 +1,4 @@
-"""Whether a process of the stack does its work: asked of itself, not only of supervisord."""
+"""Find out whether a process of the stack is ready: ask it, not only supervisord."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from settle_outbox.runtime.health import read_signs
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from settle.progress import Tell
+    from settle.progress import Step
     from settle.stack.definition import Stack
     from settle.stack.supervisor import Process, Supervisor
 
 ASK_TIMEOUT_S = 2.0
-# A relay or consumer writes its file about every second, but for a long batch.
+# A relay or consumer writes its file about every second, except during a long batch.
 STALE_AFTER_S = 15.0
 STARTING = "starting"
 HEALTH_NAMES = {"relay": "outbox-relay", "consumer": "inbox-consumer"}
 
 
 def not_ready_reason(stack: Stack, process: Process) -> str | None:
-    """Why a process is not ready, for a person; None when it is."""
+    """Return the reason why a process is not ready; None if it is."""
     if process.pid is None:
         return process.state.lower()
     if process.name == POSTGRES:
@@ -58,8 +58,8 @@ def _ask_broker(stack: Stack) -> str | None:
 
 
 def _ask_api(stack: Stack, process: Process) -> str | None:
-    if _told(stack, process.name).get("pid") != process.pid:
-        return STARTING  # even when /readyz answers: those are a killed one's workers
+    if _read_file(stack, process.name).get("pid") != process.pid:
+        return STARTING  # even if /readyz answers: the workers of a killed master may do so
     service = process.name.removesuffix("-api")
     try:
         answer = requests.get(f"{stack.base_url(service)}/readyz", timeout=ASK_TIMEOUT_S)
@@ -83,16 +83,16 @@ def _read_health(stack: Stack, process: Process) -> str | None:
         return STARTING
     if sign.state != "ready":
         return f"{sign.state}: {sign.detail}" if sign.detail else sign.state
-    return None if sign.age_s < STALE_AFTER_S else f"has said nothing for {sign.age_s:.0f} s"
+    return None if sign.age_s < STALE_AFTER_S else f"no sign of life for {sign.age_s:.0f} s"
 
 
-def _told(stack: Stack, name: str) -> dict[str, Any]:
-    """What a process wrote last; empty when nothing that can be read."""
+def _read_file(stack: Stack, name: str) -> dict[str, Any]:
+    """Return the content of an API's health file; empty if it cannot be read."""
     try:
-        told: dict[str, Any] = json.loads((stack.state.health / f"{name}.json").read_bytes())
+        content: dict[str, Any] = json.loads((stack.state.health / f"{name}.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return told
+    return content
 
 
 def wait_ready(
@@ -101,12 +101,12 @@ def wait_ready(
     names: Iterable[str],
     *,
     timeout_s: float,
-    tell: Tell,
+    step: Step,
 ) -> dict[str, str]:
-    """Wait until the programs are ready, and tell meanwhile which are not.
+    """Wait until programs are ready. Show which are not, meanwhile.
 
     Returns:
-        Those that were not in time, and why not.
+        The programs that were not ready in time, and why.
 
     Raises:
         SupervisorError: supervisord does not answer.
@@ -119,5 +119,5 @@ def wait_ready(
         missing = {name: reason for name, reason in reasons.items() if reason is not None}
         if not missing or time.monotonic() > deadline:
             return missing
-        tell(f"waiting for {', '.join(missing)}")
+        step.update(f"waiting for {', '.join(missing)}")
         time.sleep(POLL_S)

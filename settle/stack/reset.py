@@ -1,4 +1,4 @@
-"""Removes everything that the stack keeps."""
+"""Remove everything that the stack stores."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from settle.stack.down import stop_all
 from settle.stack.embedded.postgres import kept_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from settle.progress import Tell
+    from settle.progress import Say
     from settle.stack.state import StateFolder
 
 
 def kept(state: StateFolder) -> list[Path]:
-    """What there is to remove: what the stack makes, not what else lies in its folder."""
+    """Return what the stack has created, but no other files in its folder."""
     own = (
         state.postgres,
         state.kafka,
@@ -31,26 +31,26 @@ def kept(state: StateFolder) -> list[Path]:
     return [path for path in found if not _in_use(path)]
 
 
-def reset(state: StateFolder, tell: Tell) -> list[Path]:
-    """Stop everything, and remove all that is kept.
+def reset(state: StateFolder, say: Say) -> list[Path]:
+    """Stop everything, and remove all that is stored.
 
     Args:
-        state: its folder.
-        tell: is told when another command has to end first.
+        state: the stack's folder.
+        say: prints that another command must end first.
 
     Returns:
-        What was removed.
+        The paths that were removed.
     """
     if not state.home.exists() and not kept(state):
         return []
-    with state.locked(tell):
+    with state.locked(say):
         stop_all(state)
         removed = kept(state)
         for path in removed:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in removed:
             _remove_if_empty(path.parent)
-        # Last: whoever waits for it now makes it anew.
+        # Remove the lock last: a waiting process creates it again.
         state.lock.unlink()
         _remove_if_empty(state.home)
     return removed
@@ -59,18 +59,15 @@ def reset(state: StateFolder, tell: Tell) -> list[Path]:
 def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
-    except OSError:  # something else lies in it
+    except OSError:  # it is not empty
         return
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether another stack, of the same checkout, runs programs from a folder."""
-    return any(path.is_relative_to(folder) for path in _programs())
-
-
-def _programs() -> Iterator[Path]:
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            yield (process / "exe").readlink()
-        except OSError:  # ended meanwhile, or someone else's
-            continue
+    """Return whether another stack of the same checkout runs programs from a folder."""
+    # Processes of other users, and those that have ended, have no path here.
+    return any(
+        Path(process.info["exe"]).is_relative_to(folder)
+        for process in psutil.process_iter(["exe"])
+        if process.info["exe"]
+    )

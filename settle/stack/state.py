@@ -1,9 +1,8 @@
-"""Where the stack keeps what it keeps: one folder, `.settle` in the checkout or $SETTLE_HOME."""
+"""The state folder of the stack: `.settle` in the checkout, or $SETTLE_HOME."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shlex
@@ -15,19 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settle.safe_folders import refuse_unsafe, take_folder, write_private
+from filelock import FileLock, Timeout
+
+from settle.safe_folders import refuse_unsafe, take_file, take_folder, write_private
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import TextIO
+    from collections.abc import Iterator, Mapping
+
+    from settle.progress import Say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEPLOY = CHECKOUT / "deploy"
 LOCK_TIMEOUT_S = 180
 LEAST_FREE_MB = 150  # new databases take about 60 MB, and their log grows
-# sun_path holds 108 bytes with its end; supervisord first binds a name with ".<pid>" behind it.
-LONGEST_SOCKET_PATH = 107 - len(".4194304")
+# sun_path has 108 bytes with its final NUL; supervisord first binds the name with ".<pid>" added.
+SOCKET_PATH_MAX = 107 - len(".4194304")
 
 
 class StateError(SettleError):
@@ -36,72 +38,72 @@ class StateError(SettleError):
 
 @dataclass(frozen=True, slots=True)
 class StateFolder:
-    """The paths within one state folder."""
+    """The paths in a state folder."""
 
     home: Path
 
     @property
     def logs(self) -> Path:
-        """One file per process."""
+        """The folder of the log files, one per process."""
         return self.home / "logs"
 
     @property
     def run(self) -> Path:
-        """What matters only while the stack runs."""
+        """The folder of files that are only needed while the stack runs."""
         return self.home / "run"
 
     @property
     def health(self) -> Path:
-        """Where relays and consumers say how they are."""
+        """The folder of the processes' health files (HEALTH_DIR)."""
         return self.run / "health"
 
     @property
     def supervisor_pid(self) -> Path:
-        """Written by supervisord."""
+        """The pid file of supervisord."""
         return self.run / "supervisord.pid"
 
     @property
     def socket(self) -> Path:
         """The control socket of supervisord."""
         path = self.run / "supervisor.sock"
-        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
             return path
         name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
         return Path(tempfile.gettempdir(), f"settle-{os.geteuid()}", f"{name}.sock")
 
     @property
     def env(self) -> Path:
-        """The environment of the running stack, as a shell reads it: `. .settle/env`."""
+        """The environment of the running stack, for a shell: `. .settle/env`."""
         return self.home / "env"
 
     @property
     def new_env(self) -> Path:
-        """The environment while it is written; there later only after an interruption."""
+        """The environment file while it is written; it is left only by an interruption."""
         return self.env.with_suffix(".new")
 
     @property
     def lock(self) -> Path:
-        """The lock file. Whatever starts or stops the stack locks it, and writes its pid there."""
+        """The lock file. A command that starts or stops the stack locks it and writes its pid."""
         return self.home / "lock"
 
     @property
     def postgres(self) -> Path:
-        """The embedded PostgreSQL."""
+        """The folder of the embedded PostgreSQL."""
         return self.home / "postgres"
 
     @property
     def kafka(self) -> Path:
-        """Apache Kafka's configuration and data."""
+        """The folder of Apache Kafka's configuration and data."""
         return self.home / "kafka"
 
     @property
     def nearest(self) -> Path:
-        """The folder, or where it would be made."""
+        """The folder, or the nearest parent that exists."""
         return next(path for path in (self.home, *self.home.parents) if path.exists())
 
     @property
     def free_mb(self) -> int:
-        """How much room there is."""
+        """The free disk space in MB."""
         return shutil.disk_usage(self.nearest).free // 1024**2
 
     def refuse_unsafe(self) -> None:
@@ -109,7 +111,7 @@ class StateFolder:
 
         Raises:
             StateError: the folder cannot be reached.
-            UnsafeFolderError: naming the folder at fault, and what to do.
+            UnsafeFolderError: another user could replace what lies there.
         """
         try:
             refuse_unsafe(self.home, variable="SETTLE_HOME")
@@ -118,17 +120,17 @@ class StateFolder:
         except OSError as error:
             raise self._cannot_be_used(error) from error
 
-    def make(self) -> None:
-        """Make the folders that are missing, closed to others.
+    def create(self) -> None:
+        """Create the missing folders, closed to other users.
 
         Raises:
-            StateError: it cannot be made or written to.
+            StateError: a folder cannot be created or written to.
             UnsafeFolderError: another user could replace what lies there.
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             self.refuse_unsafe()
-            # Run by root, PostgreSQL is another user: it may pass through, and see nothing else.
+            # Run by root, PostgreSQL runs as another user, who may pass through but not list it.
             take_folder(self.home.resolve(), 0o711 if os.geteuid() == 0 else 0o700)
             for folder in (self.logs, self.run, self.health):
                 take_folder(folder, 0o700)
@@ -148,89 +150,80 @@ class StateFolder:
             remedy = "free some space"
         return StateError(
             f"{self.home} cannot be used ({error.strerror}{within}): {remedy}, "
-            "or have SETTLE_HOME name another folder."
+            "or set SETTLE_HOME to another folder."
         )
 
     def write_env(self, environment: Mapping[str, str]) -> None:
-        """Keep the environment of the running stack; it holds passwords."""
+        """Write the environment of the running stack. It contains passwords."""
         lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
         write_private(self.new_env, "\n".join([*lines, ""]))
         self.new_env.rename(self.env)
 
     def read_env(self) -> dict[str, str]:
-        """The environment that was kept; empty when the stack is down."""
+        """Read the environment of the running stack; empty if the stack is down."""
         try:
             words = shlex.split(self.env.read_text(encoding="utf-8"))
             return dict(word.split("=", 1) for word in words if word != "export")
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (ValueError, OSError) as error:  # someone has edited it, or put something there
+        except (ValueError, OSError) as error:  # it was edited, or replaced by something else
             raise StateError(
                 f"{self.env} cannot be read ({error}): remove it, then run settle down."
             ) from error
 
     @contextmanager
-    def locked(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """Hold the folder against another `settle up`, `down` or `reset`.
+    def locked(self, say: Say) -> Iterator[None]:
+        """Hold the folder's lock against another `settle up`, `down` or `reset`.
 
         Args:
-            tell: is told once when another one holds it, before waiting.
+            say: prints, once, that another command must end first.
 
         Raises:
-            StateError: another one held it for three minutes, or the folder cannot be used.
+            StateError: another command held it for three minutes, or the folder cannot be used.
         """
-        is_told = False
+        lock = FileLock(self.lock, timeout=0, mode=0o600)
         deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            self.make()
-            with self._open_lock() as lock:
-                if self._take(lock):
-                    lock.truncate()
-                    lock.write(f"{os.getpid()}\n")
-                    lock.flush()
-                    yield
-                    return
-                pid = lock.read().strip()  # empty for a moment, or of an earlier version
-                other = f"another settle up, down or reset{f' (pid {pid})' if pid else ''}"
-            if time.monotonic() > deadline:
+        other = ""
+        while not self._acquire(lock):
+            if not other:
+                other = f"another settle up, down or reset{self._holder()}"
+                say(f"Waiting for {other} to end.")
+            elif time.monotonic() > deadline:
                 raise StateError(
                     f"{self.lock} has been held for {LOCK_TIMEOUT_S} s by {other}: end it first."
                 )
-            if not is_told:
-                tell(f"Waiting for {other} to end.")
-                is_told = True
             time.sleep(0.1)
-
-    def _open_lock(self) -> TextIO:
-        """Open the lock file, closed to others: who can open a file can lock it (flock(2)).
-
-        Raises:
-            StateError: something else is in its place.
-        """
         try:
-            file = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self.lock.write_text(f"{os.getpid()}\n", "ascii")
+            yield
+        finally:
+            lock.release()
+
+    def _holder(self) -> str:
+        try:
+            pid = self.lock.read_text("ascii", "replace").strip()
+        except OSError:  # removed by a reset
+            pid = ""
+        return f" (pid {pid})" if pid else ""
+
+    def _acquire(self, lock: FileLock) -> bool:
+        """Try once to take the lock. A reset may have removed the folder before."""
+        self.create()
+        try:
+            lock.acquire()
+            # Others could lock a file that they can open (flock(2)); an earlier version allowed it.
+            take_file(self.lock)
+        except Timeout:
+            return False
         except OSError as error:
             raise self._cannot_be_used(error) from error
-        os.fchmod(file, 0o600)  # an earlier version made it readable
-        return open(file, "r+", encoding="ascii", errors="replace")  # noqa: PTH123 - a descriptor
-
-    def _take(self, lock: TextIO) -> bool:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        # A reset removes the file that it holds: a lock on that one is worth nothing.
-        try:
-            return os.fstat(lock.fileno()).st_ino == self.lock.stat().st_ino
-        except FileNotFoundError:
-            return False
+        return True
 
 
 def find_state() -> StateFolder:
-    """The state folder of this checkout, or the one that ``SETTLE_HOME`` names; it may be unsafe.
+    """Return the state folder of this checkout, or the one that ``SETTLE_HOME`` names.
 
-    Raises:
-        StateError: this is not a checkout.
+    It may be unsafe: `open_state` checks it.
     """
     if not (DEPLOY / "supervisord.conf").exists():
         raise StateError(f"settle runs from a checkout, and {CHECKOUT} has no deploy folder.")
@@ -239,10 +232,10 @@ def find_state() -> StateFolder:
 
 
 def open_state() -> StateFolder:
-    """The state folder, safe to read and to write.
+    """Return the state folder after checking that it is safe to use.
 
     Raises:
-        StateError: this is not a checkout.
+        StateError: the folder cannot be reached.
         UnsafeFolderError: another user could replace what lies in the folder.
     """
     state = find_state()

@@ -1,4 +1,4 @@
-"""What runs, and how it is."""
+"""The status of each process of the stack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from settle.stack.definition import BROKER, SERVICES, BrokerKind, running_stack
+from settle.stack.definition import (
+    BOOTSTRAP,
+    BROKER,
+    DATABASE_URLS,
+    SERVICES,
+    BrokerKind,
+    running_stack,
+)
 from settle.stack.leftovers import find_leftovers
 from settle.stack.readiness import not_ready_reason
 from settle.stack.supervisor import Process, Supervisor
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Health(IntEnum):
-    """How the stack is; the exit code of `settle status`."""
+    """The state of the stack, and the exit code of `settle status`."""
 
     UP = 0
     PARTLY_UP = 1
@@ -30,14 +37,14 @@ class Health(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One process.
+    """A process.
 
     Args:
         process: its name.
-        state: ``ready``, or how it is instead.
-        pid: None when there is none.
-        uptime_s: None when there is no process.
-        address: None when it does not listen.
+        state: ``ready``, or the reason why it is not.
+        pid: None without a process.
+        uptime_s: None without a process.
+        address: None if it does not listen.
     """
 
     process: str
@@ -49,12 +56,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The stack as it is now.
+    """The status of the stack.
 
     Args:
-        health: in one word.
-        rows: one per process.
-        places: where things are, by what they are.
+        health: the stack's state.
+        rows: the processes.
+        places: the folders and servers in use, by name.
     """
 
     health: Health
@@ -62,7 +69,7 @@ class Status:
     places: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """As `settle status --json` shows it."""
+        """Return the output of `settle status --json`."""
         return {
             "status": self.health.name.lower(),
             "processes": [asdict(row) for row in self.rows],
@@ -70,9 +77,9 @@ class Status:
         }
 
     def as_lines(self) -> Iterable[str]:
-        """As `settle status` shows it."""
+        """Yield the output of `settle status`."""
         if self.health is Health.DOWN:
-            yield "Settle is not running: settle up starts it."
+            yield "Settle is not running. Run settle up to start it."
         else:
             yield from _table(self.rows)
         yield ""
@@ -81,15 +88,15 @@ class Status:
 
 
 def read_status(state: StateFolder) -> Status:
-    """Ask supervisord, and each process itself."""
+    """Read the status from supervisord and from each process."""
     stack = running_stack(state)
     supervisor = Supervisor(state.socket)
     pid = supervisor.pid()
     if stack is None or pid is None:
         left = find_leftovers(state)
         rows = [Row("supervisord", "not running", None, None, None)] + [
-            Row("left over", "not watched: settle up or down ends it", pid, None, None)
-            for pid in left
+            Row("left over", "not supervised: settle up or down ends it", each.pid, None, None)
+            for each in left
         ]
         health = Health.PARTLY_UP if left else Health.DOWN
         return Status(health, rows if left else [], {"folder": str(state.home)})
@@ -127,9 +134,9 @@ def _places(stack: Stack) -> dict[str, str]:
         places["PostgreSQL"] = f"{stack.cluster.data} (binaries in {stack.cluster.binaries})"
     for service in SERVICES:
         if service not in stack.embedded:
-            places[service] = "in the database that was given"
+            places[service] = f"in the database of {DATABASE_URLS[service]}"
     if BROKER not in stack.embedded:
-        places["broker"] = f"{stack.bootstrap}, as given"
+        places["broker"] = f"{stack.bootstrap} ({BOOTSTRAP})"
     elif stack.broker is BrokerKind.KAFKA:
         places["Kafka"] = str(stack.state.kafka)
     return places

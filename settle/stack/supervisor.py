@@ -1,4 +1,4 @@
-"""Talks to supervisord, which keeps every process of the stack alive."""
+"""The connection to supervisord, which keeps every process of the stack alive."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SHUTTING_DOWN, ALREADY_STARTED, NOT_RUNNING = 6, 60, 70  # supervisor.xmlrpc.Fau
 
 
 class SupervisorError(SettleError):
-    """Supervisord does not do what it was asked."""
+    """Supervisord does not answer, or refuses a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What supervisord knows of a program.
+    """A program as supervisord reports it.
 
     Args:
-        name: the program's.
+        name: the program's name.
         state: RUNNING, STARTING, BACKOFF, STOPPED, ...
-        pid: None when there is no process.
-        uptime_s: None when there is no process.
+        pid: None without a process.
+        uptime_s: None without a process.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Process:
 
     @property
     def stopped(self) -> bool:
-        """Whether supervisord does nothing about it."""
+        """Whether supervisord neither runs nor restarts it."""
         return self.state in STOPPED
 
 
@@ -66,7 +66,7 @@ class _Connection(HTTPConnection):
         try:
             self.sock.connect(str(self._path))
         except OSError:
-            self.sock.close()  # nobody else knows of it yet
+            self.sock.close()  # the base class does not know it yet
             raise
 
 
@@ -79,15 +79,15 @@ class _Transport(xmlrpc.client.Transport):
         connection = self._connection[1]
         if connection is None:
             connection = _Connection(self._path)
-            self._connection = host, connection  # where the base finds it, to close it
+            self._connection = host, connection  # the base class closes it
         return connection
 
 
 class Supervisor:
-    """One supervisord, by its control socket."""
+    """A supervisord, reached through its control socket."""
 
     def __init__(self, path: Path) -> None:
-        """Names it only; nothing is sent yet.
+        """Send nothing yet.
 
         Args:
             path: the control socket.
@@ -95,7 +95,7 @@ class Supervisor:
         self._proxy = xmlrpc.client.ServerProxy("http://localhost", transport=_Transport(path))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._proxy("close")()
 
     def _call(self, name: str, *arguments: object) -> Any:
@@ -118,7 +118,7 @@ class Supervisor:
             return None
 
     def processes(self) -> dict[str, Process]:
-        """Every program by its name.
+        """Return all programs by name.
 
         Raises:
             SupervisorError: it does not answer.
@@ -134,7 +134,7 @@ class Supervisor:
         }
 
     def start(self, names: Iterable[str]) -> None:
-        """Start programs, without waiting for them.
+        """Start programs, and do not wait for them.
 
         Raises:
             SupervisorError: it does not answer, or cannot start one.
@@ -143,14 +143,14 @@ class Supervisor:
             self._order("startProcess", name, unless=ALREADY_STARTED)
 
     def stop(self, names: Iterable[str], *, timeout_s: float) -> None:
-        """Stop programs, all at once, and wait for their end. Kills are supervisord's business.
+        """Stop programs at the same time, and wait until they have ended.
 
         Args:
-            names: of the programs; those it does not know are passed over.
-            timeout_s: how long to wait; above each program's `stopwaitsecs`.
+            names: the programs' names; unknown names are ignored.
+            timeout_s: the time limit, longer than each program's `stopwaitsecs`.
 
         Raises:
-            SupervisorError: it does not answer, or one has not ended in time.
+            SupervisorError: it does not answer, or a program has not ended in time.
         """
         found = self.processes()
         wanted = [name for name in names if name in found]
@@ -179,7 +179,7 @@ class Supervisor:
                 ) from fault
 
     def shutdown(self) -> None:
-        """Have it stop what still runs, and end.
+        """Stop supervisord, and all programs that still run.
 
         Raises:
             SupervisorError: it does not answer.
@@ -188,7 +188,7 @@ class Supervisor:
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float) -> bool:
-    """Ask until the answer is yes; whether it was in time."""
+    """Poll a condition until it is true. Return whether it was in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -198,10 +198,10 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float) -> bool:
 
 
 def start_supervisor(stack: Stack) -> Supervisor:
-    """Start supervisord, detached, with nothing running in it yet.
+    """Start supervisord, detached, without any program.
 
     Raises:
-        SupervisorError: it does not come up; with what it said.
+        SupervisorError: it did not start. The message contains its output.
     """
     scripts = sysconfig.get_path("scripts")
     environment = {**inherited_environment(), **stack.environment}
@@ -213,7 +213,7 @@ def start_supervisor(stack: Stack) -> Supervisor:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # the interrupt key is for settle, which then ends it in order
+        start_new_session=True,  # Ctrl-C goes only to settle, which stops supervisord in order
         text=True,
         timeout=START_TIMEOUT_S,
         check=False,
@@ -223,7 +223,7 @@ def start_supervisor(stack: Stack) -> Supervisor:
         lambda: supervisor.pid() is not None, timeout_s=START_TIMEOUT_S
     ):
         raise SupervisorError(
-            f"supervisord did not start: {done.stdout.strip() or 'it said nothing'} "
+            f"supervisord did not start: {done.stdout.strip() or 'no output'} "
             f"(see {stack.state.logs / 'supervisord.log'})"
         )
     return supervisor

@@ -1,4 +1,4 @@
-"""Starts the whole stack, in an order in which each part finds what it needs."""
+"""Start the whole stack: servers first, then the programs that use them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from shared.settings import read_web_settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from settle.progress import Steps, Tell
+    from settle.progress import Step, Steps
     from settle.stack.definition import Stack
     from settle.stack.state import StateFolder
 
@@ -57,7 +57,7 @@ PROGRAMS_TIMEOUT_S = 60.0
 TOPICS_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 40.0  # above the stopwaitsecs in deploy/programs
 
-# A change of these reaches a process only when it is started again.
+# A running process does not see a change of these folders until it is restarted.
 CODE = ("services", "shared", "alembic")
 
 
@@ -68,18 +68,19 @@ class UpError(SettleError):
 def bring_up(state: StateFolder, steps: Steps) -> Stack:
     """Start what does not run yet, and wait until all of it is ready.
 
-    Interrupted, it ends again what it has started.
+    If it is interrupted, it stops what it has started.
 
     Args:
-        state: its folder.
-        steps: are shown as they are taken.
+        state: the stack's folder.
+        steps: shows the progress.
 
     Raises:
-        SettleError: why it cannot be.
+        SettleError: the stack cannot be started.
     """
     if os.geteuid() == 0:
         steps.say(f"Warning: {AS_ROOT}. To run it as an ordinary user:")
-        steps.say(f"  {how_to_leave_root(state)}")
+        for line in how_to_leave_root(state):
+            steps.say(f"  {line}")
     with state.locked(steps.say):
         supervisor = Supervisor(state.socket)
         stack = running_stack(state)
@@ -87,7 +88,7 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
             _bring_up_running(stack, supervisor, steps)
             return stack
         if stop_all(state):
-            steps.say("Ended what was left over from a killed supervisord.")
+            steps.say("Ended processes that a killed supervisord had left.")
         try:
             with interrupts_heard():
                 return _bring_up_new(state, steps)
@@ -95,7 +96,7 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
             # A second interrupt must not leave half of it running.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             stop_all(state)
-            steps.say("Stopped what had been started; settle up begins anew.")
+            steps.say("Stopped what had been started. Run settle up to start again.")
             raise
 
 
@@ -105,7 +106,7 @@ def _bring_up_running(stack: Stack, supervisor: Supervisor, steps: Steps) -> Non
     if not processes.keys() >= set(stack.programs):
         raise UpError("Settle was started by another version: run settle down first.")
     _take_settings(stack)
-    steps.say("Settle is running already; starting what is not.")
+    steps.say("Settle is running already. Starting what has stopped.")
     changed_at = _newest_code()
     old = [
         name
@@ -114,27 +115,27 @@ def _bring_up_running(stack: Stack, supervisor: Supervisor, steps: Steps) -> Non
         and time.time() - uptime_s < changed_at
     ]
     if old:
-        with steps.step("Stopping what runs older code", "What ran older code has stopped"):
+        with steps.step("Stopping processes with older code", "Processes with older code stopped"):
             supervisor.stop(old, timeout_s=STOP_TIMEOUT_S)
     _start_all(stack, supervisor, steps)
 
 
 def _newest_code() -> float:
-    """When the code was changed last, in Unix seconds."""
+    """Return the time of the newest change of the code, in Unix seconds."""
     files = (path for folder in CODE for path in (CHECKOUT / folder).rglob("*.py"))
     return max(path.stat().st_mtime for path in files)
 
 
 def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
-    with steps.step("Checking settings and ports", "Settings, ports and data folder are in order"):
+    with steps.step("Checking settings and ports", "Settings, ports and data folder are valid"):
         if not read_embedded().isdisjoint(SERVICES):
             refuse_full_disk(state)
         stack = planned_stack(state)
         _take_settings(stack)
         refuse_taken_ports(stack, stack.programs)
     if stack.broker is BrokerKind.KAFKA and not kafka.fetched():
-        fetching = f"Fetching Apache Kafka {kafka.VERSION} by Maven, once, about 45 MB"
-        with steps.step(fetching, f"Apache Kafka {kafka.VERSION} is fetched"):
+        fetching = f"Downloading Apache Kafka {kafka.VERSION} by Maven, once, about 45 MB"
+        with steps.step(fetching, f"Apache Kafka {kafka.VERSION} is downloaded"):
             kafka.fetch()
     for written in state.health.glob("*.json"):
         written.unlink()
@@ -146,38 +147,38 @@ def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
 def _take_settings(stack: Stack) -> None:
     take_environment(stack)
     for service in SERVICES:
-        # A wrong setting is refused before anything is started.
+        # Refuse a wrong setting before anything is started.
         read_settings(service)
         read_web_settings(service)
 
 
 def refuse_full_disk(state: StateFolder) -> None:
-    """Refuse to start a database that would soon stop for lack of space.
+    """Refuse to start a database on a disk that is almost full.
 
     Raises:
-        UpError: telling how much is free.
+        UpError: less than `FREE_MB_MIN` is free.
     """
     free_mb = state.free_mb
     if free_mb < LEAST_FREE_MB:
         raise UpError(
             f"Only {free_mb} MB are free in {state.home}, and a database needs {LEAST_FREE_MB}: "
-            "free some space, or have SETTLE_HOME name a folder elsewhere."
+            "free some space, or set SETTLE_HOME to a folder on another disk."
         )
 
 
 def refuse_taken_ports(stack: Stack, programs: Iterable[str]) -> None:
-    """Refuse to start where another process listens.
+    """Refuse to start if another process listens on a port.
 
     Raises:
-        UpError: naming the port, who holds it, and the variable that sets another.
+        UpError: it names the port, the process, and the variable that sets another port.
     """
     wanted = [(each, name) for each in programs for name in port_variables(each, stack.broker)]
     for program, variable in wanted:
         host, port = stack.host(program), stack.ports[variable]
-        taken = port_conflict(host, port)
-        if taken is not None:
+        conflict = port_conflict(host, port)
+        if conflict is not None:
             raise UpError(
-                f"{program} cannot listen on port {port} of {host} ({taken}): "
+                f"{program} cannot listen on port {port} of {host} ({conflict}): "
                 f"set {variable} to another port."
             )
 
@@ -185,8 +186,8 @@ def refuse_taken_ports(stack: Stack, programs: Iterable[str]) -> None:
 def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
     if stack.cluster is not None:
         serving = f"PostgreSQL serves on {stack.address(POSTGRES)}"
-        with steps.step("Starting PostgreSQL", serving) as tell:
-            _start_server(stack, supervisor, POSTGRES, tell)
+        with steps.step("Starting PostgreSQL", serving) as step:
+            _start_programs(stack, supervisor, (POSTGRES,), SERVER_TIMEOUT_S, step)
             create_databases(stack.cluster, stack.ports["POSTGRES_PORT"])
     with steps.step("Migrating both databases", "Both databases are migrated"):
         migrate()
@@ -194,13 +195,13 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
         name = "Apache Kafka" if stack.broker is BrokerKind.KAFKA else "The broker"
         with steps.step(
             f"Starting {name[0].lower()}{name[1:]}", f"{name} serves on {stack.address(BROKER)}"
-        ) as tell:
-            _start_server(stack, supervisor, BROKER, tell)
+        ) as step:
+            _start_programs(stack, supervisor, (BROKER,), SERVER_TIMEOUT_S, step)
     with steps.step("Creating the topics", "The topics exist"):
         _create_topics()
     starting = "Starting APIs, relays and consumers"
-    with steps.step(starting, "APIs, relays and consumers are ready") as tell:
-        _start_programs(stack, supervisor, (*WORKERS, *APIS), PROGRAMS_TIMEOUT_S, tell)
+    with steps.step(starting, "APIs, relays and consumers are ready") as step:
+        _start_programs(stack, supervisor, (*WORKERS, *APIS), PROGRAMS_TIMEOUT_S, step)
 
 
 def _start_stopped(stack: Stack, supervisor: Supervisor, names: Iterable[str]) -> None:
@@ -210,57 +211,53 @@ def _start_stopped(stack: Stack, supervisor: Supervisor, names: Iterable[str]) -
     supervisor.start(stopped)
 
 
-def _start_server(stack: Stack, supervisor: Supervisor, name: str, tell: Tell) -> None:
-    _start_programs(stack, supervisor, (name,), SERVER_TIMEOUT_S, tell)
-
-
 def _start_programs(
-    stack: Stack, supervisor: Supervisor, names: Sequence[str], timeout_s: float, tell: Tell
+    stack: Stack, supervisor: Supervisor, names: Sequence[str], timeout_s: float, step: Step
 ) -> None:
     _start_stopped(stack, supervisor, names)
-    missing = wait_ready(stack, supervisor, names, timeout_s=timeout_s, tell=tell)
+    missing = wait_ready(stack, supervisor, names, timeout_s=timeout_s, step=step)
     if missing:
         name, reason = next(iter(missing.items()))
-        trouble = last_error(stack.state.logs / f"{name}.log")
+        logged = last_error(stack.state.logs / f"{name}.log")
         raise UpError(
             f"{name} is not ready after {timeout_s:.0f} s ({reason}); "
-            f"{f'its log says: {trouble}' if trouble else 'its log tells of no error'}. "
-            f"See settle logs {name} and settle doctor --quick; settle down stops the rest."
+            f"{f'its log says: {logged}' if logged else 'its log has no error'}. "
+            f"Run settle logs {name} and settle doctor --quick; settle down stops the rest."
         )
 
 
 def migrate() -> None:
-    """Bring both databases, which the environment names, to the code's revision.
+    """Migrate both databases that the environment names to the code's revision.
 
     Raises:
-        UpError: a database does not answer, or cannot be migrated; with what to do.
+        UpError: a database does not answer, or cannot be migrated.
     """
     for service in SERVICES:
         url = read_database_url(service)
-        silent = connection_error(url)
-        if silent is not None:
+        error = connection_error(url)
+        if error is not None:
             raise UpError(
-                f"The database of {DATABASE_URLS[service]} does not answer ({silent}): start it, "
+                f"The database of {DATABASE_URLS[service]} does not answer ({error}): start it, "
                 "or run settle down and correct the variable."
             )
         try:
             upgrade(service, url)
-        except SQLAlchemyError as error:
+        except SQLAlchemyError as failure:
             raise UpError(
-                f"The migrations of {service} failed, and nothing of them is kept: "
-                f"{_told_by_database(error)}"
-            ) from error
-        except CommandError as error:
+                f"The migration of {service} failed and was rolled back: "
+                f"{_database_message(failure)}"
+            ) from failure
+        except CommandError as failure:
             raise UpError(
-                f"The database of {service} cannot be migrated by this code ({error}): if a later "
-                "version has migrated it, run that one; settle down stops what runs."
-            ) from error
+                f"The database of {service} cannot be migrated by this code ({failure}): if a later"
+                " version has migrated it, run that version; settle down stops what runs."
+            ) from failure
 
 
-def _told_by_database(error: SQLAlchemyError) -> str:
-    """What went wrong and the hint about it, in the database's words."""
-    told = getattr(getattr(error, "orig", None), "diag", None)
-    sentences = [told.message_primary, told.message_hint] if told is not None else []
+def _database_message(error: SQLAlchemyError) -> str:
+    """Return the database's message and its hint."""
+    diag = getattr(getattr(error, "orig", None), "diag", None)
+    sentences = [diag.message_primary, diag.message_hint] if diag is not None else []
     return " ".join(each for each in sentences if each) or str(error).partition("\n")[0]
 
 
@@ -280,7 +277,7 @@ def _create_topics() -> None:
             if time.monotonic() > deadline:
                 brokers = ",".join(settings[SERVICES[0]].kafka_bootstrap_servers)
                 raise UpError(
-                    f"The broker at {brokers} does not take topics: {error}. Check {BOOTSTRAP}."
+                    f"The broker at {brokers} does not create topics: {error}. Check {BOOTSTRAP}."
                 ) from error
         else:
             return

@@ -60,7 +60,7 @@ def test_a_database_of_a_later_version_is_told(payments_url: str, orders_url: st
 
     assert "database of orders cannot be migrated by this code" in str(no.value)
     assert "'9999'" in str(no.value)
-    assert "if a later version has migrated it, run that one" in str(no.value)
+    assert "if a later version has migrated it, run that version" in str(no.value)
 
 
 def test_the_hint_of_a_migration_that_is_refused_is_told(payments_url: str, older_url: str) -> None:

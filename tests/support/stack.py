@@ -107,7 +107,7 @@ class Stack:
 
     def running(self) -> list[int]:
         """Every process that belongs to the stack, watched or not."""
-        return find_leftovers(StateFolder(self.home))
+        return [process.pid for process in find_leftovers(StateFolder(self.home))]
 
     def supervise(self, action: str, process: str) -> None:
         """Have supervisord start or stop a process, as an operator would."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,6 @@ from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 JAVA = "#!/bin/sh\necho 'openjdk version \"17.0.1\"' >&2\n"
 MAVEN = '#!/bin/sh\nprintf "%s\\n" "$@" >> "$0.arguments"\nmkdir jars && touch jars/kafka.jar\n'
@@ -57,3 +57,16 @@ def test_a_cache_of_another_version_is_not_used(programs: Path) -> None:
     (programs / "cache" / "settle" / "kafka-4.1.0").mkdir(parents=True)
 
     assert not kafka.fetched()
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+
+    with (
+        environment({"XDG_CACHE_HOME": ""}),
+        pytest.raises(kafka.KafkaUnavailableError, match="set HOME or XDG_CACHE_HOME"),
+    ):
+        kafka.fetched()

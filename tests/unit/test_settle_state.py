@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def state(tmp_path: Path) -> StateFolder:
     made = StateFolder(tmp_path / "home with spaces")
-    made.make()
+    made.create()
     return made
 
 
@@ -79,15 +79,15 @@ def test_what_is_in_the_way_is_named(state: StateFolder, name: str) -> None:
         pass
 
     assert str(no.value).startswith(f"{state.home} cannot be used (")
-    assert f"move {path} away, or have SETTLE_HOME name another folder" in str(no.value)
+    assert f"move {path} away, or set SETTLE_HOME to another folder" in str(no.value)
 
 
 def test_a_file_on_the_way_to_the_folder_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
 
-    with pytest.raises(StateError, match=f"move {file} away, or have SETTLE_HOME"):
-        StateFolder(file / "home").make()
+    with pytest.raises(StateError, match=f"move {file} away, or set SETTLE_HOME"):
+        StateFolder(file / "home").create()
 
 
 @pytest.mark.parametrize("text", ["no variable", "export A='not closed", "\xff"])

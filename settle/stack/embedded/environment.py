@@ -1,11 +1,10 @@
-"""What an embedded server finds in its environment: nothing that is secret."""
+"""The environment of an embedded server, without secrets."""
 
 from __future__ import annotations
 
 import os
 
-# Where things are and how they are written; and by what `settle` knows a process of its own stack
-# (settle/stack/leftovers.py).
+# Paths and locale, and the variables by which settle/stack/leftovers.py finds the processes.
 NAMES = frozenset(
     (
         *("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "JAVA_HOME"),
@@ -15,8 +14,8 @@ NAMES = frozenset(
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment for a server: these names of this process's, and no other.
+    """Return the environment for a server: only these variables of this process.
 
-    Others may read a server's environment: PostgreSQL's belongs to another user than root's.
+    Another user may read a server's environment: as root, PostgreSQL runs as another user.
     """
     return {name: value for name, value in os.environ.items() if name in NAMES}

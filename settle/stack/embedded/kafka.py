@@ -1,7 +1,7 @@
-"""Apache Kafka, one node in KRaft mode, from its jars on the Java that is here.
+"""Apache Kafka: one node in KRaft mode, on the installed Java.
 
-It is what production runs, where the embedded broker only speaks its protocol: what is proved
-here is proved on it. The jars come through Maven, once, into a cache folder of the user's.
+Production runs Apache Kafka; the embedded broker only speaks its protocol. Maven downloads the jars
+once, into the user's cache folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from settle_outbox.errors import SettleError
 
 VERSION = "4.1.2"
 LEAST_JAVA = 17
-# What Debian and Ubuntu call them.
+# The names of the Debian and Ubuntu packages.
 INSTALL = "openjdk-17-jre-headless and maven"
 MAVEN_TIMEOUT_S = 600
 FORMAT_TIMEOUT_S = 60
@@ -47,22 +47,22 @@ _JAVA_OPTIONS = (
     # Small, and quick to start: this node serves one machine.
     *("-Xms96m", "-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
     *(f"-D{_LOGGER}.defaultLogLevel=warn", f"-D{_LOGGER}.showDateTime=true"),
-    # As the other processes write it, so that `settle logs` can put all of it in order.
+    # The form of the other processes' logs, so that `settle logs` can sort all lines.
     *(f"-D{_LOGGER}.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS'Z'", "-Duser.timezone=UTC"),
 )
 
 
 class KafkaUnavailableError(SettleError):
-    """Apache Kafka cannot be run here."""
+    """Apache Kafka cannot run here."""
 
 
 def missing() -> str | None:
-    """What keeps Apache Kafka from running here, in a sentence; None when nothing does."""
+    """Return why Apache Kafka cannot run here, as a sentence; None if it can."""
     java = shutil.which("java")
     if java is None:
         return f"Apache Kafka {VERSION} needs Java {LEAST_JAVA} or later: install {INSTALL}."
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(\d+)', told)
+    output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', output)
     if found is None or int(found[1]) < LEAST_JAVA:
         has = found[0] if found else "of no known version"
         return (
@@ -71,18 +71,18 @@ def missing() -> str | None:
         )
     if not fetched() and shutil.which("mvn") is None:
         return (
-            f"Apache Kafka {VERSION} is fetched by Maven, and there is no mvn: install {INSTALL}."
+            f"Apache Kafka {VERSION} is downloaded by Maven, and mvn is missing: install {INSTALL}."
         )
     return None
 
 
 def fetched() -> bool:
-    """Whether Kafka's jars are here."""
+    """Return whether Kafka's jars are in the cache."""
     return _cache().is_dir()
 
 
 def fetch() -> Path:
-    """The folder of Kafka's jars; fetched by Maven unless they are there.
+    """Return the folder of Kafka's jars. Maven downloads them if they are not in the cache.
 
     Raises:
         KafkaUnavailableError: Java or Maven is missing, or Maven failed.
@@ -93,23 +93,33 @@ def fetch() -> Path:
         raise KafkaUnavailableError(lacking)
     jars = _cache()
     jars.parent.mkdir(parents=True, exist_ok=True)
-    refuse_unsafe(jars.parent, variable="XDG_CACHE_HOME")  # what lies there is run
+    refuse_unsafe(jars.parent, variable="XDG_CACHE_HOME")  # it contains code
     if jars.is_dir():
         return jars
     with tempfile.TemporaryDirectory(dir=jars.parent) as name:
         building = Path(name)
         _run_maven(building)
         try:
-            # Renamed when whole, so that what was interrupted is never taken for complete.
+            # Renamed when complete, so that an interrupted download is never used.
             (building / "jars").rename(jars)
         except OSError:
-            if not jars.is_dir():  # else another process was faster
+            if not jars.is_dir():  # otherwise, another process was faster
                 raise
     return jars
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the folder of Kafka's jars in the user's cache.
+
+    Raises:
+        KafkaUnavailableError: the user has no home folder.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise KafkaUnavailableError(
+            "There is no home folder for the files of Apache Kafka: set HOME or XDG_CACHE_HOME."
+        ) from error
     return Path(base, "settle", f"kafka-{VERSION}")
 
 
@@ -130,23 +140,23 @@ def _run_maven(building: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise KafkaUnavailableError(
-            f"Maven did not get Apache Kafka {VERSION} within {MAVEN_TIMEOUT_S} s: try again, "
-            "or have KAFKA_BOOTSTRAP_SERVERS name a broker of your own."
+            f"Maven did not download Apache Kafka {VERSION} within {MAVEN_TIMEOUT_S} s: try again, "
+            "or set KAFKA_BOOTSTRAP_SERVERS to another broker."
         ) from error
     if done.returncode != 0:
         said = (done.stdout or done.stderr).strip().partition("\n")[0]
-        raise KafkaUnavailableError(f"Maven did not get Apache Kafka {VERSION}: {said[:500]}")
+        raise KafkaUnavailableError(f"Maven did not download Apache Kafka {VERSION}: {said[:500]}")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node and its data; everything is kept in a folder of ours.
+    """A node and its data.
 
     Args:
-        folder: holds the data and the configuration.
-        port: where clients connect, on 127.0.0.1.
-        controller_port: where the node talks to itself.
-        advertised_port: where clients are told to connect; `port` unless something stands between.
+        folder: the folder of the data and the configuration.
+        port: the port for clients, on 127.0.0.1.
+        controller_port: the port of the node's controller.
+        advertised_port: the port that clients are told; `port` unless a proxy is in between.
     """
 
     folder: Path
@@ -155,17 +165,17 @@ class Node:
     advertised_port: int | None = None
 
     def prepare(self) -> list[str]:
-        """Write the configuration, format the data folder if it is new, and give the command.
+        """Write the configuration, and format the data folder if it is new.
 
         Returns:
             The node's command line. SIGTERM stops it; after a SIGKILL it starts on the same data.
 
         Raises:
-            KafkaUnavailableError: Kafka is not to be had, or refuses the folder.
+            KafkaUnavailableError: Kafka cannot be downloaded, or refuses the folder.
             UnsafeFolderError: another user could replace the jars or the folder.
         """
         jars = fetch()
-        take_folder(self.folder, 0o700)  # what users ordered is nobody else's business
+        take_folder(self.folder, 0o700)  # the events are private
         configuration = self.folder / "server.properties"
         configuration.write_text(self._configuration(), encoding="utf-8")
         java = ["java", *_JAVA_OPTIONS, "-cp", f"{jars}/*"]
@@ -174,7 +184,7 @@ class Node:
         return [*java, "kafka.Kafka", str(configuration)]
 
     def forget(self) -> None:
-        """Lose all topics and offsets, as a node does whose disk was lost. It must not run."""
+        """Delete all topics and offsets, as if the disk was lost. The node must not run."""
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def _format(self, java: list[str], configuration: Path) -> None:
@@ -206,14 +216,14 @@ class Node:
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.advertised_port or self.port}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": str(self.folder / "data"),
-            # Topics are created by code of ours, with a partition count.
+            # Our code creates the topics, with a partition count.
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "4",
             "transaction.state.log.replication.factor": "1",
             "transaction.state.log.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
-            # After a kill, the node waits for its own former session to end before it serves.
+            # After a kill, the node waits until its former session ends.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
             "log.cleaner.dedupe.buffer.size": "10485760",
@@ -222,7 +232,7 @@ class Node:
 
 
 def main() -> None:
-    """Become the node of ``$SETTLE_HOME``; what supervisord runs."""
+    """Become the node of ``$SETTLE_HOME``. supervisord runs this."""
     node = Node(
         Path(os.environ["SETTLE_HOME"], "kafka"),
         port=int(os.environ["KAFKA_PORT"]),
@@ -230,7 +240,7 @@ def main() -> None:
     )
     command = node.prepare()
     os.chdir("/")
-    # supervisord then watches the node itself
+    # exec: supervisord supervises the node itself
     os.execvpe(command[0], command, clean_environment())
 
 

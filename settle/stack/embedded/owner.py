@@ -1,4 +1,4 @@
-"""The user that PostgreSQL runs as: it refuses to be root."""
+"""The user that PostgreSQL runs as: it refuses to run as root."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+from settle_outbox.errors import SettleError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 class RunAs(TypedDict, total=False):
-    """What `subprocess` needs to become another user."""
+    """The arguments of `subprocess` that run a child as another user."""
 
     user: int
     group: int
@@ -22,7 +24,7 @@ class RunAs(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A user other than root; `switch` says whether it differs from the one running now."""
+    """A user other than root. `switch` is true if it is not the current user."""
 
     uid: int
     gid: int
@@ -30,29 +32,39 @@ class Owner:
 
     @property
     def run_as(self) -> RunAs:
-        """Arguments for `subprocess` that make a child run as this user."""
+        """The arguments of `subprocess` that run a child as this user."""
         if not self.switch:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def become(self) -> None:
-        """Make the running process this user's, for good."""
+        """Switch this process to this user, permanently."""
         if self.switch:
             os.setgroups([])
             os.setgid(self.gid)
             os.setuid(self.uid)
 
     def reaches(self, path: Path) -> bool:
-        """Whether this user may enter the folder, or run the file, at `path`."""
-        # Asked of the kernel as that user: modes, ACLs and mounts are too many to work out here.
+        """Return whether this user may enter the folder or run the file at `path`."""
+        # The kernel decides, as that user: modes, ACLs and mounts are hard to compute here.
         command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
         asked = subprocess.run(command, cwd="/", check=False, **self.run_as)
         return asked.returncode == 0
 
 
 def server_owner() -> Owner:
-    """The user for server processes: the one running now, or `nobody` when that is root."""
+    """Return the user for server processes: the current user, or `nobody` for root.
+
+    Raises:
+        SettleError: the current user is root, and there is no user `nobody`.
+    """
     if os.geteuid() != 0:
         return Owner(os.geteuid(), os.getegid(), switch=False)
-    nobody = pwd.getpwnam("nobody")
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError as error:
+        raise SettleError(
+            "PostgreSQL does not run as root, and there is no user nobody: create that user, or run"
+            " settle as an ordinary user."
+        ) from error
     return Owner(nobody.pw_uid, nobody.pw_gid, switch=True)

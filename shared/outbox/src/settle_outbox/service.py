@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import Engine
 
 from settle_outbox.errors import SettleError
+from settle_outbox.suggest import unknown_name
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -297,8 +298,7 @@ def load_service(name: str) -> Service:
     """
     found = entry_points(group=ENTRY_POINT_GROUP, name=name)
     if not found:
-        known = ", ".join(service_names()) or "none is installed"
-        raise UnknownServiceError(f"There is no service {name!r}. Services: {known}.")
+        raise UnknownServiceError(unknown_name("service", name, service_names()))
     (entry_point,) = found
     service: Service = entry_point.load()
     return service

@@ -14,6 +14,7 @@ import psycopg2
 from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
+from settle_outbox.cli.terminal import never_fail_to_print, printable
 from settle_outbox.errors import SettleError
 from settle_outbox.storage.sqlstate import is_unreachable
 
@@ -83,10 +84,11 @@ class Group(click.Group):
 
 
 def report_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Tell expected trouble on stderr, in one sentence, with exit code 1; never a traceback."""
+    """Print an expected error to stderr, in one sentence, and exit with 1: never a traceback."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        never_fail_to_print(sys.stdout)
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -122,5 +124,5 @@ def sentence(error: Exception) -> str:
 
 def fail(said: str, *, code: int = EXIT_FAILED) -> None:
     """End the process with a sentence on stderr."""
-    click.echo(f"{click.style('Error:', fg='red')} {said}", err=True)
+    click.echo(f"{click.style('Error:', fg='red')} {printable(said)}", err=True)
     sys.exit(code)

@@ -17,6 +17,7 @@ from settle_outbox.cli.common import (
     start,
     stopped_by_signals,
 )
+from settle_outbox.cli.terminal import printable
 from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
 from settle_outbox.consume.dead_letters import read_newest
@@ -93,7 +94,7 @@ def resume_subscriptions(service: str, database_url: str | None, event_type: str
         state = "is stopped" if event_type is None else "is not stopped"
         click.echo(f"{which} of {found.name} {state}.")
     for topic, resumed_type in resumed:
-        click.echo(f"{resumed_type} of {topic} is resumed.")
+        click.echo(printable(f"{resumed_type} of {topic} is resumed."))
 
 
 @main.group("dead-letters")
@@ -120,20 +121,23 @@ def list_dead_letters(service: str, database_url: str | None, limit: int, *, as_
         for row in read_newest(connection, limit=limit):
             found_any = True
             shown = dict(row)
-            click.echo(json.dumps(_whole(shown), ensure_ascii=False) if as_json else _short(shown))
+            click.echo(json.dumps(_whole(shown)) if as_json else _short(shown))
     engine.dispose()
     if not found_any and not as_json:
         click.echo(f"No dead letters in {found.name}.")
 
 
 def _short(row: dict[str, Any]) -> str:
-    return (
-        f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}\n"
-        f"    {row['topic']}[{row['partition']}]@{row['offset']}"
-        f"  event {row['event_id'] or '-'}  type {row['type'] or '-'}"
-        f"  request {row['requestid'] or '-'}\n"
-        f"    {row['detail']}"
+    lines = (
+        f"#{row['id']}  {row['parked_at']:%Y-%m-%d %H:%M:%S}  {row['reason']}",
+        (
+            f"    {row['topic']}[{row['partition']}]@{row['offset']}"
+            f"  event {row['event_id'] or '-'}  type {row['type'] or '-'}"
+            f"  request {row['requestid'] or '-'}"
+        ),
+        f"    {row['detail']}",
     )
+    return "\n".join(map(printable, lines))
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
