@@ -152,7 +152,7 @@ def check_embedded(state: StateFolder, stack: Stack | None) -> Iterator[Finding]
     if not embedded.isdisjoint(SERVICES):
         yield _check_cluster(state)
     if BROKER in embedded and stack is None:
-        yield _check_broker_installed()
+        yield _check_broker_installed(state)
 
 
 def _check_cluster(state: StateFolder) -> Finding:
@@ -174,11 +174,11 @@ def _not_initialised(name: str, cluster: Cluster) -> Finding:
     return ok(name, "installed; settle up creates its data folder")
 
 
-def _check_broker_installed() -> Finding:
+def _check_broker_installed(state: StateFolder) -> Finding:
     try:
         broker = read_broker()
         if broker is not None:
-            refuse_missing_broker(broker)
+            refuse_missing_broker(broker, state)
     except SettleError as error:
         return fail_with(BROKER, error)
     return ok(BROKER, "installed; settle up starts it")

@@ -134,7 +134,7 @@ class Stack:
         return {
             "SETTLE_HOME": str(self.state.home),
             "SETTLE_RUN_DIR": str(self.state.run),
-            "SETTLE_LOG_DIR": str(self.state.logs),
+            "SETTLE_LOG_DIR": str(self.state.logs_for_supervisor),
             "SETTLE_SOCKET": str(self.state.socket),
             "SETTLE_AUTOSTART": "false",
             "SETTLE_INCLUDE": " ".join(
@@ -186,7 +186,7 @@ def planned_stack(state: StateFolder) -> Stack:
     embedded = read_embedded()
     broker = read_broker()
     if broker is not None:
-        refuse_missing_broker(broker)
+        refuse_missing_broker(broker, state)
     cluster = None
     if not embedded.isdisjoint(SERVICES):
         cluster = open_cluster(state.postgres)
@@ -235,19 +235,19 @@ def read_broker() -> BrokerKind | None:
     return None
 
 
-def refuse_missing_broker(broker: BrokerKind) -> None:
+def refuse_missing_broker(broker: BrokerKind, state: StateFolder) -> None:
     """Refuse a broker that is not installed, before anything is started.
 
     Raises:
         EmbeddedBrokerError: the embedded broker is not installed.
-        KafkaUnavailableError: Java or Maven is not installed.
+        KafkaUnavailableError: Java or Maven is not installed, or a path does not work.
     """
     if broker is BrokerKind.EMBEDDED:
         find_binary()
         return
-    lacking = kafka.missing()
-    if lacking is not None:
-        raise kafka.KafkaUnavailableError(lacking)
+    problem = kafka.missing() or kafka.path_problem(state.kafka)
+    if problem is not None:
+        raise kafka.KafkaUnavailableError(problem)
 
 
 def read_embedded() -> frozenset[str]:

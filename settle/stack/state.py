@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from settle.progress import Say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-DEPLOY = CHECKOUT / "deploy"
+# False for an installed wheel. It can check and audit a system, but not run one.
+IS_CHECKOUT = (CHECKOUT / "deploy" / "supervisord.conf").is_file()
 LOCK_TIMEOUT_S = 180
 LEAST_FREE_MB = 150  # new databases take about 60 MB, and their log grows
 # sun_path has 108 bytes with its final NUL; supervisord first binds the name with ".<pid>" added.
@@ -46,6 +47,16 @@ class StateFolder:
     def logs(self) -> Path:
         """The folder of the log files, one per process."""
         return self.home / "logs"
+
+    @property
+    def logs_for_supervisor(self) -> Path:
+        """The folder of the log files, relative to the checkout if possible.
+
+        Supervisor formats the paths of log files twice, so an absolute path with a percent sign
+        does not work.
+        """
+        inside = self.logs.is_relative_to(CHECKOUT)
+        return self.logs.relative_to(CHECKOUT) if inside else self.logs
 
     @property
     def run(self) -> Path:
@@ -119,6 +130,22 @@ class StateFolder:
                 refuse_unsafe(self.socket.parent, variable="TMPDIR")
         except OSError as error:
             raise self._cannot_be_used(error) from error
+
+    def refuse_unusable_paths(self) -> None:
+        """Refuse a path that a program of the stack could not use.
+
+        Raises:
+            StateError: there is no checkout, or a path contains a character that does not work.
+        """
+        if not IS_CHECKOUT:
+            raise StateError("settle up runs from a checkout: run make up in one.")
+        # supervisord reads the files of a glob pattern, and PATH separates folders by colons.
+        for path, variable in ((CHECKOUT, None), (self.logs_for_supervisor, "SETTLE_HOME")):
+            forbidden = "*?[:\n" if variable is None else "%\n"
+            found = next((character for character in forbidden if character in str(path)), None)
+            if found is not None:
+                remedy = f"set {variable} to another folder" if variable else "move the checkout"
+                raise StateError(f"The path {str(path)!r} must not contain {found!r}: {remedy}.")
 
     def create(self) -> None:
         """Create the missing folders, closed to other users.
@@ -221,14 +248,12 @@ class StateFolder:
 
 
 def find_state() -> StateFolder:
-    """Return the state folder of this checkout, or the one that ``SETTLE_HOME`` names.
+    """Return the state folder that ``SETTLE_HOME`` names; by default, ``.settle`` in the checkout.
 
     It may be unsafe: `open_state` checks it.
     """
-    if not (DEPLOY / "supervisord.conf").exists():
-        raise StateError(f"settle runs from a checkout, and {CHECKOUT} has no deploy folder.")
-    given = os.environ.get("SETTLE_HOME")
-    return StateFolder(Path(given).absolute() if given else CHECKOUT / ".settle")
+    parent = CHECKOUT if IS_CHECKOUT else Path.cwd()
+    return StateFolder(Path(os.environ.get("SETTLE_HOME") or parent / ".settle").absolute())
 
 
 def open_state() -> StateFolder:

@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
 from settle.stack.definition import inherited_environment
-from settle.stack.state import CHECKOUT, DEPLOY
+from settle.stack.state import CHECKOUT
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def start_supervisor(stack: Stack) -> Supervisor:
     environment = {**inherited_environment(), **stack.environment}
     environment["PATH"] = f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     done = subprocess.run(
-        [f"{scripts}/supervisord", "--configuration", str(DEPLOY / "supervisord.conf")],
+        [f"{scripts}/supervisord", "--configuration", "deploy/supervisord.conf"],
         cwd=CHECKOUT,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -77,6 +77,7 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
     Raises:
         SettleError: the stack cannot be started.
     """
+    state.refuse_unusable_paths()
     if os.geteuid() == 0:
         steps.say(f"Warning: {AS_ROOT}. To run it as an ordinary user:")
         for line in how_to_leave_root(state):

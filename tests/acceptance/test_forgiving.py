@@ -53,11 +53,11 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another checkout, in a folder whose name has a space.
+    """Another checkout, in a folder whose name has a space and a percent sign.
 
     Run by root, it is in a place that PostgreSQL's user cannot reach.
     """
-    copy = tmp_path_factory.mktemp("a checkout")
+    copy = tmp_path_factory.mktemp("a 50%s checkout")
     copy.chmod(0o700)
     for name in CODE:
         shutil.copytree(ROOT / name, copy / name)

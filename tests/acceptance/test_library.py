@@ -185,10 +185,7 @@ def test_each_payment_is_notified_once_though_the_consumer_is_killed(
         assert {"notifications unsent", "notifications lag", "topic payments.events"} <= set(
             verdicts
         )
-        # The tests' PostgreSQL does not wait for its disk.
-        assert [name for name, verdict in verdicts.items() if verdict == "fail"] == [
-            "notifications durability"
-        ]
+        assert "fail" not in verdicts.values()
     sent = topics.records("notifications.events")
     assert len({header(record, "ce_id") for record in sent}) == ORDERS + 1
     assert {header(record, "ce_type") for record in sent} == {"notification.sent"}

@@ -95,7 +95,8 @@ def test_text_of_others_neither_controls_the_terminal_nor_ends_the_list(
         "payments",
         "INSERT INTO dead_letters"
         ' (fingerprint, topic, partition, "offset", value, headers, type, reason, detail)'
-        " VALUES ('x', 'orders.events', 0, 1, '', '[]', E'\\u001b[2J', 'not_json', E'\\u009b \\u65e5')",
+        " VALUES ('x', 'orders.events', 0, 1, '', '[]', E'\\u001b[2J', 'not_json',"
+        " E'\\u009b \\u65e5')",
     )
 
     environ = {**delivery.environ, "PYTHONIOENCODING": "latin-1"}

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
@@ -20,7 +19,7 @@ from settle_outbox.checks import background, clocks, database, pooling, transact
 from settle_outbox.storage.database import connect_autocommit
 from settle_outbox.storage.partitions import DAY, inbox_partitions, maintain, outbox_partitions
 from settle_outbox.uuid7 import least_id
-from shared.migrations import CONFIG_FILE
+from shared.migrations import config_of
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
@@ -206,7 +205,7 @@ def test_missing_and_invalid_indexes_are_both_told(
 def older_url(postgres: PostgresServer) -> Iterator[str]:
     """A database of orders before its last migration."""
     url = postgres.create_database("doctor_older")
-    config = Config(CONFIG_FILE, ini_section="orders")
+    config = config_of("orders")
     config.attributes["database_url"] = url
     command.upgrade(config, "0004")
     yield url

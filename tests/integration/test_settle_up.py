@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
-from alembic.config import Config
 
 from settle.stack.databases import DatabaseNameError, create_database
 from settle.stack.up import UpError, migrate
 from settle_outbox.storage.database import connect_autocommit
-from shared.migrations import CONFIG_FILE
+from shared.migrations import config_of
 from support.doctor import NOWHERE
 from support.environ import environment
 
@@ -45,7 +44,7 @@ def run(url: str, statements: str) -> None:
 def older_url(postgres: PostgresServer) -> Iterator[str]:
     """A database of orders before its last migration."""
     url = postgres.create_database("up_older")
-    config = Config(CONFIG_FILE, ini_section="orders")
+    config = config_of("orders")
     config.attributes["database_url"] = url
     command.upgrade(config, "0004")
     yield url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -235,3 +236,21 @@ def test_without_a_directory_nothing_is_written() -> None:
     told.remove()
     with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
         check_health(None, RELAY, 30)
+
+
+def test_the_next_beat_after_a_full_disk_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, not after the usual pause: a health check may be about to read the stale file."""
+    signs = Health(str(tmp_path), RELAY)
+    with monkeypatch.context() as full:
+        full.setattr(health.Path, "write_text", no_space)
+        signs.beat("ready")
+
+    signs.beat("ready")
+
+    assert "is ready" in check_health(str(tmp_path), RELAY, max_age_s=1)
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -70,3 +70,28 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
         pytest.raises(kafka.KafkaUnavailableError, match="set HOME or XDG_CACHE_HOME"),
     ):
         kafka.fetched()
+
+
+@pytest.mark.parametrize(
+    ("home", "cache", "named"),
+    [
+        ("/srv/a b 50%", "/srv/c d", None),
+        ("/srv/a,b", "/srv/c", "/srv/a,b/kafka because of the ','"),
+        ("/srv/a", "/srv/c:d", "kafka-4.1.2 because of the ':'"),
+    ],
+)
+def test_a_path_that_kafka_would_split_is_named(home: str, cache: str, named: str | None) -> None:
+    with environment({"XDG_CACHE_HOME": cache}):
+        problem = kafka.path_problem(Path(home, "kafka"))
+
+    assert (problem is None) == (named is None)
+    assert named is None or named in problem
+
+
+def test_the_configuration_is_escaped_as_java_reads_it() -> None:
+    """java.util.Properties: Latin-1, with backslashes and UTF-16 escapes."""
+    node = kafka.Node(Path("/srv/größe 50%\\n 🙂"), port=1, controller_port=2)
+
+    assert (
+        "log.dirs=/srv/gr\\u00f6\\u00dfe 50%\\u005cn \\ud83d\\ude42/data\n" in node._configuration()  # noqa: SLF001
+    )

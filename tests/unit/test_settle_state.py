@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+from pathlib import Path
 from queue import Queue
 from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import TYPE_CHECKING
@@ -20,7 +22,6 @@ from settle.stack.supervisor import Supervisor, SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -28,6 +29,29 @@ def state(tmp_path: Path) -> StateFolder:
     made = StateFolder(tmp_path / "home with spaces")
     made.create()
     return made
+
+
+@pytest.mark.parametrize(
+    ("checkout", "home", "refused"),
+    [
+        ("/srv/a 50%s checkout", None, None),
+        ("/srv/shop [1]", None, "'/srv/shop [1]' must not contain '[': move the checkout"),
+        ("/srv/a:b", None, "'/srv/a:b' must not contain ':': move the checkout"),
+        ("/srv/shop", "/data/a space", None),
+        ("/srv/shop", "/data/50%", "must not contain '%': set SETTLE_HOME to another folder"),
+    ],
+)
+def test_a_path_that_a_program_could_not_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, checkout: str, home: str | None, refused: str | None
+) -> None:
+    monkeypatch.setattr(states, "CHECKOUT", Path(checkout))
+    folder = StateFolder(Path(home or f"{checkout}/.settle"))
+
+    if refused is None:
+        folder.refuse_unusable_paths()
+    else:
+        with pytest.raises(StateError, match=re.escape(refused)):
+            folder.refuse_unusable_paths()
 
 
 def ignore(_: str) -> None:

@@ -76,6 +76,21 @@ def missing() -> str | None:
     return None
 
 
+def path_problem(folder: Path) -> str | None:
+    """Return why Kafka could not use its folder or the cache, as a sentence; None if it can."""
+    # Kafka's log.dirs is a list with commas, and Java's class path one with colons.
+    for path, character, variable in (
+        (folder, ",", "SETTLE_HOME"),
+        (_cache(), ":", "XDG_CACHE_HOME"),
+    ):
+        if character in str(path):
+            return (
+                f"Apache Kafka cannot use {path} because of the {character!r}: set {variable} to"
+                " another folder."
+            )
+    return None
+
+
 def fetched() -> bool:
     """Return whether Kafka's jars are in the cache."""
     return _cache().is_dir()
@@ -228,7 +243,20 @@ class Node:
             "broker.heartbeat.interval.ms": "500",
             "log.cleaner.dedupe.buffer.size": "10485760",
         }
-        return "".join(f"{name}={value}\n" for name, value in settings.items())
+        return "".join(f"{name}={_escaped(value)}\n" for name, value in settings.items())
+
+
+def _escaped(value: str) -> str:
+    """Escape a value of a properties file (java.util.Properties), which is in Latin-1."""
+    return "".join(
+        character if " " <= character <= "~" and character != "\\" else _in_utf16(character)
+        for character in value
+    )
+
+
+def _in_utf16(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def main() -> None:
