@@ -21,10 +21,10 @@ from settle.audit.print_report import print_report
 from settle.audit.run import SECOND_LOOK_S
 from settle.audit.targets import find_settings
 from settle.demo import Demo
-from settle.doctor.examine import examine
+from settle.doctor.examine import configured_services, examine
 from settle.progress import shown_steps
 from settle.stack.databases import create_database
-from settle.stack.definition import BOOTSTRAP, SERVICES, running_stack
+from settle.stack.definition import BOOTSTRAP, running_stack
 from settle.stack.down import take_down
 from settle.stack.logs import NAMES, find_logs, follow, last_lines
 from settle.stack.reset import reset as remove_all
@@ -323,7 +323,7 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
     Example: settle doctor --quick
     """
     configure_logging(level="CRITICAL", form="auto")  # a fault is reported by a check
-    services = SERVICES if service is None else (load_service(service).name,)
+    services = configured_services() if service is None else [load_service(service).name]
     findings = examine(find_state(), quick=quick, services=services)
     service_doctor.print_findings(findings, strict=strict, as_json=as_json)
 

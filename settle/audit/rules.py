@@ -50,14 +50,14 @@ class Rule:
         kind: the kind of the violation.
         sql: returns the id and a detail of each suspect; it may use ``:source``.
         source: the service whose events are checked.
-        looks: queries that clear suspects. Empty if reading at different times causes none.
+        second_looks: queries that clear suspects. Empty if reading at different times causes none.
     """
 
     check: str
     kind: str
     sql: str
     source: str = ""
-    looks: tuple[SecondLook, ...] = ()
+    second_looks: tuple[SecondLook, ...] = ()
 
 
 _ASKED = "= ANY(CAST(:ids AS uuid[]))"
@@ -88,7 +88,7 @@ _OF_ORDERS = (
         SELECT id, 'The order is created, and the ' || awaited || ' it waits for is ' || place
         FROM ({OPEN_ORDERS}) WHERE place NOT IN {_EXPLAINED}
         """,  # noqa: S608 - constants, as everywhere here
-        looks=(_SETTLED,),
+        second_looks=(_SETTLED,),
     ),
     Rule(
         CHARGES,
@@ -150,7 +150,7 @@ _OF_ORDERS = (
         SELECT order_id, 'There is no such order; charged were ' || charged FROM payments
         WHERE charges IS NOT NULL AND order_id NOT IN (SELECT id FROM orders)
         """,
-        looks=(_PLACED,),
+        second_looks=(_PLACED,),
     ),
     Rule(
         events_check(ORDERS),

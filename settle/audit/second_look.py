@@ -37,7 +37,7 @@ def drop_cleared(scratch: Scratch, settings: Mapping[str, Settings], within_s: f
     Raises:
         SQLAlchemyError: a database cannot be reached, or refuses a query.
     """
-    rules = [rule for rule in RULES if rule.looks]
+    rules = [rule for rule in RULES if rule.second_looks]
     deadline = time.monotonic() + within_s
     with ExitStack() as opened:
         engines = {
@@ -56,7 +56,7 @@ def drop_cleared(scratch: Scratch, settings: Mapping[str, Settings], within_s: f
 
 def _has_suspects(scratch: Scratch, engines: Mapping[str, Engine], rule: Rule) -> bool:
     """Remove the cleared suspects of a rule, and return whether others are left."""
-    for look in rule.looks:
+    for look in rule.second_looks:
         with engines[look.service].begin() as connection:
             for ids in _suspects(scratch, rule):
                 cleared = _cleared(connection, look.sql, ids)

@@ -24,6 +24,7 @@ from settle_outbox.checks.check import warn
 from settle_outbox.checks.clocks import check_clocks
 from settle_outbox.checks.service import check_kafka
 from settle_outbox.cli.command import EXPECTED
+from settle_outbox.service import service_names
 from settle_outbox.settings import read_database_url, service_variable
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ class _Target:
         """The services whose database is named or runs here."""
         embedded = frozenset[str]() if self.stack is not None else read_embedded()
         return [service for service in self.services if service not in embedded]
+
+
+def configured_services() -> list[str]:
+    """Return this system's services, and other installed ones whose database URL is set."""
+    others = (name for name in service_names() if name not in SERVICES)
+    return [
+        *SERVICES,
+        *(name for name in others if os.environ.get(service_variable(name, "DATABASE_URL"))),
+    ]
 
 
 def examine(

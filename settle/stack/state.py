@@ -118,11 +118,11 @@ class StateFolder:
         return shutil.disk_usage(self.nearest).free // 1024**2
 
     def refuse_unsafe(self) -> None:
-        """Refuse a folder in which another user could replace what lies there.
+        """Refuse a folder in which another user could replace its content.
 
         Raises:
             StateError: the folder cannot be reached.
-            UnsafeFolderError: another user could replace what lies there.
+            UnsafeFolderError: another user could replace its content.
         """
         try:
             refuse_unsafe(self.home, variable="SETTLE_HOME")
@@ -152,7 +152,7 @@ class StateFolder:
 
         Raises:
             StateError: a folder cannot be created or written to.
-            UnsafeFolderError: another user could replace what lies there.
+            UnsafeFolderError: another user could replace its content.
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,7 @@ def open_state() -> StateFolder:
 
     Raises:
         StateError: the folder cannot be reached.
-        UnsafeFolderError: another user could replace what lies in the folder.
+        UnsafeFolderError: another user could replace the content of the folder.
     """
     state = find_state()
     state.refuse_unsafe()

@@ -111,7 +111,7 @@ class Supervisor:
             raise SupervisorError("supervisord is shutting down: run settle up again.") from fault
 
     def pid(self) -> int | None:
-        """The pid of a supervisord that answers; None when there is none."""
+        """Return the pid of the supervisord; None if none answers."""
         try:
             return int(self._call("getPID"))
         except SupervisorError:

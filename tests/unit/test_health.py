@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
 
 RELAY = "outbox-relay-orders"
 BEAT = f"""
@@ -244,7 +245,7 @@ def test_the_next_beat_after_a_full_disk_is_written(
     """At once, not after the usual pause: a health check may be about to read the stale file."""
     signs = Health(str(tmp_path), RELAY)
     with monkeypatch.context() as full:
-        full.setattr(health.Path, "write_text", no_space)
+        full.setattr(Path, "write_text", no_space)
         signs.beat("ready")
 
     signs.beat("ready")

@@ -89,7 +89,7 @@ class Cluster:
 
         Raises:
             EmbeddedPostgresError: it cannot be created, or has another major version.
-            UnsafeFolderError: another user could replace what lies in the folder.
+            UnsafeFolderError: another user could replace the content of the folder.
         """
         self._take_folder()
         self.ensure_binaries()
@@ -129,7 +129,7 @@ class Cluster:
 
         Raises:
             EmbeddedPostgresError: initdb failed.
-            UnsafeFolderError: another user could replace what lies in the folder.
+            UnsafeFolderError: another user could replace the content of the folder.
         """
         self._take_folder()
         password = secrets.token_hex(24)
