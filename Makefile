@@ -20,6 +20,12 @@ FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
+# The programs in .venv begin with the path of the checkout: a moved checkout needs a new .venv.
+IS_HERE := grep -qsF '$(CURDIR)/$(BIN)/' $(BIN)/pip
+ifeq ($(shell $(IS_HERE) && echo yes),)
+.PHONY: $(INSTALLED)
+endif
+
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +38,7 @@ install: $(INSTALLED) ## Make the virtual environment .venv and install everythi
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 with venv is needed;" \
 		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@{ $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
+	@{ $(IS_HERE) && $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@# The engine last: pip takes away the commands of an earlier application, which are its now.
 	@for packages in '$(PACKAGES)' $(ENGINE); do $(BIN)/pip install --quiet \
@@ -133,6 +139,6 @@ fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; A
 
 .PHONY: clean
 clean: ## Stop it, remove .venv and caches; the data in .settle stay
-	@if test -x $(BIN)/settle; then $(BIN)/settle down; fi
+	@if $(IS_HERE) && test -x $(BIN)/settle; then $(BIN)/settle down; fi
 	@rm -rf $(VENV) build dist $(ENGINE)/build *.egg-info $(ENGINE)/build $(ENGINE)/src/*.egg-info .mypy_cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""The operator's command line: the whole system, up and down, on one machine."""
+"""The operator's command line: run, check and audit the whole system on one machine."""

@@ -1,4 +1,4 @@
-"""Shows the stack at work: one order that is paid, and one for which the money does not suffice."""
+"""Show the stack at work: one order is paid, and one fails because the balance is too low."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from settle_outbox.cli.terminal import printable
 from settle_outbox.errors import SettleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from settle.stack import Stack
+    from settle.progress import Say
+    from settle.stack.definition import Stack
 
 DEPOSIT, PAID, UNPAID = 1_000, 700, 500
 REQUEST_TIMEOUT_S = 10.0
@@ -22,31 +22,31 @@ POLL_S = 0.003
 
 
 class DemoError(SettleError):
-    """A step did not go as it should."""
+    """A step had an unexpected result."""
 
 
 class Demo:
-    """One run, with a user of its own."""
+    """A run of the demo, with a new user."""
 
-    def __init__(self, stack: Stack, tell: Callable[[str], None]) -> None:
-        """Sends nothing yet.
+    def __init__(self, stack: Stack, say: Say) -> None:
+        """Send nothing yet.
 
         Args:
             stack: the running stack.
-            tell: is given a line for each step.
+            say: prints a line for each step.
         """
         self.stack = stack
-        self.tell = tell
+        self.say = say
         self._session = requests.Session()
 
     def run(self) -> None:
-        """Take every step.
+        """Run every step.
 
         Raises:
-            DemoError: naming the step, what was expected and what came.
+            DemoError: a step had an unexpected result.
         """
         user_id = str(uuid.uuid4())
-        self.tell(f"User {user_id}; amounts are in minor units.\n")
+        self.say(f"User {user_id}; amounts are in minor units.\n")
         opened = self._call("payments", "POST", "/accounts", 201, {"user_id": user_id})
         _expect("the answer", opened.json(), {"message": "Account created"})
         deposit = f"/accounts/{user_id}/deposit"
@@ -65,7 +65,7 @@ class Demo:
         found = self._settled(path)
         settling_ms = (time.perf_counter() - began) * 1000
         _expect(f"the status of {path}", found["status"], status)
-        self.tell(f"      {found['id']}: {status} ({why}), settled {settling_ms:.0f} ms after")
+        self.say(f"      {found['id']}: {status} ({why}), settled after {settling_ms:.0f} ms")
 
     def _settled(self, path: str) -> dict[str, Any]:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
@@ -89,7 +89,8 @@ class Demo:
         answer = self._request(service, method, path, body)
         took_ms = (time.perf_counter() - began) * 1000
         _expect(f"{method} {path}", answer.status_code, expected, answer.text)
-        self.tell(f"{took_ms:5.0f} ms  {method} {path}  {answer.status_code} {answer.text.strip()}")
+        text = printable(answer.text.strip())
+        self.say(f"{took_ms:5.0f} ms  {method} {path}  {answer.status_code} {text}")
         return answer
 
     def _request(

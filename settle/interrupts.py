@@ -1,4 +1,4 @@
-"""Interrupts that are not lost."""
+"""Interrupts (Ctrl-C) that Python does not lose."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def interrupts_heard() -> Iterator[None]:
-    """Raise an interrupt at the end at the latest, where Python has dropped it on the way.
+    """Raise an interrupt at the end of the block, if Python dropped it.
 
-    It drops what is raised while it finalizes a file, a socket's or an answer's say (the destructor
-    of `io.IOBase` calls `close` and passes over its errors). Only for the main thread.
+    Python drops exceptions that are raised while it finalizes a file, such as a socket's: the
+    destructor of `io.IOBase` calls `close` and ignores its errors. Call it in the main thread only.
 
     Raises:
-        KeyboardInterrupt: the interrupt key was pressed, now or before.
+        KeyboardInterrupt: the user pressed Ctrl-C.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
-        yield  # interrupts are ignored, as by what a shell runs in the background
+        yield  # interrupts are ignored, as a shell does for a background job
         return
     heard = False
 

@@ -1,10 +1,11 @@
-"""Shows what `settle up` is doing: live on a terminal, in plain lines anywhere else."""
+"""Show the progress of a command: live on a terminal, a line per finished step elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -16,55 +17,71 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Tell = Callable[[str], None]
+    Say = Callable[[str], None]
 
 WIDTH = 60
 
 
-class Steps:
-    """A line for each step that is done, with the time it took."""
+class Step:
+    """A step under way.
 
-    def say(self, line: str) -> None:
-        """Tell something that is not a step."""
-        click.echo(line)
+    Args:
+        update: shows a detail of the step.
+    """
+
+    def __init__(self, update: Say) -> None:
+        self.count = 0
+        self.update = update
+
+    def add(self, count: int) -> None:
+        """Add to the number of rows or records that the step has read."""
+        self.count += count
+        self.update(f"{self.count:,}")
+
+
+class Steps:
+    """The steps of a command. Each is shown with the time it took.
+
+    Args:
+        say: prints a line that is not a step.
+        live: the display on a terminal; None prints a line when a step is done.
+    """
+
+    def __init__(self, say: Say, live: Progress | None = None) -> None:
+        self.say = say
+        self._live = live
 
     @contextmanager
-    def step(self, doing: str, done: str) -> Iterator[Tell]:  # noqa: ARG002 - for the live one
-        """Enter it for as long as a step takes.
+    def step(self, doing: str, done: str = "") -> Iterator[Step]:
+        """Show a step while its block runs.
 
         Args:
-            doing: what is done, shown meanwhile.
-            done: what is so afterwards.
-
-        Yields:
-            What tells, meanwhile, what is waited for.
+            doing: the text while it runs.
+            done: the text afterwards; the same by default.
         """
         began = time.monotonic()
-        yield lambda _: None
-        click.echo(f"  {done:<{WIDTH}} {time.monotonic() - began:5.1f} s")
-
-
-class LiveSteps(Steps):
-    """The same on a terminal, where the step under way turns and counts the seconds."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def say(self, line: str) -> None:
-        """Tell something that is not a step."""
-        self._progress.console.print(line, markup=False, highlight=False)
-
-    @contextmanager
-    def step(self, doing: str, done: str) -> Iterator[Tell]:
-        """Enter it for as long as a step takes; see the base."""
-        task = self._progress.add_task(doing, total=1)
+        if self._live is None:
+            step = Step(lambda _: None)
+            yield step
+            self.say(f"  {_text(done or doing, step):<{WIDTH}} {time.monotonic() - began:5.1f} s")
+            return
+        change = partial(self._live.update, self._live.add_task(doing, total=1))
+        step = Step(lambda detail: change(description=f"{doing}: {detail}"))
         try:
-            yield lambda waiting: self._progress.update(task, description=f"{doing}: {waiting}")
+            yield step
         except BaseException:
-            self._progress.update(task, description=f"{doing}: not done")
-            self._progress.stop_task(task)
+            change(description=f"{doing}: not done", total=None)
             raise
-        self._progress.update(task, description=done, completed=1)
+        change(description=_text(done or doing, step), completed=1)
+
+
+def _text(text: str, step: Step) -> str:
+    return f"{text}: {step.count:,}" if step.count else text
+
+
+def silent_steps() -> Steps:
+    """Return steps that show nothing."""
+    return Steps(lambda _: None)
 
 
 class _Took(ProgressColumn):
@@ -74,12 +91,16 @@ class _Took(ProgressColumn):
 
 
 @contextmanager
-def shown_steps() -> Iterator[Steps]:
-    """Steps in the form that suits where stdout goes. NO_COLOR is honoured."""
-    console = Console()
+def shown_steps(*, err: bool = False) -> Iterator[Steps]:
+    """Show steps on stdout or stderr, in the form that suits it. NO_COLOR is honoured.
+
+    Args:
+        err: use stderr.
+    """
+    console = Console(stderr=err)
     # Not console.is_terminal: FORCE_COLOR, which many build servers set, makes that true.
-    if not sys.stdout.isatty() or console.is_dumb_terminal:
-        yield Steps()
+    if not (sys.stderr if err else sys.stdout).isatty() or console.is_dumb_terminal:
+        yield Steps(partial(click.echo, err=err))
         return
     ascii_only = console.options.ascii_only
     columns = (
@@ -87,5 +108,6 @@ def shown_steps() -> Iterator[Steps]:
         TextColumn("{task.description}", markup=False, table_column=Column(width=WIDTH)),
         _Took(),
     )
-    with Progress(*columns, console=console) as progress:
-        yield LiveSteps(progress)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with Progress(*columns, console=console) as live:
+        yield Steps(say, live)

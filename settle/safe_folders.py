@@ -1,4 +1,4 @@
-"""Folders and files that no other user of the machine can replace."""
+"""Folders and files that no other user of this machine can replace."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from settle_outbox.errors import SettleError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LINKS_MAX = 40  # as the kernel has it (path_resolution(7))
+LINKS_MAX = 40  # the kernel's limit (path_resolution(7))
 SMALL_FILE_BYTES = 64 * 1024
 
 
 class UnsafeFolderError(SettleError):
-    """Another user could replace what lies in a folder."""
+    """Another user could replace the content of a folder."""
 
 
 def refuse_unsafe(folder: Path, *, variable: str) -> None:
-    """Refuse a folder in which another user could change, replace or rename what lies there.
+    """Refuse a folder in which another user could change, replace or rename the content.
 
     The rules are similar to OpenSSH's StrictModes:
 
@@ -37,10 +37,10 @@ def refuse_unsafe(folder: Path, *, variable: str) -> None:
 
     Args:
         folder: the folder.
-        variable: of the environment, which names another one.
+        variable: the environment variable that sets another folder.
 
     Raises:
-        UnsafeFolderError: naming the folder at fault, and what to do.
+        UnsafeFolderError: the folder is not safe. The message says which folder to change.
         OSError: the folder cannot be reached.
     """
     trusted = {0, os.geteuid(), Path(__file__).stat().st_uid}
@@ -50,7 +50,7 @@ def refuse_unsafe(folder: Path, *, variable: str) -> None:
                 f"{folder} cannot be used: {path} belongs to the user {_user_name(found.st_uid)}. "
                 f"Run settle as that user, or set {variable} to a folder of your own."
             )
-        is_link = stat.S_ISLNK(found.st_mode)  # its mode says nothing
+        is_link = stat.S_ISLNK(found.st_mode)  # a link has no mode
         is_sticky = bool(found.st_mode & stat.S_ISVTX) and not is_last
         if not is_link and not is_sticky and _others_may_write(found):
             is_own = found.st_uid == os.geteuid()
@@ -90,7 +90,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
         rest = [*target.parts, *rest]
         if target.is_absolute():
             here, rest = Path("/"), rest[1:]
-    # Only now is the last one known: a path, or the target of a link, may end in "..".
+    # The last one is only known now: a path, or the target of a link, may end in "..".
     yield here, here.lstat(), True
 
 
@@ -117,13 +117,13 @@ def _user_name(uid: int) -> str:
 
 
 def take_folder(path: Path, mode: int) -> None:
-    """Make a folder, or make an existing one this user's. Set its mode.
+    """Create a folder, or make an existing one this user's. Set its mode.
 
-    The folder around it must be safe.
+    The parent folder must be safe.
 
     Raises:
-        UnsafeFolderError: a link is in its place.
-        OSError: it cannot be made, or another user's cannot be taken over.
+        UnsafeFolderError: the path is a link.
+        OSError: it cannot be created, or another user's cannot be taken over.
     """
     path.mkdir(mode=0o700, exist_ok=True)
     folder = _open_no_link(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -134,11 +134,11 @@ def take_folder(path: Path, mode: int) -> None:
 
 
 def take_file(path: Path) -> None:
-    """Make a file this user's, and readable for no other. The folder around it must be safe.
+    """Make a file this user's, and unreadable for others. The parent folder must be safe.
 
     Raises:
-        UnsafeFolderError: a link is in its place.
-        OSError: there is none, or another user's cannot be taken over.
+        UnsafeFolderError: the path is a link.
+        OSError: it does not exist, or another user's cannot be taken over.
     """
     file = _open_regular(path.parent, path.name)
     try:
@@ -148,10 +148,10 @@ def take_file(path: Path) -> None:
 
 
 def give_folder(path: Path, *, uid: int, gid: int) -> None:
-    """Make a new folder, and give it to another user. The folder around it must be safe.
+    """Create a folder, and give it to another user. The parent folder must be safe.
 
     Raises:
-        OSError: something is in its place, or the user cannot be given it.
+        OSError: the path exists, or the owner cannot be changed.
     """
     path.mkdir(mode=0o700)
     folder = _open_no_link(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -162,7 +162,7 @@ def give_folder(path: Path, *, uid: int, gid: int) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user can read. A file in its place is removed first.
+    """Write a file that only this user can read. An existing file is replaced.
 
     Raises:
         OSError: it cannot be written.
@@ -176,15 +176,15 @@ def write_private(path: Path, text: str) -> None:
 def read_small(folder: Path, name: str) -> str:
     """Read a small file from a folder that another user may write to.
 
-    No link is followed, and no pipe is waited for.
+    It follows no link, and does not wait for a pipe.
 
     Args:
-        folder: lies in a safe one.
-        name: the file's name in it.
+        folder: the folder; its parent must be safe.
+        name: the file's name.
 
     Raises:
         UnsafeFolderError: it is a link, has a second hard link, or is not a regular file.
-        OSError: there is none, or it cannot be read.
+        OSError: it does not exist, or cannot be read.
     """
     with open(_open_regular(folder, name), "rb") as opened:
         return opened.read(SMALL_FILE_BYTES).decode(errors="replace")
@@ -203,7 +203,7 @@ def _open_regular(folder: Path, name: str) -> int:
     finally:
         os.close(inside)
     found = os.fstat(file)
-    # With a second hard link, it may be somebody else's file from another folder.
+    # With a second hard link, it may be another user's file in another folder.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(file)
         raise UnsafeFolderError(f"{folder / name} is not a plain file: remove it.")
@@ -211,12 +211,12 @@ def _open_regular(folder: Path, name: str) -> int:
 
 
 def _open_no_link(path: Path, flags: int, *, dir_fd: int | None = None) -> int:
-    """Open a file or folder, but not through a link in the last part of its path.
+    """Open a file or folder, unless it is a link.
 
     Args:
-        path: of the file or folder.
-        flags: of `os.open`.
-        dir_fd: the opened folder around it. Somebody may replace that folder's path meanwhile.
+        path: the path of the file or folder.
+        flags: the flags of `os.open`.
+        dir_fd: the opened parent folder, whose path another user might replace.
 
     Raises:
         UnsafeFolderError: it is a link.
@@ -225,7 +225,7 @@ def _open_no_link(path: Path, flags: int, *, dir_fd: int | None = None) -> int:
     try:
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
     except OSError as error:
-        # A link where a folder is wanted is ENOTDIR (open(2)).
+        # For a link in place of a folder, the error is ENOTDIR (open(2)).
         if error.errno in {errno.ELOOP, errno.ENOTDIR} and path.is_symlink():
             raise UnsafeFolderError(
                 f"{path} is a symbolic link. Links are not followed here. Remove it."

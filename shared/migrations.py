@@ -1,7 +1,8 @@
-"""Runs the migrations of a service's database, from alembic's command line or in process."""
+"""Run the migrations of a service's database, from alembic's command line or in process."""
 
 from __future__ import annotations
 
+import sysconfig
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,45 +28,49 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Found beside the packages: migrations are run from a checkout, or from an image that holds one.
-CONFIG_FILE = Path(__file__).resolve().parent.parent / "alembic.ini"
+# The migrations are in the checkout, or where the wheel has installed them (setup.cfg).
+FOLDERS = (
+    Path(__file__).resolve().parent.parent / "alembic",
+    Path(sysconfig.get_path("data"), "share", "settle", "alembic"),
+)
 
 # An arbitrary key: advisory locks are per database, and nothing else uses this one.
 ADVISORY_LOCK = 7_310_415_091
 
-# Of a transaction. A statement that waits for a table's lock holds up all later writers of that
-# table. So it gives up early, and the revision is tried again.
+# The time-outs of a transaction. A statement that waits for a table's lock blocks all later writers
+# of that table. So it gives up early, and the revision is tried again.
 LOCK_TIMEOUT_MS = 500
 _STATEMENT_TIMEOUT_MS = 60_000
 # Maximum time for all retries of a run, in seconds, and the pause between two.
 RETRY_FOR_S = 120.0
 _RETRY_PAUSE_S = 1.0
-# Of a statement outside of a transaction: the build of an index beside writers. It waits for older
-# transactions to end, and no writer waits for it.
+# The time-outs of a statement outside of a transaction: the build of an index beside writers. It
+# waits for older transactions to end, and blocks no writer.
 _BUILD_TIMEOUTS = {"lock_timeout": "10min", "statement_timeout": "6h"}
-# How long to wait for another migration to end.
+# The time to wait for another migration of the database, in seconds.
 TURN_TIMEOUT_S = 120
 
 
 class MigrationsNotFoundError(SettleError):
-    """The migrations are not where they should be."""
+    """The migrations are not installed."""
 
 
 class MigrationsBusyError(SettleError):
-    """Another migration of the same database does not end."""
+    """Another migration of the same database has not ended in time."""
 
 
 def upgrade(service: str, database_url: str) -> None:
-    """Bring a service's database to the newest revision; safe to call twice at once.
+    """Migrate a service's database to the newest revision. Two calls at once are safe.
 
     Args:
-        service: ``payments`` or ``orders``: a section of ``alembic.ini``.
+        service: ``payments`` or ``orders``.
         database_url: ``postgresql+psycopg2://...``.
 
     Raises:
-        MigrationsNotFoundError: there is no ``alembic.ini`` beside the packages.
+        MigrationsNotFoundError: the migrations are not installed.
+        MigrationsBusyError: another migration of the database has not ended in time.
     """
-    config = _config(service)
+    config = config_of(service)
     config.attributes["database_url"] = database_url
     command.upgrade(config, "head")
 
@@ -74,12 +79,31 @@ def head(service: str) -> str:
     """Return the newest revision of a service's migrations.
 
     Raises:
-        MigrationsNotFoundError: there is no ``alembic.ini`` beside the packages.
+        MigrationsNotFoundError: the migrations are not installed.
     """
-    found = ScriptDirectory.from_config(_config(service)).get_current_head()
+    found = ScriptDirectory.from_config(config_of(service)).get_current_head()
     if found is None:
-        raise MigrationsNotFoundError(f"{CONFIG_FILE} names no migration of {service}.")
+        raise MigrationsNotFoundError(f"There is no migration of {service}.")
     return found
+
+
+def config_of(service: str) -> Config:
+    """Return Alembic's configuration of a service's migrations.
+
+    Raises:
+        MigrationsNotFoundError: the migrations are not installed.
+    """
+    for folder in FOLDERS:
+        if (folder / service / "env.py").is_file():
+            config = Config(ini_section=service)
+            # Alembic formats the value, so a percent sign is doubled.
+            config.set_main_option("script_location", str(folder / service).replace("%", "%%"))
+            config.set_main_option("path_separator", "os")
+            return config
+    raise MigrationsNotFoundError(
+        f"The migrations of {service} are not in {' or '.join(map(str, FOLDERS))}: install Settle"
+        " again, or run it from a checkout."
+    )
 
 
 def run(target_metadata: Sequence[MetaData]) -> None:
@@ -94,7 +118,7 @@ def run(target_metadata: Sequence[MetaData]) -> None:
         target_metadata: the tables as the code knows them.
 
     Raises:
-        MigrationsBusyError: another migration of the database does not end.
+        MigrationsBusyError: another migration of the database has not ended in time.
     """
     config = context.config
     service = config.config_ini_section
@@ -188,7 +212,7 @@ def _run_with_retries(
             target_metadata=list(target_metadata),
             include_object=include_object,
             compare_server_default=True,
-            # Comments are for those who read the database; the migrations alone hold them.
+            # Only the migrations contain the comments on tables and columns.
             autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
         )
         try:
@@ -205,15 +229,6 @@ def _run_with_retries(
             time.sleep(_RETRY_PAUSE_S)
         else:
             return
-
-
-def _config(service: str) -> Config:
-    if not CONFIG_FILE.is_file():
-        raise MigrationsNotFoundError(
-            f"{CONFIG_FILE} is missing: run from a checkout (pip install -e .), or keep alembic.ini"
-            " and alembic/ beside the packages."
-        )
-    return Config(CONFIG_FILE, ini_section=service)
 
 
 def _set_timeouts(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The audit: reconciles both databases and both topics, and says what is wrong, with ids."""
+"""The audit: reconciles both databases and both topics, and reports violations with ids."""
 
 from settle.audit.report import AuditError, Check, Report, Violation
 from settle.audit.run import audit

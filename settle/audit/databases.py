@@ -1,4 +1,4 @@
-"""Reading the services' databases into the scratch database, each reading in one snapshot."""
+"""Read the services' databases into the scratch database, each in one snapshot."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from settle_outbox.storage.database import make_engine
 from settle_outbox.storage.partitions import existing_days
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from settle.audit.flow import Flow
     from settle.audit.scratch import Scratch
+    from settle.progress import Step
     from settle_outbox.settings import Settings
 
-    Tell = Callable[[int], None]
-
 CHUNK = 2_000
-# The headers of one may have a megabyte.
-DEAD_LETTERS_AT_ONCE = 10
+# The headers of a dead letter may take a megabyte.
+DEAD_LETTERS_PER_CHUNK = 10
 
-# One snapshot for all that is read. Nobody waits for what only reads, but for partitions that are
-# to be dropped: relays and consumers try again later.
+# One snapshot for everything that is read. Readers block nothing but the drop of a partition, which
+# relays and consumers try again later.
 _BEGIN = text(
     """
     SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
@@ -71,11 +70,11 @@ _STATUSES = "SELECT status, uuid_send(id) FROM orders WHERE id = ANY(CAST(:ids A
 
 
 class Snapshot:
-    """One moment of a service's database.
+    """A snapshot of a service's database.
 
     Args:
-        connection: in a transaction that sees that moment.
-        topic_prefix: what stands before the names of the topics.
+        connection: a connection in a transaction with that snapshot.
+        topic_prefix: the setting TOPIC_PREFIX.
     """
 
     def __init__(self, connection: Connection, topic_prefix: str) -> None:
@@ -83,32 +82,28 @@ class Snapshot:
         self.topic_prefix = topic_prefix
 
     def count(self, *tables: str) -> int:
-        """How many rows the tables have."""
-        counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)  # noqa: S608 - names of ours
+        """Return the number of rows of some tables."""
+        counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)  # noqa: S608 - constant names
         return int(self.connection.execute(text(f"SELECT {counts}")).scalar_one())
 
-    def stream(
-        self, sql: str, *, rows_at_once: int = CHUNK, **parameters: Any
-    ) -> Iterator[list[Any]]:
-        """The rows of a query, some at a time, through a cursor on the server."""
-        streaming = self.connection.execution_options(
-            stream_results=True, max_row_buffer=rows_at_once
-        )
+    def stream(self, sql: str, *, chunk: int = CHUNK, **parameters: Any) -> Iterator[list[Any]]:
+        """Yield the rows of a query in chunks, through a cursor on the server."""
+        streaming = self.connection.execution_options(stream_results=True, max_row_buffer=chunk)
         with streaming.execute(text(sql), parameters) as result:
-            for rows in result.partitions(rows_at_once):
+            for rows in result.partitions(chunk):
                 yield list(map(tuple, rows))
 
     def rows(self, sql: str, **parameters: Any) -> list[Any]:
-        """The few rows of a query."""
+        """Return all rows of a small query."""
         return list(self.connection.execute(text(sql), parameters).all())
 
 
 @contextmanager
 def snapshot(settings: Settings) -> Iterator[Snapshot]:
-    """Read a service's database as it is now, whatever is written meanwhile.
+    """Open a snapshot of a service's database.
 
     Raises:
-        SQLAlchemyError: it cannot be reached, or refuses.
+        SQLAlchemyError: the database cannot be reached, or refuses.
     """
     engine = make_engine(settings.database_url, application_name="settle-audit", pool_size=1)
     try:
@@ -119,22 +114,22 @@ def snapshot(settings: Settings) -> Iterator[Snapshot]:
         engine.dispose()
 
 
-def read_orders(found: Snapshot, scratch: Scratch, tell: Tell) -> None:
+def read_orders(found: Snapshot, scratch: Scratch, step: Step) -> None:
     """Read all orders."""
     for rows in found.stream(_ORDERS):
         scratch.add("INSERT INTO orders VALUES (?, ?, ?, ?, NULL)", rows)
-        tell(len(rows))
+        step.add(len(rows))
 
 
-def read_outbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> set[datetime]:
-    """Read all events that a service has published or is about to.
+def read_outbox(found: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> set[datetime]:
+    """Read all events of a service's outbox, sent or not.
 
     Returns:
-        The days of which the outbox has a partition.
+        The days that have a partition in the outbox.
     """
     ((tracked,),) = found.rows("SELECT current_setting('track_commit_timestamp')")
     sql = _OUTBOX.format(
-        # The key of a result is its order; that of an order is its user.
+        # The key of a payment result is the order; the key of an order is the user.
         payload="o.payload" if flow.source == "orders" else "NULL",
         committed_us=_COMMITTED_US if tracked == "on" else "NULL",
     )
@@ -146,7 +141,7 @@ def read_outbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> se
                 for id_, seq, key, type_, payload, state, *times in rows
             ),
         )
-        tell(len(rows))
+        step.add(len(rows))
     return existing_days(found.connection, "outbox")
 
 
@@ -156,33 +151,33 @@ def _order_id(key: str, payload: Any) -> bytes | None:
     try:
         return parse_uuid(json.loads(bytes(payload))["order_id"])
     except (ValueError, LookupError, TypeError):
-        return None  # an event without an order
+        return None  # an event that names no order
 
 
-def read_payments(found: Snapshot, scratch: Scratch, tell: Tell) -> None:
-    """Read what became of each order, and the charges."""
+def read_payments(found: Snapshot, scratch: Scratch, step: Step) -> None:
+    """Read the decision on each order, and the charges."""
     for rows in found.stream(_PAYMENTS):
         scratch.add("INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        tell(len(rows))
+        step.add(len(rows))
 
 
-def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int:
-    """Read which events a service has received, and which it could not apply.
+def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> int:
+    """Read the events that a service has received, and its dead letters.
 
     Returns:
-        How many of them are from elsewhere.
+        The number of events from other sources.
     """
     foreign = 0
     for rows in found.stream(_INBOX):
-        ours = [row for row in rows if row[1] == flow.ce_source]
-        foreign += len(rows) - len(ours)
+        known = [row for row in rows if row[1] == flow.ce_source]
+        foreign += len(rows) - len(known)
         scratch.add(
             "INSERT INTO inbox VALUES (?, ?, ?, ?)",
-            ((flow.source, id_, type_, outcome) for id_, _, type_, outcome in ours),
+            ((flow.source, id_, type_, outcome) for id_, _, type_, outcome in known),
         )
-        tell(len(rows))
+        step.add(len(rows))
     topic = f"{found.topic_prefix}{flow.topic}"
-    for rows in found.stream(_DEAD, rows_at_once=DEAD_LETTERS_AT_ONCE, topic=topic):
+    for rows in found.stream(_DEAD, chunk=DEAD_LETTERS_PER_CHUNK, topic=topic):
         ids = (_dead_id(*row) for row in rows)
         scratch.add(
             "INSERT OR IGNORE INTO dead VALUES (?, ?)",
@@ -194,13 +189,13 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, tell: Tell) -> int
 
 
 def _dead_id(event_id: str | None, headers: list[list[Any]]) -> bytes | None:
-    """The id of what was parked, which may be no event and yet have one."""
-    told = [value for name, value in headers if name == "ce_id"]
-    return parse_uuid(event_id or (told[0] if told else None))
+    """Return the event id of a dead letter. A record that is not a valid event may have one."""
+    ids = [value for name, value in headers if name == "ce_id"]
+    return parse_uuid(event_id or (ids[0] if ids else None))
 
 
 def read_latest_statuses(found: Snapshot, scratch: Scratch) -> None:
-    """Read again how the orders are that were not final before."""
+    """Read the status of orders again that were not final before."""
     last = b""
     while True:
         query = (

@@ -1,4 +1,4 @@
-"""The two ways that events go, and how what is read of each is named."""
+"""The two flows of events between the services."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from settle_outbox.service import topic_of
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Events of one service, on their way to the other.
+    """The events of one service that the other one applies.
 
     Args:
         source: the service that publishes them.
@@ -21,12 +21,12 @@ class Flow:
 
     @property
     def topic(self) -> str:
-        """The topic that they go through; the setting TOPIC_PREFIX stands before it."""
+        """The topic, without the prefix of the setting TOPIC_PREFIX."""
         return topic_of(self.source)
 
     @property
     def ce_source(self) -> str:
-        """What the events say of where they are from."""
+        """The source that the events' headers name."""
         return f"/{self.source}"
 
 

@@ -1,4 +1,4 @@
-"""Ids as the scratch database keeps them: the sixteen bytes of a UUID."""
+"""Ids in the form of the scratch database: the sixteen bytes of a UUID."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def parse_uuid(given: Any) -> bytes | None:
-    """The bytes of a UUID in text; None for what is none."""
+    """Return the bytes of a UUID in text; None if it is not a UUID."""
     try:
         return UUID(given).bytes
     except (ValueError, TypeError, AttributeError):
@@ -18,10 +18,10 @@ def parse_uuid(given: Any) -> bytes | None:
 
 
 def show_uuid(id_: bytes) -> str:
-    """As people write it."""
+    """Return the UUID as text."""
     return str(UUID(bytes=id_))
 
 
 def as_uuids(ids: Iterable[bytes]) -> list[str]:
-    """As PostgreSQL takes them for a parameter."""
+    """Return the UUIDs as a parameter of a PostgreSQL query."""
     return [show_uuid(id_) for id_ in ids]

@@ -1,7 +1,7 @@
-"""Whether every balance is the sum of its transfers, and all accounts sum to zero.
+"""Check that every balance is the sum of its transfers, and that all accounts sum to zero.
 
-All of it is in one database, which therefore sums it itself, in one snapshot, as ``numeric``: the
-sums of the system's accounts may leave the range of a bigint.
+One database has all of it, so that database computes the sums, in one snapshot. It does so as
+``numeric``, because the sums of the system's accounts may exceed a bigint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SELECT coalesce(a.user_id::text, a.name, 'account ' || m.account_id), a.balance,
 FROM accounts a FULL JOIN moved m ON m.account_id = a.id
 WHERE a.id IS NULL OR a.balance < 0 OR (a.user_id IS NOT NULL
     AND a.balance IS DISTINCT FROM coalesce(m.amount, 0))
-"""  # noqa: S608 - of constants, as below
+"""  # noqa: S608 - constants, as below
 
 _TOTAL = f"""
 {_SUMS}
@@ -51,8 +51,8 @@ WHERE NOT CASE t.kind
 """
 
 
-def look_at_money(found: Snapshot, check: Check) -> None:
-    """Have the database of payments say which of its sums are not what they must be."""
+def check_money(found: Snapshot, check: Check) -> None:
+    """Add a violation to the check for each wrong sum in the database of payments."""
     check.seen = found.count("accounts", "transfers")
     for violation in _wrong(found):
         check.add(violation)

@@ -1,4 +1,4 @@
-"""What an audit has found."""
+"""The report of an audit."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from settle_outbox.errors import SettleError
 
-# Of each check, so many violations are told with their ids; the rest is counted.
-MOST_TOLD = 100
+# Of each check, this many violations are kept with their ids; the rest is counted.
+VIOLATIONS_MAX = 100
 
 
 class AuditError(SettleError):
-    """The audit could not look; nothing is said about what is there."""
+    """The audit could not read everything, so it has no result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One thing that is not as it must be.
+    """One violation of a rule.
 
     Args:
         kind: a stable short name, such as ``lost``.
-        id: of the order, the event or the user it is about.
+        id: the id of the order, the event or the user.
         detail: a sentence.
     """
 
@@ -36,11 +36,11 @@ class Check:
     """One line of the report.
 
     Args:
-        name: what must be so.
-        seen: how many rows and records were looked at.
-        wrong: how many violations there are.
-        violations: the first `MOST_TOLD` of them.
-        notes: what is no violation and worth knowing, counted by its name.
+        name: the rule.
+        seen: the number of rows and records that were checked.
+        wrong: the number of violations.
+        violations: the first `VIOLATIONS_MAX` of them.
+        notes: counts of things that are not violations, by name.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Check:
     notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, violation: Violation) -> None:
-        """Count a violation, and tell it unless so many are told already."""
+        """Count a violation, and keep it if it is among the first."""
         self.wrong += 1
-        if len(self.violations) < MOST_TOLD:
+        if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(violation)
 
     def note(self, name: str, count: int) -> None:
-        """Count what is no violation; nothing is noted of what there is none of."""
+        """Add to the count of a note. A count of 0 leaves no note."""
         if count:
             self.notes[name] += count
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the content as JSON."""
         return {
             "name": self.name,
             "seen": self.seen,
@@ -83,21 +83,21 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no violation."""
         return not any(check.wrong for check in self.checks)
 
     @property
     def violations(self) -> list[Violation]:
-        """Those that are told, of all checks."""
+        """The violations of all checks that were kept."""
         return [violation for check in self.checks for violation in check.violations]
 
     def check(self, name: str) -> Check:
-        """The check of that name."""
+        """Return the check of that name."""
         (found,) = [check for check in self.checks if check.name == name]
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the content as JSON."""
         return {
             "clean": self.clean,
             "took_s": round(self.took_s, 3),
@@ -105,7 +105,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """What a failed assertion needs to say."""
+        """Describe the report for a failed assertion."""
         lines = [f"{check.name}: {check.wrong} wrong of {check.seen}" for check in self.checks]
-        told = [f"  {each.kind} {each.id}: {each.detail}" for each in self.violations]
-        return "\n".join([*lines, *told])
+        lines += [f"  {each.kind} {each.id}: {each.detail}" for each in self.violations]
+        return "\n".join(lines)

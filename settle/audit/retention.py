@@ -1,4 +1,4 @@
-"""What is no longer kept anywhere, and is therefore missing without being lost."""
+"""Which events were dropped by retention, so that they are missing but not lost."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     Days = Mapping[str, set[datetime]]
 
-# An outbox partition is kept for a day at the least after its own (settle_outbox.settings).
+# An outbox partition is kept for at least a day after its own day (settle_outbox.settings).
 _KEPT = 2 * DAY
 
 
-def tell_retention(scratch: Scratch, days: Days) -> None:
-    """Give the scratch database's SQL the functions that know what was dropped.
+def add_retention_functions(scratch: Scratch, days: Days) -> None:
+    """Add SQL functions to the scratch database that know what was dropped.
 
-    ``id_dropped(source, id)`` and ``time_dropped(source, microseconds)``: whether the outbox no
-    longer keeps the day of an event. ``before_begin(source, key, seq)``: whether an event must
-    have lain before the beginning of its partition of the topic.
+    ``id_dropped(source, id)`` and ``time_dropped(source, microseconds)``: whether the outbox has
+    dropped the day of an event. ``before_begin(source, key, seq)``: whether an event was in a part
+    of its topic partition that was deleted.
 
     Args:
-        scratch: with all that was read.
-        days: of which each service's outbox has a partition.
+        scratch: the scratch database; everything has been read.
+        days: the days that have a partition in the outbox, by service.
     """
     oldest = datetime.now(UTC) - _KEPT
 
@@ -41,7 +41,7 @@ def tell_retention(scratch: Scratch, days: Days) -> None:
 
     def id_dropped(source: str, id_: bytes) -> bool:
         moment = time_of(UUID(bytes=id_))
-        # An id of another form is in the default partition, which is never dropped.
+        # Another form of id is in the default partition, which is never dropped.
         return moment is not None and dropped(source, moment)
 
     def time_dropped(source: str, began_us: int) -> bool:
@@ -53,7 +53,7 @@ def tell_retention(scratch: Scratch, days: Days) -> None:
         partitions = begins.get(source)
         if not partitions:
             return False
-        # As the producer places keys; the sequence is that of the outbox.
+        # The partition is computed from the key as the producer does.
         number = (murmur2(key.encode()) & 0x7FFFFFFF) % len(partitions)
         truncated, first_seq = partitions[number]
         return truncated and (first_seq is None or seq < first_seq)
@@ -65,13 +65,13 @@ def tell_retention(scratch: Scratch, days: Days) -> None:
 
 
 def _begins(scratch: Scratch) -> dict[str, dict[int, tuple[bool, int | None]]]:
-    """By source and partition, whether it was truncated, and the sequence of its first event."""
+    """Return, by source and partition, if it was truncated and the sequence of its first event."""
     begins: dict[str, dict[int, tuple[bool, int | None]]] = {}
     for source, number, first_offset in scratch.rows(
         "SELECT source, number, first_offset FROM partition ORDER BY source, number"
     ):
         begins.setdefault(source, {})[number] = (first_offset > 0, None)
-    # SQLite takes `seq` from the row that has the least offset.
+    # SQLite takes `seq` from the row with the lowest offset.
     firsts = """
         SELECT t.source, t.partition, min(t.offset), e.seq
         FROM topic t JOIN outbox e ON e.source = t.source AND e.id = t.id

@@ -1,8 +1,7 @@
-"""What must be so, as queries that find what is not.
+"""The rules of the audit: queries on the scratch database that find violations.
 
-Each reads the scratch database when all is in it. What was read of the two databases and the two
-topics is of different moments; the order of reading (run.py) makes most rules exact. A rule for
-which it does not tells how to look a second time.
+The two databases and the two topics were read at different times. The order of reading (run.py)
+makes most rules exact. The other rules have queries for a second look.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ CHARGES = "one charge per success, none per failure"
 
 
 def events_check(flow: Flow) -> str:
-    """The name of the check that compares outbox, topic and inbox."""
+    """Return the name of the check that compares outbox, topic and inbox."""
     return f"{flow.topic}: outbox, topic and inbox agree"
 
 
 def effects_check(flow: Flow) -> str:
-    """The name of the check that compares the inbox with the effects of what is in it."""
+    """Return the name of the check that compares the inbox with the effects of its events."""
     return f"{flow.topic}: each applied exactly once"
 
 
 @dataclass(frozen=True, slots=True)
 class SecondLook:
-    """How to see that a suspect is none.
+    """A query that clears suspects.
 
     Args:
-        service: whose database to ask.
-        sql: gives, of ``:ids``, those that are well.
+        service: the service whose database is queried.
+        sql: returns those of ``:ids`` that are no violations.
     """
 
     service: str
@@ -44,28 +43,28 @@ class SecondLook:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Finds one kind of violation.
+    """A query that finds one kind of violation.
 
     Args:
-        check: the name of the check it belongs to.
-        kind: of the violation.
-        sql: gives id and detail of each suspect; knows ``:source``.
-        source: whose events.
-        looks: a second time. None: a suspect cannot come from reading at different moments.
+        check: the name of the check that it belongs to.
+        kind: the kind of the violation.
+        sql: returns the id and a detail of each suspect; it may use ``:source``.
+        source: the service whose events are checked.
+        second_looks: queries that clear suspects. Empty if reading at different times causes none.
     """
 
     check: str
     kind: str
     sql: str
     source: str = ""
-    looks: tuple[SecondLook, ...] = ()
+    second_looks: tuple[SecondLook, ...] = ()
 
 
 _ASKED = "= ANY(CAST(:ids AS uuid[]))"
 _PLACED = SecondLook("orders", f"SELECT id FROM orders WHERE id {_ASKED}")  # noqa: S608
 _SETTLED = SecondLook("orders", f"{_PLACED.sql} AND status <> 'created'")
 
-# An order that is open waits for one of two events; where that one is explains it, or does not.
+# An open order waits for one of two events. The place of that event explains the wait, or not.
 OPEN_ORDERS = """
     SELECT o.id, 'order.created' AS awaited, coalesce(
         (SELECT place FROM place e WHERE e.source = 'orders' AND e.order_id = o.id), 'missing'
@@ -88,8 +87,8 @@ _OF_ORDERS = (
         f"""
         SELECT id, 'The order is created, and the ' || awaited || ' it waits for is ' || place
         FROM ({OPEN_ORDERS}) WHERE place NOT IN {_EXPLAINED}
-        """,  # noqa: S608 - of constants, as everywhere here
-        looks=(_SETTLED,),
+        """,  # noqa: S608 - constants, as everywhere here
+        second_looks=(_SETTLED,),
     ),
     Rule(
         CHARGES,
@@ -151,7 +150,7 @@ _OF_ORDERS = (
         SELECT order_id, 'There is no such order; charged were ' || charged FROM payments
         WHERE charges IS NOT NULL AND order_id NOT IN (SELECT id FROM orders)
         """,
-        looks=(_PLACED,),
+        second_looks=(_PLACED,),
     ),
     Rule(
         events_check(ORDERS),
@@ -166,7 +165,7 @@ _OF_ORDERS = (
         events_check(RESULTS),
         "no event",
         """
-        SELECT p.order_id, 'The order is decided, and no event tells so' FROM payments p
+        SELECT p.order_id, 'The order is decided, and has no event' FROM payments p
         WHERE p.status IS NOT NULL AND NOT EXISTS (
             SELECT 1 FROM outbox e WHERE e.source = 'payments' AND e.order_id = p.order_id
         ) AND NOT time_dropped('payments', p.began_us)

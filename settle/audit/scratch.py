@@ -1,11 +1,10 @@
-"""Where an audit keeps what it has read: a SQLite database in a temporary folder.
+"""The scratch database of an audit: SQLite in a temporary folder.
 
-Four sources of a million rows each have to be matched by id, in little memory. SQLite comes with
-Python, keeps its B-trees on disk behind a cache of a set size, and sorts in runs that it merges on
-disk: the checks are joins in SQL, in place of merges of sorted files written here. Nothing in it
-outlives the audit, so it runs without a journal and never waits for the disk.
+An audit matches millions of rows of four sources by id, in little memory. SQLite comes with
+Python, keeps its B-trees on disk behind a cache of a fixed size, and sorts on disk. So the checks
+are joins in SQL. Nothing in it outlives the audit, so it needs no journal and no flush to disk.
 
-Ids are UUIDv7 and come nearly in their order, which is what a B-tree likes best.
+Ids are UUIDv7 and arrive almost in order, which suits a B-tree.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 CACHE_KIB = 16 * 1024
 
-# `source` is the service that publishes the event, wherever its row was found.
+# `source` is the service that publishes the event, in every table.
 _TABLES = f"""
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -29,7 +28,7 @@ PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -{CACHE_KIB};
 
--- `status` as it was first read; `latest` as it was read last, of those not final then.
+-- `status` as read first; `latest` as read last, of the orders that were not final.
 CREATE TABLE orders (
     id BLOB PRIMARY KEY, user BLOB, amount INTEGER, status TEXT, latest TEXT
 ) WITHOUT ROWID;
@@ -46,14 +45,14 @@ CREATE TABLE outbox (
     began_us INTEGER, committed_us INTEGER, PRIMARY KEY (source, id)
 ) WITHOUT ROWID;
 
--- The first appearance of each event that says it is of that source.
+-- The first appearance of each event whose headers name that source.
 CREATE TABLE topic (
     source TEXT, id BLOB, partition INTEGER, offset INTEGER, timestamp_ms INTEGER,
     PRIMARY KEY (source, id)
 ) WITHOUT ROWID;
 
--- `first_offset`: where the topic begins. `committed`: where its consumers go on; 0 when unknown.
--- `open_from`: where an open transaction begins, behind which nothing was read; NULL without one.
+-- `first_offset`: the first offset. `committed`: the consumers' committed offset; 0 if unknown.
+-- `open_from`: the start of an open transaction, behind which nothing was read; NULL without one.
 CREATE TABLE partition (
     source TEXT, number INTEGER, first_offset INTEGER, first_ms INTEGER, committed INTEGER,
     open_from INTEGER, PRIMARY KEY (source, number)
@@ -68,7 +67,7 @@ CREATE TABLE subscribed (source TEXT, type TEXT, PRIMARY KEY (source, type)) WIT
 
 CREATE TABLE dead (source TEXT, id BLOB, PRIMARY KEY (source, id)) WITHOUT ROWID;
 
--- Below it, the inbox that takes the source's events has forgotten which it had.
+-- The inbox that receives the source's events has forgotten the ids below it.
 CREATE TABLE horizon (source TEXT PRIMARY KEY, before BLOB) WITHOUT ROWID;
 
 CREATE TABLE suspect (
@@ -76,7 +75,7 @@ CREATE TABLE suspect (
 ) WITHOUT ROWID;
 """
 
-# Made when all is read: where each published event is by now, of those that are not applied.
+# Created when everything is read: the place of each published event that is not applied.
 _PLACES = """
 CREATE INDEX outbox_of_order ON outbox (source, order_id);
 
@@ -89,13 +88,13 @@ SELECT source, id, order_id, place FROM (
         WHEN i.id IS NOT NULL THEN i.outcome
         WHEN d.id IS NOT NULL THEN 'dead letter'
         WHEN e.state <> 'sent' THEN e.state
-        -- Its target counts it, and keeps nothing else of it.
+        -- Its target counts it, and stores nothing else about it.
         WHEN NOT EXISTS (
             SELECT 1 FROM subscribed s WHERE s.source = e.source AND s.type = e.type
         ) THEN 'skipped'
         WHEN e.id < (SELECT before FROM horizon h WHERE h.source = e.source) THEN 'forgotten'
         WHEN t.id IS NULL AND before_begin(e.source, e.key, e.seq) THEN 'beyond retention'
-        -- It may lie behind the open transaction, in any partition that has one.
+        -- It may be behind the open transaction, in any partition that has one.
         WHEN t.id IS NULL AND EXISTS (
             SELECT 1 FROM partition o WHERE o.source = e.source AND o.open_from IS NOT NULL
         ) THEN 'unread'
@@ -117,51 +116,48 @@ FROM outbox e LEFT JOIN stray s ON s.source = e.source AND s.id = e.id;
 
 
 class Scratch:
-    """The audit's own database.
+    """The scratch database.
 
     Args:
-        path: of the file, which is made.
+        path: the file to create.
     """
 
     def __init__(self, path: Path) -> None:
-        # All of it is one transaction that is never committed: nobody else reads it.
+        # One transaction that is never committed: no other process reads it.
         self.connection = sqlite3.connect(path, isolation_level=None)
         self.connection.executescript(_TABLES)
         self.connection.execute("BEGIN")
 
     def add(self, sql: str, rows: Iterable[Any]) -> None:
-        """Run an INSERT for each row."""
+        """Run a statement for each row."""
         self.connection.executemany(sql, rows)
 
     def place_events(self) -> None:
-        """Say of each event where it is, once all is read; see retention.py for the functions."""
+        """Compute the place of each event, when everything is read and the functions are added."""
         self.connection.executescript(_PLACES)
 
     def rows(self, sql: str, **parameters: Any) -> Iterator[Any]:
-        """The rows of a query, as they come."""
+        """Yield the rows of a query."""
         return iter(self.connection.execute(sql, parameters))
 
     def suspect(self, name: str, kind: str, sql: str, *, source: str) -> None:
-        """Keep what a query finds, id and detail, as suspects of a check."""
+        """Store the ids and details that a query finds as suspects of a check."""
         self.connection.execute(
-            f"INSERT OR IGNORE INTO suspect SELECT :name, :kind, * FROM ({sql})",  # noqa: S608 - ours
+            f"INSERT OR IGNORE INTO suspect SELECT :name, :kind, * FROM ({sql})",  # noqa: S608 - constants
             {"name": name, "kind": kind, "source": source},
         )
 
     def count(self, table: str, source: str | None = None) -> int:
-        """How many rows a table has, of one source or of all."""
+        """Return the number of rows of a table, of one source or of all."""
         where = "" if source is None else " WHERE source = :source"
-        sql = f"SELECT count(*) FROM {table}{where}"  # noqa: S608 - ours
+        sql = f"SELECT count(*) FROM {table}{where}"  # noqa: S608 - constants
         (found,) = self.connection.execute(sql, {"source": source}).fetchone()
         return int(found)
 
 
 @contextmanager
 def open_scratch() -> Iterator[Scratch]:
-    """A scratch database, which goes away with all it holds.
-
-    It lies where TMPDIR says; a million orders take about 0.7 GB.
-    """
+    """Open a scratch database in a temporary folder (TMPDIR), and remove it afterwards."""
     with tempfile.TemporaryDirectory(prefix="settle-audit-") as folder:
         scratch = Scratch(Path(folder, "audit.sqlite"))
         try:

@@ -1,4 +1,4 @@
-"""Looking at suspects again, by their ids, until what is under way has had its time."""
+"""Look suspects up again by id, until events under way have had their time."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ if TYPE_CHECKING:
     from settle.audit.scratch import Scratch
     from settle_outbox.settings import Settings
 
-AGAIN_EVERY_S = 0.5
+REPEAT_EVERY_S = 0.5
 _BATCH = 1_000
 
 
-def look_again(scratch: Scratch, settings: Mapping[str, Settings], within_s: float) -> None:
-    """Let go of suspects that are well by now. Those left when the time is over are violations.
-
-    Where nothing is left earlier, it ends at once.
+def drop_cleared(scratch: Scratch, settings: Mapping[str, Settings], within_s: float) -> None:
+    """Remove suspects that are no violations, for a given time or until none is left.
 
     Args:
-        scratch: knows the suspects.
-        settings: by service.
-        within_s: how long what is under way may take.
+        scratch: the scratch database with the suspects.
+        settings: the settings by service.
+        within_s: the time that events under way may take, in seconds.
 
     Raises:
-        SQLAlchemyError: a database cannot be reached, or refuses.
+        SQLAlchemyError: a database cannot be reached, or refuses a query.
     """
-    rules = [rule for rule in RULES if rule.looks]
+    rules = [rule for rule in RULES if rule.second_looks]
     deadline = time.monotonic() + within_s
     with ExitStack() as opened:
         engines = {
@@ -50,36 +48,36 @@ def look_again(scratch: Scratch, settings: Mapping[str, Settings], within_s: flo
             opened.callback(engine.dispose)
         while True:
             late = time.monotonic() >= deadline
-            rules = [rule for rule in rules if _look(scratch, engines, rule)]
+            rules = [rule for rule in rules if _has_suspects(scratch, engines, rule)]
             if not rules or late:
                 return
-            time.sleep(min(AGAIN_EVERY_S, max(0.0, deadline - time.monotonic())))
+            time.sleep(min(REPEAT_EVERY_S, max(0.0, deadline - time.monotonic())))
 
 
-def _look(scratch: Scratch, engines: Mapping[str, Engine], rule: Rule) -> bool:
-    """Whether suspects of the rule are left."""
-    for look in rule.looks:
+def _has_suspects(scratch: Scratch, engines: Mapping[str, Engine], rule: Rule) -> bool:
+    """Remove the cleared suspects of a rule, and return whether others are left."""
+    for look in rule.second_looks:
         with engines[look.service].begin() as connection:
             for ids in _suspects(scratch, rule):
-                well = _well(connection, look.sql, ids)
+                cleared = _cleared(connection, look.sql, ids)
                 scratch.add(
                     "DELETE FROM suspect WHERE name = ? AND kind = ? AND id = ?",
-                    ((rule.check, rule.kind, id_) for id_ in well),
+                    ((rule.check, rule.kind, id_) for id_ in cleared),
                 )
     return any(True for _ in _suspects(scratch, rule))
 
 
 def _suspects(scratch: Scratch, rule: Rule) -> Iterator[list[bytes]]:
-    """Those of a rule, some at a time; they may be removed meanwhile."""
+    """Yield the suspects of a rule in batches. They may be removed meanwhile."""
     last = b""
     while True:
         rows = scratch.rows(
             "SELECT id FROM suspect WHERE name = :name AND kind = :kind AND id > :last"
-            " ORDER BY id LIMIT :most",
+            " ORDER BY id LIMIT :limit",
             name=rule.check,
             kind=rule.kind,
             last=last,
-            most=_BATCH,
+            limit=_BATCH,
         )
         ids = [id_ for (id_,) in rows]
         if not ids:
@@ -88,6 +86,6 @@ def _suspects(scratch: Scratch, rule: Rule) -> Iterator[list[bytes]]:
         last = ids[-1]
 
 
-def _well(connection: Connection, sql: str, ids: list[bytes]) -> list[bytes]:
+def _cleared(connection: Connection, sql: str, ids: list[bytes]) -> list[bytes]:
     found = connection.execute(text(sql), {"ids": as_uuids(ids)}).scalars()
     return [UUID(str(id_)).bytes for id_ in found]

@@ -1,17 +1,16 @@
-"""Whether first appearances in a topic are in the order that is promised.
+"""Check that first appearances in a topic are in the promised order.
 
-Promised is, per key: if A's transaction committed before B's row was added, A appears before B.
-Events added at the same time may come in either order, and their sequence numbers say nothing of
-that: a transaction may take a low number and commit late. So B before A is a violation only where
-A's transaction surely had ended when B's began:
+The promise, per key: if A's transaction committed before B's row was added, A appears before B.
+Events added at the same time may appear in either order. Their sequence numbers do not show which:
+a transaction may take a low number and commit late. So B before A is a violation only if A's
+transaction had certainly ended when B's began:
 
-- with ``track_commit_timestamp = on`` PostgreSQL knows when A committed. That moment is taken
-  before the commit is on disk and seen by others, for which `VISIBLE_AFTER_S` is allowed;
-- without, or for rows older than what it keeps, A is taken to have lasted `LONGEST_S`: requests
-  have 5 s a statement and may idle for 10 s (shared/web/app.py).
+- With ``track_commit_timestamp = on`` PostgreSQL knows when A committed. It takes that time before
+  the commit is on disk and visible, for which `VISIBLE_AFTER_S` is added.
+- Without it, or for rows older than it keeps, A is assumed to have lasted `LONGEST_S`: a request
+  has 5 s per statement, and its transaction may be idle for 10 s (shared/web/app.py).
 
-All times are of the one database's clock. What can be neither shown to be wrong nor right is noted
-as concurrent.
+All times are of the clock of one database. Pairs that prove nothing are noted as concurrent.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 VISIBLE_AFTER_S = 1
 LONGEST_S = 60
-# Between the clock of the database and that of the relay, which stamps the records.
+# Between the clock of the database and that of the relay, which gives records their time.
 CLOCK_SKEW_S = 5
 _US = 1_000_000
 
@@ -43,12 +42,12 @@ ORDER BY t.partition, e.key, t.offset
 
 
 def order_check(flow: Flow) -> str:
-    """The name of the check."""
+    """Return the name of the check."""
     return f"{flow.topic}: first appearances in order"
 
 
-def look_at_order(scratch: Scratch, flow: Flow, check: Check) -> None:
-    """Go through the topic, key by key, and note as suspects what came too late."""
+def check_order(scratch: Scratch, flow: Flow, check: Check) -> None:
+    """Read the topic key by key, and store events that came too late as suspects."""
     place: tuple[int, str] | None = None
     newest_us, newest_id, highest_seq = 0, b"", 0
     for partition, key, id_, seq, began_us, committed_us, begin_ms in scratch.rows(
@@ -63,7 +62,7 @@ def look_at_order(scratch: Scratch, flow: Flow, check: Check) -> None:
             committed_us + VISIBLE_AFTER_S * _US if committed_us else began_us + LONGEST_S * _US
         )
         if begin_ms is not None and began_us < (begin_ms / 1000 + CLOCK_SKEW_S) * _US:
-            # This may be its second appearance: the first may lie before the topic's beginning.
+            # It may be the second appearance: the first one may have been deleted from the topic.
             check.note("not judged: near the topic's beginning", 1)
         elif ended_us < newest_us:
             late = (check.name, "too late", id_, _detail(newest_id, key))

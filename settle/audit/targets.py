@@ -1,34 +1,32 @@
-"""Which databases and which broker an audit looks at."""
+"""The databases and the broker that an audit reads."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from settle.stack import BOOTSTRAP, DATABASE_URLS, running_stack, take_environment
-from settle.supervisor import Supervisor
+from settle.stack.definition import BOOTSTRAP, DATABASE_URLS, running_stack, take_environment
+from settle.stack.supervisor import Supervisor
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import read_settings
 
 if TYPE_CHECKING:
-    from settle.state import StateFolder
+    from settle.stack.state import StateFolder
     from settle_outbox.settings import Settings
 
-NAMED = (*DATABASE_URLS.values(), BOOTSTRAP)
+VARIABLES = (*DATABASE_URLS.values(), BOOTSTRAP)
 
 
 def find_settings(state: StateFolder) -> dict[str, Settings]:
-    """Settings of both services: those that the environment names, else those of the stack here.
+    """Return the settings of both services: of the environment, or of the stack that runs here.
 
     Raises:
-        SettingsError: naming the variable and what is wrong with it.
-        SettleError: nothing is named, and nothing runs here.
+        SettingsError: a variable is wrong.
+        SettleError: the variables are not set, and no stack runs here.
     """
-    if not all(os.environ.get(name) for name in NAMED):
+    if not all(os.environ.get(name) for name in VARIABLES):
         stack = running_stack(state)
         if stack is None or Supervisor(state.socket).pid() is None:
-            raise SettleError(
-                f"There is nothing to look at: settle up starts it, or set {', '.join(NAMED)}."
-            )
+            raise SettleError(f"No stack runs here. Run settle up, or set {', '.join(VARIABLES)}.")
         take_environment(stack)
     return {service: read_settings(service) for service in DATABASE_URLS}

@@ -1,4 +1,4 @@
-"""Reading a topic from its beginning to its end, outside any group."""
+"""Read a topic from its beginning to its end, without a consumer group."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata
     from kafka.consumer.fetcher import ConsumerRecord
 
-    from settle.audit.databases import Tell
     from settle.audit.flow import Flow
     from settle.audit.scratch import Scratch
+    from settle.progress import Step
     from settle_outbox.settings import Settings
 
 SILENCE_S = 30.0
-# Unreadable batches that are named; the others are counted.
+# This many unreadable batches are named; the others are counted.
 PLACES_MAX = 20
 _POLL_MS = 500
 _RETRY_S = 0.2
 
-# Of an event's records, the one that came first: another partition's may have been read before.
+# Keep the first record of each event. One of another partition may have been read before.
 _FIRST_APPEARANCE = """
 INSERT INTO topic VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (source, id) DO UPDATE SET
@@ -44,15 +44,15 @@ WHERE (excluded.timestamp_ms, excluded.partition, excluded.offset)
 
 
 @dataclass(slots=True)
-class TopicSeen:
-    """What a topic has.
+class TopicContent:
+    """The content of a topic.
 
     Args:
-        records: how many records.
-        foreign: how many of them are no events of its service.
-        unreadable: how many batches could not be read.
-        places: where the first of these are, and why they could not be read.
-        behind_open: how many offsets lie behind transactions that are open.
+        records: the number of records.
+        foreign: the number of records that are not events of the topic's service.
+        unreadable: the number of batches that could not be read.
+        places: the first of these, with the reason.
+        behind_open: the number of offsets behind open transactions.
     """
 
     records: int = 0
@@ -62,27 +62,27 @@ class TopicSeen:
     behind_open: int = 0
 
 
-def read_topic(settings: Settings, scratch: Scratch, flow: Flow, tell: Tell) -> TopicSeen:
-    """Read the first appearance of each event, and afterwards how far its consumers are.
+def read_topic(settings: Settings, scratch: Scratch, flow: Flow, step: Step) -> TopicContent:
+    """Read the first appearance of each event, then the committed offsets of its consumers.
 
-    A topic that does not exist is as good as an empty one.
+    A topic that does not exist counts as empty.
 
     Args:
-        settings: of the service that consumes it.
-        scratch: what is read goes there.
-        flow: whose topic.
-        tell: is given the count of the records that were read since.
+        settings: the settings of the service that consumes it.
+        scratch: the database to store the events in.
+        flow: the events of the topic.
+        step: counts the records.
 
     Raises:
-        KafkaError: the broker cannot be reached, or refuses.
-        AuditError: it gave nothing for `SILENCE_S`, and there is more.
+        KafkaError: the broker cannot be reached, or refuses a request.
+        AuditError: the broker has returned nothing for `SILENCE_S`, and there is more.
     """
     reader = make_reader(settings)
     try:
         topic = f"{settings.topic_prefix}{flow.topic}"
         numbers = sorted(reader.partitions_for_topic(topic) or ())
         places = [TopicPartition(topic, number) for number in numbers]
-        seen = _read(reader, places, scratch, flow, tell) if places else TopicSeen()
+        seen = _read(reader, places, scratch, flow, step) if places else TopicContent()
     finally:
         close_quietly(reader)
     _note_committed(settings, places, scratch, flow)
@@ -94,9 +94,9 @@ def _read(
     places: list[TopicPartition],
     scratch: Scratch,
     flow: Flow,
-    tell: Tell,
-) -> TopicSeen:
-    seen = TopicSeen()
+    step: Step,
+) -> TopicContent:
+    seen = TopicContent()
     begins = reader.beginning_offsets(places)
     scratch.add(
         "INSERT INTO partition VALUES (?, ?, ?, NULL, 0, NULL)",
@@ -108,11 +108,11 @@ def _read(
     first_ms: dict[TopicPartition, int] = {}
     ends: dict[TopicPartition, int] = {}
     heard_at = time.monotonic()
-    # Nobody waits here for a codec to be installed.
+    # An audit does not wait until a codec is installed.
     partitions = PartitionReader(skips_missing_codec=True)
     while len(ends) < len(places) or any(_is_more(reader, each, ends[each]) for each in places):
         found = partitions.poll(reader, timeout_ms=_POLL_MS)
-        # An embedded broker's end_offsets is wrong; what comes with a fetch is right everywhere.
+        # The embedded broker's end_offsets is wrong; the end that comes with a fetch is right.
         for place in places:
             end = reader.highwater(place)
             if end is not None:
@@ -120,14 +120,14 @@ def _read(
         for place, records in found.items():
             if not isinstance(records[0], UnreadableBatch):
                 first_ms.setdefault(place, records[0].timestamp)
-            _keep(records, scratch, flow, seen)
-            tell(len(records))
+            _store(records, scratch, flow, seen)
+            step.add(len(records))
         if found:
             heard_at = time.monotonic()
         elif time.monotonic() - heard_at > SILENCE_S:
             raise AuditError(
-                f"{flow.topic} could not be read to its end: the broker has given nothing for"
-                f" {SILENCE_S:.0f} s. {partitions.describe_paused() or 'Look at the broker'}, then"
+                f"{flow.topic} could not be read to its end: the broker has returned nothing for"
+                f" {SILENCE_S:.0f} s. {partitions.describe_paused() or 'Check the broker'}, then"
                 " try again."
             )
     _note_open(reader, ends, scratch, flow, seen)
@@ -143,9 +143,9 @@ def _note_open(
     ends: dict[TopicPartition, int],
     scratch: Scratch,
     flow: Flow,
-    seen: TopicSeen,
+    seen: TopicContent,
 ) -> None:
-    """Note the partitions that end behind an open transaction, which were not read to there."""
+    """Store where partitions could not be read to their end because of an open transaction."""
     for place, end in ends.items():
         position = reader.position(place)
         if position < end:
@@ -157,12 +157,14 @@ def _note_open(
 
 
 def _is_more(reader: KafkaConsumer, place: TopicPartition, end: int) -> bool:
-    """Return whether there are committed records to read, up to where the partition ended."""
+    """Return whether there are committed records to read, up to the end of the partition."""
     readable = readable_end(reader, place)
     return readable is None or bool(reader.position(place) < min(end, readable))
 
 
-def _keep(records: Iterable[ConsumerRecord], scratch: Scratch, flow: Flow, seen: TopicSeen) -> None:
+def _store(
+    records: Iterable[ConsumerRecord], scratch: Scratch, flow: Flow, seen: TopicContent
+) -> None:
     rows = []
     for record in records:
         if isinstance(record, UnreadableBatch):
@@ -181,7 +183,7 @@ def _keep(records: Iterable[ConsumerRecord], scratch: Scratch, flow: Flow, seen:
 
 
 def _id_of(record: ConsumerRecord, ce_source: bytes) -> bytes | None:
-    """The id of a record that says it is from there; None of any other."""
+    """Return the event id of a record of that source; None for any other record."""
     ids = [value for name, value in record.headers if name == "ce_id"]
     sources = [value for name, value in record.headers if name == "ce_source"]
     if len(ids) != 1 or sources != [ce_source] or ids[0] is None:
@@ -195,7 +197,7 @@ def _id_of(record: ConsumerRecord, ce_source: bytes) -> bytes | None:
 def _note_committed(
     settings: Settings, places: list[TopicPartition], scratch: Scratch, flow: Flow
 ) -> None:
-    """Note up to where the target's consumers are done; of a group that is not known, nothing."""
+    """Store the committed offsets of the target's consumer group, if the group exists."""
     admin = make_admin(settings, "settle-audit")
     try:
         offsets = _group_offsets(admin, settings.consumer_group)
@@ -219,7 +221,7 @@ def _group_offsets(admin: KafkaAdminClient, group: str) -> dict[TopicPartition, 
         except GroupIdNotFoundError:
             return {}
         except RetriableError:
-            # A broker that has just started looks for its coordinators.
+            # A broker that has just started has no coordinators yet.
             if time.monotonic() > deadline:
                 raise
             time.sleep(_RETRY_S)

@@ -1,5 +1,5 @@
-"""What `settle doctor` looks at: what keeps the stack from starting, and what ails a running one.
+"""`settle doctor`: find out why the stack does not start, or what is wrong with a running one.
 
-Each module holds the checks of one thing, with the thresholds by which it judges; `examination`
-puts them together. A check gives one line, and says what to do when it is bad.
+The checks of this machine and of this system's services are here. Those of any service that is
+built on the engine are in `settle_outbox.checks`.
 """

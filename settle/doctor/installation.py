@@ -1,4 +1,4 @@
-"""The interpreter, and what is installed beside it."""
+"""The Python version, and the installed packages and programs."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ from pathlib import Path
 from re import match
 from typing import TYPE_CHECKING
 
-from settle.doctor.check import fail, ok
+from settle_outbox.checks.check import fail, ok
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from settle.doctor.check import Check
+    from settle_outbox.checks.check import Finding
 
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 PROGRAMS = ("supervisord", "gunicorn", "outbox-relay", "inbox-consumer")
 INSTALL = "run make install"
 
 
-def check_python() -> Iterator[Check]:
-    """The interpreter's version, and each package and program that is needed."""
+def check_python() -> Iterator[Finding]:
+    """Check the Python version, and that every needed package and program is installed."""
     found = sys.version.split()[0]
     if sys.version_info[:2] in PYTHONS:
         yield ok("python", found)
     else:
-        yield fail("python", found, "install 3.11, 3.12 or 3.13; make PYTHON=... names it")
-    lacking = [name for name in _required() if not _installed(name)]
+        yield fail(
+            "python", found, "install 3.11, 3.12 or 3.13, and run make install PYTHON=/path/to/it"
+        )
+    missing = [name for name in _required() if not _installed(name)]
     scripts = Path(sysconfig.get_path("scripts"))
-    lacking += [name for name in PROGRAMS if not os.access(scripts / name, os.X_OK)]
-    if lacking:
-        yield fail("packages", f"not installed: {', '.join(lacking)}", INSTALL)
+    missing += [name for name in PROGRAMS if not os.access(scripts / name, os.X_OK)]
+    if missing:
+        yield fail("packages", f"not installed: {', '.join(missing)}", INSTALL)
     else:
-        yield ok("packages", f"all that settle {version('settle')} needs")
+        yield ok("packages", f"all that settle {version('settle')} needs are installed")
 
 
 def _required() -> Iterator[str]:
     for requirement in requires("settle") or ():
         name = match(r"[\w.-]+", requirement)
-        if name and ";" not in requirement:  # what follows names an extra
+        if name and ";" not in requirement:  # a package of an extra is optional
             yield name[0]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from settle.embedded import kafka
+from settle.stack.embedded import kafka
 from support.dockerfile import Build
 from support.ports import free_port
 from support.waiting import wait_until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from support.delivery import Delivery
 
 # The first test builds a wheel and makes an environment.
 pytestmark = pytest.mark.timeout(300)
@@ -104,8 +107,55 @@ def test_the_wheel_has_its_types_and_its_licence(wheel: Path) -> None:
     assert {name.partition("/")[0].partition("-")[0] for name in found} == {"settle_outbox"}
 
 
-def test_the_applications_wheel_does_not_hold_the_engine(tmp_path: Path) -> None:
-    found = names(build(ROOT, tmp_path))
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("application"))
+
+
+@pytest.fixture(scope="module")
+def operated(installed: Path, application: Path) -> Path:
+    """The programs of an environment that has the engine and the application, and no checkout."""
+    python, pins = installed / "python", ROOT / "constraints.txt"
+    run(UV, "pip", "install", "--python", python, "--constraint", pins, application, cwd=installed)
+    return installed
+
+
+@pytest.mark.acceptance
+def test_the_operators_commands_work_without_a_checkout(
+    operated: Path, delivery: Delivery, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "orders-relay.log").write_text("relay.started\n", encoding="utf-8")
+    environ = {**os.environ, **delivery.environ, "SETTLE_HOME": str(tmp_path)}
+    environ.pop("PYTHONPATH", None)
+
+    def settle(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [operated / "settle", *arguments],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    findings = json.loads(settle("doctor", "--json").stdout)
+    audit = settle("audit", "--second-look", "0", "--json")
+    logs = settle("logs", "orders-relay")
+    up = settle("up")
+
+    migrations = {each["name"]: each["verdict"] for each in findings if "migr" in each["name"]}
+    assert migrations == {"orders migrations": "ok", "payments migrations": "ok"}
+    assert (audit.returncode, json.loads(audit.stdout)["clean"]) == (0, True), audit.stderr
+    assert (logs.returncode, logs.stdout) == (0, "relay.started\n"), logs.stderr
+    assert (up.returncode, up.stderr) == (
+        *(1, "Error: settle up runs from a checkout: run make up in one.\n"),
+    )
+
+
+def test_the_applications_wheel_does_not_hold_the_engine(application: Path) -> None:
+    found = names(application)
 
     assert "services/orders/events.py" in found
     assert not [name for name in found if "outbox" in name]

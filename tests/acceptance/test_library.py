@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "library.md").read_text("utf-8")
 EXAMPLE = ROOT / "examples" / "notifications"
-INSTALL, MIGRATE, RELAY, CONSUMER, API, TRY = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+INSTALL, MIGRATE, RELAY, CONSUMER, API, TRY, DOCTOR = SHELL.findall(PAGE)
 ORDERS = 60
 # What only handles topics reads no database.
 NOWHERE = "postgresql+psycopg2://127.0.0.1:9/none"
@@ -178,6 +179,13 @@ def test_each_payment_is_notified_once_though_the_consumer_is_killed(
         posted, listed = map(json.loads, newcomer.run(TRY).splitlines())
         assert set(posted) == {"id"}
         assert listed == ["Hello"]
+
+        findings = json.loads(newcomer.run(f"{DOCTOR.rstrip()} --json || true"))
+        verdicts = {each["name"]: each["verdict"] for each in findings}
+        assert {"notifications unsent", "notifications lag", "topic payments.events"} <= set(
+            verdicts
+        )
+        assert "fail" not in verdicts.values()
     sent = topics.records("notifications.events")
     assert len({header(record, "ce_id") for record in sent}) == ORDERS + 1
     assert {header(record, "ce_type") for record in sent} == {"notification.sent"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy.engine import make_url
 
-from settle.stack import (
+from settle.stack.definition import (
     APIS,
     BROKER,
     DATABASE_URLS,
@@ -21,7 +21,7 @@ from settle.stack import (
     SERVICES,
     WORKERS,
 )
-from settle.state import StateFolder
+from settle.stack.state import StateFolder
 from support.stack import Stack
 
 if TYPE_CHECKING:

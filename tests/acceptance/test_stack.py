@@ -17,7 +17,7 @@ from statistics import median
 import pytest
 import requests
 
-from settle.stack import APIS, BROKER, POSTGRES, WORKERS
+from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS
 from support.stack import Load, Stack
 from support.waiting import wait_until
 
@@ -155,7 +155,7 @@ def test_orders_in_flight_settle_after_down_and_up(stack: Stack) -> None:
 def test_up_mends_a_stack_whose_supervisor_was_killed(stack: Stack) -> None:
     os.kill(stack.processes()["supervisord"]["pid"], signal.SIGKILL)
     wait_until(lambda: stack.settle("status").returncode == 1, what="status to see it")
-    assert "left over" in stack.up()
+    assert "a killed supervisord had left" in stack.up()
     assert stack.settle("demo").returncode == 0
 
 

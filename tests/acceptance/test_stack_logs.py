@@ -11,8 +11,8 @@ import pytest
 import requests
 from sqlalchemy.engine import make_url
 
-from settle.stack import DATABASE_URLS
-from settle.state import StateFolder
+from settle.stack.definition import DATABASE_URLS
+from settle.stack.state import StateFolder
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

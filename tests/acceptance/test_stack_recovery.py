@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from settle.databases import revision
-from settle.state import StateFolder
+from settle.stack.databases import revision
+from settle.stack.state import StateFolder
 from support.stack import COMMAND_TIMEOUT_S, Stack
 from support.waiting import wait_until
 
@@ -53,11 +53,11 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another checkout, in a folder whose name has a space.
+    """Another checkout, in a folder whose name has a space and a percent sign.
 
     Run by root, it is in a place that PostgreSQL's user cannot reach.
     """
-    copy = tmp_path_factory.mktemp("a checkout")
+    copy = tmp_path_factory.mktemp("a 50%s checkout")
     copy.chmod(0o700)
     for name in CODE:
         shutil.copytree(ROOT / name, copy / name)
@@ -216,7 +216,7 @@ def test_up_after_a_pull_migrates_and_runs_the_new_code(other: Stack, checkout: 
     pulled = checkout / "alembic" / "orders" / "versions" / "0002_pulled.py"
     pulled.write_text(MIGRATION.format(before=revision(database)))
     assert "orders migrations" in failing(other)
-    assert "older code has stopped" in other.up()
+    assert "with older code stopped" in other.up()
     assert revision(database) == "0002_pulled"
     assert other.status()["status"] == "up"
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError
@@ -159,7 +158,7 @@ def writing(engine: Engine, tables: set[str]) -> Iterator[Writer]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("service", ["payments", "orders"])
 def test_no_revision_holds_up_writers(engine: Engine, service: str) -> None:
-    config = Config(migrations.CONFIG_FILE, ini_section=service)
+    config = migrations.config_of(service)
     config.attributes["database_url"] = engine.url.render_as_string(hide_password=False)
     revisions = [each.revision for each in ScriptDirectory.from_config(config).walk_revisions()]
     filled: set[str] = set()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from settle.stack import WORKERS
+from settle.stack.definition import WORKERS
 from settle_outbox.kafka.clients import MAX_BLOCK_MS
 from support.clients import Clients
 from support.final_checks import audit, check_accounts, wait_final

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kafka import KafkaAdminClient
 
-from settle.embedded import kafka
-from settle.stack import BROKER
+from settle.stack.definition import BROKER
+from settle.stack.embedded import kafka
 from support.stack import Load, Stack
 from support.waiting import wait_until
 

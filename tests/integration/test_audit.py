@@ -15,7 +15,7 @@ from kafka import TopicPartition
 from uuid_utils.compat import uuid7
 
 from settle.audit.rules import CHARGES, FINAL
-from settle.audit.shown import Bars
+from settle.progress import Step, Steps
 from settle_outbox.kafka.clients import make_admin
 from support.audit_data import Settled, add_event, add_order, break_it, found, ids_of, look, traffic
 from support.broker import KAFKA, chosen
@@ -252,18 +252,19 @@ def test_wrong_sums_are_told_with_the_account(settled: Settled) -> None:
     assert str(given) not in str(report)
 
 
-class Meanwhile(Bars):
+class Meanwhile(Steps):
     """Does something when all has been read and suspects are about to be looked at again."""
 
-    def __init__(self, doing: Callable[[], object]) -> None:
-        self._doing = doing
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__(lambda _: None)
+        self._act = act
 
     @contextmanager
-    def bar(self, doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def step(self, doing: str, done: str = "") -> Iterator[Step]:
         if doing == "second look":
-            self._doing()
-        with super().bar(doing, total) as tell:
-            yield tell
+            self._act()
+        with super().step(doing, done) as step:
+            yield step
 
 
 def test_a_suspect_that_is_well_at_the_second_look_is_none(settled: Settled) -> None:
@@ -282,7 +283,7 @@ def test_a_suspect_that_is_well_at_the_second_look_is_none(settled: Settled) -> 
         told = found(look(delivery))
         assert (EVENTS[ORDERS], "not received", str(ids.event)) in told
         # What is in one database alone has no second look: nothing was under way there.
-        assert found(look(delivery, bars=Meanwhile(mend))) == {
+        assert found(look(delivery, steps=Meanwhile(mend))) == {
             (EFFECTS[ORDERS], "effect without event", str(ids.order))
         }
         break_it(delivery, "orders", created)

@@ -89,6 +89,27 @@ def test_poison_of_every_kind_is_parked_between_good_events(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--json"]])
+def test_text_of_others_neither_controls_the_terminal_nor_ends_the_list(
+    delivery: Delivery, form: list[str]
+) -> None:
+    delivery.query(
+        "payments",
+        "INSERT INTO dead_letters"
+        ' (fingerprint, topic, partition, "offset", value, headers, type, reason, detail)'
+        " VALUES ('x', 'orders.events', 0, 1, '', '[]', E'\\u001b[2J', 'not_json',"
+        " E'\\u009b \\u65e5')",
+    )
+
+    environ = {**delivery.environ, "PYTHONIOENCODING": "latin-1"}
+    done = delivery.run("inbox-consumer", "dead-letters", "list", "payments", *form, **environ)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[2J" in done.stdout
+    assert "\\u65e5" in done.stdout
+    assert all(each.isprintable() for each in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
 def test_large_dead_letters_are_listed_in_little_memory(
     delivery: Delivery, form: list[str]
 ) -> None:

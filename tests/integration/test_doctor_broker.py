@@ -13,8 +13,8 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import CoordinatorNotAvailableError
 
-from settle.doctor import broker as broker_checks
-from settle.doctor import groups, topics
+from settle_outbox.checks import broker as broker_checks
+from settle_outbox.checks import groups, topics
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import ensure_topics
 from support.broker import KAFKA, chosen
@@ -159,12 +159,12 @@ DAY_MS = 86_400_000
 # What a topic is set to, the check that tells, how, and what it says.
 SET = [
     ({"retention.ms": str(60 * DAY_MS)}, "retention", "fail", "longer than the inbox knows"),
-    ({"retention.ms": "-1"}, "retention", "fail", "kept for ever"),
+    ({"retention.ms": "-1"}, "retention", "fail", "kept forever"),
     ({"retention.ms": str(DAY_MS)}, "retention", "warn", "kept for 24 h"),
     ({"cleanup.policy": "compact"}, "retention", "fail", "compacted"),
     ({"retention.bytes": "1000000"}, "retention", "warn", "no more than 1000000 bytes"),
     ({"message.timestamp.type": "CreateTime"}, "retention", "warn", "by the clocks of the relays"),
-    ({"min.insync.replicas": "2"}, "sending", "fail", "nothing is taken ever"),
+    ({"min.insync.replicas": "2"}, "sending", "fail", "no event is accepted at any time"),
     ({"max.message.bytes": "1000"}, "sending", "fail", "max.message.bytes is 1000"),
     ({"max.message.bytes": "950000"}, "sending", "warn", "max.message.bytes is 950000"),
     ({"unclean.leader.election.enable": "true"}, "sending", "warn", "can be lost"),
@@ -197,7 +197,7 @@ def test_a_session_time_out_that_the_broker_refuses(
 ) -> None:
     monkeypatch.setattr(broker_checks, "SESSION_TIMEOUT_MS", 1_000)
     how, what = doctor.verdict("session time-out")
-    assert (how, "takes 6000 to" in what) == ("fail", True), what
+    assert (how, "accepts 6000 to" in what) == ("fail", True), what
 
 
 @needs_kafka
@@ -250,21 +250,21 @@ def test_a_group_that_nobody_is_in_or_that_missed_records(
     commit(5)
     assert doctor.verdict("payments lag") == ("ok", "none")
     consumers = doctor.seen["payments consumers"]
-    assert (consumers.verdict, "none is in" in consumers.found) == ("fail", True)
+    assert (consumers.verdict, "no consumer is in" in consumers.found) == ("fail", True)
     commit(9)
     how, what = doctor.verdict("payments lag")
     assert (how, "beyond the end" in what) == ("warn", True)
     commit(2)
     admin.delete_records({place: 4})
     how, what = doctor.verdict("payments lag")
-    assert (how, what) == ("fail", "2 records are gone that were never read")
+    assert (how, what) == ("fail", "2 records were deleted before they were read")
 
 
 @needs_kafka
 def test_a_record_from_the_future(
     doctor: Doctor, senders_clock: None, admin: KafkaAdminClient, delivery: Delivery
 ) -> None:
-    assert doctor.verdict(f"clock {ORDERS}") == ("ok", "cannot be told: the topic is empty")
+    assert doctor.verdict(f"clock {ORDERS}") == ("ok", "not checked: the topic is empty")
     for ahead_s, verdict in ((20, "warn"), (600, "fail")):
         produce(delivery, [-ahead_s])
         how, what = doctor.verdict(f"clock {ORDERS}")

@@ -11,17 +11,16 @@ from uuid import uuid4
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
-from settle.doctor import background, clocks, database, pooling, sessions, upkeep
+from settle_outbox.checks import background, clocks, database, pooling, transactions, upkeep
 from settle_outbox.storage.database import connect_autocommit
 from settle_outbox.storage.partition_maintenance import maintain
 from settle_outbox.storage.partitions import DAY, inbox_partitions, outbox_partitions
 from settle_outbox.uuid7 import lowest_id
-from shared.migrations import CONFIG_FILE
+from shared.migrations import config_of
 from support.delivery import Delivery
 from support.doctor import NOWHERE, Doctor
 from support.pooler import Pooler
@@ -207,7 +206,7 @@ def test_missing_and_invalid_indexes_are_both_told(
 def older_url(postgres: PostgresServer) -> Iterator[str]:
     """A database of orders before its last migration."""
     url = postgres.create_database("doctor_older")
-    config = Config(CONFIG_FILE, ini_section="orders")
+    config = config_of("orders")
     config.attributes["database_url"] = url
     command.upgrade(config, "0004")
     yield url
@@ -257,7 +256,7 @@ def test_an_empty_database_is_told_by_its_migrations(
         checks = Doctor(tmp_path, {"orders": url}).examine("orders")
         assert checks["orders migrations"].verdict == "fail"
         assert "does not exist" in checks["orders unsent"].found
-        assert checks["orders unsent"].remedy == "run the migrations, then ask again"
+        assert checks["orders unsent"].remedy == "run the migrations, then try again"
         assert checks["orders indexes"].verdict == "ok"
     finally:
         postgres.drop_database("doctor_empty")
@@ -266,13 +265,13 @@ def test_an_empty_database_is_told_by_its_migrations(
 def test_a_long_transaction(
     doctor: Doctor, orders_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "LONG_WARN_S", 0.0)
+    monkeypatch.setattr(transactions, "LONG_WARN_S", 0.0)
     opened = connect_autocommit(orders_url, application_name="forgotten")
     try:
         opened.cursor().execute("BEGIN; SELECT 1")
         how, what = doctor.verdict("orders transactions")
         assert (how, "(forgotten, idle in transaction)" in what) == ("warn", True), what
-        monkeypatch.setattr(sessions, "LONG_FAIL_S", 0.0)
+        monkeypatch.setattr(transactions, "LONG_FAIL_S", 0.0)
         assert doctor.verdict("orders transactions")[0] == "fail"
     finally:
         opened.close()
@@ -281,7 +280,7 @@ def test_a_long_transaction(
 def test_dead_rows(
     doctor: Doctor, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "DEAD_LEAST", 50)
+    monkeypatch.setattr(upkeep, "DEAD_MIN", 50)
     monkeypatch.setattr(upkeep, "DEAD_WARN_TIMES", 0.01)
     run(
         "INSERT INTO outbox_pending SELECT 1, n, gen_random_uuid() FROM generate_series(1, 500) n;"
@@ -464,12 +463,12 @@ def test_what_the_role_may_not_see_and_what_is_locked_is_said(
     try:
         locking.cursor().execute("BEGIN; LOCK TABLE dead_letters")
         how, what = doctor.verdict("orders dead letters")
-        assert (how, "cannot be told: canceling statement" in what) == ("warn", True), what
+        assert (how, "not checked: canceling statement" in what) == ("warn", True), what
         url = make_url(orders_url).set(username="doctor_stranger", password="stranger")
         doctor.urls = {"orders": url.render_as_string(hide_password=False)}
         how, what = doctor.verdict("orders unsent")
-        assert (how, "cannot be told: permission denied" in what) == ("warn", True), what
-        assert "cannot be seen" in doctor.seen["orders transactions"].found
+        assert (how, "not checked: permission denied" in what) == ("warn", True), what
+        assert "are hidden" in doctor.seen["orders transactions"].found
     finally:
         locking.close()
         run("DROP ROLE doctor_stranger")
@@ -506,13 +505,13 @@ def test_a_database_that_freezes_while_it_is_looked_at(
     monkeypatch.setattr(background, "SILENCE_S", 3.0)
     with Wire(postgres_client, free_port(), postgres.port) as wire:
         doctor.urls = {"orders": with_port(orders_url, wire.port)}
-        frozen = wire.stalled("settle-doctor")
+        frozen = wire.stalled("outbox-doctor")
 
         def freeze(*_: object) -> list[object]:
             frozen.__enter__()
             return []
 
-        monkeypatch.setattr(sessions, "check_transactions", freeze)
+        monkeypatch.setattr(transactions, "check_transactions", freeze)
         how, what = doctor.verdict("orders answers")
         frozen.__exit__(None, None, None)
     assert (how, "not for 3 s" in what) == ("fail", True)
@@ -524,11 +523,11 @@ def test_a_database_that_ends_while_it_is_looked_at(
     def end(*_: object) -> list[object]:
         run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'settle-doctor' AND datname = current_database()"
+            " WHERE application_name = 'outbox-doctor' AND datname = current_database()"
         )
         return []
 
-    monkeypatch.setattr(sessions, "check_transactions", end)
+    monkeypatch.setattr(transactions, "check_transactions", end)
     how, what = doctor.verdict("orders answers")
     assert (how, "no longer" in what) == ("fail", True)
     assert "orders constraints" not in doctor.seen

@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from settle.doctor.local import check_embedded, check_folder
-from settle.embedded import postgres
-from settle.embedded.environment import clean_environment
-from settle.embedded.postgres import Cluster, EmbeddedPostgresError, kept_elsewhere, open_cluster
-from settle.reset import reset
-from settle.root_user import how_to_leave_root
 from settle.safe_folders import UnsafeFolderError
-from settle.state import StateFolder
+from settle.stack.embedded import postgres
+from settle.stack.embedded.environment import clean_environment
+from settle.stack.embedded.postgres import (
+    Cluster,
+    EmbeddedPostgresError,
+    kept_elsewhere,
+    open_cluster,
+)
+from settle.stack.reset import reset
+from settle.stack.root_user import how_to_leave_root
+from settle.stack.state import StateFolder
 from support.environ import environment
 
 if TYPE_CHECKING:
@@ -100,7 +105,7 @@ def test_a_password_that_is_gone_is_named(made: Cluster) -> None:
     password.rename(made.folder / "kept")
 
     try:
-        with pytest.raises(EmbeddedPostgresError, match="password is gone"):
+        with pytest.raises(EmbeddedPostgresError, match="password is missing"):
             made.initialise()
     finally:
         (made.folder / "kept").rename(password)
@@ -158,7 +163,7 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
     ) -> None:
         state = StateFolder(tmp_path / "closed")
         tmp_path.chmod(0o700)
-        state.make()
+        state.create()
         cluster = open_cluster(state.postgres)
         cluster.initialise(durable=False)
         assert cluster.owner.reaches(cluster.data)
@@ -225,13 +230,13 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         monkeypatch.setattr(sysconfig, "get_path", lambda _: str(scripts))
         monkeypatch.setattr(sys, "executable", "/usr/bin/env")
         state = StateFolder(place / "closed" / "with spaces")
-        state.make()
+        state.create()
         (place / "closed").chmod(0o700)
         cluster = open_cluster(state.postgres)
         cluster.initialise(durable=False)
         (place / "closed").chmod(0o711)
 
-        down, add, chown, up = how_to_leave_root(state).split(" && ")
+        down, add, chown, up = " ".join(how_to_leave_root(state)).split(" && ")
         subprocess.run(shlex.split(chown.replace("settle:", "nobody:")), check=True)
         owners = {path.lstat().st_uid for path in (*state.home.rglob("*"), *elsewhere.rglob("*"))}
 
@@ -250,7 +255,7 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         tmp_path.chmod(0o700)
         monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
 
-        told = how_to_leave_root(StateFolder(tmp_path))
+        told = " ".join(how_to_leave_root(StateFolder(tmp_path)))
 
         assert told.startswith(f"other users cannot reach {tmp_path}/settle, ")
         assert f": run env SETTLE_HOME={tmp_path} {tmp_path}/settle down, install" in told

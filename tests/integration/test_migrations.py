@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, NullPool, create_engine, event, inspect, text
 from sqlalchemy.exc import OperationalError
@@ -23,6 +22,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from alembic.config import Config
     from sqlalchemy import Connection
 
     from support.postgres import PostgresServer
@@ -54,14 +54,14 @@ def url_of(engine: Engine) -> str:
 
 
 def config_of(service: str, engine: Engine) -> Config:
-    config = Config(migrations.CONFIG_FILE, ini_section=service)
+    config = migrations.config_of(service)
     config.attributes["database_url"] = url_of(engine)
     return config
 
 
 def revisions_of(service: str) -> list[str]:
     """From the first to the newest."""
-    script = ScriptDirectory.from_config(Config(migrations.CONFIG_FILE, ini_section=service))
+    script = ScriptDirectory.from_config(migrations.config_of(service))
     return [each.revision for each in script.walk_revisions()][::-1]
 
 

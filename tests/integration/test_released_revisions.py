@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, inspect, text
 
@@ -57,7 +56,7 @@ def digest_of(path: str) -> str:
 
 @pytest.mark.parametrize("service", ["payments", "orders"])
 def test_revisions_are_those_that_were_released(engine: Engine, service: str) -> None:
-    config = Config(migrations.CONFIG_FILE, ini_section=service)
+    config = migrations.config_of(service)
     config.attributes["database_url"] = engine.url.render_as_string(hide_password=False)
     script = ScriptDirectory.from_config(config)
     written = []

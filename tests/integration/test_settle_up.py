@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
-from alembic.config import Config
 
-from settle.databases import DatabaseNameError, create_database
-from settle.up import UpError, migrate
+from settle.stack.databases import DatabaseNameError, create_database
+from settle.stack.up import UpError, migrate
 from settle_outbox.storage.database import connect_autocommit
-from shared.migrations import CONFIG_FILE
+from shared.migrations import config_of
 from support.doctor import NOWHERE
 from support.environ import environment
 
@@ -45,7 +44,7 @@ def run(url: str, statements: str) -> None:
 def older_url(postgres: PostgresServer) -> Iterator[str]:
     """A database of orders before its last migration."""
     url = postgres.create_database("up_older")
-    config = Config(CONFIG_FILE, ini_section="orders")
+    config = config_of("orders")
     config.attributes["database_url"] = url
     command.upgrade(config, "0004")
     yield url
@@ -60,7 +59,7 @@ def test_a_database_of_a_later_version_is_told(payments_url: str, orders_url: st
 
     assert "database of orders cannot be migrated by this code" in str(no.value)
     assert "'9999'" in str(no.value)
-    assert "if a later version has migrated it, run that one" in str(no.value)
+    assert "if a later version has migrated it, run that version" in str(no.value)
 
 
 def test_the_hint_of_a_migration_that_is_refused_is_told(payments_url: str, older_url: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from settle.audit.shown import Bars
+    from settle.progress import Steps
     from support.postgres import PostgresServer
 
 LONG_AGO = datetime.now(UTC) - 20 * DAY
@@ -35,12 +35,12 @@ MOST_OPEN = 60
 _copies = count(1)
 
 
-def look(delivery: Delivery, *, second_look_s: float = 0, bars: Bars | None = None) -> Report:
+def look(delivery: Delivery, *, second_look_s: float = 0, steps: Steps | None = None) -> Report:
     return audit(
         delivery.settings("payments"),
         delivery.settings("orders"),
         second_look_s=second_look_s,
-        bars=bars,
+        steps=steps,
     )
 
 

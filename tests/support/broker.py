@@ -17,8 +17,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
-from settle.embedded import broker as embedded
-from settle.embedded import kafka
+from settle.stack.embedded import broker as embedded
+from settle.stack.embedded import kafka
 from support.ports import free_port
 from support.waiting import wait_until
 

@@ -8,6 +8,7 @@ import click
 from click.testing import CliRunner
 
 from settle.cli import main as settle
+from settle_outbox.cli.doctor import main as outbox_doctor
 from settle_outbox.cli.inbox import main as inbox_consumer
 from settle_outbox.cli.relay import main as outbox_relay
 from support.web import ROOT
@@ -19,6 +20,7 @@ CLIS: dict[str, click.Command] = {
     "settle": settle,
     "outbox-relay": outbox_relay,
     "inbox-consumer": inbox_consumer,
+    "outbox-doctor": outbox_doctor,
 }
 PAGE = ROOT / "docs" / "reference" / "cli.md"
 

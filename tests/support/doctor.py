@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from settle.doctor.examination import examine
-from settle.stack import BOOTSTRAP, DATABASE_URLS, SERVICES
-from settle.state import StateFolder
+from settle.doctor.examine import examine
+from settle.stack.definition import BOOTSTRAP, DATABASE_URLS, SERVICES
+from settle.stack.state import StateFolder
 from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from settle.doctor.check import Check
+    from settle_outbox.checks.check import Finding
 
 # Where nothing listens, and nothing will: the port of tcpmux.
 NOWHERE = "127.0.0.1:1"
@@ -35,7 +35,7 @@ class Doctor:
     folder: Path
     urls: Mapping[str, str]
     bootstrap: str = NOWHERE
-    seen: dict[str, Check] = field(default_factory=dict)
+    seen: dict[str, Finding] = field(default_factory=dict)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -43,7 +43,7 @@ class Doctor:
         given = {DATABASE_URLS[service]: url for service, url in self.urls.items()}
         return {"SETTLE_HOME": str(self.folder), BOOTSTRAP: self.bootstrap, **given}
 
-    def examine(self, *services: str, **environ: str) -> dict[str, Check]:
+    def examine(self, *services: str, **environ: str) -> dict[str, Finding]:
         """Every check, by its name."""
         with environment({**self.environ, **environ}):
             checks = list(

@@ -14,7 +14,7 @@ from typing import Self
 import psycopg2
 from sqlalchemy.engine import make_url
 
-from settle.embedded.postgres import Cluster, open_cluster
+from settle.stack.embedded.postgres import Cluster, open_cluster
 from support.ports import free_port
 from support.waiting import wait_until
 

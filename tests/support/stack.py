@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import requests
 
-from settle.leftovers import find_leftovers
-from settle.stack import (
+from settle.stack.definition import (
     BOOTSTRAP,
     BROKER,
     BROKER_KIND,
@@ -25,7 +24,8 @@ from settle.stack import (
     PORTS,
     WORKERS,
 )
-from settle.state import StateFolder
+from settle.stack.leftovers import find_leftovers
+from settle.stack.state import StateFolder
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -107,7 +107,7 @@ class Stack:
 
     def running(self) -> list[int]:
         """Every process that belongs to the stack, watched or not."""
-        return find_leftovers(StateFolder(self.home))
+        return [process.pid for process in find_leftovers(StateFolder(self.home))]
 
     def supervise(self, action: str, process: str) -> None:
         """Have supervisord start or stop a process, as an operator would."""

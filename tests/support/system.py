@@ -8,9 +8,9 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from settle.stack import BOOTSTRAP, DATABASE_URLS, WORKERS
-from settle.state import StateFolder
-from settle.supervisor import Supervisor, SupervisorError
+from settle.stack.definition import BOOTSTRAP, DATABASE_URLS, WORKERS
+from settle.stack.state import StateFolder
+from settle.stack.supervisor import Supervisor, SupervisorError
 from support.broker import open_broker
 from support.delivery import BIN, Delivery
 from support.ports import free_port, with_port
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator
 
-    from settle.supervisor import Process
+    from settle.stack.supervisor import Process
     from support.broker import Broker
 
 # How they name themselves to a server, by part; no two of a server's begin alike.

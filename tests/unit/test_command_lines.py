@@ -15,7 +15,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from settle.logs import NAMES
+from settle.stack.logs import NAMES
 from support.commands import CLIS, COMMANDS, PAGE, find, page
 
 # What a command wants beside its service; a command that wants more must be added here.
@@ -65,7 +65,17 @@ def test_the_page_of_commands_is_what_they_say() -> None:
 def test_an_unknown_service_is_answered_with_those_there_are(path: tuple[str, ...]) -> None:
     code, out, err = run(path, "shipping", *NEEDED.get(" ".join(path), []))
     assert (code, out) == (1, "")
-    assert err == "Error: There is no service 'shipping'. Services: orders, payments.\n"
+    assert err == "Error: There is no service 'shipping'. Service names: orders, payments.\n"
+
+
+def test_a_misspelled_service_is_answered_with_the_right_one() -> None:
+    code, out, err = run(("settle", "doctor"), "paymnets")
+
+    assert (code, out) == (1, "")
+    assert err == (
+        "Error: There is no service 'paymnets'. Did you mean payments?"
+        " Service names: orders, payments.\n"
+    )
 
 
 def test_all_commands_of_the_engine_take_a_service() -> None:
@@ -84,15 +94,18 @@ def test_version_and_wrong_usage(name: str) -> None:
     code, out, _ = run((name,), "--version")
     assert code == 0
     assert out.startswith(f"{name} 0.")
-    code, out, err = run((name,), "no-such-command")
+    code, out, err = run((name,), "--no-such-option")
     assert (code, out) == (2, "")
-    assert "Error: No such command 'no-such-command'" in err
+    assert "Error: No such option '--no-such-option'" in err
 
 
 def test_a_wrong_process_is_answered_with_those_there_are() -> None:
     code, out, err = run(("settle", "logs"), "orders")
     assert (code, out) == (1, "")
-    assert err == f"Error: There is no process 'orders'. Processes: {', '.join(NAMES)}.\n"
+    assert err == (
+        "Error: There is no process 'orders'. Did you mean orders-api?"
+        f" Process names: {', '.join(NAMES)}.\n"
+    )
 
 
 def test_completion_knows_services_and_processes() -> None:
@@ -143,7 +156,7 @@ def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -
     )
 
     assert (made.returncode, made.stderr) == (0, "")
-    assert "Settle is not running: settle up starts it." in made.stdout
+    assert "Settle is not running. Run settle up to start it." in made.stdout
     assert (direct.returncode, direct.stdout) == (3, made.stdout)
 
 
@@ -168,3 +181,30 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) 
     assert done.returncode == 1
     said = f"Error: The package {package} is not installed: run make install.\n"
     assert done.stderr == said.encode()
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback(tmp_path: Path) -> None:
+    press = (
+        "import importlib.machinery as m, signal\n"
+        "find = m.PathFinder.find_spec\n"
+        "def press(_, name, *rest):\n"
+        "    if name == 'click':\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return find(name, *rest)\n"
+        "m.PathFinder.find_spec = classmethod(press)\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(press, encoding="ascii")
+
+    done = subprocess.run(
+        [
+            *("env", "--default-signal=INT", sys.executable),
+            *("-c", "from settle.entry import main; main()", "status"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stderr) == (130, b"Error: Interrupted.\n")

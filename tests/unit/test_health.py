@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
 
 RELAY = "outbox-relay-orders"
 BEAT = f"""
@@ -236,3 +238,21 @@ def test_without_a_directory_nothing_is_written() -> None:
     told.remove()
     with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
         check_health(None, RELAY, 30)
+
+
+def test_the_next_beat_after_a_full_disk_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, not after the usual pause: a health check may be about to read the stale file."""
+    signs = Health(str(tmp_path), RELAY)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", no_space)
+        signs.beat("ready")
+
+    signs.beat("ready")
+
+    assert "is ready" in check_health(str(tmp_path), RELAY, max_age_s=1)
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

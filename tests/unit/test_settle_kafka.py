@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from settle.embedded import kafka
+from settle.stack.embedded import kafka
 from support.environ import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 JAVA = "#!/bin/sh\necho 'openjdk version \"17.0.1\"' >&2\n"
 MAVEN = '#!/bin/sh\nprintf "%s\\n" "$@" >> "$0.arguments"\nmkdir jars && touch jars/kafka.jar\n'
@@ -57,3 +57,41 @@ def test_a_cache_of_another_version_is_not_used(programs: Path) -> None:
     (programs / "cache" / "settle" / "kafka-4.1.0").mkdir(parents=True)
 
     assert not kafka.fetched()
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+
+    with (
+        environment({"XDG_CACHE_HOME": ""}),
+        pytest.raises(kafka.KafkaUnavailableError, match="set HOME or XDG_CACHE_HOME"),
+    ):
+        kafka.fetched()
+
+
+@pytest.mark.parametrize(
+    ("home", "cache", "named"),
+    [
+        ("/srv/a b 50%", "/srv/c d", None),
+        ("/srv/a,b", "/srv/c", "/srv/a,b/kafka because of the ','"),
+        ("/srv/a", "/srv/c:d", "kafka-4.1.2 because of the ':'"),
+    ],
+)
+def test_a_path_that_kafka_would_split_is_named(home: str, cache: str, named: str | None) -> None:
+    with environment({"XDG_CACHE_HOME": cache}):
+        problem = kafka.path_problem(Path(home, "kafka"))
+
+    assert (problem is None) == (named is None)
+    assert named is None or named in str(problem)
+
+
+def test_the_configuration_is_escaped_as_java_reads_it() -> None:
+    """java.util.Properties: Latin-1, with backslashes and UTF-16 escapes."""
+    node = kafka.Node(Path("/srv/größe 50%\\n 🙂"), port=1, controller_port=2)
+
+    assert (
+        "log.dirs=/srv/gr\\u00f6\\u00dfe 50%\\u005cn \\ud83d\\ude42/data\n" in node._configuration()  # noqa: SLF001
+    )

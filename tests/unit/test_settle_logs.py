@@ -7,9 +7,9 @@ import socket
 import threading
 from pathlib import Path
 
-from settle.logs import Line, find_logs, follow, last_lines, last_trouble
-from settle.ports import why_taken
-from settle.state import StateFolder
+from settle.stack.logs import Line, find_logs, follow, last_error, last_lines
+from settle.stack.ports import port_conflict
+from settle.stack.state import StateFolder
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -80,7 +80,7 @@ def test_the_last_error_is_quoted(tmp_path: Path) -> None:
     error = "ModuleNotFoundError: No module named 'services'"
     logs = logs_of(tmp_path, broker=[EARLY, error, "Worker exiting"])
 
-    assert last_trouble(logs["broker"]) == error
+    assert last_error(logs["broker"]) == error
 
 
 def test_without_an_error_the_last_line_that_is_not_routine_is_quoted(tmp_path: Path) -> None:
@@ -96,16 +96,16 @@ def test_without_an_error_the_last_line_that_is_not_routine_is_quoted(tmp_path: 
         broker=[EARLY, LATE],
     )
 
-    found = {name: last_trouble(log) for name, log in logs.items()}
+    found = {name: last_error(log) for name, log in logs.items()}
 
     assert found == {"orders-relay": down, "orders-api": lost, "postgres": None, "broker": None}
-    assert last_trouble(tmp_path / "none.log") is None
+    assert last_error(tmp_path / "none.log") is None
 
 
 def test_a_taken_port_tells_who_holds_it() -> None:
     port = free_port()
-    assert why_taken("127.0.0.1", port) is None
+    assert port_conflict("127.0.0.1", port) is None
     with socket.create_server(("127.0.0.1", port)):
-        taken = why_taken("127.0.0.1", port)
+        taken = port_conflict("127.0.0.1", port)
     assert taken is not None
     assert f"pid {os.getpid()}" in taken

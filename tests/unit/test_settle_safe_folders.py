@@ -18,7 +18,7 @@ from settle.safe_folders import (
     take_folder,
     write_private,
 )
-from settle.state import StateError, StateFolder, find_state, open_state
+from settle.stack.state import StateError, StateFolder, find_state, open_state
 from support.environ import environment
 
 NOBODY = 65534
@@ -146,7 +146,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 
 def test_a_lock_is_closed_to_others_also_an_old_one(tmp_path: Path) -> None:
     state = StateFolder(tmp_path / "home")
-    state.make()
+    state.create()
     state.lock.touch()
     state.lock.chmod(0o644)
 
@@ -161,7 +161,7 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("whole")
     state = StateFolder(tmp_path / "home")
-    state.make()
+    state.create()
     state.lock.symlink_to(victim)
 
     with pytest.raises(StateError, match="symbolic links"), state.locked(print):

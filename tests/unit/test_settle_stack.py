@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from settle.stack import (
+from settle.stack.definition import (
     BIND_ADDRESS,
     BOOTSTRAP,
     BROKER_KIND,
@@ -23,7 +23,7 @@ from settle.stack import (
     running_stack,
     take_environment,
 )
-from settle.state import StateFolder
+from settle.stack.state import StateFolder
 from settle_outbox.settings import SettingsError
 from shared.settings import read_web_settings
 from support.environ import environment

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+from pathlib import Path
 from queue import Queue
 from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import TYPE_CHECKING
@@ -12,22 +14,44 @@ from xmlrpc.server import SimpleXMLRPCDispatcher, SimpleXMLRPCRequestHandler
 
 import pytest
 
-from settle import state as states
-from settle.reset import reset
-from settle.stack import running_stack
-from settle.state import StateError, StateFolder
-from settle.supervisor import Supervisor, SupervisorError
+from settle.stack import state as states
+from settle.stack.definition import running_stack
+from settle.stack.reset import reset
+from settle.stack.state import StateError, StateFolder
+from settle.stack.supervisor import Supervisor, SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> StateFolder:
     made = StateFolder(tmp_path / "home with spaces")
-    made.make()
+    made.create()
     return made
+
+
+@pytest.mark.parametrize(
+    ("checkout", "home", "refused"),
+    [
+        ("/srv/a 50%s checkout", None, None),
+        ("/srv/shop [1]", None, "'/srv/shop [1]' must not contain '[': move the checkout"),
+        ("/srv/a:b", None, "'/srv/a:b' must not contain ':': move the checkout"),
+        ("/srv/shop", "/data/a space", None),
+        ("/srv/shop", "/data/50%", "must not contain '%': set SETTLE_HOME to another folder"),
+    ],
+)
+def test_a_path_that_a_program_could_not_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, checkout: str, home: str | None, refused: str | None
+) -> None:
+    monkeypatch.setattr(states, "CHECKOUT", Path(checkout))
+    folder = StateFolder(Path(home or f"{checkout}/.settle"))
+
+    if refused is None:
+        folder.refuse_unusable_paths()
+    else:
+        with pytest.raises(StateError, match=re.escape(refused)):
+            folder.refuse_unusable_paths()
 
 
 def ignore(_: str) -> None:
@@ -79,15 +103,15 @@ def test_what_is_in_the_way_is_named(state: StateFolder, name: str) -> None:
         pass
 
     assert str(no.value).startswith(f"{state.home} cannot be used (")
-    assert f"move {path} away, or have SETTLE_HOME name another folder" in str(no.value)
+    assert f"move {path} away, or set SETTLE_HOME to another folder" in str(no.value)
 
 
 def test_a_file_on_the_way_to_the_folder_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
 
-    with pytest.raises(StateError, match=f"move {file} away, or have SETTLE_HOME"):
-        StateFolder(file / "home").make()
+    with pytest.raises(StateError, match=f"move {file} away, or set SETTLE_HOME"):
+        StateFolder(file / "home").create()
 
 
 @pytest.mark.parametrize("text", ["no variable", "export A='not closed", "\xff"])

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from settle_outbox.errors import SettleError
 from settle_outbox.settings import KAFKA_NAME
+from settle_outbox.suggest import unknown_name
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -292,8 +293,7 @@ def load_service(name: str, topic_prefix: str = "") -> Service:
     """
     matches = entry_points(group=ENTRY_POINT_GROUP, name=name)
     if not matches:
-        known = ", ".join(service_names()) or "none is installed"
-        raise UnknownServiceError(f"There is no service {name!r}. Services: {known}.")
+        raise UnknownServiceError(unknown_name("service", name, service_names()))
     (entry_point,) = matches
     service: Service = entry_point.load()
     return service.with_topic_prefix(topic_prefix)

@@ -14,6 +14,7 @@ import psycopg2
 from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
+from settle_outbox.cli.terminal import never_fail_to_print, printable
 from settle_outbox.errors import SettleError, first_line
 from settle_outbox.storage.sqlstate import is_login_refused, is_unreachable
 
@@ -88,6 +89,7 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        never_fail_to_print(sys.stdout)
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -129,5 +131,5 @@ def _database_message(error: Exception) -> str:
 
 def fail(message: str, *, code: int = EXIT_FAILED) -> NoReturn:
     """End the process with a message on stderr."""
-    click.echo(f"{click.style('Error:', fg='red')} {message}", err=True)
+    click.echo(f"{click.style('Error:', fg='red')} {printable(message)}", err=True)
     sys.exit(code)

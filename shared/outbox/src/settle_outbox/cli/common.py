@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from settle_outbox.cli.terminal import printable
 from settle_outbox.log import configure_logging
 from settle_outbox.runtime.failpoints import arm
 from settle_outbox.runtime.health import check_health
@@ -80,7 +81,8 @@ def print_health(process: str, service_name: str, max_age_s: float) -> None:
     """
     service = load_service(service_name)
     directory = os.environ.get("HEALTH_DIR") or None
-    click.echo(check_health(directory, f"{process}-{service.name}", max_age_s))
+    lines = check_health(directory, f"{process}-{service.name}", max_age_s).splitlines()
+    click.echo("\n".join(map(printable, lines)))
 
 
 def _complete_service(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:

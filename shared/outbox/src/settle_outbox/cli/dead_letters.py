@@ -29,6 +29,7 @@ from settle_outbox.cli.repair_options import (
     note_option,
     plain_row,
 )
+from settle_outbox.cli.terminal import printable
 from settle_outbox.consume.dead_letters import (
     DeadLetterFilter,
     State,
@@ -173,13 +174,14 @@ def show_dead_letter(
     click.echo(_short(row))
     plain = plain_row(row)
     for name in ("key", "headers", "value"):
-        click.echo(f"    {name} {json.dumps(plain[name], ensure_ascii=False)}")
+        click.echo(f"    {name} {json.dumps(plain[name])}")
     for each in requests:
-        click.echo(
+        line = (
             f"    {each['requested_at']:%Y-%m-%d %H:%M:%S}  {each['action']}"
             f" by {each['requested_by']}: {each['answer'] or 'not answered'}"
-            f"  {each['detail'] or ''}  {each['note'] or ''}".rstrip()
+            f"  {each['detail'] or ''}  {each['note'] or ''}"
         )
+        click.echo(printable(line.rstrip()))
 
 
 class _Selection(NamedTuple):
@@ -355,11 +357,11 @@ def _short(row: RowMapping) -> str:
             f"    {row['attempts']} retries; last {row['last_at']:%Y-%m-%d %H:%M:%S}"
             f" by {row['last_by']}: {row['last_answer']}: {row['last_detail']}"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _group_line(row: RowMapping) -> str:
-    return (
+    return printable(
         f"{row['count']:6}  {row['reason']}  {row['state']}  {row['topic']}  {row['type'] or '-'}"
         f"  {row['first_at']:%Y-%m-%d %H:%M} to {row['last_at']:%Y-%m-%d %H:%M}"
         f"  first #{row['first_id']}"
@@ -369,4 +371,4 @@ def _group_line(row: RowMapping) -> str:
 def _answer_line(repaired: Repaired, *, as_json: bool) -> str:
     if as_json:
         return json.dumps(repaired._asdict())
-    return f"#{repaired.dead_letter_id}  {repaired.answer}  {repaired.detail}"
+    return printable(f"#{repaired.dead_letter_id}  {repaired.answer}  {repaired.detail}")

@@ -15,6 +15,7 @@ from settle_outbox.cli.common import (
     transaction,
 )
 from settle_outbox.cli.dead_letters import dead_letters
+from settle_outbox.cli.terminal import printable
 from settle_outbox.consume.circuit_breaker import resume
 from settle_outbox.consume.consumer import Consumer
 
@@ -87,7 +88,7 @@ def resume_subscriptions(service: str, database_url: str | None, event_type: str
     elif not resumed:
         click.echo(f"The subscription to {event_type} of {loaded.name} is not stopped.")
     for topic, resumed_type in resumed:
-        click.echo(f"{resumed_type} of {topic} is resumed.")
+        click.echo(printable(f"{resumed_type} of {topic} is resumed."))
 
 
 main.add_command(dead_letters)

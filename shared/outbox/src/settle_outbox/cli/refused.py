@@ -22,6 +22,7 @@ from settle_outbox.cli.repair_options import (
     note_option,
     plain_row,
 )
+from settle_outbox.cli.terminal import printable
 from settle_outbox.publish.refused_events import discard_refused, read_refused, retry_refused
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def show_refused(service: str, event_id: UUID, database_url: str | None, *, as_j
         click.echo(json_line(row))
         return
     click.echo(_short(row))
-    click.echo(f"    payload {plain_row(row)['payload']}")
+    click.echo(f"    payload {json.dumps(plain_row(row)['payload'])}")
 
 
 class _Selection(NamedTuple):
@@ -200,9 +201,10 @@ _NOT_DONE = "not done: it is discarded already, or gone from the outbox"
 def _short(row: RowMapping) -> str:
     state = f"  discarded by {row['discarded_by']}" if row["discarded_at"] else ""
     event = f"{row['aggregatetype']} {row['aggregate_id']}  type {row['type']}"
-    return (
-        f"{row['event_id']}  {row['refused_at']:%Y-%m-%d %H:%M:%S}{state}\n"
-        f"    {event if row['type'] else 'gone from the outbox'}"
-        f"  request {row['request_id'] or '-'}\n"
-        f"    {row['reason']}"
+    lines = (
+        f"{row['event_id']}  {row['refused_at']:%Y-%m-%d %H:%M:%S}{state}",
+        f"    {event if row['type'] else 'gone from the outbox'}",
+        f"    request {row['request_id'] or '-'}",
+        f"    {row['reason']}",
     )
+    return "\n".join(map(printable, lines))

@@ -1,1 +1,0 @@
-"""PostgreSQL and a Kafka-protocol broker from wheels, for machines without Docker."""

@@ -1,0 +1,1 @@
+"""The stack on this machine: start it, stop it, show its state, remove it."""

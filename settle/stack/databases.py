@@ -1,0 +1,112 @@
+"""Create the services' databases in the embedded PostgreSQL, and query a database's state."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import psycopg2
+from psycopg2 import sql
+
+from settle.stack.definition import SERVICES
+from settle.stack.embedded.postgres import SUPERUSER
+from settle_outbox.errors import SettleError
+from settle_outbox.storage.database import connect_autocommit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from psycopg2.extensions import cursor
+
+    from settle.stack.embedded.postgres import Cluster
+
+NAME = "settle"
+
+# Names that need no quotes, except for the hyphen, which a service's name may have.
+_DATABASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_TAKEN = {*SERVICES, SUPERUSER, "template0", "template1"}
+
+
+class DatabaseNameError(SettleError):
+    """A database cannot have that name."""
+
+
+def connection_error(url: str) -> str | None:
+    """Return the error of a connection to a database; None if it answers."""
+    try:
+        connect_autocommit(url, application_name=NAME).close()
+    except psycopg2.OperationalError as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def revision(url: str) -> str | None:
+    """Return the migration that a database is at; None before the first one.
+
+    Raises:
+        psycopg2.Error: the query failed.
+    """
+    opened = connect_autocommit(url, application_name=NAME)
+    try:
+        with opened.cursor() as run:
+            run.execute("SELECT to_regclass('alembic_version') IS NOT NULL")
+            if run.fetchone() != (True,):
+                return None
+            run.execute("SELECT version_num FROM alembic_version")
+            found = run.fetchone()
+            return str(found[0]) if found else None
+    finally:
+        opened.close()
+
+
+def create_databases(cluster: Cluster, port: int) -> None:
+    """Create the missing role and database of each service.
+
+    Each role owns its database, and cannot connect to another one.
+    """
+    _create_each(cluster, port, SERVICES)
+
+
+def create_database(cluster: Cluster, port: int, name: str) -> str:
+    """Create the missing role and database of another service.
+
+    Args:
+        cluster: the running embedded PostgreSQL.
+        port: its port.
+        name: the name of the service, the role and the database.
+
+    Returns:
+        The database's URL, with the password of its role.
+
+    Raises:
+        DatabaseNameError: the name is reserved, or would need quotes.
+    """
+    if name in _TAKEN or not _DATABASE_NAME.fullmatch(name):
+        raise DatabaseNameError(
+            f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', with a letter"
+            f" first. Reserved: {', '.join(sorted(_TAKEN))}."
+        )
+    _create_each(cluster, port, [name])
+    return cluster.url(port, name, name)
+
+
+def _create_each(cluster: Cluster, port: int, names: Sequence[str]) -> None:
+    opened = connect_autocommit(cluster.url(port, "postgres"), application_name=NAME)
+    try:
+        with opened.cursor() as run:
+            for name in names:
+                _create(run, name, cluster.password(name))
+    finally:
+        opened.close()
+
+
+def _create(run: cursor, service: str, password: str) -> None:
+    name = sql.Identifier(service)
+    run.execute("SELECT FROM pg_roles WHERE rolname = %s", (service,))
+    verb = sql.SQL("CREATE" if run.fetchone() is None else "ALTER")
+    run.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD %s").format(verb, name), (password,))
+    run.execute("SELECT FROM pg_database WHERE datname = %s", (service,))
+    if run.fetchone() is None:
+        run.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
+    # Also for an existing database: its creation may have been interrupted before this.
+    run.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))

@@ -1,0 +1,1 @@
+"""PostgreSQL and Kafka brokers that `settle up` runs without Docker."""

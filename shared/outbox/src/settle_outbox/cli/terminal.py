@@ -1,0 +1,26 @@
+"""Print text of others to a terminal that it must not control."""
+
+from __future__ import annotations
+
+import io
+from typing import TextIO
+
+
+def printable(text: str) -> str:
+    """Escape the characters that could control a terminal, such as ESC and text direction marks.
+
+    Args:
+        text: one line. Tabs stay.
+    """
+    return "".join(
+        character
+        if character.isprintable() or character == "\t"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def never_fail_to_print(stream: TextIO) -> None:
+    """Escape the characters that the stream's encoding lacks, as stderr does by default."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
