@@ -172,7 +172,7 @@ class FailureHandling:
     def _next_attempt(
         self, session: Session, event: ReceivedEvent, error: BaseException
     ) -> Pause | None:
-        """Count a failed attempt. Return the pause before the next one, or None without one."""
+        """Count a failed attempt. Return the pause before the next, or None after the last."""
         if isinstance(error, Retry):
             limit, first_s = self._limits.retry_attempts, _wait_of(error)
         elif isinstance(error, HandlerTimeoutError):
