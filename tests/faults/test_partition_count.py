@@ -104,7 +104,7 @@ def test_the_command_says_what_it_did_and_which_setting_follows(
 
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
-        ["Topics of orders: orders.events", "Each has 12 partitions. Set TOPIC_PARTITIONS=12."],
+        ["Topics of orders: orders.events", "Each topic has 12 partitions. Set TOPIC_PARTITIONS=12."],
     ), done.stderr
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
 
@@ -168,7 +168,7 @@ def test_fewer_partitions_are_refused_by_the_command(
     done = delivery.run("outbox-relay", "topics", "orders", "--partitions", "5")
 
     assert done.returncode == 1
-    assert "orders.events has 6 partitions, and Kafka cannot remove any" in done.stderr
+    assert "orders.events has 6 partitions, and Kafka cannot reduce them to 5" in done.stderr
     assert "Traceback" not in done.stderr
     assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
 

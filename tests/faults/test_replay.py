@@ -128,7 +128,7 @@ def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
 
     states = [state for state, _ in beats]
     assert states == ["starting", *["waiting"] * 5]
-    assert beats[-1][1]["detail"] == "events are sent again to a topic that was replaced"
+    assert beats[-1][1]["detail"] == "events are queued again for a topic that was replaced"
     assert delivery.pending("orders") == 0
     with delivery.relay("orders"):
         wait_until(lambda: len(delivery.records(ORDERS)) == 200, what="all to be sent again")
