@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from settle.stack.logs import NAMES
 from support.commands import CLIS, COMMANDS, PAGE, find, page
 
+ROOT = Path(__file__).resolve().parents[2]
 # What a command wants beside its service; a command that wants more must be added here.
 NO_EVENT = "01980000-0000-7000-8000-000000000001"
 NEEDED = {
@@ -138,7 +139,9 @@ def test_colours_are_for_terminals_and_not_with_no_color() -> None:
 
 def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -> None:
     scripts = sysconfig.get_path("scripts")
-    command = ["make", "--old-file=.venv/.installed", "status", f"BIN={scripts}"]
+    # Relative, because make splits a path at a space.
+    bin_ = os.path.relpath(scripts, ROOT)
+    command = ["make", "--old-file=.venv/.installed", "status", f"BIN={bin_}"]
     # These tests may be run by make, which tells an inner make of itself.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 
@@ -146,7 +149,7 @@ def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -
         subprocess.run(
             each,
             env=environ | {"SETTLE_HOME": str(tmp_path / "none")},
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
