@@ -104,7 +104,10 @@ def test_the_command_says_what_it_did_and_which_setting_follows(
 
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
-        ["Topics of orders: orders.events", "Each topic has 12 partitions. Set TOPIC_PARTITIONS=12."],
+        [
+            "Topics of orders: orders.events",
+            "Each topic has 12 partitions. Set TOPIC_PARTITIONS=12.",
+        ],
     ), done.stderr
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
 
