@@ -32,6 +32,7 @@ from settle.stack.state import find_state, open_state
 from settle.stack.status import read_status
 from settle.stack.supervisor import Supervisor
 from settle.stack.up import bring_up
+from settle.trace.command import orders, trace
 from settle_outbox.cli import doctor as service_doctor
 from settle_outbox.cli.command import (
     EXIT_FAILED,
@@ -326,6 +327,10 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
     services = configured_services() if service is None else [load_service(service).name]
     findings = examine(find_state(), quick=quick, services=services)
     service_doctor.print_findings(findings, strict=strict, as_json=as_json)
+
+
+main.add_command(trace)
+main.add_command(orders)
 
 
 def _displayed_command(command: str) -> str:

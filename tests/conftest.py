@@ -1,4 +1,4 @@
-"""The real servers that tests run against, started by the test session itself, on free ports."""
+"""Fixtures of all tests: real servers on free ports. tests/README.md says which one to take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.postgres import DEBIAN_BINARIES, PostgresServer, open_postgres
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Set where every test must run: a test that is skipped there fails the session.
+# If this variable is set, a skipped test fails the session.
 REQUIRE_ALL = "SETTLE_REQUIRE_ALL"
 
 # The files that take longest, in this order: they are started first, so that none of them runs
@@ -58,7 +58,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """What a command or an app in this process makes of the log is its own test's alone."""
+    """Restore the configuration of the log after each test."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)
@@ -66,7 +66,7 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A running PostgreSQL, shared by the session. Never stop it: take `own_postgres` for that."""
+    """Start the PostgreSQL that the session shares. To stop one, take `own_postgres`."""
     with open_postgres() as server:
         yield server
 
@@ -77,7 +77,7 @@ def postgres() -> Iterator[PostgresServer]:
     ids=lambda binaries: "debian15" if binaries else "wheel",
 )
 def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    """Each PostgreSQL there is: the wheel's, and Debian's where it is installed."""
+    """Run the test on each installed PostgreSQL: the wheel's, and Debian's."""
     if request.param is None:
         yield request.getfixturevalue("postgres")
         return
@@ -87,42 +87,42 @@ def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A running PostgreSQL of this test alone, to stop and kill."""
+    """Start a PostgreSQL for this test alone, to stop and kill."""
     with open_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[Broker]:
-    """A running broker, and what the tests before left in it: take `broker`."""
+    """Start the broker that the session shares. Take `broker`, which is empty."""
     with open_broker() as server:
         yield server
 
 
 @pytest.fixture
 def broker(shared_broker: Broker) -> Broker:
-    """A running broker that holds nothing. Never stop it: take `own_broker` for that."""
+    """Empty the shared broker, and return it. To stop one, take `own_broker`."""
     shared_broker.reset()
     return shared_broker
 
 
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
-    """A running broker of this test alone, to stop, kill and empty."""
+    """Start a broker for this test alone, to stop, kill and empty."""
     with open_broker() as server:
         yield server
 
 
 @pytest.fixture
 def own_embedded_broker() -> Iterator[Broker]:
-    """The broker that `settle up` starts unless told otherwise, where its ways matter."""
+    """Start an embedded broker, for tests of its own behaviour."""
     with EmbeddedBroker() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def databases(postgres: PostgresServer) -> Callable[[str], str]:
-    """The name of a service's template database, by the service's name: migrated once."""
+    """Return a function from a service's name to its migrated template database."""
     made: dict[str, str] = {}
 
     def template(service: str) -> str:
@@ -143,37 +143,37 @@ def _fresh(service: str, postgres: PostgresServer, template: str) -> Iterator[st
 
 @pytest.fixture(scope="module")
 def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    """A fresh database of orders, for a server that runs as long as its module's tests."""
+    """Create a database of orders for a server that runs for all tests of a module."""
     yield from _fresh("orders", postgres, databases("orders"))
 
 
 @pytest.fixture
 def payments_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    """A fresh database of payments, migrated and empty."""
+    """Create a migrated, empty database of payments."""
     yield from _fresh("payments", postgres, databases("payments"))
 
 
 @pytest.fixture
 def orders_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    """A fresh database of orders, migrated and empty."""
+    """Create a migrated, empty database of orders."""
     yield from _fresh("orders", postgres, databases("orders"))
 
 
 @pytest.fixture
 def delivery(payments_url: str, orders_url: str, broker: Broker) -> Delivery:
-    """Both databases and a broker, all of them empty."""
+    """Return both databases and the shared broker, all empty."""
     return Delivery(payments_url, orders_url, broker.bootstrap)
 
 
 @pytest.fixture
 def own_delivery(payments_url: str, orders_url: str, own_broker: Broker) -> Delivery:
-    """Both databases, and `own_broker`."""
+    """Return both databases and `own_broker`."""
     return Delivery(payments_url, orders_url, own_broker.bootstrap)
 
 
 @pytest.fixture
 def mortal_delivery(own_postgres: PostgresServer, broker: Broker) -> Delivery:
-    """Both databases on `own_postgres`, and a broker."""
+    """Return both databases on `own_postgres`, and the shared broker."""
     urls = {service: own_postgres.create_database(service) for service in ("payments", "orders")}
     for service, url in urls.items():
         upgrade(service, url)
@@ -182,7 +182,7 @@ def mortal_delivery(own_postgres: PostgresServer, broker: Broker) -> Delivery:
 
 @pytest.fixture
 def embedded_delivery(payments_url: str, orders_url: str, own_embedded_broker: Broker) -> Delivery:
-    """Both databases, and `own_embedded_broker`."""
+    """Return both databases and `own_embedded_broker`."""
     return Delivery(payments_url, orders_url, own_embedded_broker.bootstrap)
 
 

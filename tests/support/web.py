@@ -93,7 +93,7 @@ def serve(service: str, database_url: str, log: Path, **environ: str) -> Iterato
     url = f"http://127.0.0.1:{port}"
     server = gunicorn(service, database_url, port, log, **environ)
     try:
-        wait_until(lambda: _lives(url), timeout_s=30, what=f"gunicorn; see {log}")
+        wait_until(lambda: _lives(url), timeout_s=60, what=f"gunicorn; see {log}")
         yield url
     finally:
         server.terminate()

@@ -57,7 +57,7 @@ def test_following_shows_whole_lines_and_goes_on_in_a_rotated_file(tmp_path: Pat
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     path = logs["broker"]
-    wait_until(lambda: _opened(path), what="the file to be followed")
+    wait_until(lambda: _followed(path), what="the file to be followed")
     with path.open("a", encoding="utf-8") as file:
         file.write("one\ntwo, in ")
         file.flush()
@@ -67,13 +67,18 @@ def test_following_shows_whole_lines_and_goes_on_in_a_rotated_file(tmp_path: Pat
         path.rename(path.with_suffix(".log.1"))
         file.write("three\n")
     path.write_text("four\n", encoding="utf-8")
-    reader.join(10)
+    reader.join(30)
     assert [line.text for line in seen] == wanted
     lines.close()  # type: ignore[attr-defined]
 
 
-def _opened(path: Path) -> bool:
-    return path in {fd.resolve() for fd in Path("/proc/self/fd").iterdir()}
+def _followed(path: Path) -> bool:
+    """Return whether this process has the file open, and stands at its end."""
+    for fd in Path("/proc/self/fd").iterdir():
+        if fd.resolve() == path:
+            position = Path(f"/proc/self/fdinfo/{fd.name}").read_text().split()[1]
+            return int(position) == path.stat().st_size
+    return False
 
 
 def test_the_last_error_is_quoted(tmp_path: Path) -> None:

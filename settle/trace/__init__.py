@@ -1,0 +1,1 @@
+"""Follow one order through both services: what happened to it, when, and what it waits for."""

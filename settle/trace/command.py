@@ -1,0 +1,135 @@
+"""The commands `settle trace` and `settle orders stuck`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from settle.audit.targets import find_settings
+from settle.stack.state import open_state
+from settle.trace import queries
+from settle.trace.record_times import RecordTimes
+from settle.trace.timeline import Timeline, Tracer
+from settle_outbox.cli.command import EXIT_FAILED, Group, fail, report_errors
+from settle_outbox.cli.doctor import json_option
+from settle_outbox.cli.terminal import printable
+from settle_outbox.storage.database import make_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+_NAME = "settle trace"
+
+
+@click.command()
+@click.argument("given", metavar="ID")
+@json_option
+@report_errors
+def trace(given: str, *, as_json: bool) -> None:
+    r"""Show what happened to an order, when, and what it waits for.
+
+    ID is the id of an order, of an event, or of a request (X-Request-ID). Asks both databases,
+    and Kafka for the times of records if it answers.
+
+    \b
+    Example: settle trace 01980000-0000-7000-8000-000000000000
+    """
+    with _both() as (orders, payments, tracer):
+        order_ids = queries.find_orders(orders, payments, given)
+        timelines = [found for found in map(tracer.trace, order_ids) if found is not None]
+    if not timelines:
+        unknown = "; ".join(f"order {each} is not in orders" for each in order_ids)
+        fail(f"No order is found by {given}. {unknown}".strip())
+    for timeline in timelines:
+        click.echo(json.dumps(timeline.as_json()) if as_json else _shown(timeline))
+
+
+@click.group(cls=Group)
+def orders() -> None:
+    """Orders that wait for something."""
+
+
+@orders.command("stuck", epilog="Exit codes: 0 none is stuck; 1 some are; 2 wrong usage.")
+@click.option(
+    "--older-than",
+    "age_s",
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Age from which an open order counts as stuck.",
+)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@json_option
+@report_errors
+def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
+    r"""Show each order that is open for too long, what it waits for, and the next command.
+
+    \b
+    Example: settle orders stuck
+    """
+    with _both() as (orders_database, _, tracer):
+        order_ids = queries.read_stuck(orders_database, age_s=age_s, limit=limit)
+        timelines = [found for found in map(tracer.trace, order_ids) if found is not None]
+    for timeline in timelines:
+        click.echo(json.dumps(timeline.as_json()) if as_json else _shown_wait(timeline))
+    if timelines:
+        sys.exit(EXIT_FAILED)
+    if not as_json:
+        click.echo("No order is stuck.")
+
+
+@contextmanager
+def _both() -> Iterator[tuple[Connection, Connection, Tracer]]:
+    """Connect to both databases, read only."""
+    settings = find_settings(open_state())
+    engines = {
+        service: make_engine(of.database_url, application_name=_NAME, pool_size=1)
+        for service, of in settings.items()
+    }
+    with (
+        engines["orders"].connect() as orders_database,
+        engines["payments"].connect() as payments_database,
+        closing(RecordTimes(settings["orders"])) as times,
+    ):
+        tracer = Tracer(orders_database, payments_database, times.sent_at)
+        yield orders_database, payments_database, tracer
+    for engine in engines.values():
+        engine.dispose()
+
+
+def _shown(timeline: Timeline) -> str:
+    order = timeline.order
+    lines = [f"Order {order['id']} of user {order['user_id']}, amount {order['amount']}"]
+    before: datetime | None = None
+    for step in timeline.steps:
+        at = (
+            "time unknown           " if step.at is None else f"{step.at:%Y-%m-%d %H:%M:%S.%f}"[:23]
+        )
+        since = "" if step.at is None or before is None else _seconds(before, step.at)
+        before = step.at or before
+        detail = "  ".join(f"{name} {value}" for name, value in step.detail.items() if value)
+        lines.append(f"  {at:23}  {since:>10}  {step.service:8}  {step.name:12}  {detail}".rstrip())
+    return "\n".join(map(printable, [*lines, *_wait_lines(timeline)]))
+
+
+def _seconds(before: datetime, after: datetime) -> str:
+    return f"{(after - before).total_seconds():+.3f} s"
+
+
+def _shown_wait(timeline: Timeline) -> str:
+    order = timeline.order
+    head = f"{order['id']}  since {order['created_at']:%Y-%m-%d %H:%M:%S}  {timeline.wait.reason}"
+    return "\n".join(map(printable, [head, *_wait_lines(timeline)]))
+
+
+def _wait_lines(timeline: Timeline) -> list[str]:
+    wait = timeline.wait
+    return [f"  {wait.sentence}", *([f"  Next: {wait.command}"] if wait.command else [])]

@@ -1,0 +1,230 @@
+"""Put together what happened to an order, step by step, and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from settle.trace import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Connection, RowMapping
+
+    # Returns when Kafka got a record, by topic, partition and offset; None if it cannot be read.
+    SentAt = Callable[[str, int, int], datetime | None]
+
+
+class Step(NamedTuple):
+    """Something that happened to an order.
+
+    Args:
+        name: a stable short name, such as ``received``.
+        service: where.
+        at: when; None if nothing says it.
+        detail: more about it, for JSON.
+    """
+
+    name: str
+    service: str
+    at: datetime | None
+    detail: dict[str, Any]
+
+
+class Wait(NamedTuple):
+    """What an order waits for.
+
+    Args:
+        reason: a stable short name, such as ``unsent``; ``final`` if it waits for nothing.
+        sentence: the same for a person.
+        command: what to run next; empty if nothing has to be done.
+    """
+
+    reason: str
+    sentence: str
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What is known of an order.
+
+    Args:
+        order: its row.
+        wait: what it waits for.
+        steps: what happened, in the order of the flow.
+    """
+
+    order: RowMapping
+    wait: Wait
+    steps: list[Step] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {
+            "order_id": str(self.order["id"]),
+            "user_id": str(self.order["user_id"]),
+            "amount": self.order["amount"],
+            "status": self.order["status"],
+            "wait": self.wait._asdict(),
+            "steps": [
+                each._asdict() | {"at": None if each.at is None else each.at.isoformat()}
+                for each in self.steps
+            ],
+        }
+
+
+class Tracer:
+    """Traces orders through both databases.
+
+    Args:
+        orders: a connection to the database of orders.
+        payments: a connection to the database of payments.
+        sent_at: reads a record's time from Kafka.
+    """
+
+    def __init__(self, orders: Connection, payments: Connection, sent_at: SentAt) -> None:
+        self._databases = {"orders": orders, "payments": payments}
+        self._sent_at = sent_at
+
+    def trace(self, order_id: UUID) -> Timeline | None:
+        """Return what is known of an order, or None if orders does not have it."""
+        order = queries.read_order(self._databases["orders"], order_id)
+        if order is None:
+            return None
+        steps = [Step("accepted", "orders", order["created_at"], {})]
+        wait = self._pass(
+            steps, order, ("orders", "payments"), key=order["user_id"], at=order["created_at"]
+        )
+        payment = queries.read_payment(self._databases["payments"], order_id)
+        if payment is not None:
+            name = "charged" if payment["status"] == "succeeded" else "not_charged"
+            steps.append(
+                Step(name, "payments", payment["created_at"], {"reason": payment["reason"]})
+            )
+            wait = self._pass(
+                steps, order, ("payments", "orders"), key=order_id, at=payment["created_at"]
+            )
+        if order["status"] != "created":
+            steps.append(
+                Step(order["status"], "orders", order["updated_at"], _reason_of_failure(order))
+            )
+            wait = Wait("final", f"The order is final: {order['status']}.")
+        steps += [
+            Step("anomaly", "orders", row["received_at"], {"event_id": str(row["id"])} | _why(row))
+            for row in queries.read_anomalies(self._databases["orders"], order_id)
+        ]
+        return Timeline(order, wait or _UNDECIDED, steps)
+
+    def _pass(
+        self,
+        steps: list[Step],
+        order: RowMapping,
+        flow: tuple[str, str],
+        *,
+        key: UUID,
+        at: datetime,
+    ) -> Wait | None:
+        """Add the steps of an event from one service to the other.
+
+        Returns:
+            What the event waits for; None if it was applied.
+        """
+        publisher, consumer = flow
+        event = queries.read_event(self._databases[publisher], order["id"], key=key, at=at)
+        if event is None:
+            return Wait(
+                "event_gone",
+                f"The outbox of {publisher} has no event about it any more. It is older than"
+                " OUTBOX_RETENTION_S, or the database was restored.",
+                "settle audit",
+            )
+        ids = {"event_id": str(event["id"]), "request_id": event["request_id"]}
+        steps.append(Step("event_added", publisher, event["created_at"], ids))
+        received = queries.read_received(self._databases[consumer], event["id"])
+        if received is not None:
+            place = (received["topic"], received["partition"], received["offset"])
+            record = dict(zip(("topic", "partition", "offset"), place, strict=True))
+            steps.append(Step("sent", publisher, self._sent_at(*place), record))
+            outcome = {"outcome": received["outcome"]} | _why(received)
+            steps.append(Step("received", consumer, received["received_at"], outcome))
+        letter = self._add_dead_letters(steps, consumer, event["id"])
+        if received is not None and received["outcome"] != "parked":
+            return None
+        if letter is not None:
+            return letter
+        return self._where_event_waits(publisher, consumer, event)
+
+    def _add_dead_letters(self, steps: list[Step], consumer: str, event_id: UUID) -> Wait | None:
+        """Add the dead letters of an event and their repairs; return what the last waits for."""
+        wait, known = None, None
+        for row in queries.read_dead_letters(self._databases[consumer], event_id):
+            if row["id"] != known:
+                known = row["id"]
+                detail = {"id": row["id"], "reason": row["reason"], "detail": row["detail"]}
+                steps.append(Step("dead_letter", consumer, row["parked_at"], detail))
+            if row["answer"] is not None:
+                answer = {
+                    "answer": row["answer"],
+                    "detail": row["answer_detail"],
+                    "requested_by": row["requested_by"],
+                }
+                steps.append(Step(row["action"], consumer, row["answered_at"], answer))
+            wait = Wait(
+                "dead_letter",
+                f"Its event is dead letter {row['id']} of {consumer} ({row['state']}):"
+                f" {row['reason']}. {row['detail']}",
+                f"inbox-consumer dead-letters show {consumer} {row['id']}",
+            )
+        return wait
+
+    def _where_event_waits(self, publisher: str, consumer: str, event: RowMapping) -> Wait:
+        if event["refused"] is not None:
+            return Wait(
+                "refused",
+                f"The relay of {publisher} cannot send its event: {event['refused']}",
+                f"outbox-relay refused show {publisher} {event['id']}",
+            )
+        if event["unsent"]:
+            return Wait(
+                "unsent",
+                f"Its event waits for the relay of {publisher}.",
+                f"outbox-relay healthcheck {publisher}",
+            )
+        database = self._databases[consumer]
+        attempts = queries.read_attempts(database, event["id"])
+        if attempts is not None:
+            return Wait(
+                "retrying",
+                f"Its event is tried again by {consumer}, after {attempts['attempts']} attempts:"
+                f" {attempts['reason']}. {attempts['detail']}",
+            )
+        if queries.is_stopped(database, event["type"]):
+            return Wait(
+                "stopped",
+                f"The subscription of {consumer} to {event['type']} is stopped.",
+                f"settle doctor {consumer}",
+            )
+        return Wait(
+            "not_received",
+            f"Its event was sent, and {consumer} has not received it.",
+            f"inbox-consumer healthcheck {consumer}",
+        )
+
+
+_UNDECIDED = Wait(
+    "undecided",
+    "Its event was applied, and nothing was decided. That must not happen.",
+    "settle audit",
+)
+
+
+def _why(row: RowMapping) -> dict[str, Any]:
+    return {"detail": row["detail"]} if row["detail"] else {}
+
+
+def _reason_of_failure(order: RowMapping) -> dict[str, Any]:
+    return {"reason": order["failure_reason"]} if order["failure_reason"] else {}

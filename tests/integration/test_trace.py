@@ -1,0 +1,202 @@
+"""`settle trace` and `settle orders stuck` say what happened to an order and what it waits for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pytest
+from click.testing import CliRunner
+
+from settle.cli import main
+from support.environ import environment
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+    from support.delivery import Delivery
+
+
+@pytest.fixture
+def settle(delivery: Delivery) -> Callable[..., Result]:
+    """Runs `settle`."""
+
+    def run(*arguments: str, **environ: str) -> Result:
+        with environment(delivery.environ | {"LOG_LEVEL": "ERROR"} | environ):
+            return CliRunner().invoke(main, arguments)
+
+    return run
+
+
+@pytest.fixture
+def traced(settle: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
+    """Returns the trace of an id."""
+
+    def run(given: object, **environ: str) -> dict[str, Any]:
+        done = settle("trace", str(given), "--json", **environ)
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    return run
+
+
+def names(trace: dict[str, Any]) -> list[str]:
+    return [step["name"] for step in trace["steps"]]
+
+
+def settled(delivery: Delivery) -> UUID:
+    """An order that was paid."""
+    (order_id,) = delivery.place(delivery.open_account(100), 7)
+    with (
+        delivery.relay("orders"),
+        delivery.consumer("payments"),
+        delivery.relay("payments"),
+        delivery.consumer("orders"),
+    ):
+        wait_until(lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order")
+    return order_id
+
+
+FLOW = [
+    "accepted",
+    "event_added",
+    "sent",
+    "received",
+    "charged",
+    "event_added",
+    "sent",
+    "received",
+    "success",
+]
+
+
+def test_a_paid_order_is_traced_by_each_of_its_ids(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]], settle: Callable[..., Result]
+) -> None:
+    order_id = settled(delivery)
+    delivery.query("orders", "UPDATE outbox SET requestid = 'r-1'")
+
+    trace = traced(order_id)
+    by_event = [
+        traced(step["detail"]["event_id"])
+        for step in trace["steps"]
+        if step["name"] == "event_added"
+    ]
+    by_request = traced("r-1")
+    shown = settle("trace", str(order_id)).stdout
+
+    assert names(trace) == FLOW
+    assert trace["wait"]["reason"] == "final"
+    assert all(step["at"] for step in trace["steps"])
+    assert [each["order_id"] for each in (*by_event, by_request)] == [str(order_id)] * 3
+    assert "The order is final: success." in shown
+
+
+def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[str, Any]]) -> None:
+    order_id = settled(delivery)
+
+    trace = traced(order_id, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
+
+    assert names(trace) == FLOW
+    assert [step["at"] is None for step in trace["steps"] if step["name"] == "sent"] == [True, True]
+
+
+def test_an_order_waits_for_the_relay_then_for_the_consumer(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+) -> None:
+    (order_id,) = delivery.place(delivery.open_account(100), 7)
+
+    unsent = traced(order_id)
+    with delivery.relay("orders"):
+        delivery.wait_sent("orders")
+    sent = traced(order_id)
+
+    assert unsent["wait"]["reason"] == "unsent"
+    assert unsent["wait"]["command"] == "outbox-relay healthcheck orders"
+    assert sent["wait"]["reason"] == "not_received"
+    assert sent["wait"]["command"] == "inbox-consumer healthcheck payments"
+
+
+@pytest.mark.parametrize(
+    ("database", "statement", "reason", "command"),
+    [
+        (
+            "orders",
+            "INSERT INTO outbox_refused (seq, id, reason) SELECT seq, id, 'too large' FROM outbox",
+            "refused",
+            "outbox-relay refused show orders {event}",
+        ),
+        (
+            "payments",
+            """
+            INSERT INTO dead_letters
+                (fingerprint, event_id, topic, partition, "offset", headers, reason, detail)
+            VALUES ('x', :event, 'orders.events', 0, 0, '[]', 'handler_failed', 'RuntimeError: no')
+            """,
+            "dead_letter",
+            "inbox-consumer dead-letters show payments 1",
+        ),
+        (
+            "payments",
+            """
+            INSERT INTO inbox_attempts (event_id, attempts, reason, detail)
+            VALUES (:event, 2, 'retries_exhausted', 'Retry: the bank is away')
+            """,
+            "retrying",
+            "",
+        ),
+        (
+            "payments",
+            """
+            INSERT INTO inbox_brakes (topic, type, error, failures, detail, stopped_at)
+            VALUES ('orders.events', 'order.created', 'RuntimeError', 20, 'no', now())
+            """,
+            "stopped",
+            "settle doctor payments",
+        ),
+        (
+            "orders",
+            "DELETE FROM outbox",
+            "event_gone",
+            "settle audit",
+        ),
+    ],
+    ids=lambda value: value if str(value).isidentifier() else "",
+)
+def test_a_stuck_order_is_shown_with_its_reason_and_the_next_command(
+    delivery: Delivery,
+    settle: Callable[..., Result],
+    database: str,
+    statement: str,
+    reason: str,
+    command: str,
+) -> None:
+    (order_id,) = delivery.place(uuid4(), 7)
+    ((event,),) = delivery.query("orders", "SELECT id FROM outbox")
+    delivery.query("orders", "DELETE FROM outbox_pending")
+    delivery.query(database, statement, **({"event": event} if ":event" in statement else {}))
+
+    young = settle("orders", "stuck")
+    stuck = settle("orders", "stuck", "--older-than", "0", "--json")
+    shown = settle("orders", "stuck", "--older-than", "0").stdout
+
+    assert (young.exit_code, young.stdout) == (0, "No order is stuck.\n")
+    assert stuck.exit_code == 1
+    found = json.loads(stuck.stdout)
+    assert (found["order_id"], found["wait"]["reason"]) == (str(order_id), reason)
+    assert found["wait"]["command"] == command.format(event=event)
+    assert str(order_id) in shown
+    assert not command or f"Next: {command.format(event=event)}" in shown
+
+
+@pytest.mark.parametrize("given", [str(uuid4()), "no-such-request", "%"])
+def test_an_unknown_id_is_said_to_be_unknown(settle: Callable[..., Result], given: str) -> None:
+    done = settle("trace", given)
+
+    assert done.exit_code == 1
+    assert f"No order is found by {given}." in done.stderr
