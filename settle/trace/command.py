@@ -14,7 +14,7 @@ from settle.stack.state import open_state
 from settle.trace import queries
 from settle.trace.record_times import RecordTimes
 from settle.trace.timeline import Timeline, Tracer
-from settle_outbox.cli.command import EXIT_FAILED, Group, fail, report_errors
+from settle_outbox.cli.command import EXIT_FAILED, Command, Group, fail, report_errors
 from settle_outbox.cli.doctor import json_option
 from settle_outbox.cli.terminal import printable
 from settle_outbox.storage.database import make_engine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NAME = "settle trace"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("given", metavar="ID")
 @json_option
 @report_errors
