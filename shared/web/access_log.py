@@ -8,23 +8,14 @@ its thread would lose the interpreter to another thread during the write, and wa
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 from collections import deque
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING
-
-from flask import Response, g, request
 
 from settle_outbox.log import write_together
 from settle_outbox.runtime.threads import repeat
-from settle_outbox.trace import current_trace
-from shared.web.proxy_and_cors import PROBES
-
-if TYPE_CHECKING:
-    from flask import Flask
 
 # Maximum delay of a line, and maximum number of lines that wait. The oldest are dropped.
 _GATHER_S = 0.1
@@ -70,36 +61,6 @@ def _utc(moment: float) -> str:
 
 
 @cache
-def _writer() -> AccessLogWriter:
+def writer() -> AccessLogWriter:
+    """Return the writer of this process."""
     return AccessLogWriter()
-
-
-def register(app: Flask) -> None:
-    """Log each request of an app. Call it after fork: it starts a thread.
-
-    Register it first, so that it sees each request before the other parts, and each answer after
-    them.
-    """
-    writer = _writer()
-
-    def log_request(response: Response) -> Response:
-        # Without the query, which may hold private data.
-        writer.write(
-            # Load balancers send probes every few seconds.
-            logging.DEBUG if request.path in PROBES else logging.INFO,
-            {
-                "method": request.method,
-                "path": request.path,
-                "status": response.status_code,
-                "ms": round((time.perf_counter() - g.began) * 1000, 1),
-                "request_id": current_trace.get().request_id,
-            },
-        )
-        return response
-
-    app.before_request(_begin)
-    app.after_request(log_request)
-
-
-def _begin() -> None:
-    g.began = time.perf_counter()

@@ -52,7 +52,7 @@ _NONE = Preferences()
 
 def requested_preferences() -> Preferences:
     """Return the preferences of the current request."""
-    text = request.headers.get(HEADER)
+    text = request.environ.get("HTTP_PREFER")
     return parse_preferences(text) if text else _NONE
 
 
