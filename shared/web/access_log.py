@@ -12,8 +12,9 @@ import threading
 import time
 from collections import deque
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 
+from settle_outbox.event import format_time
 from settle_outbox.log import write_together
 from settle_outbox.runtime.threads import repeat
 
@@ -26,20 +27,18 @@ class AccessLogWriter:
     """Writes the lines of a process in a thread."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, float, dict[str, object]]] = deque(maxlen=_WAITING_MAX)
+        self._waiting: deque[tuple[int, datetime, dict[str, object]]] = deque(maxlen=_WAITING_MAX)
         self._wanted = threading.Event()
         self._writing = threading.Lock()
-        threading.Thread(target=self._run, name="access-log", daemon=True).start()
+        writing = partial(repeat, "web.access_log", self._write_next)
+        threading.Thread(target=writing, name="access-log", daemon=True).start()
         atexit.register(self._write_all)
 
     def write(self, level: int, values: dict[str, object]) -> None:
         """Write a line within `_GATHER_S`."""
-        self._waiting.append((level, time.time(), values))
+        self._waiting.append((level, datetime.now(UTC), values))
         if not self._wanted.is_set():
             self._wanted.set()
-
-    def _run(self) -> None:
-        repeat("web.access_log", self._write_next)
 
     def _write_next(self) -> None:
         self._wanted.wait()
@@ -52,12 +51,8 @@ class AccessLogWriter:
             taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
             write_together(
                 "web.request",
-                ((level, {**values, "at": _utc(moment)}) for level, moment, values in taken),
+                ((level, {**values, "at": format_time(moment)}) for level, moment, values in taken),
             )
-
-
-def _utc(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
 
 
 @cache

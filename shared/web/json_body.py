@@ -260,16 +260,11 @@ class Parser(FlaskParser):
         raise InvalidInputError(
             [
                 _fault(location, field, detail)
-                for location, messages in _by_location(error).items()
+                for location, messages in error.normalized_messages().items()  # type: ignore[no-untyped-call]
                 for field, details in messages.items()
                 for detail in details
             ]
         ) from error
-
-
-def _by_location(error: ValidationError) -> dict[str, dict[str, list[str]]]:
-    found: dict[str, dict[str, list[str]]] = error.normalized_messages()  # type: ignore[no-untyped-call]
-    return found
 
 
 def _fault(location: str, field: str, detail: str) -> dict[str, str]:

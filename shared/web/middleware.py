@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from settle_outbox.trace import current_trace
 from shared.web.access_log import writer
@@ -43,10 +43,11 @@ class RequestMiddleware:
         """Pass a request to the app."""
         began = time.perf_counter()
         trace = trace_of(environ)
+        request_id = trace.request_id or ""
         # Before the app changes it.
-        path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
+        path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
 
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
             names = [name.lower() for name, _ in headers]
             if "cache-control" not in names:
                 headers.append((HEADER, NOT_STORED))
@@ -54,7 +55,7 @@ class RequestMiddleware:
                 merge_vary(headers)
             # Browsers must not guess another content type.
             headers.append(("X-Content-Type-Options", "nosniff"))
-            headers.append((REQUEST_ID, trace.request_id))
+            headers.append((REQUEST_ID, request_id))
             self._writer.write(
                 # Load balancers send probes every few seconds.
                 logging.DEBUG if path in PROBES else logging.INFO,
@@ -64,10 +65,10 @@ class RequestMiddleware:
                     "path": path,
                     "status": int(status[:3]),
                     "ms": round((time.perf_counter() - began) * 1000, 1),
-                    "request_id": trace.request_id,
+                    "request_id": request_id,
                 },
             )
-            return start_response(status, headers, *exc_info)
+            return start_response(status, headers, exc_info)
 
         ignore_unreadable_dates(environ)
         token = current_trace.set(trace)

@@ -75,7 +75,7 @@ def _check_host(allowed: AbstractSet[str]) -> None:
     allowed, because no browser sends one.
     """
     environ = request.environ
-    if environ["PATH_INFO"] in PROBES:
+    if environ.get("PATH_INFO", "") in PROBES:
         return
     received = environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
     for host in (environ.get("HTTP_HOST"), received):

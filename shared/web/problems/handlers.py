@@ -61,10 +61,7 @@ log = structlog.get_logger(__name__)
 def register(app: Flask, domain: Mapping[type[SettleError], ProblemType]) -> None:
     """Answer every error of an app with a problem document.
 
-    Args:
-        app: the app.
-        domain: the problem types of the errors that the use cases raise. The error's text becomes
-            the detail.
+    The text of an error of a use case, whose problem type `domain` names, becomes the detail.
     """
 
     def on_domain_error(error: Exception) -> Response:
@@ -120,7 +117,7 @@ def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
 def _on_defect(error: Exception) -> Response:
     if isinstance(error, DBAPIError):
         # PostgreSQL quotes the row, which users wrote, below the first line.
-        for each in (error, error.orig):
+        for each in filter(None, (error, error.orig)):
             each.args = (str(each.args[0]).partition("\n")[0], *each.args[1:])
     log.error("web.request_failed", exc_info=error, request_id=current_trace.get().request_id)
     return problem(problem_types.INTERNAL_ERROR, FAILED)
