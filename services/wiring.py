@@ -46,12 +46,7 @@ def make_service_app(
 ) -> Flask:
     """Make the app of a service, with its connections to the database. Call it after fork.
 
-    Args:
-        service: the service's registration with the delivery engine.
-        settings: from `start_process`.
-        description: a sentence or two about the service.
-        blueprint: the service's calls.
-        problems: the problem type of each error that a use case raises.
+    The arguments are those of `shared.web.app.make_app`.
     """
     engine = make_engine(
         settings.database_url,

@@ -29,7 +29,7 @@ def settle_orders(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[
     return {
         event.id: Verdict(
             _OUTCOMES[refusal],
-            refusal.value,
+            refusal.reason,
             f"{event.type} for order {event.data['order_id']} was not applied: {refusal.sentence}",
         )
         for event, refusal in zip(events, refusals, strict=True)

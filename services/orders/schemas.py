@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from marshmallow import fields, validate
 
-from services.orders.models import (
-    DESCRIPTION_MAX,
-    FAILURE_REASON_MAX,
-    STATUSES,
-)
+from services.orders.models import DESCRIPTION_MAX, FAILURE_REASON_MAX, STATUSES
 from shared.fields import Amount, OpenSchema, Text, Time, UserId
 from shared.web.paging import CursorField, Limit
 

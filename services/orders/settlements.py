@@ -45,23 +45,14 @@ class Settlement:
 class Refusal(Enum):
     """Why a settlement was not applied."""
 
-    UNKNOWN_ORDER = "unknown_order"
-    MISMATCH = "mismatch"
-    ALREADY_FINAL = "already_final"
-    CONTRADICTS_FINAL_STATUS = "contradicts_final_status"
+    UNKNOWN_ORDER = "unknown_order", "there is no such order."
+    MISMATCH = "mismatch", "its user or amount is not the order's."
+    ALREADY_FINAL = "already_final", "the order already has this final status."
+    CONTRADICTS_FINAL_STATUS = "contradicts_final_status", "the order has another final status."
 
-    @property
-    def sentence(self) -> str:
-        """The reason as a sentence."""
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    Refusal.UNKNOWN_ORDER: "there is no such order.",
-    Refusal.MISMATCH: "its user or amount is not the order's.",
-    Refusal.ALREADY_FINAL: "the order already has this final status.",
-    Refusal.CONTRADICTS_FINAL_STATUS: "the order has another final status.",
-}
+    def __init__(self, reason: str, sentence: str) -> None:
+        self.reason = reason
+        self.sentence = sentence
 
 
 @dataclass(slots=True)

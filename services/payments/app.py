@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 def create_app(settings: WebSettings | None = None) -> Flask:
     """Make the app. Call it after fork.
 
-    Args:
-        settings: if None, they are read from the environment, and logging is set up.
-
-    Raises:
-        SettingsError: a setting is missing or wrong.
+    Without settings, it reads them from the environment and sets up logging (`start_process`).
     """
     return make_service_app(
         SERVICE,

@@ -8,23 +8,15 @@ its thread would lose the interpreter to another thread during the write, and wa
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 from collections import deque
 from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
 
-from flask import Response, g, request
-
+from settle_outbox.event import format_time
 from settle_outbox.log import write_together
 from settle_outbox.runtime.threads import repeat
-from settle_outbox.trace import current_trace
-from shared.web.proxy_and_cors import PROBES
-
-if TYPE_CHECKING:
-    from flask import Flask
 
 # Maximum delay of a line, and maximum number of lines that wait. The oldest are dropped.
 _GATHER_S = 0.1
@@ -35,20 +27,18 @@ class AccessLogWriter:
     """Writes the lines of a process in a thread."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, float, dict[str, object]]] = deque(maxlen=_WAITING_MAX)
+        self._waiting: deque[tuple[int, datetime, dict[str, object]]] = deque(maxlen=_WAITING_MAX)
         self._wanted = threading.Event()
         self._writing = threading.Lock()
-        threading.Thread(target=self._run, name="access-log", daemon=True).start()
+        writing = partial(repeat, self._write_next, failed_event="web.access_log_failed")
+        threading.Thread(target=writing, name="access-log", daemon=True).start()
         atexit.register(self._write_all)
 
     def write(self, level: int, values: dict[str, object]) -> None:
         """Write a line within `_GATHER_S`."""
-        self._waiting.append((level, time.time(), values))
+        self._waiting.append((level, datetime.now(UTC), values))
         if not self._wanted.is_set():
             self._wanted.set()
-
-    def _run(self) -> None:
-        repeat(self._write_next, failed_event="web.access_log_failed")
 
     def _write_next(self) -> None:
         self._wanted.wait()
@@ -61,45 +51,11 @@ class AccessLogWriter:
             taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
             write_together(
                 "web.request",
-                ((level, {**values, "at": _utc(moment)}) for level, moment, values in taken),
+                ((level, {**values, "at": format_time(moment)}) for level, moment, values in taken),
             )
 
 
-def _utc(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
-
-
 @cache
-def _writer() -> AccessLogWriter:
+def writer() -> AccessLogWriter:
+    """Return the writer of this process."""
     return AccessLogWriter()
-
-
-def register(app: Flask) -> None:
-    """Log each request of an app. Call it after fork: it starts a thread.
-
-    Register it first, so that it sees each request before the other parts, and each answer after
-    them.
-    """
-    writer = _writer()
-
-    def log_request(response: Response) -> Response:
-        # Without the query, which may hold private data.
-        writer.write(
-            # Load balancers send probes every few seconds.
-            logging.DEBUG if request.path in PROBES else logging.INFO,
-            {
-                "method": request.method,
-                "path": request.path,
-                "status": response.status_code,
-                "ms": round((time.perf_counter() - g.began) * 1000, 1),
-                "request_id": current_trace.get().request_id,
-            },
-        )
-        return response
-
-    app.before_request(_begin)
-    app.after_request(log_request)
-
-
-def _begin() -> None:
-    g.began = time.perf_counter()

@@ -10,15 +10,13 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
 from shared.web import (
-    access_log,
-    caching,
     health,
     json_body,
+    middleware,
     paging,
     proxy_and_cors,
     query_parameters,
     sessions,
-    tracing,
 )
 from shared.web.idempotency import request_keys
 from shared.web.openapi import api, docs_pages
@@ -93,10 +91,7 @@ def make_app(
     """
     app = _App(name, static_folder=None)
     app.json = _Json(app)
-    access_log.register(app)
     sessions.register(app, session_factory)
-    tracing.register(app)
-    caching.register(app)
     proxy_and_cors.register(app, settings)
     json_body.register(app)
     query_parameters.register(app)
@@ -108,4 +103,5 @@ def make_app(
     docs_pages.register(app, described, title=title, description=description)
     pages.register(app, {*problem_types.COMMON, *domain.values()})
     handlers.register(app, domain)
+    middleware.register(app)
     return app

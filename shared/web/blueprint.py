@@ -78,10 +78,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
     def response(self, status_code: int, schema: object, **described: Any) -> Decorator:
         """Answer with the view's result, serialized by a schema.
 
-        Args:
-            status_code: of the answer.
-            schema: of its body.
-            described: for flask-smorest: ``description``, ``example`` or ``examples``, ``headers``.
+        flask-smorest describes the answer by ``description``, ``example`` or ``examples``, and
+        ``headers``.
         """
         answer: Decorator = super().response(status_code, schema, **described)
         return lambda view: _applied("response", answer(view))

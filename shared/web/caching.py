@@ -13,37 +13,36 @@ from flask import after_this_request, request
 from werkzeug.http import parse_date, parse_set_header
 
 if TYPE_CHECKING:
-    from flask import Flask, Response
+    from wsgiref.types import WSGIEnvironment
+
+    from flask import Response
 
 HEADER = "Cache-Control"
 NOT_STORED = "no-store"
 REVALIDATED = "no-cache"
 
 
-def register(app: Flask) -> None:
-    """Complete both headers of every answer. Register it before the parts that add to `Vary`."""
-    app.before_request(_ignore_unreadable_dates)
-    app.after_request(_complete)
+_DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE")
 
 
-def _complete(response: Response) -> Response:
-    response.headers.setdefault(HEADER, NOT_STORED)
-    vary = response.headers.getlist("Vary")
-    if len(vary) > 1:
-        response.headers["Vary"] = parse_set_header(", ".join(vary)).to_header()
-    return response
+def merge_vary(headers: list[tuple[str, str]]) -> None:
+    """Replace the headers `Vary` of an answer by one."""
+    given = ", ".join(value for name, value in headers if name.lower() == "vary")
+    headers[:] = [each for each in headers if each[0].lower() != "vary"]
+    headers.append(("Vary", parse_set_header(given).to_header()))
 
 
-def _ignore_unreadable_dates() -> None:
+def ignore_unreadable_dates(environ: WSGIEnvironment) -> None:
     """Ignore conditions with an invalid date (RFC 9110, section 13.1.3).
 
     werkzeug ignores them too, but it raises an error if the year, hour or zone is out of range.
     """
-    for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE"):
-        try:
-            parse_date(request.environ.get(name))
-        except (OverflowError, ValueError):
-            del request.environ[name]
+    for name in _DATES:
+        if name in environ:
+            try:
+                parse_date(environ[name])
+            except (OverflowError, ValueError):
+                del environ[name]
 
 
 def vary_by(header: str) -> None:

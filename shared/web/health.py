@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_UNREADABLE = "The revision of the database cannot be read."
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 
@@ -35,11 +36,7 @@ _OK = {"status": "ok"}
 
 
 def make_blueprint(revision: str) -> Blueprint:
-    """Make ``/livez`` and ``/readyz``.
-
-    Args:
-        revision: the database revision that the code needs.
-    """
+    """Make ``/livez`` and ``/readyz`` for code that needs a revision of the database."""
     blueprint = Blueprint(
         "health", __name__, description="Probes for load balancers and supervisors"
     )
@@ -61,8 +58,8 @@ def make_blueprint(revision: str) -> Blueprint:
     )
     @blueprint.problem(
         problem_types.NOT_READY,
-        "The revision of the database cannot be read.",
-        f"The database is at revision 0000, not at {revision}: run the migrations.",
+        _UNREADABLE,
+        f"The database is at revision 0000, not at revision {revision}: run the migrations.",
     )
     def readyz() -> dict[str, str] | Response:
         """Check that the service can process requests.
@@ -72,23 +69,16 @@ def make_blueprint(revision: str) -> Blueprint:
         """
         try:
             with transaction() as session:
-                found = session.scalar(_REVISION)
+                found = f"revision {session.scalar(_REVISION)}"
         except SQLAlchemyError as error:
             sqlstate = sqlstate_of(error)
-            if sqlstate == UNDEFINED_TABLE:
-                return unavailable(
-                    problem_types.NOT_READY,
-                    f"The database is at no revision, not at {revision}: run the migrations.",
-                )
-            log.warning("web.not_ready", error=str(error).partition("\n")[0], sqlstate=sqlstate)
-            return unavailable(
-                problem_types.NOT_READY, "The revision of the database cannot be read."
-            )
-        if found != revision:
-            return unavailable(
-                problem_types.NOT_READY,
-                f"The database is at revision {found}, not at {revision}: run the migrations.",
-            )
-        return _OK
+            if sqlstate != UNDEFINED_TABLE:
+                log.warning("web.not_ready", error=str(error).partition("\n")[0], sqlstate=sqlstate)
+                return unavailable(problem_types.NOT_READY, _UNREADABLE)
+            found = "no revision"
+        if found == f"revision {revision}":
+            return _OK
+        detail = f"The database is at {found}, not at revision {revision}: run the migrations."
+        return unavailable(problem_types.NOT_READY, detail)
 
     return blueprint

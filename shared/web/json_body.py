@@ -130,7 +130,7 @@ def _check_media_type(incoming: Request) -> None:
     if not incoming.is_json:
         received = incoming.headers.get("Content-Type", "")[:NAME_MAX]
         raise UnsupportedMediaType(NOT_JSON.format(repr(received) if received else "none"))
-    coding = incoming.headers.get("Content-Encoding", "").strip().lower()
+    coding = incoming.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if coding not in {"", "identity"}:
         raise _UnsupportedCodingError
 
@@ -260,16 +260,11 @@ class Parser(FlaskParser):
         raise InvalidInputError(
             [
                 _fault(location, field, detail)
-                for location, messages in _by_location(error).items()
+                for location, messages in error.normalized_messages().items()  # type: ignore[no-untyped-call]
                 for field, details in messages.items()
                 for detail in details
             ]
         ) from error
-
-
-def _by_location(error: ValidationError) -> dict[str, dict[str, list[str]]]:
-    found: dict[str, dict[str, list[str]]] = error.normalized_messages()  # type: ignore[no-untyped-call]
-    return found
 
 
 def _fault(location: str, field: str, detail: str) -> dict[str, str]:
@@ -290,5 +285,5 @@ def register(app: Flask) -> None:
 
 def _refuse_large() -> None:
     """Refuse a large body even if the view does not read it. 404 and 405 take precedence."""
-    if request.routing_exception is None and (request.content_length or 0) > MAX_BYTES:
+    if (request.content_length or 0) > MAX_BYTES and request.routing_exception is None:
         raise RequestEntityTooLarge

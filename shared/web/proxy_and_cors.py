@@ -52,7 +52,6 @@ _PREFLIGHT = {
 
 def register(app: Flask, settings: WebSettings) -> None:
     """Apply the settings for trusted proxies, allowed hosts and CORS."""
-    app.after_request(_add_nosniff_header)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]  # Flask's way to add middleware
@@ -75,10 +74,11 @@ def _check_host(allowed: AbstractSet[str]) -> None:
     reaches the service directly can set X-Forwarded-Host. A request without Host (HTTP/1.0) is
     allowed, because no browser sends one.
     """
-    if request.path in PROBES:
+    environ = request.environ
+    if environ.get("PATH_INFO", "") in PROBES:
         return
-    received = request.environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
-    for host in (request.headers.get("Host"), received):
+    received = environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
+    for host in (environ.get("HTTP_HOST"), received):
         if host is None:
             continue
         name = _name_of(host)
@@ -110,10 +110,4 @@ def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response
             response.headers.update(_PREFLIGHT)
         else:
             response.headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED_HEADERS)
-    return response
-
-
-def _add_nosniff_header(response: Response) -> Response:
-    """Forbid browsers to guess another content type."""
-    response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from flask import Response, g, request
 from uuid_utils import uuid4
 
-from settle_outbox.trace import Trace, current_trace
+from settle_outbox.trace import Trace
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from wsgiref.types import WSGIEnvironment
 
 REQUEST_ID = "X-Request-ID"
 TRACEPARENT = "traceparent"
@@ -25,34 +24,15 @@ _TRACEPARENT = re.compile(
 _FUTURE_TRACEPARENT = re.compile(rf"(?!00){_TRACEPARENT.pattern}-[!-~]{{1,200}}")
 
 
-def register(app: Flask) -> None:
-    """Set the current trace for each request, and send its id with the answer."""
-    app.before_request(_begin)
-    app.after_request(_answer)
-    app.teardown_request(_end)
-
-
-def _begin() -> None:
-    given = request.headers.get(REQUEST_ID, "")
+def trace_of(environ: WSGIEnvironment) -> Trace:
+    """Return the trace of a request. Its id is generated if it is missing or invalid."""
+    given = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid4())
-    traceparent = request.headers.get(TRACEPARENT)
+    traceparent = environ.get("HTTP_TRACEPARENT")
     if traceparent is not None and not _is_valid(traceparent):
         traceparent = None
-    g.trace_token = current_trace.set(Trace(request_id, traceparent))
+    return Trace(request_id, traceparent)
 
 
 def _is_valid(traceparent: str) -> bool:
     return bool(_TRACEPARENT.fullmatch(traceparent) or _FUTURE_TRACEPARENT.fullmatch(traceparent))
-
-
-def _answer(response: Response) -> Response:
-    request_id = current_trace.get().request_id
-    if request_id is not None:
-        response.headers[REQUEST_ID] = request_id
-    return response
-
-
-def _end(_: BaseException | None) -> None:
-    token = g.pop("trace_token", None)
-    if token is not None:
-        current_trace.reset(token)

@@ -214,13 +214,17 @@ def open_an_account(url: str) -> tuple[TestResponse, list[str]]:
 @pytest.mark.parametrize(
     ("sqlstate", "kind", "detail"),
     [
-        ("40P01", "database-unavailable", "because of another one"),  # deadlock_detected
-        ("40001", "database-unavailable", "because of another one"),  # serialization_failure
-        ("53100", "database-unavailable", "refuses this request just now"),  # disk_full
-        ("25006", "database-unavailable", "refuses this request just now"),  # read-only
-        ("42P01", "database-unavailable", "refuses this request just now"),  # undefined_table
-        ("42501", "database-unavailable", "refuses this request just now"),  # no privilege
-        ("58030", "database-unavailable", "refuses this request just now"),  # io_error
+        ("40P01", "database-unavailable", "because of a concurrent request"),  # deadlock_detected
+        (
+            "40001",
+            "database-unavailable",
+            "because of a concurrent request",
+        ),  # serialization_failure
+        ("53100", "database-unavailable", "refuses this request for now"),  # disk_full
+        ("25006", "database-unavailable", "refuses this request for now"),  # read-only
+        ("42P01", "database-unavailable", "refuses this request for now"),  # undefined_table
+        ("42501", "database-unavailable", "refuses this request for now"),  # no privilege
+        ("58030", "database-unavailable", "refuses this request for now"),  # io_error
         ("53300", "database-unavailable", "cannot be reached"),  # too_many_connections
         ("57014", "database-too-slow", "in time"),  # query_canceled
         ("55P03", "database-too-slow", "in time"),  # lock_not_available

@@ -385,7 +385,7 @@ def test_the_oldest_are_found_by_the_index(orders_session: Session) -> None:
     plan = "\n".join(
         orders_session.scalars(
             text(f"EXPLAIN {key_store._EXPIRE.text.partition(';')[2]}"),  # noqa: SLF001
-            {"retention": timedelta(days=1), "most": BATCH},
+            {"retention": timedelta(days=1), "limit": BATCH},
         )
     )
     assert "Index Scan using idempotency_keys_created_at" in plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from flask import Flask, Response, request
 
-from shared.web import proxy_and_cors
+from shared.web import middleware, proxy_and_cors
 from support.web import NO_DATABASE, settings_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ CORS_PREFIX = "Access-Control-"
 def client(**environ: str) -> FlaskClient:
     app = Flask(__name__)
     proxy_and_cors.register(app, settings_of("orders", NO_DATABASE, **environ))
+    middleware.register(app)
 
     @app.post("/seen")
     def seen() -> dict[str, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,7 @@ from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
 
 from shared.web.server import gunicorn_internals
-from shared.web.server.gunicorn_internals import (
-    PRIVATE_PARTS,
-    GunicornVersionError,
-    PrivateParts,
-    check,
-)
+from shared.web.server.gunicorn_internals import GunicornVersionError, check
 from shared.web.server.worker import Worker
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -42,14 +36,6 @@ def test_a_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(GunicornVersionError, match=r"ThreadWorker\._cap_keepalive"):
         check()
-
-
-@pytest.mark.parametrize("part", PRIVATE_PARTS, ids=lambda part: part.guarded_by)
-def test_each_part_has_a_test_that_fails_when_it_works_differently(part: PrivateParts) -> None:
-    file, _, name = part.guarded_by.partition("::")
-    (path,) = TESTS.rglob(file)
-
-    assert re.search(rf"^def {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_no_other_module_reaches_an_underscore_name_of_gunicorn() -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
 KEY_MAX = 255
+_VARIABLE = "HTTP_IDEMPOTENCY_KEY"  # of WSGI
 
 # A string (RFC 9651, section 3.3.3), as the draft requires, or the same without quotes, as many
 # clients send it. Without a comma: two headers in one request are joined by one.
@@ -68,7 +69,7 @@ def register(app: Flask, settings: WebSettings) -> None:
 
 def _check_key() -> None:
     """Refuse a malformed key before the body has arrived."""
-    given = request.headers.get(HEADER)
+    given = request.environ.get(_VARIABLE)
     if given is not None and request.method == "POST" and request.routing_exception is None:
         read_key(given)
 
@@ -83,7 +84,7 @@ def idempotent(view: View) -> View:
 
     @wraps(view)
     def run_once(body: Mapping[str, Any], *arguments: Any, **path: Any) -> Response:
-        given = request.headers.get(HEADER)
+        given = request.environ.get(_VARIABLE)
         run = partial(view, body, *arguments, **path)
         return run() if given is None else _run_once(read_key(given), body, run)
 

@@ -70,9 +70,7 @@ _HEADERS: dict[str, Doc] = {
 def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
     """Add to the description of a call what all calls have in common.
 
-    Args:
-        doc: the description so far.
-        info: what the decorators of the view have noted.
+    The decorators of the view have noted in `info` what it does.
     """
     responses = doc.setdefault("responses", {})
     for status, name in (CALL_WITH_BODY if "requestBody" in doc else ANY_CALL).items():
@@ -118,13 +116,7 @@ class OpenApi(Api):  # type: ignore[misc]  # it has no type information
 
 
 def make_api(app: Flask, *, title: str, description: str) -> OpenApi:
-    """Make the description of an app's API, without its calls.
-
-    Args:
-        app: the app.
-        title: name of the service.
-        description: a sentence or two about the service.
-    """
+    """Make the description of an app's API, without its calls. See `shared.web.app.make_app`."""
     return OpenApi(
         app,
         spec_kwargs={

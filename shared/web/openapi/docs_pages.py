@@ -63,14 +63,7 @@ SwaggerUIBundle({
 
 
 def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
-    """Add the pages to an app.
-
-    Args:
-        app: the app.
-        api: the description of its API.
-        title: name of the service.
-        description: a sentence or two about the service.
-    """
+    """Add the pages to an app. The arguments are those of `shared.web.app.make_app`."""
     pages = Blueprint("docs", __name__, static_folder=_FILES, static_url_path="/docs/files")
     texts = {"title": escape(title), "description": escape(description)}
 

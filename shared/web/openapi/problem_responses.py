@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 """The Idempotency-Key of the examples."""
 
-_OCCURRENCE = {"path": "/...", "request_id": "3f0f6e62-93a4-4c0b-9d0c-4c3ec1b7e1a5"}
+_OCCURRENCE = ("/...", "3f0f6e62-93a4-4c0b-9d0c-4c3ec1b7e1a5")  # path and request id
 _RETRY_AFTER: Doc = {
     "description": "After how many seconds to send the request again.",
     "schema": {"type": "integer", "examples": [RETRY_AFTER_S]},
@@ -31,12 +31,7 @@ _RETRY_AFTER: Doc = {
 
 
 def problem_response(*cases: tuple[ProblemType, str], **members: Any) -> Doc:
-    """Describe an answer that is a problem document.
-
-    Args:
-        cases: problem types of one status, each with an example of its detail.
-        members: further members of the example documents.
-    """
+    """Describe a problem document, by problem types of one status with an example each."""
     described: Doc = {
         "description": "\n\n".join(f"`{each.name}`: {detail}" for each, detail in cases),
         "headers": {REQUEST_ID: REQUEST_ID},
@@ -46,7 +41,7 @@ def problem_response(*cases: tuple[ProblemType, str], **members: Any) -> Doc:
                 "examples": {
                     f"case {number}": {
                         "summary": detail,
-                        "value": document_of(each, detail, **_OCCURRENCE, **members),
+                        "value": document_of(each, detail, *_OCCURRENCE, **members),
                     }
                     for number, (each, detail) in enumerate(cases, 1)
                 },

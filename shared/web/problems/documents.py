@@ -22,13 +22,7 @@ INVALID = "The request is well-formed, but parts of it are invalid; see errors."
 
 
 class ProblemError(HTTPException):
-    """Ends a request with a problem document.
-
-    Args:
-        problem_type: with the status.
-        detail: a sentence about this occurrence.
-        members: extension members (RFC 9457, section 3.2).
-    """
+    """Ends a request with a problem document. The arguments are those of `problem`."""
 
     def __init__(self, problem_type: ProblemType, detail: str, **members: Any) -> None:
         super().__init__(detail)
@@ -66,9 +60,7 @@ def problem(
         members: extension members (RFC 9457, section 3.2).
     """
     request_id = current_trace.get().request_id or ""
-    document = document_of(
-        problem_type, detail, path=request.path, request_id=request_id, **members
-    )
+    document = document_of(problem_type, detail, request.path, request_id, **members)
     text = current_app.json.dumps(document)
     response = Response(text, status=problem_type.status, mimetype=MEDIA_TYPE)
     response.headers.update(headers or {})
@@ -81,17 +73,9 @@ def unavailable(problem_type: ProblemType, detail: str) -> Response:
 
 
 def document_of(
-    problem_type: ProblemType, detail: str, *, path: str, request_id: str, **members: Any
+    problem_type: ProblemType, detail: str, path: str, request_id: str, **members: Any
 ) -> dict[str, Any]:
-    """Return the members of a problem document.
-
-    Args:
-        problem_type: with the status.
-        detail: a sentence about this occurrence.
-        path: of the request. Path and id identify the occurrence (section 3.1.5).
-        request_id: the log has the request under this id.
-        members: extension members.
-    """
+    """Return the members of a problem document. Path and id identify the occurrence (3.1.5)."""
     return {
         "type": problem_type.type,
         "title": problem_type.title,

@@ -61,10 +61,7 @@ log = structlog.get_logger(__name__)
 def register(app: Flask, domain: Mapping[type[SettleError], ProblemType]) -> None:
     """Answer every error of an app with a problem document.
 
-    Args:
-        app: the app.
-        domain: the problem types of the errors that the use cases raise. The error's text becomes
-            the detail.
+    The text of an error of a use case, whose problem type `domain` names, becomes the detail.
     """
 
     def on_domain_error(error: Exception) -> Response:

@@ -41,12 +41,7 @@ _PROBLEM_TYPE = """\
 
 
 def register(app: Flask, problem_types: Iterable[ProblemType]) -> None:
-    """Add the pages to an app.
-
-    Args:
-        app: the app.
-        problem_types: every problem type that the app can answer with.
-    """
+    """Add the pages of all problem types that an app can answer with."""
     pages = Blueprint("problems", __name__)
     ordered = sorted(problem_types, key=lambda each: (each.status, each.name))
     known = {each.name: each for each in ordered}

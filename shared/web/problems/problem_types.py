@@ -209,29 +209,8 @@ NOT_READY = ProblemType(
     "The detail says which. Start the database, or run the migrations (docs/how-to/upgrade.md).",
 )
 
-COMMON = (
-    MALFORMED_REQUEST,
-    NOT_JSON,
-    NESTED_TOO_DEEPLY,
-    INVALID_INPUT,
-    UNKNOWN_ADDRESS,
-    IDEMPOTENCY_KEY_IN_USE,
-    IDEMPOTENCY_KEY_REUSED,
-    METHOD_NOT_ALLOWED,
-    REQUEST_TOO_SLOW,
-    BODY_TOO_LARGE,
-    URI_TOO_LONG,
-    UNSUPPORTED_MEDIA_TYPE,
-    EXPECTATION_FAILED,
-    HEADERS_TOO_LARGE,
-    MISDIRECTED_REQUEST,
-    INTERNAL_ERROR,
-    NOT_IMPLEMENTED,
-    HTTP_VERSION_NOT_SUPPORTED,
-    DATABASE_UNAVAILABLE,
-    DATABASE_TOO_SLOW,
-    NOT_READY,
-)
+# All of the above.
+COMMON = tuple(each for each in tuple(globals().values()) if isinstance(each, ProblemType))
 
 # For errors of Flask and gunicorn, which have a status only.
 _BY_STATUS = {

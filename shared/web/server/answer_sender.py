@@ -1,4 +1,4 @@
-"""Send answers without blocking a thread on a slow client.
+"""Sends answers without blocking a thread on a slow client.
 
 gunicorn sends an answer in the thread that made it. The thread waits until the client has received
 all of it. gunicorn's time-out applies to each write and not to the whole answer, so a slow client
@@ -9,7 +9,6 @@ The worker's main thread sends the rest when there is room again, for at most `W
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +77,6 @@ def send_some(connection: socket, data: bytes | bytearray) -> int:
     return sent
 
 
-@dataclass(slots=True)
-class _Rest:
-    answer: AnswerSocket
-    then: Callable[[], None]
-
-
 class UnsentAnswers:
     """The answers of a worker that are not completely sent. Only the main thread uses it.
 
@@ -95,7 +88,8 @@ class UnsentAnswers:
     def __init__(self, waiting: WaitingConnections, close: Callable[[TConn], None]) -> None:
         self._waiting = waiting
         self._close = close
-        self._rests: dict[TConn, _Rest] = {}  # oldest first
+        # By connection: the answer, and what to do when it is sent. The oldest is first.
+        self._rests: dict[TConn, tuple[AnswerSocket, Callable[[], None]]] = {}
         self._bytes = 0
 
     def add(self, conn: TConn, answer: AnswerSocket, then: Callable[[], None]) -> None:
@@ -103,33 +97,33 @@ class UnsentAnswers:
         deadline = time.monotonic() + WRITE_S
         if not self._waiting.add(conn, EVENT_WRITE, self._send, self._give_up, deadline=deadline):
             return
-        self._rests[conn] = _Rest(answer, then)
+        self._rests[conn] = answer, then
         self._bytes += len(answer.unsent)
         while self._bytes > UNSENT_MAX_BYTES:
             self._waiting.give_up(next(iter(self._rests)))
 
     def _send(self, conn: TConn) -> None:
-        rest = self._rests[conn]
+        answer, then = self._rests[conn]
         try:
-            sent = send_some(conn.sock, rest.answer.unsent)
+            sent = send_some(conn.sock, answer.unsent)
         except OSError:  # the client is gone
             self._waiting.remove(conn)
             self._forget(conn)
             self._close(conn)
             return
-        del rest.answer.unsent[:sent]
+        del answer.unsent[:sent]
         self._bytes -= sent
-        if not rest.answer.unsent:
+        if not answer.unsent:
             self._waiting.remove(conn)
             self._forget(conn)
-            rest.then()
+            then()
 
     def _give_up(self, conn: TConn) -> None:
-        answer = self._forget(conn).answer
+        answer = self._forget(conn)
         log.warning("web.answer_not_taken", path=answer.path, unsent_bytes=len(answer.unsent))
         self._close(conn)
 
-    def _forget(self, conn: TConn) -> _Rest:
-        rest = self._rests.pop(conn)
-        self._bytes -= len(rest.answer.unsent)
-        return rest
+    def _forget(self, conn: TConn) -> AnswerSocket:
+        answer, _ = self._rests.pop(conn)
+        self._bytes -= len(answer.unsent)
+        return answer

@@ -26,16 +26,12 @@ log = structlog.get_logger(__name__)
 def write_problem(client: socket, status: int, reason: str, detail: str) -> None:
     """Answer with a problem document, and announce the end of the connection.
 
-    Args:
-        client: the connection.
-        status: HTTP status.
-        reason: phrase of the status.
-        detail: what is wrong.
+    The arguments are those of gunicorn's `write_error`: `reason` is the phrase of the status.
     """
     request_id = str(uuid4())  # no request was parsed, so it has none
     detail = (detail or reason)[:_DETAIL_MAX]
     log.warning("web.request_rejected", status=status, error=detail, request_id=request_id)
-    body = json.dumps(document_of(problem_type_of(status), detail, path="", request_id=request_id))
+    body = json.dumps(document_of(problem_type_of(status), detail, "", request_id))
     util.write_nonblock(
         client,
         (

@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 # Maximum memory of a worker for incomplete requests. Beyond it, the oldest is refused. A worker of
 # about 70 MB stays far below 200 MB.
 PARTIAL_MAX_BYTES = 16 * 1024 * 1024
-
-
-class _NoRoomError(RequestError):
-    """An incomplete request that was refused to free memory."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The server has too many incomplete requests. Send the request again.",
-            HTTPStatus.REQUEST_TIMEOUT,
-        )
+_NO_ROOM = "The server has too many incomplete requests. Send the request again."
 
 
 class IncomingRequests:
@@ -112,5 +103,7 @@ class IncomingRequests:
             self._waiting.give_up(oldest)
 
     def _give_up(self, conn: TConn) -> None:
-        is_late = conn.parser.unreader.deadline <= time.monotonic()
-        self._refuse(conn, RequestTooSlowError() if is_late else _NoRoomError())
+        if conn.parser.unreader.deadline <= time.monotonic():
+            self._refuse(conn, RequestTooSlowError())
+        else:
+            self._refuse(conn, RequestError(_NO_ROOM, HTTPStatus.REQUEST_TIMEOUT))

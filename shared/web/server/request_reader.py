@@ -1,4 +1,4 @@
-"""Receive requests without blocking a thread on a slow client.
+"""Receives requests without blocking a thread on a slow client.
 
 gunicorn reads a request in the thread that answers it, and the thread waits for the client without
 end. A few clients that stop in the middle of a request, for example because their network failed,

@@ -29,8 +29,6 @@ _PREFERENCE = re.compile(
     rf"(?:[ \t]*+;[ \t]*+(?:{_PAIR})?+)*+[ \t]*+(?=,|\Z)"
 )
 _BETWEEN = re.compile(r"[ \t,]*+")
-_SECONDS = re.compile(r"0*+([0-9]++)?")
-_SECONDS_DIGITS = 3  # a number with more digits is cut to WAIT_MAX_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ _NONE = Preferences()
 
 def requested_preferences() -> Preferences:
     """Return the preferences of the current request."""
-    text = request.headers.get(HEADER)
+    text = request.environ.get("HTTP_PREFER")
     return parse_preferences(text) if text else _NONE
 
 
@@ -68,12 +66,7 @@ def parse_preferences(text: str) -> Preferences:
 
 
 def response_headers(*, returned: str | None = None, wait_s: int | None = None) -> dict[str, str]:
-    """Return the headers of an answer that depends on Prefer, whether or not it was sent.
-
-    Args:
-        returned: the preference that was honoured, or None.
-        wait_s: the preference that was honoured, or None.
-    """
+    """Return the headers of an answer that depends on Prefer, with the honoured preferences."""
     honoured = [] if returned is None else [f"return={returned}"]
     honoured += [] if wait_s is None else [f"wait={wait_s}"]
     return {"Vary": HEADER} | ({APPLIED: ", ".join(honoured)} if honoured else {})
@@ -96,20 +89,14 @@ def _values(text: str) -> dict[str, list[str]]:
 
 
 def _seconds(value: str) -> int | None:
-    digits = _SECONDS.fullmatch(value) if value else None
-    if digits is None:
+    if not (value.isascii() and value.isdigit()):
         return None
-    significant = digits[1] or "0"
-    return WAIT_MAX_S if len(significant) > _SECONDS_DIGITS else min(int(significant), WAIT_MAX_S)
+    # Three digits are enough: a longer number is above the maximum.
+    return min(int(value.lstrip("0")[:3] or "0"), WAIT_MAX_S)
 
 
 def describe_parameter(*further: str, example: str) -> dict[str, Any]:
-    """Return the OpenAPI description of the header in a request.
-
-    Args:
-        further: a sentence about each preference other than `wait`.
-        example: a value of the header.
-    """
+    """Return the OpenAPI description of the header, with sentences about further preferences."""
     sentences = [
         "Preferences of the client (RFC 7240), separated by commas.",
         f"`wait=N`: answer when the order is final, or after N seconds, at most {WAIT_MAX_S}.",

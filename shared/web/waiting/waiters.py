@@ -33,7 +33,6 @@ class Waiters:
         self._limit = limit
         self._lock = threading.Lock()
         self._woken: dict[UUID, list[threading.Event]] = {}
-        self._count = 0
         self.released = False
         """Whether all waits were ended for good."""
         self.present = threading.Event()
@@ -71,27 +70,22 @@ class Waiters:
     def _registered(self, key: UUID) -> Iterator[threading.Event | None]:
         """Register a waiter while the block runs. Yields None if there are too many."""
         with self._lock:
-            if self.released or self._count >= self._limit:
+            if self.released or sum(map(len, self._woken.values())) >= self._limit:
                 woken = None
             else:
                 woken = threading.Event()
-                self._count += 1
                 self._woken.setdefault(key, []).append(woken)
                 self.present.set()
         try:
             yield woken
         finally:
             if woken is not None:
-                self._remove(key, woken)
-
-    def _remove(self, key: UUID, woken: threading.Event) -> None:
-        with self._lock:
-            self._count -= 1
-            self._woken[key].remove(woken)
-            if not self._woken[key]:
-                del self._woken[key]
-            if not self._count and not self.released:
-                self.present.clear()
+                with self._lock:
+                    self._woken[key].remove(woken)
+                    if not self._woken[key]:
+                        del self._woken[key]
+                    if not self._woken and not self.released:
+                        self.present.clear()
 
     def keys(self) -> list[UUID]:
         """Return the ids that are waited for."""
