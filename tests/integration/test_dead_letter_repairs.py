@@ -407,6 +407,25 @@ def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
     assert shop.effects() == [1]
 
 
+def test_a_request_that_was_given_up_meanwhile_is_not_carried_out(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a process that was frozen between its claim and its attempt."""
+    shop.receive(number_record(1))
+    shop.mend()
+    monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
+    monkeypatch.setattr(
+        repairs, "failpoint", lambda _: shop.repairs.carry_out_open(beat=lambda: None)
+    )
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.answer is Answer.FAILED
+    assert shop.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
+    assert shop.effects() == []
+    assert shop.states() == [State.OPEN]
+
+
 def test_closed_dead_letters_are_deleted_after_the_retention(shop: Shop) -> None:
     shop.receive(*[number_record(number) for number in (1, 2, 3)])
     shop.repair(Action.DISCARD, 1)

@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 AT_A_TIME_S = 5.0
 # How often closed dead letters are deleted, in seconds.
 DELETE_S = 600.0
+TOO_LATE = "Another process has answered the request, because this one took too long."
 
 _LOCK_LETTER = text(
     """
@@ -167,7 +168,9 @@ class Repairs:
         failpoint("repair.claimed")
         try:
             with self._sessions() as session:
-                repair_requests.lock(session, request)
+                if not repair_requests.lock(session, request):
+                    # This process was frozen for so long that another one gave the request up.
+                    return Repaired(request.dead_letter_id, Answer.FAILED, TOO_LATE)
                 detail = self._act(session, request)
                 repair_requests.answer(session, request, Answer.DONE, detail)
                 failpoint("repair.applied")
