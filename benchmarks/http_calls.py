@@ -1,7 +1,8 @@
-"""How fast the calls are, against handlers that do nothing but their work: `make bench-http`.
+"""How fast the calls are, compared with minimal handlers: `make bench-http`.
 
-What is compared runs under the same gunicorn settings on one PostgreSQL, in turn, round after round
-in one run. What counts are the ratios, for the machine's speed drifts; README.md tells more.
+A minimal handler does the same statements, without validation, log, keys or events of its own. All
+servers have the same gunicorn settings and one PostgreSQL. Each round loads them one after another.
+Only the ratios count, because the machine's speed drifts. See README.md.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ DEPOSIT = b'{"amount":100}'
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two loads, the second of which is the measure of the first.
+    """A load, and the baseline that it is compared with.
 
     Args:
         call: what is compared, for the table.
@@ -47,7 +48,7 @@ class Comparison:
 
     call: str
     measured: Load
-    yardstick: Load
+    baseline: Load
     target: float
 
 
@@ -57,7 +58,7 @@ class Result:
 
     call: str
     measured: float
-    yardstick: float
+    baseline: float
     ratios: list[float]
     target: float
 
@@ -77,30 +78,30 @@ class Bench:
         self._seconds = seconds
 
     def orders(self) -> list[Result]:
-        """Placing an order, without and with a key, and looking at one."""
+        """Place an order, without and with a key, and look at one."""
         url = orders_database(self._server, "orders", ROWS)
         rows = self._server.execute("SELECT id FROM orders", database="orders")
         paths = [f"/order/{order_id}" for (order_id,) in rows]
         with ExitStack() as stack:
-            bare, orm, ours = self._served(stack, url, ORDERS)
+            bare_port, orm_port, service_port = self._served(stack, url, ORDERS)
 
             def look() -> bytes:
                 return get(random.choice(paths))
 
-            placed = Load(ours, place_order, b"202")
-            keyed = Load(ours, place_order_with_key, b"202")
-            looked = Load(ours, look, b"200")
-            bare_placed = Load(bare, place_order, b"202")
+            place = Load(service_port, place_order, b"202")
+            place_with_key = Load(service_port, place_order_with_key, b"202")
+            look_at = Load(service_port, look, b"200")
+            bare_place = Load(bare_port, place_order, b"202")
             return self._compare(
-                Comparison("POST /orders", placed, bare_placed, 0.45),
-                Comparison("  to the ORM", placed, Load(orm, place_order, b"202"), 0.85),
-                Comparison("  with a key", keyed, bare_placed, 0.35),
-                Comparison("GET /order/{id}", looked, Load(bare, look, b"200"), 0.5),
-                Comparison("  to the ORM", looked, Load(orm, look, b"200"), 0.85),
+                Comparison("POST /orders", place, bare_place, 0.45),
+                Comparison("  against ORM", place, Load(orm_port, place_order, b"202"), 0.85),
+                Comparison("  with a key", place_with_key, bare_place, 0.35),
+                Comparison("GET /order/{id}", look_at, Load(bare_port, look, b"200"), 0.5),
+                Comparison("  against ORM", look_at, Load(orm_port, look, b"200"), 0.85),
             )
 
     def deposits(self) -> list[Result]:
-        """Depositing into one of many accounts: into one, requests would wait for each other."""
+        """Deposit into one of many accounts. With one account, requests would wait for its lock."""
         url = payments_database(self._server, "payments", ROWS)
         rows = self._server.execute(
             "SELECT user_id FROM accounts WHERE user_id IS NOT NULL", database="payments"
@@ -111,15 +112,15 @@ class Bench:
             return post(random.choice(paths), DEPOSIT)
 
         with ExitStack() as stack:
-            bare, orm, ours = self._served(stack, url, PAYMENTS)
-            made = Load(ours, deposit, b"200")
+            bare_port, orm_port, service_port = self._served(stack, url, PAYMENTS)
+            deposit_load = Load(service_port, deposit, b"200")
             return self._compare(
-                Comparison("deposit", made, Load(bare, deposit, b"200"), 0.5),
-                Comparison("  to the ORM", made, Load(orm, deposit, b"200"), 0.85),
+                Comparison("deposit", deposit_load, Load(bare_port, deposit, b"200"), 0.5),
+                Comparison("  against ORM", deposit_load, Load(orm_port, deposit, b"200"), 0.85),
             )
 
     def pages(self) -> list[Result]:
-        """A page of the list of many orders, against the same of few; the first, and a middle."""
+        """The first and a middle page of a long list, compared with a short list."""
         with ExitStack() as stack:
             few, many = (
                 stack.enter_context(
@@ -143,7 +144,7 @@ class Bench:
             )
 
     def _served(self, stack: ExitStack, url: str, service: str) -> list[int]:
-        """The ports of both yardsticks and of the service, on one database."""
+        """The ports of both baselines and of the service, on one database."""
         return [
             stack.enter_context(served(app, url, self._log)) for app in (BARE, BARE_ORM, service)
         ]
@@ -157,7 +158,7 @@ class Bench:
         return lambda: get(f"/orders?created_before={moment}")
 
     def _compare(self, *comparisons: Comparison) -> list[Result]:
-        loads = list(dict.fromkeys(load for c in comparisons for load in (c.yardstick, c.measured)))
+        loads = list(dict.fromkeys(load for c in comparisons for load in (c.baseline, c.measured)))
         for load in loads:
             load.rate(WARM_UP_S)
         rates: dict[Load, list[float]] = {load: [] for load in loads}
@@ -168,8 +169,8 @@ class Bench:
             Result(
                 c.call,
                 statistics.median(rates[c.measured]),
-                statistics.median(rates[c.yardstick]),
-                [ours / of for ours, of in zip(rates[c.measured], rates[c.yardstick], strict=True)],
+                statistics.median(rates[c.baseline]),
+                [a / b for a, b in zip(rates[c.measured], rates[c.baseline], strict=True)],
                 c.target,
             )
             for c in comparisons
@@ -199,13 +200,13 @@ def main() -> None:
     with PostgresServer() as server:
         bench = Bench(server, log, given.rounds, given.seconds)
         parts = {"orders": bench.orders, "deposits": bench.deposits, "pages": bench.pages}
-        print(f"{'':16} {'/s':>6} {'of /s':>6} {'ratio':>6} {'rounds':>13} {'target':>6}")
+        print(f"{'':16} {'/s':>6} {'base/s':>6} {'ratio':>6} {'rounds':>13} {'target':>6}")
         for name, part in parts.items():
             if given.only in (None, name):
                 for result in part():
                     _show(result)
                     results.append(result)
-    shutil.rmtree(log.parent)  # after a failure it stays, for its message names it
+    shutil.rmtree(log.parent)  # kept after a failure: the error message names this log
     if given.check and any(result.ratio < result.target for result in results):
         sys.exit(1)
 
@@ -213,7 +214,7 @@ def main() -> None:
 def _show(result: Result) -> None:
     spread = f"{min(result.ratios):.2f} to {max(result.ratios):.2f}"
     print(
-        f"{result.call:16} {result.measured:6.0f} {result.yardstick:6.0f} {result.ratio:6.2f}"
+        f"{result.call:16} {result.measured:6.0f} {result.baseline:6.0f} {result.ratio:6.2f}"
         f" {spread:>13} {result.target:6.2f}",
         flush=True,
     )

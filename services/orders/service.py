@@ -1,4 +1,4 @@
-"""Registers orders with the delivery engine."""
+"""Describes the service orders to the delivery engine."""
 
 from __future__ import annotations
 

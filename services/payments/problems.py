@@ -1,4 +1,4 @@
-"""The problem types of the calls of payments."""
+"""The problem types of the payments API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registers payments with the delivery engine."""
+"""Describes the service payments to the delivery engine."""
 
 from __future__ import annotations
 

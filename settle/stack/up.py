@@ -106,7 +106,7 @@ def _bring_up_running(stack: Stack, supervisor: Supervisor, steps: Steps) -> Non
     processes = supervisor.processes()
     if not processes.keys() >= set(stack.programs):
         raise UpError("Settle was started by another version: run settle down first.")
-    _take_settings(stack)
+    _apply_settings(stack)
     steps.say("Settle is running already. Starting what has stopped.")
     changed_at = _newest_code()
     old = [
@@ -132,7 +132,7 @@ def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
         if not read_embedded().isdisjoint(SERVICES):
             refuse_full_disk(state)
         stack = planned_stack(state)
-        _take_settings(stack)
+        _apply_settings(stack)
         refuse_taken_ports(stack, stack.programs)
     if stack.broker is BrokerKind.KAFKA and not kafka.fetched():
         fetching = f"Downloading Apache Kafka {kafka.VERSION} by Maven, once, about 45 MB"
@@ -145,7 +145,7 @@ def _bring_up_new(state: StateFolder, steps: Steps) -> Stack:
     return stack
 
 
-def _take_settings(stack: Stack) -> None:
+def _apply_settings(stack: Stack) -> None:
     take_environment(stack)
     for service in SERVICES:
         # Refuse a wrong setting before anything is started.
@@ -157,7 +157,7 @@ def refuse_full_disk(state: StateFolder) -> None:
     """Refuse to start a database on a disk that is almost full.
 
     Raises:
-        UpError: less than `FREE_MB_MIN` is free.
+        UpError: less than `LEAST_FREE_MB` is free.
     """
     free_mb = state.free_mb
     if free_mb < LEAST_FREE_MB:
@@ -193,10 +193,10 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
     with steps.step("Migrating both databases", "Both databases are migrated"):
         migrate()
     if BROKER in stack.servers:
-        name = "Apache Kafka" if stack.broker is BrokerKind.KAFKA else "The broker"
-        with steps.step(
-            f"Starting {name[0].lower()}{name[1:]}", f"{name} serves on {stack.address(BROKER)}"
-        ) as step:
+        is_kafka = stack.broker is BrokerKind.KAFKA
+        starting = "Starting Apache Kafka" if is_kafka else "Starting the broker"
+        serving = "Apache Kafka serves" if is_kafka else "The broker serves"
+        with steps.step(starting, f"{serving} on {stack.address(BROKER)}") as step:
             _start_programs(stack, supervisor, (BROKER,), SERVER_TIMEOUT_S, step)
     with steps.step("Creating the topics", "The topics exist"):
         _create_topics()

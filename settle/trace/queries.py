@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, RowMapping
 
-# An event is added in the transaction of its row, so its id has about that time. The first window
-# is for clocks that agree, the second for those that differ by minutes.
+# An event is added in the transaction of its row. Its id has the time of the process's clock, the
+# row that of the database's. The first window is for clocks that agree, the second for clocks that
+# differ by minutes.
 _WINDOWS = (timedelta(seconds=10), timedelta(hours=1))
-ORDERS_OF_REQUEST_MAX = 20
+MAX_ORDERS_PER_REQUEST = 20
 
 _ORDER = text(
     """
@@ -69,11 +70,12 @@ _ATTEMPTS = text(
     "SELECT attempts, reason, detail, last_at FROM inbox_attempts WHERE event_id = :id"
 )
 
+# The table of circuit breakers has an older name.
 _IS_STOPPED = text(
     "SELECT EXISTS (SELECT FROM inbox_brakes WHERE type = :type AND stopped_at IS NOT NULL)"
 )
 
-# The index inbox_not_applied has few rows.
+# By the small partial index inbox_not_applied.
 _ANOMALIES = text(
     """
     SELECT id, detail, received_at FROM inbox
@@ -144,7 +146,7 @@ def read_received(consumer: Connection, event_id: UUID) -> RowMapping | None:
 
 
 def read_dead_letters(consumer: Connection, event_id: UUID) -> list[RowMapping]:
-    """Return the dead letters of an event, a row for each request to repair one."""
+    """Return the dead letters of an event: a row for each request to repair one, or one row."""
     return list(consumer.execute(_DEAD_LETTERS, {"id": event_id}).mappings())
 
 
@@ -169,7 +171,7 @@ def read_stuck(orders: Connection, *, age_s: float, limit: int) -> list[UUID]:
 
 
 def find_orders(orders: Connection, payments: Connection, given: str) -> list[UUID]:
-    """Return the orders that an id is about: that of an order, an event or a request.
+    """Find orders by the id of an order, an event or a request.
 
     Args:
         orders: the database of orders.
@@ -185,8 +187,9 @@ def find_orders(orders: Connection, payments: Connection, given: str) -> list[UU
     for connection in (orders, payments):
         for query in (_EVENT_BY_ID, _LETTER_BY_EVENT):
             payload = connection.execute(query, {"id": event_id}).scalar_one_or_none()
-            if payload is not None:
-                return [found for found in [_order_in(payload)] if found is not None]
+            found = None if payload is None else _order_in(payload)
+            if found is not None:
+                return [found]
     return _orders_of_request(orders, given)
 
 
@@ -195,7 +198,7 @@ def _orders_of_request(orders: Connection, request_id: str) -> list[UUID]:
     for low, high in _days(orders):
         rows = orders.execute(
             _EVENTS_OF_REQUEST,
-            {"low": low, "high": high, "request_id": request_id, "limit": ORDERS_OF_REQUEST_MAX},
+            {"low": low, "high": high, "request_id": request_id, "limit": MAX_ORDERS_PER_REQUEST},
         )
         found = [order_id for order_id in map(_order_in, rows.scalars()) if order_id is not None]
         if found:

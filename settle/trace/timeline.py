@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, RowMapping
 
-    # Returns when Kafka got a record, by topic, partition and offset; None if it cannot be read.
+    # Returns the time at which Kafka got a record, given its topic, partition and offset. None if
+    # it cannot be read.
     SentAt = Callable[[str, int, int], datetime | None]
 
 
@@ -24,7 +25,7 @@ class Step(NamedTuple):
     Args:
         name: a stable short name, such as ``received``.
         service: where.
-        at: when; None if nothing says it.
+        at: when; None if unknown.
         detail: more about it, for JSON.
     """
 
@@ -96,7 +97,7 @@ class Tracer:
         if order is None:
             return None
         steps = [Step("accepted", "orders", order["created_at"], {})]
-        wait = self._pass(
+        wait = self._follow_event(
             steps, order, ("orders", "payments"), key=order["user_id"], at=order["created_at"]
         )
         payment = queries.read_payment(self._databases["payments"], order_id)
@@ -105,21 +106,23 @@ class Tracer:
             steps.append(
                 Step(name, "payments", payment["created_at"], {"reason": payment["reason"]})
             )
-            wait = self._pass(
+            wait = self._follow_event(
                 steps, order, ("payments", "orders"), key=order_id, at=payment["created_at"]
             )
         if order["status"] != "created":
             steps.append(
-                Step(order["status"], "orders", order["updated_at"], _reason_of_failure(order))
+                Step(order["status"], "orders", order["updated_at"], _failure_detail(order))
             )
             wait = Wait("final", f"The order is final: {order['status']}.")
         steps += [
-            Step("anomaly", "orders", row["received_at"], {"event_id": str(row["id"])} | _why(row))
+            Step(
+                "anomaly", "orders", row["received_at"], {"event_id": str(row["id"])} | _detail(row)
+            )
             for row in queries.read_anomalies(self._databases["orders"], order_id)
         ]
         return Timeline(order, wait or _UNDECIDED, steps)
 
-    def _pass(
+    def _follow_event(
         self,
         steps: list[Step],
         order: RowMapping,
@@ -131,7 +134,7 @@ class Tracer:
         """Add the steps of an event from one service to the other.
 
         Returns:
-            What the event waits for; None if it was applied.
+            What the event waits for; None if the inbox has it, and it is no dead letter.
         """
         publisher, consumer = flow
         event = queries.read_event(self._databases[publisher], order["id"], key=key, at=at)
@@ -149,7 +152,7 @@ class Tracer:
             place = (received["topic"], received["partition"], received["offset"])
             record = dict(zip(("topic", "partition", "offset"), place, strict=True))
             steps.append(Step("sent", publisher, self._sent_at(*place), record))
-            outcome = {"outcome": received["outcome"]} | _why(received)
+            outcome = {"outcome": received["outcome"]} | _detail(received)
             steps.append(Step("received", consumer, received["received_at"], outcome))
         letter = self._add_dead_letters(steps, consumer, event["id"])
         if received is not None and received["outcome"] != "parked":
@@ -160,10 +163,10 @@ class Tracer:
 
     def _add_dead_letters(self, steps: list[Step], consumer: str, event_id: UUID) -> Wait | None:
         """Add the dead letters of an event and their repairs; return what the last waits for."""
-        wait, known = None, None
+        wait, previous_id = None, None
         for row in queries.read_dead_letters(self._databases[consumer], event_id):
-            if row["id"] != known:
-                known = row["id"]
+            if row["id"] != previous_id:
+                previous_id = row["id"]
                 detail = {"id": row["id"], "reason": row["reason"], "detail": row["detail"]}
                 steps.append(Step("dead_letter", consumer, row["parked_at"], detail))
             if row["answer"] is not None:
@@ -222,9 +225,9 @@ _UNDECIDED = Wait(
 )
 
 
-def _why(row: RowMapping) -> dict[str, Any]:
+def _detail(row: RowMapping) -> dict[str, Any]:
     return {"detail": row["detail"]} if row["detail"] else {}
 
 
-def _reason_of_failure(order: RowMapping) -> dict[str, Any]:
+def _failure_detail(order: RowMapping) -> dict[str, Any]:
     return {"reason": order["failure_reason"]} if order["failure_reason"] else {}

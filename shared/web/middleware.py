@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def register(app: Flask) -> None:
     """Wrap an app. Call it after fork, because the log has a thread, and after other middleware."""
-    app.wsgi_app = RequestMiddleware(app.wsgi_app)  # type: ignore[method-assign]  # Flask's way
+    app.wsgi_app = RequestMiddleware(app.wsgi_app)  # type: ignore[method-assign]  # Flask documents this assignment
 
 
 class RequestMiddleware:

@@ -25,7 +25,10 @@ _FUTURE_TRACEPARENT = re.compile(rf"(?!00){_TRACEPARENT.pattern}-[!-~]{{1,200}}"
 
 
 def trace_of(environ: WSGIEnvironment) -> Trace:
-    """Return the trace of a request. Its id is generated if it is missing or invalid."""
+    """Return the trace of a request. An invalid traceparent is ignored.
+
+    The request id is generated if it is missing or invalid.
+    """
     given = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid4())
     traceparent = environ.get("HTTP_TRACEPARENT")

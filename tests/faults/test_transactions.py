@@ -32,8 +32,8 @@ PRICE = 60
 
 @pytest.fixture
 def user(delivery: Delivery) -> UUID:
-    """A user with 100, and the topic of orders."""
-    delivery.keep_senders_times(ORDERS)
+    """A user with a balance of 100. Creates the topic of orders, too."""
+    delivery.create_topic_with_senders_times(ORDERS)
     return delivery.open_account(100)
 
 
@@ -46,7 +46,7 @@ def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
 def transaction(
     delivery: Delivery, user: UUID, *, source: str = "/test", age_s: float = 0
 ) -> Iterator[KafkaProducer]:
-    """An order in a transaction, in its user's partition, neither committed nor aborted."""
+    """Send an order in a Kafka transaction, and leave the transaction open."""
     producer = KafkaProducer(bootstrap_servers=delivery.bootstrap, transactional_id="another")
     try:
         producer.init_transactions()
@@ -95,7 +95,7 @@ def test_a_topic_that_ends_in_aborted_records_is_no_lag(
 
 
 def test_the_audit_counts_no_aborted_record(delivery: Delivery, user: UUID) -> None:
-    """It says that it is of orders, which never published it."""
+    """The aborted record claims the source /orders, but orders never published it."""
     with transaction(delivery, user, source="/orders") as producer:
         producer.abort_transaction()
 
@@ -120,7 +120,7 @@ def test_a_transaction_that_hangs_is_seen_and_ends(
         with delivery.relay("orders"):
             delivery.wait_sent("orders")
 
-        seen = doctor.verdict(f"transactions {ORDERS}")
+        open_transaction = doctor.verdict(f"transactions {ORDERS}")
         lag = doctor.seen["payments lag"]
         report = audit(delivery.settings("payments"), delivery.settings("orders"), second_look_s=0)
         with delivery.consumer("payments", health_dir=str(tmp_path)):
@@ -132,11 +132,12 @@ def test_a_transaction_that_hangs_is_seen_and_ends(
             producer.abort_transaction()
             wait_until(lambda: len(delivery.charges()) == 1, timeout_s=40, what="what is behind")
 
-    assert seen[0] == "warn"
-    assert "1 open" in seen[1]
-    assert "from offset 0 on" in seen[1]
+    assert open_transaction[0] == "warn"
+    assert "1 open" in open_transaction[1]
+    assert "from offset 0 on" in open_transaction[1]
     assert lag.verdict == "ok", lag
     assert report.clean, report
+    # The record of the transaction and the order behind it; only the latter is an event of orders.
     assert report.check(EVENTS).notes["offsets behind an open transaction"] == 2
     assert report.check(EVENTS).notes["unread"] == 1
     assert delivery.balance(user) == 99

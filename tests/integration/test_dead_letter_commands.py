@@ -155,7 +155,7 @@ def test_lists_show_what_is_asked_for(
         (["1", "99"], 1, "There is no dead letter 99 in orders. Nothing was done."),
         ([], 2, "Give either the ids of dead letters, or --all."),
         (["1", "--all"], 2, "Give either the ids of dead letters, or --all."),
-        (["1", "--reason", "x"], 2, "Options that choose go with --all, not with ids."),
+        (["1", "--reason", "x"], 2, "Filters need --all. They cannot be combined with ids."),
         (["--all", "--since", "soon"], 2, "no duration"),
     ],
 )

@@ -23,7 +23,7 @@ from settle_outbox.consume.dead_letters import (
     read_newest,
     record_of,
 )
-from settle_outbox.consume.repair_requests import Action, Answer, Order, add_request
+from settle_outbox.consume.repair_requests import Action, Answer, Repair, add_request
 from settle_outbox.consume.repairs import Repaired, Repairs
 from settle_outbox.storage.database import make_sessions
 from support.number_service import (
@@ -91,7 +91,7 @@ class Shop:
         self.applier.apply(records)
 
     def repair(self, action: Action, dead_letter_id: int = 1, *, force: bool = False) -> Repaired:
-        return self.repairs.carry_out(dead_letter_id, Order(action, "ann", "a note", force))
+        return self.repairs.carry_out(dead_letter_id, Repair(action, "ann", "a note", force))
 
     def ask(self, statement: str, **parameters: Any) -> list[Any]:
         """Ask over a connection of its own."""
@@ -324,10 +324,10 @@ def test_a_consumer_carries_out_requests_in_their_order(shop: Shop) -> None:
     with shop.engine.begin() as connection:
         session = make_sessions(shop.engine)(bind=connection)
         for dead_letter_id in (1, 2, 3):
-            add_request(session, dead_letter_id, Order(Action.RETRY, "console"))
+            add_request(session, dead_letter_id, Repair(Action.RETRY, "console"))
 
     with capture_logs() as logged:
-        shop.repairs.carry_out_open(beat=lambda: None)
+        shop.repairs.carry_out_unclaimed(beat=lambda: None)
 
     assert shop.effects() == [1, 2, 3]
     assert shop.ask("SELECT answer FROM dead_letter_requests ORDER BY id") == ["done"] * 3
@@ -344,7 +344,7 @@ def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
 
     def retry(engine: Engine) -> None:
         both_there.wait(30)
-        found.append(shop.new_repairs(engine).carry_out(1, Order(Action.RETRY, "ann")))
+        found.append(shop.new_repairs(engine).carry_out(1, Repair(Action.RETRY, "ann")))
 
     with second_engine(shop) as one, second_engine(shop) as two:
         threads = [threading.Thread(target=retry, args=(engine,)) for engine in (one, two)]
@@ -395,10 +395,10 @@ def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
     kill_at("nowhere")
     assert shop.effects() == []
 
-    shop.repairs.carry_out_open(beat=lambda: None)
+    shop.repairs.carry_out_unclaimed(beat=lambda: None)
     not_yet = shop.ask("SELECT answer FROM dead_letter_requests")
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
-    shop.repairs.carry_out_open(beat=lambda: None)
+    shop.repairs.carry_out_unclaimed(beat=lambda: None)
 
     assert not_yet == [None]
     assert shop.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
@@ -415,7 +415,7 @@ def test_a_request_that_was_given_up_meanwhile_is_not_carried_out(
     shop.mend()
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
     monkeypatch.setattr(
-        repairs, "failpoint", lambda _: shop.repairs.carry_out_open(beat=lambda: None)
+        repairs, "failpoint", lambda _: shop.repairs.carry_out_unclaimed(beat=lambda: None)
     )
 
     repaired = shop.repair(Action.RETRY)
@@ -433,7 +433,7 @@ def test_closed_dead_letters_are_deleted_after_the_retention(shop: Shop) -> None
     shop.ask("UPDATE dead_letters SET parked_at = parked_at - interval '9 days'")
     shop.ask("UPDATE dead_letters SET closed_at = closed_at - interval '2 days' WHERE id = 1")
 
-    shop.repairs.carry_out_open(beat=lambda: None)
+    shop.repairs.carry_out_unclaimed(beat=lambda: None)
 
     assert shop.ask("SELECT id FROM dead_letters ORDER BY id") == [2, 3]
     assert shop.ask("SELECT dead_letter_id FROM dead_letter_requests") == [2]

@@ -45,7 +45,7 @@ def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
 @pytest.fixture
 def senders_clock(delivery: Delivery) -> None:
     """The topic of orders keeps the times that its senders give."""
-    delivery.keep_senders_times(ORDERS)
+    delivery.create_topic_with_senders_times(ORDERS)
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ class Delivery:
 
     # The topics.
 
-    def keep_senders_times(self, topic: str) -> None:
+    def create_topic_with_senders_times(self, topic: str) -> None:
         """Create a topic that keeps the times that its senders give."""
         admin = make_admin(self.settings("orders"), "test")
         configs = {"message.timestamp.type": "CreateTime"}

@@ -80,7 +80,7 @@ class World:
             consumer, "make_handler_sessions", lambda *_: (self.database, self.database)
         )
         # Nobody asks for a repair here; see tests/integration/test_dead_letter_repairs.py.
-        no_requests = SimpleNamespace(carry_out_open=lambda **_: None)
+        no_requests = SimpleNamespace(carry_out_unclaimed=lambda **_: None)
         monkeypatch.setattr(consumer, "Repairs", lambda *_, **__: no_requests)
         monkeypatch.setattr(
             batch_transaction, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)

@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 for servers of the tests' own."""
+"""Free ports of 127.0.0.1, for servers that tests start."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 LEAST = 10_000
-# Linux gives an outgoing connection a port of this range, also one that was just found to be free
-# and is to be listened on in a moment (ip(7), ip_local_port_range).
+# Linux uses this range for outgoing connections (ip(7), ip_local_port_range). A port of it that was
+# free a moment ago could be taken before a server listens on it.
 _OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _given: set[int] = set()
 
@@ -37,5 +37,5 @@ def free_port() -> int:
 
 
 def with_port(url: str, port: int) -> str:
-    """The same address of a database, but on another port: that of a proxy before it."""
+    """Return a database URL with another port, for example that of a proxy in front of it."""
     return make_url(url).set(port=port).render_as_string(hide_password=False)

@@ -9,7 +9,7 @@ import pytest
 from settle_outbox.runtime.failpoints import FailpointError, _parse
 
 
-def test_each_item_names_a_place_what_happens_and_when() -> None:
+def test_each_item_has_a_place_an_action_and_a_count() -> None:
     assert _parse("") == {}
     assert _parse("relay.sent=kill,consumer.applied=stop@3") == {
         "relay.sent": (signal.SIGKILL, 1),

@@ -38,7 +38,7 @@ from settle_outbox.consume.dead_letters import (
     read_newest,
 )
 from settle_outbox.consume.handler_sessions import make_handler_sessions
-from settle_outbox.consume.repair_requests import Action, Answer, Order, add_request, read_requests
+from settle_outbox.consume.repair_requests import Action, Answer, Repair, add_request, read_requests
 from settle_outbox.consume.repairs import Repaired, Repairs
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--reason", help="With this reason, such as handler_failed.")
     @click.option("--type", "type_", metavar="TYPE", help="Of this event type.")
     @click.option("--key", help="Of records with this key.")
-    @click.option("--since", type=read_duration, metavar="AGE", help="Maximum age: 30m, 2h, 7d.")
-    @click.option("--until", type=read_duration, metavar="AGE", help="Minimum age.")
+    @click.option("--since", type=read_duration, metavar="AGE", help="Not older than 30m, 2h, 7d.")
+    @click.option("--until", type=read_duration, metavar="AGE", help="Older than this.")
     @click.option("--error", metavar="TEXT", help="Whose detail contains this text.")
     @wraps(command)
     def wrapper(
@@ -93,7 +93,7 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
 def dead_letters() -> None:
     """Records that could not be applied: list, show, retry, discard, restore.
 
-    A dead letter is open until it is retried, which means applied, or discarded. Those two are
+    A dead letter is open until it is retried (applied) or discarded. Retried and discarded ones are
     deleted after INBOX_RETENTION_S.
     """
 
@@ -128,7 +128,7 @@ def list_dead_letters(
     \b
     Example: inbox-consumer dead-letters list payments --group
     """
-    found, settings = start(service, database_url)
+    loaded, settings = start(service, database_url)
     chosen = replace(chosen, state=None if state == "all" else State(state))
     any_shown = False
     with transaction(settings, "inbox-consumer") as connection:
@@ -143,7 +143,7 @@ def list_dead_letters(
             click.echo(json_line(row) if as_json else shown(row))
     if not any_shown and not as_json:
         which = "" if state == "all" else f"{state} "
-        click.echo(f"No {which}dead letters in {found.name} match.")
+        click.echo(f"No {which}dead letters in {loaded.name} match.")
 
 
 @dead_letters.command("show")
@@ -160,12 +160,12 @@ def show_dead_letter(
     \b
     Example: inbox-consumer dead-letters show payments 12
     """
-    found, settings = start(service, database_url)
+    loaded, settings = start(service, database_url)
     with transaction(settings, "inbox-consumer") as connection:
         row = next(read_newest(connection, DeadLetterFilter(ids=[dead_letter_id]), limit=1), None)
         requests = read_requests(connection, dead_letter_id)
     if row is None:
-        fail(f"There is no dead letter {dead_letter_id} in {found.name}.")
+        fail(f"There is no dead letter {dead_letter_id} in {loaded.name}.")
     if as_json:
         click.echo(
             json.dumps(plain_row(row) | {"requests": [plain_row(each) for each in requests]})
@@ -188,9 +188,9 @@ class _Selection(NamedTuple):
     """Which dead letters a command is about.
 
     Args:
-        ids: these, unless `all` is set.
-        all: all that `chosen` chooses.
-        chosen: by what.
+        ids: the given ids; empty with --all.
+        all: whether --all was given.
+        chosen: the filter for --all.
         confirm: how many the operator expects; None asks.
     """
 
@@ -208,7 +208,7 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
         "--all",
         "choose_all",
         is_flag=True,
-        help="All that the next options choose, oldest first.",
+        help="All open ones that the filters choose, oldest first.",
     )
     @_filter_options
     @confirm_option
@@ -224,14 +224,14 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
         if bool(ids) == choose_all:
             raise click.UsageError("Give either the ids of dead letters, or --all.")
         if ids and chosen != DeadLetterFilter():
-            raise click.UsageError("Options that choose go with --all, not with ids.")
+            raise click.UsageError("Filters need --all. They cannot be combined with ids.")
         command(selection=_Selection(ids, choose_all, chosen, confirm), **options)
 
     return wrapper
 
 
-def _order_options(action: Action) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of an `Order`; it gets one as `order`."""
+def _repair_options(action: Action) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a `Repair`; it gets one as `repair`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option("--force", is_flag=True, hidden=action is not Action.RETRY, help=_FORCE)
@@ -239,7 +239,7 @@ def _order_options(action: Action) -> Callable[[Callable[..., None]], Callable[.
         @by_option
         @wraps(command)
         def wrapper(*, force: bool, note: str | None, by: str, **options: Any) -> None:
-            command(order=Order(action, by, note, force), **options)
+            command(repair=Repair(action, by, note, force), **options)
 
         return wrapper
 
@@ -255,7 +255,7 @@ def _repair_command(action: Action, help_text: str) -> None:
     @dead_letters.command(str(action), help=help_text)
     @service_argument
     @_selection_options
-    @_order_options(action)
+    @_repair_options(action)
     @dry_run_option
     @click.option(
         "--by-consumer",
@@ -269,30 +269,30 @@ def _repair_command(action: Action, help_text: str) -> None:
         service: str,
         database_url: str | None,
         selection: _Selection,
-        order: Order,
+        repair: Repair,
         *,
         dry_run: bool,
         by_consumer: bool,
         as_json: bool,
     ) -> None:
-        found, settings = start(service, database_url)
-        engine, sessions = make_handler_sessions(found, settings)
-        ids = _choose(engine, found, order.action, selection)
+        loaded, settings = start(service, database_url)
+        engine, sessions = make_handler_sessions(loaded, settings)
+        ids = _choose(engine, loaded, repair.action, selection)
         if dry_run:
             _print_choice(engine, ids, as_json=as_json)
             return
         if selection.all:
-            confirm_count(order.action, len(ids), selection.confirm)
+            confirm_count(repair.action, len(ids), selection.confirm)
         if by_consumer:
             with sessions.begin() as session:
                 for dead_letter_id in ids:
-                    add_request(session, dead_letter_id, order)
+                    add_request(session, dead_letter_id, repair)
             click.echo(f"{len(ids)} requests written.", err=as_json)
             return
-        repairs = Repairs(found, sessions, retention_s=settings.inbox_retention_s)
+        repairs = Repairs(loaded, sessions, retention_s=settings.inbox_retention_s)
         all_done = True
         for dead_letter_id in ids:
-            repaired = repairs.carry_out(dead_letter_id, order)
+            repaired = repairs.carry_out(dead_letter_id, repair)
             all_done = all_done and repaired.answer is Answer.DONE
             click.echo(_answer_line(repaired, as_json=as_json))
         engine.dispose()
@@ -302,8 +302,8 @@ def _repair_command(action: Action, help_text: str) -> None:
 
 _repair_command(
     Action.RETRY,
-    "Apply dead letters of SERVICE again, by the handler as it is now.\n\nNeeds the database of"
-    " SERVICE alone, and works while its consumer runs or not. The oldest of a key goes first."
+    "Try to apply dead letters of SERVICE, by the handler as it is now.\n\nNeeds the database of"
+    " SERVICE alone, and works whether its consumer runs or not. The oldest of a key goes first."
     " A dead letter whose reason is a decision, such as older_than_inbox or unknown_order, needs"
     " --force.\n\n\b\nExample: inbox-consumer dead-letters retry payments 12"
     "\nExample: inbox-consumer dead-letters retry payments --all --reason handler_failed",

@@ -62,9 +62,9 @@ def run(service: str, database_url: str | None) -> None:
     "--since",
     type=read_duration,
     metavar="AGE",
-    help="Maximum age: 90s, 30m, 2h, 7d. Older events may be dropped.",
+    help="Not older than 90s, 30m, 2h, 7d.",
 )
-@click.option("--until", type=read_duration, metavar="AGE", help="Minimum age.")
+@click.option("--until", type=read_duration, metavar="AGE", help="Older than this.")
 @click.option("--id", "ids", type=UUID, multiple=True, metavar="EVENT_ID", help="Only this; many.")
 @click.option("--key", help="Only events with this aggregateid.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type.")

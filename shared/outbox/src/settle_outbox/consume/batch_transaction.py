@@ -1,8 +1,10 @@
 """Apply a batch of records in one transaction: inbox rows, the handlers' effects, and their events.
 
-1. Record all events in the inbox. Those that it already has are duplicates and are left out.
-2. Call the handler of each subscription with its new events.
-3. Write dead letters for records that cannot be applied, and count events of other types.
+1. Write dead letters for invalid records. Record all events in the inbox; those that it already has
+   are duplicates and are left out.
+2. Call the handlers with the new events: one call for each run of events of one subscription. Write
+   dead letters for the events that a handler does not take.
+3. Count events of other types.
 4. Commit.
 """
 
@@ -23,7 +25,7 @@ from settle_outbox.consume.failures import (
     HandlerTimeoutError,
     TransientDatabaseError,
     raise_if_database_failed,
-    raise_key_collision,
+    raise_if_key_collision,
 )
 from settle_outbox.consume.handler_call import call_handler
 from settle_outbox.consume.handler_guard import HandlerRun
@@ -86,8 +88,8 @@ class Batch:
         runs: the runs of handlers, each with its subscription.
         new: the events that were not in the inbox, of types with a subscription.
         skipped: the events of other types.
-        released: the circuit breakers that this batch releases.
-        log_lines: write the log lines after the commit.
+        released: the circuit breakers that this batch closes.
+        log_lines: calls that write log lines, for after the commit.
     """
 
     items: Sequence[Parsed]
@@ -194,7 +196,7 @@ class BatchTransaction:
         except BaseException as error:
             if run.ended_by is None:
                 raise_if_database_failed(error, run)
-                raise_key_collision(session, error)
+                raise_if_key_collision(session, error)
             raise HandlerFailedError(error) from error
         finally:
             self._handler_until = 0.0
@@ -235,12 +237,12 @@ class BatchTransaction:
 
         Args:
             session: of the transaction.
-            of_handler: whether the handler's statements can cause any error that is not transient.
+            of_handler: whether every other error that is not transient counts as the handler's.
         """
         try:
             yield
         except (DataError, IntegrityError) as error:
-            raise_key_collision(session, error)
+            raise_if_key_collision(session, error)
             raise HandlerFailedError(error) from error
         except DBAPIError as error:
             code = sqlstate_of(error)

@@ -181,7 +181,7 @@ class Consumer:
             return
         wait_s = REPAIR_CHECK_INTERVAL_S
         try:
-            self._repairs.carry_out_open(beat=self._health.beat_again)
+            self._repairs.carry_out_unclaimed(beat=self._health.beat_again)
         except SQLAlchemyError as error:
             self._engine.dispose()
             wait_s = self._loop.database.failed(error)

@@ -250,7 +250,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             waiting += cause.exceptions
 
 
-def raise_key_collision(session: Session, error: BaseException) -> None:
+def raise_if_key_collision(session: Session, error: BaseException) -> None:
     """Raise KeyCollisionError if a unique violation comes from a sequence behind its column.
 
     Args:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Row, RowMapping
     from sqlalchemy.orm import Session
 
-# A claimed request that no transaction holds was left behind by a process that died. Its
-# transaction begins right after the claim and takes TRANSACTION_S at most.
+# A process locks a request right after it has claimed it, for TRANSACTION_S at most. So a request
+# that was claimed earlier than this, and is not locked, belongs to a process that died.
 ABANDONED_AFTER_S = TRANSACTION_S + 30
 
 
@@ -50,7 +50,7 @@ class Request(NamedTuple):
     requested_by: str
 
 
-class Order(NamedTuple):
+class Repair(NamedTuple):
     """What an operator wants done with one or more dead letters.
 
     Args:
@@ -77,7 +77,7 @@ _ADD = text(
     """
 )
 
-# In the order of the requests, which is that of the dead letters; each by one process.
+# The oldest request first. SKIP LOCKED: each is claimed by one process only.
 _CLAIM_NEXT = text(
     """
     UPDATE dead_letter_requests SET started_at = clock_timestamp()
@@ -125,18 +125,18 @@ _OF_DEAD_LETTER = text(
 
 
 def add_request(
-    session: Session, dead_letter_id: int, order: Order, *, claimed: bool = False
+    session: Session, dead_letter_id: int, repair: Repair, *, claimed: bool = False
 ) -> Request:
     """Add a request.
 
     Args:
         session: in a transaction.
         dead_letter_id: a dead letter that exists.
-        order: what to do, and for whom.
+        repair: what to do.
         claimed: whether the caller carries it out; otherwise a consumer does.
     """
     row = session.execute(
-        _ADD, {"dead_letter_id": dead_letter_id, "claimed": claimed, **order._asdict()}
+        _ADD, {"dead_letter_id": dead_letter_id, "claimed": claimed, **repair._asdict()}
     ).one()
     return _request(row)
 
@@ -158,9 +158,9 @@ def lock(session: Session, request: Request) -> bool:
     return session.execute(_LOCK, {"id": request.id}).one_or_none() is not None
 
 
-def answer(session: Session, request: Request, given: Answer, detail: str) -> None:
+def write_answer(session: Session, request: Request, answer: Answer, detail: str) -> None:
     """Write the answer to a request."""
-    session.execute(_ANSWER, {"id": request.id, "answer": given, "detail": storable(detail)})
+    session.execute(_ANSWER, {"id": request.id, "answer": answer, "detail": storable(detail)})
 
 
 def answer_abandoned(session: Session) -> list[tuple[int, int]]:

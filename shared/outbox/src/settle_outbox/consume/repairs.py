@@ -20,7 +20,7 @@ from settle_outbox.consume.handler_call import call_handler
 from settle_outbox.consume.handler_guard import HandlerRun
 from settle_outbox.consume.inbox import delete_attempts, key_text, record_new, record_verdict
 from settle_outbox.consume.records import INVALID_DATA, parse
-from settle_outbox.consume.repair_requests import Action, Answer, Order, Request
+from settle_outbox.consume.repair_requests import Action, Answer, Repair, Request
 from settle_outbox.errors import describe_error
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.service import Outcome
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 # How long a consumer carries out requests before it reads its topics again, in seconds.
-AT_A_TIME_S = 5.0
+REPAIR_SLICE_S = 5.0
 # How often closed dead letters are deleted, in seconds.
 DELETE_S = 600.0
 TOO_LATE = "Another process has answered the request, because this one took too long."
@@ -59,10 +59,11 @@ _OLDER_OPEN = text(
     """
 )
 
-# The event was recorded when it became a dead letter, unless its data was invalid.
-_FORGET_PARKED = text("DELETE FROM inbox WHERE id = :id AND outcome = 'parked' RETURNING id")
+# An event whose handler failed has a row in the inbox. It is removed, so that the retry records the
+# event again.
+_DELETE_PARKED_ROW = text("DELETE FROM inbox WHERE id = :id AND outcome = 'parked' RETURNING id")
 
-# Ids grow with time, and partitions end with a day: only those since the event's are read.
+# The inbox is partitioned by day, so the condition on the id reads the event's day and later ones.
 _LATER_APPLIED = text(
     """
     SELECT count(*) FROM inbox
@@ -79,12 +80,15 @@ _SET_STATE = text(
 )
 
 
+_PARTICIPLES = {Action.RETRY: "retried", Action.DISCARD: "discarded"}
+
+
 class Repaired(NamedTuple):
     """What came of a request.
 
     Args:
         dead_letter_id: the dead letter.
-        answer: what came of the request.
+        answer: done, failed or refused.
         detail: a sentence.
     """
 
@@ -119,8 +123,8 @@ class Repairs:
         self._deletes_at = 0.0
         self._subscriptions = {each.key: each for each in service.subscriptions}
 
-    def carry_out_open(self, *, beat: Callable[[], None]) -> None:
-        """Carry out the requests that nobody has claimed, oldest first, for `AT_A_TIME_S`.
+    def carry_out_unclaimed(self, *, beat: Callable[[], None]) -> None:
+        """Carry out the requests that nobody has claimed, oldest first, for `REPAIR_SLICE_S`.
 
         It also answers the requests that a dead process left, and deletes dead letters that were
         closed longer ago than the retention.
@@ -131,7 +135,7 @@ class Repairs:
         Raises:
             SQLAlchemyError: the database cannot be reached.
         """
-        until = time.monotonic() + AT_A_TIME_S
+        until = time.monotonic() + REPAIR_SLICE_S
         with self._sessions.begin() as session:
             for request_id, dead_letter_id in repair_requests.answer_abandoned(session):
                 log.error(
@@ -146,14 +150,14 @@ class Repairs:
                 return
             self._carry_out(request)
 
-    def carry_out(self, dead_letter_id: int, order: Order) -> Repaired:
+    def carry_out(self, dead_letter_id: int, repair: Repair) -> Repaired:
         """Do what an operator wants with one dead letter; a request row keeps what came of it.
 
         Raises:
             SQLAlchemyError: the database cannot be reached.
         """
         with self._sessions.begin() as session:
-            request = repair_requests.add_request(session, dead_letter_id, order, claimed=True)
+            request = repair_requests.add_request(session, dead_letter_id, repair, claimed=True)
         return self._carry_out(request)
 
     def _delete_closed_if_due(self) -> None:
@@ -172,7 +176,7 @@ class Repairs:
                     # This process was frozen for so long that another one gave the request up.
                     return Repaired(request.dead_letter_id, Answer.FAILED, TOO_LATE)
                 detail = self._act(session, request)
-                repair_requests.answer(session, request, Answer.DONE, detail)
+                repair_requests.write_answer(session, request, Answer.DONE, detail)
                 failpoint("repair.applied")
                 session.commit()
             answer = Answer.DONE
@@ -184,7 +188,7 @@ class Repairs:
             answer, detail = Answer.FAILED, describe_error(error)
         if answer is not Answer.DONE:
             with self._sessions.begin() as session:
-                repair_requests.answer(session, request, answer, detail)
+                repair_requests.write_answer(session, request, answer, detail)
         repaired = Repaired(request.dead_letter_id, answer, detail)
         _log_repaired(request, repaired)
         return repaired
@@ -202,7 +206,7 @@ class Repairs:
             _require(state, State.DISCARDED, "only a discarded one can be restored")
             _set_state(session, letter, State.OPEN)
             return "It is open again."
-        _require(state, State.OPEN, f"only an open one can be {_DONE[request.action]}")
+        _require(state, State.OPEN, f"only an open one can be {_PARTICIPLES[request.action]}")
         if request.action is Action.DISCARD:
             _set_state(session, letter, State.DISCARDED)
             return "It will not be applied."
@@ -220,9 +224,9 @@ class Repairs:
         event, subscription = parsed.event, parsed.subscription
         if event is None or subscription is None:
             raise _FailedError("The service does not subscribe to events of this type and topic.")
-        if parsed.failure is not None:
+        if parsed.failure is not None:  # of the schema's own code
             raise parsed.failure
-        was_parked = session.execute(_FORGET_PARKED, {"id": event.id}).one_or_none() is not None
+        was_parked = session.execute(_DELETE_PARKED_ROW, {"id": event.id}).one_or_none() is not None
         if not was_parked and not force:
             _refuse_older_than_inbox(session, event.id)
         if not record_new(session, [event], {event.id: Outcome.APPLIED}):
@@ -249,13 +253,14 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
 
 
 def _refuse_unless_safe(session: Session, letter: RowMapping) -> None:
-    """Refuse a retry that may do harm, unless an operator has looked.
+    """Refuse a retry that may do harm.
 
-    Safe reasons are an invalid record and a handler that failed. The others are decisions: of the
-    inbox, that the event is too old, or of the handler, by its verdict.
+    It is safe if the record was invalid or the handler failed. All other reasons are decisions: the
+    inbox's, that the event is too old, or the handler's, by its verdict.
     """
     reason = letter["reason"]
-    if letter["event_id"] is not None and reason != INVALID_DATA and reason not in FAILURE_REASONS:
+    was_failure = reason == INVALID_DATA or reason in FAILURE_REASONS
+    if letter["event_id"] is not None and not was_failure:
         raise _RefusedError(
             f"A dead letter {reason} is not retried without --force: applying it may be wrong."
             " Read its detail first."
@@ -280,9 +285,6 @@ def _refuse_older_than_inbox(session: Session, event_id: UUID) -> None:
             f"Event {event_id} is older than the inbox, which begins at {horizon}: it may have"
             " been applied from another record. Use --force if it was not."
         )
-
-
-_DONE = {Action.RETRY: "retried", Action.DISCARD: "discarded"}
 
 
 def _require(state: State, wanted: State, rule: str) -> None:
