@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ from settle.audit.targets import find_settings
 from settle.stack.state import open_state
 from settle.trace import queries
 from settle.trace.record_times import RecordTimes
-from settle.trace.timeline import Timeline, Tracer
+from settle.trace.timeline import FINAL, Timeline, Tracer
 from settle_outbox.cli.command import EXIT_FAILED, Command, Group, fail, report_errors
 from settle_outbox.cli.doctor import json_option
 from settle_outbox.cli.terminal import printable
@@ -21,7 +22,6 @@ from settle_outbox.storage.database import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -77,7 +77,8 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
     """
     with _both() as (orders_database, _, tracer):
         order_ids = queries.read_stuck(orders_database, age_s=age_s, limit=limit)
-        timelines = [found for found in map(tracer.trace, order_ids) if found is not None]
+        traced = map(tracer.trace, order_ids)
+        timelines = [each for each in traced if each is not None and each.wait.reason != FINAL]
     for timeline in timelines:
         click.echo(json.dumps(timeline.as_json()) if as_json else _shown_wait(timeline))
     if timelines:
@@ -107,17 +108,21 @@ def _both() -> Iterator[tuple[Connection, Connection, Tracer]]:
 
 def _shown(timeline: Timeline) -> str:
     order = timeline.order
-    lines = [f"Order {order['id']} of user {order['user_id']}, amount {order['amount']}"]
+    lines = [
+        f"Order {order['id']} of user {order['user_id']}, amount {order['amount']}; times in UTC"
+    ]
     before: datetime | None = None
     for step in timeline.steps:
-        at = (
-            "time unknown           " if step.at is None else f"{step.at:%Y-%m-%d %H:%M:%S.%f}"[:23]
-        )
+        at = "time unknown" if step.at is None else _shown_time(step.at)
         since = "" if step.at is None or before is None else _seconds(before, step.at)
         before = step.at or before
         detail = "  ".join(f"{name} {value}" for name, value in step.detail.items() if value)
         lines.append(f"  {at:23}  {since:>10}  {step.service:8}  {step.name:12}  {detail}".rstrip())
     return "\n".join(map(printable, [*lines, *_wait_lines(timeline)]))
+
+
+def _shown_time(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:23]
 
 
 def _seconds(before: datetime, after: datetime) -> str:
@@ -126,7 +131,8 @@ def _seconds(before: datetime, after: datetime) -> str:
 
 def _shown_wait(timeline: Timeline) -> str:
     order = timeline.order
-    head = f"{order['id']}  since {order['created_at']:%Y-%m-%d %H:%M:%S}  {timeline.wait.reason}"
+    since = order["created_at"].astimezone(UTC)
+    head = f"{order['id']}  since {since:%Y-%m-%d %H:%M:%S} UTC  {timeline.wait.reason}"
     return "\n".join(map(printable, [head, *_wait_lines(timeline)]))
 
 

@@ -194,7 +194,10 @@ def find_orders(orders: Connection, payments: Connection, given: str) -> list[UU
 
 
 def _orders_of_request(orders: Connection, request_id: str) -> list[UUID]:
-    """Look through the outbox, newest day first: no index has the request ids."""
+    """Look through the outbox, newest day first: no index has the request ids.
+
+    Rows of days without a partition are in the default partition, which is looked through last.
+    """
     for low, high in _days(orders):
         rows = orders.execute(
             _EVENTS_OF_REQUEST,
@@ -210,6 +213,7 @@ def _days(orders: Connection) -> Iterator[tuple[UUID, UUID]]:
     """Return the ranges of ids of the days that have a partition, newest first."""
     for day in sorted(existing_days(orders, "outbox"), reverse=True):
         yield lowest_id(day), lowest_id(day + DAY)
+    yield UUID(int=0), UUID(int=2**128 - 1)
 
 
 def _order_in(payload: memoryview | bytes) -> UUID | None:

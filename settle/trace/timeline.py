@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     SentAt = Callable[[str, int, int], datetime | None]
 
 
+# The reason of an order that waits for nothing.
+FINAL = "final"
+
+
 class Step(NamedTuple):
     """Something that happened to an order.
 
@@ -113,14 +117,21 @@ class Tracer:
             steps.append(
                 Step(order["status"], "orders", order["updated_at"], _failure_detail(order))
             )
-            wait = Wait("final", f"The order is final: {order['status']}.")
+            wait = Wait(FINAL, f"The order is final: {order['status']}.")
         steps += [
             Step(
                 "anomaly", "orders", row["received_at"], {"event_id": str(row["id"])} | _detail(row)
             )
             for row in queries.read_anomalies(self._databases["orders"], order_id)
         ]
+        if wait is None and self._has_changed(order):
+            return self.trace(order_id)
         return Timeline(order, wait or _UNDECIDED, steps)
+
+    def _has_changed(self, order: RowMapping) -> bool:
+        """Return whether an order became final after it was read."""
+        again = queries.read_order(self._databases["orders"], order["id"])
+        return again is not None and again["status"] != order["status"]
 
     def _follow_event(
         self,

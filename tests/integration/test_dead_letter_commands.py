@@ -156,7 +156,7 @@ def test_lists_show_what_is_asked_for(
         ([], 2, "Give either the ids of dead letters, or --all."),
         (["1", "--all"], 2, "Give either the ids of dead letters, or --all."),
         (["1", "--reason", "x"], 2, "Filters need --all. They cannot be combined with ids."),
-        (["--all", "--since", "soon"], 2, "no duration"),
+        (["--all", "--since", "soon"], 2, "is not a duration"),
     ],
 )
 def test_a_wrong_command_does_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 from uuid_utils.compat import uuid7
 
@@ -23,7 +25,7 @@ from settle_outbox.consume.dead_letters import (
     read_newest,
     record_of,
 )
-from settle_outbox.consume.repair_requests import Action, Answer, Repair, add_request
+from settle_outbox.consume.repair_requests import Action, Answer, Repair, add_requests
 from settle_outbox.consume.repairs import Repaired, Repairs
 from settle_outbox.storage.database import make_sessions
 from support.number_service import (
@@ -322,18 +324,93 @@ def test_a_consumer_carries_out_requests_in_their_order(shop: Shop) -> None:
     shop.receive(*[number_record(number) for number in (1, 2, 3)])
     shop.mend()
     with shop.engine.begin() as connection:
-        session = make_sessions(shop.engine)(bind=connection)
-        for dead_letter_id in (1, 2, 3):
-            add_request(session, dead_letter_id, Repair(Action.RETRY, "console"))
+        add_requests(connection, [1, 2, 3], Repair(Action.RETRY, "console"))
 
     with capture_logs() as logged:
-        shop.repairs.carry_out_unclaimed(beat=lambda: None)
+        shop.repairs.carry_out_unclaimed()
 
     assert shop.effects() == [1, 2, 3]
     assert shop.ask("SELECT answer FROM dead_letter_requests ORDER BY id") == ["done"] * 3
     repaired = [line for line in logged if line["event"] == "consumer.repaired"]
     assert [line["dead_letter"] for line in repaired] == [1, 2, 3]
     assert {line["requested_by"] for line in repaired} == {"console"}
+
+
+def test_consumers_carry_out_requests_one_after_another(shop: Shop) -> None:
+    """Two at once could apply the events of a key in the wrong order."""
+    shop.receive(number_record(1), number_record(2))
+    with second_engine(shop) as other:
+        beside = shop.new_repairs(other)
+        seen: list[list[int]] = []
+
+        def meanwhile(number: int) -> None:
+            if number == 1:
+                beside.carry_out_unclaimed()
+                seen.append(
+                    shop.ask("SELECT id FROM dead_letter_requests WHERE answer IS NULL ORDER BY id")
+                )
+
+        shop.defect = meanwhile
+        with shop.engine.begin() as connection:
+            add_requests(connection, [1, 2], Repair(Action.RETRY, "console", force=True))
+        shop.repairs.carry_out_unclaimed()
+
+    assert seen == [[1, 2]]
+    assert shop.effects() == [1, 2]
+
+
+def test_a_handler_that_raises_no_exception_does_not_end_the_process(shop: Shop) -> None:
+    def cancel(_: int) -> None:
+        raise asyncio.CancelledError("cancelled")
+
+    shop.receive(number_record(1))
+    shop.defect = cancel
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired == Repaired(1, Answer.FAILED, "CancelledError: cancelled")
+
+
+def test_signs_of_life_are_given_while_a_repair_lasts(shop: Shop) -> None:
+    beats: list[int] = []
+    beaten = threading.Event()
+
+    def beat() -> None:
+        beats.append(1)
+        beaten.set()
+
+    shop.receive(number_record(1))
+    shop.defect = lambda _: None if beaten.wait(30) else pytest.fail("no sign of life")
+    sessions = make_sessions(shop.engine)
+    shop.repairs = Repairs(shop.service, sessions, retention_s=DAY_S, beat=beat)
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.answer is Answer.DONE
+
+
+def test_a_console_cannot_write_a_request_of_any_size(shop: Shop) -> None:
+    shop.receive(number_record(1))
+
+    with pytest.raises(IntegrityError, match="dead_letter_requests_by"):
+        shop.ask(
+            "INSERT INTO dead_letter_requests (dead_letter_id, action, requested_by)"
+            " VALUES (1, 'retry', repeat('x', 1000))"
+        )
+
+
+def test_a_console_may_write_a_request_during_a_repair(shop: Shop) -> None:
+    shop.receive(number_record(1))
+
+    def write(_: int) -> None:
+        shop.ask("INSERT INTO dead_letter_requests (dead_letter_id, action) VALUES (1, 'discard')")
+
+    shop.defect = write
+
+    repaired = shop.repair(Action.RETRY)
+
+    assert repaired.answer is Answer.DONE
+    assert shop.ask("SELECT count(*) FROM dead_letter_requests") == [2]
 
 
 def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
@@ -395,10 +472,10 @@ def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
     kill_at("nowhere")
     assert shop.effects() == []
 
-    shop.repairs.carry_out_unclaimed(beat=lambda: None)
+    shop.repairs.carry_out_unclaimed()
     not_yet = shop.ask("SELECT answer FROM dead_letter_requests")
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
-    shop.repairs.carry_out_unclaimed(beat=lambda: None)
+    shop.repairs.carry_out_unclaimed()
 
     assert not_yet == [None]
     assert shop.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
@@ -414,9 +491,7 @@ def test_a_request_that_was_given_up_meanwhile_is_not_carried_out(
     shop.receive(number_record(1))
     shop.mend()
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
-    monkeypatch.setattr(
-        repairs, "failpoint", lambda _: shop.repairs.carry_out_unclaimed(beat=lambda: None)
-    )
+    monkeypatch.setattr(repairs, "failpoint", lambda _: shop.repairs.carry_out_unclaimed())
 
     repaired = shop.repair(Action.RETRY)
 
@@ -433,7 +508,7 @@ def test_closed_dead_letters_are_deleted_after_the_retention(shop: Shop) -> None
     shop.ask("UPDATE dead_letters SET parked_at = parked_at - interval '9 days'")
     shop.ask("UPDATE dead_letters SET closed_at = closed_at - interval '2 days' WHERE id = 1")
 
-    shop.repairs.carry_out_unclaimed(beat=lambda: None)
+    shop.repairs.carry_out_unclaimed()
 
     assert shop.ask("SELECT id FROM dead_letters ORDER BY id") == [2, 3]
     assert shop.ask("SELECT dead_letter_id FROM dead_letter_requests") == [2]

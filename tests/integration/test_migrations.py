@@ -169,9 +169,13 @@ def noted_strong_locks() -> Iterator[set[str]]:
         event.remove(Engine, "commit", note)
 
 
-# A column without a default is added at once, however large the table is. The wait for the lock is
-# bounded by LOCK_TIMEOUT_MS; then the revision is tried again.
+# A column without a default, or with a constant one, is added at once, however large the table is.
+# Only dead_letters is read once, for its checks. The wait for the lock is bounded by
+# LOCK_TIMEOUT_MS; then the revision is tried again.
+_REPAIRED = {"dead_letters", "inbox", "inbox_default", "outbox_refused"}
 ADDED_COLUMNS = {
+    ("orders", "0009"): _REPAIRED,
+    ("payments", "0008"): _REPAIRED,
     ("orders", "0006"): {"idempotency_keys"},
     ("payments", "0005"): {"idempotency_keys"},
 }

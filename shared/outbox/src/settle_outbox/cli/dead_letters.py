@@ -38,7 +38,13 @@ from settle_outbox.consume.dead_letters import (
     read_newest,
 )
 from settle_outbox.consume.handler_sessions import make_handler_sessions
-from settle_outbox.consume.repair_requests import Action, Answer, Repair, add_request, read_requests
+from settle_outbox.consume.repair_requests import (
+    Action,
+    Answer,
+    Repair,
+    add_requests,
+    read_requests,
+)
 from settle_outbox.consume.repairs import Repaired, Repairs
 
 if TYPE_CHECKING:
@@ -48,6 +54,8 @@ if TYPE_CHECKING:
 
     from settle_outbox.service import Service
 
+# Requests that one transaction writes.
+_REQUESTS_AT_ONCE = 10_000
 _STATES = {
     Action.RETRY: State.OPEN,
     Action.DISCARD: State.OPEN,
@@ -281,12 +289,12 @@ def _repair_command(action: Action, help_text: str) -> None:
         if dry_run:
             _print_choice(engine, ids, as_json=as_json)
             return
-        if selection.all:
+        if selection.all and ids:
             confirm_count(repair.action, len(ids), selection.confirm)
         if by_consumer:
-            with sessions.begin() as session:
-                for dead_letter_id in ids:
-                    add_request(session, dead_letter_id, repair)
+            for first in range(0, len(ids), _REQUESTS_AT_ONCE):
+                with engine.begin() as connection:
+                    add_requests(connection, ids[first : first + _REQUESTS_AT_ONCE], repair)
             click.echo(f"{len(ids)} requests written.", err=as_json)
             return
         repairs = Repairs(loaded, sessions, retention_s=settings.inbox_retention_s)

@@ -182,7 +182,7 @@ def _change(
         if selection.dry_run:
             click.echo(f"{len(ids)} to {action}. Nothing was done.")
             return
-        if selection.choose_all:
+        if selection.choose_all and ids:
             confirm_count(action, len(ids), selection.confirm)
         changed = change(connection, ids)
     for event_id in ids:

@@ -28,8 +28,6 @@ from settle_outbox.consume.failures import (
 )
 from settle_outbox.consume.paused_partitions import Pause
 from settle_outbox.consume.records import parse
-from settle_outbox.kafka.clients import MAX_POLL_INTERVAL_MS
-from settle_outbox.runtime.process import TRANSACTION_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
 
 # After this time, the rest of the records waits for the next poll.
 APPLY_MAX_S = 60.0
-
-if MAX_POLL_INTERVAL_MS <= (APPLY_MAX_S + TRANSACTION_S) * 1000:
-    raise AssertionError("a consumer must poll again before it loses its partitions")
 
 
 class _Segment(NamedTuple):

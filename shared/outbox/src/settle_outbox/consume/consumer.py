@@ -30,20 +30,25 @@ from kafka.errors import (
 from kafka.structs import MemberState
 from sqlalchemy.exc import SQLAlchemyError
 
-from settle_outbox.consume.applier import Applier
+from settle_outbox.consume.applier import APPLY_MAX_S, Applier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
 from settle_outbox.consume.failures import HandlerLimits, TransientDatabaseError
-from settle_outbox.consume.handler_sessions import IDLE_MS, make_handler_sessions
+from settle_outbox.consume.handler_sessions import IDLE_MS, LOCK_WAIT_MS, make_handler_sessions
 from settle_outbox.consume.partition_reader import PartitionReader
 from settle_outbox.consume.paused_partitions import Pause, PausedPartitions
-from settle_outbox.consume.repairs import Repairs
-from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS, make_admin, make_consumer
+from settle_outbox.consume.repairs import REPAIR_SLICE_S, Repairs
+from settle_outbox.kafka.clients import (
+    MAX_POLL_INTERVAL_MS,
+    SESSION_TIMEOUT_MS,
+    make_admin,
+    make_consumer,
+)
 from settle_outbox.kafka.offsets import OnAssignment, offsets_of
 from settle_outbox.kafka.topics import close_quietly, is_embedded
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import DATABASE, Loop, LoopEvents
-from settle_outbox.runtime.process import TRANSACTION_S, OutageEvents
+from settle_outbox.runtime.process import TRANSACTION_S, Backoff, OutageEvents
 from settle_outbox.settings import LATEST
 from settle_outbox.storage.partition_maintenance import Maintenance
 from settle_outbox.storage.partitions import inbox_partitions
@@ -80,6 +85,11 @@ REPAIR_CHECK_INTERVAL_S = 1.0
 if EMBEDDED_JOIN_TIMEOUT_S * 1000 <= SESSION_TIMEOUT_MS / 2:
     raise AssertionError("the embedded broker lets a joining member wait for half of its session")
 
+# Maximum time between two polls: a batch, then a repair and its answer.
+_POLL_AGAIN_S = APPLY_MAX_S + REPAIR_SLICE_S + 2 * TRANSACTION_S + LOCK_WAIT_MS / 1000
+if MAX_POLL_INTERVAL_MS <= _POLL_AGAIN_S * 1000:
+    raise AssertionError("a consumer must poll again before it loses its partitions")
+
 # Errors of a commit during a rebalance. Do not close the consumer then, because it joins the group
 # again by itself.
 _REBALANCING = (
@@ -101,6 +111,14 @@ EVENTS = LoopEvents(
         still_refused="consumer.database_still_refused",
     ),
     unexpected=OutageEvents("consumer.loop_down", "consumer.loop_still_down", "consumer.loop_up"),
+)
+
+REPAIR_EVENTS = OutageEvents(
+    "consumer.repairs_down",
+    "consumer.repairs_still_down",
+    "consumer.repairs_up",
+    refused="consumer.repairs_refused",
+    still_refused="consumer.repairs_still_refused",
 )
 
 _Batch = dict["TopicPartition", list["ConsumerRecord"]]
@@ -129,7 +147,13 @@ class Consumer:
         )
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._applier = Applier(service, sessions, limits, self._health.beat_again)
-        self._repairs = Repairs(service, sessions, retention_s=settings.inbox_retention_s)
+        self._repairs = Repairs(
+            service,
+            sessions,
+            retention_s=settings.inbox_retention_s,
+            beat=self._health.beat_again,
+        )
+        self._repairs_backoff = Backoff(REPAIR_EVENTS)
         self._repairs_due_at = 0.0
         self._reader = PartitionReader()
         self._loop = Loop(
@@ -175,18 +199,20 @@ class Consumer:
     def _repair_if_due(self) -> None:
         """Carry out requests to repair dead letters. Kafka is not needed for that.
 
-        While the database cannot be reached, the consumer goes on polling, as for its batches.
+        Repairs take at most a fifth of the time, so that new events go on. While the database
+        cannot be reached, the consumer goes on polling, as for its batches.
         """
-        if time.monotonic() < self._repairs_due_at:
+        began = time.monotonic()
+        if began < self._repairs_due_at:
             return
-        wait_s = REPAIR_CHECK_INTERVAL_S
         try:
-            self._repairs.carry_out_unclaimed(beat=self._health.beat_again)
+            self._repairs.carry_out_unclaimed()
         except SQLAlchemyError as error:
             self._engine.dispose()
-            wait_s = self._loop.database.failed(error)
+            wait_s = self._repairs_backoff.failed(error)
         else:
-            self._loop.database.succeeded()
+            self._repairs_backoff.succeeded()
+            wait_s = max(REPAIR_CHECK_INTERVAL_S, 4 * (time.monotonic() - began))
         self._repairs_due_at = time.monotonic() + wait_s
 
     def _apply_and_commit(self, consumer: KafkaConsumer, batch: _Batch) -> None:

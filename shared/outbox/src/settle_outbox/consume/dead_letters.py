@@ -120,7 +120,11 @@ _IDS = text(
 _DELETE_CLOSED = text(
     """
     DELETE FROM dead_letters WHERE id IN (
-        SELECT id FROM dead_letters WHERE closed_at < now() - make_interval(secs => :retention_s)
+        SELECT id FROM dead_letters AS letter
+        WHERE closed_at < now() - make_interval(secs => :retention_s) AND NOT EXISTS (
+            SELECT FROM dead_letter_requests
+            WHERE dead_letter_id = letter.id AND answered_at IS NULL
+        )
         ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     """

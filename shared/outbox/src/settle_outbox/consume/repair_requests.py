@@ -8,7 +8,7 @@ may ask again.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
 
@@ -16,7 +16,9 @@ from settle_outbox.consume.inbox import storable
 from settle_outbox.runtime.process import TRANSACTION_S
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Row, RowMapping
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, RowMapping
     from sqlalchemy.orm import Session
 
 # A process locks a request right after it has claimed it, for TRANSACTION_S at most. So a request
@@ -71,19 +73,24 @@ _ADD = text(
     """
     INSERT INTO dead_letter_requests
         (dead_letter_id, action, force, note, requested_by, started_at)
-    VALUES (:dead_letter_id, :action, :force, :note, :requested_by,
-            CASE WHEN :claimed THEN clock_timestamp() END)
+    VALUES (:dead_letter_id, :action, :force, :note, :requested_by, clock_timestamp())
     RETURNING id, dead_letter_id, action, force, requested_by
     """
 )
 
-# The oldest request first. SKIP LOCKED: each is claimed by one process only.
+# An arbitrary key, of a lock that lasts as long as the claim.
+_CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(7310022)")
+
+# The oldest request, if no process is at work on another: requests are carried out in their order.
+# Two processes at once could apply the events of a key in the wrong order.
 _CLAIM_NEXT = text(
     """
     UPDATE dead_letter_requests SET started_at = clock_timestamp()
     WHERE id = (
-        SELECT id FROM dead_letter_requests WHERE answered_at IS NULL AND started_at IS NULL
-        ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+        SELECT id FROM dead_letter_requests
+        WHERE answered_at IS NULL AND started_at IS NULL ORDER BY id LIMIT 1
+    ) AND NOT EXISTS (
+        SELECT FROM dead_letter_requests WHERE answered_at IS NULL AND started_at IS NOT NULL
     )
     RETURNING id, dead_letter_id, action, force, requested_by
     """
@@ -98,6 +105,17 @@ _ANSWER = text(
     UPDATE dead_letter_requests
     SET answered_at = clock_timestamp(), answer = :answer, detail = :detail
     WHERE id = :id AND answered_at IS NULL
+    RETURNING answer, detail
+    """
+)
+
+_READ_ANSWER = text("SELECT answer, detail FROM dead_letter_requests WHERE id = :id")
+
+_ADD_FOR_CONSUMER = text(
+    """
+    INSERT INTO dead_letter_requests (dead_letter_id, action, force, note, requested_by)
+    SELECT wanted, :action, :force, :note, :requested_by
+    FROM unnest(CAST(:ids AS bigint[])) AS wanted ORDER BY wanted
     """
 )
 
@@ -124,21 +142,22 @@ _OF_DEAD_LETTER = text(
 )
 
 
-def add_request(
-    session: Session, dead_letter_id: int, repair: Repair, *, claimed: bool = False
-) -> Request:
-    """Add a request.
+def add_claimed_request(session: Session, dead_letter_id: int, repair: Repair) -> Request:
+    """Add a request that the caller carries out.
 
     Args:
         session: in a transaction.
         dead_letter_id: a dead letter that exists.
         repair: what to do.
-        claimed: whether the caller carries it out; otherwise a consumer does.
     """
-    row = session.execute(
-        _ADD, {"dead_letter_id": dead_letter_id, "claimed": claimed, **repair._asdict()}
-    ).one()
-    return _request(row)
+    row = session.execute(_ADD, {"dead_letter_id": dead_letter_id, **repair._asdict()}).one()
+    return Request(row.id, row.dead_letter_id, Action(row.action), row.force, row.requested_by)
+
+
+def add_requests(connection: Connection, dead_letter_ids: Sequence[int], repair: Repair) -> None:
+    """Add requests that a consumer carries out, in the order of the dead letters."""
+    parameters = {"ids": list(dead_letter_ids), **repair._asdict()}
+    connection.execute(_ADD_FOR_CONSUMER, parameters)
 
 
 def read_requests(connection: Connection, dead_letter_id: int) -> list[RowMapping]:
@@ -148,9 +167,16 @@ def read_requests(connection: Connection, dead_letter_id: int) -> list[RowMappin
 
 
 def claim_next(session: Session) -> Request | None:
-    """Claim the oldest request that is open; return None if there is none."""
+    """Claim the oldest request that is open.
+
+    Returns:
+        None if there is none, or a process is at work on another one.
+    """
+    session.execute(_CLAIM_LOCK)
     row = session.execute(_CLAIM_NEXT).one_or_none()
-    return None if row is None else _request(row)
+    if row is None:
+        return None
+    return Request(row.id, row.dead_letter_id, Action(row.action), row.force, row.requested_by)
 
 
 def lock(session: Session, request: Request) -> bool:
@@ -158,9 +184,20 @@ def lock(session: Session, request: Request) -> bool:
     return session.execute(_LOCK, {"id": request.id}).one_or_none() is not None
 
 
-def write_answer(session: Session, request: Request, answer: Answer, detail: str) -> None:
-    """Write the answer to a request."""
-    session.execute(_ANSWER, {"id": request.id, "answer": answer, "detail": storable(detail)})
+def write_answer(
+    session: Session, request: Request, answer: Answer, detail: str
+) -> tuple[Answer, str]:
+    """Answer a request.
+
+    Returns:
+        The answer that it has. It is another one if the process gave the request up, or if a commit
+        took effect whose response was lost.
+    """
+    given = {"id": request.id, "answer": answer, "detail": storable(detail)}
+    row = session.execute(_ANSWER, given).one_or_none()
+    if row is None:
+        row = session.execute(_READ_ANSWER, {"id": request.id}).one()
+    return Answer(row.answer), row.detail
 
 
 def answer_abandoned(session: Session) -> list[tuple[int, int]]:
@@ -171,7 +208,3 @@ def answer_abandoned(session: Session) -> list[tuple[int, int]]:
     """
     rows = session.execute(_ANSWER_ABANDONED, {"abandoned_after_s": ABANDONED_AFTER_S})
     return [(row.id, row.dead_letter_id) for row in rows]
-
-
-def _request(row: Row[Any]) -> Request:
-    return Request(row.id, row.dead_letter_id, Action(row.action), row.force, row.requested_by)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from settle_outbox.consume import circuit_breaker, repair_requests
 from settle_outbox.consume.dead_letters import State, delete_closed, record_of
@@ -22,8 +23,11 @@ from settle_outbox.consume.inbox import delete_attempts, key_text, record_new, r
 from settle_outbox.consume.records import INVALID_DATA, parse
 from settle_outbox.consume.repair_requests import Action, Answer, Repair, Request
 from settle_outbox.errors import describe_error
+from settle_outbox.runtime.active_clock import ActiveClock
 from settle_outbox.runtime.failpoints import failpoint
+from settle_outbox.runtime.process import TRANSACTION_S
 from settle_outbox.service import Outcome
+from settle_outbox.storage.sqlstate import is_unreachable
 from settle_outbox.uuid7 import time_of
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 # How long a consumer carries out requests before it reads its topics again, in seconds.
-REPAIR_SLICE_S = 5.0
+REPAIR_SLICE_S = 0.5
 # How often closed dead letters are deleted, in seconds.
 DELETE_S = 600.0
 TOO_LATE = "Another process has answered the request, because this one took too long."
@@ -48,7 +52,7 @@ _LOCK_LETTER = text(
     """
     SELECT id, state, reason, event_id,
            topic, partition, "offset", timestamp_ms, key, value, headers
-    FROM dead_letters WHERE id = :id FOR UPDATE
+    FROM dead_letters WHERE id = :id FOR NO KEY UPDATE
     """
 )
 
@@ -63,7 +67,14 @@ _OLDER_OPEN = text(
 # event again.
 _DELETE_PARKED_ROW = text("DELETE FROM inbox WHERE id = :id AND outcome = 'parked' RETURNING id")
 
-# The inbox is partitioned by day, so the condition on the id reads the event's day and later ones.
+_OUTCOME = text("SELECT outcome FROM inbox WHERE id = :id")
+
+_GIVE_UP_EARLY = text("SET LOCAL statement_timeout = '1s'")
+
+_KEY_OF_LETTER = text("SELECT topic, key, event_id FROM dead_letters WHERE id = :id")
+
+# No index has the keys: one would cost each event more than these sentences are worth. The inbox is
+# partitioned by day, so the condition on the id reads the event's day and later ones.
 _LATER_APPLIED = text(
     """
     SELECT count(*) FROM inbox
@@ -113,24 +124,30 @@ class Repairs:
         sessions: makes sessions of its database; the engine was made with
             `handler_guard.GUARDABLE`.
         retention_s: how long closed dead letters are kept, in seconds.
+        beat: gives a sign of life; called from another thread during a repair.
     """
 
     def __init__(
-        self, service: Service, sessions: sessionmaker[Session], *, retention_s: int
+        self,
+        service: Service,
+        sessions: sessionmaker[Session],
+        *,
+        retention_s: int,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._sessions = sessions
+        self._beat = beat
+        self._repairing_until = 0.0
+        self._clock = ActiveClock(self._beat_while_repairing)
         self._retention_s = retention_s
         self._deletes_at = 0.0
         self._subscriptions = {each.key: each for each in service.subscriptions}
 
-    def carry_out_unclaimed(self, *, beat: Callable[[], None]) -> None:
+    def carry_out_unclaimed(self) -> None:
         """Carry out the requests that nobody has claimed, oldest first, for `REPAIR_SLICE_S`.
 
         It also answers the requests that a dead process left, and deletes dead letters that were
         closed longer ago than the retention.
-
-        Args:
-            beat: gives a sign of life; called before each request.
 
         Raises:
             SQLAlchemyError: the database cannot be reached.
@@ -141,14 +158,13 @@ class Repairs:
                 log.error(
                     "consumer.repair_abandoned", request=request_id, dead_letter=dead_letter_id
                 )
-        self._delete_closed_if_due()
         while time.monotonic() < until:
-            beat()
             with self._sessions.begin() as session:
                 request = repair_requests.claim_next(session)
             if request is None:
-                return
+                break
             self._carry_out(request)
+        self._delete_closed_if_due()
 
     def carry_out(self, dead_letter_id: int, repair: Repair) -> Repaired:
         """Do what an operator wants with one dead letter; a request row keeps what came of it.
@@ -157,7 +173,8 @@ class Repairs:
             SQLAlchemyError: the database cannot be reached.
         """
         with self._sessions.begin() as session:
-            request = repair_requests.add_request(session, dead_letter_id, repair, claimed=True)
+            repair_requests.answer_abandoned(session)
+            request = repair_requests.add_claimed_request(session, dead_letter_id, repair)
         return self._carry_out(request)
 
     def _delete_closed_if_due(self) -> None:
@@ -170,28 +187,63 @@ class Repairs:
     def _carry_out(self, request: Request) -> Repaired:
         """Carry out a claimed request; its answer is committed with its effects."""
         failpoint("repair.claimed")
+        self._repairing_until = self._clock.now() + TRANSACTION_S
+        warning = self._warn_of_later_events(request)
         try:
-            with self._sessions() as session:
-                if not repair_requests.lock(session, request):
-                    # This process was frozen for so long that another one gave the request up.
-                    return Repaired(request.dead_letter_id, Answer.FAILED, TOO_LATE)
-                detail = self._act(session, request)
-                repair_requests.write_answer(session, request, Answer.DONE, detail)
-                failpoint("repair.applied")
-                session.commit()
-            answer = Answer.DONE
+            answer, detail = self._attempt(request, warning)
         except _RefusedError as error:
             answer, detail = Answer.REFUSED, str(error)
         except _FailedError as error:
             answer, detail = Answer.FAILED, str(error)
         except Exception as error:  # noqa: BLE001 - the operator reads it in the answer
             answer, detail = Answer.FAILED, describe_error(error)
+        finally:
+            self._repairing_until = 0.0
         if answer is not Answer.DONE:
             with self._sessions.begin() as session:
-                repair_requests.write_answer(session, request, answer, detail)
+                answer, detail = repair_requests.write_answer(session, request, answer, detail)
         repaired = Repaired(request.dead_letter_id, answer, detail)
         _log_repaired(request, repaired)
         return repaired
+
+    def _attempt(self, request: Request, warning: str) -> tuple[Answer, str]:
+        with self._sessions() as session:
+            if not repair_requests.lock(session, request):
+                # This process was frozen for so long that another one gave the request up.
+                return Answer.FAILED, TOO_LATE
+            detail = self._act(session, request) + warning
+            repair_requests.write_answer(session, request, Answer.DONE, detail)
+            failpoint("repair.applied")
+            session.commit()
+        return Answer.DONE, detail
+
+    def _warn_of_later_events(self, request: Request) -> str:
+        """Return a sentence if later events of the same key were applied already.
+
+        The inbox may be large. So this is a transaction of its own, which gives up early.
+        """
+        if request.action is not Action.RETRY:
+            return ""
+        try:
+            with self._sessions.begin() as session:
+                session.execute(_GIVE_UP_EARLY)
+                letter = session.execute(_KEY_OF_LETTER, {"id": request.dead_letter_id}).one()
+                key = key_text(None if letter.key is None else bytes(letter.key))
+                if key is None or letter.event_id is None or time_of(letter.event_id) is None:
+                    return ""
+                later = session.execute(
+                    _LATER_APPLIED, {"key": key, "topic": letter.topic, "id": letter.event_id}
+                ).scalar_one()
+        except DBAPIError as error:
+            if is_unreachable(error):
+                raise
+            return ""
+        return f" {later} later events of its key were applied before it." if later else ""
+
+    def _beat_while_repairing(self, now: float) -> None:
+        """Give a sign of life during a repair; one that takes too long gives none."""
+        if now < self._repairing_until:
+            self._beat()
 
     def _act(self, session: Session, request: Request) -> str:
         """Do what a request asks for; return what was done.
@@ -230,9 +282,12 @@ class Repairs:
         if not was_parked and not force:
             _refuse_older_than_inbox(session, event.id)
         if not record_new(session, [event], {event.id: Outcome.APPLIED}):
+            outcome = session.execute(_OUTCOME, {"id": event.id}).scalar_one_or_none()
+            if outcome == Outcome.PARKED:
+                raise _FailedError("Meanwhile, another record of the event became a dead letter.")
             return "The event was applied meanwhile, from another record."
         delete_attempts(session, [event.id])
-        return _handle(session, event, subscription) + _warning(session, letter, event.id)
+        return _handle(session, event, subscription)
 
 
 def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) -> str:
@@ -242,8 +297,13 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
         _FailedError: it cannot be applied, by the handler's verdict.
         Exception: the handler failed.
     """
-    verdicts = call_handler(session, subscription, [event], HandlerRun(time.monotonic))
-    verdict = verdicts.get(event.id)
+    run = HandlerRun(time.monotonic)
+    try:
+        verdict = call_handler(session, subscription, [event], run).get(event.id)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # as of asyncio: it must not end the consumer
+        raise _FailedError(describe_error(error)) from error
     if verdict is None:
         return "Applied."
     if verdict.outcome is Outcome.PARKED:
@@ -294,17 +354,6 @@ def _require(state: State, wanted: State, rule: str) -> None:
 
 def _set_state(session: Session, letter: RowMapping, state: State) -> None:
     session.execute(_SET_STATE, {"id": letter["id"], "state": state})
-
-
-def _warning(session: Session, letter: RowMapping, event_id: UUID) -> str:
-    """Return a sentence if later events of the same key were applied before this one."""
-    key = key_text(None if letter["key"] is None else bytes(letter["key"]))
-    if key is None:
-        return ""
-    later = session.execute(
-        _LATER_APPLIED, {"key": key, "topic": letter["topic"], "id": event_id}
-    ).scalar_one()
-    return f" {later} later events of its key were applied before it." if later else ""
 
 
 def _log_repaired(request: Request, repaired: Repaired) -> None:

@@ -93,6 +93,8 @@ _MARK_SENT = text(
     """
 )
 
+_LOCK_SHARD_OF = text("SELECT shard FROM outbox_shards WHERE shard = outbox_shard(:key) FOR UPDATE")
+
 _LOCK_ALL_SHARDS = text("SELECT shard FROM outbox_shards ORDER BY shard FOR UPDATE")
 
 
@@ -149,3 +151,8 @@ def mark_sent(connection: Connection, events: Sequence[PendingEvent]) -> None:
 def lock_all_shards(connection: Connection) -> None:
     """Lock all shards, so that no relay sends events until the caller's transaction ends."""
     connection.execute(_LOCK_ALL_SHARDS)
+
+
+def lock_shard_of(connection: Connection, key: str) -> None:
+    """Lock the shard of a key, so that no relay sends its events until the transaction ends."""
+    connection.execute(_LOCK_SHARD_OF, {"key": key})

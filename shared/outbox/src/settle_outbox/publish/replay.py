@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from settle_outbox.publish.pending import lock_all_shards
+from settle_outbox.publish.pending import lock_all_shards, lock_shard_of
 from settle_outbox.uuid7 import lowest_id
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def queue_again(
 ) -> int:
     """Make published events pending again, except those in ``outbox_refused``.
 
-    The transaction locks all shards until its end. Otherwise a relay could send later events of a
-    key before earlier ones. Each statement reads a limited number of events. So a long replay never
-    leaves the transaction idle, and can write heartbeats.
+    The transaction locks all shards, or that of the key, until its end. Otherwise a relay could
+    send later events of a key before earlier ones. Each statement reads a limited number of events.
+    So a long replay never leaves the transaction idle, and can write heartbeats.
 
     Args:
         connection: in a transaction.
@@ -90,7 +90,9 @@ def queue_again(
     Returns:
         Number of events that were not pending before.
     """
-    if not dry_run:
+    if not dry_run and chosen.key is not None:
+        lock_shard_of(connection, chosen.key)
+    elif not dry_run:
         lock_all_shards(connection)
     count = 0
     for after, last in _ranges(connection, chosen):

@@ -264,10 +264,6 @@ def drop_v3() -> None:
 
 
 _REPAIRS_V4 = """
-ALTER TABLE inbox ADD COLUMN key text;
-COMMENT ON COLUMN inbox.key IS
-    'The record''s key: its first 200 characters, or NULL if it is not UTF-8.';
-
 ALTER TABLE dead_letters
     ADD COLUMN state text NOT NULL DEFAULT 'open'
         CONSTRAINT dead_letters_state CHECK (state IN ('open', 'retried', 'discarded')),
@@ -289,8 +285,9 @@ CREATE TABLE dead_letter_requests (
     action         text NOT NULL CONSTRAINT dead_letter_requests_action
                    CHECK (action IN ('retry', 'discard', 'restore')),
     force          boolean NOT NULL DEFAULT false,
-    note           text,
-    requested_by   text NOT NULL DEFAULT session_user,
+    note           text CONSTRAINT dead_letter_requests_note CHECK (char_length(note) <= 2000),
+    requested_by   text NOT NULL DEFAULT session_user
+                   CONSTRAINT dead_letter_requests_by CHECK (char_length(requested_by) <= 200),
     requested_at   timestamptz NOT NULL DEFAULT now(),
     started_at     timestamptz,
     answered_at    timestamptz,
@@ -305,6 +302,10 @@ COMMENT ON TABLE dead_letter_requests IS
     'What operators ask to do with dead letters, and the answers. A consumer carries them out.';
 COMMENT ON COLUMN dead_letter_requests.force IS
     'Retry a dead letter although its reason, or an older one of its key, speaks against it.';
+
+ALTER TABLE inbox ADD COLUMN key text;
+COMMENT ON COLUMN inbox.key IS
+    'The record''s key: its first 200 characters, or NULL if it is not UTF-8.';
 """
 
 

@@ -183,6 +183,8 @@ dead_letter_requests = Table(
         "action IN ('retry', 'discard', 'restore')", name="dead_letter_requests_action"
     ),
     CheckConstraint("answer IN ('done', 'failed', 'refused')", name="dead_letter_requests_answer"),
+    CheckConstraint("char_length(note) <= 2000", name="dead_letter_requests_note"),
+    CheckConstraint("char_length(requested_by) <= 200", name="dead_letter_requests_by"),
     CheckConstraint(
         "(answer IS NULL) = (answered_at IS NULL)", name="dead_letter_requests_answered"
     ),
