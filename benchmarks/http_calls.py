@@ -1,7 +1,8 @@
 """How fast the calls are, compared with minimal handlers: `make bench-http`.
 
-A minimal handler does the same statements, without validation, log, keys or events of its own. All
-servers have the same gunicorn settings and one PostgreSQL. Each round loads them one after another.
+A minimal handler reads or writes the same rows, events included, but does not validate, log or take
+idempotency keys. One kind uses psycopg2, the other the ORM. All servers have the same gunicorn
+settings and share one PostgreSQL. Each round loads them one after another.
 Only the ratios count, because the machine's speed drifts. See README.md.
 """
 
@@ -69,7 +70,7 @@ class Result:
 
 
 class Bench:
-    """The comparisons, each with servers of its own while it is made."""
+    """Makes the comparisons. Each method starts its servers, and stops them at the end."""
 
     def __init__(self, server: PostgresServer, log: Path, rounds: int, seconds: float) -> None:
         self._server = server
@@ -206,7 +207,9 @@ def main() -> None:
                 for result in part():
                     _show(result)
                     results.append(result)
-    shutil.rmtree(log.parent)  # kept after a failure: the error message names this log
+    shutil.rmtree(
+        log.parent
+    )  # an error skips this line: its message names the log, so the log stays
     if given.check and any(result.ratio < result.target for result in results):
         sys.exit(1)
 

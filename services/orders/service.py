@@ -1,4 +1,4 @@
-"""Describes the service orders to the delivery engine."""
+"""Describes the orders service to the delivery engine."""
 
 from __future__ import annotations
 

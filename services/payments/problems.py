@@ -16,7 +16,8 @@ ACCOUNT_EXISTS = ProblemType(
     HTTPStatus.CONFLICT,
     "The user already has an account",
     "A user has at most one account, and this user's account is open. Nothing was changed.",
-    "Use the existing account. If you repeated a request whose answer was lost, it has succeeded.",
+    "Use the existing account. If you sent the request again because its answer was lost, the first"
+    " request succeeded.",
 )
 UNKNOWN_ACCOUNT = ProblemType(
     "unknown-account",

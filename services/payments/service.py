@@ -1,4 +1,4 @@
-"""Describes the service payments to the delivery engine."""
+"""Describes the payments service to the delivery engine."""
 
 from __future__ import annotations
 

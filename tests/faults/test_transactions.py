@@ -77,7 +77,7 @@ def test_an_order_that_its_producer_aborted_is_not_charged(
         wait_until(
             lambda: doctor.verdict("payments lag") == ("ok", "none"),
             timeout_s=20,
-            what="the markers of transactions to count as nothing",
+            what="the lag to be zero, although transaction markers are left",
         )
 
     assert delivery.balance(user) == 100 - PRICE
@@ -105,7 +105,7 @@ def test_the_audit_counts_no_aborted_record(delivery: Delivery, user: UUID) -> N
     assert report.check(EVENTS).notes == {}
 
 
-def test_a_transaction_that_hangs_is_seen_and_ends(
+def test_a_hanging_transaction_is_reported_and_events_behind_it_arrive_after_its_abort(
     delivery: Delivery,
     user: UUID,
     doctor: Doctor,

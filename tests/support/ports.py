@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-LEAST = 10_000
+LOWEST = 10_000
 # Linux uses this range for outgoing connections (ip(7), ip_local_port_range). A port of it that was
 # free a moment ago could be taken before a server listens on it.
 _OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -22,10 +22,10 @@ def free_port() -> int:
 
     Test processes that run side by side (pytest-xdist) each have ports of their own.
     """
-    most = int(_OUTGOING.read_text().split()[0])
+    end = int(_OUTGOING.read_text().split()[0])
     step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    first = LEAST + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ports = range(first, most, step)
+    first = LOWEST + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(first, end, step)
     for port in random.SystemRandom().sample(ports, len(ports)):
         if port in _given:
             continue
@@ -33,7 +33,7 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             _given.add(port)
             return port
-    raise OSError(f"There is no free port from {LEAST} to {most}.")
+    raise OSError(f"There is no free port from {LOWEST} to {end - 1}.")
 
 
 def with_port(url: str, port: int) -> str:

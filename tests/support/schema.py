@@ -9,7 +9,8 @@ from sqlalchemy import text
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# What a partition has comes from its table. PostgreSQL 18 has constraints for NOT NULL, too.
+# Of a partition only the table line is listed: its columns, indexes and constraints come from its
+# parent. NOT NULL constraints are left out, because only PostgreSQL 18 has them.
 _SCHEMA = text(
     """
     WITH with_partitions AS (
