@@ -97,7 +97,7 @@ def _on_http_error(error: HTTPException) -> Response:
 def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     sqlstate = sqlstate_of(error)
     # The use cases handle the duplicates that requests can cause. Any other duplicate comes from a
-    # sequence that was set back. It passes when the sequence is above the existing ids, so the client
+    # sequence that was set back. It passes when the sequence is above the existing ids, so clients
     # may try again.
     if not is_transient(error) and sqlstate != UNIQUE_VIOLATION:
         return _on_defect(error)
