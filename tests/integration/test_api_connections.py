@@ -276,10 +276,12 @@ def test_a_busy_worker_lives(port: int, database_url: str) -> None:
         try:
             wait_until(partial(times_out, port), what="the worker to be busy")
             waits = pool.submit(place, port, timeout_s=60)
+            while_it_waited = []
             for _ in range(5):
                 livez_s(port)
-            # They were answered while a request of another kind waited in line.
-            assert not waits.done()
+                while_it_waited.append(not waits.done())
+            # One was answered while a request of another kind waited in line.
+            assert any(while_it_waited)
         finally:
             over.set()
             for thread in threads:

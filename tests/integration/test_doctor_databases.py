@@ -226,9 +226,12 @@ def test_of_an_older_revision_only_the_migrations_are_to_be_run(
     migrations = checks["orders migrations"]
     assert migrations.verdict == "fail"
     assert "alembic -n orders upgrade head" in migrations.remedy
-    assert {each.name for each in checks.values() if each.verdict != "ok"} == {
-        *("broker", "orders durability", "orders migrations")
+    unwell = {
+        each.name
+        for each in checks.values()
+        if each.verdict != "ok" and each.remedy != "run the migrations, then try again"
     }
+    assert unwell == {"broker", "orders durability", "orders migrations"}
 
 
 def test_an_invalid_index_is_told_before_it_stops_the_migration(

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import make_url
 
 import services.wiring
-from settle_outbox.consume import consumer
+from settle_outbox.consume import handler_sessions
 from settle_outbox.notifications import notify
 from settle_outbox.publish import relay
 from support.delivery import Delivery
@@ -56,7 +56,7 @@ def test_everybody_goes_over_to_the_next_server(
     broker: Broker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (relay, consumer, services.wiring):
+    for module in (relay, handler_sessions, services.wiring):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
     monkeypatch.setattr(notify, "DEADLINE_S", DEADLINE_S)
     urls = {"orders": orders_url, "payments": payments_url}
