@@ -1,1 +1,1 @@
-"""Orders: places orders, and gives them their final status when payments has decided."""
+"""The orders service: places orders. They are final when the payments service has decided."""

@@ -1,4 +1,4 @@
-"""Handlers of the events that orders consumes."""
+"""Handlers of the events that the orders service consumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers of the events that payments consumes."""
+"""Handlers of the events that the payments service consumes."""
 
 from __future__ import annotations
 
