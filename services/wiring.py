@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shared.web.problems.problem_types import ProblemType
 
 
-def start_process(service: Service) -> WebSettings:
+def prepare_process(service: Service) -> WebSettings:
     """Read a service's settings from the environment, set up logging, and arm the failpoints.
 
     Raises:

@@ -8,7 +8,7 @@ from services.orders.api import blueprint
 from services.orders.problems import PROBLEMS
 from services.orders.service import SERVICE
 from services.orders.settlement_listener import start_settlement_listener
-from services.wiring import make_service_app, start_process
+from services.wiring import make_service_app, prepare_process
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def create_app(settings: WebSettings | None = None) -> Flask:
     """Make the app. Call it after fork.
 
-    Without settings, it reads them from the environment and sets up logging (`start_process`).
+    Without settings, it reads them from the environment and sets up logging (`prepare_process`).
     """
-    settings = settings or start_process(SERVICE)
+    settings = settings or prepare_process(SERVICE)
     app = make_service_app(
         SERVICE,
         settings,

@@ -10,7 +10,7 @@ from services.orders.events import (
 )
 from services.orders.handlers import settle_orders
 from settle_outbox import Service, Subscription
-from shared.web.idempotency.key_store import remove_expired
+from shared.web.idempotency.key_store import remove_expired_keys
 
 SERVICE = Service(
     name="orders",
@@ -29,5 +29,5 @@ SERVICE = Service(
             handle=settle_orders,
         ),
     ),
-    cleanup_jobs=(remove_expired,),
+    cleanup_jobs=(remove_expired_keys,),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from services.payments.api import blueprint
 from services.payments.problems import PROBLEMS
 from services.payments.service import SERVICE
-from services.wiring import make_service_app, start_process
+from services.wiring import make_service_app, prepare_process
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def create_app(settings: WebSettings | None = None) -> Flask:
     """Make the app. Call it after fork.
 
-    Without settings, it reads them from the environment and sets up logging (`start_process`).
+    Without settings, it reads them from the environment and sets up logging (`prepare_process`).
     """
     return make_service_app(
         SERVICE,
-        settings or start_process(SERVICE),
+        settings or prepare_process(SERVICE),
         description="Keeps the accounts of users: deposits, balances, and charges for orders.",
         blueprint=blueprint,
         problems=PROBLEMS,

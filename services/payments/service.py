@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.payments.events import OrderCreatedSchema
 from services.payments.handlers import charge_orders
 from settle_outbox import Service, Subscription
-from shared.web.idempotency.key_store import remove_expired
+from shared.web.idempotency.key_store import remove_expired_keys
 
 SERVICE = Service(
     name="payments",
@@ -18,5 +18,5 @@ SERVICE = Service(
             handle=charge_orders,
         ),
     ),
-    cleanup_jobs=(remove_expired,),
+    cleanup_jobs=(remove_expired_keys,),
 )

@@ -13,7 +13,13 @@ from sqlalchemy import NullPool, create_engine, event, select, text
 from services.payments.models import Account
 from settle_outbox.settings import DAY_S
 from shared.web.idempotency import key_store
-from shared.web.idempotency.key_store import BATCH, BATCHES_MAX, Scope, StoredAnswer, remove_expired
+from shared.web.idempotency.key_store import (
+    BATCH,
+    BATCHES_MAX,
+    Scope,
+    StoredAnswer,
+    remove_expired_keys,
+)
 from shared.web.idempotency.request_keys import caller, fingerprint_of
 from support.delivery import Delivery
 from support.waiting import wait_until
@@ -363,7 +369,7 @@ def test_what_is_past_its_time_is_removed_in_bounded_pieces(
     fill(orders_session, most + 2, DAY_S)
     fill(orders_session, 5, DAY_S - 60)
     engine = create_engine(orders_url)
-    assert remove_expired(engine)
+    assert remove_expired_keys(engine)
     assert count(orders_session, "idempotency_keys") == 7
     # One that a request takes over just now is left to it.
     orders_session.execute(
@@ -372,7 +378,7 @@ def test_what_is_past_its_time_is_removed_in_bounded_pieces(
             " FOR UPDATE"
         )
     )
-    assert not remove_expired(engine)
+    assert not remove_expired_keys(engine)
     orders_session.rollback()
     assert count(orders_session, "idempotency_keys") == 6
     engine.dispose()

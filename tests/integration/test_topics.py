@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
-WHO, ROUNDS = 4, 10
+CALLERS, ROUNDS = 4, 10
 DAY_MS = 24 * 60 * 60 * 1000
 needs_kafka = pytest.mark.skipif(
     chosen()[0] != KAFKA, reason="the embedded broker does not show a topic's settings"
@@ -40,12 +40,12 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
     close_quietly(client)
 
 
-def test_all_who_ensure_a_topic_at_once_are_told_of_the_same_one(delivery: Delivery) -> None:
+def test_concurrent_callers_of_ensure_topics_get_the_same_topic_id(delivery: Delivery) -> None:
     """Else one that others created would be taken for another a moment later, and for lost."""
     settings = delivery.settings("orders")
-    together = Barrier(WHO)
-    with ThreadPoolExecutor(WHO) as pool, ExitStack() as stack:
-        admins = [make_admin(settings, "test") for _ in range(WHO)]
+    together = Barrier(CALLERS)
+    with ThreadPoolExecutor(CALLERS) as pool, ExitStack() as stack:
+        admins = [make_admin(settings, "test") for _ in range(CALLERS)]
         for admin in admins:
             stack.callback(close_quietly, admin)
 
@@ -55,10 +55,10 @@ def test_all_who_ensure_a_topic_at_once_are_told_of_the_same_one(delivery: Deliv
 
         for number in range(ROUNDS):
             topic = f"ensured-{number}"
-            results = list(pool.map(ensure, admins, [topic] * WHO))
+            results = list(pool.map(ensure, admins, [topic] * CALLERS))
             now = ensure_topics(admins[0], [topic], settings)
             assert now.keys() == {topic}
-            assert results == [now] * WHO
+            assert results == [now] * CALLERS
 
 
 def test_a_service_creates_what_it_publishes_and_nothing_else(
@@ -126,7 +126,7 @@ def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
         ({"cleanup.policy": "compact,delete"}, "cleanup.policy contains compact"),
     ],
 )
-def test_a_topic_that_remembers_longer_than_the_inbox_is_warned_of(
+def test_a_consumer_warns_of_a_topic_that_keeps_events_longer_than_its_inbox(
     delivery: Delivery, admin: KafkaAdminClient, setting: dict[str, str], expected: str | None
 ) -> None:
     """The inbox remembers 30 days, and a replay goes back 7."""

@@ -154,7 +154,7 @@ def store_answer(session: Session, scope: Scope, answer: StoredAnswer) -> None:
     session.connection().exec_driver_sql(_STORE, (*stored, *scope))
 
 
-def remove_expired(engine: Engine) -> bool:
+def remove_expired_keys(engine: Engine) -> bool:
     """Delete expired keys, the oldest first. Keys that are in use are skipped.
 
     It runs at most `BATCHES_MAX` small transactions, so that the caller can go on soon. Several
