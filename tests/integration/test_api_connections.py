@@ -149,15 +149,18 @@ def test_a_request_whose_body_comes_late_is_one_request(port: int, log: Path) ->
         response = HTTPResponse(client)
         response.begin()
         assert response.read()
-    requests.get(f"http://127.0.0.1:{port}{address}", timeout=30)
-    wait_until(lambda: address in log.read_text(), what="the log to be written")
-
     request_id = response.headers["X-Request-ID"]
+    requests.get(f"http://127.0.0.1:{port}{address}", timeout=30)
+    wait_until(
+        lambda: all(each in log.read_text() for each in (address, request_id)),
+        what="both lines of the log to be written",
+    )
+
     lines = [json.loads(line) for line in log.read_text().splitlines() if "web.request" in line]
 
     placed = [line for line in lines if line["path"] == "/orders"]
-    assert [line["request_id"] for line in placed].count(request_id) == 1
     assert response.status == 202
+    assert [line["request_id"] for line in placed].count(request_id) == 1
 
 
 @pytest.mark.slow
