@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from settle_outbox.consume import consumer
+from settle_outbox.consume import handler_sessions
 from settle_outbox.publish import relay
 from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.storage.database import CONNECT_ARGS, make_engine
@@ -270,7 +270,7 @@ def test_relays_and_consumers_give_up_a_server_that_says_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They connect anew, and so come to the next server where there is one."""
-    for module in (relay, consumer):
+    for module in (relay, handler_sessions):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
     delivery = mortal_delivery
     user = delivery.open_account(100)
