@@ -76,7 +76,7 @@ def test_the_stack_runs_on_apache_kafka_which_keeps_its_topics() -> None:
     ("env", "told"),
     [
         ({"BROKER": "rabbit"}, "BROKER is 'rabbit': set it to embedded or kafka."),
-        ({"BROKER": "kafka", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, "unset one of the two"),
+        ({"BROKER": "kafka", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, "unset one of them"),
         ({"BROKER": "kafka", "PATH": "nothing"}, "install openjdk-17-jre-headless and maven"),
     ],
 )
