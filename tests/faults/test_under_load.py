@@ -72,10 +72,10 @@ def test_a_relay_killed_midway_through_a_batch(
     # Of one user, so for one partition: more than one request can hold.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    # A turn gives each of its shards an equal share, and the clients' have events as well: of this
-    # much, the share of one holds the whole batch.
+    # A turn gives each of its shards an equal share; here, one share is the whole batch. The clients
+    # begin later, so that the first request holds events of the batch.
     turn = str(SHARDS_PER_BATCH * len(batch))
-    with traffic, delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
+    with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
 
         def kill_at_the_second(number: int) -> str | None:
             if number == 1:
@@ -85,16 +85,16 @@ def test_a_relay_killed_midway_through_a_batch(
 
         with proxied.failing(kill_at_the_second):
             assert victim.wait(timeout_s=60) == -signal.SIGKILL
-        with proxied.failing(lambda _: None):
-            sent = {header(record, "ce_id") for record in delivery.records(ORDERS)}
-            assert batch <= pending(delivery), f"some of it was marked: {victim.lines}"
-            assert batch & sent, "none of it was sent"
-            assert batch - sent, "all of it was sent"
-            with relays_and_consumers(delivery):
-                traffic.wait_more(len(batch))
-                traffic.end()
-                traffic.wait_settled()
-            traffic.check()
+    with traffic, proxied.failing(lambda _: None):
+        sent = {header(record, "ce_id") for record in delivery.records(ORDERS)}
+        assert batch <= pending(delivery), f"some of it was marked: {victim.lines}"
+        assert batch & sent, "none of it was sent"
+        assert batch - sent, "all of it was sent"
+        with relays_and_consumers(delivery):
+            traffic.wait_more(len(batch))
+            traffic.end()
+            traffic.wait_settled()
+        traffic.check()
 
 
 def pending(delivery: Delivery) -> set[str]:
