@@ -72,7 +72,7 @@ def test_a_relay_killed_midway_through_a_batch(
     # Of one user, so for one partition: more than one request can hold.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    # A turn gives each of its shards an equal share; here, one share is the whole batch. The clients
+    # A turn gives each of its shards an equal share; here, a share is the whole batch. The clients
     # begin later, so that the first request holds events of the batch.
     turn = str(SHARDS_PER_BATCH * len(batch))
     with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
