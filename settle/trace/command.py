@@ -116,7 +116,8 @@ def _shown(timeline: Timeline) -> str:
         at = "time unknown" if step.at is None else _shown_time(step.at)
         since = "" if step.at is None or before is None else _seconds(before, step.at)
         before = step.at or before
-        detail = "  ".join(f"{name} {value}" for name, value in step.detail.items() if value)
+        known = [f"{name} {value}" for name, value in step.detail.items() if value is not None]
+        detail = "  ".join(known)
         lines.append(f"  {at:23}  {since:>10}  {step.service:8}  {step.name:12}  {detail}".rstrip())
     return "\n".join(map(printable, [*lines, *_wait_lines(timeline)]))
 

@@ -94,6 +94,7 @@ def test_a_paid_order_is_traced_by_each_of_its_ids(
     assert trace["wait"]["reason"] == "final"
     assert all(step["at"] for step in trace["steps"])
     assert [each["order_id"] for each in (*by_event, by_request)] == [str(order_id)] * 3
+    assert "offset 0" in shown
     assert "The order is final: success." in shown
 
 
