@@ -33,6 +33,7 @@ from settle_outbox.consume.inbox import (
     count_skipped,
     delete_attempts,
     delete_events,
+    is_older_than_inbox,
     record_new,
     record_verdict,
 )
@@ -41,7 +42,6 @@ from settle_outbox.runtime.active_clock import ActiveClock
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.service import Outcome, Verdict
 from settle_outbox.storage.sqlstate import is_transient, is_unreachable, sqlstate_of
-from settle_outbox.uuid7 import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -262,17 +262,13 @@ def _raise_schema_failure(items: Sequence[Parsed]) -> None:
 
 def _park_older_than_inbox(session: Session, batch: Batch, horizon: UUID) -> None:
     """Park the new events that are older than the inbox, and remove them from the batch."""
-    old = [item for item in batch.new if _is_older(event_of(item).id, horizon)]
+    old = [item for item in batch.new if is_older_than_inbox(event_of(item).id, horizon)]
     delete_events(session, [event_of(item).id for item in old])
     for item in old:
         event_id = event_of(item).id
         detail = f"Event {event_id} is older than the inbox, which begins at {horizon}."
         _park(session, batch, item, "older_than_inbox", detail)
-    batch.new = [item for item in batch.new if not _is_older(event_of(item).id, horizon)]
-
-
-def _is_older(event_id: UUID, horizon: UUID) -> bool:
-    return event_id < horizon and time_of(event_id) is not None
+    batch.new = [item for item in batch.new if not is_older_than_inbox(event_of(item).id, horizon)]
 
 
 def _subscription(item: Parsed) -> Subscription:

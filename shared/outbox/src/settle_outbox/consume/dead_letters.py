@@ -198,10 +198,10 @@ def delete_closed(session: Session, retention_s: int) -> bool:
     Returns:
         Whether there may be more.
     """
-    deleted = session.execute(
+    deleted = session.connection().execute(
         _DELETE_CLOSED, {"retention_s": retention_s, "limit": _DELETED_AT_ONCE}
     )
-    return deleted.rowcount >= _DELETED_AT_ONCE  # type: ignore[attr-defined, no-any-return]
+    return deleted.rowcount >= _DELETED_AT_ONCE
 
 
 def record_of(row: RowMapping) -> ConsumerRecord:

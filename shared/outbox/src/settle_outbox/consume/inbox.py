@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import text
 
+from settle_outbox.uuid7 import time_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
@@ -202,6 +204,16 @@ def key_text(key: bytes | None) -> str | None:
     except UnicodeDecodeError:
         return None
     return None if "\x00" in decoded else decoded[:KEY_MAX_LENGTH]
+
+
+def is_older_than_inbox(event_id: UUID, horizon: UUID) -> bool:
+    """Return whether an event may have been applied and forgotten.
+
+    Args:
+        event_id: the event. Only a UUIDv7 has an age.
+        horizon: the oldest id that the inbox remembers.
+    """
+    return event_id < horizon and time_of(event_id) is not None
 
 
 def storable(detail: str) -> str:

@@ -19,7 +19,13 @@ from settle_outbox.consume.dead_letters import State, delete_closed, record_of
 from settle_outbox.consume.failures import FAILURE_REASONS
 from settle_outbox.consume.handler_call import call_handler
 from settle_outbox.consume.handler_guard import HandlerRun
-from settle_outbox.consume.inbox import delete_attempts, key_text, record_new, record_verdict
+from settle_outbox.consume.inbox import (
+    delete_attempts,
+    is_older_than_inbox,
+    key_text,
+    record_new,
+    record_verdict,
+)
 from settle_outbox.consume.records import INVALID_DATA, parse
 from settle_outbox.consume.repair_requests import Action, Answer, Repair, Request
 from settle_outbox.errors import describe_error
@@ -27,7 +33,6 @@ from settle_outbox.runtime.active_clock import ActiveClock
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.process import TRANSACTION_S
 from settle_outbox.service import Outcome
-from settle_outbox.storage.sqlstate import is_unreachable
 from settle_outbox.uuid7 import time_of
 
 if TYPE_CHECKING:
@@ -153,13 +158,9 @@ class Repairs:
             SQLAlchemyError: the database cannot be reached.
         """
         until = time.monotonic() + REPAIR_SLICE_S
-        with self._sessions.begin() as session:
-            for request_id, dead_letter_id in repair_requests.answer_abandoned(session):
-                log.error(
-                    "consumer.repair_abandoned", request=request_id, dead_letter=dead_letter_id
-                )
         while time.monotonic() < until:
             with self._sessions.begin() as session:
+                _answer_abandoned(session)
                 request = repair_requests.claim_next(session)
             if request is None:
                 break
@@ -173,7 +174,7 @@ class Repairs:
             SQLAlchemyError: the database cannot be reached.
         """
         with self._sessions.begin() as session:
-            repair_requests.answer_abandoned(session)
+            _answer_abandoned(session)
             request = repair_requests.add_claimed_request(session, dead_letter_id, repair)
         return self._carry_out(request)
 
@@ -188,9 +189,8 @@ class Repairs:
         """Carry out a claimed request; its answer is committed with its effects."""
         failpoint("repair.claimed")
         self._repairing_until = self._clock.now() + TRANSACTION_S
-        warning = self._warn_of_later_events(request)
         try:
-            answer, detail = self._attempt(request, warning)
+            answer, detail = self._attempt(request, self._warn_of_later_events(request))
         except _RefusedError as error:
             answer, detail = Answer.REFUSED, str(error)
         except _FailedError as error:
@@ -234,9 +234,7 @@ class Repairs:
                 later = session.execute(
                     _LATER_APPLIED, {"key": key, "topic": letter.topic, "id": letter.event_id}
                 ).scalar_one()
-        except DBAPIError as error:
-            if is_unreachable(error):
-                raise
+        except DBAPIError:
             return ""
         return f" {later} later events of its key were applied before it." if later else ""
 
@@ -340,11 +338,16 @@ def _refuse_unless_safe(session: Session, letter: RowMapping) -> None:
 def _refuse_older_than_inbox(session: Session, event_id: UUID) -> None:
     """Refuse an event that may have been applied and forgotten."""
     horizon = circuit_breaker.read_state(session).horizon
-    if horizon is not None and event_id < horizon and time_of(event_id) is not None:
+    if horizon is not None and is_older_than_inbox(event_id, horizon):
         raise _RefusedError(
             f"Event {event_id} is older than the inbox, which begins at {horizon}: it may have"
             " been applied from another record. Use --force if it was not."
         )
+
+
+def _answer_abandoned(session: Session) -> None:
+    for request_id, dead_letter_id in repair_requests.answer_abandoned(session):
+        log.error("consumer.repair_abandoned", request=request_id, dead_letter=dead_letter_id)
 
 
 def _require(state: State, wanted: State, rule: str) -> None:
