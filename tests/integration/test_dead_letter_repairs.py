@@ -491,7 +491,12 @@ def test_a_request_that_was_given_up_meanwhile_is_not_carried_out(
     shop.receive(number_record(1))
     shop.mend()
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
-    monkeypatch.setattr(repairs, "failpoint", lambda _: shop.repairs.carry_out_unclaimed())
+
+    def failpoint(name: str) -> None:
+        if name == "repair.claimed":
+            shop.repairs.carry_out_unclaimed()
+
+    monkeypatch.setattr(repairs, "failpoint", failpoint)
 
     repaired = shop.repair(Action.RETRY)
 
