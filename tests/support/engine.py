@@ -10,6 +10,7 @@ from settle_outbox import Service
 from settle_outbox.consume import (
     applier,
     batch_transaction,
+    careful_mode,
     consumed_topics,
     consumer,
     failures,
@@ -58,6 +59,7 @@ class World:
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (
             applier,
+            careful_mode,
             consumed_topics,
             consumer,
             failures,

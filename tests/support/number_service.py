@@ -31,8 +31,9 @@ NUMBER = "number"
 _EMPTY = """
     CREATE TABLE IF NOT EXISTS effects (number integer PRIMARY KEY);
     DROP TABLE IF EXISTS generated, checked;
-    TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, inbox_skipped,
-             dead_letters, dead_letter_requests, outbox, outbox_pending RESTART IDENTITY
+    TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, inbox_owners,
+             inbox_skipped, dead_letters, dead_letter_requests, outbox, outbox_pending
+    RESTART IDENTITY
 """
 LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=3, brake_failures=20)
 

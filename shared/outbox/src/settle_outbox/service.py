@@ -99,7 +99,8 @@ class Handler(Protocol):
 
     **Its time.** A handler may take 10 s between two statements and 120 s in all; see
     `settle_outbox.consume.failures.HandlerLimits`. An event that exceeds this alone, three times,
-    becomes a dead letter.
+    becomes a dead letter. So does an event with which alone the process dies, three times in a
+    row; see `settle_outbox.consume.careful_mode`.
 
     **Its trace.** While the handler iterates over the events, the current trace is the trace of
     the event at hand, and a new `Event` inherits it. A handler that first collects and then

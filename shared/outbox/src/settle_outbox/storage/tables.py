@@ -215,3 +215,15 @@ inbox_brakes = Table(
     Column("stopped_at", DateTime(timezone=True)),
     CheckConstraint("failures > 0", name="inbox_brakes_positive"),
 )
+
+inbox_owners = Table(
+    "inbox_owners",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Uuid, nullable=False),
+    Column("in_hand", LargeBinary),
+    Column("suspect", LargeBinary),
+    Column("deaths", Integer, nullable=False, server_default=text("0")),
+    CheckConstraint("deaths >= 0", name="inbox_owners_deaths"),
+)
