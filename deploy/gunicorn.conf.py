@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ from shared.web.app import THREADS
 
 log = structlog.get_logger(__name__)
 
+# A reload passes these to the new master: the file descriptor of the port, and the old workers.
+SOCKET = "SETTLE_API_SOCKET"
+OLD_WORKERS = "SETTLE_API_OLD_WORKERS"
+
 try:
-    bind = read_listen_address()
+    bind = os.environ.get(SOCKET) or read_listen_address()
 except SettingsError as error:
     sys.exit(str(error))
 # Its answers are problem documents.
@@ -62,6 +68,31 @@ def on_starting(server: Any) -> None:
             "ALLOWED_HOSTS", ""
         ):
             log.warning("web.any_host_allowed", remedy="set ALLOWED_HOSTS to the service's names")
+
+
+def on_reload(server: Any) -> None:
+    """Load the installed code after SIGHUP, without closing the port.
+
+    gunicorn would only fork new workers, which would keep the modules that the master has imported.
+    So the master starts again in the same process, with the same pid and the same open port. The
+    old workers serve until a new one is ready.
+    """
+    (listener,) = server.LISTENERS
+    os.environ[SOCKET] = f"fd://{listener.fileno()}"
+    os.environ[OLD_WORKERS] = " ".join(map(str, server.WORKERS))
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
+
+
+def post_worker_init(worker: Any) -> None:
+    """Stop the workers from before a reload. They finish their requests."""
+    old = os.environ.get(OLD_WORKERS, "").split()
+    if not old:
+        return
+    # Another process may have the pid of a worker that has ended.
+    children = Path(f"/proc/{worker.ppid}/task/{worker.ppid}/children").read_text("ascii").split()
+    for pid in set(old) & set(children):
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
 
 
 def when_ready(server: Any) -> None:

@@ -216,7 +216,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             self._waiting.give_up_longest()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Close idle connections soon, because the worker stops."""
+        """Close the port, and idle connections soon, because the worker stops.
+
+        gunicorn would close the port last. Until then, clients could connect, but nobody would
+        answer. The connections that wait for a worker are taken first.
+        """
+        for listener in self.sockets:
+            taken = -1
+            while taken < self.nr_conns < self.worker_connections:
+                taken = self.nr_conns
+                self.accept(listener)
+            listener.close()
         self._waiting.shorten_idle(deadline)
 
     def _close(self, conn: TConn) -> None:
