@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import make_url
 
 import services.wiring
-from settle_outbox.consume import handler_sessions
+from settle_outbox.consume.handler import sessions as handler_sessions
 from settle_outbox.notifications import notify
 from settle_outbox.publish import relay
 from support.delivery import Delivery

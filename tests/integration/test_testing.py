@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 import settle_outbox as outbox
 from settle_outbox import Event, Outcome, Retry, Verdict
-from settle_outbox.consume.handler_guard import NotGuardableError, TransactionEndedError
+from settle_outbox.consume.handler.guard import NotGuardableError, TransactionEndedError
 from settle_outbox.testing import GUARDABLE, HandlerResult, apply
 from settle_outbox.trace import Trace
 from support.number_service import NUMBER, Effect, empty, number_service, write_down

@@ -14,10 +14,10 @@ from settle_outbox.consume import (
     consumed_topics,
     consumer,
     failures,
-    handler_call,
     partition_reader,
     paused_partitions,
 )
+from settle_outbox.consume.handler import call as handler_call
 from settle_outbox.publish import relay, sender
 from support.clock import Clock, InstantStop
 from support.delivery import Delivery

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from settle_outbox import Service, Subscription
 from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.failures import HandlerLimits
-from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.consume.handler.guard import GUARDABLE
 from settle_outbox.storage.database import make_engine, make_sessions
 
 if TYPE_CHECKING:

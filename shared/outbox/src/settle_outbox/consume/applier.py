@@ -63,7 +63,7 @@ class Applier:
     Args:
         service: the service whose handlers are called.
         sessions: makes sessions of its database. Their engine must have the options
-            `handler_guard.GUARDABLE`.
+            `handler.guard.GUARDABLE`.
         limits: of the handlers.
         beat: writes a heartbeat. It is called between transactions, and by another thread while a
             handler runs within its limits.

@@ -27,8 +27,8 @@ from settle_outbox.consume.failures import (
     raise_if_database_failed,
     raise_if_key_collision,
 )
-from settle_outbox.consume.handler_call import call_handler
-from settle_outbox.consume.handler_guard import HandlerRun
+from settle_outbox.consume.handler.call import call_handler
+from settle_outbox.consume.handler.guard import HandlerRun
 from settle_outbox.consume.inbox import (
     count_skipped,
     delete_attempts,

@@ -35,7 +35,7 @@ from settle_outbox.consume.applier import APPLY_MAX_S, Applier
 from settle_outbox.consume.careful_mode import CarefulApplier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
 from settle_outbox.consume.failures import HandlerLimits, TransientDatabaseError
-from settle_outbox.consume.handler_sessions import IDLE_MS, LOCK_WAIT_MS, make_handler_sessions
+from settle_outbox.consume.handler.sessions import IDLE_MS, LOCK_WAIT_MS, make_handler_sessions
 from settle_outbox.consume.partition_reader import PartitionReader
 from settle_outbox.consume.paused_partitions import Pause, PausedPartitions
 from settle_outbox.consume.repairs import REPAIR_SLICE_S, Repairs

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from settle_outbox.consume.circuit_breaker import SubscriptionKey
-    from settle_outbox.consume.handler_guard import HandlerRun
+    from settle_outbox.consume.handler.guard import HandlerRun
     from settle_outbox.consume.records import Parsed
     from settle_outbox.service import Subscription
 

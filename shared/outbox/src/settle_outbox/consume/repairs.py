@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from settle_outbox.consume import circuit_breaker, repair_requests
 from settle_outbox.consume.dead_letters import State, delete_closed, record_of
 from settle_outbox.consume.failures import FAILURE_REASONS
-from settle_outbox.consume.handler_call import call_handler
-from settle_outbox.consume.handler_guard import HandlerRun
+from settle_outbox.consume.handler.call import call_handler
+from settle_outbox.consume.handler.guard import HandlerRun
 from settle_outbox.consume.inbox import (
     delete_attempts,
     is_older_than_inbox,
@@ -127,7 +127,7 @@ class Repairs:
     Args:
         service: whose handlers are called.
         sessions: makes sessions of its database; the engine was made with
-            `handler_guard.GUARDABLE`.
+            `handler.guard.GUARDABLE`.
         retention_s: how long closed dead letters are kept, in seconds.
         beat: gives a sign of life; called from another thread during a repair.
     """
