@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 # Maximum memory of a worker for incomplete requests. Beyond it, the oldest is refused. A worker of
 # about 70 MB stays far below 200 MB.
-PARTIAL_MAX_BYTES = 16 * 1024 * 1024
+INCOMPLETE_MAX_BYTES = 16 * 1024 * 1024
 _NO_ROOM = "The server has too many incomplete requests. Send the request again."
 
 
-class IncomingRequests:
+class IncompleteRequests:
     """The incomplete requests of a worker. Only the main thread uses it.
 
     Args:
@@ -96,7 +96,7 @@ class IncomingRequests:
         size = conn.parser.unreader.size
         self._bytes += size - self._sizes.get(conn, 0)
         self._sizes[conn] = size
-        while self._bytes > PARTIAL_MAX_BYTES:
+        while self._bytes > INCOMPLETE_MAX_BYTES:
             oldest = next((each for each in self._sizes if each in self._waiting), None)
             if oldest is None:  # all of them wait for a thread
                 return
