@@ -32,8 +32,8 @@ class Held:
     """A row of the partitions that consumers hold."""
 
     owner: UUID
-    in_hand: bytes | None = None
-    suspect: bytes | None = None
+    in_hand: list[bytes] | None = None
+    suspects: list[bytes] | None = None
     deaths: int = 0
 
 
@@ -323,11 +323,11 @@ def _take_over(
         if held is None:
             continue
         if held.in_hand is not None:
-            held.deaths = held.deaths + 1 if held.in_hand == held.suspect else 1
-            held.suspect, held.in_hand = held.in_hand, None
+            held.deaths = held.deaths + 1 if held.in_hand == held.suspects else 1
+            held.suspects, held.in_hand = held.in_hand, None
         held.owner = owner
         rows.append(
-            _row(topic=topic, partition=partition, suspect=held.suspect, deaths=held.deaths)
+            _row(topic=topic, partition=partition, suspects=held.suspects, deaths=held.deaths)
         )
     return rows
 
@@ -338,7 +338,7 @@ def _claim(tables: Tables, *, topics: list[str], partitions: list[int], owner: U
 
 
 def _set_in_hand(
-    tables: Tables, *, topic: str, partition: int, in_hand: bytes | None, owner: UUID
+    tables: Tables, *, topic: str, partition: int, in_hand: list[bytes] | None, owner: UUID
 ) -> None:
     held = tables.owners.get((topic, partition))
     if held is not None and held.owner == owner:
