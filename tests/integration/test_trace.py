@@ -98,6 +98,26 @@ def test_a_paid_order_is_traced_by_each_of_its_ids(
     assert "The order is final: success." in shown
 
 
+def test_a_dead_letter_comes_before_the_retry_that_applied_it(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+) -> None:
+    order_id = settled(delivery)
+    delivery.query(
+        "payments",
+        """
+        INSERT INTO dead_letters (fingerprint, event_id, topic, partition, "offset", headers,
+            reason, detail, parked_at)
+        SELECT 'x', id, 'orders.events', 0, 0, '[]', 'handler_failed', '',
+            received_at - interval '1 minute'
+        FROM inbox
+        """,
+    )
+
+    trace = traced(order_id)
+
+    assert names(trace) == [*FLOW[:3], "dead_letter", *FLOW[3:]]
+
+
 def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[str, Any]]) -> None:
     order_id = settled(delivery)
 
@@ -186,7 +206,10 @@ def test_a_stuck_order_is_shown_with_its_reason_and_the_next_command(
     stuck = settle("orders", "stuck", "--older-than", "0", "--json")
     shown = settle("orders", "stuck", "--older-than", "0").stdout
 
-    assert (young.exit_code, young.stdout) == (0, "No order is stuck.\n")
+    assert (young.exit_code, young.stdout) == (
+        0,
+        "No order has been open for more than 60 s.\n",
+    )
     assert stuck.exit_code == 1
     found = json.loads(stuck.stdout)
     assert (found["order_id"], found["wait"]["reason"]) == (str(order_id), reason)
