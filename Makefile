@@ -17,8 +17,8 @@ ENGINE := shared/outbox
 # cores, because tests wait for processes that start; in the order that tests/conftest.py gives.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 PYTEST := $(BIN)/pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
-FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 # The programs in .venv begin with the path of the checkout: a moved checkout needs a new .venv.
@@ -38,7 +38,7 @@ help: ## Show this list
 install: $(INSTALLED) ## Make the virtual environment .venv, and install everything into it
 
 $(RUNTIME): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 with venv is needed;" \
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 to 3.14 with venv is needed;" \
 		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@{ $(IS_HERE) && $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV)
@@ -131,6 +131,10 @@ openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/open
 .PHONY: commands
 commands: $(INSTALLED) ## Renew the reference of the commands, docs/reference/cli.md
 	@PYTHONPATH=tests $(BIN)/python -m support.commands
+
+.PHONY: screenshots
+screenshots: $(INSTALLED) ## Renew the pictures of docs/images; needs Chromium and the default ports
+	@PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
 # The last of it is what builds the package itself: a release builds with nothing but what is listed.
 .PHONY: requirements
