@@ -132,17 +132,27 @@ openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/open
 commands: $(INSTALLED) ## Renew the reference of the commands, docs/reference/cli.md
 	@PYTHONPATH=tests $(BIN)/python -m support.commands
 
+.PHONY: release
+release: $(INSTALLED) ## Build the files of a release from the last commit into dist/, reproducibly
+	@.ci/release
+
 .PHONY: screenshots
 screenshots: $(INSTALLED) ## Renew the pictures of docs/images; needs Chromium and the default ports
 	@PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
 # The last of it is what builds the package itself: a release builds with nothing but what is listed.
 .PHONY: requirements
-requirements: $(INSTALLED) ## Renew requirements.txt, a release's packages with hashes, by constraints.txt
+requirements: $(INSTALLED) ## Renew requirements.txt by constraints.txt, with hashes, and the licences' list
 	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command 'make requirements' --constraint constraints.txt \
 		--output-file requirements.txt setup.cfg $(ENGINE)/pyproject.toml - >/dev/null
+	@{ echo '# Third-party notices'; echo; echo 'The packages that a release installs, with their' \
+		'licences as they state them. `make requirements` renews this page.'; echo; \
+		$(BIN)/uv tool run --quiet pip-licenses==5.5.5 --python $(BIN)/python --no-version \
+		--format markdown --with-urls --from mixed \
+		--packages $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/\1/p' requirements.txt); \
+		} >THIRD-PARTY-NOTICES.md
 
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; ARGS="--max-examples 1000"
