@@ -64,7 +64,7 @@ def main() -> None:
 
     Docker is not needed: PostgreSQL and a broker come from Python packages. To use other servers,
     set PAYMENTS_DATABASE_URL, ORDERS_DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS.
-    BROKER=kafka runs Apache Kafka instead; it needs Java 17 and Maven.
+    BROKER=kafka runs Apache Kafka instead; it needs Java 17 or later, and Maven.
 
     \b
     Ports: PAYMENTS_PORT (8080), ORDERS_PORT (8081), POSTGRES_PORT (15432), KAFKA_PORT (19092).

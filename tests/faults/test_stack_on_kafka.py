@@ -77,7 +77,7 @@ def test_the_stack_runs_on_apache_kafka_which_keeps_its_topics() -> None:
     [
         ({"BROKER": "rabbit"}, "BROKER is 'rabbit': set it to embedded or kafka."),
         ({"BROKER": "kafka", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, "unset one of them"),
-        ({"BROKER": "kafka", "PATH": "nothing"}, "install openjdk-17-jre-headless and maven"),
+        ({"BROKER": "kafka", "PATH": "nothing"}, "install default-jre-headless and maven"),
     ],
 )
 def test_what_is_wrong_with_it_is_told_in_one_sentence(

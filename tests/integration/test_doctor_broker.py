@@ -138,20 +138,30 @@ def test_topics_that_are_not_as_set(doctor: Doctor, admin: KafkaAdminClient) -> 
 
 
 @pytest.mark.parametrize(
-    ("leader", "in_sync", "verdict"), [(-1, [], "fail"), (1, [1], "warn"), (1, [1, 2], "ok")]
+    ("leader", "copies", "in_sync", "verdict"),
+    [
+        (-1, [1, 2], [], "fail"),
+        (1, [1, 2], [1], "warn"),
+        (1, [1], [1], "warn"),
+        (1, [1, 2], [1, 2], "ok"),
+    ],
 )
-def test_a_topic_without_a_leader_or_behind(
-    delivery: Delivery, leader: int, in_sync: list[int], verdict: str
+def test_a_topic_without_a_leader_or_behind_or_with_one_copy(
+    delivery: Delivery, leader: int, copies: list[int], in_sync: list[int], verdict: str
 ) -> None:
-    """As a cluster describes it; here is one node alone."""
+    """As a cluster of two brokers describes it; here is one node alone."""
     partition = {
         "partition_index": 0,
         "leader_id": leader,
-        "replica_nodes": [1, 2],
+        "replica_nodes": copies,
         "isr_nodes": in_sync,
     }
     settings = delivery.settings("payments", topic_partitions=1)
-    (check,) = topics.check_topic(ORDERS, {"name": ORDERS, "partitions": [partition]}, settings)
+
+    (check,) = topics.check_topic(
+        ORDERS, {"name": ORDERS, "partitions": [partition]}, settings, brokers=2
+    )
+
     assert check.verdict == verdict
 
 

