@@ -22,7 +22,7 @@ import pytest
 import requests
 from sqlalchemy import NullPool, create_engine, text
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.json_body import MAX_BYTES
 from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.problems.documents import MEDIA_TYPE
 from shared.web.server.request_reader import READ_S
 from shared.web.server.worker import LINGER_MAX_BYTES, LINGER_S

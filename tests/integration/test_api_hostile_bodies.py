@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.json_body import MAX_BYTES
 from support.web import serve
 

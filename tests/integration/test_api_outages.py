@@ -15,8 +15,9 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
+from services.wiring import SPARE_CONNECTIONS
 from shared.migrations import upgrade
-from shared.web.app import POOL_SIZE
+from shared.settings import DEFAULT_THREADS
 from shared.web.problems.documents import MEDIA_TYPE
 from support.frozen_postgres import frozen
 from support.ports import free_port
@@ -327,7 +328,7 @@ def test_a_pool_whose_connections_are_all_in_use(payments_url: str) -> None:
     with open_app("payments", payments_url) as app, ExitStack() as held:
         client = app.test_client()
         sessions = app.extensions["settle-sessions"]
-        for _ in range(POOL_SIZE):
+        for _ in range(DEFAULT_THREADS + SPARE_CONNECTIONS):
             held.enter_context(sessions()).execute(text("SELECT 1"))
         answer = client.get("/readyz")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")

@@ -11,7 +11,7 @@ import pytest
 
 from support.ports import free_port
 from support.waiting import wait_until
-from support.web import NO_DATABASE, ROOT, gunicorn, serve
+from support.web import NO_DATABASE, ROOT, gunicorn, open_app, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +41,20 @@ def test_an_api_starts_without_supervisord(tmp_path: Path, health_dir: str) -> N
         log = (tmp_path / "log").read_text()
 
     assert "Traceback" not in log
+
+
+def test_workers_and_threads_are_settings() -> None:
+    """A worker has a connection for each thread, and two more."""
+    size = {"API_WORKERS": "3", "API_THREADS": "5"}
+
+    printed = start(GUNICORN_CMD_ARGS="--print-config", **size).stdout
+    with open_app("orders", NO_DATABASE, **size) as app:
+        pool_size = app.extensions["settle-sessions"].kw["bind"].pool.size()
+
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["workers", "=", "3"] in lines
+    assert ["threads", "=", "5"] in lines
+    assert pool_size == 7
 
 
 def test_a_command_line_may_name_the_address_in_place_of_the_port(tmp_path: Path) -> None:
