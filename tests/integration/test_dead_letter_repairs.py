@@ -1,4 +1,4 @@
-"""Dead letters are retried, discarded and restored; each at most once, whoever dies meanwhile."""
+"""Dead letters are retried, discarded and restored at most once, even if a process dies."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ DAY_S = 86_400
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing of the process runs after it."""
+    """Simulates SIGKILL: no handler catches it."""
 
 
 class Shop:
-    """A service whose handler fails as long as it has a defect, and the database that it has.
+    """A service with its database. Its handler fails until it is fixed.
 
     Attributes:
-        defect: called for each number before it is written down.
-        verdict: that the handler returns for each event.
+        defect: Called with each number before the handler stores it.
+        verdict: The verdict that the handler returns for each event.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -86,7 +86,7 @@ class Shop:
             write_down(session, event.data["number"])
         return {event.id: self.verdict for event in events if self.verdict}
 
-    def mend(self) -> None:
+    def fix_handler(self) -> None:
         self.defect = lambda _: None
 
     def receive(self, *records: ConsumerRecord) -> None:
@@ -96,7 +96,7 @@ class Shop:
         return self.repairs.carry_out(dead_letter_id, Repair(action, "ann", "a note", force))
 
     def ask(self, statement: str, **parameters: Any) -> list[Any]:
-        """Ask over a connection of its own."""
+        """Run a statement on a separate connection, and return its rows."""
         other = create_engine(self.engine.url)
         with other.begin() as connection:
             result = connection.execute(text(statement), parameters)
@@ -121,7 +121,7 @@ def plain_logs() -> None:
 
 @pytest.fixture
 def shop(database_url: str) -> Iterator[Shop]:
-    """A shop with an empty database."""
+    """Return a service with an empty database."""
     with handler_engine(database_url, lock_timeout="500") as engine:
         empty(engine)
         yield Shop(engine)
@@ -129,7 +129,7 @@ def shop(database_url: str) -> Iterator[Shop]:
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the process end at a failpoint, as by SIGKILL."""
+    """Return a function that simulates SIGKILL at a failpoint."""
 
     def arm(wanted: str) -> None:
         def failpoint(name: str) -> None:
@@ -147,10 +147,10 @@ def second_engine(shop: Shop) -> Iterator[Engine]:
         yield engine
 
 
-def test_a_retry_applies_the_event_once_its_handler_is_correct(shop: Shop) -> None:
+def test_a_retry_applies_the_event_after_its_handler_is_fixed(shop: Shop) -> None:
     record = number_record(1, request_id="r-1")
     shop.receive(record)
-    shop.mend()
+    shop.fix_handler()
 
     repaired = shop.repair(Action.RETRY)
 
@@ -163,7 +163,7 @@ def test_a_retry_applies_the_event_once_its_handler_is_correct(shop: Shop) -> No
     assert shop.states() == [State.RETRIED]
 
 
-def test_a_retry_that_fails_leaves_the_dead_letter_open_and_says_why(shop: Shop) -> None:
+def test_a_failed_retry_leaves_the_dead_letter_open_with_the_reason(shop: Shop) -> None:
     shop.receive(number_record(1))
 
     repaired = shop.repair(Action.RETRY)
@@ -198,7 +198,7 @@ def test_a_handler_that_ends_the_transaction_of_a_retry_fails(shop: Shop) -> Non
 
 def test_a_dead_letter_is_not_retried_before_an_older_one_of_its_key(shop: Shop) -> None:
     shop.receive(number_record(1), number_record(2), number_record(3, key=b"other"))
-    shop.mend()
+    shop.fix_handler()
 
     too_early = shop.repair(Action.RETRY, 2)
     other_key = shop.repair(Action.RETRY, 3)
@@ -212,8 +212,8 @@ def test_a_dead_letter_is_not_retried_before_an_older_one_of_its_key(shop: Shop)
     assert shop.effects() == [1, 2, 3]
 
 
-def test_a_decision_of_the_handler_is_overruled_only_by_force(shop: Shop) -> None:
-    shop.mend()
+def test_an_event_parked_by_its_handler_is_retried_only_by_force(shop: Shop) -> None:
+    shop.fix_handler()
     shop.verdict = Verdict(Outcome.PARKED, "unknown_order", "There is no such order.")
     shop.receive(number_record(1))
     shop.ask("DELETE FROM effects")
@@ -231,7 +231,7 @@ def test_a_decision_of_the_handler_is_overruled_only_by_force(shop: Shop) -> Non
 
 def test_an_anomaly_of_a_retry_is_recorded(shop: Shop) -> None:
     shop.receive(number_record(1))
-    shop.mend()
+    shop.fix_handler()
     shop.verdict = Verdict(Outcome.ANOMALY, "already_final", "It is final.")
 
     repaired = shop.repair(Action.RETRY)
@@ -242,7 +242,7 @@ def test_an_anomaly_of_a_retry_is_recorded(shop: Shop) -> None:
     assert shop.states() == [State.RETRIED]
 
 
-def test_an_invalid_record_stays_open_until_the_schema_takes_it(shop: Shop) -> None:
+def test_a_retry_of_an_invalid_record_leaves_it_open(shop: Shop) -> None:
     shop.receive(number_record("three", offset=3))
 
     invalid = shop.repair(Action.RETRY)
@@ -253,14 +253,14 @@ def test_an_invalid_record_stays_open_until_the_schema_takes_it(shop: Shop) -> N
     assert shop.states() == [State.OPEN]
 
 
-def test_an_event_that_came_right_meanwhile_is_not_applied_twice(shop: Shop) -> None:
+def test_an_event_applied_from_another_record_is_not_applied_twice(shop: Shop) -> None:
     event_id = uuid7()
     shop.receive(number_record("one", offset=1, event_id=event_id))
-    shop.mend()
+    shop.fix_handler()
     shop.receive(number_record(1, offset=2, event_id=event_id))
     shop.ask(
         "UPDATE dead_letters SET value = convert_to(:value, 'UTF8')", value='{"number": 1}'
-    )  # as if the schema took it now
+    )  # simulates a schema that accepts the value now
 
     repaired = shop.repair(Action.RETRY)
 
@@ -269,9 +269,9 @@ def test_an_event_that_came_right_meanwhile_is_not_applied_twice(shop: Shop) -> 
     assert shop.states() == [State.RETRIED]
 
 
-def test_an_event_that_may_be_forgotten_is_applied_only_by_force(shop: Shop) -> None:
+def test_an_event_older_than_the_inbox_is_retried_only_by_force(shop: Shop) -> None:
     shop.receive(number_record(1))
-    shop.mend()
+    shop.fix_handler()
     shop.ask("DELETE FROM inbox")
     shop.ask("INSERT INTO inbox_horizon (before) VALUES (:id)", id=uuid7())
 
@@ -286,7 +286,7 @@ def test_an_event_that_may_be_forgotten_is_applied_only_by_force(shop: Shop) -> 
 
 def test_a_discarded_dead_letter_is_not_retried_until_it_is_restored(shop: Shop) -> None:
     shop.receive(number_record(1))
-    shop.mend()
+    shop.fix_handler()
 
     answers = [
         shop.repair(action).answer
@@ -307,7 +307,7 @@ def test_a_discarded_dead_letter_is_not_retried_until_it_is_restored(shop: Shop)
     assert shop.states() == [State.RETRIED]
 
 
-def test_the_record_is_kept_as_it_came(shop: Shop) -> None:
+def test_the_record_of_a_dead_letter_is_kept_unchanged(shop: Shop) -> None:
     record = number_record(1)._replace(
         headers=[*number_record(1).headers, ("raw", b"\xff\x00"), ("none", None), ("raw", b"")],
         timestamp=1_700_000_000_000,
@@ -322,7 +322,7 @@ def test_the_record_is_kept_as_it_came(shop: Shop) -> None:
 
 def test_a_consumer_carries_out_requests_in_their_order(shop: Shop) -> None:
     shop.receive(*[number_record(number) for number in (1, 2, 3)])
-    shop.mend()
+    shop.fix_handler()
     with shop.engine.begin() as connection:
         add_requests(connection, [1, 2, 3], Repair(Action.RETRY, "console"))
 
@@ -337,15 +337,15 @@ def test_a_consumer_carries_out_requests_in_their_order(shop: Shop) -> None:
 
 
 def test_consumers_carry_out_requests_one_after_another(shop: Shop) -> None:
-    """Two at once could apply the events of a key in the wrong order."""
+    """Two consumers at a time could apply the events of a key in the wrong order."""
     shop.receive(number_record(1), number_record(2))
     with second_engine(shop) as other:
-        beside = shop.new_repairs(other)
+        second_repairs = shop.new_repairs(other)
         seen: list[list[int]] = []
 
         def meanwhile(number: int) -> None:
             if number == 1:
-                beside.carry_out_unclaimed()
+                second_repairs.carry_out_unclaimed()
                 seen.append(
                     shop.ask("SELECT id FROM dead_letter_requests WHERE answer IS NULL ORDER BY id")
                 )
@@ -359,7 +359,7 @@ def test_consumers_carry_out_requests_one_after_another(shop: Shop) -> None:
     assert shop.effects() == [1, 2]
 
 
-def test_a_handler_that_raises_no_exception_does_not_end_the_process(shop: Shop) -> None:
+def test_a_cancelled_error_of_a_handler_does_not_end_the_process(shop: Shop) -> None:
     def cancel(_: int) -> None:
         raise asyncio.CancelledError("cancelled")
 
@@ -371,16 +371,16 @@ def test_a_handler_that_raises_no_exception_does_not_end_the_process(shop: Shop)
     assert repaired == Repaired(1, Answer.FAILED, "CancelledError: cancelled")
 
 
-def test_signs_of_life_are_given_while_a_repair_lasts(shop: Shop) -> None:
+def test_heartbeats_continue_during_a_repair(shop: Shop) -> None:
     beats: list[int] = []
-    beaten = threading.Event()
+    has_beaten = threading.Event()
 
     def beat() -> None:
         beats.append(1)
-        beaten.set()
+        has_beaten.set()
 
     shop.receive(number_record(1))
-    shop.defect = lambda _: None if beaten.wait(30) else pytest.fail("no sign of life")
+    shop.defect = lambda _: None if has_beaten.wait(30) else pytest.fail("no heartbeat")
     sessions = make_sessions(shop.engine)
     shop.repairs = Repairs(shop.service, sessions, retention_s=DAY_S, beat=beat)
 
@@ -389,7 +389,7 @@ def test_signs_of_life_are_given_while_a_repair_lasts(shop: Shop) -> None:
     assert repaired.answer is Answer.DONE
 
 
-def test_a_console_cannot_write_a_request_of_any_size(shop: Shop) -> None:
+def test_a_repair_request_with_a_long_name_is_refused(shop: Shop) -> None:
     shop.receive(number_record(1))
 
     with pytest.raises(IntegrityError, match="dead_letter_requests_by"):
@@ -399,7 +399,7 @@ def test_a_console_cannot_write_a_request_of_any_size(shop: Shop) -> None:
         )
 
 
-def test_a_console_may_write_a_request_during_a_repair(shop: Shop) -> None:
+def test_a_repair_request_can_be_written_during_a_repair(shop: Shop) -> None:
     shop.receive(number_record(1))
 
     def write(_: int) -> None:
@@ -413,14 +413,14 @@ def test_a_console_may_write_a_request_during_a_repair(shop: Shop) -> None:
     assert shop.ask("SELECT count(*) FROM dead_letter_requests") == [2]
 
 
-def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
+def test_concurrent_requests_for_one_dead_letter_apply_it_once(shop: Shop) -> None:
     shop.receive(number_record(1))
-    both_there = threading.Barrier(2)
+    both_ready = threading.Barrier(2)
     shop.defect = lambda _: None
     found: list[Repaired] = []
 
     def retry(engine: Engine) -> None:
-        both_there.wait(30)
+        both_ready.wait(30)
         found.append(shop.new_repairs(engine).carry_out(1, Repair(Action.RETRY, "ann")))
 
     with second_engine(shop) as one, second_engine(shop) as two:
@@ -434,8 +434,8 @@ def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
     assert shop.effects() == [1]
 
 
-def test_an_event_that_comes_during_its_retry_is_applied_once(shop: Shop) -> None:
-    """A replay sends it again; its inbox row waits for the retry's transaction."""
+def test_an_event_that_arrives_during_its_retry_is_applied_once(shop: Shop) -> None:
+    """A replay sends the event again. Its inbox row waits for the transaction of the retry."""
     record = number_record(1)
     shop.receive(record)
     again = record._replace(offset=9)
@@ -465,7 +465,7 @@ def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
     place: str,
 ) -> None:
     shop.receive(number_record(1))
-    shop.mend()
+    shop.fix_handler()
     kill_at(place)
     with pytest.raises(KilledError):
         shop.repair(Action.RETRY)
@@ -484,12 +484,12 @@ def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
     assert shop.effects() == [1]
 
 
-def test_a_request_that_was_given_up_meanwhile_is_not_carried_out(
+def test_an_abandoned_request_is_not_carried_out(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a process that was frozen between its claim and its attempt."""
+    """A process that was frozen between its claim and its attempt causes this."""
     shop.receive(number_record(1))
-    shop.mend()
+    shop.fix_handler()
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
 
     def failpoint(name: str) -> None:
