@@ -320,7 +320,7 @@ def test_a_large_body_is_refused(call: tuple[FlaskClient, str]) -> None:
     problem_of(client.post(path, data=body, content_type=JSON), 413)
 
 
-def test_a_wrong_method_is_refused(call: tuple[FlaskClient, str]) -> None:
+def test_an_unsupported_method_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     for method in ("PUT", "PATCH", "DELETE", "TRACE", "FOO"):
         response = client.open(path, method=method, json={})
@@ -357,7 +357,7 @@ def test_an_unknown_field_may_hold_anything(
     ["/x", "/accounts/", "/orders/", "/order", "/order/", "/accounts//deposit", "/.env", "/%00",
      "/%ff", "/%2e%2e/%2e%2e/etc/passwd", "/" + "x" * 3000],
 )  # fmt: skip
-def test_an_unknown_address_is_a_problem(
+def test_an_unknown_path_gets_a_problem_document(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
     for method in ("GET", "POST", "FOO"):
@@ -365,7 +365,7 @@ def test_an_unknown_address_is_a_problem(
 
 
 @pytest.mark.parametrize("user_id", [None, *WRONG_USERS, "\0", "\ud83d\ude00", "x" * 3000])
-def test_a_balance_of_a_wrong_user_is_refused(
+def test_a_balance_of_an_invalid_user_id_is_refused(
     clients: dict[str, FlaskClient], user_id: str | None
 ) -> None:
     query = {} if user_id is None else {"user_id": user_id.encode("utf-8", "surrogatepass")}

@@ -166,7 +166,7 @@ def test_a_request_whose_body_comes_late_is_logged_once(port: int, log: Path) ->
 
 @pytest.mark.slow
 def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: Path) -> None:
-    """The oldest requests are refused. The server still order for the others."""
+    """The oldest requests are refused. The server still waits for the others."""
     log = tmp_path / "log"
     head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (MAX_BYTES - 100, b" " * (MAX_BYTES - 100))

@@ -100,7 +100,7 @@ def open_docs(browser: Chrome, url: str) -> list[str]:
 
 
 def requested_urls(browser: Chrome) -> set[str]:
-    """Return every address that the browser requested_urls."""
+    """Return every address that the browser requested."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return {
         message["params"]["request"]["url"]

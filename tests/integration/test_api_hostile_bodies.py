@@ -133,7 +133,7 @@ def probing(url: str) -> Iterator[list[float]]:
             probes.result()
 
 
-def test_hostile_bodies_cost_little(url: str, health_dir: Path) -> None:
+def test_expensive_bodies_cost_little_time_and_memory(url: str, health_dir: Path) -> None:
     def post(name: str) -> tuple[str, int, int]:
         body, _ = BODIES[name]
         answer = requests.post(f"{url}/orders", data=body, headers=JSON, timeout=60)

@@ -31,7 +31,7 @@ def requests_in(log: Path) -> list[dict[str, Any]]:
     return [line for line in lines(log) if line["event"] == "web.request"]
 
 
-def test_each_request_has_a_line(payments_url: str, tmp_path: Path) -> None:
+def test_each_request_has_one_log_line(payments_url: str, tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     with serve("payments", payments_url, log) as url:
         headers = {"X-Request-ID": "r-1"}

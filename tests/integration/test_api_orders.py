@@ -97,7 +97,7 @@ def test_a_malformed_order_id_is_not_found(orders: FlaskClient, order_id: str) -
     problem_of(orders.get(f"/order/{order_id}"), 404)
 
 
-def test_the_list_has_these_fields_in_this_order(orders: FlaskClient) -> None:
+def test_the_list_has_the_documented_fields_in_order(orders: FlaskClient) -> None:
     before = datetime.now(UTC)
     user_id = str(uuid4())
     order_id = id_of(place(orders, user_id=user_id, amount=7, description="Grüße"))

@@ -68,7 +68,7 @@ def test_a_deposit_needs_no_user_id_in_its_body(payments: FlaskClient, user_id: 
     assert balance(payments, user_id) == 5
 
 
-def test_a_deposit_for_another_user_than_the_address_names_is_refused(
+def test_a_deposit_with_another_user_in_its_body_is_refused(
     payments: FlaskClient, user_id: str
 ) -> None:
     body = {"user_id": str(uuid4()), "amount": 5}

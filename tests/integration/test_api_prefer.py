@@ -221,7 +221,7 @@ def test_a_notification_ends_the_wait(
     waiting = {path: [wait(path), wait(path)] for path in (first, second)}
     wait_until(lambda: len(waiters.keys()) == 2)
     connections = orders.application.extensions["settle-sessions"].kw["bind"].pool
-    wait_until(lambda: connections.checkedout() == 0, what="no connection to be taken")
+    wait_until(lambda: connections.checkedout() == 0, what="all connections to be in the pool")
     for path in (first, second):
         finish(orders_url, path.removeprefix("/order/"))
         for each in waiting.pop(path):

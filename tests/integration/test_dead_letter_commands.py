@@ -109,7 +109,7 @@ def test_one_command_repairs_a_dead_letter(
     )
 
 
-def test_all_are_repaired_after_their_number_is_confirmed(
+def test_all_dead_letters_are_repaired_after_their_number_is_confirmed(
     delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
     chosen = ("--all", "--reason", "unknown_order", "--force")

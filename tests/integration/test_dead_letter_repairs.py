@@ -519,7 +519,7 @@ def test_closed_dead_letters_are_deleted_after_the_retention(shop: Shop) -> None
     assert shop.ask("SELECT dead_letter_id FROM dead_letter_requests") == [2]
 
 
-def test_dead_letters_are_chosen_and_counted(shop: Shop) -> None:
+def test_dead_letters_are_filtered_and_counted(shop: Shop) -> None:
     shop.receive(number_record(1, key=b"a"))
     shop.receive(number_record(2, key=b"b"))
     shop.receive(number_record("x", offset=3))

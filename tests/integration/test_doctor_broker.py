@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SERVICES = ("payments", "orders")
 AS_CREATED = {"retention.ms": str(7 * 86_400_000), "message.timestamp.type": "LogAppendTime"}
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker tells nothing of its settings and groups"
+    chosen()[0] != KAFKA, reason="the embedded broker does not show its settings and groups"
 )
 
 
@@ -182,12 +182,12 @@ def test_wrong_topic_settings_are_reported(doctor: Doctor, admin: KafkaAdminClie
         admin.alter_configs([resource])
         name = f"{check} {ORDERS}"
 
-        def told(name: str = name, wanted: tuple[str, str] = (verdict, found)) -> bool:
+        def is_reported(name: str = name, wanted: tuple[str, str] = (verdict, found)) -> bool:
             how, what = doctor.verdict(name)
             assert (how, wanted[1] in what) == (wanted[0], True), what
             return True
 
-        wait_until(told, what=f"{changed} to be reported")
+        wait_until(is_reported, what=f"{changed} to be reported")
         admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, list(changed))])
         assert doctor.seen[f"{check} {PAYMENTS}"].verdict == "ok"
         for setting in AS_CREATED.keys() & changed.keys():
@@ -246,8 +246,8 @@ def test_a_group_without_consumers_or_with_missed_records_is_reported(
                 admin.alter_group_offsets("payments", {place: OffsetAndMetadata(offset, "", -1)})
             except CoordinatorNotAvailableError:
                 return False  # the first request makes the broker create its topic for offsets
-            told = admin.list_group_offsets("payments")["payments"]
-            return bool(told[place].offset == offset)
+            stored = admin.list_group_offsets("payments")["payments"]
+            return bool(stored[place].offset == offset)
 
         wait_until(committed, timeout_s=30, what="the offset to be committed")
 

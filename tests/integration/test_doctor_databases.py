@@ -289,11 +289,11 @@ def test_dead_rows_are_reported(
         " DELETE FROM outbox_pending"
     )
 
-    def told() -> bool:  # PostgreSQL updates its counts a moment later
+    def are_reported() -> bool:  # PostgreSQL updates its counts a moment later
         how, what = doctor.verdict("orders autovacuum")
         return how == "warn" and "outbox_pending: 500 dead rows, vacuumed never" in what
 
-    wait_until(told, what="the dead rows to be reported")
+    wait_until(are_reported, what="the dead rows to be reported")
 
 
 def test_partitions_past_retention_and_rows_in_the_default_partition_are_reported(

@@ -326,7 +326,7 @@ def test_a_retry_without_a_wait_waits_one_second(engine: Engine) -> None:
     assert apply(engine, handler(act), 0)[PLACE].wait_s == 1.0
 
 
-def test_a_handler_may_change_the_data_it_is_given(
+def test_a_handler_may_change_the_data_of_an_event(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     """The next attempt at the event gets the original data."""

@@ -81,9 +81,7 @@ def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:
         assert [accounts.read_balance(session, user_id) for user_id in user_ids] == [0, 0]
 
 
-def test_an_order_charged_by_several_consumers_is_charged_once(
-    engine: Engine, user_ids: list[UUID]
-) -> None:
+def test_concurrent_consumers_charge_an_order_once(engine: Engine, user_ids: list[UUID]) -> None:
     """The order has several event ids, so no inbox row stops the second charge."""
     for _ in range(5):
         order_id = uuid4()

@@ -113,7 +113,7 @@ def test_requests_without_a_key_are_separate_and_cost_no_statement(
     assert count(orders_session, "idempotency_keys") == 0
 
 
-def test_a_get_ignores_the_header(orders: FlaskClient) -> None:
+def test_a_get_ignores_the_idempotency_key(orders: FlaskClient) -> None:
     assert orders.get("/orders", headers={"Idempotency-Key": '"'}).status_code == 200
 
 
@@ -158,12 +158,12 @@ def test_a_malformed_key_is_refused_with_the_name_of_the_header(
     assert count(orders_session, "orders") == 0
 
 
-def test_two_headers_are_refused(orders: FlaskClient) -> None:
+def test_two_idempotency_keys_are_refused(orders: FlaskClient) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     problem_of(orders.post("/orders", json=ORDER, headers=headers), 422)
 
 
-def test_another_body_is_refused_and_does_nothing(
+def test_a_key_with_another_body_is_refused_without_effect(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     first = place(orders)

@@ -89,7 +89,7 @@ def test_20_concurrent_requests_make_one_order_and_get_the_same_answer(
 def test_a_worker_killed_at_any_place_leaves_all_effects_or_none(
     url: str, database_url: str, tmp_path: Path, failpoint: str, effects: tuple[int, int, int]
 ) -> None:
-    """The client gets no answer_fields, and sends the order again to another server."""
+    """The client gets no answer, and sends the order again to another server."""
     order = Order()
     log = tmp_path / "orders-api.log"
     with (

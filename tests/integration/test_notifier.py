@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 USES = 3
 
 
-def test_a_connection_that_ends_right_after_a_notification(
+def test_a_notification_is_sent_after_the_connection_ended(
     orders_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next notification uses another connection."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from support.postgres import PostgresServer
 
 
-def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
+def test_an_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     trace = Trace("request-1", traceparent)
     event = Event("orders", "käy", "order.created", {"amount": 1, "text": "grün"}, trace=trace)

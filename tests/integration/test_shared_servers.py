@@ -34,7 +34,7 @@ NAMES = {"TOPIC_PREFIX": PREFIX} | {
     f"{service.upper()}_CONSUMER_GROUP": group for service, group in GROUPS.items()
 }
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker keeps too little of groups and topics"
+    chosen()[0] != KAFKA, reason="the embedded broker supports groups and topics only in part"
 )
 
 
