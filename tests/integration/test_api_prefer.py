@@ -127,7 +127,7 @@ def test_a_new_order_is_answered_when_it_is_settled(
 
     def settle_it() -> None:
         query = text("SELECT id FROM orders")
-        order_id = wait_until(lambda: orders_session.scalar(query), what="the order")
+        order_id = wait_until(lambda: orders_session.scalar(query), what="the order to be stored")
         finish(orders_url, str(order_id), status="failed")
 
     with ThreadPoolExecutor(1) as pool:

@@ -145,7 +145,7 @@ def test_duplicates_are_applied_once(delivery: Delivery) -> None:
     in_all_partitions = [Record(same.value, same.headers, same.key, partition=n) for n in range(6)]
     delivery.produce(ORDERS, same, same, same, *in_all_partitions, again, order_created(user, 1))
     with delivery.consumer("payments", consumer_batch=4):
-        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=20, what="all")
+        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=20, what="all events")
     assert delivery.balance(user) == 92
     assert len(delivery.charges()) == 2
     assert delivery.inbox("payments") == {"applied": 2, "anomaly": 1}
@@ -174,7 +174,7 @@ def test_results_that_contradict_an_order_do_not_change_it(delivery: Delivery) -
         result(other, "payment.succeeded"),
     )
     with delivery.consumer("orders"):
-        wait_until(lambda: delivery.received("orders") == 8, timeout_s=20, what="all")
+        wait_until(lambda: delivery.received("orders") == 8, timeout_s=20, what="all events")
     rows = delivery.query("orders", "SELECT id, status FROM orders")
     assert {row.id: row.status for row in rows} == {
         paid: "success",
@@ -237,7 +237,7 @@ def test_only_the_failing_events_of_a_batch_become_dead_letters(delivery: Delive
     records = [Record(json.dumps({"number": n}).encode(), headers("number")) for n in range(100)]
     delivery.produce(ORDERS, *records)
     with delivery.consumer(failing_service(fails=FAILURES)):
-        wait_until(lambda: delivery.received("orders") == 100, timeout_s=20, what="all")
+        wait_until(lambda: delivery.received("orders") == 100, timeout_s=20, what="all events")
     numbers = delivery.query("orders", "SELECT number FROM effects")
     assert {number for (number,) in numbers} == set(range(100)) - FAILURES.keys()
     assert delivery.inbox("orders") == {"applied": 95, "parked": 5}
@@ -275,16 +275,20 @@ def test_consumers_that_join_and_leave_charge_each_order_once(delivery: Delivery
     users = [delivery.open_account(1000) for _ in range(10)]
     with delivery.relay("orders"), delivery.consumer("payments", consumer_batch=5):
         delivery.place(users[0], 1)
-        wait_until(lambda: delivery.received("payments") == 1, timeout_s=20, what="the first")
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=20, what="the first event")
         for user in users:
             delivery.place(user, 1, count=10)
         with delivery.consumer("payments", consumer_batch=5):
             for user in users:
                 delivery.place(user, 1, count=10)
-            wait_until(lambda: delivery.received("payments") == 201, timeout_s=60, what="all")
+            wait_until(
+                lambda: delivery.received("payments") == 201, timeout_s=60, what="all events"
+            )
         for user in users:
             delivery.place(user, 1)
-        wait_until(lambda: delivery.received("payments") == 211, timeout_s=60, what="the last")
+        wait_until(
+            lambda: delivery.received("payments") == 211, timeout_s=60, what="the last events"
+        )
     charged = delivery.charges()
     assert len(charged) == len(set(charged)) == 211
     assert [delivery.balance(user) for user in users] == [978] + [979] * 9
@@ -310,7 +314,7 @@ def test_a_backlog_larger_than_a_response_is_read(embedded_delivery: Delivery) -
         wait_until(
             lambda: embedded_delivery.skipped("payments") == {"order.eaten": count},
             timeout_s=30,
-            what="all",
+            what="all events",
         )
 
     assert embedded_delivery.inbox("payments") == {}

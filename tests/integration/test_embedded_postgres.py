@@ -92,7 +92,7 @@ def test_a_link_in_the_data_is_not_followed(made: Cluster, tmp_path: Path) -> No
 
 
 def test_another_process_is_not_mistaken_for_the_server(made: Cluster) -> None:
-    """Otherwise `settle down` would end it."""
+    """Otherwise, `settle down` would end that process."""
     lock = made.data / "postmaster.pid"
     lock.write_text(f"{os.getpid()}\n")
 

@@ -98,7 +98,7 @@ def test_every_process_connects_to_the_new_server(
             return set(direct.statuses()) == {"success"}
 
         assert place()
-        wait_until(settled, timeout_s=60, what="the first order")
+        wait_until(settled, timeout_s=60, what="the first order to settle")
         wait_until(lambda: set(backends()) >= PARTS, what="each part to be connected")
         before = {pid for pids in backends().values() for pid in pids}
         wire.fail_over()
@@ -113,7 +113,7 @@ def test_every_process_connects_to_the_new_server(
         wait_until(
             parts_on_new_server, timeout_s=60, what="each part to be connected to the new server"
         )
-        wait_until(settled, timeout_s=60, what="the orders")
+        wait_until(settled, timeout_s=60, what="the orders to settle")
     (count,) = direct.statuses().values()
     assert direct.balance(user_id) == 1_000_000 - count
     assert len(direct.charges()) == count

@@ -70,7 +70,7 @@ def charges(engine: Engine) -> int:
 
 
 def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:
-    """Each user has 1000 and 50 orders of 100. Batches name the users in opposite orders."""
+    """Each user has 1000 and 50 orders of 100. Half of the batches name the users in reverse."""
     batches = [
         [created(user_id, uuid4()) for _ in range(5) for user_id in users]
         for users in [user_ids, user_ids[::-1]] * 5

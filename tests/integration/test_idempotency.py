@@ -62,7 +62,7 @@ def count(session: Session, table: str) -> int:
 
 
 def same_answer(first: TestResponse, again: TestResponse) -> bool:
-    """Return whether two answers are equal, except for headers of the single request."""
+    """Return whether two answers are equal, except for headers that differ each time."""
     ignored = {"X-Request-ID", "Date", "Idempotent-Replayed"}
     headers = [
         {name: value for name, value in each.headers if name not in ignored}

@@ -1,4 +1,4 @@
-"""Sessions set what the code relies on, whatever environment, database and role say."""
+"""Environment, database and role cannot change the settings that the code relies on."""
 
 from __future__ import annotations
 

@@ -109,9 +109,15 @@ def test_a_consumer_reads_existing_topics_and_new_ones_later(
     delivery.produce(ORDERS, order_created(uuid4(), 1))
 
     with delivery.consumer(service):
-        wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="one topic")
+        wait_until(
+            lambda: delivery.received("payments") == 1, timeout_s=30, what="the event of one topic"
+        )
         delivery.produce("other.events", order_created(uuid4(), 1))
-        wait_until(lambda: delivery.received("payments") == 2, timeout_s=30, what="the other")
+        wait_until(
+            lambda: delivery.received("payments") == 2,
+            timeout_s=30,
+            what="the event of the other topic",
+        )
 
 
 @needs_kafka

@@ -58,7 +58,9 @@ def settle_order(delivery: Delivery) -> UUID:
         delivery.relay("payments"),
         delivery.consumer("orders"),
     ):
-        wait_until(lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order")
+        wait_until(
+            lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order to settle"
+        )
     return order_id
 
 

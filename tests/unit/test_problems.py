@@ -118,7 +118,7 @@ def test_a_status_that_no_call_has_says_no_more_than_itself(
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/abort//404", "/%00", "/%ff", "/docs/files/no"])
-def test_an_unknown_path_gets_a_problem_document(client: FlaskClient, path: str) -> None:
+def test_an_unknown_address_is_a_problem(client: FlaskClient, path: str) -> None:
     problem_of(client.get(path), 404)
 
 
