@@ -103,7 +103,7 @@ def test_a_paid_order_is_found_by_each_of_its_ids(
 def test_a_dead_letter_comes_before_the_retry_that_applied_it(
     delivery: Delivery, traced: Callable[..., dict[str, Any]]
 ) -> None:
-    order_id = settled(delivery)
+    order_id = settle_order(delivery)
     delivery.query(
         "payments",
         """
