@@ -40,7 +40,7 @@ class PrivateParts(NamedTuple):
 # The tests that fail if a private part works differently.
 _NO_THREAD_LEFT = "test_clients.py::test_a_client_that_finds_no_broker_leaves_no_thread"
 _NO_TOPIC_CREATED = "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics"
-_FENCE = "test_fence.py::test_the_fence_holds_where_the_producer_goes_on"
+_FENCE = "test_fence.py::test_the_fence_holds_when_the_producer_continues_after_a_failure"
 _CONNECTION_END = "test_emptied_broker.py::test_a_sender_ends_with_its_connection"
 _PAUSED_PARTITION = "test_kafka_internals.py::test_records_of_a_paused_partition_are_not_kept"
 _DAMAGED_CONNECTION = (
