@@ -131,9 +131,8 @@ class Client(threading.Thread):
     def _try(self, service: str, path: str, body: dict[str, Any]) -> requests.Response | None:
         """Post, and return the answer, or None if it is unknown whether the request had an effect.
 
-        Every other request has an idempotency key. It is repeated until it gets an answer, and has
-        its
-        effect once.
+        Every other request has an idempotency key. It is repeated until it gets an answer, and
+        has its effect once.
         """
         base = {"orders": self._stack.orders, "payments": self._stack.payments}[service]
         headers = {"Idempotency-Key": str(uuid4())} if self._rng.random() < 0.5 else {}

@@ -391,8 +391,8 @@ class Process:
 def _read_to_end(reader: KafkaConsumer, places: list[TopicPartition]) -> list[ConsumerRecord]:
     """Return all records of partitions.
 
-    The end_offsets of the embedded broker are wrong, but the high-water mark after a fetch is
-    right.
+    The end_offsets of the embedded broker are wrong, but the high-water mark after a fetch
+    is right.
     """
     reader.assign(places)
     for place in places:

@@ -115,8 +115,7 @@ class Proxied:
 
         Args:
             fails: Called with the number of each produce request, from 1. It returns how the
-                request
-                fails, or None.
+                request fails, or None.
         """
         with Proxy(self.port, self.broker.port, fails).serving() as proxy:
             yield proxy

@@ -12,7 +12,6 @@ def events(lines: Iterable[Mapping[str, Any]], area: str) -> list[str]:
     """Return the events of an area, such as ``relay``, in order.
 
     The lines of the whole process are captured. An API of an earlier test may still write access
-    log
-    lines.
+    log lines.
     """
     return [line["event"] for line in lines if line["event"].startswith(f"{area}.")]

@@ -1,8 +1,7 @@
 """A transaction pooler for PostgreSQL, like PgBouncer with ``pool_mode = transaction``.
 
 Between transactions a client has no server connection. The next transaction gets the connection
-that
-was returned last. So the client does not keep the state of a session, above all LISTEN.
+that was returned last. So the client does not keep the state of a session, above all LISTEN.
 """
 
 from __future__ import annotations
