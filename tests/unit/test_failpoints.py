@@ -1,4 +1,4 @@
-"""What the variable FAILPOINTS may say."""
+"""The syntax of the variable FAILPOINTS."""
 
 from __future__ import annotations
 
