@@ -1,4 +1,4 @@
-"""The examples of docs/api.md, as a client would run them, while answers get lost."""
+"""The examples of docs/api.md work for a client even if answers are lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADDRESS = "http://localhost:8081"
 
 
 def example(language: str) -> str:
-    """The page's only example in a language."""
+    """Return the page's only example in a language."""
     (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert ADDRESS in found
     return str(found)
@@ -35,7 +35,7 @@ def example(language: str) -> str:
 
 @contextmanager
 def losing_the_first_answer(port: int) -> Iterator[str]:
-    """Where a server's first answer is lost, though it carried the request out; its address."""
+    """Yield the URL of a proxy that drops the server's first answer."""
     with Wire(http_client, free_port(), port) as wire, wire.losing_an_answer():
         yield f"http://127.0.0.1:{wire.port}"
 
@@ -45,7 +45,7 @@ def orders_of(stack: Stack, user_id: str) -> list[str]:
     return [order["Status"] for order in listed.json()]
 
 
-def test_the_script_places_one_order_though_its_answer_is_lost(
+def test_the_script_places_one_order_if_its_first_answer_is_lost(
     stack: Stack, tmp_path: Path
 ) -> None:
     user_id = stack.open_account(5000)
@@ -67,7 +67,7 @@ def test_the_script_places_one_order_though_its_answer_is_lost(
     assert stack.balance(user_id) == 1100
 
 
-def test_the_commands_place_one_order_though_its_answer_is_lost(stack: Stack) -> None:
+def test_the_commands_place_one_order_if_its_first_answer_is_lost(stack: Stack) -> None:
     user_id = stack.open_account(5000)
     with losing_the_first_answer(stack.ports["ORDERS_PORT"]) as address:
         told = subprocess.run(

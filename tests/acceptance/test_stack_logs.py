@@ -1,4 +1,4 @@
-"""The logs of the whole stack: one id leads through every process that an order passed."""
+"""In the logs of the whole stack, one id leads through every process that handled an order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.acceptance
 
-# In the order of the way; payments-api has no part in it.
+# In the order of the processes. payments-api does not handle orders.
 ON_THE_WAY = (
     "orders-api",
     "orders-relay",
@@ -31,13 +31,13 @@ ON_THE_WAY = (
 
 
 def grep(stack: Stack, text: str) -> dict[str, list[str]]:
-    """The lines that hold a text, by the process that wrote them."""
+    """Return the lines that contain a text, by the process that wrote them."""
     logs = sorted((stack.home / "logs").glob("*.log"))
     found = subprocess.run(
         ["grep", "--with-filename", "--fixed-strings", text, *logs],
         capture_output=True,
         text=True,
-        check=False,  # finding nothing is an answer too
+        check=False,  # no match is a valid result
     )
     lines: dict[str, list[str]] = {}
     for line in found.stdout.splitlines():

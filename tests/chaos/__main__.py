@@ -1,7 +1,7 @@
-"""Random faults under load on the whole stack, and then the question whether all is well.
+"""Cause random faults on the whole stack under load, and then check all results.
 
-`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule; what it meets
-depends on the moment, so a violation may take some runs to come again.
+`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule. Its effects depend
+on the moment, so it may take some runs to see a violation again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _run(system: System, seed: int, seconds: float, users: int) -> list[str]:
     injector = Injector(system, seed, click.echo)
     with Clients(system.stack, count=users, seed=seed) as clients:
         injector.run(plan(seed, seconds), seconds)
-    system.stack.up()  # whatever was killed last
+    system.stack.up()  # start what a fault has killed
     click.echo(f"healed; {clients.accepted} orders were accepted")
     began = time.monotonic()
     violations = [f"fault failed: {failed}" for failed in injector.failed]

@@ -1,7 +1,7 @@
-"""What must be true: both services in plain Python, with no database, broker or race in it.
+"""The expected behaviour of both services in plain Python, without a database or broker.
 
-Nothing here is taken from the services' code. Ids are strings in lower case; amounts and balances
-are integers of minor units.
+No code of the services is used here. Ids are strings in lower case. Amounts and balances are
+integers of minor units.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Told = tuple[str, str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Message:
-    """What a record says, or why it says nothing."""
+    """The content of a record, or the reason why it has none."""
 
     place: Place
     id: str
@@ -34,7 +34,7 @@ class Message:
 
 @dataclass
 class Inbox:
-    """What is known of the events received, by either service."""
+    """The events that a service has received."""
 
     outcomes: dict[str, list[str | None]] = field(default_factory=dict)
     dead_letters: dict[Place, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Inbox:
     subscribed: ClassVar[frozenset[str]]
 
     def receive(self, message: Message, begins_at: str) -> None:
-        """Apply an event once; `begins_at` is the least id that the inbox still knows."""
+        """Apply an event once. `begins_at` is the lowest id that the inbox still remembers."""
         if message.fault is not None:
             self.dead_letters.setdefault(message.place, message.fault)
         elif message.type not in self.subscribed:
@@ -63,7 +63,7 @@ class Inbox:
 
 @dataclass
 class Payments(Inbox):
-    """Accounts, and what became of orders."""
+    """The accounts, and the results of orders."""
 
     subscribed = frozenset({"order.created"})
     balances: dict[str, int] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Payments(Inbox):
 
 @dataclass
 class Order:
-    """An order, as accepted, and how it stands."""
+    """An accepted order and its status."""
 
     user: str
     amount: int
