@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 CURSOR_SECRET = "signs the cursors of lists, and nothing else"
-OF_THE_SHELL = {"AWS_SECRET_ACCESS_KEY": "of another system", "DATABASE_URL": "of another one"}
+SHELL_VARIABLES = {"AWS_SECRET_ACCESS_KEY": "of another system", "DATABASE_URL": "of another one"}
 SECRETS = {*DATABASE_URLS.values(), "CURSOR_SECRET"}
 SUPERVISOR = "supervisord"
 # The secrets that each program needs. Supervisord passes them on.
@@ -53,7 +53,7 @@ SERVER_NAMES = {
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    made = Stack(CURSOR_SECRET=CURSOR_SECRET, **OF_THE_SHELL)
+    made = Stack(CURSOR_SECRET=CURSOR_SECRET, **SHELL_VARIABLES)
     try:
         made.up()
         yield made
@@ -78,13 +78,13 @@ def password_of(url: str) -> str:
 
 
 def test_each_process_gets_only_its_secrets(stack: Stack) -> None:
-    told = StateFolder(stack.home).read_env()
+    stored = StateFolder(stack.home).read_env()
 
     found = environments(stack)
 
     assert {program for program, _ in found} == {SUPERVISOR, POSTGRES, BROKER, *APIS, *WORKERS}
     assert len(found) == len(KNOWN) + 2 * len(APIS)  # and the workers of the APIs
-    values = {CURSOR_SECRET, *(password_of(told[name]) for name in DATABASE_URLS.values())}
+    values = {CURSOR_SECRET, *(password_of(stored[name]) for name in DATABASE_URLS.values())}
     for program, environment in found:
         assert SECRETS & set(environment) == KNOWN[program], program
         known = [value for value in values if any(value in it for it in environment.values())]
@@ -92,7 +92,7 @@ def test_each_process_gets_only_its_secrets(stack: Stack) -> None:
 
 
 def test_no_process_gets_other_variables_of_the_shell(stack: Stack) -> None:
-    told = StateFolder(stack.home).read_env()
+    stored = StateFolder(stack.home).read_env()
 
     for program, environment in environments(stack):
         if program in {POSTGRES, BROKER}:
@@ -100,13 +100,13 @@ def test_no_process_gets_other_variables_of_the_shell(stack: Stack) -> None:
             continue
         given = {name for name in environment if not name.startswith(INHERITED_PREFIXES)}
         given = {name for name in given if not name.startswith("SUPERVISOR_")} - {"PORT"}
-        assert given <= INHERITED | set(told), program
-        assert not OF_THE_SHELL.keys() & given, program
+        assert given <= INHERITED | set(stored), program
+        assert not SHELL_VARIABLES.keys() & given, program
 
 
 def test_no_command_line_holds_a_secret(stack: Stack) -> None:
-    told = StateFolder(stack.home).read_env()
-    values = {CURSOR_SECRET, *(password_of(told[name]) for name in DATABASE_URLS.values())}
+    stored = StateFolder(stack.home).read_env()
+    values = {CURSOR_SECRET, *(password_of(stored[name]) for name in DATABASE_URLS.values())}
 
     for pid in stack.running():
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()

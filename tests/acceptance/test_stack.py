@@ -63,14 +63,14 @@ def test_up_refuses_other_settings_than_it_runs_with(stack: Stack) -> None:
 def test_the_commands_of_the_readme_work_when_pasted(stack: Stack) -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     (commands,) = re.findall(r"## Your first order\n+```sh\n(.*?)```", readme, re.DOTALL)
-    for told, meant in (
+    for documented, actual in (
         ("localhost:8080", stack.payments.removeprefix("http://")),
         ("localhost:8081", stack.orders.removeprefix("http://")),
         # A loaded machine may need more time.
         ("wait=10", "wait=30"),
     ):
-        assert told in commands
-        commands = commands.replace(told, meant)
+        assert documented in commands
+        commands = commands.replace(documented, actual)
     shown = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands], capture_output=True, text=True, check=True
     ).stdout

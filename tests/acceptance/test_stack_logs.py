@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 # In the order of the processes. payments-api does not handle orders.
-ON_THE_WAY = (
+PROCESSES = (
     "orders-api",
     "orders-relay",
     "payments-consumer",
@@ -60,13 +60,13 @@ def test_one_grep_follows_an_order_through_every_process(stack: Stack) -> None:
 
     def followed() -> bool:
         found = grep(stack, request_id)
-        assert set(found) == set(ON_THE_WAY)
+        assert set(found) == set(PROCESSES)
         return True
 
     wait_until(followed, what="a line of every process")
-    told = {name: json.loads(lines[0]) for name, lines in grep(stack, request_id).items()}
-    assert told["orders-api"]["event"] == "web.request"
-    assert told["orders-api"]["status"] == 202
+    first_lines = {name: json.loads(lines[0]) for name, lines in grep(stack, request_id).items()}
+    assert first_lines["orders-api"]["event"] == "web.request"
+    assert first_lines["orders-api"]["status"] == 202
     assert grep(stack, "a secret wish") == {}
 
 

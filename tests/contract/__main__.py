@@ -46,8 +46,8 @@ def _fuzz(service: str, url: str, log: Path, options: list[str]) -> bool:
     with serve(service, url, log, LOG_FORMAT="json", LOG_LEVEL="INFO") as api:
         found = run(api, *options)
     seen = statuses(log)
-    told = ", ".join(f"{status}: {count}" for status, count in sorted(seen.items()))
-    click.echo(f"{found.stdout}\n{service}: {seen.total()} requests; {told}; log: {log}")
+    summary = ", ".join(f"{status}: {count}" for status, count in sorted(seen.items()))
+    click.echo(f"{found.stdout}\n{service}: {seen.total()} requests; {summary}; log: {log}")
     return found.returncode != 0 or any(status >= 500 for status in seen)
 
 

@@ -91,13 +91,13 @@ def notice_waiter(system: System, program: str, event: str) -> Callable[[], None
 def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: System) -> None:
     log = system.state.logs / "supervisord.log"
     with load(system):
-        told_before = len(log.read_text())
+        length_before = len(log.read_text())
         processes = system.processes()
         send([process.pid for process in processes.values() if process.pid], signal.SIGTERM)
 
         def ends() -> dict[str, str]:
-            told = log.read_text()[told_before:]
-            found = dict(re.findall(r"exited: (\S+) \((.+?)[;)]", told))
+            new_lines = log.read_text()[length_before:]
+            found = dict(re.findall(r"exited: (\S+) \((.+?)[;)]", new_lines))
             assert set(found) == {*APIS, *WORKERS}
             return found
 

@@ -195,8 +195,8 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
         put_orders(topic, user, partition, 1)
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
-    with monkeypatch.context() as lacking:
-        lacking.setattr(kafka.codec, "snappy", None)
+    with monkeypatch.context() as without_snappy:
+        without_snappy.setattr(kafka.codec, "snappy", None)
         with topic.consumer("payments", health_dir=str(tmp_path)):
             wait_until(
                 lambda: len(topic.charges()) == PARTITIONS - 1,
@@ -216,7 +216,7 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
             wait_until(
                 lambda: len(topic.charges()) == PARTITIONS, timeout_s=20, what="one more charge"
             )
-            lacking.undo()
+            without_snappy.undo()
             wait_until(
                 lambda: len(topic.charges()) == PARTITIONS + 2, timeout_s=30, what="the held ones"
             )

@@ -17,7 +17,7 @@ Answer = tuple[int, str]
 Place = tuple[str, int, int]
 """A record's topic, partition and offset."""
 
-Told = tuple[str, str, dict[str, Any]]
+PublishedEvent = tuple[str, str, dict[str, Any]]
 """An event: key, type, data."""
 
 
@@ -38,7 +38,7 @@ class Inbox:
 
     outcomes: dict[str, list[str | None]] = field(default_factory=dict)
     dead_letters: dict[Place, str] = field(default_factory=dict)
-    told: list[Told] = field(default_factory=list)
+    published: list[PublishedEvent] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
     subscribed: ClassVar[frozenset[str]]
 
@@ -93,7 +93,7 @@ class Payments(Inbox):
         order, user, amount = (message.data[name] for name in ("order_id", "user_id", "amount"))
         if order in self.decisions:
             return "anomaly", "payment_already_decided"
-        told = {"order_id": order, "user_id": user, "amount": amount}
+        data = {"order_id": order, "user_id": user, "amount": amount}
         if user not in self.balances:
             reason = "account_not_found"
         elif self.balances[user] < amount:
@@ -102,11 +102,11 @@ class Payments(Inbox):
             self.balances[user] -= amount
             self.transfers.append([user, "sales", amount, "charge", order])
             self.decisions[order] = [user, amount, "succeeded", None]
-            told["balance"] = self.balances[user]
-            self.told.append((order, "payment.succeeded", told))
+            data["balance"] = self.balances[user]
+            self.published.append((order, "payment.succeeded", data))
             return "applied", None
         self.decisions[order] = [user, amount, "failed", reason]
-        self.told.append((order, "payment.failed", told | {"reason": reason}))
+        self.published.append((order, "payment.failed", data | {"reason": reason}))
         return "applied", None
 
 
@@ -131,7 +131,7 @@ class Orders(Inbox):
     def place(self, order_id: str, user: str, amount: int, description: str) -> None:
         self.placed[order_id] = Order(user, amount, description)
         data = {"order_id": order_id, "user_id": user, "amount": amount}
-        self.told.append((user, "order.created", data))
+        self.published.append((user, "order.created", data))
 
     def _apply(self, message: Message) -> tuple[str, str | None]:
         order = self.placed.get(message.data["order_id"])

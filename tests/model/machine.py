@@ -220,10 +220,10 @@ class Machine(RuleBasedStateMachine):
         """Send events, and check that they are those of the model, in order, each with one id."""
         records = self._system.relay(service, count, mark=mark)
         begin = self._sent[service]
-        told = self._models[service].told[begin : begin + count]
-        assert len(records) == len(told)
+        expected = self._models[service].published[begin : begin + count]
+        assert len(records) == len(expected)
         for number, (record, (key, type_, data)) in enumerate(
-            zip(records, told, strict=True), start=begin
+            zip(records, expected, strict=True), start=begin
         ):
             message = read(record)
             message.data.pop("created_at", None)
@@ -303,8 +303,8 @@ class Machine(RuleBasedStateMachine):
             data["amount"] = data["amount"] - 1 or 2
         for each in succeeded:
             type_ = "payment.succeeded" if each else "payment.failed"
-            told = {"balance": 0} if each else {"reason": "forged"}
-            self._forge(PAYMENTS, order_id, type_, data | told)
+            extra = {"balance": 0} if each else {"reason": "forged"}
+            self._forge(PAYMENTS, order_id, type_, data | extra)
 
     def _send_unknown_type(self, service: str, value: bytes) -> None:
         self._send(CONSUMED[service], b"key", value, headers(UNKNOWN_TYPE))
@@ -353,9 +353,9 @@ class Machine(RuleBasedStateMachine):
         return {
             "inbox": model.outcomes,
             "dead_letters": sorted([*each, reason] for each, reason in model.dead_letters.items()),
-            "told": [list(told) for told in model.told],
+            "published": [list(event) for event in model.published],
             "skipped": sorted(model.skipped),
-            "pending": len(model.told) - self._sent[service],
+            "pending": len(model.published) - self._sent[service],
         }
 
     # Helpers.

@@ -67,7 +67,7 @@ _DELIVERY = """
                                      ORDER BY topic, partition, "offset") FROM dead_letters),
     'skipped', (SELECT json_agg(type ORDER BY type) FROM inbox_skipped),
     'pending', (SELECT count(*) FROM outbox_pending),
-    'told', (SELECT json_agg(json_build_array(
+    'published', (SELECT json_agg(json_build_array(
                  aggregateid, type, convert_from(payload, 'UTF8')::jsonb - 'created_at'
              ) ORDER BY seq) FROM outbox)
 """

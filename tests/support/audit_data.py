@@ -31,7 +31,7 @@ LONG_AGO = datetime.now(UTC) - 20 * DAY
 
 # The clients wait when this many orders are open. On a slow machine, they would otherwise place
 # orders faster than consumers settle them.
-MOST_OPEN = 60
+MAX_OPEN_ORDERS = 60
 
 _copies = count(1)
 
@@ -74,16 +74,16 @@ class Settled:
                 self.postgres.drop_database(f"audited_{service}_{number}")
 
 
-def traffic(here: Settled) -> None:
+def traffic(settled: Settled) -> None:
     """Place orders of a rich and a poor user, and an old order, while audits run."""
-    delivery = here.delivery
+    delivery = settled.delivery
     users = [delivery.open_account(10**9), delivery.open_account(100)]
     place_old_order(delivery, users[0])
     enough = threading.Event()
 
     def place() -> None:
         while not enough.is_set():
-            if delivery.statuses().get("created", 0) < MOST_OPEN:
+            if delivery.statuses().get("created", 0) < MAX_OPEN_ORDERS:
                 for user_id in users:
                     delivery.place(user_id, 7)
 
@@ -94,16 +94,16 @@ def traffic(here: Settled) -> None:
         with ExitStack() as engine:
             # The first audit runs without relays, the second without consumers, and the others with
             # both.
-            here.meanwhile.append(look(delivery, second_look_s=30))
+            settled.meanwhile.append(look(delivery, second_look_s=30))
             for service in ("orders", "payments"):
                 engine.enter_context(delivery.relay(service))
             wait_until(lambda: is_first_event_sent(delivery), timeout_s=60)
-            here.meanwhile.append(look(delivery, second_look_s=30))
+            settled.meanwhile.append(look(delivery, second_look_s=30))
             for service in ("orders", "payments"):
                 engine.enter_context(delivery.consumer(service))
             wait_until(lambda: delivery.statuses().get("failed", 0) > 0, timeout_s=60)
             for _ in range(3):
-                here.meanwhile.append(look(delivery, second_look_s=30))
+                settled.meanwhile.append(look(delivery, second_look_s=30))
             enough.set()
             wait_until(lambda: "created" not in delivery.statuses(), timeout_s=60)
     finally:

@@ -39,8 +39,8 @@ def chosen() -> tuple[str, str]:
         if forced not in {KAFKA, EMBEDDED}:
             raise ValueError(f"{WHICH} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
         return forced, f"{WHICH} says so"
-    lacking = kafka.missing()
-    return (KAFKA, "Java is here") if lacking is None else (EMBEDDED, lacking)
+    problem = kafka.missing()
+    return (KAFKA, "Java is here") if problem is None else (EMBEDDED, problem)
 
 
 def open_broker(advertised_port: int | None = None) -> Broker:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A client gives up after this time, and does not know whether its request had an effect.
 TIMEOUT_S = 10
 PAUSE_S = 0.05
-PAUSE_AFTER_TROUBLE_S = 0.3
+PAUSE_AFTER_ERROR_S = 0.3
 FINAL = frozenset({"success", "failed"})
 
 
@@ -76,12 +76,12 @@ class Client(threading.Thread):
         while not self._stop_asked.is_set():
             chance = self._rng.random()
             if chance < 0.8:
-                well = self._order()
+                succeeded = self._order()
             elif chance < 0.88:
-                well = self._deposit()
+                succeeded = self._deposit()
             else:
-                well = self._look_back()
-            self._stop_asked.wait(PAUSE_S if well else PAUSE_AFTER_TROUBLE_S)
+                succeeded = self._check_earlier_order()
+            self._stop_asked.wait(PAUSE_S if succeeded else PAUSE_AFTER_ERROR_S)
         self._session.close()
 
     def _order(self) -> bool:
@@ -107,7 +107,7 @@ class Client(threading.Thread):
         self.account.maybe_deposited[amount] += 1
         return False
 
-    def _look_back(self) -> bool:
+    def _check_earlier_order(self) -> bool:
         """Read one of the last orders, and check that a final status has not changed."""
         if not self.account.accepted:
             return True
@@ -138,7 +138,7 @@ class Client(threading.Thread):
         headers = {"Idempotency-Key": str(uuid4())} if self._rng.random() < 0.5 else {}
         while True:
             answer = self._try_once(f"{base}{path}", body, headers)
-            if answer is not None or not headers or self._stop_asked.wait(PAUSE_AFTER_TROUBLE_S):
+            if answer is not None or not headers or self._stop_asked.wait(PAUSE_AFTER_ERROR_S):
                 return answer
 
     def _try_once(

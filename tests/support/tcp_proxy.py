@@ -60,7 +60,7 @@ async def http_client(_: StreamReader, __: StreamWriter) -> tuple[str, bytes]:
 
 
 @dataclass(eq=False)
-class _Harm:
+class _Disturbance:
     """A disturbance of the clients whose names begin with one of these texts."""
 
     who: tuple[str, ...]
@@ -96,7 +96,7 @@ class Wire:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="wire")
         self._links: set[_Link] = set()
-        self._harms: list[_Harm] = []
+        self._disturbances: list[_Disturbance] = []
         self._loses_next = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,15 +121,15 @@ class Wire:
 
     def delayed(self, *who: str, delay_s: float) -> AbstractContextManager[None]:
         """Delay each piece of data that these clients send or receive."""
-        return self._harm(_Harm(who, delay_s=delay_s))
+        return self._disturb(_Disturbance(who, delay_s=delay_s))
 
     def stalled(self, *who: str) -> AbstractContextManager[None]:
         """Forward no data of these clients, and do not close their connections."""
-        return self._harm(_Harm(who, stalled=True))
+        return self._disturb(_Disturbance(who, stalled=True))
 
     def cut(self, *who: str) -> AbstractContextManager[None]:
         """Close these clients' connections, and refuse new ones until the context ends."""
-        return self._harm(_Harm(who, cut=True))
+        return self._disturb(_Disturbance(who, cut=True))
 
     def fail_over(self) -> None:
         """Keep the present connections open without data. New connections go to the next server."""
@@ -151,14 +151,14 @@ class Wire:
         assert not self._loses_next, "no server sent an answer"
 
     @contextmanager
-    def _harm(self, harm: _Harm) -> Iterator[None]:
-        self._harms.append(harm)
+    def _disturb(self, disturbance: _Disturbance) -> Iterator[None]:
+        self._disturbances.append(disturbance)
         try:
-            if harm.cut:
-                self.reset(*harm.who)
+            if disturbance.cut:
+                self.reset(*disturbance.who)
             yield
         finally:
-            self._harms.remove(harm)
+            self._disturbances.remove(disturbance)
 
     def names(self) -> set[str]:
         """Return the names of the connected clients."""
@@ -166,8 +166,12 @@ class Wire:
 
     # All methods below run in the thread of the event loop.
 
-    def _done_to(self, name: str) -> list[_Harm]:
-        return [harm for harm in list(self._harms) if name.startswith(harm.who)]
+    def _disturbances_of(self, name: str) -> list[_Disturbance]:
+        return [
+            disturbance
+            for disturbance in list(self._disturbances)
+            if name.startswith(disturbance.who)
+        ]
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         task = asyncio.current_task()
@@ -183,7 +187,7 @@ class Wire:
     async def _connect(self, reader: StreamReader, writer: StreamWriter) -> None:
         name, first = await self._greeting(reader, writer)
         await self._hold_back(name)
-        if any(harm.cut for harm in self._done_to(name)):
+        if any(disturbance.cut for disturbance in self._disturbances_of(name)):
             _reset(writer)
             return
         from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
@@ -226,18 +230,18 @@ class Wire:
                 await target.drain()
 
     async def _hold_back(self, name: str) -> None:
-        if not self._harms:
+        if not self._disturbances:
             return
-        await asyncio.sleep(sum(harm.delay_s for harm in self._done_to(name)))
-        while any(harm.stalled for harm in self._done_to(name)):
+        await asyncio.sleep(sum(disturbance.delay_s for disturbance in self._disturbances_of(name)))
+        while any(disturbance.stalled for disturbance in self._disturbances_of(name)):
             await asyncio.sleep(_POLL_S)
 
     async def _reset(self, who: tuple[str, ...]) -> int:
-        hit = [link for link in self._links if link.name.startswith(who)]
-        for link in hit:
+        affected = [link for link in self._links if link.name.startswith(who)]
+        for link in affected:
             _reset(link.client)
             _reset(link.server)
-        return len(hit)
+        return len(affected)
 
     async def _end(self) -> None:
         self._listening.close()

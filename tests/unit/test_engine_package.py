@@ -54,13 +54,13 @@ def test_the_application_and_the_engine_allow_the_same_versions() -> None:
     """The application's lower bounds may be higher, because CI tests the engine with older ones."""
     config = ConfigParser()
     config.read_string((ROOT / "setup.cfg").read_text(encoding="utf-8"))
-    ours = {
+    application_versions = {
         line.split()[0]: line.rpartition(",")[2]
         for line in config["options"]["install_requires"].splitlines()
         if line and not line.startswith("#")
     }
 
     engine = tomllib.loads((ENGINE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    theirs = {line.split()[0]: line.rpartition(",")[2] for line in engine["dependencies"]}
+    engine_versions = {line.split()[0]: line.rpartition(",")[2] for line in engine["dependencies"]}
 
-    assert {name: ours.get(name) for name in theirs} == theirs
+    assert {name: application_versions.get(name) for name in engine_versions} == engine_versions

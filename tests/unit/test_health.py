@@ -72,11 +72,11 @@ def set_monotonic(monkeypatch: pytest.MonkeyPatch, later_s: float) -> None:
 def test_each_process_has_its_own_file(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
     Health(str(tmp_path), RELAY).beat("waiting", "broker")
 
-    told = check_health(str(tmp_path), RELAY, 30).splitlines()
+    lines = check_health(str(tmp_path), RELAY, 30).splitlines()
 
     assert len(list(tmp_path.iterdir())) == 2
-    assert told[0].startswith(f"{RELAY} (pid {os.getpid()}) is waiting, broker; seen ")
-    assert told[1].startswith(f"{RELAY} (pid {other.pid}) is ready; seen ")
+    assert lines[0].startswith(f"{RELAY} (pid {os.getpid()}) is waiting, broker; seen ")
+    assert lines[1].startswith(f"{RELAY} (pid {other.pid}) is ready; seen ")
 
 
 def test_a_frozen_process_fails_the_check_while_another_one_runs(
@@ -207,33 +207,33 @@ def test_after_a_failed_write_the_next_beat_writes_and_the_outage_is_logged_once
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "gone"
-    told = Health(str(folder), RELAY)
+    own = Health(str(folder), RELAY)
 
     with capture_logs() as lines:
         for _ in range(5):
-            told.beat("ready")
+            own.beat("ready")
         folder.mkdir()
-        told.beat("ready")
+        own.beat("ready")
 
     assert events(lines, "health") == ["health.not_written"]
     assert "is ready" in check_health(str(folder), RELAY, 30)
 
 
 def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Health(str(tmp_path), RELAY)
-    told.beat("ready", "a detail")
+    own = Health(str(tmp_path), RELAY)
+    own.beat("ready", "a detail")
     set_monotonic(monkeypatch, 31)
 
-    told.beat_again()
+    own.beat_again()
 
     assert "is ready, a detail" in check_health(str(tmp_path), RELAY, 30)
 
 
 def test_without_a_directory_nothing_is_written() -> None:
-    told = Health(None, RELAY)
-    told.beat("ready")
-    told.beat_again()
-    told.remove()
+    own = Health(None, RELAY)
+    own.beat("ready")
+    own.beat_again()
+    own.remove()
     with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
         check_health(None, RELAY, 30)
 

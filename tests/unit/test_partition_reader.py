@@ -81,7 +81,7 @@ def corrupt() -> UnreadableBatchError:
     return UnreadableBatchError(BAD, 7, CorruptRecordError("crc"), last_offset=9, value=b"raw")
 
 
-def lacking() -> UnreadableBatchError:
+def missing_codec() -> UnreadableBatchError:
     return UnreadableBatchError(
         BAD, 7, UnsupportedCodecError("snappy"), last_offset=9, value=b"raw"
     )
@@ -129,7 +129,7 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
 
 
 @pytest.mark.parametrize(
-    "error", [lacking(), UnreadablePartitionError(BAD, 7, UnknownError("a bug"))]
+    "error", [missing_codec(), UnreadablePartitionError(BAD, 7, UnknownError("a bug"))]
 )
 def test_a_curable_problem_pauses_the_partition_without_limit(
     error: UnreadablePartitionError, closed: list[TopicPartition], clock: list[float]
@@ -148,7 +148,7 @@ def test_a_curable_problem_pauses_the_partition_without_limit(
 def test_a_reader_that_cannot_wait_skips_batches_of_a_missing_codec(
     closed: list[TopicPartition], clock: list[float]
 ) -> None:
-    reader, consumer = PartitionReader(skips_missing_codec=True), FakeConsumer(lacking())
+    reader, consumer = PartitionReader(skips_missing_codec=True), FakeConsumer(missing_codec())
 
     given = poll(reader, consumer)
 
@@ -159,7 +159,7 @@ def test_a_reader_that_cannot_wait_skips_batches_of_a_missing_codec(
 def test_a_partition_that_moved_to_another_consumer_is_forgotten(
     closed: list[TopicPartition], clock: list[float]
 ) -> None:
-    reader, consumer = PartitionReader(), FakeConsumer(lacking())
+    reader, consumer = PartitionReader(), FakeConsumer(missing_codec())
     poll(reader, consumer)
     consumer.partitions = {GOOD}
 

@@ -33,9 +33,9 @@ class Client:
     """A client, and the bytes that the server has received from it."""
 
     def __init__(self) -> None:
-        ours, self.sock = socket.socketpair()
-        ours.settimeout(0)
-        self.unreader = Unreader(ours)
+        server_side, self.sock = socket.socketpair()
+        server_side.settimeout(0)
+        self.unreader = Unreader(server_side)
 
     def send(self, data: bytes) -> bool:
         """Send bytes, and return whether a thread should read the request now."""

@@ -69,7 +69,7 @@ def test_every_setting_is_in_the_table() -> None:
     files = ("shared/settings.py", "shared/outbox/src/settle_outbox/settings.py")
     source = "".join((ROOT / each).read_text(encoding="utf-8") for each in files)
     read = set(re.findall(r'"([A-Z][A-Z_]+[A-Z])"', source)) - {"DEBUG", "INFO", "WARNING", "ERROR"}
-    told = set(CODE.findall("\n".join(row for rows in tables(ENGLISH) for row in rows)))
+    documented = set(CODE.findall("\n".join(row for rows in tables(ENGLISH) for row in rows)))
     # The variables of one service begin with its name.
-    told |= {name.removeprefix("ORDERS_") for name in told}
-    assert read <= told, read - told
+    documented |= {name.removeprefix("ORDERS_") for name in documented}
+    assert read <= documented, read - documented

@@ -33,10 +33,10 @@ class Server:
 
     def answer(self, data: bytes) -> tuple[Any, socket.socket]:
         """Answer a client that does not read yet. Return the connection and the client's socket."""
-        ours, client = socket.socketpair()
-        self._sockets += [ours, client]
-        conn = Conn(ours)
-        answer = AnswerSocket(ours, "/orders")
+        server_side, client = socket.socketpair()
+        self._sockets += [server_side, client]
+        conn = Conn(server_side)
+        answer = AnswerSocket(server_side, "/orders")
         answer.sendall(data)
         self.unsent.add(conn, answer, then=lambda: self.finished.append(conn))
         return conn, client
@@ -86,9 +86,9 @@ def test_an_answer_is_sent_as_the_client_reads_it(server: Server) -> None:
 
 
 def test_writing_does_not_wait_and_keeps_the_order_of_the_pieces() -> None:
-    ours, client = socket.socketpair()
-    with ours, client:
-        answer = AnswerSocket(ours, "/orders")
+    server_side, client = socket.socketpair()
+    with server_side, client:
+        answer = AnswerSocket(server_side, "/orders")
 
         answer.sendall(b"head")
         answer.sendall(LARGE)
@@ -97,15 +97,15 @@ def test_writing_does_not_wait_and_keeps_the_order_of_the_pieces() -> None:
         taken = b"head" + LARGE + b"tail"
         assert taken.endswith(bytes(answer.unsent))
         assert client.recv(4) == b"head"
-        assert ours.gettimeout() is None
+        assert server_side.gettimeout() is None
 
 
 def test_a_part_of_a_file_is_sent(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"0123456789")
-    ours, client = socket.socketpair()
-    with ours, client, file.open("rb") as opened:
-        AnswerSocket(ours, "/docs").sendfile(opened, offset=2, count=5)
+    server_side, client = socket.socketpair()
+    with server_side, client, file.open("rb") as opened:
+        AnswerSocket(server_side, "/docs").sendfile(opened, offset=2, count=5)
 
         assert client.recv(100) == b"23456"
 
@@ -147,12 +147,12 @@ def test_the_connection_of_a_gone_client_is_closed(server: Server) -> None:
 
 def test_a_connection_that_gunicorn_has_closed_is_closed(server: Server) -> None:
     """This happens if the app fails after it has sent a part of its answer."""
-    ours, client = socket.socketpair()
+    server_side, client = socket.socketpair()
     with client:
-        answer = AnswerSocket(ours, "/orders")
+        answer = AnswerSocket(server_side, "/orders")
         answer.sendall(LARGE)
-        ours.close()
-        conn = Conn(ours)
+        server_side.close()
+        conn = Conn(server_side)
 
         server.unsent.add(conn, answer, then=lambda: server.finished.append(conn))
 

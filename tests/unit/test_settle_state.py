@@ -59,20 +59,20 @@ def ignore(_: str) -> None:
 
 
 def test_a_waiting_command_names_the_command_it_waits_for(state: StateFolder) -> None:
-    told: Queue[str] = Queue()
+    messages: Queue[str] = Queue()
 
     def wait() -> None:
-        with state.locked(told.put):
-            told.put("held")
+        with state.locked(messages.put):
+            messages.put("held")
 
     waiting = threading.Thread(target=wait)
     with state.locked(ignore):
         waiting.start()
-        said = told.get(timeout=10)
+        message = messages.get(timeout=10)
     waiting.join(timeout=10)
 
-    assert said == f"Waiting for another settle up, down or reset (pid {os.getpid()}) to end."
-    assert told.get(timeout=10) == "held"
+    assert message == f"Waiting for another settle up, down or reset (pid {os.getpid()}) to end."
+    assert messages.get(timeout=10) == "held"
 
 
 def test_a_command_that_waited_too_long_names_the_other_command(
