@@ -165,7 +165,7 @@ def test_down_leaves_nothing_behind_when_the_supervisor_was_killed(stack: Stack)
     assert stack.running() == []
 
 
-def test_up_names_the_port_that_is_taken_and_its_variable() -> None:
+def test_up_names_a_used_port_and_its_variable() -> None:
     stack = Stack()
     try:
         with socket.create_server(("127.0.0.1", stack.ports["ORDERS_PORT"])):

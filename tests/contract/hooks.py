@@ -51,7 +51,7 @@ def _kinds(service: str) -> dict[str, dict[str, Any]]:
 def problem_is_of_a_known_kind(
     ctx: CheckContext, response: Response, case: Case[Any]
 ) -> bool | None:
-    """Every problem leads to its page, has the status of its type, and names the request."""
+    """Check that a problem leads to its page, has the status of its type and names the request."""
     if PROBLEM not in response.headers.get("content-type", [""])[0]:
         assert response.status_code < 400, "the error is not a problem document"
         return None

@@ -49,7 +49,7 @@ def test_a_new_cluster_is_recorded_and_gets_the_events(engine: Engine, orders_ur
     assert record_cluster(engine, "second", uuid4()) == {ORDERS: 0}  # they are already pending
 
 
-def test_a_cluster_that_was_left_is_refused_and_nothing_is_changed(
+def test_an_earlier_cluster_is_refused_and_nothing_is_changed(
     engine: Engine, orders_url: str
 ) -> None:
     delivery = Delivery("", orders_url, "")

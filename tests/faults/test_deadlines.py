@@ -146,7 +146,7 @@ def test_work_that_grows_with_the_tables_has_no_deadline(orders_url: str) -> Non
             assert first not in existing_days(connection, "outbox")
 
 
-def test_a_connection_taken_again_is_not_cut_for_its_last_transaction(
+def test_a_reused_connection_is_not_cut_for_its_last_transaction(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another transaction takes the connection between the check of the deadline and the cut."""
@@ -197,7 +197,7 @@ def test_the_watcher_outlives_an_error(
     assert failed.is_set()
 
 
-def test_idle_connections_are_left_alone(postgres: PostgresServer) -> None:
+def test_idle_connections_are_not_cut(postgres: PostgresServer) -> None:
     with open_engine(postgres.url()) as engine:
         with engine.begin() as connection:
             first = connection.scalar(BACKEND)

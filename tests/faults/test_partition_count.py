@@ -146,7 +146,7 @@ def test_unread_records_prevent_the_change(
 
 @needs_kafka
 @pytest.mark.parametrize("metadata", ["", str(uuid4())], ids=["behind", "of a former topic"])
-def test_a_group_that_no_service_knows_counts_once_it_has_committed(
+def test_an_unknown_group_counts_after_its_first_commit(
     delivery: Delivery,
     admin: KafkaAdminClient,
     monkeypatch: pytest.MonkeyPatch,

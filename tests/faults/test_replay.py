@@ -101,7 +101,7 @@ def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
         assert record_topics(connection, second, DAY).queued == {ORDERS: EVENTS}
 
 
-def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
+def test_a_relay_writes_heartbeats_between_the_pieces_and_stops_when_asked(
     delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "REPLAY_PIECE", 10)

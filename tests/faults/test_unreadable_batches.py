@@ -185,7 +185,7 @@ def test_every_codec_of_kafka_is_read(topic: Delivery) -> None:
     assert topic.dead_letters("payments") == []
 
 
-def test_a_missing_codec_stops_its_partition_until_it_is_there(
+def test_a_missing_codec_stops_its_partition_until_it_is_installed(
     topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = topic.open_account(1000)

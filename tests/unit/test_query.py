@@ -99,7 +99,7 @@ def test_a_parameter_given_twice_is_named(
 
 
 @pytest.mark.parametrize(("service", "path"), WITHOUT)
-def test_an_address_without_parameters_takes_none(
+def test_a_path_without_parameters_refuses_every_parameter(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
     detail = "This address has no parameters."

@@ -221,7 +221,9 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ({"PORT": "8081", "BIND_ADDRESS": "[::1]"}, "[::1]:8081"),
     ],
 )
-def test_an_api_listens_where_its_settings_say(variables: dict[str, str], address: str) -> None:
+def test_the_settings_determine_the_address_of_an_api(
+    variables: dict[str, str], address: str
+) -> None:
     with environment(variables):
         assert read_listen_address() == address
 

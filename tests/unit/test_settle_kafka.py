@@ -59,7 +59,9 @@ def test_a_cache_of_another_version_is_not_used(programs: Path) -> None:
     assert not kafka.fetched()
 
 
-def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_home_folder_names_the_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

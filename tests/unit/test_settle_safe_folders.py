@@ -85,7 +85,7 @@ def test_a_parent_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> 
     check(home)
 
 
-def test_a_link_is_safe_only_where_it_and_its_target_are(tmp_path: Path) -> None:
+def test_a_link_is_safe_only_if_its_folder_and_its_target_are(tmp_path: Path) -> None:
     """A chain of links is only as safe as the folder of each link."""
     target, open_to_all = tmp_path / "target", tmp_path / "open"
     target.mkdir()

@@ -59,7 +59,7 @@ def committed(world: World) -> dict[TopicPartition, int]:
     return {place: offset.offset for place, offset in offsets.items()}
 
 
-def test_offsets_are_committed_up_to_what_was_applied(world: World) -> None:
+def test_the_offsets_of_applied_events_are_committed(world: World) -> None:
     publish(world, 1, 2, 3)
     publish(world, 4, place=SECOND)
 
@@ -113,7 +113,7 @@ def test_events_of_a_partition_that_moves_while_they_are_applied_are_applied_onc
     assert len(world.cluster.consumers) == 1, "the consumer stays in the group"
 
 
-def test_one_partition_waits_and_the_others_go_on(world: World) -> None:
+def test_one_partition_waits_and_the_others_continue(world: World) -> None:
     attempts: list[float] = []
 
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
