@@ -90,7 +90,7 @@ def test_a_batch_of_each_codec_is_read(codec: str) -> None:
 SOUND = batch_of(b"a", b"b", offset=2)
 UNREADABLE = {
     "checksum": flip(SOUND, len(SOUND) - 1),
-    "format to come": put(SOUND, MAGIC_AT, ">b", 3),
+    "future format": put(SOUND, MAGIC_AT, ">b", 3),
     "format 1": put(SOUND, MAGIC_AT, ">b", 1),
     "format 0": put(SOUND, MAGIC_AT, ">b", 0),
     "negative format": put(SOUND, MAGIC_AT, ">b", -1),
@@ -318,13 +318,13 @@ HOSTILE_CONTENT = {
         # RFC 8878, 3.1.1: one segment, the id of a dictionary (7), one raw byte.
         b"\x28\xb5\x2f\xfd\x21\x07\x01\x09\x00\x00x",
     ),
-    "zstd that lies about its size": ("zstd", ZSTD.compress(b"x" * 200)[:5] + b"\xff" * 20),
-    "snappy that says 4 GB": ("snappy", b"\xff\xff\xff\xff\x0f" + b"\0" * 20),
+    "zstd with a wrong size": ("zstd", ZSTD.compress(b"x" * 200)[:5] + b"\xff" * 20),
+    "snappy with a size of 4 GB": ("snappy", b"\xff\xff\xff\xff\x0f" + b"\0" * 20),
     "snappy without a size": ("snappy", b"\xff" * 20),
     "snappy in blocks of negative length": ("snappy", XERIAL + b"\xff\xff\xff\xfc" * 5),
-    "snappy in blocks of no length": ("snappy", XERIAL + b"\0" * 20),
+    "snappy in blocks of length 0": ("snappy", XERIAL + b"\0" * 20),
     "lz4 without an end": ("lz4", kafka.codec.lz4.compress(b"x" * 200)[:-4]),
-    "lz4 that lies about its size": (
+    "lz4 with a wrong size": (
         "lz4",
         kafka.codec.lz4.compress(b"x" * 200).replace(b"\xc8\0\0\0\0\0\0\0", b"\xff" * 8),
     ),
@@ -334,7 +334,7 @@ HOSTILE_CONTENT = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE_CONTENT)
-def test_content_with_wrong_lengths_is_unreadable(kind: str) -> None:
+def test_invalid_compressed_content_is_unreadable(kind: str) -> None:
     codec, content = HOSTILE_CONTENT[kind]
     batch = batch_with(content, codec)
 
