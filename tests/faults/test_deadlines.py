@@ -94,7 +94,7 @@ def test_the_deadline_covers_the_whole_transaction(postgres: PostgresServer) -> 
         take_naps(engine)
 
 
-def test_a_lifted_deadline_is_lifted_for_one_transaction(
+def test_a_deadline_is_lifted_for_one_transaction_only(
     postgres: PostgresServer,
 ) -> None:
     with open_engine(postgres.url()) as engine:
