@@ -79,7 +79,7 @@ def receive(data: bytes, *, piece: int = 4096, version: int = 12) -> list[Any]:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 4096, 1_000_000])
-def test_the_size_of_a_too_large_batch_is_counted_while_it_arrives(piece: int) -> None:
+def test_a_too_large_batch_is_measured_while_it_arrives(piece: int) -> None:
     partitions = receive(answer(b"", LARGE, None), piece=piece)
 
     assert [each.partition_index for each in partitions] == [0, 1, 2]

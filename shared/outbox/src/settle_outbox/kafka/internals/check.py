@@ -60,7 +60,7 @@ _CORRUPT_RECORD = (
     "test_kafka_internals.py::test_the_records_before_one_that_is_corrupt_inside_are_read"
 )
 _LARGE_RESPONSE = "test_fetch_response.py::test_another_large_answer_ends_the_connection"
-_LARGE_BATCH = "test_fetch_response.py::test_the_size_of_a_too_large_batch_is_counted_while_it_arrives"
+_LARGE_BATCH = "test_fetch_response.py::test_a_too_large_batch_is_measured_while_it_arrives"
 
 PRIVATE_PARTS = (
     # Every client
