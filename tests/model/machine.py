@@ -335,7 +335,7 @@ class Machine(RuleBasedStateMachine):
         if sys.exc_info()[0] is not None:
             return  # the run failed or was given up, and another failure would hide the reason
         self.settle(8)
-        self.the_services_are_as_the_models()
+        self.services_match_the_models()
         payments, orders = (self._system.state(service) for service in SERVICES)
         charged = {order_id: amount for *_, amount, _, order_id in payments.get("transfers", [])}
         for order_id, (_, amount, _, status, _) in orders.get("orders", {}).items():

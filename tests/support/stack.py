@@ -179,7 +179,7 @@ class Stack:
         try:
             wait_until(all_settled, timeout_s=timeout_s, what="every order to settle")
         except AssertionError as error:
-            error.add_note(self._last_said())
+            error.add_note(self._last_states_and_logs())
             raise
         return [final[path] for path in paths]
 
