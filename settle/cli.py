@@ -324,8 +324,9 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
     Example: settle doctor --quick
     """
     configure_logging(level="CRITICAL", form="auto")  # a fault is reported by a check
-    services = configured_services() if service is None else [load_service(service).name]
-    findings = examine(find_state(), quick=quick, services=services)
+    state = find_state()
+    services = configured_services(state) if service is None else [load_service(service).name]
+    findings = examine(state, quick=quick, services=services)
     service_doctor.print_findings(findings, strict=strict, as_json=as_json)
 
 

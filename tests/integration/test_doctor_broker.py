@@ -13,6 +13,8 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import CoordinatorNotAvailableError
 
+from settle.doctor.examine import configured_services, examine
+from settle.stack.state import StateFolder
 from settle_outbox.checks import broker as broker_checks
 from settle_outbox.checks import groups, topics
 from settle_outbox.kafka.clients import make_admin
@@ -20,6 +22,7 @@ from settle_outbox.kafka.topics import ensure_topics
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, PAYMENTS, Delivery, order_created, patient_producer
 from support.doctor import UNDURABLE, Doctor
+from support.environ import environment
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -56,6 +59,39 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
     ensure_topics(client, [ORDERS, PAYMENTS], settings)
     yield client
     client.close()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_where_one_service_runs_only_its_servers_are_checked(
+    tmp_path: Path, delivery: Delivery, *, quick: bool
+) -> None:
+    """In a container, or on a machine of one service, there is no stack and no embedded server."""
+    state = StateFolder(tmp_path / "none")
+    doctor = Doctor(state.home, {"orders": delivery.orders_url}, delivery.bootstrap)
+    with environment({**doctor.environ, "PAYMENTS_DATABASE_URL": "", "BIND_ADDRESS": "192.0.2.1"}):
+        services = configured_services(state)
+
+        by_default = [each.name for each in examine(state, quick=quick, services=services)]
+        by_name = [each.name for each in examine(state, quick=quick, services=["orders"])]
+
+    assert by_default == by_name
+    subjects = {name.partition(" ")[0] for name in by_default}
+    assert {"python", "orders", "broker"} <= subjects
+    assert not subjects & {"folder", "disk", "supervisord", "port", "ports", "postgres", "payments"}
+
+
+def test_the_stack_is_checked_where_a_server_is_not_named(
+    tmp_path: Path, delivery: Delivery
+) -> None:
+    state = StateFolder(tmp_path)
+    doctor = Doctor(tmp_path, {"orders": delivery.orders_url}, delivery.bootstrap)
+    with environment({**doctor.environ, "PAYMENTS_DATABASE_URL": ""}):
+        services = configured_services(state)
+
+        names = {each.name for each in examine(state, quick=True, services=services)}
+
+    assert services == ["payments", "orders"]
+    assert {"folder", "supervisord", "postgres"} <= names
 
 
 def produce(delivery: Delivery, ages_s: list[float], partition: int = 0) -> None:

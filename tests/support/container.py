@@ -55,7 +55,7 @@ class Container:
     """One container of a manifest, started.
 
     Args:
-        manifest: a Deployment.
+        manifest: a Deployment, or what has a Pod's template, too.
         settings: the variables of its ConfigMap.
         secrets: the folder of its Secret.
         log: the file for what it writes.
@@ -125,8 +125,8 @@ class Container:
         send(children(self._process.pid), signal.SIGTERM)
 
     def wait(self) -> int:
-        """Return the exit code. Fail if the grace period is over."""
-        return self._process.wait(self.pod["terminationGracePeriodSeconds"])
+        """Return the exit code. Fail after the grace period, by default that of Kubernetes."""
+        return self._process.wait(self.pod.get("terminationGracePeriodSeconds", 30))
 
 
 def require_namespaces() -> None:
