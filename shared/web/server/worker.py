@@ -25,7 +25,7 @@ from shared.web.server.gunicorn_internals import (
     take_expectation,
 )
 from shared.web.server.http_rules import apply_rules, is_body_left, must_close
-from shared.web.server.incoming_requests import IncomingRequests
+from shared.web.server.incomplete_requests import IncompleteRequests
 from shared.web.server.request_reader import RequestError, RequestPending, Unreader
 from shared.web.waiting.waiters import release_waiters
 
@@ -74,7 +74,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def run(self) -> None:
         """Serve until the worker is asked to stop."""
         self._waiting = WaitingConnections(self.poller, self._close)
-        self._incoming = IncomingRequests(
+        self._incoming = IncompleteRequests(
             self._waiting, start=self.enqueue_req, refuse=self._refuse, close=self._close
         )
         self._unsent = UnsentAnswers(self._waiting, self._close)

@@ -150,7 +150,7 @@ Its result is `ReceivedEvent.data`. It must depend on nothing but its argument. 
 It should ignore unknown fields, as these examples do, so that publishers can add fields.
 
 If it raises an exception, the event becomes a dead letter `invalid_data`, and the handler does not
-get it. The libraries above raise a ValueError or an exception class of their own. Other exceptions
+get it. The libraries above raise a ValueError or their own exception class. Other exceptions
 of Python, such as AttributeError, may come from a defect in the schema's code. So they also count
 as failures of the handler: after BRAKE_FAILURES in a row the subscription stops.
 """

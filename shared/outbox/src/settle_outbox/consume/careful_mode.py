@@ -12,7 +12,7 @@ gets the same records and dies, too. How this ends:
 3. If the process dies again, the next owner reads the record from the row, and counts. After
    `DEATHS_LIMIT` deaths in a row with the same record in hand, it makes the record a dead letter
    without reading its data.
-4. Careful mode ends behind the records that the first dead process can have had in hand.
+4. Careful mode ends after as many records as the dead process can have had in one batch.
 
 A kill in the normal mode counts against no record. The normal mode needs one transaction for each
 assignment. A process that was frozen looks dead, so the next owner is careful without need.

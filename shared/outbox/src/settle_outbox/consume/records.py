@@ -233,7 +233,7 @@ def _problems(error: Exception) -> list[str]:
 def _may_be_defect(error: Exception) -> bool:
     """Return whether an error of a schema may come from a defect in its code; see `Schema`.
 
-    Validation libraries raise a ValueError, an ExceptionGroup, or an exception class of their own
+    Validation libraries raise a ValueError, an ExceptionGroup, or their own exception class
     that derives from Exception directly.
     """
     try:

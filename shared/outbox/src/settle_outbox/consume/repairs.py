@@ -220,7 +220,7 @@ class Repairs:
     def _warn_of_later_events(self, request: Request) -> str:
         """Return a sentence if later events of the same key were applied already.
 
-        The inbox may be large. So this is a transaction of its own, which gives up early.
+        The inbox may be large. So this is a separate transaction, which gives up early.
         """
         if request.action is not Action.RETRY:
             return ""
