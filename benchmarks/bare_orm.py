@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from flask import Flask, Response, request
-from sqlalchemy import bindparam, create_engine, insert, select, update
+from sqlalchemy import BigInteger, bindparam, create_engine, insert, literal, select, update
 from sqlalchemy.orm import sessionmaker
 from uuid_utils.compat import uuid7
 
 from services.orders.models import CREATED, Order
 from services.payments.models import DEPOSIT, WORLD, Account, Transfer
 from settle_outbox.storage.tables import outbox, outbox_pending
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS
 
 _COLUMNS = ("id", "aggregatetype", "aggregateid", "type", "payload")
 _ADDED = (
@@ -29,13 +29,21 @@ _ADDED = (
     .cte("added")
 )
 ADD_EVENT = insert(outbox_pending).from_select(["shard", "seq", "id"], select(_ADDED))
-WORLD_ID = select(Account.id).where(Account.name == WORLD).scalar_subquery()
-CREDIT = (
-    update(Account)
+CREDITED = (
+    update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
     .where(Account.user_id == bindparam("owner"))
     .values(balance=Account.balance + bindparam("amount"))
-    .returning(Account.id, WORLD_ID.label("world_id"))
-    .execution_options(synchronize_session=False)
+    .returning(Account.id)
+    .cte("credited")
+)
+ADD_DEPOSIT = insert(Transfer.__table__).from_select(  # type: ignore[arg-type]  # it is a Table
+    ["from_account_id", "to_account_id", "amount", "kind"],
+    select(
+        select(Account.id).where(Account.name == WORLD).scalar_subquery(),
+        CREDITED.c.id,
+        bindparam("amount", type_=BigInteger),
+        literal(DEPOSIT),
+    ),
 )
 STATUS = select(Order.status).where(Order.id == bindparam("order_id"))
 
@@ -43,7 +51,7 @@ STATUS = select(Order.status).where(Order.id == bindparam("order_id"))
 def create_app() -> Flask:
     """Make the app; its database is that of the service whose calls are compared."""
     app = Flask(__name__)
-    engine = create_engine(os.environ["BENCH_DATABASE_URL"], pool_size=THREADS)
+    engine = create_engine(os.environ["BENCH_DATABASE_URL"], pool_size=DEFAULT_THREADS)
     sessions = sessionmaker(engine, expire_on_commit=False)
 
     @app.post("/orders")
@@ -83,14 +91,7 @@ def create_app() -> Flask:
     def deposit(user_id: UUID) -> Response:
         amount = request.get_json()["amount"]
         with sessions.begin() as session:
-            credited = session.execute(CREDIT, {"owner": user_id, "amount": amount}).one()
-            transfer = Transfer(
-                from_account_id=credited.world_id,
-                to_account_id=credited.id,
-                amount=amount,
-                kind=DEPOSIT,
-            )
-            session.add(transfer)
+            session.execute(ADD_DEPOSIT, {"owner": user_id, "amount": amount})
         return Response('{"message":"Balance refilled"}', content_type="application/json")
 
     @app.get("/order/<uuid:order_id>")

@@ -1,29 +1,33 @@
-"""How gunicorn runs an API. supervisord's programs set the port."""
+"""How gunicorn runs an API: under supervisord, or alone in a container."""
 
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from settle_outbox.settings import SettingsError
-from shared.settings import ANY_HOST, read_listen_address, read_web_settings
-from shared.web.app import THREADS
+from shared.settings import ANY_HOST, read_listen_address, read_server_size, read_web_settings
 
 log = structlog.get_logger(__name__)
 
+# A reload passes these to the new master: the file descriptor of the port, and the old workers.
+SOCKET = "SETTLE_API_SOCKET"
+OLD_WORKERS = "SETTLE_API_OLD_WORKERS"
+
 try:
-    bind = read_listen_address()
+    bind = os.environ.get(SOCKET) or read_listen_address()
+    workers, threads = read_server_size()
 except SettingsError as error:
     sys.exit(str(error))
 # Its answers are problem documents.
 worker_class = "shared.web.server.worker.Worker"
 # gunicorn's lines obey LOG_LEVEL and LOG_FORMAT. The app logs the requests.
 logger_class = "shared.web.server.logger.Logger"
-workers = 2
-threads = THREADS
 # Connections that wait for a worker. They are not refused.
 backlog = 2048
 
@@ -62,6 +66,31 @@ def on_starting(server: Any) -> None:
             "ALLOWED_HOSTS", ""
         ):
             log.warning("web.any_host_allowed", remedy="set ALLOWED_HOSTS to the service's names")
+
+
+def on_reload(server: Any) -> None:
+    """Load the installed code after SIGHUP, without closing the port.
+
+    gunicorn would only fork new workers, which would keep the modules that the master has imported.
+    So the master starts again in the same process, with the same pid and the same open port. The
+    old workers serve until a new one is ready.
+    """
+    (listener,) = server.LISTENERS
+    os.environ[SOCKET] = f"fd://{listener.fileno()}"
+    os.environ[OLD_WORKERS] = " ".join(map(str, server.WORKERS))
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
+
+
+def post_worker_init(worker: Any) -> None:
+    """Stop the workers from before a reload. They finish their requests."""
+    old = os.environ.get(OLD_WORKERS, "").split()
+    if not old:
+        return
+    # Another process may have the pid of a worker that has ended.
+    children = Path(f"/proc/{worker.ppid}/task/{worker.ppid}/children").read_text("ascii").split()
+    for pid in set(old) & set(children):
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
 
 
 def when_ready(server: Any) -> None:

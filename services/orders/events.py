@@ -1,4 +1,4 @@
-"""Contracts: the event that orders publishes, and the data of the events that it consumes."""
+"""Contracts: the event that the orders service publishes, and those that it consumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAYMENT_FAILED = "payment.failed"
 
 
 class PaymentSucceededSchema(OpenSchema):
-    """The part of the data of `payment.succeeded` that orders needs."""
+    """The fields of `payment.succeeded` that the orders service needs."""
 
     order_id = CanonicalUUID(required=True)
     user_id = UserId(required=True)
@@ -25,7 +25,7 @@ class PaymentSucceededSchema(OpenSchema):
 
 
 class PaymentFailedSchema(PaymentSucceededSchema):
-    """The part of the data of `payment.failed` that orders needs."""
+    """The fields of `payment.failed` that the orders service needs."""
 
     reason = Text(required=True, min_length=1, max_length=FAILURE_REASON_MAX)
 

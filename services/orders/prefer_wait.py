@@ -1,4 +1,8 @@
-"""Answers as the header Prefer asks: with the whole order, or when the order is final."""
+"""Apply the header Prefer to the calls for one order.
+
+`wait=N` delays the answer until the order is final. `return=representation` asks for the whole
+order.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ def wait_for_status(order_id: UUID) -> tuple[str, int | None]:
     """Read the status of an order. If the request prefers to wait, wait until it is final.
 
     Returns:
-        The status, and the seconds of the wait if it was honoured.
+        The status, and the wait that was asked for, in seconds, if it was honoured.
 
     Raises:
         UnknownOrderError: there is no such order.
@@ -46,7 +50,10 @@ def wait_for_status(order_id: UUID) -> tuple[str, int | None]:
 
 
 def wait_for_order(order_id: UUID) -> tuple[Order, int | None]:
-    """Read an order as `wait_for_status` reads its status."""
+    """Read an order. If the request prefers to wait, wait until the order is final.
+
+    Returns and raises what `wait_for_status` does, with the order in place of its status.
+    """
     return _wait_for(order_id, orders.read_order, lambda order: order.status != CREATED)
 
 
@@ -54,7 +61,7 @@ def _wait_for(
     order_id: UUID, read: Callable[[Session, UUID], T], is_final: Callable[[T], bool]
 ) -> tuple[T, int | None]:
     def read_once() -> T:
-        # In a separate transaction each time: none is open while the request waits.
+        # A new transaction for each read, so that the request holds none while it waits.
         with transaction() as session:
             return read(session, order_id)
 
@@ -68,8 +75,8 @@ def _wait_for(
 def apply_preferences(response: Response) -> Response:
     """Complete the answer to `POST /orders` as the request prefers.
 
-    The stored answer of an Idempotency-Key says only that the order was accepted. Each request with
-    the key, the first and the repeated ones, waits and is answered by its own preferences.
+    The answer that is stored for an Idempotency-Key says only that the order was accepted. So this
+    runs for the first request and for each repeated one, with the preferences of that request.
     """
     preferences = prefer_header.requested_preferences()
     returned, waited_s = preferences.returned, None

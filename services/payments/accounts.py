@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import BigInteger, bindparam, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from services.payments.models import AMOUNT_MAX, DEPOSIT, WORLD, Account, Transfer
@@ -39,13 +39,26 @@ class UserMismatchError(SettleError):
 _OPEN_ACCOUNT = (
     insert(Account).on_conflict_do_nothing(index_elements=[Account.user_id]).returning(Account.id)
 )
-_WORLD_ID = select(Account.id).where(Account.name == WORLD).scalar_subquery()
-# An UPDATE of the table, not of the class: that would look for loaded accounts to refresh.
-_CREDIT = (
+# Of the tables, not of the classes: the ORM would look for loaded objects to refresh.
+_CREDITED = (
     update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
     .where(Account.user_id == bindparam("owner"), Account.balance <= bindparam("highest_balance"))
     .values(balance=Account.balance + bindparam("amount"))
-    .returning(Account.id, _WORLD_ID.label("world_id"))
+    .returning(Account.id)
+    .cte("credited")
+)
+_DEPOSIT = (
+    insert(Transfer.__table__)  # type: ignore[arg-type]  # it is a Table
+    .from_select(
+        ["from_account_id", "to_account_id", "amount", "kind"],
+        select(
+            select(Account.id).where(Account.name == WORLD).scalar_subquery(),
+            _CREDITED.c.id,
+            bindparam("amount", type_=BigInteger),
+            literal(DEPOSIT),
+        ),
+    )
+    .returning(Transfer.id)
 )
 _READ_BALANCE = select(Account.balance).where(Account.user_id == bindparam("owner"))
 
@@ -67,23 +80,13 @@ def deposit(session: Session, user_id: UUID, amount: int) -> None:
         UnknownAccountError: the user has no account.
         BalanceOverflowError: the balance would be above `AMOUNT_MAX`.
     """
-    credited = session.execute(
-        _CREDIT, {"owner": user_id, "highest_balance": AMOUNT_MAX - amount, "amount": amount}
-    ).one_or_none()
-    if credited is None:
+    parameters = {"owner": user_id, "highest_balance": AMOUNT_MAX - amount, "amount": amount}
+    if session.scalar(_DEPOSIT, parameters) is None:
         balance = read_balance(session, user_id)
         raise BalanceOverflowError(
             f"A deposit of {amount} would raise the balance of user {user_id}, {balance}, above"
             f" {AMOUNT_MAX}."
         )
-    session.add(
-        Transfer(
-            from_account_id=credited.world_id,
-            to_account_id=credited.id,
-            amount=amount,
-            kind=DEPOSIT,
-        )
-    )
 
 
 def read_balance(session: Session, user_id: UUID) -> int:

@@ -1,4 +1,4 @@
-"""Contracts: the events that payments publishes, and the data of the event that it consumes."""
+"""Contracts: the events that the payments service publishes, and the one that it consumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class OrderCreatedSchema(OpenSchema):
-    """The part of the data of `order.created` that payments needs."""
+    """The fields of `order.created` that the payments service needs."""
 
     order_id = CanonicalUUID(required=True)
     user_id = UserId(required=True)
@@ -20,7 +20,10 @@ class OrderCreatedSchema(OpenSchema):
 
 
 def payment_decided(result: ChargeResult) -> Event:
-    """Return the event of an order's payment: `payment.succeeded` or `payment.failed`."""
+    """Return the event of a new decision: `payment.succeeded` or `payment.failed`.
+
+    Its key is the order, because each order has one decision.
+    """
     charge = result.charge
     succeeded = result.reason is None
     data = {"order_id": charge.order_id, "user_id": charge.user_id, "amount": charge.amount}

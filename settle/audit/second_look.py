@@ -1,4 +1,4 @@
-"""Look suspects up again by id, until events under way have had their time."""
+"""Look suspects up again by id, until the events in transit must have arrived."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
     if timelines:
         sys.exit(EXIT_FAILED)
     if not as_json:
-        click.echo("No order is stuck.")
+        click.echo(f"No order has been open for more than {age_s:g} s.")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settle.trace import queries
@@ -159,13 +160,16 @@ class Tracer:
         ids = {"event_id": str(event["id"]), "request_id": event["request_id"]}
         steps.append(Step("event_added", publisher, event["created_at"], ids))
         received = queries.read_received(self._databases[consumer], event["id"])
+        at_consumer: list[Step] = []
         if received is not None:
             place = (received["topic"], received["partition"], received["offset"])
             record = dict(zip(("topic", "partition", "offset"), place, strict=True))
             steps.append(Step("sent", publisher, self._sent_at(*place), record))
             outcome = {"outcome": received["outcome"]} | _detail(received)
-            steps.append(Step("received", consumer, received["received_at"], outcome))
-        letter = self._add_dead_letters(steps, consumer, event["id"])
+            at_consumer.append(Step("received", consumer, received["received_at"], outcome))
+        letter = self._add_dead_letters(at_consumer, consumer, event["id"])
+        # A dead letter is received only when it is retried.
+        steps += sorted(at_consumer, key=attrgetter("at"))
         if received is not None and received["outcome"] != "parked":
             return None
         if letter is not None:

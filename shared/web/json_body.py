@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from flask import request
 from gunicorn.http.errors import ParseException
+from marshmallow import ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
@@ -20,10 +21,10 @@ from shared.web.problems.documents import InvalidInputError, ProblemError
 from shared.web.server.request_reader import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from flask import Flask, Request
-    from marshmallow import Schema, ValidationError
+    from marshmallow import Schema
 
 # Maximum size of a body. The largest valid one is an order with a description of 10,000 characters,
 # each escaped as a surrogate pair (12 bytes).
@@ -238,41 +239,38 @@ def _read(incoming: Request) -> bytes:
 
 
 class Parser(FlaskParser):
-    """Parses bodies and queries by a marshmallow schema. Errors become problem documents."""
+    """Loads bodies and queries by a marshmallow schema. Errors become problem documents."""
 
-    def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002
-        """Read the body, which must be a JSON object."""
-        data = read_json(req)
-        if not isinstance(data, dict):
-            raise InvalidInputError([{"pointer": "#", "detail": "Must be a JSON object."}])
-        return data
+    def parse(  # type: ignore[override]  # webargs has further options, which nothing here uses
+        self, argmap: Schema, *, location: str, **_: object
+    ) -> Any:
+        """Load the body or the query of the current request.
 
-    def handle_error(
-        self,
-        error: ValidationError,
-        req: Request,  # noqa: ARG002  # the signature is webargs's
-        schema: Schema,  # noqa: ARG002
-        *,
-        error_status_code: int | None,  # noqa: ARG002
-        error_headers: Mapping[str, str] | None,  # noqa: ARG002
-    ) -> NoReturn:
-        """Raise the errors that marshmallow found."""
-        raise InvalidInputError(
-            [
-                _fault(location, field, detail)
-                for location, messages in error.normalized_messages().items()  # type: ignore[no-untyped-call]
-                for field, details in messages.items()
+        Args:
+            argmap: the schema.
+            location: ``json`` for the body, which must be a JSON object, or ``query``.
+
+        Raises:
+            InvalidInputError: the schema refuses a value, with the place of each fault.
+        """
+        is_body = location == "json"
+        data = _read_object(request) if is_body else request.args
+        try:
+            return argmap.load(data)
+        except ValidationError as error:
+            faults = [
+                ({"pointer": f"#/{name}"} if is_body else {"parameter": name}) | {"detail": detail}
+                for name, details in error.normalized_messages().items()  # type: ignore[no-untyped-call]
                 for detail in details
             ]
-        ) from error
+            raise InvalidInputError(faults) from error
 
 
-def _fault(location: str, field: str, detail: str) -> dict[str, str]:
-    if location == "json":
-        return {"pointer": f"#/{field}", "detail": detail}
-    if location == "headers":
-        return {"header": field, "detail": detail}
-    return {"parameter": field, "detail": detail}
+def _read_object(incoming: Request) -> dict[str, Any]:
+    data = read_json(incoming)
+    if not isinstance(data, dict):
+        raise InvalidInputError([{"pointer": "#", "detail": "Must be a JSON object."}])
+    return data
 
 
 def register(app: Flask) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from flask import current_app, g
+from flask import current_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
 _EXTENSION = "settle-sessions"
-_OUTER = "settle_outer_session"
+_outer_session: ContextVar[Session | None] = ContextVar("outer_session", default=None)
 
 
 def register(app: Flask, sessions: sessionmaker[Session]) -> None:
@@ -34,7 +35,7 @@ def transaction() -> AbstractContextManager[Session]:
 
     Inside `outer_transaction` it joins the outer transaction, which ends with the outer block.
     """
-    outer: Session | None = g.get(_OUTER)
+    outer = _outer_session.get()
     return _begin() if outer is None else nullcontext(outer)
 
 
@@ -42,11 +43,11 @@ def transaction() -> AbstractContextManager[Session]:
 def outer_transaction() -> Iterator[Session]:
     """Begin a transaction that each `transaction` in its block joins."""
     with _begin() as session:
-        setattr(g, _OUTER, session)
+        token = _outer_session.set(session)
         try:
             yield session
         finally:
-            delattr(g, _OUTER)
+            _outer_session.reset(token)
 
 
 @contextmanager

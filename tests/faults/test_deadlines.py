@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from settle_outbox.consume import handler_sessions
+from settle_outbox.consume.handler import sessions as handler_sessions
 from settle_outbox.publish import relay
 from settle_outbox.publish.lost_topics import Destination, record_topics
 from settle_outbox.storage.database import CONNECT_ARGS, make_engine

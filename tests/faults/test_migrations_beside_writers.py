@@ -85,6 +85,7 @@ SMALL = {
     "inbox_brakes",
     "inbox_default",
     "inbox_horizon",
+    "inbox_owners",
     "inbox_skipped",
     "outbox_clusters",
     "outbox_default",

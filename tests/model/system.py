@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.failures import HandlerLimits
-from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.consume.handler.guard import GUARDABLE
 from settle_outbox.publish.pending import lock_shards, mark_sent, read_pending
 from settle_outbox.publish.sender import Sender
 from settle_outbox.service import load_service

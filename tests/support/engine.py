@@ -10,13 +10,14 @@ from settle_outbox import Service
 from settle_outbox.consume import (
     applier,
     batch_transaction,
+    careful_mode,
     consumed_topics,
     consumer,
     failures,
-    handler_call,
     partition_reader,
     paused_partitions,
 )
+from settle_outbox.consume.handler import call as handler_call
 from settle_outbox.publish import relay, sender
 from support.clock import Clock, InstantStop
 from support.delivery import Delivery
@@ -58,6 +59,7 @@ class World:
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (
             applier,
+            careful_mode,
             consumed_topics,
             consumer,
             failures,

@@ -28,6 +28,16 @@ _BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 @dataclass
+class Held:
+    """A row of the partitions that consumers hold."""
+
+    owner: UUID
+    in_hand: list[bytes] | None = None
+    suspects: list[bytes] | None = None
+    deaths: int = 0
+
+
+@dataclass
 class Tables:
     """The rows."""
 
@@ -40,6 +50,7 @@ class Tables:
     attempts: dict[UUID, tuple[str, int]] = field(default_factory=dict)
     brakes: dict[tuple[str, str], tuple[str, int, bool]] = field(default_factory=dict)
     dead_letters: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    owners: dict[tuple[str, int], Held] = field(default_factory=dict)
     effects: list[Any] = field(default_factory=list)
     noted: int = 0
 
@@ -303,6 +314,44 @@ def _read_stopped(tables: Tables) -> list[Any]:
     ]
 
 
+def _take_over(
+    tables: Tables, *, topics: list[str], partitions: list[int], owner: UUID
+) -> list[Any]:
+    rows = []
+    for topic, partition in zip(topics, partitions, strict=True):
+        held = tables.owners.get((topic, partition))
+        if held is None:
+            continue
+        if held.in_hand is not None:
+            held.deaths = held.deaths + 1 if held.in_hand == held.suspects else 1
+            held.suspects, held.in_hand = held.in_hand, None
+        held.owner = owner
+        rows.append(
+            _row(topic=topic, partition=partition, suspects=held.suspects, deaths=held.deaths)
+        )
+    return rows
+
+
+def _claim(tables: Tables, *, topics: list[str], partitions: list[int], owner: UUID) -> None:
+    for place in zip(topics, partitions, strict=True):
+        tables.owners.setdefault(place, Held(owner))
+
+
+def _set_in_hand(
+    tables: Tables, *, topic: str, partition: int, in_hand: list[bytes] | None, owner: UUID
+) -> None:
+    held = tables.owners.get((topic, partition))
+    if held is not None and held.owner == owner:
+        held.in_hand = in_hand
+
+
+def _give_up(tables: Tables, *, topics: list[str], partitions: list[int], owner: UUID) -> None:
+    for place in zip(topics, partitions, strict=True):
+        held = tables.owners.get(place)
+        if held is not None and held.owner == owner:
+            del tables.owners[place]
+
+
 # By a part of the text that no other statement has; the first that fits counts.
 _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "SET TRANSACTION": _nothing,
@@ -330,4 +379,8 @@ _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "INSERT INTO inbox_brakes": _count_failure,
     "DELETE FROM inbox_brakes WHERE topic": _release,
     "SELECT topic, type FROM inbox_brakes WHERE stopped_at": _read_stopped,
+    "UPDATE inbox_owners AS held": _take_over,
+    "INSERT INTO inbox_owners": _claim,
+    "UPDATE inbox_owners SET in_hand": _set_in_hand,
+    "DELETE FROM inbox_owners": _give_up,
 }

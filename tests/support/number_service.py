@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from settle_outbox import Service, Subscription
 from settle_outbox.consume.applier import Applier
 from settle_outbox.consume.failures import HandlerLimits
-from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.consume.handler.guard import GUARDABLE
 from settle_outbox.storage.database import make_engine, make_sessions
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ NUMBER = "number"
 _EMPTY = """
     CREATE TABLE IF NOT EXISTS effects (number integer PRIMARY KEY);
     DROP TABLE IF EXISTS generated, checked;
-    TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, inbox_skipped,
-             dead_letters, dead_letter_requests, outbox, outbox_pending RESTART IDENTITY
+    TRUNCATE effects, inbox, inbox_attempts, inbox_brakes, inbox_horizon, inbox_owners,
+             inbox_skipped, dead_letters, dead_letter_requests, outbox, outbox_pending
+    RESTART IDENTITY
 """
 LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=3, brake_failures=20)
 

@@ -110,11 +110,12 @@ class Stack:
         return [process.pid for process in find_leftovers(StateFolder(self.home))]
 
     def supervise(self, action: str, process: str) -> None:
-        """Have supervisord start or stop a process, as an operator would."""
+        """Start or stop a process by supervisord, as an operator would."""
+        group = process.partition("-")[0]
         subprocess.run(
             [
                 f"{sysconfig.get_path('scripts')}/supervisorctl",
-                *("-s", f"unix://{StateFolder(self.home).socket}", action, process),
+                *("-s", f"unix://{StateFolder(self.home).socket}", action, f"{group}:{process}"),
             ],
             capture_output=True,
             timeout=COMMAND_TIMEOUT_S,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from settle_outbox.consume.handler_guard import HandlerRun, TransactionEndedError
+from settle_outbox.consume.handler.guard import HandlerRun, TransactionEndedError
 from settle_outbox.runtime.active_clock import ActiveClock
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gunicorn.http.body import ChunkedReader, LengthReader
 
-from shared.web.server import connections, incoming_requests, request_reader
+from shared.web.server import connections, incomplete_requests, request_reader
 from shared.web.server.connections import WaitingConnections
-from shared.web.server.incoming_requests import IncomingRequests
+from shared.web.server.incomplete_requests import IncompleteRequests
 from shared.web.server.request_reader import (
     CONTINUE,
     RequestError,
@@ -215,7 +215,7 @@ class Server:
         self.refused: list[tuple[Any, type[RequestError]]] = []
         self.closed: list[Any] = []
         self.waiting = WaitingConnections(self.poller, self.closed.append)
-        self.incoming = IncomingRequests(
+        self.incoming = IncompleteRequests(
             self.waiting, start=self.started.append, refuse=self._refuse, close=self.closed.append
         )
         self._clients: list[Client] = []
@@ -301,7 +301,7 @@ def test_a_request_has_its_time_from_its_first_byte(
 def test_the_oldest_is_refused_when_they_take_too_much_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming_requests, "PARTIAL_MAX_BYTES", 100)
+    monkeypatch.setattr(incomplete_requests, "INCOMPLETE_MAX_BYTES", 100)
     conns = [server.connect() for _ in range(4)]
 
     for conn in conns:
@@ -317,7 +317,7 @@ def test_the_oldest_is_refused_when_they_take_too_much_memory(
 def test_one_that_waits_for_a_thread_is_not_refused_but_counted(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming_requests, "PARTIAL_MAX_BYTES", 60)
+    monkeypatch.setattr(incomplete_requests, "INCOMPLETE_MAX_BYTES", 60)
     complete, partial_ = server.connect(), server.connect()
 
     for data in (HEAD[:-1], HEAD[-1:]):

@@ -25,6 +25,8 @@ WRONG_WEB = {
     "ALLOWED_HOSTS": "https://shop.example",
     "IDEMPOTENCY_RETENTION_S": "59",
     "CURSOR_SECRET": "short",
+    "API_WORKERS": "0",
+    "API_THREADS": "many",
 }
 WRONG_DELIVERY = {
     "KAFKA_BOOTSTRAP_SERVERS": "",
@@ -97,6 +99,8 @@ def test_defaults_hold_the_windows_in_order() -> None:
         ("CONSUMER_BATCH", "501"),
         ("IDEMPOTENCY_RETENTION_S", "59"),
         ("CURSOR_SECRET", "x" * 31),
+        ("API_WORKERS", "0"),
+        ("API_THREADS", "many"),
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "xml"),
         ("INBOX_RETENTION_S", str(14 * DAY_S)),  # as long as a duplicate can be late
@@ -208,6 +212,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         *("ALLOWED_HOSTS", "TRUSTED_PROXIES", "LOG_FORMAT", "LOG_LEVEL", "NEW_GROUP_START"),
         *("HEALTH_DIR", "ORDERS_CONSUMER_GROUP", "ORDERS_DATABASE_SCHEMA", "OUTBOX_SHARDS"),
         *("RELAY_BATCH", "RELAY_POLL_S", "TOPIC_PREFIX", "TOPIC_PARTITIONS"),
+        *("API_WORKERS", "API_THREADS"),
     ]
 
     def read() -> tuple[object, object, str]:

@@ -278,7 +278,7 @@ def _system_folder(path: Path) -> Path:
 
 
 def kept_elsewhere(folder: Path) -> list[Path]:
-    """Return the folders of a cluster outside of its own: its data, and copies of the binaries.
+    """Return the folders that a cluster has outside its own folder: data, and copies of binaries.
 
     Args:
         folder: the argument of `open_cluster`.

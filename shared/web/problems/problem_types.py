@@ -1,4 +1,4 @@
-"""The problem types that every service has. A service adds those of its own calls.
+"""The problem types that every service has. A service adds the types of its calls.
 
 The name of a problem type is part of the API, because clients compare it. It never changes.
 """

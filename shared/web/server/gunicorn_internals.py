@@ -35,9 +35,10 @@ IDLE_WHEN_STOPPING_S: float = gthread.STOP_KEEPALIVE_LINGER
 # differently.
 PRIVATE_PARTS: dict[type | ModuleType, tuple[str, ...]] = {
     ThreadWorker: (
-        *("_cap_keepalive", "enqueue_req", "finish_request", "handle", "handle_error"),
+        *("_cap_keepalive", "accept", "enqueue_req", "finish_request", "handle", "handle_error"),
         *("handle_exit", "handle_request", "is_parent_alive", "load_wsgi", "max_keepalived"),
-        *("method_queue", "murder_pending", "nr_conns", "poller", "tpool", "worker_connections"),
+        *("method_queue", "murder_pending", "nr_conns", "poller", "sockets", "tpool"),
+        "worker_connections",
     ),
     TConn: ("close", "data_ready", "parser", "sock"),
     Parser: ("mesg", "unreader"),

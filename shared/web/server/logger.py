@@ -1,4 +1,4 @@
-"""gunicorn's logger: its lines have the format of all others. The app logs the requests."""
+"""Writes gunicorn's log lines in the format of all other lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
         """Set up the logs of the process.
 
         Raises:
-            RuntimeError: a setting is invalid. gunicorn prints the text and ends.
+            RuntimeError: a setting is invalid. gunicorn prints the message and exits.
         """
         self.cfg = cfg
         try:
@@ -28,4 +28,5 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
         except SettingsError as error:
             raise RuntimeError(str(error)) from error
         configure_logging(level=level, form=form)
+        # gunicorn prevents it. Its access log stays off, because the app logs the requests.
         self.error_log.propagate = True

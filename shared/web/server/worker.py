@@ -25,7 +25,7 @@ from shared.web.server.gunicorn_internals import (
     take_expectation,
 )
 from shared.web.server.http_rules import apply_rules, is_body_left, must_close
-from shared.web.server.incoming_requests import IncomingRequests
+from shared.web.server.incomplete_requests import IncompleteRequests
 from shared.web.server.request_reader import RequestError, RequestPending, Unreader
 from shared.web.waiting.waiters import release_waiters
 
@@ -74,7 +74,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def run(self) -> None:
         """Serve until the worker is asked to stop."""
         self._waiting = WaitingConnections(self.poller, self._close)
-        self._incoming = IncomingRequests(
+        self._incoming = IncompleteRequests(
             self._waiting, start=self.enqueue_req, refuse=self._refuse, close=self._close
         )
         self._unsent = UnsentAnswers(self._waiting, self._close)
@@ -216,7 +216,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             self._waiting.give_up_longest()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Close idle connections soon, because the worker stops."""
+        """Close the port, and idle connections soon, because the worker stops.
+
+        gunicorn would close the port last. Until then, clients could connect, but nobody would
+        answer. The connections that wait for a worker are taken first.
+        """
+        for listener in self.sockets:
+            taken = -1
+            while taken < self.nr_conns < self.worker_connections:
+                taken = self.nr_conns
+                self.accept(listener)
+            listener.close()
         self._waiting.shorten_idle(deadline)
 
     def _close(self, conn: TConn) -> None:

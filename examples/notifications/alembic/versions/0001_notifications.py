@@ -15,6 +15,7 @@ def upgrade() -> None:
     migrations.create_v2()
     migrations.create_v3()
     migrations.create_v4()
+    migrations.create_v5()
     op.create_table(
         "notifications",
         sa.Column("id", sa.Uuid, primary_key=True),

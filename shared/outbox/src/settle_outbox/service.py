@@ -99,7 +99,8 @@ class Handler(Protocol):
 
     **Its time.** A handler may take 10 s between two statements and 120 s in all; see
     `settle_outbox.consume.failures.HandlerLimits`. An event that exceeds this alone, three times,
-    becomes a dead letter.
+    becomes a dead letter. So does an event with which alone the process dies, three times in a
+    row; see `settle_outbox.consume.careful_mode`.
 
     **Its trace.** While the handler iterates over the events, the current trace is the trace of
     the event at hand, and a new `Event` inherits it. A handler that first collects and then
@@ -149,7 +150,7 @@ Its result is `ReceivedEvent.data`. It must depend on nothing but its argument. 
 It should ignore unknown fields, as these examples do, so that publishers can add fields.
 
 If it raises an exception, the event becomes a dead letter `invalid_data`, and the handler does not
-get it. The libraries above raise a ValueError or an exception class of their own. Other exceptions
+get it. The libraries above raise a ValueError or their own exception class. Other exceptions
 of Python, such as AttributeError, may come from a defect in the schema's code. So they also count
 as failures of the handler: after BRAKE_FAILURES in a row the subscription stops.
 """

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING
 from kafka.consumer.fetcher import ConsumerRecord
 
 from settle_outbox.consume.failures import raise_if_database_failed, reason_of
-from settle_outbox.consume.handler_call import call_handler
-from settle_outbox.consume.handler_guard import GUARDABLE, HandlerRun, NotGuardableError
+from settle_outbox.consume.handler.call import call_handler
+from settle_outbox.consume.handler.guard import GUARDABLE, HandlerRun, NotGuardableError
 from settle_outbox.consume.inbox import storable
 from settle_outbox.consume.records import INVALID_DATA, parse
 from settle_outbox.errors import describe_error

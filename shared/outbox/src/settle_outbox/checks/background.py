@@ -19,7 +19,7 @@ SILENCE_S = 20.0
 
 
 def run_at_once(checks: Iterable[NamedCheck]) -> Iterator[Finding]:
-    """Run each check in a thread of its own. Yield the findings check by check, in order."""
+    """Run each check in a separate thread. Yield the findings check by check, in order."""
     for running in [_Running(check) for check in checks]:
         yield from running.findings()
 

@@ -37,7 +37,7 @@ from settle_outbox.consume.dead_letters import (
     read_ids,
     read_newest,
 )
-from settle_outbox.consume.handler_sessions import make_handler_sessions
+from settle_outbox.consume.handler.sessions import make_handler_sessions
 from settle_outbox.consume.repair_requests import (
     Action,
     Answer,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import TopicPartition
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from settle_outbox.consume.circuit_breaker import SubscriptionKey
+    from settle_outbox.consume.failures import ProcessDiedError
     from settle_outbox.consume.records import Parsed
     from settle_outbox.service import Service
 
@@ -61,7 +63,7 @@ class Applier:
     Args:
         service: the service whose handlers are called.
         sessions: makes sessions of its database. Their engine must have the options
-            `handler_guard.GUARDABLE`.
+            `handler.guard.GUARDABLE`.
         limits: of the handlers.
         beat: writes a heartbeat. It is called between transactions, and by another thread while a
             handler runs within its limits.
@@ -81,8 +83,15 @@ class Applier:
             subscription.key: subscription for subscription in service.subscriptions
         }
 
-    def apply(self, records: Iterable[ConsumerRecord]) -> dict[TopicPartition, Pause]:
+    def apply(
+        self, records: Iterable[ConsumerRecord], deadline: float | None = None
+    ) -> dict[TopicPartition, Pause]:
         """Apply records in their order.
+
+        Args:
+            records: the records.
+            deadline: time by the monotonic clock after which the rest waits for the next poll.
+                None means `APPLY_MAX_S` from now.
 
         Returns:
             The partitions that must wait, each with the offset of its first record that was not
@@ -93,9 +102,29 @@ class Applier:
                 to pass all of them again.
             TransientDatabaseError: likewise, for example `KeyCollisionError`.
         """
+        if deadline is None:
+            deadline = time.monotonic() + APPLY_MAX_S
+        return self._apply_parsed(
+            [parse(record, self._subscriptions) for record in records], deadline
+        )
+
+    def give_up(
+        self, record: ConsumerRecord, error: ProcessDiedError
+    ) -> dict[TopicPartition, Pause]:
+        """Apply a record as if its handler had failed. Neither its data nor its handler is touched.
+
+        Returns and raises what `apply` does.
+        """
+        item = parse(record, {})  # without a subscription, the data is not read
+        if item.event is not None:
+            subscription = self._subscriptions.get((record.topic, item.event.type))
+            item = replace(item, subscription=subscription, failure=error)
+        return self._apply_parsed([item], time.monotonic() + APPLY_MAX_S)
+
+    def _apply_parsed(
+        self, parsed: Sequence[Parsed], deadline: float
+    ) -> dict[TopicPartition, Pause]:
         pauses: dict[TopicPartition, Pause] = {}
-        deadline = time.monotonic() + APPLY_MAX_S
-        parsed = [parse(record, self._subscriptions) for record in records]
         segments: deque[_Segment] = deque([_Segment(parsed)])
         while segments:
             segment = segments.popleft()

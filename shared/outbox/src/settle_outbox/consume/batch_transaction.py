@@ -27,8 +27,8 @@ from settle_outbox.consume.failures import (
     raise_if_database_failed,
     raise_if_key_collision,
 )
-from settle_outbox.consume.handler_call import call_handler
-from settle_outbox.consume.handler_guard import HandlerRun
+from settle_outbox.consume.handler.call import call_handler
+from settle_outbox.consume.handler.guard import HandlerRun
 from settle_outbox.consume.inbox import (
     count_skipped,
     delete_attempts,
@@ -191,7 +191,7 @@ class BatchTransaction:
         batch.runs.append((subscription, run))
         try:
             self._handler_until = self._clock.now() + self._limits.total_s
-            _raise_schema_failure(items)
+            _raise_failure(items)
             verdicts = call_handler(session, subscription, [event_of(item) for item in items], run)
         except BaseException as error:
             if run.ended_by is None:
@@ -253,8 +253,8 @@ class BatchTransaction:
             raise
 
 
-def _raise_schema_failure(items: Sequence[Parsed]) -> None:
-    """Raise the error of a schema's code, so that it counts as a failure of the subscription."""
+def _raise_failure(items: Sequence[Parsed]) -> None:
+    """Raise the error that stands in place of a call, so that it counts as the subscription's."""
     for item in items:
         if item.failure is not None:
             raise item.failure

@@ -6,6 +6,7 @@ How it works: `Loop` calls `_poll_and_apply` again and again. One such step does
 2. Resume partitions whose wait is over (`paused_partitions`).
 3. Poll records (`partition_reader`).
 4. Apply them (`applier`): inbox rows, effects of handlers and dead letters, in one transaction.
+   After the last owner of a partition died, in small groups (`careful_mode`).
 5. Commit the offsets. If the process dies before this, Kafka delivers the records again, and the
    inbox recognizes them.
 
@@ -31,9 +32,10 @@ from kafka.structs import MemberState
 from sqlalchemy.exc import SQLAlchemyError
 
 from settle_outbox.consume.applier import APPLY_MAX_S, Applier
+from settle_outbox.consume.careful_mode import CarefulApplier
 from settle_outbox.consume.consumed_topics import ConsumedTopics
 from settle_outbox.consume.failures import HandlerLimits, TransientDatabaseError
-from settle_outbox.consume.handler_sessions import IDLE_MS, LOCK_WAIT_MS, make_handler_sessions
+from settle_outbox.consume.handler.sessions import IDLE_MS, LOCK_WAIT_MS, make_handler_sessions
 from settle_outbox.consume.partition_reader import PartitionReader
 from settle_outbox.consume.paused_partitions import Pause, PausedPartitions
 from settle_outbox.consume.repairs import REPAIR_SLICE_S, Repairs
@@ -43,7 +45,7 @@ from settle_outbox.kafka.clients import (
     make_admin,
     make_consumer,
 )
-from settle_outbox.kafka.offsets import OnAssignment, offsets_of
+from settle_outbox.kafka.offsets import OnRebalance, offsets_of
 from settle_outbox.kafka.topics import close_quietly, is_embedded
 from settle_outbox.runtime.failpoints import failpoint
 from settle_outbox.runtime.health import Health
@@ -147,6 +149,9 @@ class Consumer:
         )
         self._health = Health(settings.health_dir, f"inbox-consumer-{service.name}")
         self._applier = Applier(service, sessions, limits, self._health.beat_again)
+        self._careful_applier = CarefulApplier(
+            self._applier, sessions, batch_limit=settings.consumer_batch
+        )
         self._repairs = Repairs(
             service,
             sessions,
@@ -222,9 +227,8 @@ class Consumer:
         polls meanwhile, so it keeps its partitions.
         """
         self._paused.pause_again(consumer, batch)
-        records = [record for partition in batch.values() for record in partition]
         try:
-            pauses = self._applier.apply(records)
+            pauses = self._careful_applier.apply(batch, consumer.highwater)
         except (SQLAlchemyError, TransientDatabaseError) as error:
             # Some records may be applied, and the inbox has those. Discard the connection, because
             # its session settings may be the cause.
@@ -292,10 +296,11 @@ class Consumer:
             consumer = make_consumer(self._settings, self._group)
             self._consumer = consumer
             self._paused = PausedPartitions()
-            listener = OnAssignment(
+            listener = OnRebalance(
                 lambda assigned: self._topics.skip_stale_offsets(
                     self._connect_admin(), consumer, assigned
-                )
+                ),
+                self._careful_applier.release,
             )
             consumer.subscribe(sorted(self._topics.ids), listener=listener)
             self._joining_since = None
@@ -311,6 +316,8 @@ class Consumer:
 
     def _leave_group(self) -> None:
         if self._consumer is not None:
+            # Before another consumer can get the partitions.
+            self._careful_applier.release()
             try:
                 self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
             except (KafkaError, OSError, RuntimeError) as error:

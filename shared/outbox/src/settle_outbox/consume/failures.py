@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from settle_outbox.consume.circuit_breaker import SubscriptionKey
-    from settle_outbox.consume.handler_guard import HandlerRun
+    from settle_outbox.consume.handler.guard import HandlerRun
     from settle_outbox.consume.records import Parsed
     from settle_outbox.service import Subscription
 
@@ -50,7 +50,8 @@ _PROBE_MAX_S = 60.0
 RETRIES_EXHAUSTED = "retries_exhausted"
 HANDLER_TIMEOUT = "handler_timeout"
 HANDLER_FAILED = "handler_failed"
-FAILURE_REASONS = frozenset({RETRIES_EXHAUSTED, HANDLER_TIMEOUT, HANDLER_FAILED})
+PROCESS_DIED = "process_died"
+FAILURE_REASONS = frozenset({RETRIES_EXHAUSTED, HANDLER_TIMEOUT, HANDLER_FAILED, PROCESS_DIED})
 _DOUBLINGS_MAX = 30  # keeps 2 ** n from overflowing
 
 
@@ -79,6 +80,16 @@ class HandlerLimits:
 
 class HandlerTimeoutError(SettleError):
     """A handler took so long that a timeout ended its transaction."""
+
+
+class ProcessDiedError(SettleError):
+    """The process died each time it had a record in hand."""
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(
+            f"The consumer's process died {deaths} times in a row while it handled this record"
+            " alone. The record is not handled again."
+        )
 
 
 class TransientDatabaseError(SettleError):
@@ -287,8 +298,9 @@ def _park(session: Session, item: Parsed, error: BaseException) -> str:
     Returns:
         The reason of the dead letter.
     """
-    reason = reason_of(error) if item.failure is None else INVALID_DATA
-    if item.failure is None and item.event is not None:
+    schema_failed = item.failure is not None and not isinstance(item.failure, ProcessDiedError)
+    reason = INVALID_DATA if schema_failed else reason_of(error)
+    if not schema_failed and item.event is not None:
         record_new(session, [item.event], {item.event.id: Outcome.PARKED})
         delete_attempts(session, [item.event.id])
     write_dead_letter(session, item.record, item.event, reason, describe_error(error))
@@ -307,6 +319,8 @@ def reason_of(error: BaseException) -> str:
     """Return the reason of the dead letter for an error of the handler."""
     if isinstance(error, Retry):
         return RETRIES_EXHAUSTED
+    if isinstance(error, ProcessDiedError):
+        return PROCESS_DIED
     return HANDLER_TIMEOUT if isinstance(error, HandlerTimeoutError) else HANDLER_FAILED
 
 

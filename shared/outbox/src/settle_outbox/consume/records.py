@@ -56,7 +56,8 @@ class Parsed:
         event: the event. Its data is validated, or empty if the type has no subscription.
         subscription: of the event's type, or None.
         invalid: why the record is not a valid event.
-        failure: an error of the schema that may come from a defect in its code.
+        failure: the error to raise in place of the handler's call. The schema's code may have a
+            defect, or the record killed the process (`ProcessDiedError`).
     """
 
     record: ConsumerRecord
@@ -232,7 +233,7 @@ def _problems(error: Exception) -> list[str]:
 def _may_be_defect(error: Exception) -> bool:
     """Return whether an error of a schema may come from a defect in its code; see `Schema`.
 
-    Validation libraries raise a ValueError, an ExceptionGroup, or an exception class of their own
+    Validation libraries raise a ValueError, an ExceptionGroup, or their own exception class
     that derives from Exception directly.
     """
     try:

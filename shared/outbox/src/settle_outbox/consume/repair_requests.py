@@ -170,7 +170,7 @@ def claim_next(session: Session) -> Request | None:
     """Claim the oldest request that is open.
 
     Returns:
-        None if there is none, or a process is at work on another one.
+        None if no request waits, or if another process works on one.
     """
     session.execute(_CLAIM_LOCK)
     row = session.execute(_CLAIM_NEXT).one_or_none()

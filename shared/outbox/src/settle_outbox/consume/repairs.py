@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from settle_outbox.consume import circuit_breaker, repair_requests
 from settle_outbox.consume.dead_letters import State, delete_closed, record_of
 from settle_outbox.consume.failures import FAILURE_REASONS
-from settle_outbox.consume.handler_call import call_handler
-from settle_outbox.consume.handler_guard import HandlerRun
+from settle_outbox.consume.handler.call import call_handler
+from settle_outbox.consume.handler.guard import HandlerRun
 from settle_outbox.consume.inbox import (
     delete_attempts,
     is_older_than_inbox,
@@ -127,7 +127,7 @@ class Repairs:
     Args:
         service: whose handlers are called.
         sessions: makes sessions of its database; the engine was made with
-            `handler_guard.GUARDABLE`.
+            `handler.guard.GUARDABLE`.
         retention_s: how long closed dead letters are kept, in seconds.
         beat: gives a sign of life; called from another thread during a repair.
     """
@@ -220,7 +220,7 @@ class Repairs:
     def _warn_of_later_events(self, request: Request) -> str:
         """Return a sentence if later events of the same key were applied already.
 
-        The inbox may be large. So this is a transaction of its own, which gives up early.
+        The inbox may be large. So this is a separate transaction, which gives up early.
         """
         if request.action is not Action.RETRY:
             return ""

@@ -27,7 +27,8 @@ REQUEST_TIMEOUT_MS = 3_000
 DELIVERY_TIMEOUT_MS = 5_000
 BOOTSTRAP_TIMEOUT_MS = 3_000
 SESSION_TIMEOUT_MS = 6_000
-HEARTBEAT_MS = 1_500
+# When a member leaves its group, the others take over its partitions after their next heartbeat.
+HEARTBEAT_MS = 500
 MAX_POLL_INTERVAL_MS = 420_000
 # A producer must not send a record that is too large for a consumer of this project.
 MAX_REQUEST_BYTES = RECORD_MAX_BYTES

@@ -64,18 +64,26 @@ def find_stale(
     return stale
 
 
-class OnAssignment(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
-    """Calls a function with the partitions of each new assignment, before the first fetch.
+class OnRebalance(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
+    """Calls a function at each step of a rebalance.
 
-    If the function raises an error, the poll raises a KafkaError.
+    If a function raises an error, the poll raises a KafkaError.
+
+    Args:
+        assigned: called with the partitions of each new assignment, before the first fetch.
+        revoked: called before the consumer gives up all its partitions, or after it lost them.
     """
 
-    def __init__(self, call: Callable[[Collection[TopicPartition]], None]) -> None:
-        self._call = call
+    def __init__(
+        self, assigned: Callable[[Collection[TopicPartition]], None], revoked: Callable[[], None]
+    ) -> None:
+        self._assigned = assigned
+        self._revoked = revoked
 
-    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Do nothing."""
+    def on_partitions_revoked(self, _: Collection[TopicPartition]) -> None:
+        """Call the function. Both assignment strategies revoke all partitions (KIP-429, eager)."""
+        self._revoked()
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Call the function."""
-        self._call(assigned)
+        self._assigned(assigned)

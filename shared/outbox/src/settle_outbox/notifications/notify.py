@@ -41,7 +41,7 @@ FROM unnest(%(channels)s, %(payloads)s) AS notification (channel, payload)
 
 # Pause between two notifications, in which requests are collected. Without it, a busy process would
 # send one for nearly every commit (benchmarks/README.md).
-_PAUSE_S = 0.01
+_PAUSE_S = 0.025
 # A connection to a frozen server is cut after this time. After a failover, the next notification
 # goes to the new server.
 DEADLINE_S = 10.0

@@ -198,7 +198,10 @@ def _no_process_reason(
     directory: str, process: str, heartbeats: dict[Path, Heartbeat | None]
 ) -> str:
     if not heartbeats:
-        return f"{process} has written no heartbeat: it has no file in {directory}."
+        return (
+            f"{process} has written no heartbeat: it has no file in {directory}. Start it, with the"
+            " same HEALTH_DIR."
+        )
     path, beat = next(iter(heartbeats.items()))
     if beat is None:
         return f"{path} cannot be read, and no other {process} runs."

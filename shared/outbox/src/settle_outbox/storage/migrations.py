@@ -9,6 +9,7 @@ A migration of the service calls them::
         migrations.create_v2()
         migrations.create_v3()
         migrations.create_v4()
+        migrations.create_v5()
 
 A released operation never changes. A new operation changes the tables.
 
@@ -323,3 +324,34 @@ def drop_v4() -> None:
     )
     op.execute("ALTER TABLE dead_letters DROP COLUMN state, DROP COLUMN closed_at")
     op.execute("ALTER TABLE inbox DROP COLUMN key")
+
+
+_OWNERS_V5 = """
+CREATE TABLE inbox_owners (
+    topic     text NOT NULL,
+    partition integer NOT NULL,
+    owner     uuid NOT NULL,
+    in_hand   bytea[],
+    suspects  bytea[],
+    deaths    integer NOT NULL DEFAULT 0 CONSTRAINT inbox_owners_deaths CHECK (deaths >= 0),
+    PRIMARY KEY (topic, partition)
+);
+COMMENT ON TABLE inbox_owners IS
+    'The Kafka partitions that a consumer holds. A row that a dead consumer left is taken over.';
+COMMENT ON COLUMN inbox_owners.in_hand IS
+    'The SHA-256 of each record that is being handled, if an earlier owner died.';
+COMMENT ON COLUMN inbox_owners.suspects IS
+    'The SHA-256 of each record that a consumer had in hand when it died.';
+COMMENT ON COLUMN inbox_owners.deaths IS
+    'How many consumers in a row died with the suspects in hand.';
+"""
+
+
+def create_v5() -> None:
+    """Create the table of the partitions that consumers hold."""
+    op.execute(_OWNERS_V5)
+
+
+def drop_v5() -> None:
+    """Drop what `create_v5` created."""
+    op.execute("DROP TABLE inbox_owners")

@@ -1,4 +1,4 @@
-"""The requests of a worker that have not arrived completely."""
+"""The requests that a worker has received only in part."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from shared.web.server.connections import WaitingConnections
 
-# Maximum memory of a worker for incomplete requests. Beyond it, the oldest is refused. A worker of
-# about 70 MB stays far below 200 MB.
-PARTIAL_MAX_BYTES = 16 * 1024 * 1024
+# Maximum memory of a worker for incomplete requests. Above it, the oldest request is refused.
+# Without such requests, a worker takes about 70 MB. A test allows it 200 MB.
+INCOMPLETE_MAX_BYTES = 16 * 1024 * 1024
 _NO_ROOM = "The server has too many incomplete requests. Send the request again."
 
 
-class IncomingRequests:
+class IncompleteRequests:
     """The incomplete requests of a worker. Only the main thread uses it.
 
     Args:
         waiting: the connections on which the worker waits.
-        start: lets a thread read and answer a request.
-        refuse: answers a request with an error, and ends its connection.
+        start: hands a request to a thread.
+        refuse: answers a request with an error, and ends its connection. It calls `forget`.
         close: closes a connection.
     """
 
@@ -44,7 +44,7 @@ class IncomingRequests:
         self._start = start
         self._refuse = refuse
         self._close = close
-        self._sizes: dict[TConn, int] = {}  # the oldest first
+        self._sizes: dict[TConn, int] = {}  # in the order of their arrival
         self._bytes = 0
 
     def expect(self, conn: TConn, *, idle_s: float) -> None:
@@ -55,7 +55,7 @@ class IncomingRequests:
             idle_s: maximum time until the first byte of a request, in seconds.
         """
         deadline = conn.parser.unreader.deadline
-        if deadline is not None:
+        if deadline is not None:  # the first byte has arrived
             self._expect_rest(conn, deadline)
             return
         deadline = time.monotonic() + idle_s
@@ -92,17 +92,18 @@ class IncomingRequests:
             self._count(conn)
 
     def _count(self, conn: TConn) -> None:
-        """Count the bytes that have arrived. Refuse the oldest requests if there are too many."""
+        """Count the bytes that have arrived. Above the limit, refuse the oldest request."""
         size = conn.parser.unreader.size
         self._bytes += size - self._sizes.get(conn, 0)
         self._sizes[conn] = size
-        while self._bytes > PARTIAL_MAX_BYTES:
+        while self._bytes > INCOMPLETE_MAX_BYTES:
             oldest = next((each for each in self._sizes if each in self._waiting), None)
             if oldest is None:  # all of them wait for a thread
                 return
-            self._waiting.give_up(oldest)
+            self._waiting.give_up(oldest)  # its bytes are no longer counted
 
     def _give_up(self, conn: TConn) -> None:
+        """Refuse a request: it is too slow, or its memory or connection is needed."""
         if conn.parser.unreader.deadline <= time.monotonic():
             self._refuse(conn, RequestTooSlowError())
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from settle_outbox.consume.handler_guard import GUARDABLE
+from settle_outbox.consume.handler.guard import GUARDABLE
 from settle_outbox.notifications.notify import notify_after_commit
 from settle_outbox.runtime.process import TRANSACTION_S
 from settle_outbox.storage.database import make_engine, make_sessions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from settle_outbox.consume.event_traces import traced
-from settle_outbox.consume.handler_guard import guarded
+from settle_outbox.consume.handler.event_traces import traced
+from settle_outbox.consume.handler.guard import guarded
 from settle_outbox.errors import SettleError
 from settle_outbox.service import Outcome, Verdict
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from settle_outbox.consume.handler_guard import HandlerRun
+    from settle_outbox.consume.handler.guard import HandlerRun
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Subscription
 

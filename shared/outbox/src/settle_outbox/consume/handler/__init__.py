@@ -1,0 +1,1 @@
+"""The call of a handler: its session, its guard, its traces and its contract."""

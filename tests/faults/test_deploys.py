@@ -1,0 +1,255 @@
+"""Processes are restarted in turn, as docs/how-to/upgrade.md says, while clients place orders."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import socket
+import threading
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from http.client import HTTPConnection
+from itertools import cycle
+from time import monotonic
+from typing import TYPE_CHECKING, Self
+from uuid import uuid4
+
+import pytest
+import requests
+
+from settle_outbox.runtime.health import read_heartbeats
+from support.ports import free_port
+from support.system import children
+from support.traffic import SERVICES
+from support.waiting import wait_until
+from support.web import gunicorn
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from support.delivery import Delivery, Process
+
+TIMEOUT_S = 30
+DELAY_MAX_S = 1.0
+# Enough for each partition to have some user's orders.
+USERS = 20
+PROGRAMS = [
+    (program, service) for program in ("outbox-relay", "inbox-consumer") for service in SERVICES
+]
+
+
+class Clients:
+    """Clients that place orders and read a balance, and keep account of each failure.
+
+    The first closes its connection after each request. The second keeps it. The third keeps it, and
+    waits for the outcome of each order.
+
+    Args:
+        orders: URL of the API of orders.
+        payments: URL of the API of payments.
+        users: who place orders, in turn. Each has an account.
+    """
+
+    def __init__(self, orders: str, payments: str, users: list[str]) -> None:
+        self.failures: list[str] = []
+        self.answered_s: dict[str, float] = {}
+        """How long each accepted order waited for its answer, by its id."""
+        self._orders, self._payments = orders, payments
+        self._stop = threading.Event()
+        self._users = cycle(users)
+        self._threads = [
+            threading.Thread(target=self._run, args=(headers,))
+            for headers in ({"Connection": "close"}, {}, {"Prefer": "wait=5"})
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, headers: dict[str, str]) -> None:
+        with requests.Session() as session:
+            session.headers.update(headers)
+            while not self._stop.wait(0.1):
+                try:
+                    self._place(session, next(self._users))
+                except requests.RequestException as error:
+                    self.failures.append(repr(error))
+
+    def _place(self, session: requests.Session, user_id: str) -> None:
+        url = f"{self._payments}/accounts/balance?user_id={user_id}"
+        session.get(url, timeout=TIMEOUT_S).raise_for_status()
+        body = {"user_id": user_id, "amount": 1}
+        began = monotonic()
+        answer = session.post(f"{self._orders}/orders", json=body, timeout=TIMEOUT_S)
+        answer.raise_for_status()
+        order_id = answer.headers["Location"].removeprefix("/order/")
+        # An answer that waited for the outcome came after it.
+        waited = "Prefer" in session.headers
+        self.answered_s[order_id] = 0 if waited else monotonic() - began
+
+    def wait_more(self, count: int) -> None:
+        """Wait until so many more orders are accepted."""
+        enough = len(self.answered_s) + count
+        wait_until(lambda: len(self.answered_s) >= enough, what=f"{count} more orders")
+
+
+@contextmanager
+def api(service: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run an API; yields its process and its address, once it is ready."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            return requests.get(f"{address}/readyz", timeout=TIMEOUT_S).ok
+        except requests.ConnectionError:
+            return False
+
+    process = gunicorn(service, url, port, log)
+    try:
+        wait_until(ready, timeout_s=60, what=f"the API; see {log}")
+        yield process, address
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT_S)
+
+
+def reload(process: subprocess.Popen[bytes]) -> None:
+    """Reload an API, and wait until its old workers have ended."""
+    old = set(children(process.pid))
+    process.send_signal(signal.SIGHUP)
+    wait_until(
+        lambda: not old & set(children(process.pid)), timeout_s=60, what="the old workers to end"
+    )
+
+
+def test_a_reload_of_an_api_runs_new_processes_and_fails_no_request(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    log = tmp_path / "orders.log"
+    with (
+        api("payments", delivery.payments_url, tmp_path / "payments.log") as (_, payments),
+        api("orders", delivery.orders_url, log) as (process, orders),
+        Clients(orders, payments, [str(delivery.open_account(1_000_000))]) as clients,
+    ):
+        clients.wait_more(10)
+        for starts in (2, 3):
+            reload(process)
+
+            clients.wait_more(10)
+            assert log.read_text().count("Starting gunicorn") == starts
+            assert len(children(process.pid)) == 2
+
+    assert clients.failures == []
+
+
+@contextmanager
+def running(delivery: Delivery, health: Path, program: str, service: str) -> Iterator[Process]:
+    """Run a relay or consumer; yields it once it does its work."""
+    with delivery.process(program, "run", service, HEALTH_DIR=str(health)) as process:
+
+        def ready() -> bool:
+            beats = read_heartbeats(health, f"{program}-{service}").values()
+            return any(beat and beat.pid == process.pid and beat.state == "ready" for beat in beats)
+
+        wait_until(ready, timeout_s=60, what=f"{program} of {service}: {process.lines[-5:]}")
+        yield process
+
+
+def slowest_s(delivery: Delivery, clients: Clients, since: set[str]) -> float:
+    """Wait for the orders placed since then; return the longest time from request to outcome."""
+    placed = sorted(set(clients.answered_s) - since)
+
+    def times() -> dict[str, float]:
+        rows = delivery.query(
+            "orders",
+            "SELECT id::text, extract(epoch FROM updated_at - created_at)::float FROM orders"
+            " WHERE status <> 'created' AND id = ANY(CAST(:ids AS uuid[]))",
+            ids=placed,
+        )
+        return dict(rows) if len(rows) == len(placed) else {}
+
+    settled = wait_until(times, timeout_s=60, what=f"{len(placed)} orders to settle")
+    return max(clients.answered_s[order] + settled[order] for order in placed)
+
+
+@pytest.mark.timeout(300)
+def test_a_restart_of_each_process_in_turn_delays_no_order(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    """Of relays and consumers there are two, and one is restarted while the other works.
+
+    The machine may be slow. So the times are compared with those just before, while a process that
+    takes no part starts.
+    """
+    delays_s = {}
+    with ExitStack() as stack:
+        apis = {
+            service: stack.enter_context(
+                api(service, delivery.url(service), tmp_path / f"{service}.log")
+            )
+            for service in SERVICES
+        }
+        pairs = [
+            (each, [stack.enter_context(running(delivery, tmp_path, *each)) for _ in range(2)])
+            for each in PROGRAMS
+        ]
+        users = [str(delivery.open_account(1_000_000)) for _ in range(USERS)]
+        clients = stack.enter_context(Clients(apis["orders"][1], apis["payments"][1], users))
+
+        def restart(each: tuple[str, str], old: Process) -> None:
+            old.signal(signal.SIGTERM)
+            assert old.wait() == 0, old.lines[-5:]
+            stack.enter_context(running(delivery, tmp_path, *each))
+
+        restarts = [partial(reload, process) for process, _ in apis.values()]
+        restarts += [partial(restart, each, old) for each, pair in pairs for old in pair[:1]]
+        for number, restart_one in enumerate(restarts):
+            before = set(clients.answered_s)
+            delivery.run("outbox-relay", "run", "--help")
+            clients.wait_more(10)
+            usual_s = slowest_s(delivery, clients, before)
+
+            before = set(clients.answered_s)
+            restart_one()
+            clients.wait_more(10)
+            delays_s[number] = slowest_s(delivery, clients, before) - usual_s
+
+    assert clients.failures == []
+    assert max(delays_s.values()) < DELAY_MAX_S, delays_s
+
+
+def test_an_api_that_stops_refuses_new_connections_and_answers_the_request_it_has(
+    orders_url: str, tmp_path: Path
+) -> None:
+    """A proxy sends a refused request to another API. It must not repeat one without an answer."""
+    body = json.dumps({"user_id": str(uuid4()), "amount": 1}).encode()
+    with api("orders", orders_url, tmp_path / "log") as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+
+        def refuses() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex((host, int(port))) == errno.ECONNREFUSED
+
+        with closing(HTTPConnection(host, int(port), timeout=TIMEOUT_S)) as client:
+            client.putrequest("POST", "/orders")
+            client.putheader("Content-Type", "application/json")
+            client.putheader("Content-Length", str(len(body)))
+            client.endheaders(body[:10])
+
+            process.terminate()
+            wait_until(refuses, timeout_s=5, what="the port to be closed")
+            client.send(body[10:])
+            response = client.getresponse()
+
+        assert (response.status, response.headers["Connection"]) == (202, "close")
+        assert process.wait(TIMEOUT_S) == 0
