@@ -163,6 +163,30 @@ def test_make_status_shows_that_nothing_runs_and_succeeds(tmp_path: Path) -> Non
     assert (direct.returncode, direct.stdout) == (3, made.stdout)
 
 
+def test_make_up_installs_what_runs_and_make_test_the_rest() -> None:
+    # These tests may be run by make, which tells an inner make of itself.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+    up, test = (
+        subprocess.run(
+            ["make", "--dry-run", "--always-make", goal],
+            env=environ,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        ).stdout
+        for goal in ("up", "test")
+    )
+
+    for commands in (up, test):
+        assert ".[embedded]" in commands
+        assert "Installing what runs Settle" in commands
+    assert "test,dev" in test
+    assert "test,dev" not in up
+
+
 @pytest.mark.parametrize("package", ["rich", "settle_outbox"])
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) -> None:
     """A pull added the package, or the engine was not installed with the application."""
