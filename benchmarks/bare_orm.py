@@ -1,6 +1,6 @@
-"""The second yardstick: bare Flask handlers on the services' ORM models.
+"""The second baseline: bare Flask handlers on the services' ORM models.
 
-They send the statements that ours send, through a Session of SQLAlchemy. The rest is as in
+They send the same statements as the services, through a Session of SQLAlchemy. The rest is as in
 [bare.py](bare.py): no validation beyond JSON, no problem documents, no documentation, no log.
 """
 
@@ -19,7 +19,7 @@ from uuid_utils.compat import uuid7
 from services.orders.models import CREATED, Order
 from services.payments.models import DEPOSIT, WORLD, Account, Transfer
 from settle_outbox.storage.tables import outbox, outbox_pending
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS
 
 _COLUMNS = ("id", "aggregatetype", "aggregateid", "type", "payload")
 _ADDED = (
@@ -49,9 +49,9 @@ STATUS = select(Order.status).where(Order.id == bindparam("order_id"))
 
 
 def create_app() -> Flask:
-    """Make the app; its database is that of the service whose calls are compared."""
+    """Create the app, on the database of the service whose calls are compared."""
     app = Flask(__name__)
-    engine = create_engine(os.environ["BENCH_DATABASE_URL"], pool_size=THREADS)
+    engine = create_engine(os.environ["BENCH_DATABASE_URL"], pool_size=DEFAULT_THREADS)
     sessions = sessionmaker(engine, expire_on_commit=False)
 
     @app.post("/orders")

@@ -1,4 +1,4 @@
-"""Databases with something in them."""
+"""Create databases that hold data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.migrations import upgrade
 if TYPE_CHECKING:
     from support.postgres import PostgresServer
 
-# A minute between orders, the last one now; a thousand users.
+# The orders are of a thousand users. They are a minute apart, and the last one is of now.
 _ORDERS = """
 INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
 SELECT gen_random_uuid(), CAST(md5((number % 1000)::text) AS uuid), 1 + number % 10000,
@@ -25,12 +25,12 @@ SELECT CAST(md5(number::text) AS uuid), 0 FROM generate_series(1, {count}) AS nu
 
 
 def orders_database(server: PostgresServer, name: str, count: int) -> str:
-    """Make a database of orders with as many in it; returns its address."""
+    """Create a database with `count` orders, and return its URL."""
     return _filled(server, "orders", name, _ORDERS.format(count=count))
 
 
 def payments_database(server: PostgresServer, name: str, count: int) -> str:
-    """Make a database of payments with as many users' accounts, empty; returns its address."""
+    """Create a database with `count` empty accounts, each of another user, and return its URL."""
     return _filled(server, "payments", name, _ACCOUNTS.format(count=count))
 
 

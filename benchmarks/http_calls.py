@@ -43,8 +43,8 @@ class Comparison:
     """A load, and the baseline that it is compared with.
 
     Args:
-        call: what is compared, for the table.
-        target: the ratio that is aimed at.
+        call: The call's name in the table.
+        target: The ratio to reach.
     """
 
     call: str
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Result:
-    """What a comparison came to: medians over the rounds, in requests a second."""
+    """The result of a comparison: medians over the rounds, in requests a second."""
 
     call: str
     measured: float
@@ -70,7 +70,7 @@ class Result:
 
 
 class Bench:
-    """Makes the comparisons. Each method starts its servers, and stops them at the end."""
+    """Run the comparisons. Each method starts its servers, and stops them at the end."""
 
     def __init__(self, server: PostgresServer, log: Path, rounds: int, seconds: float) -> None:
         self._server = server
@@ -79,26 +79,26 @@ class Bench:
         self._seconds = seconds
 
     def orders(self) -> list[Result]:
-        """Place an order, without and with a key, and look at one."""
+        """Place an order, without and with a key, and read one."""
         url = orders_database(self._server, "orders", ROWS)
         rows = self._server.execute("SELECT id FROM orders", database="orders")
         paths = [f"/order/{order_id}" for (order_id,) in rows]
         with ExitStack() as stack:
             bare_port, orm_port, service_port = self._served(stack, url, ORDERS)
 
-            def look() -> bytes:
+            def get_order() -> bytes:
                 return get(random.choice(paths))
 
             place = Load(service_port, place_order, b"202")
             place_with_key = Load(service_port, place_order_with_key, b"202")
-            look_at = Load(service_port, look, b"200")
+            look_at = Load(service_port, get_order, b"200")
             bare_place = Load(bare_port, place_order, b"202")
             return self._compare(
                 Comparison("POST /orders", place, bare_place, 0.45),
                 Comparison("  against ORM", place, Load(orm_port, place_order, b"202"), 0.85),
                 Comparison("  with a key", place_with_key, bare_place, 0.35),
-                Comparison("GET /order/{id}", look_at, Load(bare_port, look, b"200"), 0.5),
-                Comparison("  against ORM", look_at, Load(orm_port, look, b"200"), 0.85),
+                Comparison("GET /order/{id}", look_at, Load(bare_port, get_order, b"200"), 0.5),
+                Comparison("  against ORM", look_at, Load(orm_port, get_order, b"200"), 0.85),
             )
 
     def deposits(self) -> list[Result]:
@@ -121,7 +121,7 @@ class Bench:
             )
 
     def pages(self) -> list[Result]:
-        """The first and a middle page of a long list, compared with a short list."""
+        """Read the first and a middle page of a long list, compared with a short list."""
         with ExitStack() as stack:
             few, many = (
                 stack.enter_context(
@@ -145,7 +145,7 @@ class Bench:
             )
 
     def _served(self, stack: ExitStack, url: str, service: str) -> list[int]:
-        """The ports of both baselines and of the service, on one database."""
+        """Start both baselines and the service on one database, and return their ports."""
         return [
             stack.enter_context(served(app, url, self._log)) for app in (BARE, BARE_ORM, service)
         ]
@@ -207,9 +207,7 @@ def main() -> None:
                 for result in part():
                     _show(result)
                     results.append(result)
-    shutil.rmtree(
-        log.parent
-    )  # an error skips this line: its message names the log, so the log stays
+    shutil.rmtree(log.parent)  # an error skips this line, because its message names the log
     if given.check and any(result.ratio < result.target for result in results):
         sys.exit(1)
 

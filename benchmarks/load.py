@@ -1,4 +1,4 @@
-"""A small load generator: keep-alive connections, one thread each, in a process of their own."""
+"""A small load generator: keep-alive connections with one thread each, in a separate process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class Load:
-    """One kind of request, over and over.
+    """One kind of request, sent again and again.
 
     Args:
-        port: of the server, on this machine.
-        request: makes the bytes of the next one; any thread calls it.
-        status: of each answer, as in its first line. Any other answer is an error.
+        port: The server's port on this machine.
+        request: Returns the bytes of the next request. Any thread may call it.
+        status: The expected status line of each answer. Any other answer is an error.
     """
 
     port: int
@@ -32,10 +32,10 @@ class Load:
     status: bytes
 
     def rate(self, seconds: float) -> float:
-        """Requests answered in a second, by `CONNECTIONS` at once.
+        """Send requests over `CONNECTIONS` at once, and return how many are answered in a second.
 
         Raises:
-            RuntimeError: an answer had another status, or none came.
+            RuntimeError: An answer had another status, or there was none.
         """
         context = multiprocessing.get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
@@ -96,12 +96,12 @@ def _read(opened: socket.socket) -> bytes:
 
 
 def get(path: str) -> bytes:
-    """The bytes of a GET."""
+    """Return the bytes of a GET request."""
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def post(path: str, body: bytes, *, headers: str = "") -> bytes:
-    """The bytes of a POST of JSON; each of the further headers ends its line."""
+    """Return the bytes of a POST request with JSON. Each line of `headers` ends with CRLF."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n{headers}\r\n"

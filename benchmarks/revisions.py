@@ -1,7 +1,7 @@
 """How fast relay, consumer and `POST /orders` are, compared with another revision of this project.
 
-`make bench-revisions BASE=v0.1.0`. Both sides run as programs, on one PostgreSQL and one broker, in
-turn, round after round. What counts are the ratios: the machine's speed drifts.
+`make bench-revisions BASE=v0.1.0`. Both sides run as programs, on one PostgreSQL and one broker.
+They take turns, round after round. Only the ratios count, because the machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ USERS = 50
 _POLL_S = 0.02
 _TIMEOUT_S = 300
 
-# What `settle_outbox.add_all` writes.
+# The same statement as in `settle_outbox.add_all`.
 _FILL = """
 WITH added AS (
     INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
@@ -57,8 +57,8 @@ class Side:
     """A checkout with its own environment.
 
     Args:
-        root: the checkout.
-        programs: the folder of its commands.
+        root: The folder of the checkout.
+        programs: The folder of its commands.
     """
 
     root: Path
@@ -68,7 +68,7 @@ class Side:
         """Run a command to its end.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: The command failed.
         """
         done = subprocess.run(
             [str(self.programs / command[0]), *command[1:]],
@@ -83,7 +83,7 @@ class Side:
 
     @contextmanager
     def running(self, *command: str, **environ: str) -> Iterator[None]:
-        """Run a command for as long as the block takes."""
+        """Run a command until the context ends."""
         with TemporaryFile() as output:
             process = subprocess.Popen(
                 [str(self.programs / command[0]), *command[1:]],
@@ -100,11 +100,11 @@ class Side:
 
 
 def checked_out(revision: str, folder: Path) -> Side:
-    """Check a revision out, and install it into an environment of its own.
+    """Check out a revision, and install it into a separate environment.
 
     Args:
-        revision: any name that git knows.
-        folder: where; what an earlier run left there is used again.
+        revision: Any name that git knows.
+        folder: The folder of the checkout. The result of an earlier run is reused.
     """
     root, environment = folder / "checkout", folder / "venv"
     if not (environment / "installed").exists():
@@ -129,10 +129,10 @@ class Bench:
     """One PostgreSQL and one broker, on which both sides take turns.
 
     Args:
-        server: a running PostgreSQL.
-        broker: a running broker.
-        log: where the APIs log.
-        events: how many events a relay or a consumer gets in each round.
+        server: A running PostgreSQL.
+        broker: A running broker.
+        log: The file for the log of the APIs.
+        events: The number of events for a relay or a consumer in each round.
     """
 
     def __init__(self, server: PostgresServer, broker: Broker, log: Path, events: int) -> None:
@@ -143,12 +143,12 @@ class Bench:
         self._databases = 0
         self._users = [str(uuid4()) for _ in range(USERS)]
         records = [order_created(UUID(self._users[n % USERS]), 1) for n in range(events)]
-        # It reads no database.
+        # To write records needs no database, so the URLs lead nowhere.
         nowhere = "postgresql+psycopg2://127.0.0.1:9/none"
         Delivery(nowhere, nowhere, broker.bootstrap).produce("orders.events", *records)
 
     def relay(self, side: Side) -> float:
-        """Return the events that a relay sends in a second."""
+        """Return how many events a relay sends in a second."""
         url = self._database(side, "orders")
         keys = [self._users[n % USERS] for n in range(self._events)]
         payload = json.dumps({"order_id": str(uuid4()), "user_id": keys[0], "amount": 1})
@@ -163,7 +163,7 @@ class Bench:
             return self._rate(lambda: self._events - self._count(url, "outbox_pending"))
 
     def consumer(self, side: Side) -> float:
-        """Return the orders that a consumer charges in a second."""
+        """Return how many orders a consumer charges in a second."""
         url = self._database(side, "payments")
         self._execute(
             url,
@@ -176,7 +176,7 @@ class Bench:
             return self._rate(lambda: self._count(url, "inbox"))
 
     def orders(self, side: Side) -> float:
-        """Return the orders that the API accepts in a second."""
+        """Return how many orders the API accepts in a second."""
         url = self._database(side, "orders")
         with served(ORDERS, url, self._log, programs=side.programs, root=side.root) as port:
             load = Load(port, place_order, b"202")
@@ -184,7 +184,7 @@ class Bench:
             return load.rate(5.0)
 
     def _rate(self, done: Callable[[], int]) -> float:
-        """Return how many are done in a second, from the first batch to the last."""
+        """Return how many events are done in a second, from the first batch to the last."""
         first = wait_until(done, timeout_s=_TIMEOUT_S, what="the first batch")
         began = time.perf_counter()
         while done() < self._events:
@@ -243,7 +243,7 @@ def main() -> None:
         ):
             rates: dict[str, list[float]] = {side: [] for side in sides}
             for number in range(given.rounds):
-                # The one that begins takes turns as well.
+                # The two sides take turns to begin.
                 for side in sorted(sides, reverse=bool(number % 2)):
                     rates[side].append(measure(sides[side]))
             ratios = [here / there for here, there in zip(*rates.values(), strict=True)]

@@ -1,4 +1,4 @@
-"""Apps under gunicorn, with the settings of the services."""
+"""Run apps under gunicorn, with the settings of the services."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def served(
     root: Path = ROOT,
     programs: Path = Path(sys.executable).parent,
 ) -> Iterator[int]:
-    """Serve an app on a database; gives its port.
+    """Serve an app on a database, and yield its port.
 
     Args:
-        app: one of those above.
-        database_url: where it reads and writes.
-        log: where gunicorn and the app log.
-        root: the checkout that the app is of.
-        programs: the folder of that checkout's commands.
+        app: One of the apps above.
+        database_url: The URL of the database.
+        log: The file for the log of gunicorn and the app.
+        root: The checkout that contains the app.
+        programs: The folder of that checkout's commands.
     """
     port = free_port()
     given = ("BENCH_DATABASE_URL", "ORDERS_DATABASE_URL", "PAYMENTS_DATABASE_URL")
@@ -64,7 +64,7 @@ def served(
             command, cwd=root / "benchmarks", env=environ, stdout=output, stderr=output
         )
     try:
-        # The workers come after; a request that is sent now waits for them.
+        # The port opens before the workers start. A request that is sent now waits for them.
         wait_until(lambda: _listens(port), timeout_s=30, what=f"{app} to listen; see {log}")
         yield port
     finally:

@@ -1,4 +1,4 @@
-"""How gunicorn runs an API. supervisord's programs set the port."""
+"""How gunicorn runs an API: under supervisord, or alone in a container."""
 
 import json
 import os
@@ -11,8 +11,7 @@ from typing import Any
 import structlog
 
 from settle_outbox.settings import SettingsError
-from shared.settings import ANY_HOST, read_listen_address, read_web_settings
-from shared.web.app import THREADS
+from shared.settings import ANY_HOST, read_listen_address, read_server_size, read_web_settings
 
 log = structlog.get_logger(__name__)
 
@@ -22,14 +21,13 @@ OLD_WORKERS = "SETTLE_API_OLD_WORKERS"
 
 try:
     bind = os.environ.get(SOCKET) or read_listen_address()
+    workers, threads = read_server_size()
 except SettingsError as error:
     sys.exit(str(error))
 # Its answers are problem documents.
 worker_class = "shared.web.server.worker.Worker"
 # gunicorn's lines obey LOG_LEVEL and LOG_FORMAT. The app logs the requests.
 logger_class = "shared.web.server.logger.Logger"
-workers = 2
-threads = THREADS
 # Connections that wait for a worker. They are not refused.
 backlog = 2048
 

@@ -11,7 +11,7 @@ from settle_outbox.runtime.failpoints import arm
 from settle_outbox.storage.database import make_engine, make_sessions
 from shared import migrations
 from shared.settings import WebSettings, read_web_settings
-from shared.web.app import POOL_SIZE, SESSION_SETTINGS, TRANSACTION_S, make_app
+from shared.web.app import SESSION_SETTINGS, TRANSACTION_S, make_app
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from settle_outbox.errors import SettleError
     from shared.web.blueprint import Blueprint
     from shared.web.problems.problem_types import ProblemType
+
+# A thread uses at most one connection. These are spare.
+SPARE_CONNECTIONS = 2
 
 
 def prepare_process(service: Service) -> WebSettings:
@@ -51,7 +54,7 @@ def make_service_app(
     engine = make_engine(
         settings.database_url,
         application_name=f"{service.name}-api",
-        pool_size=POOL_SIZE,
+        pool_size=settings.api_threads + SPARE_CONNECTIONS,
         session_settings=SESSION_SETTINGS,
         deadline_s=TRANSACTION_S,
     )

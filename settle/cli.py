@@ -64,7 +64,7 @@ def main() -> None:
 
     Docker is not needed: PostgreSQL and a broker come from Python packages. To use other servers,
     set PAYMENTS_DATABASE_URL, ORDERS_DATABASE_URL or KAFKA_BOOTSTRAP_SERVERS.
-    BROKER=kafka runs Apache Kafka instead; it needs Java 17 and Maven.
+    BROKER=kafka runs Apache Kafka instead; it needs Java 17 or later, and Maven.
 
     \b
     Ports: PAYMENTS_PORT (8080), ORDERS_PORT (8081), POSTGRES_PORT (15432), KAFKA_PORT (19092).
@@ -324,8 +324,9 @@ def doctor(service: str | None, *, quick: bool, strict: bool, as_json: bool) -> 
     Example: settle doctor --quick
     """
     configure_logging(level="CRITICAL", form="auto")  # a fault is reported by a check
-    services = configured_services() if service is None else [load_service(service).name]
-    findings = examine(find_state(), quick=quick, services=services)
+    state = find_state()
+    services = configured_services(state) if service is None else [load_service(service).name]
+    findings = examine(state, quick=quick, services=services)
     service_doctor.print_findings(findings, strict=strict, as_json=as_json)
 
 

@@ -16,7 +16,7 @@ def interrupts_heard() -> Iterator[None]:
     """Raise an interrupt at the end of the block, if Python dropped it.
 
     Python drops exceptions that are raised while it finalizes a file, such as a socket's: the
-    destructor of `io.IOBase` calls `close` and ignores its errors. Call it in the main thread only.
+    destructor of `io.IOBase` calls `close` and drops its errors. Call it in the main thread only.
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C.

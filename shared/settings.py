@@ -33,6 +33,8 @@ _ORIGIN = re.compile(
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PORT_MAX = 65535
+DEFAULT_WORKERS = 2
+DEFAULT_THREADS = 8
 # gunicorn's own default.
 DEFAULT_PORT = 8000
 
@@ -48,6 +50,8 @@ class WebSettings:
 
     `allowed_hosts` are the accepted hosts in addition to loopback names, in lower case. `ANY_HOST`
     among them allows all.
+
+    `api_threads` is the number of requests that a worker handles at the same time.
     """
 
     service: str
@@ -57,6 +61,8 @@ class WebSettings:
     trusted_proxies: int
     allowed_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
+    api_workers: int
+    api_threads: int
     log_level: str
     log_format: str
 
@@ -73,6 +79,7 @@ def read_web_settings(service: str) -> WebSettings:
     env = Env()
     log_level, log_format = read_log_settings()
     trusted_proxies = read_whole(env, "TRUSTED_PROXIES", 0, minimum=0, maximum=10)
+    api_workers, api_threads = read_server_size()
     try:
         return WebSettings(
             service=service,
@@ -82,6 +89,8 @@ def read_web_settings(service: str) -> WebSettings:
             trusted_proxies=trusted_proxies,
             allowed_hosts=_allowed_hosts(env, is_proxied=trusted_proxies > 0),
             cors_origins=_origins(env, "CORS_ORIGINS"),
+            api_workers=api_workers,
+            api_threads=api_threads,
             log_level=log_level,
             log_format=log_format,
         )
@@ -96,6 +105,19 @@ def read_idempotency_retention_s() -> int:
         SettingsError: naming the variable and what is wrong with it.
     """
     return read_whole(Env(), "IDEMPOTENCY_RETENTION_S", DAY_S, minimum=60)
+
+
+def read_server_size() -> tuple[int, int]:
+    """Read the number of an API's worker processes, and of the threads of each.
+
+    Raises:
+        SettingsError: naming the variable and what is wrong with it.
+    """
+    env = Env()
+    return (
+        read_whole(env, "API_WORKERS", DEFAULT_WORKERS, minimum=1, maximum=256),
+        read_whole(env, "API_THREADS", DEFAULT_THREADS, minimum=1, maximum=256),
+    )
 
 
 def read_listen_address() -> str:

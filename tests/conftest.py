@@ -11,10 +11,11 @@ import structlog
 
 from shared.migrations import upgrade
 from support import broker as brokers
+from support import oldest_postgres
 from support import postgres as postgresqls
 from support.broker import Broker, EmbeddedBroker, open_broker
 from support.delivery import Delivery
-from support.postgres import DEBIAN_BINARIES, PostgresServer, open_postgres
+from support.postgres import OLDEST, WHEEL, PostgresServer, open_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,15 +74,14 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(
     scope="session",
-    params=[None, *([DEBIAN_BINARIES] if DEBIAN_BINARIES.exists() else [])],
-    ids=lambda binaries: "debian15" if binaries else "wheel",
+    params=[WHEEL, *([OLDEST] if oldest_postgres.is_available() else [])],
 )
 def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    """Run the test on each installed PostgreSQL: the wheel's, and Debian's."""
-    if request.param is None:
+    """Run the test on the wheel's PostgreSQL, and on the oldest one."""
+    if request.param == WHEEL:
         yield request.getfixturevalue("postgres")
         return
-    with PostgresServer(request.param) as server:
+    with PostgresServer(oldest_postgres.binaries()) as server:
         yield server
 
 

@@ -30,5 +30,5 @@ def create_app(settings: WebSettings | None = None) -> Flask:
         blueprint=blueprint,
         problems=PROBLEMS,
     )
-    start_settlement_listener(app, settings.database_url)
+    start_settlement_listener(app, settings)
     return app

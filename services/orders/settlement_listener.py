@@ -9,7 +9,6 @@ from sqlalchemy import select
 import settle_outbox as outbox
 from services.orders.models import CREATED, Order
 from services.orders.settlements import SETTLED_CHANNEL
-from shared.web.app import THREADS
 from shared.web.sessions import session_factory
 from shared.web.waiting.waiters import register_waiters
 
@@ -20,16 +19,18 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy.orm import Session, sessionmaker
 
+    from shared.settings import WebSettings
 
-def start_settlement_listener(app: Flask, database_url: str) -> None:
+
+def start_settlement_listener(app: Flask, settings: WebSettings) -> None:
     """Allow requests of an app to wait for orders, and start the thread that wakes them.
 
     At most half of a process's threads may wait. The others serve requests.
     """
-    waiters = register_waiters(app, limit=THREADS // 2)
+    waiters = register_waiters(app, limit=settings.api_threads // 2)
     sessions = session_factory(app)
     listener = outbox.NotificationWatcher(
-        database_url,
+        settings.database_url,
         SETTLED_CHANNEL,
         waiters,
         lambda order_ids: find_final(sessions, order_ids),

@@ -53,8 +53,11 @@ class _Target:
 
     @property
     def is_local(self) -> bool:
-        """Whether this machine's stack is checked, running or not."""
-        return self.stack is not None or bool(read_embedded())
+        """Whether this machine's stack is checked, running or not.
+
+        It is not if other servers are named for all that is checked, as in a container.
+        """
+        return self.stack is not None or not read_embedded().isdisjoint({*self.services, BROKER})
 
     @property
     def reachable(self) -> list[str]:
@@ -63,13 +66,17 @@ class _Target:
         return [service for service in self.services if service not in embedded]
 
 
-def configured_services() -> list[str]:
-    """Return this system's services, and other installed ones whose database URL is set."""
-    others = (name for name in service_names() if name not in SERVICES)
-    return [
-        *SERVICES,
-        *(name for name in others if os.environ.get(service_variable(name, "DATABASE_URL"))),
+def configured_services(state: StateFolder) -> list[str]:
+    """Return this system's services, and other installed ones whose database URL is set.
+
+    A container, or a machine without a stack, may run one service: then only that one is returned.
+    """
+    named = [
+        name for name in service_names() if os.environ.get(service_variable(name, "DATABASE_URL"))
     ]
+    is_remote = bool(named) and BROKER not in read_embedded() and not state.home.exists()
+    mine = [name for name in SERVICES if name in named or not is_remote]
+    return [*mine, *(name for name in named if name not in SERVICES)]
 
 
 def examine(
@@ -106,7 +113,8 @@ def _find_target(state: StateFolder, services: Sequence[str]) -> _Target:
 
 def _quick_checks(target: _Target) -> Iterator[NamedCheck]:
     yield "python", installation.check_python
-    yield from _local_checks(target)
+    if target.is_local or set(target.services) >= set(SERVICES):
+        yield from _local_checks(target)
     for service in target.reachable:
         yield service, partial(check_service, service, quick=True)
     if target.bootstrap is not None:

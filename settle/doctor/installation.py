@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from settle_outbox.checks.check import Finding
 
-PYTHONS = ((3, 11), (3, 12), (3, 13))
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 PROGRAMS = ("supervisord", "gunicorn", "outbox-relay", "inbox-consumer")
 INSTALL = "run make install"
 
@@ -28,9 +28,7 @@ def check_python() -> Iterator[Finding]:
     if sys.version_info[:2] in PYTHONS:
         yield ok("python", found)
     else:
-        yield fail(
-            "python", found, "install 3.11, 3.12 or 3.13, and run make install PYTHON=/path/to/it"
-        )
+        yield fail("python", found, "install 3.11 to 3.14, and run make install PYTHON=/path/to/it")
     missing = [name for name in _required() if not _installed(name)]
     scripts = Path(sysconfig.get_path("scripts"))
     missing += [name for name in PROGRAMS if not os.access(scripts / name, os.X_OK)]

@@ -104,7 +104,7 @@ def read_status(state: StateFolder) -> Status:
     uptime_s = _age_s(state.supervisor_pid)
     rows = [Row("supervisord", "ready", pid, uptime_s, str(state.socket))]
     rows += [
-        _row(stack, processes.get(name) or Process(name, "UNKNOWN", None, None))
+        _row(stack, processes.get(name) or Process(name, name, "UNKNOWN", None, None))
         for name in stack.programs
     ]
     ready = all(row.state == "ready" for row in rows)

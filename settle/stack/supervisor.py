@@ -39,12 +39,14 @@ class Process:
 
     Args:
         name: the program's name.
+        group: the programs that supervisord stops together with it.
         state: RUNNING, STARTING, BACKOFF, STOPPED, ...
         pid: None without a process.
         uptime_s: None without a process.
     """
 
     name: str
+    group: str
     state: str
     pid: int | None
     uptime_s: int | None
@@ -126,6 +128,7 @@ class Supervisor:
         return {
             info["name"]: Process(
                 name=info["name"],
+                group=info["group"],
                 state=info["statename"],
                 pid=info["pid"] or None,
                 uptime_s=max(info["now"] - info["start"], 0) if info["pid"] else None,
@@ -139,8 +142,9 @@ class Supervisor:
         Raises:
             SupervisorError: it does not answer, or cannot start one.
         """
+        found = self.processes()
         for name in names:
-            self._order("startProcess", name, unless=ALREADY_STARTED)
+            self._order("startProcess", found[name], unless=ALREADY_STARTED)
 
     def stop(self, names: Iterable[str], *, timeout_s: float) -> None:
         """Stop programs at the same time, and wait until they have ended.
@@ -156,7 +160,7 @@ class Supervisor:
         wanted = [name for name in names if name in found]
         for name in wanted:
             if not found[name].stopped:
-                self._order("stopProcess", name, unless=NOT_RUNNING)
+                self._order("stopProcess", found[name], unless=NOT_RUNNING)
 
         def all_stopped() -> bool:
             now = self.processes()
@@ -168,7 +172,8 @@ class Supervisor:
                 "them."
             )
 
-    def _order(self, call: str, name: str, *, unless: int) -> None:
+    def _order(self, call: str, process: Process, *, unless: int) -> None:
+        name = f"{process.group}:{process.name}"
         try:
             self._call(call, name, False)  # noqa: FBT003 - wait=False; the protocol has no names
         except xmlrpc.client.Fault as fault:

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from shared.settings import WebSettings
     from shared.web.blueprint import Blueprint
 
-# Threads of a gunicorn worker. Each uses at most one connection; two are spare.
-THREADS = 8
-POOL_SIZE = THREADS + 2
-
 # Bounds the time of a request. Behind a lock whose holder is frozen, it ends with 503. The last
 # setting frees the locks of a frozen worker.
 SESSION_SETTINGS = {

@@ -16,12 +16,14 @@ from shared.web.blueprint import Blueprint
 from shared.web.problems import problem_types
 from shared.web.problems.documents import unavailable
 from shared.web.sessions import transaction
+from shared.web.waiting.waiters import is_stopping
 
 if TYPE_CHECKING:
     from flask import Response
 
 log = structlog.get_logger(__name__)
 
+_STOPPING = "The process is stopping."
 _UNREADABLE = "The revision of the database cannot be read."
 _REVISION = text("SELECT version_num FROM alembic_version")
 
@@ -58,6 +60,7 @@ def make_blueprint(revision: str) -> Blueprint:
     )
     @blueprint.problem(
         problem_types.NOT_READY,
+        _STOPPING,
         _UNREADABLE,
         f"The database is at revision 0000, not at revision {revision}: run the migrations.",
     )
@@ -65,8 +68,11 @@ def make_blueprint(revision: str) -> Blueprint:
         """Check that the service can process requests.
 
         The database must be reachable and at the revision that the code needs. The broker is not
-        checked: without it, orders are accepted and settle later.
+        checked: without it, orders are accepted and settle later. A process that stops is not
+        ready, although it answers the requests of its open connections.
         """
+        if is_stopping():
+            return unavailable(problem_types.NOT_READY, _STOPPING)
         try:
             with transaction() as session:
                 found = f"revision {session.scalar(_REVISION)}"

@@ -1,4 +1,4 @@
-"""The stack that a module's tests share."""
+"""The stack that the tests of a module share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """A stack that is up, with every process ready."""
+    """Start a stack, and wait until every process is ready."""
     made = Stack()
     try:
         made.up()

@@ -1,4 +1,4 @@
-"""The examples of docs/api.md, as a client would run them, while answers get lost."""
+"""The examples of docs/api.md work for a client even if answers are lost."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ ADDRESS = "http://localhost:8081"
 
 
 def example(language: str) -> str:
-    """The page's only example in a language."""
+    """Return the page's only example in a language."""
     (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert ADDRESS in found
     return str(found)
 
 
 @contextmanager
-def losing_the_first_answer(port: int) -> Iterator[str]:
-    """Where a server's first answer is lost, though it carried the request out; its address."""
+def drop_first_answer(port: int) -> Iterator[str]:
+    """Yield the URL of a proxy that drops the server's first answer."""
     with Wire(http_client, free_port(), port) as wire, wire.losing_an_answer():
         yield f"http://127.0.0.1:{wire.port}"
 
@@ -45,14 +45,14 @@ def orders_of(stack: Stack, user_id: str) -> list[str]:
     return [order["Status"] for order in listed.json()]
 
 
-def test_the_script_places_one_order_though_its_answer_is_lost(
+def test_the_script_places_one_order_if_its_first_answer_is_lost(
     stack: Stack, tmp_path: Path
 ) -> None:
     user_id = stack.open_account(5000)
-    with losing_the_first_answer(stack.ports["ORDERS_PORT"]) as address:
+    with drop_first_answer(stack.ports["ORDERS_PORT"]) as address:
         script = tmp_path / "place_order.py"
         script.write_text(example("python").replace(ADDRESS, address), "utf-8")
-        told = [
+        results = [
             subprocess.run(
                 [sys.executable, str(script), user_id, "3900"],
                 capture_output=True,
@@ -62,15 +62,15 @@ def test_the_script_places_one_order_though_its_answer_is_lost(
             ).stdout.split()
             for _ in range(2)
         ]
-    assert [words[1:] for words in told] == [["success"], ["failed", "insufficient_funds"]]
+    assert [words[1:] for words in results] == [["success"], ["failed", "insufficient_funds"]]
     assert orders_of(stack, user_id) == ["failed", "success"]
     assert stack.balance(user_id) == 1100
 
 
-def test_the_commands_place_one_order_though_its_answer_is_lost(stack: Stack) -> None:
+def test_the_commands_place_one_order_if_its_first_answer_is_lost(stack: Stack) -> None:
     user_id = stack.open_account(5000)
-    with losing_the_first_answer(stack.ports["ORDERS_PORT"]) as address:
-        told = subprocess.run(
+    with drop_first_answer(stack.ports["ORDERS_PORT"]) as address:
+        output = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", example("sh").replace(ADDRESS, address)],
             env={**stack.env, "USER_ID": user_id},
             capture_output=True,
@@ -78,5 +78,5 @@ def test_the_commands_place_one_order_though_its_answer_is_lost(stack: Stack) ->
             timeout=90,
             check=True,
         ).stdout
-    assert '"Status":"success"' in told
+    assert '"Status":"success"' in output
     assert orders_of(stack, user_id) == ["success"]

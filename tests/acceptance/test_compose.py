@@ -11,11 +11,13 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from settle.stack.embedded import kafka
 from support.dockerfile import Build
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.broker import Broker
+    from support.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORDS = {
@@ -33,8 +36,18 @@ PASSWORDS = {
     "PAYMENTS_DB_PASSWORD": "two",
     "ORDERS_DB_PASSWORD": "three",
 }
-ONE_SHOT = {"migrate-payments", "migrate-orders"}
-OWN = {*ONE_SHOT, "payments", "orders"}
+MIGRATIONS = {"migrate-payments", "migrate-orders"}
+OWN = {*MIGRATIONS, "image", "payments", "orders", "settle"}
+# Settings that the file itself decides, or that only `settle up` reads.
+NOT_FROM_ENV = {
+    *("PAYMENTS_DATABASE_URL", "ORDERS_DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"),
+    *("BIND_ADDRESS", "HEALTH_DIR", "PAYMENTS_PORT", "ORDERS_PORT"),
+    *("BROKER", "POSTGRES_PORT", "KAFKA_PORT", "KAFKA_CONTROLLER_PORT", "SETTLE_HOME"),
+}
+API_ALONE = {
+    *("ALLOWED_HOSTS", "TRUSTED_PROXIES", "CORS_ORIGINS", "CURSOR_SECRET"),
+    *("API_WORKERS", "API_THREADS"),
+}
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
 
@@ -53,12 +66,27 @@ def _parse(**environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def services() -> dict[str, Any]:
-    parsed = _parse(**PASSWORDS)
+def _services(**environ: str) -> dict[str, Any]:
+    parsed = _parse(**PASSWORDS, **environ)
     assert parsed.returncode == 0, parsed.stderr
     found: dict[str, Any] = json.loads(parsed.stdout)["services"]
+    for service in found.values():
+        given = service.get("environment", {}).items()
+        # Compose does not pass a variable without a value.
+        service["environment"] = {name: value for name, value in given if value is not None}
     return found
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return _services()
+
+
+def _settings() -> set[str]:
+    """The names in the table of settings of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z].*?) \|", text.partition("## Settings")[2], re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +109,39 @@ def test_versions_limits_and_health(services: dict[str, Any]) -> None:
     assert services["kafka"]["image"] == f"apache/kafka:{kafka.VERSION}"
     for name in ("postgres", "kafka", "payments", "orders"):
         assert services[name]["healthcheck"]["test"], name
-        assert services[name]["deploy"]["resources"]["limits"]["memory"], name
+        limits = services[name]["deploy"]["resources"]["limits"]
+        assert limits["memory"], name
+        assert "cpus" not in limits, "Docker refuses more CPUs than the machine has"
+    for name, service in services.items():
+        assert service["logging"]["driver"] == "local", name
+        assert service["logging"]["options"]["max-size"], name
     assert {volume["source"] for volume in services["kafka"]["volumes"]} == {"kafka"}
 
 
+def test_one_service_builds_the_image_and_the_others_wait_for_it(
+    services: dict[str, Any],
+) -> None:
+    builders = [name for name, service in services.items() if "build" in service]
+
+    assert builders == ["image"]
+    for name in OWN:
+        assert services[name]["image"] == "settle:latest"
+        assert services[name]["pull_policy"] == "never"
+    for name in OWN - {"image"}:
+        waits_for = services[name]["depends_on"]["image"]
+        assert waits_for["condition"] == "service_completed_successfully"
+
+
 def test_the_start_order(services: dict[str, Any]) -> None:
+    """No service waits for Kafka, nor for the other service's database."""
+
     def waits_for(name: str) -> dict[str, str]:
-        return {other: how["condition"] for other, how in services[name]["depends_on"].items()}
+        others = services[name]["depends_on"].items()
+        return {other: how["condition"] for other, how in others if other != "image"}
 
     for name in ("payments", "orders"):
-        assert waits_for(name) == dict.fromkeys(ONE_SHOT, "service_completed_successfully")
-    assert waits_for("migrate-payments") == {"postgres": "service_healthy"}
-    assert waits_for("migrate-orders") == {"postgres": "service_healthy"}
+        assert waits_for(name) == {f"migrate-{name}": "service_completed_successfully"}
+        assert waits_for(f"migrate-{name}") == {"postgres": "service_healthy"}
 
 
 def test_a_service_knows_its_own_database_alone(services: dict[str, Any]) -> None:
@@ -101,11 +150,94 @@ def test_a_service_knows_its_own_database_alone(services: dict[str, Any]) -> Non
         assert f"{other}_DATABASE_URL" not in services[f"migrate-{mine}"]["environment"]
 
 
+def test_the_tools_know_both_databases_and_start_with_nothing_else(
+    services: dict[str, Any],
+) -> None:
+    tool = services["settle"]
+
+    assert tool["profiles"] == ["tools"]
+    assert tool["entrypoint"] == ["settle"]
+    assert {"PAYMENTS_DATABASE_URL", "ORDERS_DATABASE_URL"} < tool["environment"].keys()
+
+
+def test_each_setting_of_the_environment_reaches_the_services(services: dict[str, Any]) -> None:
+    given = {name: f"given-{name}" for name in _settings() - NOT_FROM_ENV}
+
+    told = {name: service["environment"] for name, service in _services(**given).items()}
+
+    for name, value in given.items():
+        prefix = name.partition("_")[0].lower()
+        users = {prefix} if prefix in {"payments", "orders"} else {"payments", "orders"}
+        users |= set() if name in API_ALONE else {"settle"}
+        for user in users:
+            assert told[user].get(name) == value, (user, name)
+        if value not in told["payments"].values():
+            assert name.startswith("ORDERS_")
+    unset = given.keys() - {"ALLOWED_HOSTS", "LOG_FORMAT"}
+    for name in ("payments", "orders", "settle"):
+        assert not unset & services[name]["environment"].keys()
+
+
+def test_the_example_of_the_environment_names_each_setting() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+
+    named = set(re.findall(r"^#([A-Z_]+)=", text, re.MULTILINE))
+
+    ports = {"PAYMENTS_PORT", "ORDERS_PORT", "PUBLISH_ADDRESS"}
+    assert named == (_settings() - NOT_FROM_ENV) | ports
+    assert all(line.startswith("#") for line in text.splitlines() if line)
+
+
+def test_ports_are_published_to_this_machine_unless_told_otherwise(
+    services: dict[str, Any],
+) -> None:
+    told = _services(PUBLISH_ADDRESS="0.0.0.0", ORDERS_PORT="9081")
+
+    (by_default,) = services["orders"]["ports"]
+    assert (by_default["host_ip"], by_default["published"]) == ("127.0.0.1", "8081")
+    assert services["orders"]["environment"]["ALLOWED_HOSTS"] == "localhost"
+    (asked_for,) = told["orders"]["ports"]
+    assert (asked_for["host_ip"], asked_for["published"]) == ("0.0.0.0", "9081")
+    assert asked_for["target"] == by_default["target"] == 8081
+    assert "ports" not in services["postgres"]
+    assert "ports" not in services["kafka"]
+
+
+def test_passwords_are_made_once(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "deploy").mkdir(parents=True)
+    shutil.copy2(ROOT / "deploy" / "make-env", checkout / "deploy")
+    shutil.copy2(ROOT / ".env.example", checkout)
+    made = checkout / ".env"
+
+    subprocess.run([checkout / "deploy" / "make-env"], check=True, capture_output=True)
+    first = made.read_text()
+    subprocess.run([checkout / "deploy" / "make-env"], check=True, capture_output=True)
+
+    assert made.read_text() == first
+    assert made.stat().st_mode & 0o077 == 0
+    passwords = re.findall(r"^(\w+_PASSWORD)=([0-9a-f]{32})$", first, re.MULTILINE)
+    assert {name for name, _ in passwords} == PASSWORDS.keys()
+    assert len({value for _, value in passwords}) == 3
+
+
+def test_a_password_that_exists_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy2(ROOT / "deploy" / "make-env", tmp_path / "deploy")
+    (tmp_path / ".env").write_text("POSTGRES_PASSWORD=mine\nORDERS_PORT=9081")
+
+    subprocess.run([tmp_path / "deploy" / "make-env"], check=True, capture_output=True)
+
+    lines = (tmp_path / ".env").read_text().splitlines()
+    assert lines[:2] == ["POSTGRES_PASSWORD=mine", "ORDERS_PORT=9081"]
+    assert [line.partition("=")[0] for line in lines[2:]] == [
+        "PAYMENTS_DB_PASSWORD",
+        "ORDERS_DB_PASSWORD",
+    ]
+
+
 def test_every_variable_is_one_that_the_project_reads(services: dict[str, Any]) -> None:
-    files = ("shared/settings.py", "shared/outbox/src/settle_outbox/settings.py")
-    settings = "".join((ROOT / each).read_text(encoding="utf-8") for each in files)
-    known = set(re.findall(r'"([A-Z][A-Z_]+)"', settings))
-    known |= {"PAYMENTS_DATABASE_URL", "ORDERS_DATABASE_URL"}
+    known = _settings()
     deployed = [*(ROOT / "deploy").rglob("*.conf"), ROOT / "deploy" / "gunicorn.conf.py"]
     for path in deployed:
         text = path.read_text(encoding="utf-8")
@@ -131,13 +263,16 @@ def test_databases_are_made_with_the_names_that_the_addresses_use(
     assert os.access(mounted["source"], os.X_OK)
 
 
-def test_the_image_runs_as_a_user_of_its_own(image: Build, services: dict[str, Any]) -> None:
+def test_the_image_runs_as_an_unprivileged_user(image: Build, services: dict[str, Any]) -> None:
     assert re.fullmatch(r"python:3\.1[123]-slim", image.base)
     (step,) = image.machine_steps
-    assert f"--uid 10001 --home-dir /srv/settle --shell /usr/sbin/nologin {image.user} " in step
+    uid, gid = image.user.split(":")
+    assert f"groupadd --system --gid {gid} settle " in step
+    assert f"useradd --system --uid {uid} --gid settle --home-dir /srv/settle" in step
     for name in OWN:
         assert "user" not in services[name], "the image's user is the one that is meant"
-        assert any("uid=10001" in mount for mount in services[name]["tmpfs"])
+    for name in ("payments", "orders"):
+        assert f"/run/settle:uid={uid},gid={gid},mode=0700" in services[name]["tmpfs"]
 
 
 @pytest.fixture
@@ -158,7 +293,7 @@ def _told(service: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
 def test_the_one_shot_services_do_their_work_twice(
     image: Build, services: dict[str, Any], environ: dict[str, str]
 ) -> None:
-    for name in sorted(ONE_SHOT):
+    for name in sorted(MIGRATIONS):
         command = shlex.join(services[name]["command"])
         for _ in range(2):
             image.shell(command, **_told(services[name], environ))
@@ -179,15 +314,69 @@ def test_a_service_becomes_healthy(
     }
     assert told[f"{name.upper()}_PORT"] == inside
     told[f"{name.upper()}_PORT"] = port
-    kind, check = service["healthcheck"]["test"]
-    assert kind == "CMD-SHELL"
-    assert f":{inside}/readyz" in check
+    kind, *words = service["healthcheck"]["test"]
+    assert kind == "CMD"
+    assert inside in words
+    check = shlex.join(port if word == inside else word for word in words)
     for _ in _running(image, told):
         wait_until(
-            lambda: _passes(image, check.replace(inside, port), told),
+            lambda: _passes(image, check, told),
             timeout_s=60,
             what=f"{name} to be healthy",
         )
+
+
+def test_a_database_is_healthy_when_its_initialisation_is_complete(
+    services: dict[str, Any], own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """PostgreSQL runs the script at the first start only, even if that start was interrupted."""
+    url = make_url(own_postgres.url())
+    binaries = own_postgres.cluster.binaries
+    environ = {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "PGHOST": str(url.host),
+        "PGPORT": str(url.port),
+        "PGPASSWORD": PASSWORDS["ORDERS_DB_PASSWORD"],
+    }
+    as_superuser = {
+        **environ,
+        **PASSWORDS,
+        "POSTGRES_USER": str(url.username),
+        "PGPASSWORD": str(url.password),
+    }
+    script = (ROOT / "deploy" / "postgres" / "create-databases.sh").read_text(encoding="utf-8")
+    # Killed in the middle of the last database.
+    interrupted = script.replace("ALTER DATABASE", "\\q\n")
+    _, *check = services["postgres"]["healthcheck"]["test"]
+    check[check.index("127.0.0.1")] = str(url.host)
+
+    def is_healthy() -> bool:
+        done = subprocess.run(check, env=environ, capture_output=True, check=False)
+        return done.returncode == 0
+
+    subprocess.run(["bash", "-c", interrupted], env=as_superuser, check=True)
+    assert not is_healthy()
+
+    for database in ("payments", "orders"):
+        own_postgres.execute(f"DROP DATABASE {database}")
+        own_postgres.execute(f"DROP ROLE {database}")
+    subprocess.run(["bash", "-c", script], env=as_superuser, check=True)
+    assert is_healthy()
+
+
+def test_a_broker_is_healthy_when_it_answers(services: dict[str, Any], broker: Broker) -> None:
+    _, *check = services["kafka"]["healthcheck"]["test"]
+    script = check[-1].replace("$$", "$").replace("timeout 5", "timeout 1")
+    host, _, port = broker.bootstrap.partition(":")
+
+    def is_healthy(port: int) -> bool:
+        asked = script.replace("127.0.0.1/9092", f"{host}/{port}")
+        return subprocess.run([*check[:-1], asked], check=False).returncode == 0
+
+    with socket.create_server((host, 0)) as silent:
+        assert not is_healthy(silent.getsockname()[1])
+    assert not is_healthy(free_port())
+    assert is_healthy(int(port))
 
 
 def _running(image: Build, told: dict[str, str]) -> Iterator[None]:

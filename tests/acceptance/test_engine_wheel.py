@@ -1,4 +1,4 @@
-"""The engine is a distribution of its own: it works where nothing else of this project is."""
+"""The engine is a separate distribution, which works without the rest of this project."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from support.delivery import Delivery
 
-# The first test builds a wheel and makes an environment.
+# The first test builds a wheel and creates an environment.
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def build(source: Path, folder: Path) -> Path:
-    """Build a wheel from a copy: setuptools leaves files of an earlier build in a checkout."""
+    """Build a wheel from a copy, because setuptools would use files of an earlier build."""
     copy = folder / "source"
     left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
     shutil.copytree(source, copy, ignore=left_out)
@@ -68,7 +68,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has the engine, and what it names as needed."""
+    """Return the programs of an environment that has only the engine and its requirements."""
     folder = tmp_path_factory.mktemp("environment")
     run(UV, "venv", "--python", sys.executable, folder / "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
@@ -85,7 +85,7 @@ def test_every_module_is_imported_without_the_rest_of_the_project(installed: Pat
     assert absent.isdisjoint(imported)
 
 
-def test_none_of_the_web_and_no_supervisor_is_installed_with_it(installed: Path) -> None:
+def test_no_web_library_and_no_supervisor_is_installed_with_the_engine(installed: Path) -> None:
     found = run(UV, "pip", "freeze", "--python", installed / "python", cwd=installed)
 
     packages = {line.partition("==")[0].partition(" @")[0] for line in found.lower().splitlines()}
@@ -94,7 +94,7 @@ def test_none_of_the_web_and_no_supervisor_is_installed_with_it(installed: Path)
 
 
 @pytest.mark.parametrize("command", ["outbox-relay", "inbox-consumer"])
-def test_its_commands_run(installed: Path, command: str) -> None:
+def test_the_engines_commands_run(installed: Path, command: str) -> None:
     assert f"Usage: {command}" in run(installed / command, "--help", cwd=installed)
     assert run(installed / command, "--version", cwd=installed).startswith(f"{command} ")
 
@@ -114,7 +114,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def operated(installed: Path, application: Path) -> Path:
-    """The programs of an environment that has the engine and the application, and no checkout."""
+    """Return the programs of an environment with engine and application, but without a checkout."""
     python, pins = installed / "python", ROOT / "constraints.txt"
     run(UV, "pip", "install", "--python", python, "--constraint", pins, application, cwd=installed)
     return installed

@@ -1,4 +1,4 @@
-"""docs/library.md, as a newcomer follows it: the engine's wheel and the example, alone."""
+"""The steps of docs/library.md work with only the engine's wheel and the example."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ EXAMPLE = ROOT / "examples" / "notifications"
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 INSTALL, MIGRATE, RELAY, CONSUMER, API, TRY, DOCTOR = SHELL.findall(PAGE)
 ORDERS = 60
-# What only handles topics reads no database.
+# A command that only handles topics reads no database.
 NOWHERE = "postgresql+psycopg2://127.0.0.1:9/none"
 
 
 class Newcomer:
-    """A copy of the example, with the environment that the page makes."""
+    """A copy of the example, and the environment that the page creates."""
 
     def __init__(self, folder: Path, database_url: str, bootstrap: str) -> None:
         self.folder = folder / "examples" / "notifications"
@@ -58,7 +58,7 @@ class Newcomer:
         copytree(ROOT / "shared" / "outbox", folder / "shared" / "outbox")
 
     def run(self, commands: str) -> str:
-        """Run commands of the page to their end; returns what they print."""
+        """Run commands of the page, and return their output."""
         done = subprocess.run(
             ["sh", "-euc", self._adapted(commands)],
             cwd=self.folder,
@@ -73,7 +73,7 @@ class Newcomer:
 
     @contextmanager
     def running(self, command: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a program of the page; it is terminated at the end, if it still runs."""
+        """Run a program of the page, and terminate it at the end."""
         with (self.folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 ["sh", "-euc", f"exec {self._adapted(command)}"],
@@ -95,7 +95,7 @@ class Newcomer:
         return commands
 
     def texts(self, user_id: UUID) -> list[str]:
-        """What the API shows of a user."""
+        """Return the texts that the API shows for a user."""
         url = f"http://127.0.0.1:{self.port}/notifications/{user_id}"
         texts: list[str] = requests.get(url, timeout=10).json()
         return texts
@@ -114,7 +114,7 @@ def newcomer(
 
 
 def payment(order_id: UUID, user_id: UUID) -> Record:
-    """A payment that succeeded, by the page's reference of an event."""
+    """Return a successful payment, in the form of docs/reference/events.md."""
     data = {"order_id": str(order_id), "user_id": str(user_id), "amount": 3900, "balance": 0}
     value = json.dumps(data).encode()
     return Record(value, headers("payment.succeeded"), str(order_id).encode())
@@ -138,7 +138,7 @@ def test_the_example_is_small() -> None:
     assert len(lines) <= 120
 
 
-def test_the_engine_comes_without_the_shop(newcomer: Newcomer) -> None:
+def test_the_engine_is_installed_without_the_example(newcomer: Newcomer) -> None:
     listed = newcomer.run(".venv/bin/pip list --format json")
 
     names = {each["name"].lower() for each in json.loads(listed)}
@@ -150,7 +150,7 @@ def test_autogenerate_proposes_nothing(newcomer: Newcomer) -> None:
     newcomer.run(".venv/bin/alembic check")
 
 
-def test_each_payment_is_notified_once_though_the_consumer_is_killed(
+def test_each_payment_is_notified_once_if_the_consumer_is_killed(
     newcomer: Newcomer, shared_broker: Broker
 ) -> None:
     users = {uuid4(): uuid4() for _ in range(ORDERS)}  # by order

@@ -1,4 +1,4 @@
-"""What other users of the machine, and programs that were taken over, can learn from a stack."""
+"""The secrets that other users, and programs under an attacker's control, can read."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 CURSOR_SECRET = "signs the cursors of lists, and nothing else"
-OF_THE_SHELL = {"AWS_SECRET_ACCESS_KEY": "of another system", "DATABASE_URL": "of another one"}
+SHELL_VARIABLES = {"AWS_SECRET_ACCESS_KEY": "of another system", "DATABASE_URL": "of another one"}
 SECRETS = {*DATABASE_URLS.values(), "CURSOR_SECRET"}
 SUPERVISOR = "supervisord"
-# What secrets each program has to know. Supervisord hands them on.
+# The secrets that each program needs. Supervisord passes them on.
 KNOWN = {
     SUPERVISOR: SECRETS,
     POSTGRES: set[str](),
@@ -53,7 +53,7 @@ SERVER_NAMES = {
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    made = Stack(CURSOR_SECRET=CURSOR_SECRET, **OF_THE_SHELL)
+    made = Stack(CURSOR_SECRET=CURSOR_SECRET, **SHELL_VARIABLES)
     try:
         made.up()
         yield made
@@ -62,7 +62,7 @@ def stack() -> Iterator[Stack]:
 
 
 def environments(stack: Stack) -> list[tuple[str, dict[str, str]]]:
-    """The environment of every process, as the system shows it, with its program's name."""
+    """Return each process's program and its environment, as the system shows it."""
     found = []
     for pid in stack.running():
         strings = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -77,22 +77,22 @@ def password_of(url: str) -> str:
     return password
 
 
-def test_each_process_is_given_its_own_secrets_and_no_more(stack: Stack) -> None:
-    told = StateFolder(stack.home).read_env()
+def test_each_process_gets_only_its_secrets(stack: Stack) -> None:
+    stored = StateFolder(stack.home).read_env()
 
     found = environments(stack)
 
     assert {program for program, _ in found} == {SUPERVISOR, POSTGRES, BROKER, *APIS, *WORKERS}
-    assert len(found) == len(KNOWN) + 2 * len(APIS)  # the workers of the APIs, too
-    values = {CURSOR_SECRET, *(password_of(told[name]) for name in DATABASE_URLS.values())}
+    assert len(found) == len(KNOWN) + 2 * len(APIS)  # and the workers of the APIs
+    values = {CURSOR_SECRET, *(password_of(stored[name]) for name in DATABASE_URLS.values())}
     for program, environment in found:
         assert SECRETS & set(environment) == KNOWN[program], program
         known = [value for value in values if any(value in it for it in environment.values())]
         assert len(known) == len(KNOWN[program]), program
 
 
-def test_no_process_is_given_what_else_the_shell_holds(stack: Stack) -> None:
-    told = StateFolder(stack.home).read_env()
+def test_no_process_gets_other_variables_of_the_shell(stack: Stack) -> None:
+    stored = StateFolder(stack.home).read_env()
 
     for program, environment in environments(stack):
         if program in {POSTGRES, BROKER}:
@@ -100,13 +100,13 @@ def test_no_process_is_given_what_else_the_shell_holds(stack: Stack) -> None:
             continue
         given = {name for name in environment if not name.startswith(INHERITED_PREFIXES)}
         given = {name for name in given if not name.startswith("SUPERVISOR_")} - {"PORT"}
-        assert given <= INHERITED | set(told), program
-        assert not OF_THE_SHELL.keys() & given, program
+        assert given <= INHERITED | set(stored), program
+        assert not SHELL_VARIABLES.keys() & given, program
 
 
 def test_no_command_line_holds_a_secret(stack: Stack) -> None:
-    told = StateFolder(stack.home).read_env()
-    values = {CURSOR_SECRET, *(password_of(told[name]) for name in DATABASE_URLS.values())}
+    stored = StateFolder(stack.home).read_env()
+    values = {CURSOR_SECRET, *(password_of(stored[name]) for name in DATABASE_URLS.values())}
 
     for pid in stack.running():
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
@@ -114,7 +114,7 @@ def test_no_command_line_holds_a_secret(stack: Stack) -> None:
 
 
 def test_the_folder_is_closed_to_others(stack: Stack) -> None:
-    """Run by root, PostgreSQL's user passes through to its data, and sees nothing on the way."""
+    """PostgreSQL's user may pass through the folder if root runs it, but cannot list files."""
     passed = {".", "postgres"} if os.geteuid() == 0 else set[str]()
 
     for path in (stack.home, *stack.home.iterdir()):

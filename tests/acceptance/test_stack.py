@@ -1,4 +1,4 @@
-"""The whole stack as a newcomer meets it: one command, HTTP, and everything that can be killed."""
+"""The whole stack as a newcomer uses it: one command, HTTP, and killed processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_status_shows_every_process_with_its_address(stack: Stack) -> None:
     assert all(str(process["pid"]) in shown.stdout for process in processes.values())
 
 
-def test_up_where_it_runs_already_changes_nothing(stack: Stack) -> None:
+def test_up_changes_nothing_if_the_stack_runs(stack: Stack) -> None:
     before = {name: process["pid"] for name, process in stack.processes().items()}
     assert "running already" in stack.up()
     assert {name: process["pid"] for name, process in stack.processes().items()} == before
@@ -63,14 +63,14 @@ def test_up_refuses_other_settings_than_it_runs_with(stack: Stack) -> None:
 def test_the_commands_of_the_readme_work_when_pasted(stack: Stack) -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     (commands,) = re.findall(r"## Your first order\n+```sh\n(.*?)```", readme, re.DOTALL)
-    for told, meant in (
+    for documented, actual in (
         ("localhost:8080", stack.payments.removeprefix("http://")),
         ("localhost:8081", stack.orders.removeprefix("http://")),
-        # A loaded machine may need more.
+        # A loaded machine may need more time.
         ("wait=10", "wait=30"),
     ):
-        assert told in commands
-        commands = commands.replace(told, meant)
+        assert documented in commands
+        commands = commands.replace(documented, actual)
     shown = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands], capture_output=True, text=True, check=True
     ).stdout
@@ -81,7 +81,7 @@ def test_the_commands_of_the_readme_work_when_pasted(stack: Stack) -> None:
     assert '"Description":"a pair of shoes"' in shown
 
 
-def test_fifty_orders_at_once_are_paid_as_far_as_the_money_goes(stack: Stack) -> None:
+def test_fifty_concurrent_orders_are_paid_until_the_balance_is_used_up(stack: Stack) -> None:
     user_id = stack.open_account(1000)
     with ThreadPoolExecutor(50) as pool:
         placed = list(pool.map(lambda _: stack.place_order(user_id, 100), range(50)))
@@ -104,7 +104,7 @@ def test_orders_are_accepted_while_the_broker_is_down_and_settle_after(stack: St
     assert {requests.get(f"{stack.orders}/readyz", timeout=30).status_code} == {200}
     stack.supervise("start", BROKER)
     assert None not in accepted
-    # Each answer that waited for the broker would take the broker's time-outs, at least 2 s.
+    # An answer that waited for the broker would take at least its time-out of 2 s.
     assert median(took_s) < 1
     assert set(stack.wait_settled([path for path in accepted if path])) == {"success"}
     assert stack.balance(user_id) == 800
@@ -129,7 +129,7 @@ def test_a_killed_process_comes_back_and_every_accepted_order_settles(
     statuses = stack.wait_settled(load.accepted)
 
     assert set(statuses) == {"success"}
-    # Charged once each; an order that was stored though its answer was lost counts as well.
+    # Each is charged once. An order without an answer may be stored, and counts too.
     charges, rest = divmod(deposit - stack.balance(user_id), price)
     assert rest == 0
     assert charges >= len(load.accepted)
@@ -152,9 +152,9 @@ def test_orders_in_flight_settle_after_down_and_up(stack: Stack) -> None:
     assert stack.balance(user_id) == 1_000 - 20 * 10
 
 
-def test_up_mends_a_stack_whose_supervisor_was_killed(stack: Stack) -> None:
+def test_up_repairs_a_stack_whose_supervisor_was_killed(stack: Stack) -> None:
     os.kill(stack.processes()["supervisord"]["pid"], signal.SIGKILL)
-    wait_until(lambda: stack.settle("status").returncode == 1, what="status to see it")
+    wait_until(lambda: stack.settle("status").returncode == 1, what="status to report it")
     assert "a killed supervisord had left" in stack.up()
     assert stack.settle("demo").returncode == 0
 
@@ -165,7 +165,7 @@ def test_down_leaves_nothing_behind_when_the_supervisor_was_killed(stack: Stack)
     assert stack.running() == []
 
 
-def test_up_names_the_port_that_is_taken_and_its_variable() -> None:
+def test_up_names_a_used_port_and_its_variable() -> None:
     stack = Stack()
     try:
         with socket.create_server(("127.0.0.1", stack.ports["ORDERS_PORT"])):
@@ -179,7 +179,7 @@ def test_up_names_the_port_that_is_taken_and_its_variable() -> None:
         stack.discard()
 
 
-def test_on_all_addresses_of_both_families_it_is_ready_and_reached() -> None:
+def test_a_stack_on_all_ipv4_and_ipv6_addresses_is_ready_and_reachable() -> None:
     stack = Stack(BIND_ADDRESS="::")
     try:
         said = stack.up()
@@ -197,7 +197,7 @@ def test_on_all_addresses_of_both_families_it_is_ready_and_reached() -> None:
         stack.discard()
 
 
-def test_up_and_demo_say_what_is_wrong_in_one_sentence() -> None:
+def test_up_and_demo_report_an_error_in_one_sentence() -> None:
     stack = Stack()
     try:
         refused = stack.settle("up", PAYMENTS_PORT="eighty")

@@ -1,4 +1,4 @@
-"""The logs of the whole stack: one id leads through every process that an order passed."""
+"""In the logs of the whole stack, one id leads through every process that handled an order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.acceptance
 
-# In the order of the way; payments-api has no part in it.
-ON_THE_WAY = (
+# In the order of the processes. payments-api does not handle orders.
+PROCESSES = (
     "orders-api",
     "orders-relay",
     "payments-consumer",
@@ -31,13 +31,13 @@ ON_THE_WAY = (
 
 
 def grep(stack: Stack, text: str) -> dict[str, list[str]]:
-    """The lines that hold a text, by the process that wrote them."""
+    """Return the lines that contain a text, by the process that wrote them."""
     logs = sorted((stack.home / "logs").glob("*.log"))
     found = subprocess.run(
         ["grep", "--with-filename", "--fixed-strings", text, *logs],
         capture_output=True,
         text=True,
-        check=False,  # finding nothing is an answer too
+        check=False,  # no match is a valid result
     )
     lines: dict[str, list[str]] = {}
     for line in found.stdout.splitlines():
@@ -60,13 +60,13 @@ def test_one_grep_follows_an_order_through_every_process(stack: Stack) -> None:
 
     def followed() -> bool:
         found = grep(stack, request_id)
-        assert set(found) == set(ON_THE_WAY)
+        assert set(found) == set(PROCESSES)
         return True
 
     wait_until(followed, what="a line of every process")
-    told = {name: json.loads(lines[0]) for name, lines in grep(stack, request_id).items()}
-    assert told["orders-api"]["event"] == "web.request"
-    assert told["orders-api"]["status"] == 202
+    first_lines = {name: json.loads(lines[0]) for name, lines in grep(stack, request_id).items()}
+    assert first_lines["orders-api"]["event"] == "web.request"
+    assert first_lines["orders-api"]["status"] == 202
     assert grep(stack, "a secret wish") == {}
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong around a stack: each ends well, or in a sentence that says what to do."""
+"""Errors around a stack: each is repaired, or reported in a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another checkout, in a folder whose name has a space and a percent sign.
+    """Create another checkout, in a folder whose name has a space and a percent sign.
 
-    Run by root, it is in a place that PostgreSQL's user cannot reach.
+    If root runs the tests, PostgreSQL's user cannot reach the folder.
     """
     copy = tmp_path_factory.mktemp("a 50%s checkout")
     copy.chmod(0o700)
@@ -65,8 +65,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a failed command said."""
+def error_message(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one-sentence message of a failed command."""
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -74,7 +74,7 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def failing(stack: Stack, **env: str) -> dict[str, str]:
-    """What the doctor finds failing, by its name."""
+    """Return what the doctor finds failing, by name."""
     done = stack.settle("doctor", "--quick", "--json", **env)
     assert done.stderr == ""
     found = {c["name"]: c["found"] for c in json.loads(done.stdout) if c["verdict"] == "fail"}
@@ -100,27 +100,27 @@ def test_a_missing_wheel_is_named_before_anything_starts(
     )
     (tmp_path / "sitecustomize.py").write_text(hide, encoding="ascii")
     env = {"PYTHONPATH": str(tmp_path)}
-    said = told(stack.settle("up", **env))
-    assert f"{wheel} is not installed: run pip install" in said
+    message = error_message(stack.settle("up", **env))
+    assert f"{wheel} is not installed: run pip install" in message
     assert stack.running() == []
     assert wheel in failing(stack, **env)[check]
 
 
 def test_a_folder_that_cannot_be_written_to(stack: Stack) -> None:
     with closed(stack.home):
-        said = told(stack.settle("up"))
-        assert f"{stack.home} cannot be used" in said
-        assert "SETTLE_HOME" in said
+        message = error_message(stack.settle("up"))
+        assert f"{stack.home} cannot be used" in message
+        assert "SETTLE_HOME" in message
         assert "folder" in failing(stack)
     stack.home.rmdir()
     stack.home.write_text("a file in its place")
-    assert "cannot be used" in told(stack.settle("up"))
+    assert "cannot be used" in error_message(stack.settle("up"))
     stack.home.unlink()
 
 
 @contextmanager
 def closed(folder: Path) -> Iterator[None]:
-    """A folder in which nothing can be made, by root neither."""
+    """Make a folder read-only, for root too."""
     if os.geteuid() == 0:
         with mounted(folder, "ro"):
             yield
@@ -146,9 +146,9 @@ if os.geteuid() == 0:  # only root can make a disk that is full
         [("size=52m", "free some space"), ("nr_inodes=3", "No space left on device")],
     )
     def test_a_full_disk(stack: Stack, options: str, reason: str) -> None:
-        """Too little for a database, and nothing at all."""
+        """The disk has too little space for a database, or for any file."""
         with mounted(stack.home, f"{options},mode=755"):
-            assert reason in told(stack.settle("up"))
+            assert reason in error_message(stack.settle("up"))
             assert not {"disk", "folder"}.isdisjoint(failing(stack))
             assert stack.running() == []
 
@@ -172,14 +172,14 @@ def test_an_interrupted_up_leaves_nothing_running(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def first() -> Iterator[Stack]:
-    """A stack whose folder holds what a crash has left of a first start."""
+    """Create a stack whose folder has the files of a first start that crashed."""
     made = Stack()
     building = made.home / "postgres" / "data.new"
     building.mkdir(parents=True)
     (building / "PG_VERSION").write_text("18\n")
     run = made.home / "run"
     run.mkdir()
-    # The pid of a supervisord that is gone, and someone else's now.
+    # The pid of a supervisord that has ended. It now belongs to another process.
     (run / "supervisord.pid").write_text(str(os.getpid()))
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(run / "supervisor.sock"))
@@ -191,7 +191,7 @@ def first() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def other(checkout: Path) -> Iterator[Stack]:
-    """A stack of another checkout."""
+    """Create a stack of another checkout."""
     made = Stack(checkout)
     try:
         yield made
@@ -199,16 +199,17 @@ def other(checkout: Path) -> Iterator[Stack]:
         made.discard()
 
 
-def test_two_at_once_and_another_checkout(first: Stack, other: Stack) -> None:
-    """Of two in one folder, one starts it and the other waits; in another, nothing is noticed."""
+def test_two_concurrent_ups_and_a_stack_of_another_checkout(first: Stack, other: Stack) -> None:
+    """Of two commands in one folder, one starts the stack and one waits. Other stacks go on."""
     started = [first.start("up"), first.start("up"), other.start("up")]
-    said = [ended(process) for process in started]
-    assert all("Settle is up" in each for each in said)
-    assert ["running already" in each for each in said].count(True) == 1
+    message = [ended(process) for process in started]
+    assert all("Settle is up" in each for each in message)
+    assert ["running already" in each for each in message].count(True) == 1
     first.open_account(100)
     path = other.place_order(first.open_account(100), 10)
     assert path is not None
-    assert other.wait_settled([path]) == ["failed"]  # it knows no account of the first one's
+    # the other stack does not know the first one's account
+    assert other.wait_settled([path]) == ["failed"]
 
 
 def test_up_after_a_pull_migrates_and_runs_the_new_code(other: Stack, checkout: Path) -> None:
@@ -229,7 +230,7 @@ def test_up_after_a_crash_and_on_a_database_that_was_never_migrated(first: Stack
     assert "was killed" in failing(first)["supervisord"]
     for pid in first.running():
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: first.running() == [], what="all to be gone")
+    wait_until(lambda: first.running() == [], what="all processes to end")
     lock = first.home / "postgres" / "data" / "postmaster.pid"
     _, rest = lock.read_text().split("\n", 1)
     lock.write_text(f"{os.getpid()}\n{rest}")
@@ -238,8 +239,8 @@ def test_up_after_a_crash_and_on_a_database_that_was_never_migrated(first: Stack
     assert first.settle("demo").returncode == 0
 
 
-def test_up_and_down_at_once(first: Stack) -> None:
-    """One after the other, in either order; nothing in between."""
+def test_concurrent_up_and_down(first: Stack) -> None:
+    """They run one after the other, in either order."""
     both = [first.start("up"), first.start("down")]
     for process in both:
         ended(process)
@@ -248,10 +249,10 @@ def test_up_and_down_at_once(first: Stack) -> None:
     assert is_up or first.settle("status").returncode == 3
 
 
-def test_reset_asks_and_then_leaves_nothing(first: Stack, other: Stack) -> None:
+def test_reset_asks_for_confirmation_and_then_leaves_nothing(first: Stack, other: Stack) -> None:
     data = Path(other.status()["places"]["PostgreSQL"].split(" (")[0])
     was_up = first.running() != []
-    refused = other.settle("reset")  # nobody answers
+    refused = other.settle("reset")  # there is no terminal to confirm
     assert refused.returncode == 1
     assert "Remove every account" in refused.stdout
     assert other.status()["status"] == "up"
@@ -264,12 +265,12 @@ def test_reset_asks_and_then_leaves_nothing(first: Stack, other: Stack) -> None:
 
 
 def settings(stack: Stack) -> dict[str, str]:
-    """What a stack runs with."""
+    """Return the settings that a stack runs with."""
     return StateFolder(stack.home).read_env()
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """What a command said that must do well."""
+    """Return the output of a command that must succeed."""
     out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
     assert process.returncode == 0, (out, err)
     return out

@@ -1,7 +1,7 @@
-"""Random faults under load on the whole stack, and then the question whether all is well.
+"""Cause random faults on the whole stack under load, and then check all results.
 
-`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule; what it meets
-depends on the moment, so a violation may take some runs to come again.
+`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule. Its effects depend
+on the moment, so it may take some runs to see a violation again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ SETTLE_TIMEOUT_S = 180.0
 
 
 @click.command()
-@click.option("--seed", type=int, help="Of the schedule; by default, a random one, printed.")
+@click.option(
+    "--seed", type=int, help="The seed of the schedule. By default, a random one, which is printed."
+)
 @click.option("--seconds", type=click.FloatRange(min=5), default=60.0, show_default=True)
 @click.option("--users", type=click.IntRange(1, 50), default=6, show_default=True)
-@click.option("--dry-run", is_flag=True, help="Show the schedule, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the schedule only.")
 def main(seed: int | None, seconds: float, users: int, dry_run: bool) -> None:  # noqa: FBT001
-    """Cause random faults on a stack of its own, under load, and check that all is well after."""
+    """Cause random faults on a separate stack under load, and then check all results."""
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     faults = plan(seed, seconds)
     if dry_run:
@@ -49,7 +51,7 @@ def _run(system: System, seed: int, seconds: float, users: int) -> list[str]:
     injector = Injector(system, seed, click.echo)
     with Clients(system.stack, count=users, seed=seed) as clients:
         injector.run(plan(seed, seconds), seconds)
-    system.stack.up()  # whatever was killed last
+    system.stack.up()  # start what a fault has killed
     click.echo(f"healed; {clients.accepted} orders were accepted")
     began = time.monotonic()
     violations = [f"fault failed: {failed}" for failed in injector.failed]
@@ -70,11 +72,11 @@ def _report(
     for kind, count in sorted(injector.counted.items()):
         click.echo(f"  {count:3} x {kind}")
     statuses = system.delivery.statuses()
-    told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    summary = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     unsure = sum((account.unsure for account in clients.accounts), Counter[int]()).total()
     click.echo(
         f"seed {seed}: {injector.counted.total()} faults; {clients.accepted} orders accepted, "
-        f"{unsure} without an answer; {told}; all final {settled_s:.1f} s after healing"
+        f"{unsure} without an answer; {summary}; all final {settled_s:.1f} s after healing"
     )
 
 

@@ -1,4 +1,4 @@
-"""Does to a running system what the schedule says, and mends it again."""
+"""Cause the faults of a schedule on a running system, and repair the system."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 DELAY_S = 0.15
 REPLAYED = "1m"
-DUPLICATED_MOST = 300
+MAX_DUPLICATED = 300
 END_TIMEOUT_S = 40
 
 
 class Injector:
-    """Causes faults, each in a thread of its own, so that two can be at once.
+    """Cause each fault in a separate thread, so that two can happen at once.
 
     Args:
-        system: whom to hurt.
-        seed: of the small choices that a fault leaves open.
-        say: told of each fault as it comes.
+        system: The system.
+        seed: The seed of the choices that a fault leaves open.
+        say: Called with a line for each fault.
     """
 
     def __init__(self, system: System, seed: int, say: Callable[[str], None]) -> None:
@@ -45,24 +45,25 @@ class Injector:
         self._rng = random.Random(seed)
         self._say = say
         self._threads: list[threading.Thread] = []
-        # Two faults of one server must not start it twice.
+        # Two faults of one server must not both start it.
         self._servers = {POSTGRES: threading.Lock(), BROKER: threading.Lock()}
 
     def run(self, faults: Sequence[Fault], seconds: float) -> None:
-        """Cause the faults, each at its time, and wait until the time has passed.
+        """Cause each fault at its time, and wait until the whole time has passed.
 
-        While everything is restarted, the schedule stands still.
+        While everything is restarted, the schedule is paused.
         """
         began = time.monotonic()
         for fault in faults:
             time.sleep(max(0.0, began + fault.at_s - time.monotonic()))
-            self._say(f"{datetime.now(UTC):%H:%M:%S} {fault}")  # as the logs tell the time
+            # the same form of time as in the logs
+            self._say(f"{datetime.now(UTC):%H:%M:%S} {fault}")
             if fault.kind in {Kind.RESTART, Kind.KILL_SUPERVISOR}:
-                # What it takes to start must be there: what is broken now is mended before.
-                stands_since = time.monotonic()
+                # A start needs all servers, so all running faults must first be repaired.
+                paused_since = time.monotonic()
                 self._join()
                 self._cause(fault)
-                began += time.monotonic() - stands_since
+                began += time.monotonic() - paused_since
             else:
                 thread = threading.Thread(target=self._cause, args=(fault,), name=str(fault))
                 self._threads.append(thread)
@@ -71,7 +72,7 @@ class Injector:
         self._join()
 
     def _join(self) -> None:
-        """Wait until every fault under way has been mended."""
+        """Wait until every running fault is repaired."""
         while self._threads:
             self._threads.pop().join()
 
@@ -101,7 +102,7 @@ class Injector:
         except Exception as error:  # noqa: BLE001 - reported; the other faults go on
             self.failed.append(f"{fault}: {type(error).__name__}: {error}")
 
-    # Programs. False: there was none just then, for another fault had ended it.
+    # Programs. A method returns False if another fault has just ended the program.
 
     def _kill(self, fault: Fault) -> bool:
         return self._signal(fault.target, signal.SIGKILL)
@@ -142,7 +143,7 @@ class Injector:
             _freeze(family(pid) if pid else [], fault.duration_s)
             return pid is not None
 
-    # Wires.
+    # Proxies.
 
     def _reset(self, fault: Fault) -> None:
         who, server = fault.target.split(">")
@@ -163,18 +164,18 @@ class Injector:
         with self._system.wires[server].stalled(*NAMES[who]):
             time.sleep(fault.duration_s)
 
-    # Company.
+    # Additional relays and consumers.
 
     def _join_and_leave(self, fault: Fault) -> None:
-        self._one_more(fault, signal.SIGTERM)
+        self._run_another(fault, signal.SIGTERM)
 
     def _join_and_die(self, fault: Fault) -> None:
-        self._one_more(fault, signal.SIGKILL)
+        self._run_another(fault, signal.SIGKILL)
 
-    def _one_more(self, fault: Fault, end: signal.Signals) -> None:
+    def _run_another(self, fault: Fault, end: signal.Signals) -> None:
         with self._system.start_another(fault.target) as process:
             time.sleep(fault.duration_s)
-            # On a loaded machine it may not have come so far as to know of signals.
+            # On a loaded machine, the process may not handle signals yet.
             self._system.wait_started(fault.target, process.pid)
             process.send_signal(end)
             try:
@@ -183,19 +184,19 @@ class Injector:
                 process.kill()
                 raise
             if end is signal.SIGTERM:
-                assert code == 0, f"it ended with {code} on SIGTERM"
+                assert code == 0, f"the process ended with {code} on SIGTERM"
 
-    # Once more.
+    # Repeated records.
 
     def _duplicate(self, fault: Fault) -> bool:
-        """Put some of a topic's records into it again, as they are, behind all others."""
+        """Append copies of some of a topic's records to the topic."""
         delivery, topic = self._system.delivery, f"{fault.target}.events"
         with self._servers[BROKER]:
             try:
                 found = delivery.records(topic)
             except AssertionError:
-                return False  # a broker that came back empty has no topic yet
-            chosen = self._rng.sample(found, min(len(found), DUPLICATED_MOST))
+                return False  # a broker that came back empty has no topics yet
+            chosen = self._rng.sample(found, min(len(found), MAX_DUPLICATED))
             records = [
                 Record(each.value, each.headers, each.key, each.partition) for each in chosen
             ]
@@ -208,7 +209,7 @@ class Injector:
             done = self._system.delivery.run(*command)
         assert done.returncode == 0, done.stderr
 
-    # Everything.
+    # The whole stack.
 
     def _restart(self, _: Fault) -> None:
         done = self._system.stack.settle("down")

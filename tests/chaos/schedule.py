@@ -1,4 +1,4 @@
-"""What goes wrong when: computed from a seed alone, before anything starts."""
+"""The schedule of faults, computed from a seed before anything starts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ POSTGRES, BROKER = "postgres", "broker"
 RELAYS = tuple(f"{service}-relay" for service in SERVICES)
 CONSUMERS = tuple(f"{service}-consumer" for service in SERVICES)
 APIS = tuple(f"{service}-api" for service in SERVICES)
-# One of the two processes that answer for an API, in place of their master.
+# One of an API's two worker processes, instead of their master.
 API_WORKERS = tuple(f"{service}-api worker" for service in SERVICES)
-# Who talks over the wire to whom.
+# The connections through a proxy: a client and a server.
 PAIRS = ("api>postgres", "relay>postgres", "consumer>postgres", "relay>broker", "consumer>broker")
 EVERYTHING = "everything"
 
 FIRST_AT_S = 2.0
-# A relay loses its shards when it was frozen for 10 s, a consumer its partitions after 6.
+# The leases: after 10 s, a frozen relay loses its shards. After 6 s, a frozen consumer loses its
+# partitions.
 LEASE_S = 10.0
 
 
 class Kind(StrEnum):
     """A kind of fault."""
 
-    KILL = "kill"  # SIGKILL; supervisord, or gunicorn's master, starts it again
-    TERMINATE = "terminate"  # SIGTERM, likewise
+    KILL = "kill"  # SIGKILL; supervisord or gunicorn's master starts it again
+    TERMINATE = "terminate"  # SIGTERM; it is started again
     FREEZE = "freeze"  # SIGSTOP, and SIGCONT after the duration
     FREEZE_PAST_LEASE = "freeze past the lease"
     KILL_SERVER = "kill the server"  # SIGKILL, and a start after the duration
@@ -38,7 +39,7 @@ class Kind(StrEnum):
     STALL = "stall connections"
     JOIN_AND_LEAVE = "join and leave"  # one more relay or consumer, for the duration
     JOIN_AND_DIE = "join and die"
-    DUPLICATE = "duplicate records"  # records of a topic are put into it once more
+    DUPLICATE = "duplicate records"  # append copies of records to a topic
     REPLAY = "replay an outbox"  # outbox-relay replay
     RESTART = "restart everything"  # settle down, settle up
     KILL_SUPERVISOR = "kill supervisord"  # and settle up
@@ -46,11 +47,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Where a kind of fault may strike, and for how long, in seconds; how often beside others."""
+    """The targets of a kind of fault, its possible durations in seconds, and its weight."""
 
     targets: tuple[str, ...]
-    least_s: float = 0.0
-    most_s: float = 0.0
+    minimum_s: float = 0.0
+    maximum_s: float = 0.0
     weight: int = 1
 
 
@@ -80,13 +81,13 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault.
 
     Args:
-        at_s: seconds after the beginning.
-        kind: what.
-        target: with whom: a program, a server, two that talk, the service of an outbox.
-        duration_s: how long it lasts; 0 for what happens in a moment.
+        at_s: The seconds after the beginning.
+        kind: The kind of fault.
+        target: A program, a server, a client and a server, or the service of an outbox.
+        duration_s: The duration, or 0 for a fault without one.
     """
 
     at_s: float
@@ -100,14 +101,14 @@ class Fault:
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
-    """The faults of a run, in the order of their time; the same for the same arguments.
+    """Return the faults of a run by time. They depend only on the arguments.
 
-    Kinds are drawn from a bag that is filled anew when empty: in a run of a few minutes, each
-    occurs. Every third time or so, two faults come at once.
+    Kinds are drawn from a bag, which is filled again when it is empty. So each kind occurs in a run
+    of a few minutes. About every third time, two faults happen at once.
 
     Args:
-        seed: any.
-        seconds: how long the run takes. No fault begins in its last second; one may outlast it.
+        seed: Any number.
+        seconds: The duration of the run. No fault begins in its last second, but one may end later.
     """
     rng = random.Random(seed)
     bag: list[Kind] = []
@@ -126,4 +127,4 @@ def plan(seed: int, seconds: float) -> list[Fault]:
 def _draw(rng: random.Random, at_s: float, kind: Kind) -> Fault:
     choice = _CHOICES[kind]
     target = rng.choice(choice.targets)
-    return Fault(at_s, kind, target, round(rng.uniform(choice.least_s, choice.most_s), 1))
+    return Fault(at_s, kind, target, round(rng.uniform(choice.minimum_s, choice.maximum_s), 1))

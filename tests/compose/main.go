@@ -10,7 +10,8 @@ import (
 )
 
 func load(path string) ([]byte, error) {
-	options, err := cli.NewProjectOptions([]string{path}, cli.WithOsEnv)
+	allProfiles := cli.WithProfiles([]string{"*"})
+	options, err := cli.NewProjectOptions([]string{path}, cli.WithOsEnv, allProfiles)
 	if err != nil {
 		return nil, err
 	}

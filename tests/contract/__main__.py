@@ -1,9 +1,9 @@
-"""Many requests of schemathesis's making against both services: ``make fuzz``.
+"""Send many generated requests to both services with schemathesis: ``make fuzz``.
 
     make fuzz ARGS="--max-examples 1000 --seed 7"
 
-The arguments are those of ``schemathesis run``. At the end: how many requests there were, and their
-answers. Exit code 1 when a check failed, or an answer was 5xx.
+The arguments are those of ``schemathesis run``. At the end, it prints the number of requests and
+the statuses of their answers. The exit code is 1 if a check failed or an answer was 5xx.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from support.web import serve
 
 
 def main(options: list[str]) -> int:
-    """Run both at once, each on a database of its own."""
+    """Run both services at once, each on a separate database."""
     folder = Path(tempfile.mkdtemp(prefix="settle-fuzz-"))
     with PostgresServer() as server, ThreadPoolExecutor(len(SERVICES)) as pool:
         urls = {service: server.create_database(service) for service in SERVICES}
-        for service, url in urls.items():  # one after the other: Alembic keeps its state globally
+        for service, url in urls.items():  # one after the other, because Alembic has global state
             upgrade(service, url)
         runs = [
             pool.submit(_fuzz, service, url, folder / f"{service}.log", options)
@@ -38,7 +38,7 @@ def main(options: list[str]) -> int:
 
 
 def _fuzz(service: str, url: str, log: Path, options: list[str]) -> bool:
-    """Run one service, and tell what came of it.
+    """Test one service, and print the result.
 
     Returns:
         Whether it failed.
@@ -46,8 +46,8 @@ def _fuzz(service: str, url: str, log: Path, options: list[str]) -> bool:
     with serve(service, url, log, LOG_FORMAT="json", LOG_LEVEL="INFO") as api:
         found = run(api, *options)
     seen = statuses(log)
-    told = ", ".join(f"{status}: {count}" for status, count in sorted(seen.items()))
-    click.echo(f"{found.stdout}\n{service}: {seen.total()} requests; {told}; log: {log}")
+    summary = ", ".join(f"{status}: {count}" for status, count in sorted(seen.items()))
+    click.echo(f"{found.stdout}\n{service}: {seen.total()} requests; {summary}; log: {log}")
     return found.returncode != 0 or any(status >= 500 for status in seen)
 
 

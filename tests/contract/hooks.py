@@ -1,4 +1,4 @@
-"""What schemathesis cannot know of the services from their descriptions alone."""
+"""Rules for schemathesis that the services' descriptions cannot express."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WAIT = re.compile(r"wait\s*=\s*\"?[0-9]+\"?", re.IGNORECASE)
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Make a request fit beyond what a schema can say, where all of it is meant to be as described.
+    """Change a request that is meant to be valid, where the schema allows more than the service.
 
-    Nobody settles the orders here: whoever would wait for it waits in vain, and long.
+    Nobody settles the orders here, so a request that waits for one would wait long.
 
-    An idempotency key is one request's, and is not sent with another body; a cursor is signed by
-    the service, and not to be made up; to JSON Schema 5.0 is an integer, to those who count money
-    it is not.
+    An idempotency key belongs to one request, and is not sent with another body. A cursor is signed
+    by the service, so it cannot be generated. In JSON Schema 5.0 is an integer, but not for the
+    services.
     """
     if PREFER in (case.headers or {}):
         case.headers[PREFER] = _WAIT.sub("wait=0", str(case.headers[PREFER]))
@@ -51,9 +51,9 @@ def _kinds(service: str) -> dict[str, dict[str, Any]]:
 def problem_is_of_a_known_kind(
     ctx: CheckContext, response: Response, case: Case[Any]
 ) -> bool | None:
-    """Every problem leads to its page, has the status of its kind, and names the request."""
+    """Check that a problem leads to its page, has the status of its type and names the request."""
     if PROBLEM not in response.headers.get("content-type", [""])[0]:
-        assert response.status_code < 400, "an error that is no problem document"
+        assert response.status_code < 400, "the error is not a problem document"
         return None
     document = response.json()
     kind = _kinds(case.operation.base_url)[document["type"]]

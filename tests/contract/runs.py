@@ -1,4 +1,4 @@
-"""Runs of schemathesis against a service as it is deployed."""
+"""Run schemathesis against a service as it is deployed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Hold a service to its description, with every check that schemathesis has and ours.
+    """Test a service against its description, with all checks of schemathesis and those in `hooks`.
 
     Args:
-        url: of the service.
-        options: further ones of ``schemathesis run``, such as ``--max-examples``.
+        url: The URL of the service.
+        options: Further options of ``schemathesis run``, such as ``--max-examples``.
     """
     return subprocess.run(
         [
@@ -33,6 +33,6 @@ def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def statuses(log: Path) -> Counter[int]:
-    """How often a service answered with each status, by its log in JSON; probes aside."""
+    """Count the statuses of a service's answers in its JSON log, without probes."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return Counter(line["status"] for line in lines if line.get("event") == "web.request")

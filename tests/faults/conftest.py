@@ -1,4 +1,4 @@
-"""A broker behind a proxy, which fails some of what is sent to it."""
+"""Fixtures for a broker behind a proxy that can make requests fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def shared_proxied() -> Iterator[Proxied]:
-    """A broker behind a proxy, and what the tests before left in it: take `proxied`."""
+    """Start a broker behind a proxy.
+
+    Earlier tests may have left records in it. Tests use the fixture `proxied`.
+    """
     port = free_port()
     with open_broker(advertised_port=port) as broker:
         yield Proxied(broker, port)
@@ -25,7 +28,7 @@ def shared_proxied() -> Iterator[Proxied]:
 
 @pytest.fixture
 def proxied(shared_proxied: Proxied) -> Proxied:
-    """A broker behind a proxy that holds nothing."""
+    """Return an empty broker behind a proxy."""
     with shared_proxied.failing(lambda _: None):
         shared_proxied.broker.reset()
     return shared_proxied
@@ -33,5 +36,5 @@ def proxied(shared_proxied: Proxied) -> Proxied:
 
 @pytest.fixture
 def proxied_delivery(payments_url: str, orders_url: str, proxied: Proxied) -> Delivery:
-    """Both databases, and `proxied`."""
+    """Return a delivery with both databases and the broker of `proxied`."""
     return Delivery(payments_url, orders_url, f"127.0.0.1:{proxied.port}")

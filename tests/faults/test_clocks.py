@@ -1,4 +1,4 @@
-"""A relay and a consumer whose clock is wrong by days lose nothing."""
+"""A relay and a consumer lose nothing when their clock is wrong by days."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from support.delivery import Delivery
 
-# Python runs it before everything else: each way to read the clock tells another time.
+# Python runs this before all other code. Every way to read the clock then returns the wrong time.
 CLOCK = """
 import datetime, time
 AHEAD = {ahead_s}
@@ -62,7 +62,7 @@ def test_processes_whose_clock_is_wrong_by_days_drop_nothing(
         delivery.wait_sent("payments")
     assert delivery.query("payments", PARTITIONS) == before
     assert delivery.query("payments", COUNTS) == [(4, 4)]
-    # The broker keeps records by its own clock, not by the relay's.
+    # Retention depends on the timestamps of the records, so they must come from the broker's clock.
     times = [record.timestamp / 1000 for record in delivery.records(PAYMENTS)]
     assert len(times) == 4
     assert all(abs(each - time.time()) < 600 for each in times)

@@ -1,4 +1,4 @@
-"""An outbox goes to one Kafka cluster; a relay on a cluster that was left ends."""
+"""An outbox has one current Kafka cluster. A relay ends if its cluster is an earlier one."""
 
 from __future__ import annotations
 
@@ -31,82 +31,84 @@ def engine(orders_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def note(engine: Engine, cluster_id: str | None, topic_id: UUID) -> dict[str, int]:
-    """Connect, as a relay does; return how many events of which topic are in line again."""
+def record_cluster(engine: Engine, cluster_id: str | None, topic_id: UUID) -> dict[str, int]:
+    """Record the topics, as a relay does when it connects.
+
+    Returns:
+        By topic, how many events are queued again.
+    """
     destination = Destination(cluster_id, {ORDERS: topic_id}, {ORDERS: "orders"})
     with engine.begin() as connection:
         return record_topics(connection, destination, HOUR).queued
 
 
-def test_a_cluster_never_seen_is_noted_and_given_the_events(
-    engine: Engine, orders_url: str
-) -> None:
+def test_a_new_cluster_is_recorded_and_gets_the_events(engine: Engine, orders_url: str) -> None:
     Delivery("", orders_url, "").add("a", 1, 2)
 
-    assert note(engine, "first", uuid4()) == {}
-    assert note(engine, "second", uuid4()) == {ORDERS: 0}  # they are in line already
+    assert record_cluster(engine, "first", uuid4()) == {}
+    assert record_cluster(engine, "second", uuid4()) == {ORDERS: 0}  # they are already pending
 
 
-def test_a_cluster_that_was_left_is_refused_and_nothing_is_changed(
+def test_an_earlier_cluster_is_refused_and_nothing_is_changed(
     engine: Engine, orders_url: str
 ) -> None:
     delivery = Delivery("", orders_url, "")
     one, two = uuid4(), uuid4()
-    note(engine, "first", one)
-    note(engine, "second", two)
+    record_cluster(engine, "first", one)
+    record_cluster(engine, "second", two)
     before = delivery.query("orders", "SELECT * FROM outbox_topics")
 
     with pytest.raises(ClusterLeftError) as refused:
-        note(engine, "first", one)
+        record_cluster(engine, "first", one)
 
     assert "cluster first" in str(refused.value)
     assert "cluster second" in str(refused.value)
     assert "DELETE FROM outbox_clusters WHERE cluster_id = 'first'" in str(refused.value)
     assert delivery.query("orders", "SELECT * FROM outbox_topics") == before
-    assert note(engine, "second", two) == {}
+    assert record_cluster(engine, "second", two) == {}
 
 
 def test_moving_back_on_purpose_is_allowed_by_the_statement_that_the_error_names(
     engine: Engine, orders_url: str
 ) -> None:
     one, two = uuid4(), uuid4()
-    note(engine, "first", one)
-    note(engine, "second", two)
+    record_cluster(engine, "first", one)
+    record_cluster(engine, "second", two)
 
     Delivery("", orders_url, "").query(
         "orders", "DELETE FROM outbox_clusters WHERE cluster_id = 'first'"
     )
 
-    assert note(engine, "first", one) == {ORDERS: 0}
+    assert record_cluster(engine, "first", one) == {ORDERS: 0}
     with pytest.raises(ClusterLeftError):
-        note(engine, "second", two)
+        record_cluster(engine, "second", two)
 
 
 def test_the_newest_cluster_is_the_current_one_after_the_clock_went_back(
     engine: Engine, orders_url: str
 ) -> None:
-    note(engine, "first", uuid4())
+    record_cluster(engine, "first", uuid4())
     Delivery("", orders_url, "").query(
         "orders", "UPDATE outbox_clusters SET noted_at = now() + interval '1 day'"
     )
     two = uuid4()
 
-    note(engine, "second", two)
+    record_cluster(engine, "second", two)
 
-    assert note(engine, "second", two) == {}
+    assert record_cluster(engine, "second", two) == {}
 
 
-def test_the_embedded_broker_between_two_others_is_no_move(engine: Engine) -> None:
-    """It has one id everywhere, and starts empty each time."""
+def test_the_embedded_broker_between_two_others_is_not_a_move(engine: Engine) -> None:
+    """Every embedded broker has the same cluster id, and starts empty."""
     one = uuid4()
-    note(engine, "first", one)
+    record_cluster(engine, "first", one)
 
-    assert note(engine, None, uuid4()) == {ORDERS: 0}
-    assert note(engine, "first", one) == {ORDERS: 0}
+    assert record_cluster(engine, None, uuid4()) == {ORDERS: 0}
+    assert record_cluster(engine, "first", one) == {ORDERS: 0}
 
 
-@pytest.mark.skipif(chosen()[0] != KAFKA, reason="it takes two clusters of Apache Kafka")
-def test_of_two_relays_on_two_clusters_the_one_that_was_first_ends(
+@pytest.mark.skipif(chosen()[0] != KAFKA, reason="the test needs two clusters of Apache Kafka")
+def test_of_two_relays_on_two_clusters_the_first_one_ends(
     delivery: Delivery, own_broker: Broker
 ) -> None:
     moved = Delivery(delivery.payments_url, delivery.orders_url, own_broker.bootstrap)
@@ -121,7 +123,8 @@ def test_of_two_relays_on_two_clusters_the_one_that_was_first_ends(
             again = delivery.run("outbox-relay", "run", "orders")
             delivery.wait_sent("orders")
 
-            # Whatever the first one did until it ended, the new cluster has everything, in order.
+            # The first relay may have sent events to the old cluster until it ended. The new
+            # cluster must still have all events, in order.
             wait_until(lambda: len(moved.records(ORDERS)) >= 60, what="the records")
             assert first_appearances(moved.records(ORDERS)) == {"a": list(range(60))}
             assert len(second.logged("relay.topic_lost")) == 1

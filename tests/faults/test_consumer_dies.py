@@ -1,4 +1,4 @@
-"""Consumers, and the database, that die at exact places: each order is charged exactly once."""
+"""Each order is charged exactly once when a consumer or the database dies at a given place."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("failpoint", "applied", "delivered_again"),
     [
-        ("consumer.recorded", 0, 10),  # nothing was committed: applied by the next
-        ("consumer.applied", 10, 10),  # applied, its offsets not committed: dropped by the next
+        (
+            "consumer.recorded",
+            0,
+            10,
+        ),  # nothing is committed, so the next consumer applies the events
+        (
+            "consumer.applied",
+            10,
+            10,
+        ),  # the offsets are not committed, so the next consumer drops the duplicates
         ("consumer.committed", 10, 0),
     ],
 )
@@ -44,7 +52,7 @@ def test_a_consumer_killed_anywhere_charges_once(
         wait_until(lambda: delivery.received("payments") == 11, timeout_s=40, what="the last")
         wait_until(lambda: delivery.committed("payments") == 11, timeout_s=30, what="its offset")
         received = consumer.logged("consumer.received")
-    # All the more come again when the embedded broker had to be told to forget the group.
+    # More records are read again if the consumer had to delete the group on the embedded broker.
     assert sum(line["records"] for line in received) >= delivered_again + 1
     assert sum(line["new"] for line in received) == 11 - applied
     assert delivery.balance(user) == 89
@@ -53,7 +61,7 @@ def test_a_consumer_killed_anywhere_charges_once(
 
 
 def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: Delivery) -> None:
-    """The next waits for the inbox rows of the frozen one's transaction, until it is ended."""
+    """The next consumer waits for the inbox rows until the frozen transaction is ended."""
     user = delivery.open_account(100)
     delivery.place(user, 1, count=10)
     with delivery.relay("orders"):
@@ -65,7 +73,7 @@ def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: 
         with delivery.process("inbox-consumer", "run", "payments") as other:
             wait_until(lambda: len(delivery.charges()) == 10, timeout_s=60, what="the charges")
             frozen.signal(signal.SIGCONT)
-            # It finds its transaction gone, and goes on as a consumer like any other.
+            # The server has ended its transaction. It connects again and continues normally.
             frozen.wait_logged("consumer.database_down")
             frozen.wait_logged("consumer.database_up")
             other.signal(signal.SIGTERM)
@@ -110,7 +118,7 @@ def test_a_database_killed_under_load_is_waited_for(
         for (program, _, _), process in processes.items():
             name = program.rpartition("-")[2]
             down, up = (process.logged(f"{name}.database_{state}") for state in ("down", "up"))
-            # A consumer that had nothing to do has not noticed.
+            # An idle consumer does not notice the outage.
             assert len(down) == len(up) <= 1
             process.signal(signal.SIGTERM)
         assert [process.wait() for process in processes.values()] == [0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""A transaction holds its connection no longer than it may, whatever the server does."""
+"""A transaction releases its connection at its deadline, even if the server is frozen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ONE = text("SELECT 1")
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Engine]:
+def open_engine(url: str) -> Iterator[Engine]:
     engine = make_engine(url, application_name="deadline-test", pool_size=5, deadline_s=DEADLINE_S)
     try:
         yield engine
@@ -55,34 +55,34 @@ def opened(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
-def ask(engine: Engine, statement: TextClause = ONE) -> float:
-    """Run a statement in a transaction; how long it took, in seconds."""
+def run_statement(engine: Engine, statement: TextClause = ONE) -> float:
+    """Run a statement in a transaction, and return how many seconds it took."""
     began = time.monotonic()
     with engine.begin() as connection:
         connection.execute(statement)
     return time.monotonic() - began
 
 
-def files() -> int:
-    """How many this process has open."""
+def open_files() -> int:
+    """Return the number of files that this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_transaction_past_its_deadline_is_cut_and_the_next_one_works(
     postgres: PostgresServer,
 ) -> None:
-    with opened(postgres.url()) as engine:
+    with open_engine(postgres.url()) as engine:
         for _ in range(2):
             began = time.monotonic()
             with pytest.raises(OperationalError) as caught:
-                ask(engine, FOREVER)
+                run_statement(engine, FOREVER)
             assert DEADLINE_S <= time.monotonic() - began < 20
             assert caught.value.connection_invalidated
-            ask(engine)
+            run_statement(engine)
 
 
-def test_it_is_the_whole_transaction_that_has_a_deadline(postgres: PostgresServer) -> None:
-    """Not each of its statements: a request waits for their sum."""
+def test_the_deadline_covers_the_whole_transaction(postgres: PostgresServer) -> None:
+    """Many short statements reach the deadline together. A request waits for all of them."""
     nap = text("SELECT pg_sleep(0.4)")
 
     def take_naps(engine: Engine) -> None:
@@ -90,14 +90,14 @@ def test_it_is_the_whole_transaction_that_has_a_deadline(postgres: PostgresServe
             for _ in range(10):
                 connection.execute(nap)
 
-    with opened(postgres.url()) as engine, pytest.raises(OperationalError):
+    with open_engine(postgres.url()) as engine, pytest.raises(OperationalError):
         take_naps(engine)
 
 
-def test_one_whose_deadline_is_lifted_takes_its_time_and_the_next_one_does_not(
+def test_a_deadline_is_lifted_for_one_transaction_only(
     postgres: PostgresServer,
 ) -> None:
-    with opened(postgres.url()) as engine:
+    with open_engine(postgres.url()) as engine:
         with engine.begin() as connection:
             without_deadline(connection)
             connection.execute(PAST_DEADLINE)
@@ -105,27 +105,27 @@ def test_one_whose_deadline_is_lifted_takes_its_time_and_the_next_one_does_not(
         with engine.begin() as connection:
             assert connection.scalar(BACKEND) == backend
         with pytest.raises(OperationalError):
-            ask(engine, FOREVER)
+            run_statement(engine, FOREVER)
 
 
-def replaced() -> Destination:
-    """A topic that was just created, in place of any that was noted before."""
+def replaced_topic() -> Destination:
+    """Return a destination whose topic was just created again."""
     return Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
 
 
-def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
-    """A week's events that are sent again, a day's rows that are moved or dropped."""
+def test_work_that_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
+    """Such work is to queue a week's events again, and to move or drop a day's rows."""
     window = timedelta(days=7)
-    # What makes the two wait here stands for rows that are many.
+    # A lock and a sleep take the place of the time that many rows would need.
     slow = Partitioned("outbox", DAY, keep_if="SELECT pg_sleep(2.5) IS NULL")
-    with opened(orders_url) as engine:
+    with open_engine(orders_url) as engine:
         with engine.begin() as connection:
-            record_topics(connection, replaced(), window)
+            record_topics(connection, replaced_topic(), window)
         with ThreadPoolExecutor(1) as thread, engine.begin() as again:
             with engine.begin() as holder:
                 holder.execute(text("SELECT FROM outbox_shards FOR UPDATE"))
                 without_deadline(holder)
-                queued = thread.submit(record_topics, again, replaced(), window)
+                queued = thread.submit(record_topics, again, replaced_topic(), window)
                 holder.execute(PAST_DEADLINE)
                 assert not queued.done()
             assert queued.result(timeout=30).queued == {ORDERS: 0}
@@ -146,15 +146,15 @@ def test_what_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
             assert first not in existing_days(connection, "outbox")
 
 
-def test_a_connection_taken_again_is_not_cut_for_its_last_transaction(
+def test_a_reused_connection_is_not_cut_for_its_last_transaction(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is returned, and taken again, after it was found late and before it is cut."""
+    """Another transaction takes the connection between the check of the deadline and the cut."""
     held: list[Connection] = []
     cut = DeadlineWatcher.cut
     tried = threading.Event()
 
-    def give_it_to_another_and_cut(
+    def reuse_connection_and_cut(
         watcher: DeadlineWatcher, entry: ConnectionPoolEntry, taken_at: float
     ) -> None:
         if tried.is_set():
@@ -164,7 +164,7 @@ def test_a_connection_taken_again_is_not_cut_for_its_last_transaction(
         cut(watcher, entry, taken_at)
         tried.set()
 
-    monkeypatch.setattr(DeadlineWatcher, "cut", give_it_to_another_and_cut)
+    monkeypatch.setattr(DeadlineWatcher, "cut", reuse_connection_and_cut)
     engine = make_engine(
         postgres.url(), application_name="deadline-test", pool_size=1, deadline_s=DEADLINE_S
     )
@@ -191,14 +191,14 @@ def test_the_watcher_outlives_an_error(
         cut_late(watcher)
 
     monkeypatch.setattr(DeadlineWatcher, "cut_late", fail_once)
-    with opened(postgres.url()) as engine, pytest.raises(OperationalError):
-        ask(engine, FOREVER)
+    with open_engine(postgres.url()) as engine, pytest.raises(OperationalError):
+        run_statement(engine, FOREVER)
 
     assert failed.is_set()
 
 
-def test_idle_connections_are_left_alone(postgres: PostgresServer) -> None:
-    with opened(postgres.url()) as engine:
+def test_idle_connections_are_not_cut(postgres: PostgresServer) -> None:
+    with open_engine(postgres.url()) as engine:
         with engine.begin() as connection:
             first = connection.scalar(BACKEND)
         began = time.monotonic()
@@ -207,8 +207,8 @@ def test_idle_connections_are_left_alone(postgres: PostgresServer) -> None:
             assert connection.scalar(BACKEND) == first
 
 
-def test_the_server_forgets_what_was_cut(postgres: PostgresServer) -> None:
-    """A statement of a transaction that nobody waits for commits nothing."""
+def test_the_server_rolls_back_a_transaction_that_was_cut(postgres: PostgresServer) -> None:
+    """A statement of a cut transaction commits nothing."""
     postgres.execute("CREATE TABLE cut (id int)")
 
     def insert(engine: Engine) -> None:
@@ -216,7 +216,7 @@ def test_the_server_forgets_what_was_cut(postgres: PostgresServer) -> None:
             connection.execute(text("INSERT INTO cut VALUES (1)"))
             connection.execute(FOREVER)
 
-    with opened(postgres.url()) as engine, pytest.raises(OperationalError):
+    with open_engine(postgres.url()) as engine, pytest.raises(OperationalError):
         insert(engine)
     postgres.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -227,23 +227,23 @@ def test_the_server_forgets_what_was_cut(postgres: PostgresServer) -> None:
 
 
 def test_connections_that_are_cut_or_dropped_leave_no_file_open(postgres: PostgresServer) -> None:
-    before = files()
+    before = open_files()
     for _ in range(10):
-        with opened(postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
-            list(threads.map(lambda _, engine=engine: ask(engine), range(5)))
-    assert files() <= before + 1
+        with open_engine(postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
+            list(threads.map(lambda _, engine=engine: run_statement(engine), range(5)))
+    assert open_files() <= before + 1
 
 
-def test_while_a_server_is_silent_one_asks_and_the_others_fail_soon() -> None:
-    """A listener that never answers: the kernel takes the connection, nobody reads it."""
+def test_while_a_server_is_silent_one_attempt_waits_and_the_others_fail_soon() -> None:
+    """The server is a listener that never answers. The kernel accepts its connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         port = silent.getsockname()[1]
-        with opened(f"postgresql+psycopg2://x@127.0.0.1:{port}/x") as engine:
+        with open_engine(f"postgresql+psycopg2://x@127.0.0.1:{port}/x") as engine:
 
             def fail(_: int) -> float:
                 began = time.monotonic()
                 with pytest.raises(OperationalError):
-                    ask(engine)
+                    run_statement(engine)
                 return time.monotonic() - began
 
             timeout_s = float(CONNECT_ARGS["connect_timeout"])
@@ -254,46 +254,46 @@ def test_while_a_server_is_silent_one_asks_and_the_others_fail_soon() -> None:
             assert took[2] < took[-1] / 2, took
 
 
-def test_a_server_that_speaks_again_is_let_in_at_once(own_postgres: PostgresServer) -> None:
-    """The first attempt that gets through opens the gate for all."""
-    with opened(own_postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
+def test_a_server_that_answers_again_is_used_at_once(own_postgres: PostgresServer) -> None:
+    """After one attempt succeeds, the others may connect again."""
+    with open_engine(own_postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
         with frozen(own_postgres), pytest.raises(OperationalError):
-            ask(engine)
-        ask(engine)
-        list(threads.map(lambda _: ask(engine), range(20)))
+            run_statement(engine)
+        run_statement(engine)
+        list(threads.map(lambda _: run_statement(engine), range(20)))
 
 
-def test_relays_and_consumers_give_up_a_server_that_says_nothing(
+def test_relays_and_consumers_give_up_on_a_silent_server(
     own_postgres: PostgresServer,
     mortal_delivery: Delivery,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They connect anew, and so come to the next server where there is one."""
+    """They connect again, and so reach the new server after a failover."""
     for module in (relay, handler_sessions):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
     delivery = mortal_delivery
     user = delivery.open_account(100)
 
-    def charged(times: int) -> None:
+    def wait_charged(times: int) -> None:
         wait_until(lambda: len(delivery.charges()) == times, timeout_s=60, what="the charge")
 
     def waits_for_the_database(process: str) -> bool:
-        told = json.loads(read_health(tmp_path, process))
-        return (told["state"], told["detail"]) == ("waiting", "database")
+        health = json.loads(read_health(tmp_path, process))
+        return (health["state"], health["detail"]) == ("waiting", "database")
 
     with (
         delivery.relay("orders", health_dir=str(tmp_path)),
         delivery.consumer("payments", health_dir=str(tmp_path)),
     ):
         delivery.place(user, 1)
-        charged(1)
+        wait_charged(1)
         with frozen(own_postgres):
             delivery.produce(ORDERS, order_created(user, 1))
             for process in ("outbox-relay-orders", "inbox-consumer-payments"):
                 gives_up = partial(waits_for_the_database, process)
                 wait_until(gives_up, timeout_s=40, what=f"{process} to give up")
-        charged(2)
+        wait_charged(2)
         delivery.place(user, 1)
-        charged(3)
+        wait_charged(3)
     assert delivery.balance(user) == 97

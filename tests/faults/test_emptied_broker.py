@@ -1,4 +1,7 @@
-"""A broker that lost everything gives its producers' numbers anew: whose acknowledgements count?"""
+"""A broker that lost all its data must not acknowledge events that it does not store.
+
+It gives producer ids from the start again, so two producers can have the same id.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
 
 
 @pytest.fixture(params=sorted({"embedded", chosen()[0]}))
-def forgetful(request: pytest.FixtureRequest) -> Iterator[Broker]:
+def emptied_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with BROKERS[request.param]() as broker:
         yield broker
 
@@ -56,23 +59,23 @@ def make_topics(settings: Settings) -> None:
     close_quietly(admin)
 
 
-def test_nothing_is_taken_for_acknowledged_that_the_emptied_broker_dropped(
-    forgetful: Broker, payments_url: str, orders_url: str
+def test_no_event_that_an_emptied_broker_dropped_counts_as_acknowledged(
+    emptied_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    """Of two relays, one is first at the broker that came back; the other goes on."""
-    delivery = Delivery(payments_url, orders_url, forgetful.bootstrap)
+    """One relay connects to the emptied broker first, and another continues with its producer."""
+    delivery = Delivery(payments_url, orders_url, emptied_broker.bootstrap)
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
-    forgetful.kill()
-    forgetful.forget()
-    forgetful.start()
+    emptied_broker.kill()
+    emptied_broker.forget()
+    emptied_broker.start()
     make_topics(settings)
     new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
-    # The same numbers, of producer and of record, as those that the new one has just used.
+    # The old producer uses the same producer id and sequence numbers as the new one.
     second = events("key", 2)
     acknowledged = old.send(second).acknowledged
     new.close()
@@ -83,15 +86,15 @@ def test_nothing_is_taken_for_acknowledged_that_the_emptied_broker_dropped(
 
 
 def test_a_sender_ends_with_its_connection(
-    forgetful: Broker, payments_url: str, orders_url: str
+    emptied_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    settings = Delivery(payments_url, orders_url, forgetful.bootstrap).settings("orders")
+    settings = Delivery(payments_url, orders_url, emptied_broker.bootstrap).settings("orders")
     make_topics(settings)
     sender = Sender(settings, load_service("orders"))
     assert len(sender.send(events("key", 1)).acknowledged) == 1
     assert not sender.stopped
-    forgetful.kill()
-    wait_until(lambda: sender.stopped, what="the sender to see that the connection ended")
-    forgetful.start()
+    emptied_broker.kill()
+    wait_until(lambda: sender.stopped, what="the sender to notice that the connection ended")
+    emptied_broker.start()
     assert sender.send(events("key", 1)).acknowledged == []
     sender.close()

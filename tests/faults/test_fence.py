@@ -1,4 +1,7 @@
-"""Produce requests that fail midway: per key, the first appearances stay in order."""
+"""When produce requests fail between others, the events of each key still arrive in order.
+
+A repeated event is allowed. The order of the first appearances counts.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
     from support.kafka_proxy import Proxied
 
-# Which produce requests fail, by their number from 1; between them, others get through.
-HOW = {
+# The numbers of the produce requests that fail, from 1. The requests between them succeed.
+FAILURES = {
     "one refused": {3: REFUSE},
     "some refused": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), REFUSE),
     "one out of order": {3: OUT_OF_ORDER},
@@ -28,31 +31,31 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("failures", FAILURES)
 def test_failed_requests_leave_neither_gap_nor_disorder(
-    proxied_delivery: Delivery, proxied: Proxied, how: str
+    proxied_delivery: Delivery, proxied: Proxied, failures: str
 ) -> None:
-    """Told that a batch is out of order, a producer takes a new epoch and sends what comes next."""
-    relay_through_failures(proxied_delivery, proxied, HOW[how])
+    """After an out-of-order error, a producer takes a new epoch and sends the next batches."""
+    relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
 
-@pytest.mark.parametrize("how", ["one refused", "some refused"])
-def test_the_fence_holds_where_the_producer_goes_on(
-    proxied_delivery: Delivery, proxied: Proxied, how: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failures", ["one refused", "some refused"])
+def test_the_fence_holds_when_the_producer_continues_after_a_failure(
+    proxied_delivery: Delivery, proxied: Proxied, failures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One without idempotence goes on after any failure, on any broker."""
-    monkeypatch.setattr(sender, "make_producer", make_producer_that_goes_on)
-    relay_through_failures(proxied_delivery, proxied, HOW[how])
+    """A producer without idempotence continues after any failure, on any broker."""
+    monkeypatch.setattr(sender, "make_producer", make_producer_that_continues)
+    relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
 
-def make_producer_that_goes_on(settings: Settings, client_id: str) -> KafkaProducer:
+def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaProducer:
     return KafkaProducer(
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=client_id,
         acks="all",
         enable_idempotence=False,
-        # What is in flight behind a failed batch, a broker refuses by its sequence number; here
-        # there are none, and nothing may be in flight.
+        # A broker rejects the batches behind a failed one by their sequence numbers. This producer
+        # has no sequence numbers, so only one request may be in flight.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,
@@ -60,7 +63,7 @@ def make_producer_that_goes_on(settings: Settings, client_id: str) -> KafkaProdu
 
 
 def relay_through_failures(delivery: Delivery, proxied: Proxied, fails: dict[int, str]) -> None:
-    # Several batches of each partition are in flight at once: that is when a failed one is passed.
+    # Several batches of a partition are in flight at once, so later ones can overtake a failed one.
     writers = Writers(delivery.orders_url, keys=4, threads=1, each=300, padding=20_000)
     writers.run()
     with proxied.failing(fails.get) as proxy:

@@ -1,4 +1,4 @@
-"""Joining a group ends, whatever becomes of the members and of the broker's answers."""
+"""A consumer joins its group even if another member ends or an answer of the broker is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
     embedded_delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The embedded broker waits for such a member without end, whoever comes after it."""
+    """The embedded broker would wait for such a member forever, and block all later members."""
     delivery = embedded_delivery
     monkeypatch.setattr(consumer, "EMBEDDED_JOIN_TIMEOUT_S", 5.0)
     delivery.produce("orders.events", Record(b"{}", headers=[]))
@@ -33,20 +33,28 @@ def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
     assert not joining.assignment()
     joining.close(autocommit=False, timeout_ms=2000)
 
-    def taken() -> bool:
+    def is_dead_letter() -> bool:
         return delivery.query("payments", "SELECT count(*) FROM dead_letters")[0][0] == 1
 
     with delivery.consumer("payments"):
-        wait_until(taken, timeout_s=30, what="the record to be taken by the next consumer")
+        wait_until(
+            is_dead_letter,
+            timeout_s=30,
+            what="the next consumer to read the record",
+        )
 
 
-@pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker has a cure of its own")
+@pytest.mark.skipif(
+    chosen()[0] != KAFKA, reason="a consumer deletes the group on the embedded broker"
+)
 @pytest.mark.parametrize("answered", [0, 1], ids=["the member id", "the assignment"])
 def test_a_lost_answer_to_a_join_ends_in_another_join_and_keeps_the_offsets(
     proxied: Proxied, proxied_delivery: Delivery, monkeypatch: pytest.MonkeyPatch, answered: int
 ) -> None:
     delivery = proxied_delivery
-    monkeypatch.setattr(consumer, "EMBEDDED_JOIN_TIMEOUT_S", 0.5)  # for the embedded broker alone
+    monkeypatch.setattr(
+        consumer, "EMBEDDED_JOIN_TIMEOUT_S", 0.5
+    )  # used with the embedded broker only
     monkeypatch.setattr(consumer, "JOIN_TIMEOUT_S", 8.0)
     with proxied.failing(lambda _: None) as proxy:
         delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(20)])

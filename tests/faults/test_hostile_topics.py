@@ -1,4 +1,4 @@
-"""Topics that hold what no relay of ours has sent, among the orders that clients place."""
+"""Topics that hold records of other programs, among the orders that clients place."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
-# By service: the topic it consumes, and a type of events there.
+# For each service: the topic that it consumes, and an event type of this topic.
 CONSUMED = {"payments": (ORDERS, "order.created"), "orders": (PAYMENTS, "payment.succeeded")}
 
 
 def poison(type_: str) -> list[tuple[str, Record]]:
-    """Every kind, with the reason that is given for it, strewn over the partitions."""
+    """Return bad records of every kind, spread over the partitions.
+
+    Each comes with the reason that its dead letter must have.
+    """
     data = {"order_id": str(uuid7()), "user_id": str(uuid7()), "amount": 5}
     values = {**values_that_are_no_order(data), "1 MB": ("not_json", b"x" * 1_000_000)}
     bad = [(reason, Record(value, headers(type_))) for reason, value in values.values()]
@@ -82,12 +85,12 @@ def test_poison_of_every_kind_on_both_topics(delivery: Delivery) -> None:
 
 
 class Repeater:
-    """Puts each event of a topic into it once more, into another partition than its own.
+    """Send each event of a topic once more, to another partition of the topic.
 
     Args:
-        delivery: whose topic.
-        topic: by its name.
-        shift: how far the other partition is; 0 for the same.
+        delivery: The delivery that has the topic.
+        topic: The topic's name.
+        shift: The distance to the other partition, or 0 for the same partition.
     """
 
     def __init__(self, delivery: Delivery, topic: str, shift: int) -> None:
@@ -98,7 +101,7 @@ class Repeater:
 
     @contextmanager
     def running(self) -> Iterator[Repeater]:
-        """Repeat for as long as it is entered."""
+        """Repeat events in a thread until the context ends."""
         self._thread.start()
         try:
             yield self
@@ -113,7 +116,7 @@ class Repeater:
             bootstrap_servers=self._delivery.bootstrap,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-            metadata_max_age_ms=500,  # the topic may not be there yet
+            metadata_max_age_ms=500,  # the topic may not exist yet
         )
         try:
             while not self._stop.is_set():
@@ -121,7 +124,7 @@ class Repeater:
                     for record in records:
                         event_id = header(record, "ce_id")
                         if event_id in self.repeated:
-                            continue  # what the others or this one repeated
+                            continue  # a repeater has sent this copy
                         producer.send(
                             self._topic,
                             value=record.value,
@@ -152,22 +155,22 @@ def test_every_message_three_times_more_across_partitions_and_at_once(delivery: 
             wait_until(
                 lambda: len(each.repeated) == traffic.count,  # noqa: B023
                 timeout_s=60,
-                what="each to be repeated",
+                what="each event to be repeated",
             )
         for service in CONSUMED:
             wait_until(
                 lambda: delivery.committed(service) == 4 * traffic.count,  # noqa: B023
                 timeout_s=60,
-                what="all of them to be read",
+                what="all records to be read",
             )
-        # A copy in another partition may come to its consumer before the original to its own.
+        # A copy in another partition may be read before the original.
         traffic.check(in_order=False)
     for service, (topic, _) in CONSUMED.items():
         assert len(delivery.records(topic)) == 4 * traffic.count
         assert delivery.inbox(service) == {"applied": traffic.count}
 
 
-def test_results_that_come_too_early_for_nothing_or_against_an_earlier_one(
+def test_results_that_are_early_or_unknown_or_contradict_an_earlier_one(
     delivery: Delivery,
 ) -> None:
     def result(order: UUID, type_: str) -> Record:
@@ -179,7 +182,9 @@ def test_results_that_come_too_early_for_nothing_or_against_an_earlier_one(
     engine = create_engine(delivery.orders_url)
     with relays_and_consumers(delivery), Traffic(delivery) as traffic, Session(engine) as session:
         paid, unpaid = delivery.place(user, PRICE)[0], delivery.place(user, PRICE)[0]
-        wait_until(lambda: traffic.settled([paid, unpaid]), timeout_s=30, what="both to settle")
+        wait_until(
+            lambda: traffic.settled([paid, unpaid]), timeout_s=30, what="both orders to settle"
+        )
         early = orders.place_order(session, user_id=user, amount=PRICE, description="")
         delivery.produce(
             PAYMENTS,
@@ -195,16 +200,16 @@ def test_results_that_come_too_early_for_nothing_or_against_an_earlier_one(
                 and sum(delivery.inbox("orders")[each] for each in ("anomaly", "parked")) == 5
             ),
             timeout_s=30,
-            what="all five to be received",
+            what="all five results to be received",
         )
         session.commit()
-        wait_until(lambda: traffic.settled([early]), timeout_s=30, what="the early one to settle")
+        wait_until(lambda: traffic.settled([early]), timeout_s=30, what="the early order to settle")
         traffic.wait_more(20)
         traffic.end()
         traffic.wait_settled()
         traffic.check()
     engine.dispose()
-    # What payments decided, each of them, and nothing of what was forged.
+    # Each status is the decision of payments. No forged result changed one.
     assert dict(
         delivery.query("orders", "SELECT id, status FROM orders WHERE user_id = :user", user=user)
     ) == {paid: "success", unpaid: "failed", early: "failed"}
@@ -213,9 +218,9 @@ def test_results_that_come_too_early_for_nothing_or_against_an_earlier_one(
     assert delivery.inbox("orders")["anomaly"] == 3
 
 
-@pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker has no limit of a topic's")
-def test_one_event_of_a_batch_that_the_broker_refuses(delivery: Delivery) -> None:
-    """Whole batches are above the limit as well: they are split, and keep their order."""
+@pytest.mark.skipif(chosen()[0] != KAFKA, reason="a topic of the embedded broker has no size limit")
+def test_a_batch_with_one_event_that_the_broker_rejects(delivery: Delivery) -> None:
+    """Whole batches exceed the limit too. They are split, and keep their order."""
     delivery.produce(ORDERS)  # makes the topic
     admin = make_admin(delivery.settings("orders"), "test")
     limit = {"max.message.bytes": "100000"}

@@ -1,4 +1,4 @@
-"""Records and batches that would take all memory: each is refused, and everything else applied."""
+"""Records and batches that would use all memory become dead letters. All others are applied."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 pytestmark = [
-    pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker expands what it is sent"),
+    pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker decompresses each batch"),
     pytest.mark.timeout(240),
 ]
 
 PRICE = 5
 
 
-def measure(delivery: Delivery, module: str, *arguments: str) -> float:
-    """Run a command line to its end, and return the most memory that it had, in MB."""
+def measure_peak(delivery: Delivery, module: str, *arguments: str) -> float:
+    """Run a command line to its end, and return its peak memory in MB."""
     done = subprocess.run(
         [sys.executable, "-c", f"{PRINT_STATUS}\nfrom {module} import main\nmain()", *arguments],
         env={**os.environ, **delivery.environ},
@@ -44,19 +44,19 @@ def measure(delivery: Delivery, module: str, *arguments: str) -> float:
 
 
 class Sender:
-    """Another program, which puts into a partition of the orders what it likes."""
+    """Another program that writes records of any kind to a partition of the topic of orders."""
 
     def __init__(self, delivery: Delivery, user: UUID) -> None:
         self._delivery, self._user = delivery, user
         self.good = 0
 
     def send_good(self) -> None:
-        """Put a good order there."""
+        """Write an order that can be applied."""
         self._delivery.produce(ORDERS, replace(order_created(self._user, PRICE), partition=0))
         self.good += 1
 
     def send_batch(self, *values: bytes, codec: str | None = None) -> None:
-        """Put one batch there, with a record for each value."""
+        """Write one batch with a record for each value."""
         producer = KafkaProducer(
             bootstrap_servers=self._delivery.bootstrap,
             compression_type=codec,
@@ -84,7 +84,9 @@ def sender(delivery: Delivery) -> Sender:
     return Sender(delivery, delivery.open_account(1000))
 
 
-def test_what_expands_to_more_than_the_memory_is_passed(delivery: Delivery, sender: Sender) -> None:
+def test_a_batch_that_expands_to_more_than_the_memory_is_a_dead_letter(
+    delivery: Delivery, sender: Sender
+) -> None:
     order = order_created(delivery.open_account(1000), PRICE).value
     assert order is not None
     sender.send_good()
@@ -113,7 +115,7 @@ def test_what_expands_to_more_than_the_memory_is_passed(delivery: Delivery, send
         " json_build_array(json_build_array('x', repeat('x', 1000000))), 'not_json', 'no JSON'"
         " FROM generate_series(1, 60) AS n",
     )
-    audited = measure(delivery, "settle.entry", "audit")
+    audited = measure_peak(delivery, "settle.entry", "audit")
     letters = delivery.query(
         "payments",
         'SELECT reason, "offset", detail, octet_length(value) AS size FROM dead_letters'
@@ -132,7 +134,7 @@ def test_what_expands_to_more_than_the_memory_is_passed(delivery: Delivery, send
 
 
 def raise_limit(delivery: Delivery, limit: int) -> None:
-    """Let the topic of the orders take batches of any size."""
+    """Set the largest batch, in bytes, that the topic of orders accepts."""
     delivery.produce(ORDERS)  # makes the topic
     admin = make_admin(delivery.settings("orders"), "test")
     admin.alter_configs(
@@ -141,7 +143,9 @@ def raise_limit(delivery: Delivery, limit: int) -> None:
     admin.close()
 
 
-def test_a_batch_too_large_to_be_received_is_passed(delivery: Delivery, sender: Sender) -> None:
+def test_a_batch_too_large_to_be_received_is_a_dead_letter(
+    delivery: Delivery, sender: Sender
+) -> None:
     raise_limit(delivery, 100_000_000)
     sender.send_good()
     sender.send_batch(b"x" * 80_000_000)

@@ -1,4 +1,4 @@
-"""A migration of tables with many rows holds up no writer."""
+"""A migration of large tables does not hold up writers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 DATABASE = "migrations_beside_writers"
 ROWS = 200_000
-# The longest that a writer may wait for a lock. The server counts it, so a slow test machine is
-# not a failure.
+# The longest that a writer may wait for a lock. The server measures it, so a slow test machine
+# does not fail the test.
 WRITER_LOCK_TIMEOUT_MS = 500
 
-# How to insert :count rows into each table that grows with the traffic.
+# For each table that grows with the traffic, the statement that inserts :count rows.
 GROWING = {
     "orders": """
         INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
@@ -76,7 +76,7 @@ GROWING = {
         SELECT '', 'POST', '/orders', gen_random_uuid()::text, '' FROM generate_series(1, :count)
     """,
 }
-# Those that stay small: a lock on one is short.
+# Tables that stay small. A revision locks one of them only for a short time.
 SMALL = {
     "alembic_version",
     "cursor_secrets",
@@ -97,7 +97,7 @@ SMALL = {
 
 @pytest.fixture
 def engine(postgres: PostgresServer) -> Iterator[Engine]:
-    """An empty database, in which building an index takes long."""
+    """Return an engine of an empty database in which an index takes long to build."""
     engine = create_engine(postgres.create_database(DATABASE), poolclass=NullPool)
     postgres.execute(f"ALTER DATABASE {DATABASE} SET maintenance_work_mem = '1MB'")
     postgres.execute(f"ALTER DATABASE {DATABASE} SET max_parallel_maintenance_workers = 0")
@@ -112,7 +112,10 @@ def fill(engine: Engine, tables: set[str]) -> None:
 
 
 class Writer:
-    """Writes to tables, a transaction each time, until it is stopped or waits too long."""
+    """Write to each table in turn, in one transaction each, until stopped.
+
+    It records the tables for which it waited too long.
+    """
 
     def __init__(self, engine: Engine, tables: set[str]) -> None:
         self._engine = engine
@@ -144,7 +147,7 @@ class Writer:
 
 @contextmanager
 def writing(engine: Engine, tables: set[str]) -> Iterator[Writer]:
-    """A writer that has begun, in a thread."""
+    """Run a writer in a thread. It has written before the context begins."""
     writer = Writer(engine, tables)
     thread = threading.Thread(target=writer.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""Partitions are added only where no event of a moved key can overtake an earlier one."""
+"""Partitions are added only when no event of a moved key can overtake an earlier one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ needs_kafka = pytest.mark.skipif(
 
 @pytest.fixture
 def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
-    """Of a broker that has the topic of orders, empty."""
+    """Return an admin client of a broker that has an empty topic of orders."""
     settings = delivery.settings("orders")
     client = make_admin(settings, "test")
     ensure_topics(client, [ORDERS], settings)
@@ -45,7 +45,7 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
     close_quietly(client)
 
 
-def raise_to(delivery: Delivery, admin: KafkaAdminClient, count: int) -> None:
+def add_partitions_up_to(delivery: Delivery, admin: KafkaAdminClient, count: int) -> None:
     engine = create_engine(delivery.orders_url)
     try:
         add_partitions(engine, admin, load_service("orders"), count)
@@ -57,7 +57,7 @@ def raise_to(delivery: Delivery, admin: KafkaAdminClient, count: int) -> None:
 def test_events_keep_their_order_while_partitions_are_added(
     delivery: Delivery, admin: KafkaAdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the events are unread, half wait in the outbox; relays and consumers run."""
+    """Half of the events are unread and half are pending, while relays and a consumer run."""
     monkeypatch.setattr(partition_count, "READ_TIMEOUT_S", 60.0)
     users = [delivery.open_account(10**9) for _ in range(24)]
     with ExitStack() as running:
@@ -67,7 +67,9 @@ def test_events_keep_their_order_while_partitions_are_added(
             delivery.place(user, 1, count=20)
         delivery.wait_sent("orders", timeout_s=60)
 
-        raising = running.enter_context(ThreadPoolExecutor(1)).submit(raise_to, delivery, admin, 12)
+        raising = running.enter_context(ThreadPoolExecutor(1)).submit(
+            add_partitions_up_to, delivery, admin, 12
+        )
         wait_until(lambda: not free_shards(delivery), what="the command to hold all shards")
         for user in users:
             delivery.place(user, 1, count=20)
@@ -77,17 +79,19 @@ def test_events_keep_their_order_while_partitions_are_added(
 
         delivery.wait_sent("orders", timeout_s=60)
         wait_until(
-            lambda: delivery.received("payments") == 24 * 40, timeout_s=90, what="all of them"
+            lambda: delivery.received("payments") == 24 * 40,
+            timeout_s=90,
+            what="all events to be received",
         )
 
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
-    assert ordered(delivery, "payments") == ordered(delivery, "orders")
-    # The relays, which were connected before, use the new partitions.
+    assert order_ids_by_user(delivery, "payments") == order_ids_by_user(delivery, "orders")
+    # The relays connected before the change, and use the new partitions.
     assert delivery.query("payments", "SELECT max(partition) FROM inbox")[0][0] >= PARTITIONS
 
 
 def free_shards(delivery: Delivery) -> list[int]:
-    """The shards that no transaction holds."""
+    """Return the shards that no transaction holds."""
     return [
         row.shard
         for row in delivery.query(
@@ -112,8 +116,8 @@ def test_the_command_says_what_it_did_and_which_setting_follows(
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
 
 
-def ordered(delivery: Delivery, service: str) -> dict[str, list[str]]:
-    """The ids of each user's orders, in the order of a service's events."""
+def order_ids_by_user(delivery: Delivery, service: str) -> dict[str, list[str]]:
+    """Return the ids of each user's orders, in the order of the service's events."""
     rows = delivery.query(
         service,
         "SELECT data ->> 'user_id' AS user_id, array_agg(data ->> 'order_id' ORDER BY seq) AS ids"
@@ -124,25 +128,25 @@ def ordered(delivery: Delivery, service: str) -> dict[str, list[str]]:
 
 
 @needs_kafka
-def test_unread_records_are_in_the_way_and_nothing_is_changed(
+def test_unread_records_prevent_the_change(
     delivery: Delivery, admin: KafkaAdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition_count, "READ_TIMEOUT_S", 0.0)
     delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(7)])
 
     with pytest.raises(PartitionsError, match="group payments has not read 7 records of orders"):
-        raise_to(delivery, admin, 12)
+        add_partitions_up_to(delivery, admin, 12)
     assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
 
     with delivery.consumer("payments"):
         wait_until(lambda: delivery.committed("payments") == 7, timeout_s=30, what="the offsets")
-        raise_to(delivery, admin, 12)
+        add_partitions_up_to(delivery, admin, 12)
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
 
 
 @needs_kafka
 @pytest.mark.parametrize("metadata", ["", str(uuid4())], ids=["behind", "of a former topic"])
-def test_a_group_that_no_service_knows_counts_once_it_has_committed(
+def test_an_unknown_group_counts_after_its_first_commit(
     delivery: Delivery,
     admin: KafkaAdminClient,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,7 +165,7 @@ def test_a_group_that_no_service_knows_counts_once_it_has_committed(
     reader.close()
 
     with pytest.raises(PartitionsError, match="The group report has not read 7 records"):
-        raise_to(delivery, admin, 12)
+        add_partitions_up_to(delivery, admin, 12)
 
 
 @needs_kafka
@@ -177,13 +181,11 @@ def test_fewer_partitions_are_refused_by_the_command(
 
 
 @needs_kafka
-def test_the_count_that_is_there_changes_nothing(
-    delivery: Delivery, admin: KafkaAdminClient
-) -> None:
-    """Unread records are not in the way of that."""
+def test_the_present_count_changes_nothing(delivery: Delivery, admin: KafkaAdminClient) -> None:
+    """Unread records do not matter then."""
     delivery.produce(ORDERS, order_created(uuid4(), 1))
 
-    raise_to(delivery, admin, PARTITIONS)
+    add_partitions_up_to(delivery, admin, PARTITIONS)
 
     assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
 
@@ -226,7 +228,7 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
         record_topics(connection, destination, window=_HOUR)
     seen: list[object] = []
 
-    def look(*_: object) -> list[str]:
+    def try_as_relay(*_: object) -> list[str]:
         with engine.begin() as relay:
             seen.append(lock_shards(relay, 16))
             relay.execute(text("SET LOCAL lock_timeout = 100"))
@@ -235,7 +237,7 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
         return []
 
     monkeypatch.setattr(partition_count, "is_embedded", lambda _: False)
-    monkeypatch.setattr(partition_count, "_topics_below", look)
+    monkeypatch.setattr(partition_count, "_topics_below", try_as_relay)
 
     add_partitions(engine, None, load_service("orders"), 12)
 

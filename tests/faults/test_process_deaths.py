@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from support.delivery import Delivery, Process
 
 PROGRAM = ("python", deadly_consumer.__file__)
-# Once with the whole batch in hand, which counts against no record, and three times alone.
-DEATHS = 4
+# Once with the whole batch in hand, once with a group of it, and three times alone.
+DEATHS = 5
 
 
 def consumer(
@@ -102,7 +102,7 @@ def test_a_record_that_kills_each_process_of_a_group_is_passed(delivery: Deliver
 @pytest.mark.timeout(240)
 def test_a_retry_that_kills_the_process_again_is_tried_once(delivery: Delivery) -> None:
     delivery.produce(ORDERS, *numbers(1))
-    for _ in range(DEATHS):
+    for _ in range(DEATHS - 1):  # the group is this one record
         with consumer(delivery, "1") as process:
             wait_for_death(process)
     with consumer(delivery, "1") as process:

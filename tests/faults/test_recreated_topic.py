@@ -1,4 +1,4 @@
-"""A topic that was deleted and created again is read from its start, whatever the group's state."""
+"""A topic that was deleted and created again is read from its start."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def each_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         yield broker
 
 
-def spread(count: int) -> list[Record]:
-    """Orders in turn for each partition."""
+def spread_orders(count: int) -> list[Record]:
+    """Return events of new orders, spread_orders evenly over the partitions."""
     return [
         Record(order.value, order.headers, order.key, partition=number % PARTITIONS)
         for number in range(count)
@@ -73,12 +73,12 @@ def wait_received(delivery: Delivery, count: int) -> None:
     )
 
 
-def test_members_that_live_on_read_the_new_topic_from_its_start(
+def test_running_members_read_the_new_topic_from_its_start(
     each_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    """Their positions lie within the new topic, and neither of them sees that the old one goes."""
+    """Their positions exist in the new topic too, and they are frozen while it is replaced."""
     delivery = Delivery(payments_url, orders_url, each_broker.bootstrap)
-    delivery.produce(ORDERS, *spread(120))
+    delivery.produce(ORDERS, *spread_orders(120))
     with (
         delivery.process("inbox-consumer", "run", "payments") as one,
         delivery.process("inbox-consumer", "run", "payments") as other,
@@ -87,10 +87,12 @@ def test_members_that_live_on_read_the_new_topic_from_its_start(
         wait_received(delivery, 120)
         for member in members:
             member.signal(signal.SIGSTOP)
-        wait_until(lambda: all(member.stopped for member in members), what="them to freeze")
+        wait_until(
+            lambda: all(member.stopped for member in members), what="both consumers to freeze"
+        )
 
         recreate_topic(delivery)
-        delivery.produce(ORDERS, *spread(180))
+        delivery.produce(ORDERS, *spread_orders(180))
         for member in members:
             member.signal(signal.SIGCONT)
 
@@ -103,28 +105,28 @@ def test_members_that_live_on_read_the_new_topic_from_its_start(
 
 @needs_kafka
 def test_a_consumer_that_was_away_reads_the_new_topic_from_its_start(delivery: Delivery) -> None:
-    delivery.produce(ORDERS, *spread(120))
+    delivery.produce(ORDERS, *spread_orders(120))
     with delivery.consumer("payments"):
         wait_until(lambda: delivery.committed("payments") == 120, what="the offsets")
 
     recreate_topic(delivery)
-    delivery.produce(ORDERS, *spread(180))
+    delivery.produce(ORDERS, *spread_orders(180))
 
     with delivery.consumer("payments"):
         wait_received(delivery, 300)
 
 
 @needs_kafka
-def test_a_frozen_consumer_that_commits_offsets_of_the_old_topic_misleads_nobody(
+def test_offsets_of_the_old_topic_are_not_used_when_a_frozen_consumer_commits_them(
     delivery: Delivery,
 ) -> None:
-    """Its partitions have a new owner, who has committed offsets of the new topic already."""
-    delivery.produce(ORDERS, *spread(6))
+    """The new owner of its partitions has already committed offsets of the new topic."""
+    delivery.produce(ORDERS, *spread_orders(6))
     with delivery.consumer("payments"):
         wait_until(lambda: delivery.committed("payments") == 6, what="the offsets")
     old_id = topic_id(delivery)
     recreate_topic(delivery)
-    delivery.produce(ORDERS, *spread(60))
+    delivery.produce(ORDERS, *spread_orders(60))
 
     commit(delivery, 9, str(old_id))
 
@@ -134,7 +136,7 @@ def test_a_frozen_consumer_that_commits_offsets_of_the_old_topic_misleads_nobody
 
 @needs_kafka
 def test_offsets_of_an_earlier_release_count_as_right(delivery: Delivery) -> None:
-    delivery.produce(ORDERS, *spread(60))
+    delivery.produce(ORDERS, *spread_orders(60))
 
     commit(delivery, 9, "")
 
@@ -164,11 +166,11 @@ def test_offsets_that_cannot_be_checked_are_not_used(
             raise failures.pop()
         return find_stale(*arguments)  # type: ignore[arg-type]
 
-    delivery.produce(ORDERS, *spread(120))
+    delivery.produce(ORDERS, *spread_orders(120))
     with delivery.consumer("payments"):
         wait_until(lambda: delivery.committed("payments") == 120, what="the offsets")
     recreate_topic(delivery)
-    delivery.produce(ORDERS, *spread(180))
+    delivery.produce(ORDERS, *spread_orders(180))
     monkeypatch.setattr(consumed_topics, "find_stale", fail_twice)
 
     with delivery.consumer("payments"):

@@ -1,4 +1,4 @@
-"""Relays that die, or freeze, at exact places: nothing is lost, and each key's order is kept."""
+"""A relay that dies or freezes at a given place loses nothing and keeps each key's order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ def add_events(delivery: Delivery, start: int, count: int) -> None:
         delivery.add(f"key{n % KEYS}", n)
 
 
-def check(delivery: Delivery, count: int) -> Counter[str]:
-    """All are there, in order; returns how often each came."""
+def check_records(delivery: Delivery, count: int) -> Counter[str]:
+    """Check that all events are in the topic, in order.
+
+    Returns:
+        By event id, how many times the event is in the topic.
+    """
     records = delivery.records(ORDERS)
     assert first_appearances(records) == {
         f"key{key}": list(range(key, count, KEYS)) for key in range(KEYS)
@@ -33,21 +37,21 @@ def check(delivery: Delivery, count: int) -> Counter[str]:
     ("failpoint", "sent_twice"),
     [("relay.locked", 0), ("relay.sent", 20), ("relay.marked", 0)],
 )
-def test_a_relay_killed_anywhere_leaves_it_to_the_next(
+def test_a_relay_killed_anywhere_loses_nothing(
     delivery: Delivery, failpoint: str, sent_twice: int
 ) -> None:
-    # One shard's worth a batch: the second batch is where it dies.
+    # A batch holds the events of one shard. The relay dies in its second batch.
     add_events(delivery, 0, COUNT)
     before = delivery.pending("orders")
     with delivery.process(
         "outbox-relay", "run", "orders", FAILPOINTS=f"{failpoint}=kill@1", RELAY_BATCH="20"
     ) as relay:
         assert relay.wait() == -signal.SIGKILL
-    # Only where the marking was committed is there less to do.
+    # Fewer events are pending only if the relay committed that they are sent.
     assert (delivery.pending("orders") < before) is (failpoint == "relay.marked")
     with delivery.process("outbox-relay", "run", "orders") as relay:
         delivery.wait_sent("orders", timeout_s=30)
-    times = check(delivery, COUNT)
+    times = check_records(delivery, COUNT)
     twice = sum(1 for count in times.values() if count == 2)
     assert (twice > 0) is (sent_twice > 0)
     assert twice <= 20
@@ -60,8 +64,8 @@ def test_a_relay_frozen_past_its_lease_loses_it_and_recovers(
     with delivery.process(
         "outbox-relay", "run", "orders", FAILPOINTS=f"{failpoint}=stop@2"
     ) as frozen:
-        # One event goes well, so that it is connected: frozen with a request of its own under way,
-        # it would find that overdue when it wakes, and its producer stopped before it can send.
+        # The relay sends one event first, so that it is connected. If it froze during its first
+        # requests, they would be overdue when it continues, and its producer would stop.
         add_events(delivery, 0, 1)
         frozen.wait_logged("relay.sent")
         add_events(delivery, 1, COUNT - 1)
@@ -69,10 +73,10 @@ def test_a_relay_frozen_past_its_lease_loses_it_and_recovers(
         with delivery.process("outbox-relay", "run", "orders") as other:
             add_events(delivery, COUNT, COUNT)
             delivery.wait_sent("orders", timeout_s=LEASE_S + 15)
-            sent_while_frozen = check(delivery, 2 * COUNT)
+            sent_while_frozen = check_records(delivery, 2 * COUNT)
 
             frozen.signal(signal.SIGCONT)
-            # It finds its transaction gone, and goes on as a relay like any other.
+            # The server has ended its transaction. It connects again and continues normally.
             frozen.wait_logged("relay.database_down")
             frozen.wait_logged("relay.database_up")
             other.signal(signal.SIGTERM)
@@ -80,8 +84,8 @@ def test_a_relay_frozen_past_its_lease_loses_it_and_recovers(
         add_events(delivery, 2 * COUNT, COUNT)
         delivery.wait_sent("orders")
         assert len(frozen.logged("relay.sent")) > 1
-        times = check(delivery, 3 * COUNT)
-    # What it held when it froze was sent by both: before it froze, or after it woke.
+        times = check_records(delivery, 3 * COUNT)
+    # Both relays sent the events that the first one held when it froze.
     twice = {event_id for event_id, count in times.items() if count == 2}
     assert twice
     assert twice <= set(sent_while_frozen)

@@ -1,4 +1,4 @@
-"""A replay of many events: bounded statements, one transaction, signs of life in between."""
+"""A replay of many events is one transaction of short statements, with heartbeats between them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 
 @pytest.fixture
 def sent(orders_url: str) -> Delivery:
-    """An outbox whose events are all marked as sent."""
+    """Return a delivery whose outbox holds only events that were sent."""
     delivery = Delivery("", orders_url, "")
     delivery.add("a", *range(EVENTS // 2))
     delivery.add("b", *range(EVENTS // 2))
@@ -62,17 +62,17 @@ def test_a_long_replay_is_made_of_short_statements(sent: Delivery, engine: Engin
 
 
 def test_no_relay_sends_between_two_pieces(sent: Delivery, engine: Engine) -> None:
-    """It would send a later event of a key before an earlier one."""
+    """Such a relay would send a later event of a key before an earlier one."""
     sent.add("a", "later")
     other = create_engine(sent.orders_url)
     locked: list[list[int]] = []
 
-    def look() -> None:
+    def lock_as_relay() -> None:
         with other.begin() as relay:
             locked.append(lock_shards(relay, 16))
 
     with engine.begin() as connection:
-        queue_again(connection, ["orders"], ReplayFilter(since=DAY), look)
+        queue_again(connection, ["orders"], ReplayFilter(since=DAY), lock_as_relay)
     with other.begin() as relay:
         after = lock_shards(relay, 16)
     other.dispose()
@@ -87,21 +87,21 @@ def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
     first, second = (Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"}) for _ in range(2))
     pieces = iter(range(EVENTS))
 
-    def die() -> None:
+    def fail_at_piece_5() -> None:
         if next(pieces) == 5:
             raise ConnectionError
 
     with engine.begin() as connection:
         record_topics(connection, first, DAY)
     with pytest.raises(ConnectionError), engine.begin() as connection:
-        record_topics(connection, second, DAY, die)
+        record_topics(connection, second, DAY, fail_at_piece_5)
     assert sent.pending("orders") == 0
 
     with engine.begin() as connection:
         assert record_topics(connection, second, DAY).queued == {ORDERS: EVENTS}
 
 
-def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
+def test_a_relay_writes_heartbeats_between_the_pieces_and_stops_when_asked(
     delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "REPLAY_PIECE", 10)
@@ -116,13 +116,13 @@ def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
     )
     beat = relay._health.beat  # noqa: SLF001
 
-    def count(state: str, detail: str = "") -> None:
+    def beat_and_count(state: str, detail: str = "") -> None:
         beat(state, detail)
         beats.append((state, json.loads(read_health(tmp_path, "outbox-relay-orders"))))
         if len([each for each, _ in beats if each == "waiting"]) == 5:
             stop.request()
 
-    monkeypatch.setattr(relay._health, "beat", count)  # noqa: SLF001
+    monkeypatch.setattr(relay._health, "beat", beat_and_count)  # noqa: SLF001
 
     relay.run()
 
@@ -131,12 +131,14 @@ def test_a_relay_beats_between_the_pieces_and_stops_when_it_is_asked_to(
     assert beats[-1][1]["detail"] == "events are queued again for a topic that was replaced"
     assert delivery.pending("orders") == 0
     with delivery.relay("orders"):
-        wait_until(lambda: len(delivery.records(ORDERS)) == 200, what="all to be sent again")
+        wait_until(lambda: len(delivery.records(ORDERS)) == 200, what="all events to be sent again")
     assert first_appearances(delivery.records(ORDERS)) == {"a": list(range(100))}
 
 
 @pytest.mark.parametrize("since", ["30000d", "999999999d"])
-def test_further_back_than_time_goes_is_everything(sent: Delivery, since: str) -> None:
+def test_a_replay_of_more_days_than_a_date_holds_is_a_replay_of_everything(
+    sent: Delivery, since: str
+) -> None:
     done = sent.run("outbox-relay", "replay", "orders", "--since", since, **NOWHERE)
 
     assert done.stdout == f"{EVENTS} events of orders are queued to be sent again.\n", done.stderr

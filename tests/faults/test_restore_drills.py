@@ -1,6 +1,6 @@
-"""Restoring a database to an earlier moment, as docs/how-to/restore.md says, and what is left.
+"""Restore a database to an earlier moment, with the steps of docs/how-to/restore.md.
 
-Each drill ends in a clean audit, or in exactly the list of what a person must decide.
+Each drill ends with a clean audit, or with exactly the findings that a person must decide on.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def running(delivery: Delivery) -> Iterator[None]:
 
 @pytest.fixture
 def back_up(postgres: PostgresServer) -> Iterator[Callable[[str], str]]:
-    """Copies a database that nobody uses; returns the address of the copy."""
+    """Return a function that copies a database and returns the URL of the copy."""
     copies: list[str] = []
 
     def copy(url: str) -> str:
         source = make_url(url).database
         name = f"{source}_{uuid4().hex[:8]}"
-        # Notifiers keep their connection.
+        # The copy needs a database without connections, and notifiers keep theirs open.
         postgres.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             f" WHERE datname = '{source}'"
@@ -82,7 +82,11 @@ def test_orders_restored(delivery: Delivery, back_up: Callable[[str], str]) -> N
     replay(restored, "payments")
     with running(restored):
         wait_until(lambda: restored.statuses() == {"success": 2}, timeout_s=60, what="the orders")
-        wait_until(lambda: len(restored.dead_letters("orders")) == 1, timeout_s=60, what="the lost")
+        wait_until(
+            lambda: len(restored.dead_letters("orders")) == 1,
+            timeout_s=60,
+            what="the dead letter of the lost order",
+        )
     ((event,),) = delivery.query(
         "orders",
         "SELECT id FROM outbox WHERE convert_from(payload, 'UTF8')::json ->> 'order_id' = :id",
@@ -93,7 +97,7 @@ def test_orders_restored(delivery: Delivery, back_up: Callable[[str], str]) -> N
 
     assert [each.reason for each in restored.dead_letters("orders")] == ["unknown_order"]
     assert restored.balance(user) == 93
-    # The user has paid for an order that is gone. Everything else is as it was.
+    # The user has paid for an order that is lost. Nothing else changed.
     assert violations == {
         ("one charge per success, none per failure", "charge without order", str(lost)),
         (AGREE.format(ORDERS), "unknown in the topic", str(event)),
@@ -121,8 +125,8 @@ def test_payments_restored(delivery: Delivery, back_up: Callable[[str], str]) ->
     violations = found(look(restored))
 
     assert restored.statuses() == {"success": 2}
-    # The first result of the order is in the topic and in orders, and payments does not know it.
-    # The order was charged again; its second result has no effect.
+    # The order's first result is in the topic and in the orders database, but payments lost it.
+    # So payments charged the order again. The second result has no effect.
     assert violations == {
         (EFFECTS.format(PAYMENTS), "effect without event", str(charged_again)),
         (AGREE.format(PAYMENTS), "unknown in the topic", str(event)),

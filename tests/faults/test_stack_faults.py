@@ -1,5 +1,6 @@
-"""The whole stack under load while its servers die and its connections fail: what was accepted
-settles once, and the audit finds nothing.
+"""The whole stack under load, while its servers die and its connections fail.
+
+Every accepted order settles once, and the audit finds nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from support.broker import Broker
     from support.postgres import PostgresServer
 
-# A minute's outage is one of the tests; on a loaded machine a restart of everything takes another.
+# One test has an outage of a minute. On a loaded machine, a restart of the stack takes another.
 pytestmark = pytest.mark.timeout(400)
 
 OUTAGE_S = 60
@@ -41,7 +42,7 @@ def system() -> Iterator[System]:
 
 @contextmanager
 def load(system: System, *, users: int = 4) -> Iterator[Clients]:
-    """Load, and after it the whole reckoning."""
+    """Run clients during the context, then check that every result is final and correct."""
     with Clients(system.stack, count=users) as clients:
         clients.wait_tried(20)
         yield clients
@@ -58,14 +59,14 @@ def settled(system: System) -> int:
 
 
 def wait_settled(system: System, more: int) -> None:
-    """Wait until so many more orders are final: all of it works, if slowly."""
+    """Wait until `more` further orders are final, which shows that every part works."""
     wanted = settled(system) + more
     wait_until(lambda: settled(system) >= wanted, timeout_s=60, what="orders to settle")
 
 
 @contextmanager
-def away(server: PostgresServer | Broker, end: Callable[[], None]) -> Iterator[None]:
-    """A server that is ended, and back after."""
+def stopped_server(server: PostgresServer | Broker, end: Callable[[], None]) -> Iterator[None]:
+    """Stop a server with `end`, and start it again after the context."""
     end()
     try:
         yield
@@ -73,8 +74,11 @@ def away(server: PostgresServer | Broker, end: Callable[[], None]) -> Iterator[N
         server.start()
 
 
-def noticing(system: System, program: str, event: str) -> Callable[[], None]:
-    """What waits until a program has noticed, from here on; sooner, it may be waited out."""
+def notice_waiter(system: System, program: str, event: str) -> Callable[[], None]:
+    """Return a function that waits until a program logs `event` after this call.
+
+    Without this wait, an outage could end before the program noticed it.
+    """
     log = system.state.logs / f"{program}.log"
     before = log.read_text().count(event)
 
@@ -87,24 +91,26 @@ def noticing(system: System, program: str, event: str) -> Callable[[], None]:
 def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: System) -> None:
     log = system.state.logs / "supervisord.log"
     with load(system):
-        told_before = len(log.read_text())
+        length_before = len(log.read_text())
         processes = system.processes()
         send([process.pid for process in processes.values() if process.pid], signal.SIGTERM)
 
         def ends() -> dict[str, str]:
-            told = log.read_text()[told_before:]
-            found = dict(re.findall(r"exited: (\S+) \((.+?)[;)]", told))
+            new_lines = log.read_text()[length_before:]
+            found = dict(re.findall(r"exited: (\S+) \((.+?)[;)]", new_lines))
             assert set(found) == {*APIS, *WORKERS}
             return found
 
-        assert set(wait_until(ends, timeout_s=60, what="all to end").values()) == {"exit status 0"}
+        assert set(wait_until(ends, timeout_s=60, what="all processes to end").values()) == {
+            "exit status 0"
+        }
         system.wait_ready()
 
 
 def test_a_broker_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        noticed = noticing(system, "orders-relay", "relay.broker_down")
-        with away(system.broker, system.broker.kill):
+        noticed = notice_waiter(system, "orders-relay", "relay.broker_down")
+        with stopped_server(system.broker, system.broker.kill):
             clients.wait_tried(30)
             noticed()
         wait_settled(system, 50)
@@ -112,16 +118,16 @@ def test_a_broker_that_is_killed_and_comes_back(system: System) -> None:
 
 def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(system: System) -> None:
     with load(system, users=2) as clients:
-        with away(system.broker, system.broker.stop):
+        with stopped_server(system.broker, system.broker.stop):
             for account in clients.accounts:
                 account.waits_s.clear()
             accepted, down_since = clients.accepted, monotonic()
             wait_until(lambda: monotonic() - down_since > OUTAGE_S, timeout_s=2 * OUTAGE_S)
             waits_s = sorted(wait_s for account in clients.accounts for wait_s in account.waits_s)
-        assert len(waits_s) > OUTAGE_S  # one a second at the very least
+        assert len(waits_s) > OUTAGE_S  # at least one order a second
         assert not any(account.unsure for account in clients.accounts)
-        # A machine that is busy with something else may hold up one. An order that asked for the
-        # broker would wait for all that a producer waits.
+        # A busy machine may delay one order. An order that needed the broker would wait for the
+        # whole time-out of a producer.
         assert waits_s[len(waits_s) * 99 // 100] < 1
         assert waits_s[-1] < MAX_BLOCK_MS / 1000
         wait_settled(system, clients.accepted - accepted)
@@ -129,8 +135,8 @@ def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(syste
 
 def test_a_database_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        noticed = noticing(system, "orders-relay", "relay.database_down")
-        with away(system.postgres, system.postgres.kill):
+        noticed = notice_waiter(system, "orders-relay", "relay.database_down")
+        with stopped_server(system.postgres, system.postgres.kill):
             clients.wait_tried(10)
             noticed()
         wait_settled(system, 50)

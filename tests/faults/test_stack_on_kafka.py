@@ -1,4 +1,4 @@
-"""The stack on Apache Kafka: the broker of production, which keeps what it is given."""
+"""The stack on Apache Kafka, the broker of production, which keeps its records in a restart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.acceptance
 
 
 def topics(stack: Stack) -> dict[str, Any]:
-    """The ids of the topics: one that was made anew would have another."""
+    """Return the ids of the topics. A topic that was created again would have another id."""
     admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{stack.ports['KAFKA_PORT']}")
     try:
         described = admin.describe_topics(["orders.events", "payments.events"])
@@ -73,21 +73,21 @@ def test_the_stack_runs_on_apache_kafka_which_keeps_its_topics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "told"),
+    ("env", "message"),
     [
         ({"BROKER": "rabbit"}, "BROKER is 'rabbit': set it to embedded or kafka."),
         ({"BROKER": "kafka", "KAFKA_BOOTSTRAP_SERVERS": "k:9092"}, "unset one of them"),
-        ({"BROKER": "kafka", "PATH": "nothing"}, "install openjdk-17-jre-headless and maven"),
+        ({"BROKER": "kafka", "PATH": "nothing"}, "install default-jre-headless and maven"),
     ],
 )
-def test_what_is_wrong_with_it_is_told_in_one_sentence(
-    tmp_path: Path, env: dict[str, str], told: str
+def test_a_wrong_broker_setting_is_reported_in_one_sentence(
+    tmp_path: Path, env: dict[str, str], message: str
 ) -> None:
     stack = Stack()
     try:
         refused = stack.settle("up", **env)
         assert refused.returncode == 1
-        assert told in refused.stderr
+        assert message in refused.stderr
         assert refused.stderr.count("\n") == 1
         assert stack.running() == []
     finally:

@@ -1,4 +1,4 @@
-"""Topics that other clients write to in transactions: committed, aborted, and left open."""
+"""Other clients write to the topics in transactions: committed, aborted, and left open."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRICE = 60
 
 @pytest.fixture
 def user(delivery: Delivery) -> UUID:
-    """A user with a balance of 100. Creates the topic of orders, too."""
+    """Create the topic of orders, and return a user with a balance of 100."""
     delivery.create_topic_with_senders_times(ORDERS)
     return delivery.open_account(100)
 
@@ -73,7 +73,11 @@ def test_an_order_that_its_producer_aborted_is_not_charged(
         producer.commit_transaction()
 
     with delivery.consumer("payments"):
-        wait_until(lambda: len(delivery.charges()) == 1, timeout_s=40, what="the committed one")
+        wait_until(
+            lambda: len(delivery.charges()) == 1,
+            timeout_s=40,
+            what="the committed order to be charged",
+        )
         wait_until(
             lambda: doctor.verdict("payments lag") == ("ok", "none"),
             timeout_s=20,
@@ -130,7 +134,11 @@ def test_a_hanging_transaction_is_reported_and_events_behind_it_arrive_after_its
                 what="the health file to name the partition",
             )
             producer.abort_transaction()
-            wait_until(lambda: len(delivery.charges()) == 1, timeout_s=40, what="what is behind")
+            wait_until(
+                lambda: len(delivery.charges()) == 1,
+                timeout_s=40,
+                what="the order behind the transaction",
+            )
 
     assert open_transaction[0] == "warn"
     assert "1 open" in open_transaction[1]

@@ -1,4 +1,4 @@
-"""What delivers dies, freezes, comes and goes while orders are placed, and the audit is clean."""
+"""Relays and consumers die, freeze, start and stop under load, and the audit stays clean."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LANES = [(program, service) for program in POINTS for service in SERVICES]
 
 
 @pytest.mark.timeout(300)
-def test_each_is_killed_at_each_of_its_places(delivery: Delivery) -> None:
-    """After send and before mark, after commit and before the offset, and in the midst of both."""
+def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
+    """A relay dies between sending and marking, and a consumer between its two commits."""
     stop = threading.Event()
     last = threading.Barrier(len(LANES) + 1)
 
     def run(program: str, service: str) -> None:
         for point in POINTS[program]:
-            # The third time: what came before it is through, what comes after it waits.
+            # The process dies at its third pass, so it has finished work and has more to do.
             with delivery.process(
                 program, "run", service, FAILPOINTS=f"{point}=kill@3", RELAY_BATCH="20"
             ) as victim:
@@ -54,7 +54,7 @@ def test_each_is_killed_at_each_of_its_places(delivery: Delivery) -> None:
             traffic.end()
             traffic.wait_settled()
         except threading.BrokenBarrierError:
-            pass  # a lane has failed, and tells why
+            pass  # a lane has failed, and its result raises the reason
         finally:
             last.abort()
             stop.set()
@@ -66,14 +66,14 @@ def test_each_is_killed_at_each_of_its_places(delivery: Delivery) -> None:
 def test_a_relay_killed_midway_through_a_batch(
     proxied_delivery: Delivery, proxied: Proxied
 ) -> None:
-    """Of a batch, one request is in the topic and the next is not."""
+    """The topic has the first request of a batch, but not the second."""
     delivery = proxied_delivery
     traffic = Traffic(delivery, clients=3)
-    # Of one user, so for one partition: more than one request can hold.
+    # All orders are of one user, so they go to one partition and need more than one request.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    # A turn gives each of its shards an equal share; here, a share is the whole batch. The clients
-    # begin later, so that the first request holds events of the batch.
+    # A relay gives each shard an equal share of a turn. Here, one share holds the whole batch. The
+    # clients start later, so that the first request holds events of the batch.
     turn = str(SHARDS_PER_BATCH * len(batch))
     with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
 
@@ -87,9 +87,9 @@ def test_a_relay_killed_midway_through_a_batch(
             assert victim.wait(timeout_s=60) == -signal.SIGKILL
     with traffic, proxied.failing(lambda _: None):
         sent = {header(record, "ce_id") for record in delivery.records(ORDERS)}
-        assert batch <= pending(delivery), f"some of it was marked: {victim.lines}"
-        assert batch & sent, "none of it was sent"
-        assert batch - sent, "all of it was sent"
+        assert batch <= pending(delivery), f"some events of the batch were marked: {victim.lines}"
+        assert batch & sent, "no event of the batch was sent"
+        assert batch - sent, "all events of the batch were sent"
         with relays_and_consumers(delivery):
             traffic.wait_more(len(batch))
             traffic.end()
@@ -98,13 +98,13 @@ def test_a_relay_killed_midway_through_a_batch(
 
 
 def pending(delivery: Delivery) -> set[str]:
-    """The ids of what is to be sent."""
+    """Return the ids of the pending events."""
     return {str(id_) for (id_,) in delivery.query("orders", "SELECT id FROM outbox_pending")}
 
 
 @pytest.mark.timeout(400)
-def test_the_frozen_wake_when_others_have_long_taken_over(delivery: Delivery) -> None:
-    """Past the lease of a relay, its producer's time-outs, and the session of a consumer."""
+def test_frozen_processes_continue_after_others_took_over(delivery: Delivery) -> None:
+    """They are frozen longer than a lease, a producer's time-outs and a consumer's session."""
     frozen_at = {RELAY: "relay.sent", CONSUMER: "consumer.applied"}
     others = ExitStack()
     with ExitStack() as running, Traffic(delivery) as traffic, others:
@@ -116,18 +116,22 @@ def test_the_frozen_wake_when_others_have_long_taken_over(delivery: Delivery) ->
             for program, service in LANES
         }
         for lane, process in frozen.items():
-            wait_until(lambda: stopped(process), timeout_s=120, what=f"{lane} to freeze")  # noqa: B023
+            wait_until(lambda: is_stopped(process), timeout_s=120, what=f"{lane} to freeze")  # noqa: B023
         placed = [order for orders in traffic.placed.values() for order in list(orders)]
         wait_until(lambda: traffic.settled(placed), timeout_s=90, what="others to take over")
         for service in SERVICES:
-            wait_until(lambda: not holding(delivery, service), timeout_s=30, what="the lease")  # noqa: B023
+            wait_until(
+                lambda: not held_transactions(delivery, service),  # noqa: B023
+                timeout_s=30,
+                what="the lease",
+            )
 
         for process in frozen.values():
             process.signal(signal.SIGCONT)
         for service in SERVICES:
             frozen[RELAY, service].wait_logged("relay.database_up", timeout_s=60)
         others.close()
-        # Those that were frozen do all of it now.
+        # Only the processes that were frozen run now, and they do all the work.
         traffic.wait_more(50)
         traffic.end()
         traffic.wait_settled()
@@ -137,14 +141,14 @@ def test_the_frozen_wake_when_others_have_long_taken_over(delivery: Delivery) ->
     traffic.check()
 
 
-def stopped(process: Process) -> bool:
-    """Whether it is frozen; tells what it did instead."""
+def is_stopped(process: Process) -> bool:
+    """Return True if the process is frozen, or fail with its last log lines."""
     assert process.stopped, "".join(process.lines[-10:])
     return True
 
 
-def holding(delivery: Delivery, service: str) -> list[object]:
-    """The transactions of relays that nothing has happened in for seconds."""
+def held_transactions(delivery: Delivery, service: str) -> list[object]:
+    """Return the transactions of relays that have been idle for more than 2 seconds."""
     return delivery.query(
         service,
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
@@ -156,12 +160,12 @@ def holding(delivery: Delivery, service: str) -> list[object]:
 
 @pytest.mark.timeout(300)
 def test_consumers_that_join_and_leave_all_the_time(delivery: Delivery) -> None:
-    """In order and without a word, by turns."""
+    """They stop by SIGTERM and by SIGKILL, by turns."""
 
-    def come_and_go(service: str) -> None:
+    def join_and_leave(service: str) -> None:
         for how in (signal.SIGTERM, signal.SIGKILL) * 2:
             with delivery.process(CONSUMER, "run", service) as member:
-                # It has its share of the partitions, and takes from them.
+                # The new member has its partitions and reads from them.
                 member.wait_logged("consumer.received", timeout_s=60)
                 member.signal(how)
                 assert member.wait() == (0 if how is signal.SIGTERM else -how)
@@ -171,8 +175,8 @@ def test_consumers_that_join_and_leave_all_the_time(delivery: Delivery) -> None:
         Traffic(delivery) as traffic,
         ThreadPoolExecutor(2) as pool,
     ):
-        for coming in [pool.submit(come_and_go, service) for service in SERVICES]:
-            coming.result(250)
+        for member_runs in [pool.submit(join_and_leave, service) for service in SERVICES]:
+            member_runs.result(250)
         traffic.wait_more(20)
         traffic.end()
         traffic.wait_settled()

@@ -1,4 +1,4 @@
-"""Batches that cannot be read: they stop their own partition, or are kept and skipped."""
+"""A batch that cannot be read stops only its partition, or becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ pytestmark = [
 PRICE = 5
 
 
-def said_to_be(codec: str) -> Callable[[bytes], bytes]:
-    """Return what makes a batch say that it is compressed, which it is not."""
+def claim_codec(codec: str) -> Callable[[bytes], bytes]:
+    """Return a function that marks an uncompressed batch as compressed."""
     return lambda batch: with_checksum(put(batch, ATTRIBUTES_AT, ">h", CODECS[codec]))
 
 
 CORRUPT: dict[str, Callable[[bytes], bytes]] = {
     "checksum": lambda batch: flip(batch, RECORDS_AT + 20),
-    "gzip": said_to_be("gzip"),
-    "snappy": said_to_be("snappy"),
-    "lz4": said_to_be("lz4"),
-    "zstd": said_to_be("zstd"),
+    "gzip": claim_codec("gzip"),
+    "snappy": claim_codec("snappy"),
+    "lz4": claim_codec("lz4"),
+    "zstd": claim_codec("zstd"),
     "missing record": lambda batch: with_checksum(put(batch, COUNT_AT, ">i", 2)),
     "negative length": lambda batch: with_checksum(put(batch, RECORDS_AT, ">B", 0x7F)),
     "format": lambda batch: put(batch, MAGIC_AT, ">b", 9),
@@ -63,20 +63,20 @@ CORRUPT: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[KafkaBroker]:
-    """A node of these tests, to stop and start."""
+    """Start a node that only these tests use, because they stop and start it."""
     with KafkaBroker() as broker:
         yield broker
 
 
 @pytest.fixture
 def topic(payments_url: str, orders_url: str, node: KafkaBroker) -> Delivery:
-    """Both databases, and `node`, empty."""
+    """Empty the node, and return a delivery with both databases and the node."""
     node.reset()
     return Delivery(payments_url, orders_url, node.bootstrap)
 
 
 def put_orders(delivery: Delivery, user: UUID, partition: int, *counts: int) -> None:
-    """Put batches of so many orders into a partition."""
+    """Write one batch of orders for each count to a partition."""
     for count in counts:
         delivery.produce(
             ORDERS,
@@ -145,7 +145,7 @@ def test_a_consumer_killed_at_a_corrupt_batch_keeps_it_once(
 def test_a_damaged_connection_is_replaced_and_nothing_is_given_up(
     payments_url: str, orders_url: str
 ) -> None:
-    """The bytes on the broker are sound: only the first connection garbles them."""
+    """The bytes on the broker are correct. Only the first connection damages them."""
     port = free_port()
     with KafkaBroker(port) as node, Wire(kafka_client, port, node.port) as wire:
         delivery = Delivery(payments_url, orders_url, f"127.0.0.1:{port}")
@@ -163,7 +163,7 @@ def test_a_damaged_connection_is_replaced_and_nothing_is_given_up(
 
 
 def put_compressed(delivery: Delivery, user: UUID, codec: str, partition: int) -> None:
-    """Put an order into a partition, as another client does that compresses."""
+    """Write an order to a partition, as another client that compresses its batches would."""
     delivery.produce(ORDERS)  # makes the topic
     producer = KafkaProducer(bootstrap_servers=delivery.bootstrap, compression_type=codec)
     record = order_created(user, PRICE)
@@ -180,12 +180,12 @@ def test_every_codec_of_kafka_is_read(topic: Delivery) -> None:
         put_compressed(topic, user, codec, partition)
 
     with topic.consumer("payments"):
-        wait_until(lambda: len(topic.charges()) == 4, timeout_s=40, what="all four")
+        wait_until(lambda: len(topic.charges()) == 4, timeout_s=40, what="all four charges")
 
     assert topic.dead_letters("payments") == []
 
 
-def test_a_missing_codec_stops_its_partition_until_it_is_there(
+def test_a_missing_codec_stops_its_partition_until_it_is_installed(
     topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = topic.open_account(1000)
@@ -195,8 +195,8 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
         put_orders(topic, user, partition, 1)
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
-    with monkeypatch.context() as lacking:
-        lacking.setattr(kafka.codec, "snappy", None)
+    with monkeypatch.context() as without_snappy:
+        without_snappy.setattr(kafka.codec, "snappy", None)
         with topic.consumer("payments", health_dir=str(tmp_path)):
             wait_until(
                 lambda: len(topic.charges()) == PARTITIONS - 1,
@@ -213,8 +213,10 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
                 what="the health file to name the partition",
             )
             put_orders(topic, user, 1, 1)
-            wait_until(lambda: len(topic.charges()) == PARTITIONS, timeout_s=20, what="one more")
-            lacking.undo()
+            wait_until(
+                lambda: len(topic.charges()) == PARTITIONS, timeout_s=20, what="one more charge"
+            )
+            without_snappy.undo()
             wait_until(
                 lambda: len(topic.charges()) == PARTITIONS + 2, timeout_s=30, what="the held ones"
             )
@@ -226,11 +228,11 @@ def test_a_missing_codec_stops_its_partition_until_it_is_there(
 def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
     node: KafkaBroker, topic: Delivery, tmp_path: Path
 ) -> None:
-    """It finds no batch behind one whose length is wrong."""
+    """Behind a batch with a wrong length, the broker finds no batch."""
     user = topic.open_account(1000)
     put_orders(topic, user, 0, 1, 1, 1)
     put_orders(topic, user, 1, 1)
-    # Started on it, the node would refuse to run.
+    # The file is changed while the node runs, because a node does not start on such a file.
     rewrite(node.folder, ORDERS, 0, 1, lambda batch: put(batch, LENGTH_AT, ">i", 5))
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
@@ -238,13 +240,13 @@ def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
         wait_until(lambda: len(topic.charges()) == 2, timeout_s=60, what="the other partition")
         wait_until(lambda: f"{ORDERS}-0 at 1" in health(), timeout_s=20, what="the health file")
         put_orders(topic, user, 1, 1)
-        wait_until(lambda: len(topic.charges()) == 3, timeout_s=20, what="one more")
+        wait_until(lambda: len(topic.charges()) == 3, timeout_s=20, what="one more charge")
         assert consumer.logged("consumer.broker_down") == []
 
     assert topic.dead_letters("payments") == []
 
 
-def test_audit_and_doctor_read_over_what_cannot_be_read(
+def test_audit_and_doctor_continue_after_unreadable_batches(
     node: KafkaBroker, topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = topic.open_account(1000)

@@ -1,4 +1,4 @@
-"""The services' clients, each on a fresh database."""
+"""Test clients and database sessions of both services. Each test has fresh databases."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def payments(payments_url: str) -> Iterator[FlaskClient]:
-    """A client of the payments API."""
+    """Return a client of the payments API."""
     with open_app("payments", payments_url) as app:
         yield app.test_client()
 
 
 @pytest.fixture
 def orders(orders_url: str) -> Iterator[FlaskClient]:
-    """A client of the orders API."""
+    """Return a client of the orders API."""
     with open_app("orders", orders_url) as app:
         yield app.test_client()
 
 
 @pytest.fixture
 def payments_session(payments_url: str) -> Iterator[Session]:
-    """A session on the database of payments; what it began is rolled back in the end."""
+    """Return a session on the payments database. Its open transaction is rolled back at the end."""
     with Session(create_engine(payments_url, poolclass=NullPool)) as session:
         yield session
 
 
 @pytest.fixture
 def orders_session(orders_url: str) -> Iterator[Session]:
-    """A session on the database of orders; what it began is rolled back in the end."""
+    """Return a session on the orders database. Its open transaction is rolled back at the end."""
     with Session(create_engine(orders_url, poolclass=NullPool)) as session:
         yield session

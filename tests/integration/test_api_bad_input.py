@@ -1,4 +1,4 @@
-"""Bad input of every kind gets a 4xx problem document on every call, never 500."""
+"""Invalid input gets a 4xx problem document from every call of the API, never a 500."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NOT_JSON = [
     b'{"amount": -Infinity}',
     b'{"unknown": NaN}',
     b'{"description": "\xff"}',
-    b'{"description": "\xed\xa0\x80"}',  # a surrogate, in UTF-8 that nobody may write
+    b'{"description": "\xed\xa0\x80"}',  # UTF-8 must not encode a surrogate
     b'{"description": "\x00"}',  # a control character must be escaped
     b'\xef\xbb\xbf{"amount": 1}',
     '{"amount": 1}'.encode("utf-16"),
@@ -56,7 +56,7 @@ NOT_JSON = [
     b"user_id=1&amount=2",
     b"<a/>",
 ]
-NO_OBJECT = [b"null", b"true", b"1", b"1.5", b'"x"', b"[]", b'[{"amount": 1}]']
+NOT_AN_OBJECT = [b"null", b"true", b"1", b"1.5", b'"x"', b"[]", b'[{"amount": 1}]']
 
 WRONG_ANYWHERE: list[Any] = [
     None,
@@ -90,7 +90,7 @@ WRONG_AMOUNTS = ["", "5", "x", "1e3"]
 def clients(
     postgres: PostgresServer, databases: Callable[[str], str]
 ) -> Iterator[dict[str, FlaskClient]]:
-    """Clients on databases that these tests share; none looks at what is in them."""
+    """Return clients on shared databases. No test here depends on the stored rows."""
     with ExitStack() as stack:
         made = {}
         for service in ("payments", "orders"):
@@ -102,11 +102,11 @@ def clients(
 
 
 def post(client: FlaskClient, path: str, body: object) -> TestResponse:
-    # Escaped: a lone surrogate is JSON, and cannot be UTF-8.
+    # Escape non-ASCII: JSON can hold a lone surrogate, UTF-8 cannot.
     return client.post(path, data=json.dumps(body, ensure_ascii=True), content_type=JSON)
 
 
-def shown(value: object) -> str:
+def shorten(value: object) -> str:
     return ascii(value)[:30]
 
 
@@ -114,20 +114,20 @@ def shown(value: object) -> str:
 def call(
     request: pytest.FixtureRequest, clients: dict[str, FlaskClient]
 ) -> tuple[FlaskClient, str]:
-    """A call that takes a body: its client and its address."""
+    """Return the client and the path of a call that takes a body."""
     service, path, _ = CALLS[request.param]
     return clients[service], path
 
 
-def test_what_is_not_json_is_a_bad_request(call: tuple[FlaskClient, str]) -> None:
+def test_a_body_that_is_not_json_is_a_bad_request(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     for body in NOT_JSON:
         problem_of(client.post(path, data=body, content_type=JSON), 400)
 
 
-def test_what_is_no_object_is_refused(call: tuple[FlaskClient, str]) -> None:
+def test_a_body_that_is_not_an_object_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
-    for body in NO_OBJECT:
+    for body in NOT_AN_OBJECT:
         document = problem_of(client.post(path, data=body, content_type=JSON), 422)
         assert document["errors"] == [{"pointer": "#", "detail": "Must be a JSON object."}]
 
@@ -145,16 +145,16 @@ def test_what_is_no_object_is_refused(call: tuple[FlaskClient, str]) -> None:
         (b'[{"a": 1, "a": 2}]', ["#/0/a"]),
     ],
 )
-def test_a_name_twice_in_an_object_is_refused(
+def test_a_duplicate_name_in_an_object_is_refused(
     call: tuple[FlaskClient, str], body: bytes, pointers: list[str]
 ) -> None:
-    """Whatever it is: readers do not agree on which of the values counts."""
+    """JSON parsers disagree about which of the duplicate values is used."""
     client, path = call
     document = problem_of(client.post(path, data=body, content_type=JSON), 422)
     assert [error["pointer"] for error in document["errors"]] == pointers
 
 
-def test_many_names_twice_are_not_all_told(call: tuple[FlaskClient, str]) -> None:
+def test_only_the_first_20_duplicate_names_are_reported(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     pairs = ",".join(f'"{number}{"x" * 200}": 1' for number in range(250))
     response = client.post(path, data=f"{{{pairs},{pairs}}}", content_type=JSON)
@@ -162,7 +162,7 @@ def test_many_names_twice_are_not_all_told(call: tuple[FlaskClient, str]) -> Non
     assert len(response.data) < 5_000
 
 
-def test_a_name_twice_is_found_between_many_values(call: tuple[FlaskClient, str]) -> None:
+def test_a_duplicate_name_is_found_between_many_values(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     body = b'{"x": [' + b"[]," * 20_000 + b'{"y": {"a": 1, "a": 2}}], "z": {"b": 1, "b": 2}}'
 
@@ -172,8 +172,8 @@ def test_a_name_twice_is_found_between_many_values(call: tuple[FlaskClient, str]
     assert pointers == ["#/x/20000/y/a", "#/z/b"]
 
 
-def test_a_pointer_of_many_long_names_ends_early(call: tuple[FlaskClient, str]) -> None:
-    """At a value around the place: the answer is short, and the pointer leads somewhere."""
+def test_a_pointer_of_many_long_names_is_cut_short(call: tuple[FlaskClient, str]) -> None:
+    """The pointer then names an enclosing value, which keeps it valid and the answer short."""
     client, path = call
     name = "\U0001f600" * NAME_MAX
     body = f'{{"{name}":' * (MAX_DEPTH - 1) + '{"a": 1, "a": 2}' + "}" * (MAX_DEPTH - 1)
@@ -186,10 +186,10 @@ def test_a_pointer_of_many_long_names_ends_early(call: tuple[FlaskClient, str]) 
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"1" * 400 + b".5"])
-def test_a_number_beyond_all_bounds_is_refused(
+def test_a_number_that_is_too_large_is_refused(
     call: tuple[FlaskClient, str], number: bytes
 ) -> None:
-    """Also in a field that nobody reads."""
+    """This also applies to a field that the API does not use."""
     client, path = call
     for field in (b"amount", b"x"):
         body = b'{"' + field + b'": ' + number + b"}"
@@ -198,21 +198,23 @@ def test_a_number_beyond_all_bounds_is_refused(
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_nesting_is_bounded(call: tuple[FlaskClient, str], opening: bytes, closing: bytes) -> None:
+def test_nesting_beyond_the_maximum_depth_is_refused(
+    call: tuple[FlaskClient, str], opening: bytes, closing: bytes
+) -> None:
     client, path = call
 
     def post_nested(depth: int) -> TestResponse:
         body = b'{"x": ' + opening * (depth - 1) + b"1" + closing * (depth - 1) + b"}"
         return client.post(path, data=body, content_type=JSON)
 
-    problem_of(post_nested(MAX_DEPTH), 422)  # it lacks what is required, and is not too deep
+    problem_of(post_nested(MAX_DEPTH), 422)  # a required field is missing, but the depth is allowed
     for depth in (MAX_DEPTH + 1, 500, 5_000):
         document = problem_of(post_nested(depth), 400)
         assert document["type"] == "/problems/nested-too-deeply"
         assert str(MAX_DEPTH) in document["detail"]
 
 
-def test_an_empty_object_lacks_what_is_required(call: tuple[FlaskClient, str]) -> None:
+def test_an_empty_object_is_refused_for_its_missing_fields(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     document = problem_of(client.post(path, json={}), 422)
     assert document["errors"]
@@ -237,7 +239,7 @@ def test_a_number_of_5000_digits_is_refused(call: tuple[FlaskClient, str]) -> No
         "application/xml",
     ],
 )
-def test_a_body_must_say_that_it_is_json(
+def test_a_body_without_a_json_content_type_is_refused(
     call: tuple[FlaskClient, str], content_type: str | None
 ) -> None:
     client, path = call
@@ -265,8 +267,10 @@ def test_a_body_must_say_that_it_is_json(
         ('{"description": "\xe9"}'.encode("latin-1"), "it is not UTF-8 (at byte 18)."),
     ],
 )
-def test_another_encoding_is_named(call: tuple[FlaskClient, str], body: bytes, detail: str) -> None:
-    """RFC 8259, section 8.1; a byte order mark may be ignored or refused."""
+def test_the_error_names_the_encoding_of_the_body(
+    call: tuple[FlaskClient, str], body: bytes, detail: str
+) -> None:
+    """See RFC 8259, section 8.1. A server may ignore or refuse a byte order mark."""
     client, path = call
     for content_type in (JSON, "application/json; charset=utf-16"):
         document = problem_of(client.post(path, data=body, content_type=content_type), 400)
@@ -276,7 +280,7 @@ def test_another_encoding_is_named(call: tuple[FlaskClient, str], body: bytes, d
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "GZIP, identity", "x"])
 def test_a_compressed_body_is_refused(call: tuple[FlaskClient, str], coding: str) -> None:
-    """RFC 9110, section 15.5.16."""
+    """See RFC 9110, section 15.5.16."""
     client, path = call
     body = gzip.compress(json.dumps({"user_id": USER, "amount": 5}).encode())
 
@@ -289,8 +293,8 @@ def test_a_compressed_body_is_refused(call: tuple[FlaskClient, str], coding: str
     assert response.headers["Accept-Encoding"] == "identity"
 
 
-def test_the_largest_order_is_taken(clients: dict[str, FlaskClient]) -> None:
-    """Every character escaped, and each of the description as two surrogates."""
+def test_the_largest_order_is_accepted(clients: dict[str, FlaskClient]) -> None:
+    """Each character is escaped. Each character of the description is a surrogate pair."""
 
     def escaped(value: str) -> str:
         units = value.encode("utf-16-be")
@@ -316,7 +320,7 @@ def test_a_large_body_is_refused(call: tuple[FlaskClient, str]) -> None:
     problem_of(client.post(path, data=body, content_type=JSON), 413)
 
 
-def test_a_wrong_method_is_refused(call: tuple[FlaskClient, str]) -> None:
+def test_an_unsupported_method_is_refused(call: tuple[FlaskClient, str]) -> None:
     client, path = call
     for method in ("PUT", "PATCH", "DELETE", "TRACE", "FOO"):
         response = client.open(path, method=method, json={})
@@ -333,18 +337,18 @@ def test_a_wrong_value_is_refused_in_every_field(
     for value in wrong:
         response = post(clients[service], path, body | {field: value})
         document = problem_of(response, 422)
-        assert [error["pointer"] for error in document["errors"]] == [f"#/{field}"], shown(value)
+        assert [error["pointer"] for error in document["errors"]] == [f"#/{field}"], shorten(value)
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_an_unknown_field_may_hold_anything(
     clients: dict[str, FlaskClient], name: str, field: str
 ) -> None:
-    """Only the fields that are known are looked at: the account decides, not the rest."""
+    """The API validates only the fields that it knows, so the account alone decides the status."""
     service, path, body = CALLS[name]
     for value in WRONG_ANYWHERE:
         response = post(clients[service], path, body | {f"{field}_": value})
-        assert response.status_code in {200, 201, 202, 404, 409}, shown(value)
+        assert response.status_code in {200, 201, 202, 404, 409}, shorten(value)
 
 
 @pytest.mark.parametrize("service", ["payments", "orders"])
@@ -353,7 +357,7 @@ def test_an_unknown_field_may_hold_anything(
     ["/x", "/accounts/", "/orders/", "/order", "/order/", "/accounts//deposit", "/.env", "/%00",
      "/%ff", "/%2e%2e/%2e%2e/etc/passwd", "/" + "x" * 3000],
 )  # fmt: skip
-def test_an_unknown_address_is_a_problem(
+def test_an_unknown_path_gets_a_problem_document(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
     for method in ("GET", "POST", "FOO"):
@@ -361,7 +365,7 @@ def test_an_unknown_address_is_a_problem(
 
 
 @pytest.mark.parametrize("user_id", [None, *WRONG_USERS, "\0", "\ud83d\ude00", "x" * 3000])
-def test_a_balance_of_a_wrong_user_is_refused(
+def test_a_balance_of_an_invalid_user_id_is_refused(
     clients: dict[str, FlaskClient], user_id: str | None
 ) -> None:
     query = {} if user_id is None else {"user_id": user_id.encode("utf-8", "surrogatepass")}
@@ -369,7 +373,7 @@ def test_a_balance_of_a_wrong_user_is_refused(
     assert [error["parameter"] for error in document["errors"]] == ["user_id"]
 
 
-def test_every_fault_of_a_body_is_told(clients: dict[str, FlaskClient]) -> None:
+def test_every_error_of_a_body_is_reported(clients: dict[str, FlaskClient]) -> None:
     body = {"user_id": 1, "amount": "5", "description": None}
     document = problem_of(clients["orders"].post("/orders", json=body), 422)
     assert {error["pointer"] for error in document["errors"]} == {
@@ -379,7 +383,9 @@ def test_every_fault_of_a_body_is_told(clients: dict[str, FlaskClient]) -> None:
     }
 
 
-def test_json_may_be_named_with_a_charset_or_a_suffix(clients: dict[str, FlaskClient]) -> None:
+def test_a_json_content_type_may_have_a_charset_or_a_suffix(
+    clients: dict[str, FlaskClient],
+) -> None:
     body = json.dumps({"user_id": USER, "amount": 5})
     for content_type in (
         "application/json; charset=utf-8",

@@ -1,4 +1,4 @@
-"""Requests at the same time, on threads of one app, each with a connection of its own."""
+"""Concurrent requests: threads of one app, each with its own database connection."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from sqlalchemy.orm import Session
 
-# As many as the app's pool has connections; the rest of the calls queue behind them.
+# The size of the app's connection pool. Further calls wait in a queue.
 THREADS = 10
 
 
-def at_once(calls: int, call: Callable[[], int]) -> Counter[int]:
-    """How often each status was answered."""
+def call_concurrently(calls: int, call: Callable[[], int]) -> Counter[int]:
+    """Make the calls concurrently and count the answers by status."""
     start = Barrier(THREADS)
 
     def wait_and_call(number: int) -> int:
@@ -35,16 +35,16 @@ def at_once(calls: int, call: Callable[[], int]) -> Counter[int]:
         return Counter(pool.map(wait_and_call, range(calls)))
 
 
-def test_50_creates_of_one_account_make_one(payments: FlaskClient) -> None:
+def test_50_concurrent_requests_create_one_account(payments: FlaskClient) -> None:
     app, body = payments.application, {"user_id": str(uuid4())}
 
     def create() -> int:
         return app.test_client().post("/accounts", json=body).status_code
 
-    assert at_once(50, create) == {201: 1, 409: 49}
+    assert call_concurrently(50, create) == {201: 1, 409: 49}
 
 
-def test_100_deposits_add_up(payments: FlaskClient, payments_session: Session) -> None:
+def test_100_concurrent_deposits_add_up(payments: FlaskClient, payments_session: Session) -> None:
     app, user_id = payments.application, str(uuid4())
     payments.post("/accounts", json={"user_id": user_id})
 
@@ -52,14 +52,14 @@ def test_100_deposits_add_up(payments: FlaskClient, payments_session: Session) -
         path = f"/accounts/{user_id}/deposit"
         return app.test_client().post(path, json={"amount": 7}).status_code
 
-    assert at_once(100, deposit) == {200: 100}
+    assert call_concurrently(100, deposit) == {200: 100}
     found = payments.get("/accounts/balance", query_string={"user_id": user_id})
     assert found.json == {"balance": 700}
     moved = select(func.count(), func.sum(Transfer.amount))
     assert payments_session.execute(moved).one() == (100, 700)
 
 
-def test_a_balance_at_its_end_takes_one_of_many_deposits(payments: FlaskClient) -> None:
+def test_a_balance_near_its_maximum_accepts_one_of_many_deposits(payments: FlaskClient) -> None:
     app, user_id = payments.application, str(uuid4())
     payments.post("/accounts", json={"user_id": user_id})
     path = f"/accounts/{user_id}/deposit"
@@ -68,16 +68,16 @@ def test_a_balance_at_its_end_takes_one_of_many_deposits(payments: FlaskClient) 
     def deposit() -> int:
         return app.test_client().post(path, json={"amount": 5}).status_code
 
-    assert at_once(20, deposit) == {200: 1, 409: 19}
+    assert call_concurrently(20, deposit) == {200: 1, 409: 19}
 
 
-def test_100_orders_are_queued_not_refused(orders: FlaskClient) -> None:
+def test_100_concurrent_orders_are_queued_not_refused(orders: FlaskClient) -> None:
     app, user_id = orders.application, str(uuid4())
 
     def place() -> int:
         body = {"user_id": user_id, "amount": 1}
         return app.test_client().post("/orders", json=body).status_code
 
-    assert at_once(100, place) == {202: 100}
+    assert call_concurrently(100, place) == {202: 100}
     listed = orders.get("/orders?limit=1000").get_json()
     assert len({order["ID"] for order in listed}) == 100

@@ -1,6 +1,6 @@
-"""Clients that hold connections, requests or threads, on the server as it is deployed.
+"""Clients that hold many connections, requests or threads of the deployed server.
 
-However many they are, the others are served at once.
+The server still answers other clients at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 import requests
 from sqlalchemy import NullPool, create_engine, text
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.json_body import MAX_BYTES
 from support.peak_memory import PEAK_MAX_MB, peak_mb
 from support.waiting import wait_until
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WORKERS = 2
-# For an answer, while others hold what they can. A request of theirs is waited for longer.
+# Maximum time for an answer while other clients hold resources. An incomplete request may
+# wait longer than this.
 SOON_S = 8.0
-# A stop that waited for its clients would take the 20 s of `graceful_timeout`.
+# Less than `graceful_timeout` (20 s), which a stop would take if it waited for its clients.
 STOP_MAX_S = 15.0
 
 BODY = json.dumps({"user_id": str(uuid4()), "amount": 5}).encode()
@@ -44,8 +45,8 @@ WITH_LENGTH = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 IN_CHUNKS = (
     HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 )
-# Each with the place where the client stops for a while.
-STOPPED = [
+# Requests, each with the number of bytes after which the client pauses.
+PAUSED = [
     (WITH_LENGTH, 1),
     (WITH_LENGTH, len(HEAD)),
     (WITH_LENGTH, len(WITH_LENGTH) - len(BODY)),
@@ -65,14 +66,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(database_url: str, log: Path) -> Iterator[int]:
-    """Where gunicorn listens."""
+    """Start the API in gunicorn, and yield its port."""
     with serve("orders", database_url, log) as url:
         yield port_of(url)
 
 
 @pytest.fixture
 def small_port(database_url: str, tmp_path: Path) -> Iterator[int]:
-    """Where gunicorn listens with one worker, that takes few connections."""
+    """Start the API with one worker and a low connection limit, and yield its port."""
     few = f"--workers 1 --worker-connections {SMALL_CONNECTIONS}"
     with serve("orders", database_url, tmp_path / "log", GUNICORN_CMD_ARGS=few) as url:
         yield port_of(url)
@@ -94,7 +95,7 @@ def status_on(client: socket.socket) -> int:
 
 
 def livez_s(port: int) -> float:
-    """How many seconds an answer takes."""
+    """Return how many seconds an answer takes."""
     began = time.monotonic()
     assert requests.get(f"http://127.0.0.1:{port}/livez", timeout=30).ok
     return time.monotonic() - began
@@ -111,7 +112,7 @@ def place(port: int, *, timeout_s: float = SOON_S) -> requests.Response:
 
 @contextmanager
 def many_open_files() -> Iterator[None]:
-    """Let this process have so many connections."""
+    """Raise this process's limit of open files, for many connections."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
     try:
@@ -120,11 +121,11 @@ def many_open_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.parametrize(("request_", "sent"), STOPPED)
-def test_clients_that_stop_in_a_request_hold_no_thread(
+@pytest.mark.parametrize(("request_", "sent"), PAUSED)
+def test_clients_that_pause_in_a_request_hold_no_thread(
     port: int, request_: bytes, sent: int
 ) -> None:
-    """And what they sent is kept: each is answered when it has sent the rest."""
+    """The server keeps what they sent, and answers each client after it has sent the rest."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(3 * WORKERS * THREADS)]
         for client in clients:
@@ -138,8 +139,8 @@ def test_clients_that_stop_in_a_request_hold_no_thread(
         assert [status_on(client) for client in clients] == [202] * len(clients)
 
 
-def test_a_request_whose_body_comes_late_is_one_request(port: int, log: Path) -> None:
-    """One line in the log, under the id of the answer."""
+def test_a_request_whose_body_comes_late_is_logged_once(port: int, log: Path) -> None:
+    """Its log has one line, with the request id of the answer."""
     address = f"/orders/{uuid4()}"
     head = WITH_LENGTH[: -len(BODY)]
     with connect(port) as client:
@@ -165,7 +166,7 @@ def test_a_request_whose_body_comes_late_is_one_request(port: int, log: Path) ->
 
 @pytest.mark.slow
 def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: Path) -> None:
-    """The oldest are refused; the others are still awaited."""
+    """The oldest requests are refused. The server still waits for the others."""
     log = tmp_path / "log"
     head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (MAX_BYTES - 100, b" " * (MAX_BYTES - 100))
@@ -193,7 +194,7 @@ def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: P
 
 
 def test_silent_connections_make_room_for_others(small_port: int) -> None:
-    """The one that is silent longest first."""
+    """The connection that was silent for the longest time is closed first."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(small_port)) for _ in range(3 * SMALL_CONNECTIONS)]
 
@@ -205,7 +206,7 @@ def test_silent_connections_make_room_for_others(small_port: int) -> None:
         assert status_on(clients[-1]) == 202
 
 
-def test_requests_that_do_not_come_make_room_for_others(small_port: int) -> None:
+def test_incomplete_requests_make_room_for_others(small_port: int) -> None:
     with ExitStack() as stack:
         clients = []
         for _ in range(3 * SMALL_CONNECTIONS):
@@ -219,7 +220,7 @@ def test_requests_that_do_not_come_make_room_for_others(small_port: int) -> None
         assert clients[0].recv(1) == b""
 
 
-def test_a_request_at_work_keeps_its_connection(small_port: int) -> None:
+def test_a_request_in_progress_keeps_its_connection(small_port: int) -> None:
     with ExitStack() as stack:
         waiting = stack.enter_context(connect(small_port))
         waiting.sendall(WITH_LENGTH.replace(b"Host:", b"Prefer: wait=2\r\nHost:"))
@@ -230,8 +231,8 @@ def test_a_request_at_work_keeps_its_connection(small_port: int) -> None:
         assert status_on(waiting) == 202
 
 
-def test_a_worker_that_is_nearly_full_keeps_no_connection(small_port: int) -> None:
-    """The answer says so (RFC 9112, section 9.6): the client does not use it for a request."""
+def test_a_worker_that_is_nearly_full_closes_connections_after_an_answer(small_port: int) -> None:
+    """The answer says ``Connection: close`` (RFC 9112, section 9.6), so clients do not reuse it."""
     url = f"http://127.0.0.1:{small_port}/livez"
     with ExitStack() as stack:
         before = requests.get(url, timeout=30).headers["Connection"]
@@ -260,8 +261,8 @@ def test_a_stop_does_not_wait_for_connections_without_a_request(
         assert kept.recv(1) == b""
 
 
-def test_a_busy_worker_lives(port: int, database_url: str) -> None:
-    """Each list takes a thread some time, and each of the clients asks for many at once."""
+def test_a_busy_worker_answers_its_liveness_probe(port: int, database_url: str) -> None:
+    """Many clients pipeline slow list requests. Other requests are answered meanwhile."""
     fill(database_url)
     ask = b"GET /orders?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
     over = threading.Event()
@@ -278,13 +279,13 @@ def test_a_busy_worker_lives(port: int, database_url: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         try:
             wait_until(partial(times_out, port), what="the worker to be busy")
-            waits = pool.submit(place, port, timeout_s=60)
-            while_it_waited = []
+            order = pool.submit(place, port, timeout_s=60)
+            order_was_waiting = []
             for _ in range(5):
                 livez_s(port)
-                while_it_waited.append(not waits.done())
-            # One was answered while a request of another kind waited in line.
-            assert any(while_it_waited)
+                order_was_waiting.append(not order.done())
+            # At least one probe was answered while the order waited in the queue.
+            assert any(order_was_waiting)
         finally:
             over.set()
             for thread in threads:

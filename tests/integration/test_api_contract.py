@@ -1,4 +1,4 @@
-"""Both services do what their descriptions say, and nothing else, under requests of all kinds."""
+"""Generated requests get only answers that the service's OpenAPI description documents."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("service", ["orders", "payments"])
-def test_a_service_is_as_it_says(
+def test_a_service_conforms_to_its_openapi_description(
     service: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """A few hundred requests; ``make fuzz`` makes more."""
+    """Send a few hundred requests. ``make fuzz`` sends more."""
     database_url = request.getfixturevalue(f"{service}_url")
     log = tmp_path / "api.log"
     with serve(service, database_url, log, LOG_FORMAT="json", LOG_LEVEL="INFO") as url:

@@ -1,17 +1,16 @@
-"""The docs as a person meets them: in a browser, from a running service, and nowhere else."""
+"""The API reference in a browser. It loads files from the running service only."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 import requests
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from support.browser import missing, open_browser
 from support.web import serve
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 WAIT_S = 20
-# The icons of the page, and the browser's own first page.
-NOT_ON_THE_WIRE = ("data:", "chrome:", "chrome-")
+# Addresses that cause no network traffic: the page's icons and the browser's start page.
+LOCAL_SCHEMES = ("data:", "chrome:", "chrome-")
 
 CALLS = {
     "payments": [
@@ -50,43 +49,22 @@ CALLS = {
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """Debian's Chromium, without a screen, with a profile of this test alone."""
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs Chromium: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        "--window-size=1200,1600",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
+    """Start Chromium with a new profile."""
+    if missing():
+        pytest.skip(missing())
+    with open_browser(tmp_path / "profile") as opened:
         yield opened
-    finally:
-        opened.quit()
 
 
 def find(browser: Chrome, selector: str) -> WebElement:
-    """An element, once it is on the page."""
+    """Wait until an element is on the page, and return it."""
     return WebDriverWait(browser, WAIT_S).until(
         lambda _: browser.find_element(By.CSS_SELECTOR, selector), selector
     )
 
 
 def open_docs(browser: Chrome, url: str) -> list[str]:
-    """Open the page as one who comes by the index does, and list the calls that it shows."""
+    """Open the API reference from the index page, and return the calls that it lists."""
     browser.get(url)
     browser.find_element(By.LINK_TEXT, "API reference; you can try each call").click()
     find(browser, ".opblock")
@@ -99,8 +77,8 @@ def open_docs(browser: Chrome, url: str) -> list[str]:
     ]
 
 
-def requested(browser: Chrome) -> set[str]:
-    """Every address that the browser asked for."""
+def requested_urls(browser: Chrome) -> set[str]:
+    """Return every address that the browser requested."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return {
         message["params"]["request"]["url"]
@@ -109,8 +87,8 @@ def requested(browser: Chrome) -> set[str]:
     }
 
 
-def complaints(browser: Chrome) -> list[str]:
-    """What the browser found wrong: files it lacks, or what the page's own policy forbids."""
+def browser_errors(browser: Chrome) -> list[str]:
+    """Return the browser's errors, such as missing files and violations of the page's policy."""
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -133,12 +111,10 @@ def test_a_call_is_tried_out_in_the_docs(
         assert "Account created" in body
         balance = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
         assert balance.json() == {"balance": 0}
-        assert complaints(browser) == []
-        asked = requested(browser)
+        assert browser_errors(browser) == []
+        asked = requested_urls(browser)
         assert f"{url}/openapi.json" in asked
-        assert {
-            each for each in asked if not each.startswith((f"{url}/", *NOT_ON_THE_WIRE))
-        } == set()
+        assert {each for each in asked if not each.startswith((f"{url}/", *LOCAL_SCHEMES))} == set()
 
 
 def test_the_docs_of_orders_show_every_call(
@@ -147,4 +123,4 @@ def test_the_docs_of_orders_show_every_call(
     with serve("orders", orders_url, tmp_path / "api.log") as url:
         assert sorted(open_docs(browser, url)) == sorted(CALLS["orders"])
         browser.save_screenshot(str(tmp_path / "docs.png"))
-        assert complaints(browser) == []
+        assert browser_errors(browser) == []

@@ -1,6 +1,6 @@
-"""Answers that are known from a request's headers alone: they do not wait for its body.
+"""Answers that depend on a request's headers alone do not wait for its body.
 
-On the server as it is deployed, by clients that announce a body and do not send it.
+The clients announce a body to the deployed server and do not send it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.problems.documents import MEDIA_TYPE
 from shared.web.server.request_reader import READ_S
 from shared.web.server.worker import LINGER_MAX_BYTES, LINGER_S
@@ -33,8 +33,8 @@ LARGE = b"Content-Length: 3000000\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 EXPECT = b"Expect: 100-continue\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# The first line, the headers, and the status.
-KNOWN = [
+# Request line, headers and expected status.
+EARLY_ANSWERS = [
     (b"POST /orders", JSON + LARGE, 413),
     (b"GET /orders", LARGE, 413),
     (b"POST /x", JSON + LENGTH, 404),
@@ -51,7 +51,7 @@ KNOWN = [
 
 @pytest.fixture(scope="module")
 def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where gunicorn listens."""
+    """Start the API in gunicorn, and yield its port."""
     log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
     with serve("orders", database_url, log) as url:
         yield int(url.rpartition(":")[2])
@@ -66,7 +66,7 @@ def head(line: bytes, headers: bytes) -> bytes:
 
 
 def send_slowly(client: socket.socket, seconds: float) -> None:
-    """Send a byte now and then for so long."""
+    """Send a byte every 50 ms for this number of seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         client.sendall(b" ")
@@ -74,7 +74,7 @@ def send_slowly(client: socket.socket, seconds: float) -> None:
 
 
 def send_chunks(client: socket.socket, size: int) -> None:
-    """Send so many bytes, in chunks of 64 KiB, as fast as they are taken."""
+    """Send `size` bytes in chunks of 64 KiB, as fast as the server reads them."""
     for _ in range(size // 0x10000):
         client.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
 
@@ -86,11 +86,11 @@ def answer_on(client: socket.socket) -> HTTPResponse:
 
 
 @pytest.mark.parametrize("expect", [b"", EXPECT], ids=["", "expect"])
-@pytest.mark.parametrize(("line", "headers", "status"), KNOWN)
-def test_a_known_answer_is_given_at_once(
+@pytest.mark.parametrize(("line", "headers", "status"), EARLY_ANSWERS)
+def test_an_answer_that_needs_no_body_is_sent_at_once(
     port: int, line: bytes, headers: bytes, status: int, expect: bytes
 ) -> None:
-    """And without an invitation to send the body (RFC 9110, section 10.1.1)."""
+    """The server does not send 100 Continue first (RFC 9110, section 10.1.1)."""
     began = time.monotonic()
     with connect(port) as client:
         client.sendall(head(line, headers + expect))
@@ -106,8 +106,8 @@ def test_a_known_answer_is_given_at_once(
     assert time.monotonic() - began < READ_S / 2
 
 
-def test_such_clients_keep_no_thread(port: int) -> None:
-    """More of them than there are threads, and none closes its connection."""
+def test_clients_that_do_not_send_the_body_hold_no_thread(port: int) -> None:
+    """There are more clients than threads, and no client closes its connection."""
     began = time.monotonic()
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(8 * WORKERS * THREADS)]
@@ -116,11 +116,11 @@ def test_such_clients_keep_no_thread(port: int) -> None:
         for client in clients:
             assert answer_on(client).status == 413
         assert place(port).status_code == 202
-        # Each of them in a thread, for as long as its connection lingers, would take 16 s.
+        # It would take 16 s if each lingering connection held a thread.
         assert time.monotonic() - began < 8 * LINGER_S / 2
 
 
-def test_one_that_goes_on_sending_slowly_is_closed_soon(port: int) -> None:
+def test_a_client_that_keeps_sending_slowly_is_disconnected_soon(port: int) -> None:
     with connect(port) as client:
         client.sendall(head(b"POST /orders", JSON + LARGE))
         assert answer_on(client).status == 413
@@ -129,7 +129,7 @@ def test_one_that_goes_on_sending_slowly_is_closed_soon(port: int) -> None:
             send_slowly(client, READ_S)
 
 
-def test_one_that_goes_on_sending_much_is_closed_soon(port: int) -> None:
+def test_a_client_that_keeps_sending_fast_is_disconnected_soon(port: int) -> None:
     with connect(port) as client:
         client.sendall(head(b"POST /orders", JSON + CHUNKED))
 
@@ -137,8 +137,8 @@ def test_one_that_goes_on_sending_much_is_closed_soon(port: int) -> None:
             send_chunks(client, 10 * LINGER_MAX_BYTES)
 
 
-def test_a_client_that_waits_for_the_invitation_gets_it(port: int) -> None:
-    """Once, and only if the body is wanted."""
+def test_a_client_that_waits_for_100_continue_gets_it(port: int) -> None:
+    """The server sends it once for each request."""
     with connect(port) as client:
         length = b"Content-Length: %d\r\n" % len(BODY)
         for _ in range(2):
@@ -151,7 +151,7 @@ def test_a_client_that_waits_for_the_invitation_gets_it(port: int) -> None:
             assert response.read()
 
 
-def test_a_client_that_does_not_wait_gets_no_invitation(port: int) -> None:
+def test_a_client_that_does_not_wait_gets_no_100_continue(port: int) -> None:
     with connect(port) as client:
         length = b"Content-Length: %d\r\n" % len(BODY)
 
@@ -160,8 +160,8 @@ def test_a_client_that_does_not_wait_gets_no_invitation(port: int) -> None:
         assert client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 202"
 
 
-def test_a_small_body_that_nobody_reads_does_not_end_the_connection(port: int) -> None:
-    """As long as it came with the head."""
+def test_a_small_unread_body_does_not_end_the_connection(port: int) -> None:
+    """This is true for a body that arrives together with the headers."""
     with connect(port) as client:
         length = b"Content-Length: %d\r\n" % len(BODY)
         for _ in range(2):
@@ -178,8 +178,8 @@ def place(port: int) -> requests.Response:
 
 
 @pytest.mark.parametrize(("size", "status"), [(1, 413), (100, 400)])
-def test_chunks_of_a_byte_are_refused_by_what_they_cost(port: int, size: int, status: int) -> None:
-    """White space, which is not JSON; of the larger chunks, the limit lets all through."""
+def test_a_body_in_many_tiny_chunks_is_too_large(port: int, size: int, status: int) -> None:
+    """The cost of many tiny chunks exceeds the limit. Larger chunks pass, and then fail as JSON."""
     chunk = b"%x\r\n%b\r\n" % (size, b" " * size)
     body = chunk * (100_000 // size) + b"0\r\n\r\n"
 

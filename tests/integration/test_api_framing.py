@@ -1,7 +1,7 @@
-"""Requests that HTTP/1.1 does not allow, on the server as it is deployed: rule by rule (RFC 9112).
+"""The deployed server refuses requests that violate HTTP/1.1 (RFC 9112), rule by rule.
 
-Each is followed by an order on the same connection, which must not be placed: where the next
-request starts is unknown then.
+An order follows each of them on the same connection. The server must not execute it, because it
+cannot know where the next request starts.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ ORDER = HEAD + b"Content-Length: " + LENGTH + b"\r\n\r\n" + BODY
 
 
 def with_header(header: bytes) -> bytes:
-    """An order with one more header."""
+    """Return an order with one more header."""
     return HEAD + header + b"\r\nContent-Length: " + LENGTH + b"\r\n\r\n" + BODY
 
 
 def with_length(header: bytes) -> bytes:
-    """An order whose length is said by these lines."""
+    """Return an order with these header lines in place of Content-Length."""
     return HEAD + header + b"\r\n\r\n" + BODY
 
 
 def with_line(line: bytes) -> bytes:
-    """An order whose first line is this one."""
+    """Return an order with this request line."""
     return line + b"\r\n" + ORDER.removeprefix(LINE)
 
 
 def with_coding(coding: bytes, further: bytes = b"") -> bytes:
-    """An order in chunks, with another Transfer-Encoding."""
+    """Return an order in chunks, with this Transfer-Encoding."""
     return (
         HEAD + b"Transfer-Encoding: " + coding + b"\r\n" + further + b"\r\n" + CHUNK + b"0\r\n\r\n"
     )
 
 
-# Section 2.2: the parts of a message. Bare LF and CR, white space before the first header.
+# Section 2.2: line ends and white space between the parts of a message.
 MESSAGE = {
     "bare LF after the first line": ORDER.replace(b"\r\n", b"\n", 1),
     "bare LF after a header": ORDER.replace(b"Host: localhost\r\n", b"Host: localhost\n"),
@@ -68,22 +68,22 @@ MESSAGE = {
     "white space before the first header": LINE + b" X-A: a\r\n" + ORDER.removeprefix(LINE),
     "two empty lines before the first": b"\r\n\r\n" + ORDER,
 }
-# Section 3: the first line.
+# Section 3: the request line.
 LINES = {
     "no version": with_line(b"POST /orders"),
     "two spaces": with_line(b"POST  /orders HTTP/1.1"),
     "a tab": with_line(b"POST\t/orders\tHTTP/1.1"),
     "white space at the end": with_line(b"POST /orders HTTP/1.1 "),
     "a space in the address": with_line(b"POST /ord ers HTTP/1.1"),
-    "an address that is no ASCII": with_line(b"POST /\xff HTTP/1.1"),
+    "an address that is not ASCII": with_line(b"POST /\xff HTTP/1.1"),
     "NUL in the address": with_line(b"POST /orders\0 HTTP/1.1"),
-    "a method that is no token": with_line(b"PO(ST /orders HTTP/1.1"),
+    "a method that is not a token": with_line(b"PO(ST /orders HTTP/1.1"),
     "a fragment": with_line(b"POST /orders#x HTTP/1.1"),
     "neither path nor URI": with_line(b"POST orders HTTP/1.1"),
     "a scheme without slashes": with_line(b"POST http:/orders HTTP/1.1"),
     "another scheme": with_line(b"POST ftp://x/orders HTTP/1.1"),
     "a URI without host": with_line(b"POST http:///orders HTTP/1.1"),
-    "a URI with a port alone": with_line(b"POST http://:80/orders HTTP/1.1"),
+    "a URI with only a port": with_line(b"POST http://:80/orders HTTP/1.1"),
     "a URI with a user": with_line(b"POST http://me@x/orders HTTP/1.1"),
     "a host and port": with_line(b"POST x:80 HTTP/1.1"),
     "CONNECT": with_line(b"CONNECT x:80 HTTP/1.1"),
@@ -109,14 +109,14 @@ HEADERS = {
     "white space before the colon": with_header(b"X-A : a"),
     "a tab before the colon": with_header(b"X-A\t: a"),
     "white space before the colon of a length": with_length(b"Content-Length : " + LENGTH),
-    "a name that is no token": with_header(b"X(A): a"),
-    "a name that is no ASCII": with_header(b"X\xe9: a"),
+    "a name that is not a token": with_header(b"X(A): a"),
+    "a name that is not ASCII": with_header(b"X\xe9: a"),
     "a folded line": with_header(b"X-A: a\r\n b"),
     "NUL in a value": with_header(b"X-A: a\0b"),
     "a control character in a value": with_header(b"X-A: a\x07b"),
     "two media types": with_header(JSON.rstrip()),
 }
-# Section 6: how long the body is.
+# Section 6: the length of the body.
 LENGTHS = {
     "two lengths": with_length(b"Content-Length: 5\r\nContent-Length: " + LENGTH),
     "a length twice": with_length(b"Content-Length: %s\r\nContent-Length: %s" % (LENGTH, LENGTH)),
@@ -134,14 +134,14 @@ LENGTHS = {
     "chunks and a length": CHUNKED.replace(b"Transfer", b"Content-Length: 5\r\nTransfer") + CHUNK,
     "chunked twice": with_coding(b"chunked, chunked"),
     "chunked in two headers": with_coding(b"chunked", b"Transfer-Encoding: chunked\r\n"),
-    "chunked not last": with_coding(b"chunked, gzip"),
-    "no chunks at last": with_coding(b"gzip"),
+    "chunked before another coding": with_coding(b"chunked, gzip"),
+    "gzip alone": with_coding(b"gzip"),
     "identity": with_coding(b"identity"),
-    "chunks by HTTP/1.0": with_coding(b"chunked").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "chunks with HTTP/1.0": with_coding(b"chunked").replace(b"HTTP/1.1", b"HTTP/1.0"),
 }
 # Section 7.1: chunks.
 CHUNKS = {
-    "a size that is no number": CHUNKED + b"zz\r\n",
+    "a size that is not a number": CHUNKED + b"zz\r\n",
     "an empty size": CHUNKED + b"\r\n",
     "a negative size": CHUNKED + b"-1\r\n",
     "a size with a sign": CHUNKED + b"+" + CHUNK,
@@ -154,17 +154,18 @@ CHUNKS = {
     "a malformed extension": CHUNKED + b"4e;=\r\n" + BODY + b"\r\n",
     "an extension of 10 kB": CHUNKED + b"4e;a=" + b"b" * 10_000,
     "no line break after a chunk": CHUNKED + b"%x\r\n%s" % (len(BODY), BODY) + b"0\r\n\r\n",
-    "more than the size": CHUNKED + b"5\r\n" + BODY + b"\r\n0\r\n\r\n",
+    "a chunk longer than its size": CHUNKED + b"5\r\n" + BODY + b"\r\n0\r\n\r\n",
     "bare LF after a chunk": CHUNKED + CHUNK[:-2] + b"\n0\r\n\r\n",
-    "a trailer that is no header": CHUNKED + CHUNK + b"0\r\nX\r\n\r\n",
+    "a trailer that is not a header": CHUNKED + CHUNK + b"0\r\nX\r\n\r\n",
     "a trailer with a length": CHUNKED + CHUNK + b"0\r\nContent-Length: 5\r\n\r\n",
     "trailers of 10 kB": CHUNKED + CHUNK + b"0\r\n" + b"X: aaaa\r\n" * 1200,
     "a folded trailer": CHUNKED + CHUNK + b"0\r\nX: a\r\n b\r\n\r\n",
 }
 BAD_REQUESTS = MESSAGE | LINES | HOSTS | HEADERS | LENGTHS | CHUNKS
 
-# Section 6.1 and RFC 9110, sections 2.5 and 10.1.1: what is well-formed, and unknown here.
-UNKNOWN = {
+# Section 6.1 and RFC 9110, sections 2.5 and 10.1.1: well-formed requests that the server does
+# not support.
+UNSUPPORTED = {
     "another coding": (with_coding(b"br, chunked"), 501),
     "gzip within chunks": (with_coding(b"gzip, chunked"), 501),
     "identity within chunks": (with_coding(b"identity, chunked"), 501),
@@ -178,7 +179,7 @@ UNKNOWN = {
     "two expectations": (with_header(b"Expect: 100-continue, much"), 417),
 }
 
-# Section 8: messages that end before their end. What is there of the body is complete JSON.
+# Section 8: incomplete messages. The part of the body that arrives is complete JSON.
 INCOMPLETE = {
     "in the first line": b"POST /ord",
     "in the headers": HEAD,
@@ -195,7 +196,7 @@ INCOMPLETE = {
     "in the trailers": CHUNKED + CHUNK + b"0\r\nX: a\r\n",
 }
 
-# What is allowed, though rare.
+# Rare forms that are allowed.
 ALLOWED = {
     "an empty line before the first": b"\r\n" + ORDER,
     "a URI": with_line(b"POST http://localhost/orders HTTP/1.1"),
@@ -209,9 +210,9 @@ ALLOWED = {
     "a trailer": CHUNKED + CHUNK + b"0\r\nX: a\r\n\r\n",
     "a length with zeros": with_length(b"Content-Length: 000" + LENGTH),
     "white space around a length": with_length(b"Content-Length: \t " + LENGTH + b" \t"),
-    "a value that is no ASCII": with_header(b"X-A: \xe9"),
+    "a value that is not ASCII": with_header(b"X-A: \xe9"),
     "an empty value": with_header(b"X-A:"),
-    "an expectation by HTTP/1.0": with_header(b"Expect: 100-continue").replace(b"/1.1", b"/1.0"),
+    "an expectation with HTTP/1.0": with_header(b"Expect: 100-continue").replace(b"/1.1", b"/1.0"),
 }
 
 
@@ -222,7 +223,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(database_url: str, log: Path) -> Iterator[int]:
-    """Where gunicorn listens."""
+    """Start the API in gunicorn, and yield its port."""
     with serve("orders", database_url, log) as url:
         yield int(url.rpartition(":")[2])
 
@@ -235,7 +236,7 @@ def orders(database_url: str) -> Iterator[Orders]:
 
 
 class Orders:
-    """The orders that a test stores."""
+    """Counts the orders that were stored since it was made."""
 
     def __init__(self, database_url: str) -> None:
         self.engine = create_engine(database_url)
@@ -251,7 +252,7 @@ class Orders:
 
 
 class _Received:
-    """What came over a connection, for `HTTPResponse`, which would like to have the socket."""
+    """Received bytes, in the place of the socket that `HTTPResponse` expects."""
 
     def __init__(self, received: bytes) -> None:
         self._file = io.BytesIO(received)
@@ -261,12 +262,12 @@ class _Received:
 
 
 def exchange(port: int, sent: bytes, *, ends: bool = False) -> bytes:
-    """Everything that a server answers until it closes the connection.
+    """Send bytes, and return everything that the server sends until it closes the connection.
 
     Args:
-        port: of the server.
-        sent: to it.
-        ends: whether the client sends the end of its stream after that.
+        port: The server's port.
+        sent: The bytes to send.
+        ends: Whether the client then ends its side of the connection.
     """
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
@@ -279,15 +280,15 @@ def exchange(port: int, sent: bytes, *, ends: bool = False) -> bytes:
 
 
 def only_response(received: bytes) -> HTTPResponse:
-    response = HTTPResponse(_Received(received))  # type: ignore[arg-type]  # it takes no more of it
+    response = HTTPResponse(_Received(received))  # type: ignore[arg-type]  # HTTPResponse uses only makefile()
     response.begin()
     body = received.partition(b"\r\n\r\n")[2]
-    assert len(body) == int(response.headers["Content-Length"]), "there is another answer"
+    assert len(body) == int(response.headers["Content-Length"]), "a second answer follows"
     return response
 
 
 def check_refused(received: bytes, status: int) -> dict[str, object]:
-    """Check that an answer is the only one, a problem, and the last on its connection."""
+    """Check that there is one answer, a problem document, which closes the connection."""
     response = only_response(received)
     assert response.status == status, received
     assert response.headers["Content-Type"] == MEDIA_TYPE
@@ -301,7 +302,7 @@ def check_refused(received: bytes, status: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
-def test_a_request_against_the_rules_is_refused(port: int, orders: Orders, name: str) -> None:
+def test_a_request_that_violates_http_is_refused(port: int, orders: Orders, name: str) -> None:
     received = exchange(port, BAD_REQUESTS[name] + ORDER)
 
     document = check_refused(received, 400)
@@ -309,7 +310,7 @@ def test_a_request_against_the_rules_is_refused(port: int, orders: Orders, name:
     assert orders.count() == 0
 
 
-def test_a_message_quotes_little_of_a_request(port: int, log: Path) -> None:
+def test_an_error_quotes_little_of_a_request(port: int, log: Path) -> None:
     line = b"POST /orders HTTP/1.1\r\n" + b"\0" * 8000
 
     received = exchange(port, line + b"\r\n\r\n")
@@ -320,9 +321,9 @@ def test_a_message_quotes_little_of_a_request(port: int, log: Path) -> None:
     assert max(len(line) for line in log.read_text().splitlines()) < 1000
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_what_the_server_does_not_know_is_refused(port: int, orders: Orders, name: str) -> None:
-    sent, status = UNKNOWN[name]
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_unsupported_request_is_refused(port: int, orders: Orders, name: str) -> None:
+    sent, status = UNSUPPORTED[name]
 
     received = exchange(port, sent + ORDER)
 
@@ -341,7 +342,7 @@ def test_an_incomplete_message_is_not_executed(port: int, orders: Orders, name: 
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_is_rare_but_allowed_works(port: int, orders: Orders, name: str) -> None:
+def test_a_rare_but_valid_request_is_executed(port: int, orders: Orders, name: str) -> None:
     received = exchange(port, ALLOWED[name], ends=True)
 
     assert only_response(received).status == 202
@@ -352,8 +353,8 @@ def test_a_connection_that_ends_without_a_request_is_not_answered(port: int) -> 
     assert exchange(port, b"", ends=True) == b""
 
 
-def test_requests_in_one_go_are_answered_in_order(port: int, orders: Orders) -> None:
-    """Section 9.3.2; the last one asks to close."""
+def test_pipelined_requests_are_answered_in_order(port: int, orders: Orders) -> None:
+    """See RFC 9112, section 9.3.2. The last request asks to close the connection."""
     last = with_header(b"Connection: keep-alive, Close")
 
     received = exchange(port, ORDER + ORDER + last + ORDER)
@@ -372,16 +373,18 @@ def test_requests_in_one_go_are_answered_in_order(port: int, orders: Orders) -> 
         b"connection: CLOSE",
     ],
 )
-def test_the_option_close_is_heard_in_any_form(port: int, orders: Orders, header: bytes) -> None:
-    """Section 9.6."""
+def test_connection_close_is_honoured_in_every_form(
+    port: int, orders: Orders, header: bytes
+) -> None:
+    """See RFC 9112, section 9.6."""
     received = exchange(port, with_header(header) + ORDER)
 
     assert only_response(received).headers["Connection"] == "close"
     assert orders.count() == 1
 
 
-def test_the_host_of_a_target_counts_before_the_header(port: int) -> None:
-    """Section 3.2.2."""
+def test_the_host_of_the_request_target_overrides_the_header(port: int) -> None:
+    """See RFC 9112, section 3.2.2."""
     for _ in range(2):
         exchange(port, ORDER, ends=True)
 

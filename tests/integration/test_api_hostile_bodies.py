@@ -1,7 +1,6 @@
-"""Bodies that ask for much work, on the server as it is deployed: its memory and its patience.
+"""Bodies that are expensive to parse cost the deployed server little memory and time.
 
-Each is as large as a body may be, or hardly larger. They come on more connections than there are
-threads.
+Each body is about as large as the limit allows. There are more connections than threads.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from uuid import uuid4
 import pytest
 import requests
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.json_body import MAX_BYTES
 from support.web import serve
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.slow
 WORKERS = 2
 CLIENTS = WORKERS * THREADS
 MEMORY_MAX_KB = 200 * 1024
-# A second on a machine of its own; tests share theirs.
+# About one second on an idle machine. Other tests may run at the same time.
 LIVEZ_MAX_S = 5.0
 
 JSON = {"Content-Type": "application/json"}
@@ -38,26 +37,26 @@ EMOJI = "\U0001f600".encode()
 
 
 def order(value: bytes) -> bytes:
-    """An order that is valid, with a further field."""
+    """Return a valid order with an additional field."""
     return b'{"user_id": "%s", "amount": 1, "x": %s}' % (str(uuid4()).encode(), value)
 
 
 def array(item: bytes, *, size: int = 120_000) -> bytes:
-    """An array of so many bytes that has nothing but this item."""
+    """Return an array of about `size` bytes that repeats one item."""
     return b"[" + b",".join([item] * (size // (len(item) + 1))) + b"]"
 
 
 def names(value: bytes, *, distinct: int) -> bytes:
-    """An object of 10,000 pairs, with so many distinct names."""
+    """Return an object of 10,000 members, with this number of distinct names."""
     return b"{" + b",".join(b'"%x":%s' % (n % distinct, value) for n in range(10_000)) + b"}"
 
 
 def nested(value: bytes) -> bytes:
-    """A value within 25 objects, whose names are long and become longer in a JSON Pointer."""
+    """Return a value inside 25 objects. Escaping in a JSON Pointer lengthens their long names."""
     return (b'{"' + EMOJI * 100 + b'":') * 25 + value + b"}" * 25
 
 
-# Each with the status of its answer.
+# Bodies, each with the expected status.
 BODIES = {
     "empty arrays": (order(array(b"[]")), 202),
     "empty objects": (order(array(b"{}")), 202),
@@ -66,10 +65,10 @@ BODIES = {
     "strings": (order(array(b'""')), 202),
     "escapes": (order(b'"' + b"\\u0000" * 20_000 + b'"'), 202),
     "names": (order(names(b"[]", distinct=10_000)), 202),
-    "names given twice": (order(names(b"[]", distinct=5_000)), 422),
+    "duplicate names": (order(names(b"[]", distinct=5_000)), 422),
     "one name": (order(names(b"[]", distinct=1)), 422),
     "long names around arrays": (order(nested(array(b"[]", size=100_000))), 202),
-    "long names around names given twice": (
+    "long names around duplicate names": (
         order(nested(array(b'{"a":1,"a":1}', size=100_000))),
         422,
     ),
@@ -93,15 +92,15 @@ def health_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(
     database_url: str, health_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of the server, which writes its process id."""
+    """Start the API in gunicorn, and yield its URL. It writes its process id to a health file."""
     log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
-    names_itself = {"HEALTH_DIR": str(health_dir), "SUPERVISOR_PROCESS_NAME": "orders-api"}
-    with serve("orders", database_url, log, **names_itself) as address:
+    process_name = {"HEALTH_DIR": str(health_dir), "SUPERVISOR_PROCESS_NAME": "orders-api"}
+    with serve("orders", database_url, log, **process_name) as address:
         yield address
 
 
 def peak_memory_kb(health_dir: Path) -> list[int]:
-    """The peak of each worker's resident memory (proc(5), VmHWM)."""
+    """Return the peak resident memory of each worker (proc(5), VmHWM)."""
     master = json.loads((health_dir / "orders-api.json").read_text())["pid"]
     workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     assert len(workers) == WORKERS
@@ -115,7 +114,7 @@ def peak_memory_kb(health_dir: Path) -> list[int]:
 
 @contextmanager
 def probing(url: str) -> Iterator[list[float]]:
-    """Ask for /livez all the time; yields how many seconds each answer took."""
+    """Request /livez continuously, and yield the list of the response times in seconds."""
     took: list[float] = []
     over = threading.Event()
 
@@ -134,7 +133,7 @@ def probing(url: str) -> Iterator[list[float]]:
             probes.result()
 
 
-def test_hostile_bodies_cost_little(url: str, health_dir: Path) -> None:
+def test_expensive_bodies_cost_little_time_and_memory(url: str, health_dir: Path) -> None:
     def post(name: str) -> tuple[str, int, int]:
         body, _ = BODIES[name]
         answer = requests.post(f"{url}/orders", data=body, headers=JSON, timeout=60)

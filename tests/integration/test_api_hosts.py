@@ -1,4 +1,4 @@
-"""The name under which a request comes: whose requests are carried out, and where links lead."""
+"""Host and forwarded headers: which requests are executed, and which host a link names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIST = "/orders?limit=1"
 
 
 class Answer(NamedTuple):
-    """What came back: the status, the address in its Link, and the document."""
+    """The status, the address in the Link header, and the JSON document of a response."""
 
     status: int
     link: str | None
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
 
 def send(port: int, request_line: str, *headers: bytes, body: bytes = b"") -> Answer:
-    """Send a request as it is, and read the answer."""
+    """Send a request unchanged, and return its answer."""
     lines = [request_line.encode(), *headers, b"Content-Length: %d" % len(body), b"", body]
     with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as client:
         client.sendall(b"\r\n".join(lines))
@@ -48,7 +48,7 @@ def send(port: int, request_line: str, *headers: bytes, body: bytes = b"") -> An
 
 @pytest.fixture(scope="module")
 def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where an API listens that answers to any host, behind a proxy; with a list of two pages."""
+    """Start an API that accepts any host and trusts one proxy, with two orders to list."""
     log = tmp_path_factory.mktemp("hosts") / "api.log"
     with serve("orders", database_url, log, ALLOWED_HOSTS="*", TRUSTED_PROXIES="1") as url:
         for _ in range(2):
@@ -61,7 +61,7 @@ def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     "host",
     [
         "xn--e1afmkfd.xn--p1ai",  # Cyrillic
-        "xn--a",  # of no letters at all
+        "xn--a",  # decodes to no letters
         "xn--a.example:8081",
         "XN--E1AFMKFD.xn--p1ai",
         "Pay.Example:8081",
@@ -78,7 +78,7 @@ def test_a_link_has_the_host_as_it_was_received(port: int, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", [b"a_b", b"localhost:99999", b"localhost:", b"%6cocalhost"])
-def test_a_link_is_relative_where_the_host_cannot_be_in_an_address(port: int, host: bytes) -> None:
+def test_a_link_is_relative_when_the_host_is_not_valid_in_a_url(port: int, host: bytes) -> None:
     """A link may be a relative reference (RFC 8288, section 3.1)."""
     answer = send(port, f"GET {LIST} HTTP/1.1", b"Host: " + host)
 
@@ -88,14 +88,14 @@ def test_a_link_is_relative_where_the_host_cannot_be_in_an_address(port: int, ho
 @pytest.mark.parametrize(
     "host", [b"localhost:abc", b"a@b", b"\xff", b"h/evil", b"h, evil", b"[::1", b"<>"]
 )
-def test_what_is_no_host_is_in_no_link(port: int, host: bytes) -> None:
+def test_an_invalid_host_is_in_no_link(port: int, host: bytes) -> None:
     answer = send(port, f"GET {LIST} HTTP/1.1", b"Host: " + host)
 
     assert answer.status == 400 or answer[:2] == (200, "/orders")
 
 
 @pytest.mark.parametrize("host", ["x" * 64, "x" * 8000, ".localhost", "a..b"])
-def test_a_label_that_no_name_can_have_is_a_bad_request(port: int, host: str) -> None:
+def test_a_host_with_an_invalid_label_is_a_bad_request(port: int, host: str) -> None:
     assert send(port, f"GET {LIST} HTTP/1.1", b"Host: " + host.encode()).status == 400
 
 
@@ -125,7 +125,7 @@ def test_a_label_that_no_name_can_have_is_a_bad_request(port: int, host: str) ->
         (b"Script-Name: //evil.example", "http://localhost/orders"),
     ],
 )
-def test_what_a_proxy_forwards_cannot_lead_astray(port: int, header: bytes, link: str) -> None:
+def test_a_link_uses_only_valid_forwarded_headers(port: int, header: bytes, link: str) -> None:
     answer = send(port, f"GET {LIST} HTTP/1.1", b"Host: localhost", header)
 
     assert answer[:2] == (200, link)
@@ -136,13 +136,13 @@ def test_a_link_does_not_take_a_host_from_the_path(port: int, target: str) -> No
     assert send(port, f"GET {target}?limit=1 HTTP/1.1", b"Host: a_b").status == 404
 
 
-def hosts_warned_of(log: Path) -> list[str]:
+def host_warning_levels(log: Path) -> list[str]:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [line["level"] for line in lines if line["event"] == "web.any_host_allowed"]
 
 
-def test_a_hostile_page_deposits_nothing(payments_url: str, tmp_path: Path) -> None:
-    """From a browser of this machine: under a name that leads here, or from a site of its own."""
+def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) -> None:
+    """The page runs in a browser on this machine. It uses DNS rebinding, or another origin."""
     log = tmp_path / "api.log"
     deposit = f"POST /accounts/{USER}/deposit HTTP/1.1"
     json_type = b"Content-Type: application/json"
@@ -151,7 +151,7 @@ def test_a_hostile_page_deposits_nothing(payments_url: str, tmp_path: Path) -> N
         port = int(url.rpartition(":")[2])
         requests.post(f"{url}/accounts", json={"user_id": USER}, timeout=10)
 
-        # DNS rebinding: of one origin with the service, so it may send what it likes.
+        # DNS rebinding: the page has the service's origin, so it may send any request.
         rebound = send(
             port,
             deposit,
@@ -160,8 +160,8 @@ def test_a_hostile_page_deposits_nothing(payments_url: str, tmp_path: Path) -> N
             json_type,
             body=body,
         )
-        # Another origin, which may send this much unasked (the Fetch standard, section 2.2.2).
-        unasked = [
+        # Another origin may send these without a preflight (the Fetch standard, section 2.2.2).
+        without_preflight = [
             send(
                 port,
                 deposit,
@@ -180,8 +180,8 @@ def test_a_hostile_page_deposits_nothing(payments_url: str, tmp_path: Path) -> N
                 b"",
             )
         ]
-        # And asks for more.
-        asked = requests.options(
+        # It sends a preflight for other requests.
+        preflight = requests.options(
             f"{url}/accounts/{USER}/deposit",
             headers={
                 "Origin": "http://evil.example",
@@ -197,18 +197,18 @@ def test_a_hostile_page_deposits_nothing(payments_url: str, tmp_path: Path) -> N
     assert rebound.document["type"] == "/problems/misdirected-request"
     assert "ALLOWED_HOSTS" in rebound.document["detail"]
     assert f"'evil.example:{port}'" in rebound.document["detail"]
-    assert unasked == [415] * len(unasked)
-    assert not [name for name in asked.headers if name.startswith("Access-Control-")]
+    assert without_preflight == [415] * len(without_preflight)
+    assert not [name for name in preflight.headers if name.startswith("Access-Control-")]
     assert balance == {"balance": 0}
     assert probe.status_code == 200
-    assert hosts_warned_of(log) == []
+    assert host_warning_levels(log) == []
 
 
 @pytest.mark.parametrize(
     ("variables", "warnings"),
     [({}, ["warning"]), ({"ALLOWED_HOSTS": "pay.example"}, []), ({"ALLOWED_HOSTS": "*"}, [])],
 )
-def test_an_api_on_the_network_warns_once_that_it_answers_to_any_host(
+def test_an_api_on_the_network_warns_once_when_it_accepts_any_host(
     orders_url: str, tmp_path: Path, variables: dict[str, str], warnings: list[str]
 ) -> None:
     log = tmp_path / "api.log"
@@ -217,4 +217,4 @@ def test_an_api_on_the_network_warns_once_that_it_answers_to_any_host(
         answer = requests.get(f"{url}/orders", headers={"Host": "orders:8081"}, timeout=10)
 
     assert answer.status_code == (421 if "pay.example" in variables.values() else 200)
-    assert hosts_warned_of(log) == warnings
+    assert host_warning_levels(log) == warnings

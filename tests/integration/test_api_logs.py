@@ -1,4 +1,4 @@
-"""What an API writes to its log, in gunicorn, as it is deployed."""
+"""The log of an API in the deployed gunicorn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    """Its lines; each must be JSON, gunicorn's own among them."""
+    """Return the lines of a log. Each line must be JSON, also those of gunicorn itself."""
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -31,7 +31,7 @@ def requests_in(log: Path) -> list[dict[str, Any]]:
     return [line for line in lines(log) if line["event"] == "web.request"]
 
 
-def test_each_request_has_a_line(payments_url: str, tmp_path: Path) -> None:
+def test_each_request_has_one_log_line(payments_url: str, tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     with serve("payments", payments_url, log) as url:
         headers = {"X-Request-ID": "r-1"}
@@ -40,7 +40,7 @@ def test_each_request_has_a_line(payments_url: str, tmp_path: Path) -> None:
         given = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
         requests.get(f"{url}/nothing", timeout=10)
         requests.delete(f"{url}/accounts", timeout=10)
-    # A line is written after its answer is sent, by one of several threads: in any order.
+    # Several threads write lines after they sent the answers, so the order varies.
     logged = {(line["method"], line["path"]): line for line in requests_in(log)}
     assert len(logged) == 4
     placed = logged["POST", "/accounts"]
@@ -63,7 +63,7 @@ def test_each_request_has_a_line(payments_url: str, tmp_path: Path) -> None:
     assert {start, "Listening at", "Booting worker with pid"} <= events
 
 
-def test_probes_are_told_at_debug(payments_url: str, tmp_path: Path) -> None:
+def test_probes_are_logged_at_debug_only(payments_url: str, tmp_path: Path) -> None:
     seen = {}
     for level in ("INFO", "DEBUG"):
         log = tmp_path / f"{level}.log"
@@ -74,7 +74,7 @@ def test_probes_are_told_at_debug(payments_url: str, tmp_path: Path) -> None:
 
 
 def test_no_password_and_no_body_is_ever_logged(tmp_path: Path) -> None:
-    """At the level that tells most, where everything fails."""
+    """The log level is DEBUG, and every request fails."""
     log = tmp_path / "api.log"
     away = f"postgresql+psycopg2://settle:{SECRET}@127.0.0.1:{free_port()}/orders"
     with serve("orders", away, log, LOG_LEVEL="DEBUG") as url:
@@ -110,8 +110,8 @@ def test_a_defect_is_logged_with_its_request_but_not_its_values(
     assert USER not in log.read_text()
 
 
-def test_a_client_cannot_wash_the_log_away(payments_url: str, tmp_path: Path) -> None:
-    """Whatever part of a request it makes long: well-formed, refused, or hardly HTTP."""
+def test_a_client_cannot_flood_the_log_with_long_values(payments_url: str, tmp_path: Path) -> None:
+    """Log lines stay short, whichever part of a request is long and whether it is valid or not."""
     log = tmp_path / "api.log"
     sent = [
         b"GET /" + b"x" * 4000 + b" HTTP/1.1\r\nHost: localhost\r\n",
@@ -134,9 +134,12 @@ def test_a_client_cannot_wash_the_log_away(payments_url: str, tmp_path: Path) ->
                 client.sendall(head + b"Connection: close\r\n\r\n")
                 assert client.recv(4) == b"HTTP"
 
-    told = lines(log)
-    assert len(told) > len(sent)
-    assert max(len(value) for line in told for value in line.values() if type(value) is str) <= 200
+    logged_lines = lines(log)
+    assert len(logged_lines) > len(sent)
+    assert (
+        max(len(value) for line in logged_lines for value in line.values() if type(value) is str)
+        <= 200
+    )
     assert max(map(len, log.read_bytes().splitlines())) < 12 * 200 + 400
 
 
@@ -151,7 +154,7 @@ def test_a_client_cannot_wash_the_log_away(payments_url: str, tmp_path: Path) ->
         ({"ORDERS_DATABASE_URL": f"settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
     ],
 )
-def test_a_wrong_setting_ends_the_start_with_a_sentence(
+def test_an_invalid_setting_ends_the_start_with_one_sentence(
     environ: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "api.log"

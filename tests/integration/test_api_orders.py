@@ -1,4 +1,4 @@
-"""The orders API, to the letter."""
+"""The orders API: exact fields, statuses, paging and filters."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_order_is_accepted(orders: FlaskClient) -> None:
 
 @pytest.mark.parametrize("amount", [1, 2**63 - 1])
 @pytest.mark.parametrize("description", ["", "x" * 10_000, "\N{PILE OF POO}" * 10_000, 'a"\\\n'])
-def test_the_ends_of_every_range_are_accepted(
+def test_the_smallest_and_largest_values_are_accepted(
     orders: FlaskClient, amount: int, description: str
 ) -> None:
     place(orders, amount=amount, description=description)
@@ -93,11 +93,11 @@ def test_an_unknown_order_is_not_found(orders: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("order_id", ["x", "", "%00", "%ff", "1" * 36, UNKNOWN[:-1]])
-def test_a_malformed_order_is_not_found(orders: FlaskClient, order_id: str) -> None:
+def test_a_malformed_order_id_is_not_found(orders: FlaskClient, order_id: str) -> None:
     problem_of(orders.get(f"/order/{order_id}"), 404)
 
 
-def test_the_list_has_these_fields_in_this_order(orders: FlaskClient) -> None:
+def test_the_list_has_the_documented_fields_in_order(orders: FlaskClient) -> None:
     before = datetime.now(UTC)
     user_id = str(uuid4())
     order_id = id_of(place(orders, user_id=user_id, amount=7, description="Grüße"))
@@ -116,7 +116,7 @@ def test_the_list_has_these_fields_in_this_order(orders: FlaskClient) -> None:
     assert before <= datetime.fromisoformat(created_at) <= before + timedelta(seconds=10)
 
 
-def test_an_empty_list_is_a_list(orders: FlaskClient) -> None:
+def test_a_list_without_orders_is_an_empty_array(orders: FlaskClient) -> None:
     response = orders.get("/orders")
     assert response.data.strip() == b"[]"
     assert "Link" not in response.headers
@@ -129,13 +129,13 @@ def test_pages_hold_every_order_once_newest_first(orders: FlaskClient) -> None:
     assert [order["ID"] for page in found for order in page] == placed[::-1]
 
 
-def test_a_last_page_that_is_full_has_no_next(orders: FlaskClient) -> None:
+def test_a_full_last_page_has_no_next_link(orders: FlaskClient) -> None:
     for _ in range(4):
         place(orders)
     assert [len(page) for page in pages(orders, "/orders?limit=2")] == [2, 2]
 
 
-def test_pages_of_one_user(orders: FlaskClient) -> None:
+def test_a_list_is_filtered_by_user(orders: FlaskClient) -> None:
     user_id = str(uuid4())
     mine = []
     for _ in range(3):
@@ -146,7 +146,9 @@ def test_pages_of_one_user(orders: FlaskClient) -> None:
     assert orders.get(f"/orders?user_id={uuid4()}").json == []
 
 
-def test_orders_of_one_moment_are_paged_by_id(orders: FlaskClient, orders_session: Session) -> None:
+def test_orders_with_one_timestamp_are_paged_by_id(
+    orders: FlaskClient, orders_session: Session
+) -> None:
     orders_session.execute(
         text(
             """
@@ -170,7 +172,7 @@ def test_orders_placed_while_paging_do_not_move_the_pages(orders: FlaskClient) -
     assert [order["ID"] for order in orders.get(following).get_json()] == placed[1::-1]
 
 
-def test_a_page_has_100_orders_when_not_told(orders: FlaskClient, orders_session: Session) -> None:
+def test_a_page_has_100_orders_by_default(orders: FlaskClient, orders_session: Session) -> None:
     orders_session.execute(
         text(
             """
@@ -198,16 +200,18 @@ def test_a_malformed_cursor_is_refused(orders: FlaskClient, cursor: str) -> None
 
 
 @pytest.mark.parametrize("user_id", ["", "x", "%00", "00000000-0000-0000-0000-000000000000"])
-def test_a_malformed_user_is_refused(orders: FlaskClient, user_id: str) -> None:
+def test_a_malformed_user_id_is_refused(orders: FlaskClient, user_id: str) -> None:
     problem_of(orders.get(f"/orders?user_id={user_id}"), 422)
 
 
-def test_it_lives_and_is_ready(orders: FlaskClient) -> None:
+def test_the_api_is_alive_and_ready(orders: FlaskClient) -> None:
     assert orders.get("/livez").json == {"status": "ok"}
     assert orders.get("/readyz").json == {"status": "ok"}
 
 
-def test_it_is_not_ready_on_another_revision(orders: FlaskClient, orders_session: Session) -> None:
+def test_the_api_is_not_ready_on_another_revision(
+    orders: FlaskClient, orders_session: Session
+) -> None:
     orders_session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     orders_session.commit()
     document = problem_of(orders.get("/readyz"), 503)
@@ -215,7 +219,9 @@ def test_it_is_not_ready_on_another_revision(orders: FlaskClient, orders_session
     assert orders.get("/livez").status_code == 200
 
 
-def test_a_whole_order_says_why_it_failed(orders: FlaskClient, orders_session: Session) -> None:
+def test_a_single_order_shows_its_failure_reason(
+    orders: FlaskClient, orders_session: Session
+) -> None:
     placed = id_of(place(orders, description="Grüße"))
     (listed,) = orders.get("/orders").get_json()
     assert list(listed) == [
@@ -232,7 +238,7 @@ def test_a_whole_order_says_why_it_failed(orders: FlaskClient, orders_session: S
 
 
 @pytest.mark.parametrize("order_id", [UNKNOWN, "x", "%00", UNKNOWN[:-1]])
-def test_a_whole_order_that_is_unknown_or_malformed_is_not_found(
+def test_a_single_order_with_an_unknown_or_malformed_id_is_not_found(
     orders: FlaskClient, order_id: str
 ) -> None:
     problem_of(orders.get(f"/orders/{order_id}"), 404)
@@ -243,7 +249,9 @@ def ids(orders: FlaskClient, **query: Any) -> list[str]:
     return [order["ID"] for page in found for order in page]
 
 
-def test_orders_of_a_status_and_of_a_user(orders: FlaskClient, orders_session: Session) -> None:
+def test_a_list_is_filtered_by_status_and_user(
+    orders: FlaskClient, orders_session: Session
+) -> None:
     user_id = str(uuid4())
     placed = [id_of(place(orders, user_id=user_id)) for _ in range(6)]
     other = id_of(place(orders))
@@ -257,7 +265,7 @@ def test_orders_of_a_status_and_of_a_user(orders: FlaskClient, orders_session: S
     assert ids(orders, status="created", user_id=str(uuid4())) == []
 
 
-def test_orders_of_a_time(orders: FlaskClient) -> None:
+def test_a_list_is_filtered_by_time(orders: FlaskClient) -> None:
     placed = [id_of(place(orders)) for _ in range(5)]
     times = {order["ID"]: order["CreatedAt"] for order in orders.get("/orders").get_json()}
     second, fourth = times[placed[1]], times[placed[3]]
@@ -267,17 +275,17 @@ def test_orders_of_a_time(orders: FlaskClient) -> None:
     assert ids(orders, created_from=fourth, created_before=second) == []
     in_moscow = datetime.fromisoformat(fourth).astimezone(timezone(timedelta(hours=3)))
     assert ids(orders, created_from=in_moscow.isoformat()) == [placed[4], placed[3]]
-    # Finer than what is stored: after the fourth, and so not with it.
+    # This is 1 ns later than the fourth order, which is stored in microseconds.
     assert ids(orders, created_from=fourth.replace("Z", "001z")) == [placed[4]]
     assert ids(orders, status="failed", created_from=second) == []
 
 
 @pytest.mark.parametrize("first", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:33"])
 @pytest.mark.parametrize("last", ["9999-12-31T23:59:59.9999999Z", "9999-12-31T23:59:59-14:00"])
-def test_times_before_and_after_all_others_are_times(
+def test_the_earliest_and_latest_times_are_valid_filters(
     orders: FlaskClient, first: str, last: str
 ) -> None:
-    """Though in UTC some of them are in a year that Python does not know."""
+    """Some of them are outside the years 1 to 9999 in UTC, which Python cannot represent."""
     placed = id_of(place(orders))
     assert ids(orders, created_from=first, created_before=last) == [placed]
     assert ids(orders, created_before=first) == []
@@ -292,7 +300,7 @@ def test_times_before_and_after_all_others_are_times(
      "2025-06-17T20:55:35.Z", "2025-06-17T20:55:35+03:0", "2025-06-17T20:55:35+99:00",
      "٢025-06-17T20:55:35Z", "\0"],
 )  # fmt: skip
-def test_what_is_no_time_is_refused(orders: FlaskClient, name: str, value: str) -> None:
+def test_an_invalid_time_is_refused(orders: FlaskClient, name: str, value: str) -> None:
     document = problem_of(orders.get(f"/orders?{urlencode({name: value})}"), 422)
     assert [error["parameter"] for error in document["errors"]] == [name]
 
@@ -304,7 +312,7 @@ def test_an_unknown_status_is_refused(orders: FlaskClient, status: str) -> None:
     assert "created, success, failed" in document["errors"][0]["detail"]
 
 
-def test_a_cursor_is_of_its_filters(orders: FlaskClient) -> None:
+def test_a_cursor_is_refused_with_other_filters(orders: FlaskClient) -> None:
     for _ in range(2):
         place(orders)
     link = orders.get("/orders?limit=1&status=created").headers["Link"]
@@ -313,12 +321,12 @@ def test_a_cursor_is_of_its_filters(orders: FlaskClient) -> None:
     problem_of(orders.get(following.replace("status=created", "status=failed")), 422)
 
 
-@pytest.mark.parametrize("of_user", [False, True], ids=["of all", "of one user"])
+@pytest.mark.parametrize("of_user", [False, True], ids=["all-users", "one-user"])
 @pytest.mark.parametrize("status", ["created", "failed"])
-def test_a_rare_status_is_not_searched_for_among_all_orders(
+def test_a_list_of_a_rare_status_reads_only_its_orders(
     orders_session: Session, status: str, *, of_user: bool
 ) -> None:
-    """Where the one failed order, and the one that is not final, are the oldest of 50,000."""
+    """The only failed order and the only open order are the oldest of 50,000."""
     orders_session.execute(
         text(
             """

@@ -1,4 +1,4 @@
-"""What a client sees while the database is away, locked or just back; in gunicorn, as deployed."""
+"""The answers of an API in gunicorn while its database is down, locked, or just back."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
+from services.wiring import SPARE_CONNECTIONS
 from shared.migrations import upgrade
-from shared.web.app import POOL_SIZE
+from shared.settings import DEFAULT_THREADS
 from shared.web.problems.documents import MEDIA_TYPE
 from support.frozen_postgres import frozen
 from support.ports import free_port
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
-# Far below any client's patience; the longest wait of ours is a statement's, 5 s.
+# Below the time-outs of usual clients. The longest wait in the API is a statement's, 5 s.
 TIMEOUT_S = 15
 UNAVAILABLE = "web.database_unavailable"
 LOCK_NOT_AVAILABLE = "55P03"
@@ -44,7 +45,7 @@ def payments_api(payments_url: str, tmp_path: Path) -> Iterator[str]:
 
 
 def refused(response: requests.Response) -> bool:
-    """Whether it is the answer that asks to come again, in its right form."""
+    """Return whether the answer is a 503. Check its problem document and Retry-After."""
     if response.status_code != 503:
         return False
     assert response.headers["Content-Type"] == MEDIA_TYPE
@@ -67,7 +68,7 @@ def test_a_request_behind_a_lock_whose_holder_is_frozen_ends(
 
     assert refused(response)
     assert "in time" in response.json()["detail"]
-    # The lock's own time-out ended it, before the statement's and the transaction's.
+    # The lock's time-out ended the wait, before those of the statement and the transaction.
     log = (tmp_path / "payments-api.log").read_text().splitlines()
     refusals = [each for each in map(json.loads, log) if each["event"] == UNAVAILABLE]
     assert [each["sqlstate"] for each in refusals] == [LOCK_NOT_AVAILABLE]
@@ -78,17 +79,17 @@ def test_a_request_behind_a_lock_whose_holder_is_frozen_ends(
 
 
 def test_a_request_behind_a_locked_table_ends(payments_api: str, payments_url: str) -> None:
-    """As behind a migration that hangs; readers wait for such a lock as well."""
+    """A migration that hangs can hold such a lock. Readers wait for it as well."""
     with create_engine(payments_url, poolclass=NullPool).connect() as holder:
         holder.execute(text("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE"))
         url = f"{payments_api}/accounts/balance?user_id={uuid4()}"
         assert refused(requests.get(url, timeout=TIMEOUT_S))
 
 
-def test_a_database_that_restarts_between_requests_is_not_noticed(
+def test_a_database_restart_between_requests_fails_no_request(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    """Both workers hold connections that are dead after it; neither fails a request over them."""
+    """Both workers hold connections that the restart ended. No request fails because of that."""
     url = own_postgres.create_database("orders")
     upgrade("orders", url)
     with serve("orders", url, tmp_path / "orders-api.log") as api:
@@ -104,10 +105,10 @@ def test_a_database_that_restarts_between_requests_is_not_noticed(
             assert {place().status_code for _ in range(40)} == {202}
 
 
-def test_a_database_that_goes_away_and_comes_back(
+def test_an_api_is_ready_again_after_its_database_comes_back(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    """Alive throughout, not ready meanwhile, and ready again without a restart."""
+    """The API stays alive, is not ready during the outage, and is ready again without a restart."""
     url = own_postgres.create_database("payments")
     upgrade("payments", url)
     with serve("payments", url, tmp_path / "payments-api.log") as api:
@@ -125,8 +126,10 @@ def test_a_database_that_goes_away_and_comes_back(
         wait_until(lambda: get("/readyz").ok, what="readiness")
 
 
-def test_without_a_broker_it_is_ready_and_takes_orders(orders_url: str, tmp_path: Path) -> None:
-    """They settle once the broker is back: what is stored is not lost."""
+def test_an_api_without_a_broker_is_ready_and_accepts_orders(
+    orders_url: str, tmp_path: Path
+) -> None:
+    """The orders settle after the broker is back, because their events are stored."""
     nobody = f"127.0.0.1:{free_port()}"
     log = tmp_path / "orders-api.log"
     with serve("orders", orders_url, log, KAFKA_BOOTSTRAP_SERVERS=nobody) as api:
@@ -136,8 +139,10 @@ def test_without_a_broker_it_is_ready_and_takes_orders(orders_url: str, tmp_path
 
 
 @pytest.mark.slow
-def test_a_database_that_is_frozen(own_postgres: PostgresServer, tmp_path: Path) -> None:
-    """Its own time-outs do not run, keep-alives are answered, and yet nobody hangs."""
+def test_requests_end_while_the_database_is_frozen(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Requests end, although the server's time-outs do not run and it answers keep-alives."""
     url = own_postgres.create_database("payments")
     upgrade("payments", url)
     with (
@@ -152,9 +157,9 @@ def test_a_database_that_is_frozen(own_postgres: PostgresServer, tmp_path: Path)
 
             return list(pool.map(open_one, range(count)))
 
-        assert {answer.status_code for answer in open_accounts(40)} == {201}  # fills the pools
+        assert {answer.status_code for answer in open_accounts(40)} == {201}  # fill the pools
         with frozen(own_postgres):
-            # More than there are threads: those that wait in line do not add up.
+            # There are more requests than threads. Queued requests must not wait one after another.
             answers = open_accounts(40)
             assert all(refused(answer) for answer in answers)
             assert {answer.json()["type"] for answer in answers} == {
@@ -166,7 +171,7 @@ def test_a_database_that_is_frozen(own_postgres: PostgresServer, tmp_path: Path)
         wait_until(
             lambda: {answer.status_code for answer in open_accounts(10)} == {201},
             timeout_s=30,
-            what="both workers to be well again",
+            what="both workers to open accounts again",
         )
 
 
@@ -174,14 +179,14 @@ def test_a_statement_that_takes_too_long_ends(payments_api: str, payments_url: s
     with create_engine(payments_url, poolclass=NullPool).begin() as admin:
         admin.execute(
             text(
-                "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
+                "CREATE FUNCTION sleep_long() RETURNS trigger LANGUAGE plpgsql"
                 " AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$"
             )
         )
         admin.execute(
             text(
-                "CREATE TRIGGER dawdle BEFORE INSERT ON accounts FOR EACH ROW"
-                " EXECUTE FUNCTION dawdle()"
+                "CREATE TRIGGER sleep_long BEFORE INSERT ON accounts FOR EACH ROW"
+                " EXECUTE FUNCTION sleep_long()"
             )
         )
     body = {"user_id": str(uuid4())}
@@ -204,11 +209,11 @@ def name_of(url: str) -> str:
 
 
 def open_an_account(url: str) -> tuple[TestResponse, list[str]]:
-    """Open an account; return the answer, and the SQLSTATEs that were logged."""
+    """Open an account, and return the answer and the logged SQLSTATEs."""
     with open_app("payments", url) as app, capture_logs() as lines:
         answer = app.test_client().post("/accounts", json={"user_id": str(uuid4())})
-    troubles = [line for line in lines if line["event"] == UNAVAILABLE]
-    return answer, [line["sqlstate"] for line in troubles]
+    failures = [line for line in lines if line["event"] == UNAVAILABLE]
+    return answer, [line["sqlstate"] for line in failures]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +235,7 @@ def open_an_account(url: str) -> tuple[TestResponse, list[str]]:
         ("55P03", "database-too-slow", "in time"),  # lock_not_available
     ],
 )
-def test_a_refusal_that_passes_asks_to_come_again_and_says_why(
+def test_a_temporary_refusal_is_answered_with_retry_after_and_the_reason(
     payments_url: str, postgres: PostgresServer, sqlstate: str, kind: str, detail: str
 ) -> None:
     postgres.execute(REFUSING.format(sqlstate=sqlstate), database=name_of(payments_url))
@@ -244,7 +249,7 @@ def test_a_refusal_that_passes_asks_to_come_again_and_says_why(
 
 
 @pytest.mark.parametrize("sqlstate", ["P0001", "22012", "42703", "23514"])
-def test_a_defect_is_not_called_an_outage(
+def test_a_defect_is_not_reported_as_an_outage(
     payments_url: str, postgres: PostgresServer, sqlstate: str
 ) -> None:
     postgres.execute(REFUSING.format(sqlstate=sqlstate), database=name_of(payments_url))
@@ -254,10 +259,10 @@ def test_a_defect_is_not_called_an_outage(
     assert (answer.status_code, logged) == (500, [])
 
 
-def test_a_database_that_is_read_only_asks_to_come_again(
+def test_a_read_only_database_is_answered_with_retry_after(
     payments_url: str, postgres: PostgresServer
 ) -> None:
-    """It is the operator's choice, or that of a standby; reading goes on."""
+    """An operator or a standby made the database read-only. Reads continue."""
     name = name_of(payments_url)
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
 
@@ -270,10 +275,10 @@ def test_a_database_that_is_read_only_asks_to_come_again(
         assert app.test_client().get("/readyz").status_code == 200
 
 
-def test_a_database_that_is_writable_again_is_written_to(
+def test_writes_succeed_after_the_database_is_writable_again(
     payments_url: str, postgres: PostgresServer
 ) -> None:
-    """A session keeps its setting, so it is not used again."""
+    """A database session keeps the read-only setting, so its connection is not reused."""
     name = name_of(payments_url)
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with open_app("payments", payments_url) as app:
@@ -286,7 +291,7 @@ def test_a_database_that_is_writable_again_is_written_to(
     assert (refused.status_code, taken.status_code) == (503, 201)
 
 
-def test_a_key_that_a_sequence_gave_twice_asks_to_come_again(
+def test_a_duplicate_key_from_a_sequence_is_answered_with_retry_after(
     payments_url: str, postgres: PostgresServer
 ) -> None:
     name = name_of(payments_url)
@@ -303,31 +308,31 @@ def test_a_key_that_a_sequence_gave_twice_asks_to_come_again(
     assert [answer.status_code for answer in answers] == [503, 200]
 
 
-def test_a_missing_right_is_not_a_missing_migration(
+def test_a_missing_privilege_is_not_reported_as_a_missing_migration(
     payments_url: str, postgres: PostgresServer
 ) -> None:
     url = make_url(payments_url)
-    postgres.execute("CREATE ROLE rightless LOGIN PASSWORD 'secret'")
-    rightless = url.set(username="rightless", password="secret")
+    postgres.execute("CREATE ROLE no_rights LOGIN PASSWORD 'secret'")
+    no_rights = url.set(username="no_rights", password="secret")
 
     with (
-        open_app("payments", rightless.render_as_string(hide_password=False)) as app,
+        open_app("payments", no_rights.render_as_string(hide_password=False)) as app,
         capture_logs() as lines,
     ):
         answer = app.test_client().get("/readyz")
-    postgres.execute("DROP ROLE rightless")
+    postgres.execute("DROP ROLE no_rights")
 
     assert answer.status_code == 503
     assert answer.get_json()["detail"] == "The revision of the database cannot be read."
     assert [line["sqlstate"] for line in lines] == ["42501"]
 
 
-def test_a_pool_whose_connections_are_all_in_use(payments_url: str) -> None:
-    """Which takes a leak, as a worker has fewer threads than its pool has connections."""
+def test_an_exhausted_connection_pool_is_answered_with_retry_after(payments_url: str) -> None:
+    """Only a leak can cause this: a pool has more connections than its worker has threads."""
     with open_app("payments", payments_url) as app, ExitStack() as held:
         client = app.test_client()
         sessions = app.extensions["settle-sessions"]
-        for _ in range(POOL_SIZE):
+        for _ in range(DEFAULT_THREADS + SPARE_CONNECTIONS):
             held.enter_context(sessions()).execute(text("SELECT 1"))
         answer = client.get("/readyz")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
@@ -354,8 +359,8 @@ def test_a_service_is_not_ready_before_its_migrations_have_run(
 
 
 @pytest.mark.parametrize("service", ["payments", "orders"])
-def test_a_service_without_its_database_starts_all_the_same(service: str, tmp_path: Path) -> None:
-    """So that services and databases may be started in any order; and no broker is asked."""
+def test_a_service_starts_without_its_database(service: str, tmp_path: Path) -> None:
+    """Services and databases may start in any order. The API does not need a broker."""
     away = f"postgresql+psycopg2://settle@127.0.0.1:{free_port()}/{service}"
     with serve(service, away, tmp_path / "api.log") as api:
         assert refused(requests.get(f"{api}/readyz", timeout=TIMEOUT_S))

@@ -1,4 +1,4 @@
-"""The payments API, to the letter."""
+"""The payments API: accounts, deposits and balances."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INT64_MAX = 2**63 - 1
 
 @pytest.fixture
 def user_id(payments: FlaskClient) -> str:
-    """A user with an account."""
+    """Create a user with an account, and return the id."""
     created = str(uuid4())
     assert payments.post("/accounts", json={"user_id": created}).status_code == 201
     return created
@@ -47,7 +47,7 @@ def test_an_account_is_created(payments: FlaskClient) -> None:
     assert balance(payments, user_id) == 0
 
 
-def test_a_user_has_one_account_in_whatever_case(payments: FlaskClient, user_id: str) -> None:
+def test_the_case_of_a_user_id_does_not_matter(payments: FlaskClient, user_id: str) -> None:
     for spelling in (user_id, user_id.upper()):
         document = problem_of(payments.post("/accounts", json={"user_id": spelling}), 409)
         assert user_id in document["detail"]
@@ -62,13 +62,13 @@ def test_deposits_add_up(payments: FlaskClient, user_id: str) -> None:
     assert response.data.strip() == b'{"balance":103900}'
 
 
-def test_a_deposit_needs_no_user_in_its_body(payments: FlaskClient, user_id: str) -> None:
+def test_a_deposit_needs_no_user_id_in_its_body(payments: FlaskClient, user_id: str) -> None:
     response = payments.post(f"/accounts/{user_id}/deposit", json={"amount": 5})
     assert response.status_code == 200
     assert balance(payments, user_id) == 5
 
 
-def test_a_deposit_for_another_user_than_the_address_names_is_refused(
+def test_a_deposit_with_another_user_in_its_body_is_refused(
     payments: FlaskClient, user_id: str
 ) -> None:
     body = {"user_id": str(uuid4()), "amount": 5}
@@ -76,7 +76,9 @@ def test_a_deposit_for_another_user_than_the_address_names_is_refused(
     assert balance(payments, user_id) == 0
 
 
-def test_a_balance_fills_int64_and_no_more(payments: FlaskClient, user_id: str) -> None:
+def test_a_balance_may_reach_the_maximum_of_int64_but_not_exceed_it(
+    payments: FlaskClient, user_id: str
+) -> None:
     assert deposit(payments, user_id, INT64_MAX).status_code == 200
     assert balance(payments, user_id) == INT64_MAX
     problem_of(deposit(payments, user_id, 1), 409)
@@ -91,16 +93,14 @@ def test_an_unknown_user_has_no_account(payments: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("user_id", ["x", "%00", "00000000-0000-0000-0000-000000000000"])
-def test_a_deposit_to_a_malformed_address_finds_nothing(
-    payments: FlaskClient, user_id: str
-) -> None:
+def test_a_deposit_to_a_malformed_user_id_is_not_found(payments: FlaskClient, user_id: str) -> None:
     problem_of(payments.post(f"/accounts/{user_id}/deposit", json={"amount": 5}), 404)
 
 
 def test_the_sum_over_all_accounts_is_zero(
     payments: FlaskClient, user_id: str, payments_session: Session
 ) -> None:
-    """Each deposit is a transfer from the world, and each balance the sum of its transfers."""
+    """A deposit is a transfer from the world's account. A balance is the sum of its transfers."""
     deposit(payments, user_id, 7)
     deposit(payments, user_id, 35)
     rows = payments_session.execute(
@@ -118,12 +118,12 @@ def test_the_sum_over_all_accounts_is_zero(
     assert rows == [("world", None, -42), ("sales", None, 0), (None, 42, 42)]
 
 
-def test_it_lives_and_is_ready(payments: FlaskClient) -> None:
+def test_the_api_is_alive_and_ready(payments: FlaskClient) -> None:
     assert payments.get("/livez").json == {"status": "ok"}
     assert payments.get("/readyz").json == {"status": "ok"}
 
 
-def test_it_is_not_ready_on_another_revision(
+def test_the_api_is_not_ready_on_another_revision(
     payments: FlaskClient, payments_session: Session
 ) -> None:
     payments_session.execute(text("UPDATE alembic_version SET version_num = '0000'"))

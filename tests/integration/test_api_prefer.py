@@ -1,4 +1,4 @@
-"""Prefer (RFC 7240): the order whole with the answer, and answers that wait for its end."""
+"""The Prefer header (RFC 7240): return the whole order, and wait until it is final."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from werkzeug.test import TestResponse
 
-# What a wait may take at most, and what it takes when nothing wakes it: far apart.
+# A wait that nothing wakes takes WAIT_S. A wait that is woken must end well before that.
 WAIT_S = 30
 SOON_S = 15
 
@@ -51,13 +51,16 @@ def applied(response: TestResponse) -> str | None:
     return response.headers.get("Preference-Applied")
 
 
-def finish(orders_url: str, order_id: str, *, status: str = "success", told: bool = True) -> None:
-    settler(orders_url, notifies=told)(order_id, status)
+def finish(orders_url: str, order_id: str, *, status: str = "success", notify: bool = True) -> None:
+    settler(orders_url, notifies=notify)(order_id, status)
 
 
 @pytest.fixture
 def wait(orders: FlaskClient) -> Iterator[Callable[[str], Future[tuple[TestResponse, float]]]]:
-    """Begins to wait for what is at a path; it gives the answer, and the seconds it took."""
+    """Return a function that waits for an order in a thread.
+
+    Its future returns the answer and the seconds that it took.
+    """
 
     def ask(path: str) -> tuple[TestResponse, float]:
         client = orders.application.test_client()
@@ -68,11 +71,13 @@ def wait(orders: FlaskClient) -> Iterator[Callable[[str], Future[tuple[TestRespo
     waiters = orders.application.extensions["settle-waiters"]
     with ThreadPoolExecutor(8) as pool:
         yield lambda path: pool.submit(ask, path)
-        waiters.release()  # or those of a test that failed would be waited for
+        waiters.release()  # so that the pool of a failed test ends at once
 
 
 @pytest.mark.parametrize("prefer", [None, "return=minimal", "respond-async, x=y", "wait=5 5"])
-def test_the_answer_is_as_always_unless_preferred(orders: FlaskClient, prefer: str | None) -> None:
+def test_the_answer_is_the_usual_one_without_a_known_preference(
+    orders: FlaskClient, prefer: str | None
+) -> None:
     response = place(orders, prefer)
     assert response.data.strip() == b'{"message":"Order accepted"}'
     assert applied(response) == (prefer if prefer == "return=minimal" else None)
@@ -80,7 +85,7 @@ def test_the_answer_is_as_always_unless_preferred(orders: FlaskClient, prefer: s
         assert "Prefer" in orders.get(path).vary
 
 
-def test_the_order_comes_whole_when_preferred(orders: FlaskClient) -> None:
+def test_return_representation_returns_the_whole_order(orders: FlaskClient) -> None:
     response = place(orders, "return=representation")
     assert applied(response) == "return=representation"
     assert response.content_type == "application/json"
@@ -88,7 +93,7 @@ def test_the_order_comes_whole_when_preferred(orders: FlaskClient) -> None:
     assert response.get_json()["Status"] == "created"
 
 
-def test_who_prefers_to_wait_may_do_so_for_nothing(orders: FlaskClient) -> None:
+def test_a_wait_of_zero_seconds_is_applied(orders: FlaskClient) -> None:
     response = place(orders, "return=representation, wait=0")
     assert applied(response) == "return=representation, wait=0"
     path = response.headers["Location"]
@@ -96,13 +101,15 @@ def test_who_prefers_to_wait_may_do_so_for_nothing(orders: FlaskClient) -> None:
     assert (found.get_json()["status"], applied(found)) == ("created", "wait=0")
 
 
-def test_time_passes_and_the_answer_comes(orders: FlaskClient) -> None:
+def test_an_answer_comes_at_the_end_of_the_wait(orders: FlaskClient) -> None:
     path = place(orders).headers["Location"]
     found = orders.get(path, headers={"Prefer": "wait=1, return=representation"})
     assert (found.get_json()["status"], applied(found)) == ("created", "wait=1")
 
 
-def test_of_what_is_final_or_unknown_nobody_waits(orders: FlaskClient, orders_url: str) -> None:
+def test_a_final_or_unknown_order_is_answered_without_a_wait(
+    orders: FlaskClient, orders_url: str
+) -> None:
     order_id = id_of(place(orders))
     finish(orders_url, order_id)
     began = time.monotonic()
@@ -113,14 +120,14 @@ def test_of_what_is_final_or_unknown_nobody_waits(orders: FlaskClient, orders_ur
     assert time.monotonic() - began < SOON_S
 
 
-def test_an_order_that_is_placed_is_waited_for(
+def test_a_new_order_is_answered_when_it_is_settled(
     orders: FlaskClient, orders_url: str, orders_session: Session
 ) -> None:
-    """The wait begins after the commit: it is what others can settle that is waited for."""
+    """The wait begins after the commit, because others can settle the order only then."""
 
     def settle_it() -> None:
         query = text("SELECT id FROM orders")
-        order_id = wait_until(lambda: orders_session.scalar(query), what="the order")
+        order_id = wait_until(lambda: orders_session.scalar(query), what="the order to be stored")
         finish(orders_url, str(order_id), status="failed")
 
     with ThreadPoolExecutor(1) as pool:
@@ -136,8 +143,10 @@ def test_an_order_that_is_placed_is_waited_for(
     )
 
 
-def test_a_replay_is_answered_by_its_own_preferences(orders: FlaskClient, orders_url: str) -> None:
-    """What is kept for a key is that the order was accepted, not how it stood then."""
+def test_a_replay_applies_the_preferences_of_the_repeated_request(
+    orders: FlaskClient, orders_url: str
+) -> None:
+    """The stored answer says only that the order was accepted. It does not hold its status."""
     body = {"user_id": str(uuid4()), "amount": 100}
 
     def send(prefer: str | None) -> TestResponse:
@@ -160,10 +169,10 @@ def test_a_replay_is_answered_by_its_own_preferences(orders: FlaskClient, orders
     assert len(orders.get("/orders").get_json()) == 1
 
 
-def test_an_answer_that_an_earlier_release_kept_is_replayed_without_preferences(
+def test_an_answer_stored_by_an_earlier_release_is_replayed_without_preferences(
     orders: FlaskClient, orders_session: Session
 ) -> None:
-    """It has no order's id. A preference is a hint (RFC 7240, section 2)."""
+    """The stored answer has no order id. A preference is a hint (RFC 7240, section 2)."""
     body = {"user_id": str(uuid4()), "amount": 100}
     headers = {"Idempotency-Key": "k-1", "Prefer": "return=representation, wait=30"}
     first = orders.post("/orders", json=body, headers={"Idempotency-Key": "k-1"})
@@ -177,7 +186,7 @@ def test_an_answer_that_an_earlier_release_kept_is_replayed_without_preferences(
     assert "Prefer" in replay.vary
 
 
-def test_an_order_is_accepted_also_when_it_cannot_be_read_after(
+def test_an_order_is_accepted_even_if_it_cannot_be_read_afterwards(
     orders: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -191,7 +200,7 @@ def test_an_order_is_accepted_also_when_it_cannot_be_read_after(
 
 
 def find_nothing(*_: object) -> tuple[()]:
-    """In place of the poll."""
+    """Replace the poll, which then finds no final order."""
     return ()
 
 
@@ -201,18 +210,18 @@ def test_a_notification_ends_the_wait(
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Alone: no poll finds anything. Of two orders, each for those who wait for it."""
+    """Polls find nothing here. A notification wakes only the waiters of its order."""
     other = place(orders).headers["Location"]
     before = wait(other)
     finish(orders_url, other.removeprefix("/order/"))
-    before.result()  # and now it listens
+    before.result()  # the listener is connected now
     monkeypatch.setattr(settlement_listener, "find_final", find_nothing)
     waiters = orders.application.extensions["settle-waiters"]
     first, second = (place(orders).headers["Location"] for _ in range(2))
     waiting = {path: [wait(path), wait(path)] for path in (first, second)}
     wait_until(lambda: len(waiters.keys()) == 2)
     connections = orders.application.extensions["settle-sessions"].kw["bind"].pool
-    wait_until(lambda: connections.checkedout() == 0, what="no connection to be taken")
+    wait_until(lambda: connections.checkedout() == 0, what="all connections to be in the pool")
     for path in (first, second):
         finish(orders_url, path.removeprefix("/order/"))
         for each in waiting.pop(path):
@@ -225,8 +234,8 @@ def test_a_notification_ends_the_wait(
         assert not any(each.done() for rest in waiting.values() for each in rest)
 
 
-@pytest.mark.parametrize("listening", [False, True], ids=["before it listens", "when it listens"])
-def test_what_is_settled_between_two_looks_is_not_missed(
+@pytest.mark.parametrize("listening", [False, True], ids=["before-listening", "while-listening"])
+def test_an_order_settled_right_after_the_status_was_read_is_not_missed(
     orders: FlaskClient,
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
@@ -234,7 +243,7 @@ def test_what_is_settled_between_two_looks_is_not_missed(
     *,
     listening: bool,
 ) -> None:
-    """It is settled, and told, after the waiter has seen that it was not."""
+    """The order is settled, with a notification, just after the waiter read its status."""
     if listening:
         other = place(orders).headers["Location"]
         before = wait(other)
@@ -242,22 +251,22 @@ def test_what_is_settled_between_two_looks_is_not_missed(
         before.result()
         monkeypatch.setattr(settlement_listener, "find_final", find_nothing)
     path = place(orders).headers["Location"]
-    read_status, looked = use_cases.read_status, threading.Event()
+    read_status, was_read = use_cases.read_status, threading.Event()
 
-    def look(*arguments: Any) -> str:
+    def read_then_settle(*arguments: Any) -> str:
         found = read_status(*arguments)
-        if not looked.is_set():
-            looked.set()
+        if not was_read.is_set():
+            was_read.set()
             finish(orders_url, path.removeprefix("/order/"))
         return found
 
-    monkeypatch.setattr(use_cases, "read_status", look)
+    monkeypatch.setattr(use_cases, "read_status", read_then_settle)
     response, took_s = wait(path).result()
     assert response.get_json()["status"] == "success"
     assert took_s < SOON_S
 
 
-def test_the_watch_outlives_an_error(
+def test_the_listener_continues_after_an_error(
     orders: FlaskClient,
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
@@ -283,17 +292,17 @@ def test_the_watch_outlives_an_error(
     assert took_s < SOON_S
 
 
-def test_a_poll_ends_the_wait_when_nobody_tells(
+def test_a_poll_ends_the_wait_without_a_notification(
     orders: FlaskClient,
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
 ) -> None:
-    """As when the consumer died after its commit, and before it told of it."""
+    """A consumer that dies between its commit and its notification causes this."""
     path = place(orders).headers["Location"]
     waiting = wait(path)
     waiters = orders.application.extensions["settle-waiters"]
     wait_until(waiters.keys)
-    finish(orders_url, path.removeprefix("/order/"), told=False)
+    finish(orders_url, path.removeprefix("/order/"), notify=False)
     response, took_s = waiting.result()
     assert response.get_json()["status"] == "success"
     assert took_s < SOON_S

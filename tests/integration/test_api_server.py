@@ -1,4 +1,4 @@
-"""The orders API in gunicorn, as it is deployed: what only a real server and sockets show."""
+"""The orders API in the deployed gunicorn: behaviour that needs a real server and sockets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BODY = b"x" * 10_000_000
 
 @pytest.fixture(scope="module")
 def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where gunicorn listens."""
+    """Start the API in gunicorn, and yield its port."""
     log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
     with serve("orders", database_url, log) as url:
         yield int(url.rpartition(":")[2])
@@ -41,12 +41,12 @@ def port(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     ("method", "path", "status"),
     [("POST", "/orders", 413), ("PUT", "/orders", 405), ("POST", "/x", 404), ("GET", "/x", 404)],
 )
-def test_a_client_that_sends_10_mb_sees_the_answer(
+def test_a_client_that_sends_10_mb_receives_the_answer(
     port: int, method: str, path: str, status: int, *, connection: str, chunked: bool
 ) -> None:
-    """And not a reset connection: what it still sends is read.
+    """The server reads the rest of the body, so the connection is not reset.
 
-    By a client that, unlike requests, does not look for an answer once it cannot send.
+    Unlike requests, this client reads no answer after it failed to send.
     """
     client = HTTPConnection("127.0.0.1", port, timeout=30)
     with closing(client):
@@ -61,7 +61,7 @@ def test_a_client_that_sends_10_mb_sees_the_answer(
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
 @pytest.mark.parametrize(("more", "status"), [(0, 202), (1, 413)])
-def test_the_limit_of_a_body_is_the_same_on_both_ways(
+def test_the_size_limit_of_a_body_is_the_same_with_and_without_chunks(
     port: int, *, more: int, status: int, chunked: bool
 ) -> None:
     body = json.dumps({"user_id": str(uuid4()), "amount": 1}).encode().ljust(MAX_BYTES + more)
@@ -78,7 +78,7 @@ def test_the_limit_of_a_body_is_the_same_on_both_ways(
         assert response.json()["detail"] == "The body is larger than 128 KiB."
 
 
-def test_a_large_body_that_nobody_reads_is_refused_as_well(port: int) -> None:
+def test_a_large_body_of_a_get_is_refused(port: int) -> None:
     response = requests.get(f"http://127.0.0.1:{port}/orders", data=BODY, timeout=30)
     assert response.status_code == 413
 
@@ -101,7 +101,7 @@ CHUNKED = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n
         b"POST /x HTTP/1.1\r\nHost: localhost\r\n" + CHUNKED + b"5\r\nabcdeXX\r\n",
     ],
 )
-def test_what_is_hardly_http_gets_a_problem_document(port: int, sent: bytes) -> None:
+def test_malformed_http_gets_a_problem_document(port: int, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.sendall(sent)
         response = HTTPResponse(client)
@@ -109,7 +109,7 @@ def test_what_is_hardly_http_gets_a_problem_document(port: int, sent: bytes) -> 
         document = json.load(response)
     assert 400 <= response.status < 500
     documented = description("orders")["paths"]["/orders"]["get"]["responses"]
-    # These two are told of for all calls at once.
+    # These two are documented once for all calls.
     assert str(response.status) in {*documented, "404", "417"}
     assert response.headers["Content-Type"] == MEDIA_TYPE
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -118,8 +118,8 @@ def test_what_is_hardly_http_gets_a_problem_document(port: int, sent: bytes) -> 
     assert page.json()["status"] == document["status"]
 
 
-def test_headers_of_a_proxy_are_not_believed_by_the_server_either(port: int) -> None:
-    """gunicorn has an opinion of its own on them, and trusts 127.0.0.1 unless told otherwise."""
+def test_forwarded_headers_are_not_trusted_by_default(port: int) -> None:
+    """By default, gunicorn trusts the forwarded headers of 127.0.0.1."""
     for _ in range(2):
         place(port)
     headers = {
@@ -138,7 +138,7 @@ def place(port: int) -> requests.Response:
     return requests.post(f"http://127.0.0.1:{port}/orders", json=body, timeout=30)
 
 
-def test_100_orders_at_once_are_queued(port: int) -> None:
+def test_100_concurrent_orders_are_queued(port: int) -> None:
     with ThreadPoolExecutor(100) as pool:
         answers = Counter(pool.map(lambda _: place(port).status_code, range(100)))
     assert answers == {202: 100}

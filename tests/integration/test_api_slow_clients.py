@@ -1,6 +1,6 @@
-"""Clients that stop before or in a request, or in an answer, on the server as it is deployed.
+"""Clients of the deployed server that stop before or in a request, or while they read an answer.
 
-More of them than there are threads; and the others are served nevertheless.
+There are more such clients than threads. The server still answers other clients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
-from shared.web.app import THREADS
+from shared.settings import DEFAULT_THREADS as THREADS
 from shared.web.paging import PAGE_BYTES_MAX
 from shared.web.problems.documents import MEDIA_TYPE
 from support.small_limits import PATIENCE_S
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 CLIENTS = 2 * WORKERS * THREADS
-# For all of them to be answered. They do not close their connections either. gunicorn would give
-# each 2 s to do so, one after the other: 32 to 64 s.
+# Maximum time until all clients have an answer. They do not close their connections. gunicorn
+# by itself would wait 2 s for each of them, one after another: 32 to 64 s.
 TIMEOUT_S = 25
-# A page of 512 KiB: more than the buffers on the way hold.
+# A page of 512 KiB, which is more than the socket buffers hold.
 ROWS = 100
 
-# Who waits for each of these in a thread for gunicorn's 5 s is done with them after 80 s.
+# A server that waits 5 s in a thread for each of these would need 80 s.
 SILENT = 16 * WORKERS * THREADS
 
 HEAD = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-STOPPED_IN = [
+INCOMPLETE = [
     b"P",
     b"POST /orders HTTP/1.1\r\nHost:",
     HEAD + b'Content-Length: 100\r\n\r\n{"user_id":',
@@ -58,33 +58,33 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(database_url: str, log: Path) -> Iterator[int]:
-    """Where gunicorn listens."""
-    impatient = {
+    """Start the API in gunicorn, and yield its port."""
+    short_timeouts = {
         "GUNICORN_CMD_ARGS": "--worker-class support.small_limits.ImpatientWorker",
         "PYTHONPATH": str(ROOT / "tests"),
     }
-    with serve("orders", database_url, log, **impatient) as url:
+    with serve("orders", database_url, log, **short_timeouts) as url:
         yield int(url.rpartition(":")[2])
 
 
-def test_clients_that_connect_and_send_nothing(port: int) -> None:
-    """Balancers that probe do so, and browsers that expect to need a connection soon."""
+def test_clients_that_send_nothing_do_not_block_others(port: int) -> None:
+    """Load balancers do this to probe, and browsers to have a connection ready."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(SILENT)]
-        # The first has been silent for a while; what it sends after all is answered.
+        # The first client was silent for a while. Its late request is answered.
         clients[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert clients[0].recv(15) == b"HTTP/1.1 200 OK"
         assert place(port).status_code == 202
 
 
-def test_clients_that_stop_in_the_middle_of_a_request(port: int) -> None:
+def test_clients_that_stop_in_a_request_are_answered_408(port: int) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(CLIENTS)]
-        for client, sent in zip(clients, cycle(STOPPED_IN), strict=False):
+        for client, sent in zip(clients, cycle(INCOMPLETE), strict=False):
             client.sendall(sent)
         deadline = time.monotonic() + TIMEOUT_S
         assert place(port).status_code == 202
-        for client, sent in zip(clients, cycle(STOPPED_IN), strict=False):
+        for client, sent in zip(clients, cycle(INCOMPLETE), strict=False):
             client.settimeout(max(0.1, deadline - time.monotonic()))
             document, headers = problem_on(client)
             assert document["status"] == 408, sent
@@ -94,8 +94,8 @@ def test_clients_that_stop_in_the_middle_of_a_request(port: int) -> None:
             assert client.recv(1) == b"", f"the connection stayed open after {sent!r}"
 
 
-def test_one_that_sends_a_byte_now_and_then_is_too_slow_as_well(port: int) -> None:
-    """The time is the whole request's, not that between two of its bytes."""
+def test_a_client_that_sends_single_bytes_slowly_is_answered_408(port: int) -> None:
+    """The time limit is for the whole request, not for the gap between two bytes."""
     with connect(port) as client:
         client.sendall(HEAD + b"Content-Length: 10000\r\n\r\n")
         client.settimeout(PATIENCE_S / 5)
@@ -108,13 +108,13 @@ def test_one_that_sends_a_byte_now_and_then_is_too_slow_as_well(port: int) -> No
             assert answered
             break
         else:
-            pytest.fail("it is still being waited for")
+            pytest.fail("the server still waits for the request")
         client.settimeout(30)
         assert problem_on(client)[0]["status"] == 408
 
 
-def test_a_connection_that_rests_between_two_requests_is_not_too_slow(port: int) -> None:
-    """The time of the first is over when the second comes; it has its own."""
+def test_a_connection_may_be_idle_between_two_requests(port: int) -> None:
+    """Each request has its own time limit."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
         client.connect()
         before = client.sock
@@ -126,7 +126,9 @@ def test_a_connection_that_rests_between_two_requests_is_not_too_slow(port: int)
         assert client.sock is before
 
 
-def test_clients_that_do_not_take_their_answer(port: int, database_url: str, log: Path) -> None:
+def test_clients_that_do_not_read_their_answer_are_disconnected(
+    port: int, database_url: str, log: Path
+) -> None:
     fill(database_url)
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(CLIENTS)]
@@ -136,7 +138,7 @@ def test_clients_that_do_not_take_their_answer(port: int, database_url: str, log
         wait_until(
             lambda: log.read_text().count("web.answer_not_taken") == CLIENTS,
             timeout_s=60,
-            what="all to be given up",
+            what="the server to disconnect all clients",
         )
         for client in clients:
             assert count_bytes(client) < PAGE_BYTES_MAX / 2
@@ -145,7 +147,7 @@ def test_clients_that_do_not_take_their_answer(port: int, database_url: str, log
 
 def connect(port: int) -> socket.socket:
     client = socket.socket()
-    # Small, and thus the whole way holds little.
+    # A small buffer, so that most of the answer stays in the server.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     client.settimeout(30)
     client.connect(("127.0.0.1", port))
@@ -173,7 +175,7 @@ def wait_for_a_byte(connection: socket.socket, timeout_s: float) -> None:
 
 
 def count_bytes(client: socket.socket) -> int:
-    """How much comes until the connection ends."""
+    """Return the number of bytes received until the connection ends."""
     found = 0
     try:
         while received := client.recv(1024 * 1024):

@@ -1,6 +1,7 @@
-"""Clients that ask for much and do not read it, on the server as it is deployed.
+"""Clients of the deployed server that request large answers and do not read them.
 
-Many more of them than there are threads; the workers stay small, and the others are served at once.
+There are many more such clients than threads. The workers stay small, and the server answers other
+clients at once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BUNDLE = "/docs/files/swagger-ui-bundle.js"
 
 @pytest.fixture(scope="module")
 def rows(database_url: str) -> None:
-    """Fill the database with orders that are as large as can be."""
+    """Insert orders with descriptions of the maximum size."""
     engine = create_engine(database_url, poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(
@@ -58,21 +59,21 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def impatient_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_timeout_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gunicorn") / "impatient-orders-api.log"
 
 
 @pytest.fixture(scope="module")
 def url(database_url: str, rows: None, log: Path) -> Iterator[str]:
-    """Where gunicorn listens, with little room for answers on its connections."""
+    """Start the API with small send buffers, and yield its URL."""
     with serve("orders", database_url, log, **worker("SmallBufferWorker")) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def impatient_url(database_url: str, rows: None, impatient_log: Path) -> Iterator[str]:
-    """Where gunicorn listens, with little patience as well."""
-    with serve("orders", database_url, impatient_log, **worker("ImpatientWorker")) as url:
+def short_timeout_url(database_url: str, rows: None, short_timeout_log: Path) -> Iterator[str]:
+    """Start the API with small send buffers and short time-outs, and yield its URL."""
+    with serve("orders", database_url, short_timeout_log, **worker("ImpatientWorker")) as url:
         yield url
 
 
@@ -85,18 +86,18 @@ def worker(name: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("address", [LIST, BUNDLE])
-def test_clients_that_do_not_read_cost_neither_memory_nor_threads(
+def test_clients_that_do_not_read_use_little_memory_and_no_threads(
     url: str, log: Path, address: str
 ) -> None:
-    """They come one after the other: what takes long is to be due to those who do not read."""
+    """The clients connect one by one, so that only unread answers can slow the server down."""
     slowest_s = 0.0
     before = answers(log, address)
 
     with ExitStack() as stack:
         for number in range(1, CLIENTS + 1):
             ask(stack.enter_context(connect(url)), address)
-            made = partial(has_made, log, address, before + number)
-            wait_until(made, what="an answer to be made")
+            is_generated = partial(has_generated, log, address, before + number)
+            wait_until(is_generated, what="the answer to be generated")
             if number % 10 == 0:
                 began = time.monotonic()
                 assert requests.get(f"{url}/livez", timeout=10).ok
@@ -107,7 +108,7 @@ def test_clients_that_do_not_read_cost_neither_memory_nor_threads(
     assert max(peaks_kb(log)) < WORKER_MAX_KB
 
 
-def test_clients_that_all_come_at_once(url: str, log: Path) -> None:
+def test_many_clients_that_do_not_read_at_once_use_little_memory(url: str, log: Path) -> None:
     wanted = answers(log, LIST) + 24
 
     with ExitStack() as stack:
@@ -116,19 +117,19 @@ def test_clients_that_all_come_at_once(url: str, log: Path) -> None:
         began = time.monotonic()
         assert requests.get(f"{url}/livez", timeout=10).ok
         took_s = time.monotonic() - began
-        wait_until(partial(has_made, log, LIST, wanted), what="their answers to be made")
+        wait_until(partial(has_generated, log, LIST, wanted), what="the answers to be generated")
 
     assert took_s < LIVEZ_MAX_S
     assert max(peaks_kb(log)) < WORKER_MAX_KB
 
 
 @pytest.mark.parametrize("address", [LIST, BUNDLE])
-def test_a_client_that_reads_slowly_gets_all_and_may_ask_again(url: str, address: str) -> None:
+def test_a_client_that_reads_slowly_gets_the_whole_answer(url: str, address: str) -> None:
     whole = requests.get(f"{url}{address}", timeout=30).content
     with closing(HTTPConnection("127.0.0.1", port_of(url), timeout=30)) as client:
         client.sock = connect(url)
         client.request("GET", address)
-        # The rest of the answer waits in the server when this comes.
+        # At this time, the rest of the answer is still in the server.
         assert requests.get(f"{url}/livez", timeout=10).ok
 
         found = client.getresponse().read()
@@ -139,24 +140,24 @@ def test_a_client_that_reads_slowly_gets_all_and_may_ask_again(url: str, address
         assert after.status == 200
 
 
-def test_the_time_for_an_answer_is_that_of_the_whole(
-    impatient_url: str, impatient_log: Path
+def test_the_time_limit_is_for_the_whole_answer(
+    short_timeout_url: str, short_timeout_log: Path
 ) -> None:
-    """A client that takes some of it now and then is given up as well."""
-    with connect(impatient_url) as client:
+    """A client that reads small parts slowly is disconnected as well."""
+    with connect(short_timeout_url) as client:
         ask(client, BUNDLE)
         began = time.monotonic()
         wait_until(
-            lambda: client.recv(1024) and "web.answer_not_taken" in impatient_log.read_text(),
+            lambda: client.recv(1024) and "web.answer_not_taken" in short_timeout_log.read_text(),
             timeout_s=20 * PATIENCE_S,
-            what="it to be given up",
+            what="the server to disconnect the client",
         )
 
         assert time.monotonic() - began > PATIENCE_S
 
 
-def test_a_client_that_says_it_will_close_and_does_not_has_its_answer(impatient_url: str) -> None:
-    with connect(impatient_url) as client:
+def test_a_client_that_asks_to_close_gets_its_whole_answer(short_timeout_url: str) -> None:
+    with connect(short_timeout_url) as client:
         client.sendall(
             f"GET {LIST} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         )
@@ -173,7 +174,7 @@ def port_of(url: str) -> int:
 
 def connect(url: str) -> socket.socket:
     client = socket.socket()
-    # Small, and thus the whole way holds little.
+    # A small buffer, so that most of the answer stays in the server.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.settimeout(30)
     client.connect(("127.0.0.1", port_of(url)))
@@ -185,12 +186,12 @@ def ask(client: socket.socket, address: str) -> None:
 
 
 def answers(log: Path, address: str) -> int:
-    """How many answers the server has made; whether they were taken is not known to the log."""
+    """Return how many answers the server generated. Clients may not have read them yet."""
     path = address.partition("?")[0]
     return log.read_text().count(f'"path": "{path}", "status": 200')
 
 
-def has_made(log: Path, address: str, count: int) -> bool:
+def has_generated(log: Path, address: str, count: int) -> bool:
     return answers(log, address) >= count
 
 
@@ -199,7 +200,7 @@ def place(url: str) -> requests.Response:
 
 
 def peaks_kb(log: Path) -> list[int]:
-    """The most memory that each worker ever had."""
+    """Return the peak memory of each worker."""
     pids = re.findall(r"Booting worker with pid: (\d+)", log.read_text())
     assert pids
     statuses = [Path(f"/proc/{pid}/status").read_text(encoding="ascii") for pid in pids]

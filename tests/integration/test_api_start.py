@@ -1,4 +1,4 @@
-"""gunicorn with the deployed configuration, without supervisord."""
+"""The start of an API with the deployed gunicorn configuration, without supervisord."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from support.ports import free_port
 from support.waiting import wait_until
-from support.web import NO_DATABASE, ROOT, gunicorn, serve
+from support.web import NO_DATABASE, ROOT, gunicorn, open_app, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def start(**environ: str) -> subprocess.CompletedProcess[str]:
-    """Start the API of orders with settings for which it ends at once."""
+    """Start the orders API with invalid settings, and wait until it ends."""
     return subprocess.run(
         [
             sys.executable,
@@ -36,15 +36,29 @@ def start(**environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("health_dir", ["", "/nonexistent"])
 def test_an_api_starts_without_supervisord(tmp_path: Path, health_dir: str) -> None:
-    """HEALTH_DIR is for relays and consumers, and for programs of supervisord."""
+    """An API ignores HEALTH_DIR, except as a program of supervisord."""
     with serve("orders", NO_DATABASE, tmp_path / "log", HEALTH_DIR=health_dir):
         log = (tmp_path / "log").read_text()
 
     assert "Traceback" not in log
 
 
-def test_a_command_line_may_name_the_address_in_place_of_the_port(tmp_path: Path) -> None:
-    """PORT is empty, so it counts as unset."""
+def test_workers_and_threads_are_settings() -> None:
+    """A worker has a connection for each thread, and two more."""
+    size = {"API_WORKERS": "3", "API_THREADS": "5"}
+
+    printed = start(GUNICORN_CMD_ARGS="--print-config", **size).stdout
+    with open_app("orders", NO_DATABASE, **size) as app:
+        pool_size = app.extensions["settle-sessions"].kw["bind"].pool.size()
+
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["workers", "=", "3"] in lines
+    assert ["threads", "=", "5"] in lines
+    assert pool_size == 7
+
+
+def test_a_bind_option_may_replace_the_port(tmp_path: Path) -> None:
+    """An empty PORT counts as unset."""
     port, log = free_port(), tmp_path / "log"
     bind = f"--bind 127.0.0.1:{port}"
 
@@ -59,14 +73,14 @@ def test_a_command_line_may_name_the_address_in_place_of_the_port(tmp_path: Path
         server.wait(timeout=30)
 
 
-def test_a_wrong_port_ends_the_start_with_a_sentence() -> None:
+def test_an_invalid_port_ends_the_start_with_one_sentence() -> None:
     ended = start(PORT="eighty")
 
     assert ended.returncode == 1
     assert ended.stderr == "PORT is 'eighty': expected a whole number from 1 to 65535\n"
 
 
-def test_a_health_dir_that_cannot_be_written_ends_the_start_with_a_sentence() -> None:
+def test_a_health_dir_that_is_not_writable_ends_the_start_with_one_sentence() -> None:
     ended = start(
         PORT=str(free_port()), HEALTH_DIR="/nonexistent", SUPERVISOR_PROCESS_NAME="orders-api"
     )

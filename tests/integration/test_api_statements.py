@@ -1,4 +1,4 @@
-"""The statement of an account: every transfer once, and the balance that each left."""
+"""The statement of an account lists every transfer once, with the balance after it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_account(payments: FlaskClient, *deposits: int) -> UUID:
 
 
 def pay(session: Session, user_id: UUID, *amounts: int) -> list[UUID]:
-    """Charge a user for orders, all in one batch."""
+    """Charge a user for orders of these amounts, in one batch."""
     charges = [Charge(uuid7(), user_id, amount, Trace()) for amount in amounts]
     charge(session, charges)
     session.commit()
@@ -46,7 +46,7 @@ def statement(payments: FlaskClient, user_id: UUID, limit: int = 1000) -> list[d
     return [transfer for page in found for transfer in page]
 
 
-def test_a_statement_tells_each_transfer_and_what_it_left(
+def test_a_statement_lists_each_transfer_with_the_balance_after_it(
     payments: FlaskClient, payments_session: Session
 ) -> None:
     user_id = open_account(payments, 1000)
@@ -75,14 +75,14 @@ def test_an_account_without_transfers_has_an_empty_statement(payments: FlaskClie
     assert "Link" not in answer.headers
 
 
-def test_an_unknown_account_has_none(payments: FlaskClient) -> None:
+def test_an_unknown_account_has_no_statement(payments: FlaskClient) -> None:
     problem_of(payments.get(f"/accounts/{uuid4()}/transfers"), 404)
     problem_of(payments.get(f"/accounts/{uuid4()}/transfers?limit=1"), 404)
     problem_of(payments.get("/accounts/x/transfers"), 404)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "cursor=x", "cursor="])
-def test_wrong_paging_is_refused(payments: FlaskClient, query: str) -> None:
+def test_invalid_paging_parameters_are_refused(payments: FlaskClient, query: str) -> None:
     problem_of(payments.get(f"/accounts/{uuid4()}/transfers?{query}"), 422)
 
 
@@ -99,7 +99,7 @@ def test_pages_hold_every_transfer_once_with_its_balance(
     assert [transfer["balance"] for transfer in found] == [0, 95, 90, 120, 150, 100]
 
 
-def test_transfers_that_come_while_paging_change_nothing(
+def test_new_transfers_do_not_change_the_following_pages(
     payments: FlaskClient, payments_session: Session
 ) -> None:
     user_id = open_account(payments, 1, 2, 4, 8)
@@ -115,10 +115,10 @@ def test_transfers_that_come_while_paging_change_nothing(
     ]
 
 
-def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(
+def test_a_statement_adds_up_during_concurrent_transfers(
     payments: FlaskClient, payments_url: str
 ) -> None:
-    """Each page is read from one moment, and counts back to nothing."""
+    """Each page shows one snapshot, and the balance before its oldest transfer is zero."""
     user_id = open_account(payments, 10_000)
     engine = create_engine(payments_url, poolclass=NullPool)
 
@@ -150,10 +150,10 @@ def test_a_statement_adds_up_at_every_moment_of_concurrent_transfers(
     assert len(read().entries) == 1 + 2 * 15 + 2 * 2 * 15
 
 
-def test_a_page_reads_no_more_of_the_ledger_than_it_shows(
+def test_a_page_reads_few_rows_besides_its_own(
     payments: FlaskClient, payments_session: Session
 ) -> None:
-    """On the first page and on one amid the others, of an account with 20,000 transfers."""
+    """This is true for the first page and a middle page of an account with 20,000 transfers."""
     user_id = open_account(payments)
     payments_session.execute(
         text(
@@ -180,10 +180,10 @@ def test_a_page_reads_no_more_of_the_ledger_than_it_shows(
         assert most_rows(payments_session, read) < 500
 
 
-def test_a_page_of_an_account_that_is_no_longer_used_reads_none_of_the_newer_transfers(
+def test_a_page_of_an_inactive_account_does_not_read_newer_transfers_of_others(
     payments: FlaskClient, payments_session: Session
 ) -> None:
-    """Where the statistics are of the time when nearly all transfers were of that account."""
+    """The statistics are old: they were made when nearly all transfers were of that account."""
     former, current = open_account(payments), open_account(payments)
     fill = text(
         """

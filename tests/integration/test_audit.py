@@ -1,6 +1,6 @@
-"""The audit: it sees each kind of trouble, by its id, and none where there is none.
+"""The audit reports each kind of inconsistency with its id, and reports nothing else.
 
-Orders are placed once, with audits meanwhile; each test then breaks a copy of the databases.
+One fixture places orders and runs audits meanwhile. Each test then damages a copy of the databases.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EVENTS = {topic: f"{topic}: outbox, topic and inbox agree" for topic in (ORDERS,
 ORDER = f"{ORDERS}: first appearances in order"
 EFFECTS = {topic: f"{topic}: each applied exactly once" for topic in (ORDERS, PAYMENTS)}
 
-# The servers and the traffic of all these tests count for the first of them.
+# The first test includes the start of the servers and the traffic of all tests.
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -47,7 +47,7 @@ def settled(
     }
     here = Settled(postgres, Delivery(urls["payments"], urls["orders"], shared_broker.bootstrap))
     traffic(here)
-    # Notifiers keep their connection; of a database that is in use there are no copies.
+    # Notifiers keep a connection, but a database in use cannot be copied.
     postgres.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname LIKE 'audited%'"
     )
@@ -56,8 +56,8 @@ def settled(
         postgres.drop_database(f"audited_{service}")
 
 
-def test_traffic_meanwhile_is_no_trouble(settled: Settled) -> None:
-    """Neither is a backlog: it is explained."""
+def test_an_audit_during_traffic_is_clean(settled: Settled) -> None:
+    """A backlog is clean too, because its events explain the open orders."""
     assert all(report.clean for report in settled.meanwhile), [*map(str, settled.meanwhile)]
     unsent, unread, *_ = settled.meanwhile
     assert unsent.check(FINAL).notes["open: order.created pending"] > 0
@@ -72,7 +72,8 @@ def test_traffic_meanwhile_is_no_trouble(settled: Settled) -> None:
 
 
 ANOTHER = uuid7()
-# An order's status, where it is broken and how; and what must be told: check, kind, of what.
+# Status of the order to damage, service, statements, and the expected findings: check, kind and
+# whose id.
 BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
     (
         "success",
@@ -175,7 +176,7 @@ BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
     (
         "success",
         "payments",
-        # As if the order's own id were an event's that it received.
+        # Uses the order's id as the id of a received event.
         """
         INSERT INTO inbox (id, type, source, topic, partition, "offset", outcome)
         VALUES ('{order}', 'order.created', '/orders', 'orders.events', 0, 0, 'applied')
@@ -194,16 +195,16 @@ BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
 ]
 
 
-def test_what_is_broken_is_told_with_its_id(settled: Settled) -> None:
-    """Each by an order of its own, all of them at once."""
+def test_each_kind_of_damage_is_reported_with_its_id(settled: Settled) -> None:
+    """Each kind of damage uses another order. One audit finds all of them."""
     expected = set()
     with settled.copy() as delivery:
         orders = {status: iter(ids_of(delivery, status)) for status in ("success", "failed")}
-        for status, service, statements, told in BROKEN:
+        for status, service, statements, reported in BROKEN:
             ids = next(orders[status])
             break_it(delivery, service, statements.format_map(ids))
-            expected |= {(check, kind, ids[what]) for check, kind, what in told}
-        # Applied twice needs both sides: another event of the order, and both of them received.
+            expected |= {(check, kind, ids[what]) for check, kind, what in reported}
+        # For an order that was applied twice, add a second event and receive both.
         ids = next(orders["success"])
         break_it(
             delivery,
@@ -227,7 +228,7 @@ def test_what_is_broken_is_told_with_its_id(settled: Settled) -> None:
     assert not report.clean
 
 
-def test_wrong_sums_are_told_with_the_account(settled: Settled) -> None:
+def test_wrong_balances_are_reported_with_the_account(settled: Settled) -> None:
     with settled.copy() as delivery:
         more, less, given = (delivery.open_account(100) for _ in range(3))
         break_it(
@@ -252,8 +253,8 @@ def test_wrong_sums_are_told_with_the_account(settled: Settled) -> None:
     assert str(given) not in str(report)
 
 
-class Meanwhile(Steps):
-    """Does something when all has been read and suspects are about to be looked at again."""
+class ActBeforeSecondLook(Steps):
+    """Run an action just before the audit checks its suspects again."""
 
     def __init__(self, act: Callable[[], object]) -> None:
         super().__init__(lambda _: None)
@@ -267,31 +268,31 @@ class Meanwhile(Steps):
             yield step
 
 
-def test_a_suspect_that_is_well_at_the_second_look_is_none(settled: Settled) -> None:
+def test_a_suspect_that_is_correct_at_the_second_look_is_not_reported(settled: Settled) -> None:
     with settled.copy() as delivery:
         ids, *_ = ids_of(delivery, "success")
         created = f"UPDATE orders SET status = 'created' WHERE id = '{ids.order}'"
         received = f"DELETE FROM inbox WHERE id = '{ids.event}' RETURNING *"
         kept = delivery.query("payments", received)[0]
 
-        def mend() -> None:
+        def restore_row() -> None:
             columns = ", ".join(f'"{name}"' for name in kept._fields)
             values = ", ".join(f":{name}" for name in kept._fields)
             sql = f"INSERT INTO inbox ({columns}) VALUES ({values})"
             delivery.query("payments", sql, **kept._asdict())
 
-        told = found(look(delivery))
-        assert (EVENTS[ORDERS], "not received", str(ids.event)) in told
-        # What is in one database alone has no second look: nothing was under way there.
-        assert found(look(delivery, steps=Meanwhile(mend))) == {
+        reported = found(look(delivery))
+        assert (EVENTS[ORDERS], "not received", str(ids.event)) in reported
+        # A contradiction inside one database is not checked again, because no event was on its way.
+        assert found(look(delivery, steps=ActBeforeSecondLook(restore_row))) == {
             (EFFECTS[ORDERS], "effect without event", str(ids.order))
         }
         break_it(delivery, "orders", created)
-        told = found(look(delivery))
-        assert (FINAL, "hanging", str(ids.order)) in told
+        reported = found(look(delivery))
+        assert (FINAL, "hanging", str(ids.order)) in reported
 
 
-def test_an_open_order_is_explained_by_where_its_event_is(settled: Settled) -> None:
+def test_an_open_order_is_explained_by_the_state_of_its_event(settled: Settled) -> None:
     with settled.copy() as delivery:
         paid = iter(ids_of(delivery, "success"))
         user_id = delivery.open_account(10)
@@ -340,13 +341,13 @@ def test_an_event_that_its_target_does_not_subscribe_to_is_not_missing(settled: 
         assert report.check(EVENTS[ORDERS]).notes["skipped"] == 1
 
 
-def test_the_command_says_it_in_a_table_or_in_json_and_by_its_exit_code(settled: Settled) -> None:
+def test_the_command_reports_as_table_or_json_and_by_exit_code(settled: Settled) -> None:
     with settled.copy() as delivery:
         done = delivery.run("settle", "audit", "--json")
         assert done.returncode == 0, done
-        told = json.loads(done.stdout)
-        assert told["clean"]
-        assert [check["wrong"] for check in told["checks"]] == [0] * 9
+        reported = json.loads(done.stdout)
+        assert reported["clean"]
+        assert [check["wrong"] for check in reported["checks"]] == [0] * 9
         ids, *_ = ids_of(delivery, "success")
         break_it(delivery, "orders", f"DELETE FROM outbox WHERE id = '{ids.event}'")
         done = delivery.run("settle", "audit", "--second-look", "0")
@@ -358,8 +359,8 @@ def test_the_command_says_it_in_a_table_or_in_json_and_by_its_exit_code(settled:
     assert "The database cannot be reached:" in done.stderr
 
 
-def test_what_is_wrong_in_a_topic(settled: Settled) -> None:
-    """An event that comes too late, one that nobody published; poison is noted."""
+def test_wrong_records_of_a_topic_are_reported(settled: Settled) -> None:
+    """The audit reports an event out of order and an unknown event, and counts invalid records."""
     with settled.copy() as delivery:
         user_id = delivery.open_account(10)
         first, second, later = uuid7(), uuid7(), datetime.now(UTC) + timedelta(hours=1)
@@ -387,13 +388,13 @@ def test_what_is_wrong_in_a_topic(settled: Settled) -> None:
             (ORDER, "too late", str(first)),
             (EVENTS[ORDERS], "unknown in the topic", (unknown_id or b"").decode()),
         }
-        # The others are not read yet: no consumer runs.
+        # The other events are unread, because no consumer runs.
         assert report.check(FINAL).notes == {"open: order.created unread": 2}
         assert report.check(EVENTS[ORDERS]).notes["foreign in the topic"] == 3
 
 
 @pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker has no retention")
-def test_what_lies_before_the_topics_beginning_is_not_lost(settled: Settled) -> None:
+def test_an_event_deleted_by_retention_is_not_reported_as_lost(settled: Settled) -> None:
     with settled.copy() as delivery:
         records = delivery.records(ORDERS)
         ends = {record.partition: record.offset for record in records}

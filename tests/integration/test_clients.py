@@ -1,4 +1,4 @@
-"""Kafka clients as this project makes them, where no broker answers."""
+"""Kafka clients of this project when no broker answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def test_a_client_that_finds_no_broker_leaves_no_thread(
     make: Callable[[Settings, str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An outage is tried again every few seconds, for hours; a thread for each try would add up."""
+    """Clients retry every few seconds. In a long outage, one leaked thread per try would add up."""
     variables = {
         "ORDERS_DATABASE_URL": NO_DATABASE,
         "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",

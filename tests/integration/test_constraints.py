@@ -1,4 +1,4 @@
-"""Every rule is held a second time, by the database: plain SQL cannot break it either."""
+"""The database enforces every rule as well: plain SQL cannot break it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 OTHER = "1b5d7a8f-14e4-4fce-aa46-7fa0e64a3e2c"
 NIL = "00000000-0000-0000-0000-000000000000"
 ORDER = "01977f3c-0000-7000-8000-000000000001"
-# Accounts 1 and 2 are the world's and the sales'; 3 is USER's.
+# Account 1 is the world's, 2 is that of sales, and 3 is USER's.
 ACCOUNT = f"INSERT INTO accounts (user_id, balance) VALUES ('{USER}', 10)"
 TRANSFER = "INSERT INTO transfers (from_account_id, to_account_id, amount, kind, order_id) VALUES "
 PAYMENT = "INSERT INTO payments (order_id, user_id, amount, status, reason) VALUES "
@@ -23,7 +23,7 @@ PAYMENT = "INSERT INTO payments (order_id, user_id, amount, status, reason) VALU
 
 @pytest.fixture
 def ledger(payments_session: Session) -> Session:
-    """One account, one deposit, one charge and its payment."""
+    """Insert an account, a deposit, a charge and its payment."""
     for statement in (
         ACCOUNT,
         f"{TRANSFER} (1, 3, 15, 'deposit', NULL), (3, 2, 5, 'charge', '{ORDER}')",
@@ -70,7 +70,9 @@ def ledger(payments_session: Session) -> Session:
         ("TRUNCATE payments", "append-only: TRUNCATE"),
     ],
 )  # fmt: skip
-def test_payments_refuses(ledger: Session, statement: str, rule: str) -> None:
+def test_the_payments_database_refuses_the_statement(
+    ledger: Session, statement: str, rule: str
+) -> None:
     with pytest.raises(IntegrityError, match=rule):
         ledger.execute(text(statement))
 
@@ -107,7 +109,9 @@ INSERT_ORDER = text(
         ({"status": "failed", "failure_reason": "x" * 201}, "orders_failure_reason_length"),
     ],
 )
-def test_orders_refuses(orders_session: Session, changed: dict[str, object], rule: str) -> None:
+def test_the_orders_database_refuses_the_row(
+    orders_session: Session, changed: dict[str, object], rule: str
+) -> None:
     with pytest.raises(IntegrityError, match=rule):
         orders_session.execute(INSERT_ORDER, NEW_ORDER | changed)
 
@@ -145,7 +149,7 @@ def test_a_final_status_never_changes(
         "created_at = created_at + interval '1 second'",
     ],
 )
-def test_what_identifies_an_order_never_changes(orders_session: Session, change: str) -> None:
+def test_the_identity_of_an_order_never_changes(orders_session: Session, change: str) -> None:
     orders_session.execute(INSERT_ORDER, NEW_ORDER)
     with pytest.raises(IntegrityError, match="never change"):
         orders_session.execute(text(f"UPDATE orders SET {change}"))

@@ -1,4 +1,4 @@
-"""The consumer applies each event once, parks what it cannot, and goes on with the rest."""
+"""The consumer applies each event once. Events that it cannot apply become dead letters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     ("service", "topic", "type_"),
     [("payments", ORDERS, "order.created"), ("orders", PAYMENTS, "payment.succeeded")],
 )
-def test_poison_of_every_kind_is_parked_between_good_events(
+def test_every_kind_of_invalid_record_becomes_a_dead_letter(
     delivery: Delivery, service: str, topic: str, type_: str
 ) -> None:
     user = delivery.open_account(100)
@@ -54,11 +54,11 @@ def test_poison_of_every_kind_is_parked_between_good_events(
     ]
     unknown = Record(b"not even JSON", headers("order.eaten"))
     odd = Record(good(after).value, [*headers(type_), (RawName("odd\udcff"), b"\xff")])
-    # One key, one partition: what follows the poison waits for it.
+    # All records have one key, so the later ones wait for the invalid ones.
     delivery.produce(topic, good(before), *[record for _, record in bad], unknown, odd)
 
     with delivery.consumer(service, consumer_batch=20):
-        wait_until(lambda: delivery.received(service) == 2, timeout_s=30, what="the good ones")
+        wait_until(lambda: delivery.received(service) == 2, timeout_s=30, what="the valid events")
         parked = delivery.dead_letters(service)
     assert delivery.inbox(service) == {"applied": 2}
     assert delivery.skipped(service) == {"order.eaten": 1}
@@ -89,7 +89,7 @@ def test_poison_of_every_kind_is_parked_between_good_events(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_text_of_others_neither_controls_the_terminal_nor_ends_the_list(
+def test_control_characters_of_dead_letters_are_escaped_in_lists(
     delivery: Delivery, form: list[str]
 ) -> None:
     delivery.query(
@@ -137,15 +137,15 @@ def test_large_dead_letters_are_listed_in_little_memory(
 
 
 def test_duplicates_are_applied_once(delivery: Delivery) -> None:
-    """Also to other partitions, and under another event id."""
+    """The duplicates are in the same and in other partitions, and one has another event id."""
     user = delivery.open_account(100)
     order = uuid7()
     same = order_created(user, 7, order_id=order)
-    again = order_created(user, 7, order_id=order)  # another id: an anomaly
-    strewn = [Record(same.value, same.headers, same.key, partition=n) for n in range(6)]
-    delivery.produce(ORDERS, same, same, same, *strewn, again, order_created(user, 1))
+    again = order_created(user, 7, order_id=order)  # another event id, so it is an anomaly
+    in_all_partitions = [Record(same.value, same.headers, same.key, partition=n) for n in range(6)]
+    delivery.produce(ORDERS, same, same, same, *in_all_partitions, again, order_created(user, 1))
     with delivery.consumer("payments", consumer_batch=4):
-        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=20, what="all")
+        wait_until(lambda: delivery.committed("payments") == 11, timeout_s=20, what="all events")
     assert delivery.balance(user) == 92
     assert len(delivery.charges()) == 2
     assert delivery.inbox("payments") == {"applied": 2, "anomaly": 1}
@@ -153,7 +153,7 @@ def test_duplicates_are_applied_once(delivery: Delivery) -> None:
     assert delivery.dead_letters("payments") == []
 
 
-def test_results_that_do_not_fit_leave_the_order_as_it_is(delivery: Delivery) -> None:
+def test_results_that_contradict_an_order_do_not_change_it(delivery: Delivery) -> None:
     user = uuid7()
     paid, failed, open_, other = delivery.place(user, 5, count=4)
 
@@ -174,7 +174,7 @@ def test_results_that_do_not_fit_leave_the_order_as_it_is(delivery: Delivery) ->
         result(other, "payment.succeeded"),
     )
     with delivery.consumer("orders"):
-        wait_until(lambda: delivery.received("orders") == 8, timeout_s=20, what="all")
+        wait_until(lambda: delivery.received("orders") == 8, timeout_s=20, what="all events")
     rows = delivery.query("orders", "SELECT id, status FROM orders")
     assert {row.id: row.status for row in rows} == {
         paid: "success",
@@ -202,7 +202,7 @@ class NumberSchema(Schema):
 
 
 def failing_service(*, fails: Mapping[int, str]) -> Service:
-    """A service of this test's own, whose handler fails for some numbers, each in its way."""
+    """Return a service whose handler fails for these numbers, each in its own way."""
 
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
         for event in events:
@@ -232,12 +232,12 @@ FAILURES = {
 }
 
 
-def test_the_culprit_of_a_batch_is_parked_alone(delivery: Delivery) -> None:
+def test_only_the_failing_events_of_a_batch_become_dead_letters(delivery: Delivery) -> None:
     delivery.query("orders", "CREATE TABLE effects (number integer PRIMARY KEY)")
     records = [Record(json.dumps({"number": n}).encode(), headers("number")) for n in range(100)]
     delivery.produce(ORDERS, *records)
     with delivery.consumer(failing_service(fails=FAILURES)):
-        wait_until(lambda: delivery.received("orders") == 100, timeout_s=20, what="all")
+        wait_until(lambda: delivery.received("orders") == 100, timeout_s=20, what="all events")
     numbers = delivery.query("orders", "SELECT number FROM effects")
     assert {number for (number,) in numbers} == set(range(100)) - FAILURES.keys()
     assert delivery.inbox("orders") == {"applied": 95, "parked": 5}
@@ -251,7 +251,7 @@ def test_the_culprit_of_a_batch_is_parked_alone(delivery: Delivery) -> None:
     ]
 
 
-def test_an_event_from_before_the_inbox_is_parked(delivery: Delivery) -> None:
+def test_an_event_older_than_the_inbox_becomes_a_dead_letter(delivery: Delivery) -> None:
     user = delivery.open_account(100)
     old, new, foreign = uuid7(), uuid7(), UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")
     assert time_of(foreign) is None
@@ -263,7 +263,7 @@ def test_an_event_from_before_the_inbox_is_parked(delivery: Delivery) -> None:
         *[order_created(user, 5, id=str(each)) for each in (old, new, foreign)],
     )
     with delivery.consumer("payments"):
-        wait_until(lambda: delivery.received("payments") == 2, timeout_s=20, what="the new ones")
+        wait_until(lambda: delivery.received("payments") == 2, timeout_s=20, what="the new events")
         wait_until(lambda: delivery.dead_letters("payments"), what="the dead letter")
     (letter,) = delivery.dead_letters("payments")
     assert (letter.reason, letter.event_id) == ("older_than_inbox", old)
@@ -271,20 +271,24 @@ def test_an_event_from_before_the_inbox_is_parked(delivery: Delivery) -> None:
     assert delivery.balance(user) == 90
 
 
-def test_members_that_join_and_leave_charge_each_order_once(delivery: Delivery) -> None:
+def test_consumers_that_join_and_leave_charge_each_order_once(delivery: Delivery) -> None:
     users = [delivery.open_account(1000) for _ in range(10)]
     with delivery.relay("orders"), delivery.consumer("payments", consumer_batch=5):
         delivery.place(users[0], 1)
-        wait_until(lambda: delivery.received("payments") == 1, timeout_s=20, what="the first")
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=20, what="the first event")
         for user in users:
             delivery.place(user, 1, count=10)
         with delivery.consumer("payments", consumer_batch=5):
             for user in users:
                 delivery.place(user, 1, count=10)
-            wait_until(lambda: delivery.received("payments") == 201, timeout_s=60, what="all")
+            wait_until(
+                lambda: delivery.received("payments") == 201, timeout_s=60, what="all events"
+            )
         for user in users:
             delivery.place(user, 1)
-        wait_until(lambda: delivery.received("payments") == 211, timeout_s=60, what="the last")
+        wait_until(
+            lambda: delivery.received("payments") == 211, timeout_s=60, what="the last events"
+        )
     charged = delivery.charges()
     assert len(charged) == len(set(charged)) == 211
     assert [delivery.balance(user) for user in users] == [978] + [979] * 9
@@ -292,7 +296,7 @@ def test_members_that_join_and_leave_charge_each_order_once(delivery: Delivery) 
 
 
 def test_a_backlog_larger_than_a_response_is_read(embedded_delivery: Delivery) -> None:
-    """The embedded broker sends more than a fetch asks for."""
+    """The embedded broker may send more bytes than a fetch requests."""
     count = 72
     embedded_delivery.produce(
         ORDERS,
@@ -310,7 +314,7 @@ def test_a_backlog_larger_than_a_response_is_read(embedded_delivery: Delivery) -
         wait_until(
             lambda: embedded_delivery.skipped("payments") == {"order.eaten": count},
             timeout_s=30,
-            what="all",
+            what="all events",
         )
 
     assert embedded_delivery.inbox("payments") == {}

@@ -1,4 +1,4 @@
-"""A consumer whose handler fails goes on polling, keeps its offsets, and says what it waits for."""
+"""A consumer whose handler fails keeps polling, keeps its offsets, and reports why it waits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def service_of(handle: Handler) -> Service:
 
 
 def numbers(count: int, *, first: int = 0) -> list[Record]:
-    """Records of one partition."""
+    """Return records with consecutive numbers, all for one partition."""
     return [
         Record(json.dumps({"number": number}).encode(), headers(NUMBER))
         for number in range(first, first + count)
@@ -41,7 +41,7 @@ def numbers(count: int, *, first: int = 0) -> list[Record]:
 
 @pytest.fixture
 def logged(capfd: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
-    """Returns the log lines of an event so far."""
+    """Return a function that returns the log lines of an event so far."""
     seen: list[str] = []
 
     def of(event: str) -> list[str]:
@@ -63,7 +63,7 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_failures, "_PROBE_FIRST_S", 0.2)
 
 
-def test_a_stopped_subscription_keeps_its_offsets_and_goes_on_when_the_defect_is_gone(
+def test_a_stopped_subscription_keeps_its_offsets_and_continues_after_the_fix(
     delivery: Delivery, tmp_path: Path, quick_probes: None
 ) -> None:
     defect = {"there": True}
@@ -89,7 +89,7 @@ def test_a_stopped_subscription_keeps_its_offsets_and_goes_on_when_the_defect_is
 def test_an_operator_resumes_a_stopped_subscription(
     delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It need not wait for the next probe."""
+    """The consumer then continues without waiting for its next probe."""
     monkeypatch.setattr(engine_failures, "_PROBE_FIRST_S", 300.0)
     defect = {"there": True}
 
@@ -118,9 +118,7 @@ def test_an_operator_resumes_a_stopped_subscription(
     assert delivery.inbox("orders") == {"applied": 7, "parked": 2}
 
 
-def test_one_partition_waits_for_a_retry_and_the_others_go_on(
-    delivery: Delivery, tmp_path: Path
-) -> None:
+def test_a_retry_pauses_only_its_own_partition(delivery: Delivery, tmp_path: Path) -> None:
     closed = {"is": True}
 
     def handle(_: Session, events: Sequence[ReceivedEvent]) -> None:
@@ -145,7 +143,7 @@ def test_one_partition_waits_for_a_retry_and_the_others_go_on(
     assert delivery.inbox("orders") == {"applied": 6}
 
 
-def test_an_unforeseen_exception_does_not_end_the_consumer(
+def test_an_unexpected_exception_does_not_end_the_consumer(
     delivery: Delivery, monkeypatch: pytest.MonkeyPatch, logged: Callable[[str], list[str]]
 ) -> None:
     failures = iter([KeyError("unforeseen"), AssertionError("unforeseen")])
@@ -171,17 +169,17 @@ def test_events_that_a_handler_adds_wake_the_relay(delivery: Delivery) -> None:
 
     with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="60") as relay:
         delivery.add("a", 0)
-        relay.wait_logged("relay.sent")  # it listens
+        relay.wait_logged("relay.sent")  # the relay is listening now
         with delivery.consumer(service_of(handle)):
             delivery.produce(ORDERS, *numbers(1))
             wait_until(lambda: delivery.received("orders") >= 1, timeout_s=30)
             delivery.wait_sent("orders", timeout_s=30)
 
 
-def test_a_database_that_refuses_is_named_and_waited_for(
+def test_a_missing_table_is_logged_and_waited_for(
     delivery: Delivery, logged: Callable[[str], list[str]]
 ) -> None:
-    """The partitions wait; nothing is parked, and the consumer stays in its group."""
+    """The partitions wait, no event becomes a dead letter, and the consumer stays in its group."""
 
     def handle(session: Session, _: Sequence[ReceivedEvent]) -> None:
         session.execute(text("TABLE not_migrated_yet"))
@@ -198,7 +196,7 @@ def test_a_database_that_refuses_is_named_and_waited_for(
     assert delivery.dead_letters("orders") == []
 
 
-def test_what_a_handler_left_in_its_session_does_not_block_the_next_events(
+def test_temporary_tables_of_a_handler_do_not_block_later_events(
     delivery: Delivery,
 ) -> None:
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:

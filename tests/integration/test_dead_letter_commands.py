@@ -1,4 +1,4 @@
-"""Operators repair dead letters by `inbox-consumer dead-letters`, with one service's rights."""
+"""`inbox-consumer dead-letters` repairs dead letters, with access to one service only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ ALONE = {
 
 @pytest.fixture
 def command(delivery: Delivery) -> Callable[..., Result]:
-    """Runs a command about the dead letters of orders, without Kafka and the other database."""
+    """Return a function that runs a dead-letters command for the orders service.
+
+    The command has no access to Kafka and the payments database.
+    """
 
     def run(action: str, *arguments: str) -> Result:
         with environment(delivery.environ | ALONE):
@@ -45,12 +48,12 @@ def command(delivery: Delivery) -> Callable[..., Result]:
 
 @pytest.fixture
 def order_ids(delivery: Delivery) -> list[UUID]:
-    """Orders whose payments became dead letters, because orders did not know them at first."""
+    """Create orders whose payments came first and became dead letters. Return their ids."""
     user = uuid4()
     ids = [uuid4(), uuid4(), uuid4()]
     with handler_engine(delivery.orders_url) as engine:
         make_applier(load_service("orders"), engine).apply(
-            [_paid(order_id, user, offset=number) for number, order_id in enumerate(ids)]
+            [_payment_record(order_id, user, offset=number) for number, order_id in enumerate(ids)]
         )
     delivery.query(
         "orders",
@@ -63,7 +66,7 @@ def order_ids(delivery: Delivery) -> list[UUID]:
     return ids
 
 
-def _paid(order_id: UUID, user: UUID, *, offset: int) -> ConsumerRecord:
+def _payment_record(order_id: UUID, user: UUID, *, offset: int) -> ConsumerRecord:
     data = {"order_id": str(order_id), "user_id": str(user), "amount": 5, "balance": 1}
     return ConsumerRecord(
         topic="payments.events",
@@ -106,7 +109,7 @@ def test_one_command_repairs_a_dead_letter(
     )
 
 
-def test_all_are_repaired_once_their_number_is_confirmed(
+def test_all_dead_letters_are_repaired_after_their_number_is_confirmed(
     delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
     chosen = ("--all", "--reason", "unknown_order", "--force")
@@ -130,7 +133,7 @@ def test_all_are_repaired_once_their_number_is_confirmed(
     assert command("list").stdout == "No open dead letters in orders match.\n"
 
 
-def test_lists_show_what_is_asked_for(
+def test_lists_are_filtered_and_grouped(
     command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
     discarded_one = command("discard", "2", "--note", "a test")
@@ -150,7 +153,7 @@ def test_lists_show_what_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["1", "99"], 1, "There is no dead letter 99 in orders. Nothing was done."),
         ([], 2, "Give either the ids of dead letters, or --all."),
@@ -159,25 +162,25 @@ def test_lists_show_what_is_asked_for(
         (["--all", "--since", "soon"], 2, "is not a duration"),
     ],
 )
-def test_a_wrong_command_does_nothing(
+def test_an_invalid_command_does_nothing(
     delivery: Delivery,
     command: Callable[..., Result],
     order_ids: list[UUID],
     arguments: list[str],
     code: int,
-    said: str,
+    message: str,
 ) -> None:
     done = command("retry", "--force", *arguments)
 
     assert done.exit_code == code
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert delivery.statuses() == {"created": 3}
 
 
 def test_a_consumer_carries_out_requests_while_kafka_is_away(
     delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
-    """A console writes the rows, with no more rights than those on that table."""
+    """The command only writes rows of dead_letter_requests. The consumer does the rest."""
     written = command("retry", "--all", "--force", "--confirm", "3", "--by-consumer")
     untouched = delivery.statuses()
 

@@ -1,4 +1,4 @@
-"""Dead letters are retried, discarded and restored; each at most once, whoever dies meanwhile."""
+"""Dead letters are retried, discarded and restored at most once, even if a process dies."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ DAY_S = 86_400
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing of the process runs after it."""
+    """Simulates SIGKILL: no code of the process runs after it."""
 
 
-class Shop:
-    """A service whose handler fails as long as it has a defect, and the database that it has.
+class RepairHarness:
+    """A service, its database and its repairs. The handler fails until it is fixed.
 
     Attributes:
-        defect: called for each number before it is written down.
-        verdict: that the handler returns for each event.
+        defect: Called with each number before the handler stores it.
+        verdict: The verdict that the handler returns for each event.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -86,7 +86,7 @@ class Shop:
             write_down(session, event.data["number"])
         return {event.id: self.verdict for event in events if self.verdict}
 
-    def mend(self) -> None:
+    def fix_handler(self) -> None:
         self.defect = lambda _: None
 
     def receive(self, *records: ConsumerRecord) -> None:
@@ -96,7 +96,7 @@ class Shop:
         return self.repairs.carry_out(dead_letter_id, Repair(action, "ann", "a note", force))
 
     def ask(self, statement: str, **parameters: Any) -> list[Any]:
-        """Ask over a connection of its own."""
+        """Run a statement on a separate connection, and return its rows."""
         other = create_engine(self.engine.url)
         with other.begin() as connection:
             result = connection.execute(text(statement), parameters)
@@ -120,16 +120,16 @@ def plain_logs() -> None:
 
 
 @pytest.fixture
-def shop(database_url: str) -> Iterator[Shop]:
-    """A shop with an empty database."""
+def harness(database_url: str) -> Iterator[RepairHarness]:
+    """Return a harness with an empty database."""
     with handler_engine(database_url, lock_timeout="500") as engine:
         empty(engine)
-        yield Shop(engine)
+        yield RepairHarness(engine)
 
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the process end at a failpoint, as by SIGKILL."""
+    """Return a function that simulates SIGKILL at a failpoint."""
 
     def arm(wanted: str) -> None:
         def failpoint(name: str) -> None:
@@ -142,154 +142,158 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @contextmanager
-def second_engine(shop: Shop) -> Iterator[Engine]:
-    with handler_engine(shop.engine.url.render_as_string(hide_password=False)) as engine:
+def second_engine(harness: RepairHarness) -> Iterator[Engine]:
+    with handler_engine(harness.engine.url.render_as_string(hide_password=False)) as engine:
         yield engine
 
 
-def test_a_retry_applies_the_event_once_its_handler_is_correct(shop: Shop) -> None:
+def test_a_retry_applies_the_event_after_its_handler_is_fixed(harness: RepairHarness) -> None:
     record = number_record(1, request_id="r-1")
-    shop.receive(record)
-    shop.mend()
+    harness.receive(record)
+    harness.fix_handler()
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired == Repaired(1, Answer.DONE, "Applied.")
-    assert shop.effects() == [1]
-    assert shop.ask("SELECT outcome, key FROM inbox") == [("applied", "key")]
-    assert shop.states() == [State.RETRIED]
-    shop.receive(record)
-    assert shop.effects() == [1]
-    assert shop.states() == [State.RETRIED]
+    assert harness.effects() == [1]
+    assert harness.ask("SELECT outcome, key FROM inbox") == [("applied", "key")]
+    assert harness.states() == [State.RETRIED]
+    harness.receive(record)
+    assert harness.effects() == [1]
+    assert harness.states() == [State.RETRIED]
 
 
-def test_a_retry_that_fails_leaves_the_dead_letter_open_and_says_why(shop: Shop) -> None:
-    shop.receive(number_record(1))
+def test_a_failed_retry_leaves_the_dead_letter_open_with_the_reason(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.answer is Answer.FAILED
     assert repaired.detail == "RuntimeError: cannot write 1 down"
-    assert shop.effects() == []
-    assert shop.ask("SELECT outcome FROM inbox") == ["parked"]
-    with shop.engine.connect() as connection:
+    assert harness.effects() == []
+    assert harness.ask("SELECT outcome FROM inbox") == ["parked"]
+    with harness.engine.connect() as connection:
         (letter,) = read_newest(connection, DeadLetterFilter(), limit=9)
     assert (letter["state"], letter["attempts"], letter["last_answer"]) == ("open", 1, "failed")
     assert (letter["last_by"], letter["last_note"]) == ("ann", "a note")
     assert letter["last_detail"] == repaired.detail
 
 
-def test_a_handler_that_ends_the_transaction_of_a_retry_fails(shop: Shop) -> None:
-    shop.receive(number_record(1))
+def test_a_handler_that_ends_the_transaction_of_a_retry_fails(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
 
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
         write_down(session, events[0].data["number"])
         session.commit()
 
-    shop.service = number_service(handle)
-    shop.repairs = shop.new_repairs(shop.engine)
+    harness.service = number_service(handle)
+    harness.repairs = harness.new_repairs(harness.engine)
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.answer is Answer.FAILED
-    assert shop.effects() == []
-    assert shop.states() == [State.OPEN]
+    assert harness.effects() == []
+    assert harness.states() == [State.OPEN]
 
 
-def test_a_dead_letter_is_not_retried_before_an_older_one_of_its_key(shop: Shop) -> None:
-    shop.receive(number_record(1), number_record(2), number_record(3, key=b"other"))
-    shop.mend()
+def test_a_dead_letter_is_not_retried_before_an_older_one_of_its_key(
+    harness: RepairHarness,
+) -> None:
+    harness.receive(number_record(1), number_record(2), number_record(3, key=b"other"))
+    harness.fix_handler()
 
-    too_early = shop.repair(Action.RETRY, 2)
-    other_key = shop.repair(Action.RETRY, 3)
-    forced = shop.repair(Action.RETRY, 2, force=True)
-    older = shop.repair(Action.RETRY, 1)
+    too_early = harness.repair(Action.RETRY, 2)
+    other_key = harness.repair(Action.RETRY, 3)
+    forced = harness.repair(Action.RETRY, 2, force=True)
+    older = harness.repair(Action.RETRY, 1)
 
     assert too_early.answer is Answer.REFUSED
     assert "Dead letter 1 has the same key" in too_early.detail
     assert [other_key.answer, forced.answer, older.answer] == [Answer.DONE] * 3
     assert older.detail == "Applied. 1 later events of its key were applied before it."
-    assert shop.effects() == [1, 2, 3]
+    assert harness.effects() == [1, 2, 3]
 
 
-def test_a_decision_of_the_handler_is_overruled_only_by_force(shop: Shop) -> None:
-    shop.mend()
-    shop.verdict = Verdict(Outcome.PARKED, "unknown_order", "There is no such order.")
-    shop.receive(number_record(1))
-    shop.ask("DELETE FROM effects")
+def test_an_event_parked_by_its_handler_is_retried_only_by_force(harness: RepairHarness) -> None:
+    harness.fix_handler()
+    harness.verdict = Verdict(Outcome.PARKED, "unknown_order", "There is no such order.")
+    harness.receive(number_record(1))
+    harness.ask("DELETE FROM effects")
 
-    refused = shop.repair(Action.RETRY)
-    decided_again = shop.repair(Action.RETRY, force=True)
-    shop.verdict = None
-    applied = shop.repair(Action.RETRY, force=True)
+    refused = harness.repair(Action.RETRY)
+    decided_again = harness.repair(Action.RETRY, force=True)
+    harness.verdict = None
+    applied = harness.repair(Action.RETRY, force=True)
 
     assert refused.answer is Answer.REFUSED
     assert decided_again == Repaired(1, Answer.FAILED, "unknown_order: There is no such order.")
     assert applied.answer is Answer.DONE
-    assert shop.effects() == [1]
+    assert harness.effects() == [1]
 
 
-def test_an_anomaly_of_a_retry_is_recorded(shop: Shop) -> None:
-    shop.receive(number_record(1))
-    shop.mend()
-    shop.verdict = Verdict(Outcome.ANOMALY, "already_final", "It is final.")
+def test_an_anomaly_of_a_retry_is_recorded(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
+    harness.fix_handler()
+    harness.verdict = Verdict(Outcome.ANOMALY, "already_final", "It is final.")
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.answer is Answer.DONE
     assert "already_final" in repaired.detail
-    assert shop.ask("SELECT outcome FROM inbox") == ["anomaly"]
-    assert shop.states() == [State.RETRIED]
+    assert harness.ask("SELECT outcome FROM inbox") == ["anomaly"]
+    assert harness.states() == [State.RETRIED]
 
 
-def test_an_invalid_record_stays_open_until_the_schema_takes_it(shop: Shop) -> None:
-    shop.receive(number_record("three", offset=3))
+def test_a_retry_of_an_invalid_record_leaves_it_open(harness: RepairHarness) -> None:
+    harness.receive(number_record("three", offset=3))
 
-    invalid = shop.repair(Action.RETRY)
+    invalid = harness.repair(Action.RETRY)
 
     assert invalid.answer is Answer.FAILED
     assert invalid.detail.startswith("invalid_data: ")
-    assert shop.ask("SELECT count(*) FROM inbox") == [0]
-    assert shop.states() == [State.OPEN]
+    assert harness.ask("SELECT count(*) FROM inbox") == [0]
+    assert harness.states() == [State.OPEN]
 
 
-def test_an_event_that_came_right_meanwhile_is_not_applied_twice(shop: Shop) -> None:
+def test_an_event_applied_from_another_record_is_not_applied_twice(harness: RepairHarness) -> None:
     event_id = uuid7()
-    shop.receive(number_record("one", offset=1, event_id=event_id))
-    shop.mend()
-    shop.receive(number_record(1, offset=2, event_id=event_id))
-    shop.ask(
+    harness.receive(number_record("one", offset=1, event_id=event_id))
+    harness.fix_handler()
+    harness.receive(number_record(1, offset=2, event_id=event_id))
+    harness.ask(
         "UPDATE dead_letters SET value = convert_to(:value, 'UTF8')", value='{"number": 1}'
-    )  # as if the schema took it now
+    )  # simulates a schema that accepts the value now
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.detail == "The event was applied meanwhile, from another record."
-    assert shop.effects() == [1]
-    assert shop.states() == [State.RETRIED]
+    assert harness.effects() == [1]
+    assert harness.states() == [State.RETRIED]
 
 
-def test_an_event_that_may_be_forgotten_is_applied_only_by_force(shop: Shop) -> None:
-    shop.receive(number_record(1))
-    shop.mend()
-    shop.ask("DELETE FROM inbox")
-    shop.ask("INSERT INTO inbox_horizon (before) VALUES (:id)", id=uuid7())
+def test_an_event_older_than_the_inbox_is_retried_only_by_force(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
+    harness.fix_handler()
+    harness.ask("DELETE FROM inbox")
+    harness.ask("INSERT INTO inbox_horizon (before) VALUES (:id)", id=uuid7())
 
-    refused = shop.repair(Action.RETRY)
-    forced = shop.repair(Action.RETRY, force=True)
+    refused = harness.repair(Action.RETRY)
+    forced = harness.repair(Action.RETRY, force=True)
 
     assert refused.answer is Answer.REFUSED
     assert "older than the inbox" in refused.detail
     assert forced.answer is Answer.DONE
-    assert shop.effects() == [1]
+    assert harness.effects() == [1]
 
 
-def test_a_discarded_dead_letter_is_not_retried_until_it_is_restored(shop: Shop) -> None:
-    shop.receive(number_record(1))
-    shop.mend()
+def test_a_discarded_dead_letter_is_not_retried_until_it_is_restored(
+    harness: RepairHarness,
+) -> None:
+    harness.receive(number_record(1))
+    harness.fix_handler()
 
     answers = [
-        shop.repair(action).answer
+        harness.repair(action).answer
         for action in (
             Action.RESTORE,
             Action.DISCARD,
@@ -303,127 +307,131 @@ def test_a_discarded_dead_letter_is_not_retried_until_it_is_restored(shop: Shop)
 
     done, refused = Answer.DONE, Answer.REFUSED
     assert answers == [refused, done, refused, refused, done, done, refused]
-    assert shop.effects() == [1]
-    assert shop.states() == [State.RETRIED]
+    assert harness.effects() == [1]
+    assert harness.states() == [State.RETRIED]
 
 
-def test_the_record_is_kept_as_it_came(shop: Shop) -> None:
+def test_the_record_of_a_dead_letter_is_kept_unchanged(harness: RepairHarness) -> None:
     record = number_record(1)._replace(
         headers=[*number_record(1).headers, ("raw", b"\xff\x00"), ("none", None), ("raw", b"")],
         timestamp=1_700_000_000_000,
     )
 
-    shop.receive(record)
+    harness.receive(record)
 
-    with shop.engine.connect() as connection:
+    with harness.engine.connect() as connection:
         (letter,) = read_newest(connection, DeadLetterFilter(), limit=9)
     assert fingerprint(record_of(letter)) == fingerprint(record)
 
 
-def test_a_consumer_carries_out_requests_in_their_order(shop: Shop) -> None:
-    shop.receive(*[number_record(number) for number in (1, 2, 3)])
-    shop.mend()
-    with shop.engine.begin() as connection:
+def test_a_consumer_carries_out_requests_in_their_order(harness: RepairHarness) -> None:
+    harness.receive(*[number_record(number) for number in (1, 2, 3)])
+    harness.fix_handler()
+    with harness.engine.begin() as connection:
         add_requests(connection, [1, 2, 3], Repair(Action.RETRY, "console"))
 
     with capture_logs() as logged:
-        shop.repairs.carry_out_unclaimed()
+        harness.repairs.carry_out_unclaimed()
 
-    assert shop.effects() == [1, 2, 3]
-    assert shop.ask("SELECT answer FROM dead_letter_requests ORDER BY id") == ["done"] * 3
+    assert harness.effects() == [1, 2, 3]
+    assert harness.ask("SELECT answer FROM dead_letter_requests ORDER BY id") == ["done"] * 3
     repaired = [line for line in logged if line["event"] == "consumer.repaired"]
     assert [line["dead_letter"] for line in repaired] == [1, 2, 3]
     assert {line["requested_by"] for line in repaired} == {"console"}
 
 
-def test_consumers_carry_out_requests_one_after_another(shop: Shop) -> None:
-    """Two at once could apply the events of a key in the wrong order."""
-    shop.receive(number_record(1), number_record(2))
-    with second_engine(shop) as other:
-        beside = shop.new_repairs(other)
+def test_consumers_carry_out_requests_one_after_another(harness: RepairHarness) -> None:
+    """Two consumers at a time could apply the events of a key in the wrong order."""
+    harness.receive(number_record(1), number_record(2))
+    with second_engine(harness) as other:
+        second_repairs = harness.new_repairs(other)
         seen: list[list[int]] = []
 
         def meanwhile(number: int) -> None:
             if number == 1:
-                beside.carry_out_unclaimed()
+                second_repairs.carry_out_unclaimed()
                 seen.append(
-                    shop.ask("SELECT id FROM dead_letter_requests WHERE answer IS NULL ORDER BY id")
+                    harness.ask(
+                        "SELECT id FROM dead_letter_requests WHERE answer IS NULL ORDER BY id"
+                    )
                 )
 
-        shop.defect = meanwhile
-        with shop.engine.begin() as connection:
+        harness.defect = meanwhile
+        with harness.engine.begin() as connection:
             add_requests(connection, [1, 2], Repair(Action.RETRY, "console", force=True))
-        shop.repairs.carry_out_unclaimed()
+        harness.repairs.carry_out_unclaimed()
 
     assert seen == [[1, 2]]
-    assert shop.effects() == [1, 2]
+    assert harness.effects() == [1, 2]
 
 
-def test_a_handler_that_raises_no_exception_does_not_end_the_process(shop: Shop) -> None:
+def test_a_cancelled_error_of_a_handler_does_not_end_the_process(harness: RepairHarness) -> None:
     def cancel(_: int) -> None:
         raise asyncio.CancelledError("cancelled")
 
-    shop.receive(number_record(1))
-    shop.defect = cancel
+    harness.receive(number_record(1))
+    harness.defect = cancel
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired == Repaired(1, Answer.FAILED, "CancelledError: cancelled")
 
 
-def test_signs_of_life_are_given_while_a_repair_lasts(shop: Shop) -> None:
+def test_heartbeats_continue_during_a_repair(harness: RepairHarness) -> None:
     beats: list[int] = []
-    beaten = threading.Event()
+    has_beaten = threading.Event()
 
     def beat() -> None:
         beats.append(1)
-        beaten.set()
+        has_beaten.set()
 
-    shop.receive(number_record(1))
-    shop.defect = lambda _: None if beaten.wait(30) else pytest.fail("no sign of life")
-    sessions = make_sessions(shop.engine)
-    shop.repairs = Repairs(shop.service, sessions, retention_s=DAY_S, beat=beat)
+    harness.receive(number_record(1))
+    harness.defect = lambda _: None if has_beaten.wait(30) else pytest.fail("no heartbeat")
+    sessions = make_sessions(harness.engine)
+    harness.repairs = Repairs(harness.service, sessions, retention_s=DAY_S, beat=beat)
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.answer is Answer.DONE
 
 
-def test_a_console_cannot_write_a_request_of_any_size(shop: Shop) -> None:
-    shop.receive(number_record(1))
+def test_a_repair_request_with_a_long_name_is_refused(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
 
     with pytest.raises(IntegrityError, match="dead_letter_requests_by"):
-        shop.ask(
+        harness.ask(
             "INSERT INTO dead_letter_requests (dead_letter_id, action, requested_by)"
             " VALUES (1, 'retry', repeat('x', 1000))"
         )
 
 
-def test_a_console_may_write_a_request_during_a_repair(shop: Shop) -> None:
-    shop.receive(number_record(1))
+def test_a_repair_request_can_be_written_during_a_repair(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
 
     def write(_: int) -> None:
-        shop.ask("INSERT INTO dead_letter_requests (dead_letter_id, action) VALUES (1, 'discard')")
+        harness.ask(
+            "INSERT INTO dead_letter_requests (dead_letter_id, action) VALUES (1, 'discard')"
+        )
 
-    shop.defect = write
+    harness.defect = write
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.answer is Answer.DONE
-    assert shop.ask("SELECT count(*) FROM dead_letter_requests") == [2]
+    assert harness.ask("SELECT count(*) FROM dead_letter_requests") == [2]
 
 
-def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
-    shop.receive(number_record(1))
-    both_there = threading.Barrier(2)
-    shop.defect = lambda _: None
+def test_concurrent_requests_for_one_dead_letter_apply_it_once(harness: RepairHarness) -> None:
+    harness.receive(number_record(1))
+    both_ready = threading.Barrier(2)
+    harness.defect = lambda _: None
     found: list[Repaired] = []
 
     def retry(engine: Engine) -> None:
-        both_there.wait(30)
-        found.append(shop.new_repairs(engine).carry_out(1, Repair(Action.RETRY, "ann")))
+        both_ready.wait(30)
+        found.append(harness.new_repairs(engine).carry_out(1, Repair(Action.RETRY, "ann")))
 
-    with second_engine(shop) as one, second_engine(shop) as two:
+    with second_engine(harness) as one, second_engine(harness) as two:
         threads = [threading.Thread(target=retry, args=(engine,)) for engine in (one, two)]
         for thread in threads:
             thread.start()
@@ -431,16 +439,16 @@ def test_requests_for_one_dead_letter_at_once_apply_it_once(shop: Shop) -> None:
             thread.join(30)
 
     assert sorted(each.answer for each in found) == [Answer.DONE, Answer.REFUSED]
-    assert shop.effects() == [1]
+    assert harness.effects() == [1]
 
 
-def test_an_event_that_comes_during_its_retry_is_applied_once(shop: Shop) -> None:
-    """A replay sends it again; its inbox row waits for the retry's transaction."""
+def test_an_event_that_arrives_during_its_retry_is_applied_once(harness: RepairHarness) -> None:
+    """A replay sends the event again. Its inbox row waits for the transaction of the retry."""
     record = number_record(1)
-    shop.receive(record)
+    harness.receive(record)
     again = record._replace(offset=9)
     receiving: list[threading.Thread] = []
-    with second_engine(shop) as other:
+    with second_engine(harness) as other:
         applier = make_applier(number_service(lambda _, __: None), other)
 
         def receive_meanwhile(_: int) -> None:
@@ -448,84 +456,84 @@ def test_an_event_that_comes_during_its_retry_is_applied_once(shop: Shop) -> Non
             thread.start()
             receiving.append(thread)
 
-        shop.defect = receive_meanwhile
-        repaired = shop.repair(Action.RETRY)
+        harness.defect = receive_meanwhile
+        repaired = harness.repair(Action.RETRY)
         receiving[0].join(30)
 
     assert repaired.answer is Answer.DONE
-    assert shop.effects() == [1]
-    assert shop.ask("SELECT outcome FROM inbox") == ["applied"]
+    assert harness.effects() == [1]
+    assert harness.ask("SELECT outcome FROM inbox") == ["applied"]
 
 
 @pytest.mark.parametrize("place", ["repair.claimed", "repair.applied"])
 def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
-    shop: Shop,
+    harness: RepairHarness,
     kill_at: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     place: str,
 ) -> None:
-    shop.receive(number_record(1))
-    shop.mend()
+    harness.receive(number_record(1))
+    harness.fix_handler()
     kill_at(place)
     with pytest.raises(KilledError):
-        shop.repair(Action.RETRY)
+        harness.repair(Action.RETRY)
     kill_at("nowhere")
-    assert shop.effects() == []
+    assert harness.effects() == []
 
-    shop.repairs.carry_out_unclaimed()
-    not_yet = shop.ask("SELECT answer FROM dead_letter_requests")
+    harness.repairs.carry_out_unclaimed()
+    not_yet = harness.ask("SELECT answer FROM dead_letter_requests")
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
-    shop.repairs.carry_out_unclaimed()
+    harness.repairs.carry_out_unclaimed()
 
     assert not_yet == [None]
-    assert shop.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
-    assert shop.effects() == []
-    assert shop.repair(Action.RETRY).answer is Answer.DONE
-    assert shop.effects() == [1]
+    assert harness.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
+    assert harness.effects() == []
+    assert harness.repair(Action.RETRY).answer is Answer.DONE
+    assert harness.effects() == [1]
 
 
-def test_a_request_that_was_given_up_meanwhile_is_not_carried_out(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+def test_an_abandoned_request_is_not_carried_out(
+    harness: RepairHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a process that was frozen between its claim and its attempt."""
-    shop.receive(number_record(1))
-    shop.mend()
+    """A process that was frozen between its claim and its attempt causes this."""
+    harness.receive(number_record(1))
+    harness.fix_handler()
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
 
     def failpoint(name: str) -> None:
         if name == "repair.claimed":
-            shop.repairs.carry_out_unclaimed()
+            harness.repairs.carry_out_unclaimed()
 
     monkeypatch.setattr(repairs, "failpoint", failpoint)
 
-    repaired = shop.repair(Action.RETRY)
+    repaired = harness.repair(Action.RETRY)
 
     assert repaired.answer is Answer.FAILED
-    assert shop.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
-    assert shop.effects() == []
-    assert shop.states() == [State.OPEN]
+    assert harness.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
+    assert harness.effects() == []
+    assert harness.states() == [State.OPEN]
 
 
-def test_closed_dead_letters_are_deleted_after_the_retention(shop: Shop) -> None:
-    shop.receive(*[number_record(number) for number in (1, 2, 3)])
-    shop.repair(Action.DISCARD, 1)
-    shop.repair(Action.DISCARD, 2)
-    shop.ask("UPDATE dead_letters SET parked_at = parked_at - interval '9 days'")
-    shop.ask("UPDATE dead_letters SET closed_at = closed_at - interval '2 days' WHERE id = 1")
+def test_closed_dead_letters_are_deleted_after_the_retention(harness: RepairHarness) -> None:
+    harness.receive(*[number_record(number) for number in (1, 2, 3)])
+    harness.repair(Action.DISCARD, 1)
+    harness.repair(Action.DISCARD, 2)
+    harness.ask("UPDATE dead_letters SET parked_at = parked_at - interval '9 days'")
+    harness.ask("UPDATE dead_letters SET closed_at = closed_at - interval '2 days' WHERE id = 1")
 
-    shop.repairs.carry_out_unclaimed()
+    harness.repairs.carry_out_unclaimed()
 
-    assert shop.ask("SELECT id FROM dead_letters ORDER BY id") == [2, 3]
-    assert shop.ask("SELECT dead_letter_id FROM dead_letter_requests") == [2]
+    assert harness.ask("SELECT id FROM dead_letters ORDER BY id") == [2, 3]
+    assert harness.ask("SELECT dead_letter_id FROM dead_letter_requests") == [2]
 
 
-def test_dead_letters_are_chosen_and_counted(shop: Shop) -> None:
-    shop.receive(number_record(1, key=b"a"))
-    shop.receive(number_record(2, key=b"b"))
-    shop.receive(number_record("x", offset=3))
-    shop.repair(Action.DISCARD, 1)
+def test_dead_letters_are_filtered_and_counted(harness: RepairHarness) -> None:
+    harness.receive(number_record(1, key=b"a"))
+    harness.receive(number_record(2, key=b"b"))
+    harness.receive(number_record("x", offset=3))
+    harness.repair(Action.DISCARD, 1)
 
-    with shop.engine.connect() as connection:
+    with harness.engine.connect() as connection:
         groups = read_groups(connection, DeadLetterFilter(state=State.OPEN))
         chosen = {
             "key": read_ids(connection, DeadLetterFilter(key="b")),

@@ -1,4 +1,4 @@
-"""Each check of a broker, seen to come out ill."""
+"""Each check of a broker reports its problem."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import CoordinatorNotAvailableError
 
+from settle.doctor.examine import configured_services, examine
+from settle.stack.state import StateFolder
 from settle_outbox.checks import broker as broker_checks
 from settle_outbox.checks import groups, topics
 from settle_outbox.kafka.clients import make_admin
@@ -20,6 +22,7 @@ from settle_outbox.kafka.topics import ensure_topics
 from support.broker import KAFKA, chosen
 from support.delivery import ORDERS, PAYMENTS, Delivery, order_created, patient_producer
 from support.doctor import UNDURABLE, Doctor
+from support.environ import environment
 from support.ports import free_port
 from support.waiting import wait_until
 
@@ -32,25 +35,25 @@ if TYPE_CHECKING:
 SERVICES = ("payments", "orders")
 AS_CREATED = {"retention.ms": str(7 * 86_400_000), "message.timestamp.type": "LogAppendTime"}
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker tells nothing of its settings and groups"
+    chosen()[0] != KAFKA, reason="the embedded broker does not show its settings and groups"
 )
 
 
 @pytest.fixture
 def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
-    """It looks at payments, whose consumer reads the topic of orders."""
+    """Return a doctor for the payments service, whose consumer reads the orders topic."""
     return Doctor(tmp_path, {"payments": delivery.payments_url}, delivery.bootstrap)
 
 
 @pytest.fixture
-def senders_clock(delivery: Delivery) -> None:
-    """The topic of orders keeps the times that its senders give."""
+def sender_timestamps(delivery: Delivery) -> None:
+    """Create the orders topic so that it keeps the timestamps of the senders."""
     delivery.create_topic_with_senders_times(ORDERS)
 
 
 @pytest.fixture
 def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
-    """Of a broker that has the topics, empty."""
+    """Create both topics, and return a client that administers their broker."""
     settings = delivery.settings("payments")
     client = make_admin(settings, "test")
     ensure_topics(client, [ORDERS, PAYMENTS], settings)
@@ -58,8 +61,41 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
     client.close()
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_where_one_service_runs_only_its_servers_are_checked(
+    tmp_path: Path, delivery: Delivery, *, quick: bool
+) -> None:
+    """In a container, or on a machine of one service, there is no stack and no embedded server."""
+    state = StateFolder(tmp_path / "none")
+    doctor = Doctor(state.home, {"orders": delivery.orders_url}, delivery.bootstrap)
+    with environment({**doctor.environ, "PAYMENTS_DATABASE_URL": "", "BIND_ADDRESS": "192.0.2.1"}):
+        services = configured_services(state)
+
+        by_default = [each.name for each in examine(state, quick=quick, services=services)]
+        by_name = [each.name for each in examine(state, quick=quick, services=["orders"])]
+
+    assert by_default == by_name
+    subjects = {name.partition(" ")[0] for name in by_default}
+    assert {"python", "orders", "broker"} <= subjects
+    assert not subjects & {"folder", "disk", "supervisord", "port", "ports", "postgres", "payments"}
+
+
+def test_the_stack_is_checked_where_a_server_is_not_named(
+    tmp_path: Path, delivery: Delivery
+) -> None:
+    state = StateFolder(tmp_path)
+    doctor = Doctor(tmp_path, {"orders": delivery.orders_url}, delivery.bootstrap)
+    with environment({**doctor.environ, "PAYMENTS_DATABASE_URL": ""}):
+        services = configured_services(state)
+
+        names = {each.name for each in examine(state, quick=True, services=services)}
+
+    assert services == ["payments", "orders"]
+    assert {"folder", "supervisord", "postgres"} <= names
+
+
 def produce(delivery: Delivery, ages_s: list[float], partition: int = 0) -> None:
-    """Put events of those ages into the topic of orders."""
+    """Send events of these ages to the orders topic."""
     producer = patient_producer(delivery.bootstrap)
     record = order_created(uuid4(), 1)
     for age_s in ages_s:
@@ -74,8 +110,8 @@ def produce(delivery: Delivery, ages_s: list[float], partition: int = 0) -> None
 
 
 @contextmanager
-def orders_settling(tmp_path: Path, delivery: Delivery) -> Iterator[Doctor]:
-    """Relays and consumers that run, and have something done."""
+def settled_orders(tmp_path: Path, delivery: Delivery) -> Iterator[Doctor]:
+    """Run relays and consumers, settle three orders, and yield a doctor."""
     urls = {service: delivery.url(service) for service in SERVICES}
     with ExitStack() as stack:
         for service in SERVICES:
@@ -90,22 +126,22 @@ def orders_settling(tmp_path: Path, delivery: Delivery) -> Iterator[Doctor]:
         yield Doctor(tmp_path, urls, delivery.bootstrap)
 
 
-def wait_nothing_ill(doctor: Doctor) -> None:
-    """A commit of an offset, and partitions of the next days, may still be on their way."""
+def wait_until_healthy(doctor: Doctor) -> None:
+    """Wait until no check fails. Offset commits and new partitions may take a moment."""
 
-    def nothing_ill() -> bool:
+    def is_healthy() -> bool:
         checks = doctor.examine().values()
         bad = [each for each in checks if each.verdict != "ok" and each.name not in UNDURABLE]
         assert not bad, bad
         return True
 
-    wait_until(nothing_ill, timeout_s=30, what="the doctor to find nothing")
+    wait_until(is_healthy, timeout_s=30, what="the doctor to find no problem")
 
 
-def test_all_is_well_where_orders_settle(tmp_path: Path, delivery: Delivery) -> None:
-    """And the exit codes: a warning is no failure, unless it is to be one."""
-    with orders_settling(tmp_path, delivery) as doctor:
-        wait_nothing_ill(doctor)
+def test_a_healthy_system_has_no_problems(tmp_path: Path, delivery: Delivery) -> None:
+    """A warning has the exit code 0, and with --strict the exit code 1."""
+    with settled_orders(tmp_path, delivery) as doctor:
+        wait_until_healthy(doctor)
         environ = doctor.environ | {"TOPIC_PARTITIONS": "5"}
         done = delivery.run("settle", "doctor", **environ)
         assert (done.returncode, done.stderr) == (0, "")
@@ -117,19 +153,23 @@ def test_all_is_well_where_orders_settle(tmp_path: Path, delivery: Delivery) -> 
         assert bad - UNDURABLE == {f"topic {ORDERS}", f"topic {PAYMENTS}"}
 
 
-def test_all_is_well_on_the_embedded_broker(tmp_path: Path, embedded_delivery: Delivery) -> None:
-    with orders_settling(tmp_path, embedded_delivery) as doctor:
-        wait_nothing_ill(doctor)
+def test_a_healthy_system_on_the_embedded_broker_has_no_problems(
+    tmp_path: Path, embedded_delivery: Delivery
+) -> None:
+    with settled_orders(tmp_path, embedded_delivery) as doctor:
+        wait_until_healthy(doctor)
 
 
-def test_topics_that_are_missing(doctor: Doctor) -> None:
+def test_missing_topics_are_reported(doctor: Doctor) -> None:
     for topic in (ORDERS, PAYMENTS):
         assert doctor.verdict(f"topic {topic}")[0] == "fail"
     assert doctor.seen["payments consumers"].verdict == "fail"
     assert "payments lag" not in doctor.seen
 
 
-def test_topics_that_are_not_as_set(doctor: Doctor, admin: KafkaAdminClient) -> None:
+def test_topics_that_differ_from_the_settings_are_reported(
+    doctor: Doctor, admin: KafkaAdminClient
+) -> None:
     name = f"topic {ORDERS}"
     how, what = doctor.verdict(name, TOPIC_PARTITIONS="3")
     assert (how, "6 partitions" in what) == ("warn", True)
@@ -138,26 +178,36 @@ def test_topics_that_are_not_as_set(doctor: Doctor, admin: KafkaAdminClient) -> 
 
 
 @pytest.mark.parametrize(
-    ("leader", "in_sync", "verdict"), [(-1, [], "fail"), (1, [1], "warn"), (1, [1, 2], "ok")]
+    ("leader", "copies", "in_sync", "verdict"),
+    [
+        (-1, [1, 2], [], "fail"),
+        (1, [1, 2], [1], "warn"),
+        (1, [1], [1], "warn"),
+        (1, [1, 2], [1, 2], "ok"),
+    ],
 )
-def test_a_topic_without_a_leader_or_behind(
-    delivery: Delivery, leader: int, in_sync: list[int], verdict: str
+def test_a_topic_without_a_leader_with_a_late_replica_or_with_one_copy_is_reported(
+    delivery: Delivery, leader: int, copies: list[int], in_sync: list[int], verdict: str
 ) -> None:
-    """As a cluster describes it; here is one node alone."""
+    """The metadata is that of a cluster, because the broker of the tests has one node."""
     partition = {
         "partition_index": 0,
         "leader_id": leader,
-        "replica_nodes": [1, 2],
+        "replica_nodes": copies,
         "isr_nodes": in_sync,
     }
     settings = delivery.settings("payments", topic_partitions=1)
-    (check,) = topics.check_topic(ORDERS, {"name": ORDERS, "partitions": [partition]}, settings)
+
+    (check,) = topics.check_topic(
+        ORDERS, {"name": ORDERS, "partitions": [partition]}, settings, brokers=2
+    )
+
     assert check.verdict == verdict
 
 
 DAY_MS = 86_400_000
-# What a topic is set to, the check that tells, how, and what it says.
-SET = [
+# Topic settings, the check that reports them, its verdict, and a part of its text.
+WRONG_SETTINGS = [
     ({"retention.ms": str(60 * DAY_MS)}, "retention", "fail", "longer than the inbox knows"),
     ({"retention.ms": "-1"}, "retention", "fail", "kept forever"),
     ({"retention.ms": str(DAY_MS)}, "retention", "warn", "kept for 24 h"),
@@ -172,18 +222,18 @@ SET = [
 
 
 @needs_kafka
-def test_topics_that_are_set_wrongly(doctor: Doctor, admin: KafkaAdminClient) -> None:
-    for changed, check, verdict, found in SET:
+def test_wrong_topic_settings_are_reported(doctor: Doctor, admin: KafkaAdminClient) -> None:
+    for changed, check, verdict, found in WRONG_SETTINGS:
         resource = ConfigResource(ConfigResourceType.TOPIC, ORDERS, changed)
         admin.alter_configs([resource])
         name = f"{check} {ORDERS}"
 
-        def told(name: str = name, wanted: tuple[str, str] = (verdict, found)) -> bool:
+        def is_reported(name: str = name, wanted: tuple[str, str] = (verdict, found)) -> bool:
             how, what = doctor.verdict(name)
             assert (how, wanted[1] in what) == (wanted[0], True), what
             return True
 
-        wait_until(told, what=f"{changed} to be told")
+        wait_until(is_reported, what=f"{changed} to be reported")
         admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, list(changed))])
         assert doctor.seen[f"{check} {PAYMENTS}"].verdict == "ok"
         for setting in AS_CREATED.keys() & changed.keys():
@@ -192,7 +242,7 @@ def test_topics_that_are_set_wrongly(doctor: Doctor, admin: KafkaAdminClient) ->
 
 
 @needs_kafka
-def test_a_session_time_out_that_the_broker_refuses(
+def test_a_session_time_out_that_the_broker_refuses_is_reported(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker_checks, "SESSION_TIMEOUT_MS", 1_000)
@@ -201,16 +251,16 @@ def test_a_session_time_out_that_the_broker_refuses(
 
 
 @needs_kafka
-def test_a_brokers_disk(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_broker_disk_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_checks, "DISK_WARN_SHARE", 1.0)
     assert doctor.verdict("broker disk")[0] == "warn"
     monkeypatch.setattr(broker_checks, "DISK_FAIL_SHARE", 1.0)
     assert doctor.verdict("broker disk")[0] == "fail"
 
 
-def test_a_group_that_is_behind(
+def test_a_group_with_lag_is_reported(
     doctor: Doctor,
-    senders_clock: None,
+    sender_timestamps: None,
     admin: KafkaAdminClient,
     delivery: Delivery,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +269,7 @@ def test_a_group_that_is_behind(
     produce(delivery, [120, 0])
     how, what = doctor.verdict("payments lag")
     assert (how, what[:9]) == ("warn", "2 records"), what
-    assert doctor.seen["payments consumers"].verdict == "fail"  # nobody has ever joined
+    assert doctor.seen["payments consumers"].verdict == "fail"  # no consumer ever joined the group
     produce(delivery, [3600], partition=1)
     how, what = doctor.verdict("payments lag")
     assert (how, what) == ("fail", "3 records, the first for 60 min")
@@ -230,7 +280,7 @@ def test_a_group_that_is_behind(
 
 
 @needs_kafka
-def test_a_group_that_nobody_is_in_or_that_missed_records(
+def test_a_group_without_consumers_or_with_missed_records_is_reported(
     doctor: Doctor, admin: KafkaAdminClient, delivery: Delivery
 ) -> None:
     produce(delivery, [0] * 5)
@@ -241,9 +291,9 @@ def test_a_group_that_nobody_is_in_or_that_missed_records(
             try:
                 admin.alter_group_offsets("payments", {place: OffsetAndMetadata(offset, "", -1)})
             except CoordinatorNotAvailableError:
-                return False  # asked for one, the broker makes the topic of the offsets
-            told = admin.list_group_offsets("payments")["payments"]
-            return bool(told[place].offset == offset)
+                return False  # the first request makes the broker create its topic for offsets
+            stored = admin.list_group_offsets("payments")["payments"]
+            return bool(stored[place].offset == offset)
 
         wait_until(committed, timeout_s=30, what="the offset to be committed")
 
@@ -261,8 +311,8 @@ def test_a_group_that_nobody_is_in_or_that_missed_records(
 
 
 @needs_kafka
-def test_a_record_from_the_future(
-    doctor: Doctor, senders_clock: None, admin: KafkaAdminClient, delivery: Delivery
+def test_a_record_from_the_future_is_reported(
+    doctor: Doctor, sender_timestamps: None, admin: KafkaAdminClient, delivery: Delivery
 ) -> None:
     assert doctor.verdict(f"clock {ORDERS}") == ("ok", "not checked: the topic is empty")
     for ahead_s, verdict in ((20, "warn"), (600, "fail")):
@@ -271,7 +321,7 @@ def test_a_record_from_the_future(
         assert (how, "from now" in what) == (verdict, True), what
 
 
-def test_a_broker_that_is_not_there_or_not_set(doctor: Doctor) -> None:
+def test_a_broker_that_is_down_or_invalid_is_reported(doctor: Doctor) -> None:
     doctor.bootstrap = f"127.0.0.1:{free_port()}"
     how, what = doctor.verdict("broker")
     assert (how, "refused" in what) == ("fail", True)
@@ -280,8 +330,8 @@ def test_a_broker_that_is_not_there_or_not_set(doctor: Doctor) -> None:
     assert doctor.verdict("broker")[0] == "fail"
 
 
-def test_what_is_not_given_is_said(doctor: Doctor, delivery: Delivery) -> None:
-    """And the exit code of a failure."""
+def test_a_missing_setting_is_reported(doctor: Doctor, delivery: Delivery) -> None:
+    """The exit code is 1."""
     environ = doctor.environ | {"ORDERS_DATABASE_URL": ""}
     done = delivery.run("settle", "doctor", "--json", **environ)
     assert (done.returncode, done.stderr) == (1, "")

@@ -1,4 +1,4 @@
-"""Each check of a database, seen to come out ill."""
+"""Each check of a database reports its problem."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ SERVICES = ("payments", "orders")
 
 @pytest.fixture
 def doctor(tmp_path: Path, orders_url: str) -> Doctor:
-    """It looks at the database of orders alone."""
+    """Return a doctor for the orders database only."""
     return Doctor(tmp_path, {"orders": orders_url})
 
 
 @pytest.fixture
 def run(orders_url: str) -> Callable[[str], None]:
-    """Run statements on the database of orders."""
+    """Return a function that runs statements on the orders database."""
 
     def execute(statements: str) -> None:
         opened = connect_autocommit(orders_url, application_name="test")
@@ -57,8 +57,8 @@ def run(orders_url: str) -> Callable[[str], None]:
     return execute
 
 
-def test_all_is_well_with_a_new_database(doctor: Doctor, orders_url: str) -> None:
-    """But for the broker, which is not there, and a server that does not wait for its disk."""
+def test_a_new_database_has_no_problems(doctor: Doctor, orders_url: str) -> None:
+    """Two problems are expected: the broker is down, and the server does not wait for its disk."""
     engine = create_engine(orders_url, poolclass=NullPool)
     maintain(engine, outbox_partitions(DAY_S))
     maintain(engine, inbox_partitions(DAY_S))
@@ -69,7 +69,8 @@ def test_all_is_well_with_a_new_database(doctor: Doctor, orders_url: str) -> Non
     assert not any(name.startswith("payments") for name in checks)
 
 
-# What is done to a service's database, all at once: the check that tells, how, and what it names.
+# Statements that damage a service's database, the check that reports it, its verdict, and a part
+# of its text. All statements of a service run before one check.
 MISSING = {
     "orders": [
         ("DROP INDEX orders_by_user", "indexes", "fail", "orders_by_user"),
@@ -148,11 +149,11 @@ MISSING = {
         ),
     ],
 }
-# What is there, and does not count.
-HALF = {
+# Objects that exist but are not valid.
+INVALID = {
     "orders": [
         (
-            # As a CREATE INDEX CONCURRENTLY leaves it that was cut off.
+            # An interrupted CREATE INDEX CONCURRENTLY leaves such an index.
             "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'orders_newest'::regclass",
             *("indexes", "fail", "invalid, so unused: orders_newest"),
         ),
@@ -168,9 +169,9 @@ HALF = {
 
 
 @pytest.mark.parametrize(
-    ("service", "done"), [*MISSING.items(), *HALF.items()], ids=["orders", "payments", "half"]
+    ("service", "done"), [*MISSING.items(), *INVALID.items()], ids=["orders", "payments", "half"]
 )
-def test_what_is_broken_is_told(
+def test_damage_is_reported(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     service: str,
@@ -189,7 +190,7 @@ def test_what_is_broken_is_told(
         assert check.remedy
 
 
-def test_missing_and_invalid_indexes_are_both_told(
+def test_missing_and_invalid_indexes_are_both_reported(
     doctor: Doctor, run: Callable[[str], None]
 ) -> None:
     run("DROP INDEX inbox_not_applied")
@@ -204,7 +205,7 @@ def test_missing_and_invalid_indexes_are_both_told(
 
 @pytest.fixture
 def older_url(postgres: PostgresServer) -> Iterator[str]:
-    """A database of orders before its last migration."""
+    """Yield the URL of an orders database before its last migration."""
     url = postgres.create_database("doctor_older")
     config = config_of("orders")
     config.attributes["database_url"] = url
@@ -213,10 +214,10 @@ def older_url(postgres: PostgresServer) -> Iterator[str]:
     postgres.drop_database("doctor_older")
 
 
-def test_of_an_older_revision_only_the_migrations_are_to_be_run(
+def test_a_database_of_an_older_revision_only_needs_its_migrations(
     tmp_path: Path, older_url: str
 ) -> None:
-    """Its indexes are those of its own revision."""
+    """The indexes are compared with those of the database's revision."""
     engine = create_engine(older_url, poolclass=NullPool)
     maintain(engine, outbox_partitions(DAY_S))
     maintain(engine, inbox_partitions(DAY_S))
@@ -226,18 +227,16 @@ def test_of_an_older_revision_only_the_migrations_are_to_be_run(
     migrations = checks["orders migrations"]
     assert migrations.verdict == "fail"
     assert "alembic -n orders upgrade head" in migrations.remedy
-    unwell = {
+    problems = {
         each.name
         for each in checks.values()
         if each.verdict != "ok" and each.remedy != "run the migrations, then try again"
     }
-    assert unwell == {"broker", "orders durability", "orders migrations"}
+    assert problems == {"broker", "orders durability", "orders migrations"}
 
 
-def test_an_invalid_index_is_told_before_it_stops_the_migration(
-    tmp_path: Path, older_url: str
-) -> None:
-    """It is built beforehand on a large table, and may be interrupted (docs/how-to/upgrade.md)."""
+def test_an_invalid_index_is_reported_before_the_migration(tmp_path: Path, older_url: str) -> None:
+    """An interrupted build before the upgrade leaves such an index (docs/how-to/upgrade.md)."""
     opened = connect_autocommit(older_url, application_name="test")
     with opened.cursor() as cursor:
         cursor.execute("CREATE INDEX orders_by_user ON orders (user_id, status, created_at, id)")
@@ -251,7 +250,7 @@ def test_an_invalid_index_is_told_before_it_stops_the_migration(
     assert (how, found) == ("fail", "invalid, so unused: orders_by_user")
 
 
-def test_an_empty_database_is_told_by_its_migrations(
+def test_an_empty_database_is_reported_by_the_migrations_check(
     tmp_path: Path, postgres: PostgresServer
 ) -> None:
     url = postgres.create_database("doctor_empty")
@@ -265,7 +264,7 @@ def test_an_empty_database_is_told_by_its_migrations(
         postgres.drop_database("doctor_empty")
 
 
-def test_a_long_transaction(
+def test_a_long_transaction_is_reported(
     doctor: Doctor, orders_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transactions, "LONG_WARN_S", 0.0)
@@ -280,7 +279,7 @@ def test_a_long_transaction(
         opened.close()
 
 
-def test_dead_rows(
+def test_dead_rows_are_reported(
     doctor: Doctor, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "DEAD_MIN", 50)
@@ -290,14 +289,14 @@ def test_dead_rows(
         " DELETE FROM outbox_pending"
     )
 
-    def told() -> bool:  # PostgreSQL counts a moment later
+    def are_reported() -> bool:  # PostgreSQL updates its counts a moment later
         how, what = doctor.verdict("orders autovacuum")
         return how == "warn" and "outbox_pending: 500 dead rows, vacuumed never" in what
 
-    wait_until(told, what="the dead rows to be counted")
+    wait_until(are_reported, what="the dead rows to be reported")
 
 
-def test_partitions_that_should_have_gone_and_rows_without_one(
+def test_partitions_past_retention_and_rows_in_the_default_partition_are_reported(
     doctor: Doctor, orders_url: str, run: Callable[[str], None]
 ) -> None:
     engine = create_engine(orders_url, poolclass=NullPool)
@@ -305,7 +304,9 @@ def test_partitions_that_should_have_gone_and_rows_without_one(
         maintain(engine, table)
     assert doctor.verdict("orders outbox parts")[0] == "ok"
     maintain(engine, outbox_partitions(60 * DAY_S), datetime.now(UTC) - timedelta(days=30))
-    assert doctor.verdict("orders outbox parts")[0] == "ok"  # nothing goes while nothing comes
+    assert (
+        doctor.verdict("orders outbox parts")[0] == "ok"
+    )  # no partition is dropped without new rows
     Delivery("", orders_url, NOWHERE).add("a", 1)
     how, what = doctor.verdict("orders outbox parts")
     assert how == "warn"
@@ -317,7 +318,7 @@ def test_partitions_that_should_have_gone_and_rows_without_one(
     assert doctor.verdict("orders inbox parts") == ("warn", "1 rows in inbox_default")
 
 
-def test_the_days_are_those_of_the_databases_clock(
+def test_the_days_of_partitions_follow_the_clock_of_the_database(
     doctor: Doctor, orders_url: str, run: Callable[[str], None]
 ) -> None:
     engine = create_engine(orders_url, poolclass=NullPool)
@@ -334,7 +335,7 @@ def test_the_days_are_those_of_the_databases_clock(
     assert (how, what[:17]) == ("warn", "missing: outbox_p"), what
 
 
-def test_partitions_that_are_not_the_relays_own(
+def test_partitions_of_other_names_are_reported(
     doctor: Doctor, orders_url: str, run: Callable[[str], None]
 ) -> None:
     engine = create_engine(orders_url, poolclass=NullPool)
@@ -359,7 +360,7 @@ def test_partitions_that_are_not_the_relays_own(
     ("days", "verdict", "found"),
     [(10, "fail", "in the future"), (-2, "warn", "may still come"), (-20, "ok", "since")],
 )
-def test_the_horizon_of_the_inbox(
+def test_the_horizon_of_the_inbox_is_checked(
     doctor: Doctor, run: Callable[[str], None], days: int, verdict: str, found: str
 ) -> None:
     assert doctor.verdict("orders horizon")[0] == "ok"
@@ -370,7 +371,7 @@ def test_the_horizon_of_the_inbox(
     assert (how, found in what) == (verdict, True), what
 
 
-def test_a_sequence_that_is_behind(doctor: Doctor, run: Callable[[str], None]) -> None:
+def test_a_sequence_that_is_behind_is_reported(doctor: Doctor, run: Callable[[str], None]) -> None:
     Delivery("", doctor.urls["orders"], NOWHERE).add("a", 1, 2)
     assert doctor.verdict("orders sequences")[0] == "ok"
     run("ALTER TABLE outbox ALTER COLUMN seq RESTART WITH 1")
@@ -382,7 +383,7 @@ def test_a_sequence_that_is_behind(doctor: Doctor, run: Callable[[str], None]) -
     assert doctor.verdict("orders sequences")[0] == "ok"
 
 
-def test_an_event_and_an_order_that_wait(
+def test_waiting_events_and_orders_are_reported(
     doctor: Doctor, orders_url: str, run: Callable[[str], None]
 ) -> None:
     delivery = Delivery("", orders_url, NOWHERE)
@@ -400,7 +401,7 @@ def test_an_event_and_an_order_that_wait(
     assert all(str(order_id) in open_orders.found for order_id in order_ids)
 
 
-def test_behind_a_transaction_pooler(
+def test_a_transaction_pooler_is_reported(
     doctor: Doctor, postgres: PostgresServer, orders_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Pooler(postgres.port).serving() as pooler:
@@ -409,7 +410,7 @@ def test_behind_a_transaction_pooler(
         assert doctor.verdict("orders pooler")[0] == "warn"
         assert doctor.seen["orders notify"].verdict == "warn"
         assert doctor.seen["orders indexes"].verdict == "ok"
-        # It is true: what is said there arrives at nobody.
+        # The warning is right: a notification through the pooler does not arrive.
         monkeypatch.setattr(pooling, "NOTIFY_TIMEOUT_S", 0.5)
         one, other = (connect_autocommit(url, application_name="test") for _ in range(2))
         found = pooling.check_notify("notify", one, other)
@@ -418,18 +419,18 @@ def test_behind_a_transaction_pooler(
         other.close()
 
 
-def test_the_clocks(
+def test_clocks_that_differ_are_reported(
     tmp_path: Path, orders_url: str, payments_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doctor = Doctor(tmp_path, {"orders": orders_url, "payments": payments_url})
     monkeypatch.setattr(
         clocks, "time", SimpleNamespace(time=lambda: time.time() + 10, monotonic=time.monotonic)
     )
-    how, what = doctor.verdict("orders clock")  # ours is ahead of both
+    how, what = doctor.verdict("orders clock")  # this process's clock is ahead of both databases
     assert (how, "behind" in what) == ("warn", True), what
     assert doctor.seen["clocks apart"].verdict == "ok"
     opened = connect_autocommit(orders_url, application_name="test")
-    with opened.cursor() as cursor:  # a server that tells another time
+    with opened.cursor() as cursor:  # simulates a server with another clock
         cursor.execute(
             "CREATE SCHEMA skewed; CREATE FUNCTION skewed.clock_timestamp() RETURNS timestamptz"
             " RETURN pg_catalog.clock_timestamp() + interval '2 minutes';"
@@ -447,17 +448,17 @@ def test_the_clocks(
     ("version", "verdict"),
     [(130022, "fail"), (140000, "ok"), (150014, "ok"), (180006, "ok"), (190000, "warn")],
 )
-def test_the_servers_version(version: int, verdict: str) -> None:
+def test_the_version_of_the_server_is_checked(version: int, verdict: str) -> None:
     assert database.judge_version("orders db", version).verdict == verdict
 
 
-def test_the_size(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_database_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "WARN_SIZE_BYTES", 1)
     how, what = doctor.verdict("orders size")
     assert (how, "MB (" in what) == ("warn", True)
 
 
-def test_what_the_role_may_not_see_and_what_is_locked_is_said(
+def test_checks_without_privilege_or_behind_a_lock_are_reported(
     doctor: Doctor, orders_url: str, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "LOCK_TIMEOUT_MS", 200)
@@ -477,7 +478,7 @@ def test_what_the_role_may_not_see_and_what_is_locked_is_said(
         run("DROP ROLE doctor_stranger")
 
 
-def test_a_database_that_is_not_there(doctor: Doctor) -> None:
+def test_a_database_that_is_down_is_reported(doctor: Doctor) -> None:
     doctor.urls = {"orders": f"postgresql+psycopg2://orders@127.0.0.1:{free_port()}/orders"}
     how, what = doctor.verdict("orders db")
     assert (how, "refused" in what) == ("fail", True)
@@ -487,8 +488,8 @@ def test_a_database_that_is_not_there(doctor: Doctor) -> None:
     assert (how, "ORDERS_DATABASE_URL" in what) == ("fail", True)
 
 
-def test_a_black_hole_holds_nobody_up(doctor: Doctor) -> None:
-    """It takes connections, of databases and brokers alike, and says nothing."""
+def test_a_server_that_never_answers_does_not_block_the_doctor(doctor: Doctor) -> None:
+    """A server accepts the connections to databases and broker, and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         doctor.bootstrap = f"127.0.0.1:{port}"
@@ -497,12 +498,12 @@ def test_a_black_hole_holds_nobody_up(doctor: Doctor) -> None:
             for service in SERVICES
         }
         checks = doctor.examine()
-    assert checks["broker"].verdict == "ok"  # it is reached; then it says nothing
+    assert checks["broker"].verdict == "ok"  # the connection succeeds
     bad = {name for name, check in checks.items() if check.verdict == "fail"}
     assert bad == {"orders db", "payments db", "clocks", "cluster"}
 
 
-def test_a_database_that_freezes_while_it_is_looked_at(
+def test_a_database_that_freezes_during_the_checks_is_reported(
     doctor: Doctor, postgres: PostgresServer, orders_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "SILENCE_S", 3.0)
@@ -520,7 +521,7 @@ def test_a_database_that_freezes_while_it_is_looked_at(
     assert (how, "not for 3 s" in what) == ("fail", True)
 
 
-def test_a_database_that_ends_while_it_is_looked_at(
+def test_a_database_that_ends_the_connection_during_the_checks_is_reported(
     doctor: Doctor, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end(*_: object) -> list[object]:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL's folder: the server's user has its data, and nothing else of root's."""
+"""The folder of the embedded PostgreSQL. The server's user owns only the data folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOUCH = ["/usr/bin/env", "touch"]
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A folder that the server's user can reach, which pytest's own is not when root runs it."""
+    """Make a folder that the server's user can reach. It cannot reach root's pytest folders."""
     folder = Path(tempfile.mkdtemp(prefix="settle-test-cluster-"))
     folder.chmod(0o755)
     yield folder
@@ -48,29 +48,29 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def made(place: Path) -> Cluster:
-    """A cluster that is made once; tests leave it whole."""
+    """Make a cluster once. Tests undo their changes to it."""
     cluster = open_cluster(place / "postgres")
     cluster.initialise(durable=False)
     return cluster
 
 
-def seen(path: Path) -> tuple[int, int]:
-    """Who a file belongs to, and its mode."""
+def owner_and_mode(path: Path) -> tuple[int, int]:
+    """Return the owner and the mode of a file."""
     found = path.lstat()
     return found.st_uid, stat.S_IMODE(found.st_mode)
 
 
-def test_each_part_belongs_to_who_needs_it(made: Cluster) -> None:
+def test_each_file_belongs_to_the_user_that_needs_it(made: Cluster) -> None:
     me, passable = os.geteuid(), 0o711 if os.geteuid() == 0 else 0o700
 
-    assert seen(made.folder) == (me, passable)
-    assert seen(made.folder / "password") == (me, 0o600)
-    assert seen(made.data) == (made.owner.uid, 0o700)
+    assert owner_and_mode(made.folder) == (me, passable)
+    assert owner_and_mode(made.folder / "password") == (me, 0o600)
+    assert owner_and_mode(made.data) == (made.owner.uid, 0o700)
     assert sorted(path.name for path in made.folder.iterdir()) == ["data", "password"]
 
 
 def test_a_link_in_the_data_is_not_followed(made: Cluster, tmp_path: Path) -> None:
-    """PostgreSQL's user may write there, and could have root read or remove what it cannot."""
+    """PostgreSQL's user could otherwise make root read or remove files for it."""
     secret = tmp_path / "secret"
     secret.write_text("a secret of root's")
     version = made.data / "PG_VERSION"
@@ -91,8 +91,8 @@ def test_a_link_in_the_data_is_not_followed(made: Cluster, tmp_path: Path) -> No
     assert secret.read_text() == "a secret of root's"
 
 
-def test_a_process_that_is_not_the_servers_is_not_taken_for_it(made: Cluster) -> None:
-    """Otherwise `settle down` would end it."""
+def test_another_process_is_not_mistaken_for_the_server(made: Cluster) -> None:
+    """Otherwise, `settle down` would end that process."""
     lock = made.data / "postmaster.pid"
     lock.write_text(f"{os.getpid()}\n")
 
@@ -100,7 +100,7 @@ def test_a_process_that_is_not_the_servers_is_not_taken_for_it(made: Cluster) ->
     assert not lock.exists()
 
 
-def test_a_password_that_is_gone_is_named(made: Cluster) -> None:
+def test_a_missing_password_is_named(made: Cluster) -> None:
     password = made.folder / "password"
     password.rename(made.folder / "kept")
 
@@ -111,7 +111,7 @@ def test_a_password_that_is_gone_is_named(made: Cluster) -> None:
         (made.folder / "kept").rename(password)
 
 
-def test_a_server_finds_nothing_secret_in_its_environment() -> None:
+def test_the_environment_of_the_server_has_no_secrets() -> None:
     with environment({"ORDERS_DATABASE_URL": "a secret", "TOKEN": "another", "LANG": "C.UTF-8"}):
         found = clean_environment()
 
@@ -120,16 +120,16 @@ def test_a_server_finds_nothing_secret_in_its_environment() -> None:
     assert not {"ORDERS_DATABASE_URL", "TOKEN"} & set(found)
 
 
-if os.geteuid() == 0:  # only root runs the server as somebody else
+if os.geteuid() == 0:  # only root runs the server as another user
 
     @pytest.fixture
     def elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """In place of ``/var/lib/settle``, where folders go that the server's user cannot reach."""
+        """Replace ``/var/lib/settle``, which takes folders that the server's user cannot reach."""
         monkeypatch.setattr(postgres, "SYSTEM_FOLDER", place / "elsewhere")
         return postgres.SYSTEM_FOLDER
 
-    def test_to_look_for_a_cluster_makes_nothing(tmp_path: Path, elsewhere: Path) -> None:
-        """Of a closed folder there was an empty one left in the system's for every look."""
+    def test_a_check_of_a_cluster_creates_no_folder(tmp_path: Path, elsewhere: Path) -> None:
+        """Earlier versions left an empty folder there whenever they checked a closed folder."""
         state = StateFolder(tmp_path / "not" / "made")
 
         cluster = open_cluster(state.postgres)
@@ -140,7 +140,7 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         assert not elsewhere.exists()
         assert not (tmp_path / "not").exists()
 
-    def test_binaries_that_the_servers_user_cannot_reach_are_copied_when_they_are_needed(
+    def test_binaries_that_the_servers_user_cannot_reach_are_copied_when_needed(
         tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tmp_path.chmod(0o700)
@@ -158,7 +158,7 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         assert cluster.binaries.is_relative_to(elsewhere)
         shutil.rmtree(elsewhere)
 
-    def test_a_reset_leaves_nothing_of_what_was_made_elsewhere(
+    def test_a_reset_removes_folders_outside_the_state_folder(
         tmp_path: Path, elsewhere: Path
     ) -> None:
         state = StateFolder(tmp_path / "closed")
@@ -174,21 +174,21 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         assert not elsewhere.exists()
         assert not state.home.exists()
 
-    def as_the_servers_user(*command: str, owner: Cluster) -> int:
+    def run_as_the_servers_user(*command: str, owner: Cluster) -> int:
         return subprocess.run(
             command, cwd="/", capture_output=True, check=False, **owner.owner.run_as
         ).returncode
 
-    def test_the_servers_user_can_place_nothing_beside_its_data(made: Cluster) -> None:
+    def test_the_servers_user_can_write_only_to_its_data(made: Cluster) -> None:
         beside, inside = str(made.folder / "password.new"), str(made.data / "mine")
 
-        assert as_the_servers_user(*TOUCH, beside, owner=made) != 0
-        assert as_the_servers_user("/usr/bin/env", "cat", f"{made.folder}/password", owner=made)
-        assert as_the_servers_user(*TOUCH, inside, owner=made) == 0
+        assert run_as_the_servers_user(*TOUCH, beside, owner=made) != 0
+        assert run_as_the_servers_user("/usr/bin/env", "cat", f"{made.folder}/password", owner=made)
+        assert run_as_the_servers_user(*TOUCH, inside, owner=made) == 0
         (made.data / "mine").unlink()
 
     def test_the_folder_of_an_earlier_version_is_taken_over(made: Cluster) -> None:
-        """It belonged to the server's user, with the password in it."""
+        """That folder and its password file belonged to the server's user."""
         password = made.password("orders")
         for path in (made.folder, made.folder / "password"):
             os.chown(path, made.owner.uid, made.owner.gid)
@@ -197,20 +197,20 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         made.initialise()
 
         assert made.password("orders") == password
-        test_each_part_belongs_to_who_needs_it(made)
+        test_each_file_belongs_to_the_user_that_needs_it(made)
 
     @pytest.mark.parametrize("name", ["password", "data.new"])
-    def test_a_link_that_the_servers_user_has_placed_is_harmless(
+    def test_a_link_made_by_the_servers_user_is_not_followed(
         place: Path, tmp_path: Path, name: str
     ) -> None:
-        """In the folder that an earlier version gave it, before there were any data."""
+        """The server's user owns the folder, as in an earlier version, and there is no data yet."""
         victim = tmp_path / "victim"
         victim.write_text("whole")
         cluster = open_cluster(place / f"planted-{name}")
         cluster.folder.mkdir()
         (cluster.folder / name).symlink_to(victim)
         os.chown(cluster.folder, cluster.owner.uid, cluster.owner.gid)
-        before = seen(victim)
+        before = owner_and_mode(victim)
 
         if name == "password":
             cluster.initialise(durable=False)
@@ -219,9 +219,9 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
                 cluster.initialise(durable=False)
 
         assert victim.read_text() == "whole"
-        assert seen(victim) == before
+        assert owner_and_mode(victim) == before
 
-    def test_root_is_told_how_to_hand_all_that_is_kept_to_another_user(
+    def test_root_gets_commands_that_give_all_files_to_another_user(
         place: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scripts = place / "bin"
@@ -249,13 +249,13 @@ if os.geteuid() == 0:  # only root runs the server as somebody else
         shutil.rmtree(place / "closed")
         shutil.rmtree(elsewhere)
 
-    def test_root_is_told_what_another_user_cannot_run(
+    def test_root_is_warned_about_files_that_another_user_cannot_reach(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tmp_path.chmod(0o700)
         monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
 
-        told = " ".join(how_to_leave_root(StateFolder(tmp_path)))
+        message = " ".join(how_to_leave_root(StateFolder(tmp_path)))
 
-        assert told.startswith(f"other users cannot reach {tmp_path}/settle, ")
-        assert f": run env SETTLE_HOME={tmp_path} {tmp_path}/settle down, install" in told
+        assert message.startswith(f"other users cannot reach {tmp_path}/settle, ")
+        assert f": run env SETTLE_HOME={tmp_path} {tmp_path}/settle down, install" in message

@@ -1,6 +1,6 @@
-"""A database fails over while its old server is frozen: everybody goes over to the next one.
+"""A database fails over while its old server is frozen. Every process connects to the new server.
 
-Nothing ends the connections to the old one: its machine acknowledges what is sent, and is silent.
+Nothing ends the connections to the old server: its machine acknowledges packets and never answers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 SERVICES = ("orders", "payments")
 DEADLINE_S = 1.0
-# Beside the API's own, of which there may be many.
+# Application names of all connections except those of the APIs' pools.
 PARTS = {
     ("orders", "outbox-notifier"),
     ("payments", "outbox-notifier"),
@@ -48,7 +48,7 @@ def wire(postgres: PostgresServer) -> Iterator[Wire]:
         yield wire
 
 
-def test_everybody_goes_over_to_the_next_server(
+def test_every_process_connects_to_the_new_server(
     wire: Wire,
     postgres: PostgresServer,
     orders_url: str,
@@ -61,12 +61,12 @@ def test_everybody_goes_over_to_the_next_server(
     monkeypatch.setattr(notify, "DEADLINE_S", DEADLINE_S)
     urls = {"orders": orders_url, "payments": payments_url}
     over_wire = {service: with_port(url, wire.port) for service, url in urls.items()}
-    beside = Delivery(payments_url, orders_url, broker.bootstrap)
+    direct = Delivery(payments_url, orders_url, broker.bootstrap)
     delivery = Delivery(over_wire["payments"], over_wire["orders"], broker.bootstrap)
-    user_id = beside.open_account(1_000_000)
+    user_id = direct.open_account(1_000_000)
 
     def backends() -> dict[tuple[str, str], set[int]]:
-        """Of each part's connections, those at the server."""
+        """Return the backend process ids of each part's connections."""
         found: dict[tuple[str, str], set[int]] = {}
         for service, url in urls.items():
             rows: list[Any] = postgres.execute(
@@ -82,10 +82,12 @@ def test_everybody_goes_over_to_the_next_server(
         for service in SERVICES:
             stack.enter_context(delivery.relay(service))
             stack.enter_context(delivery.consumer(service))
-        stack.callback(wire.reset, "")  # whoever still waits for the old server could not end
+        stack.callback(
+            wire.reset, ""
+        )  # threads that still wait for the old server could not end otherwise
 
         def place() -> UUID | None:
-            """Place an order; None when the API has not gone over yet."""
+            """Place an order. Return None while the API is not connected to the new server."""
             response = orders.post("/orders", json={"user_id": str(user_id), "amount": 1})
             if response.status_code == 503:
                 return None
@@ -93,23 +95,25 @@ def test_everybody_goes_over_to_the_next_server(
             return UUID(response.headers["Location"].removeprefix("/order/"))
 
         def settled() -> bool:
-            return set(beside.statuses()) == {"success"}
+            return set(direct.statuses()) == {"success"}
 
         assert place()
-        wait_until(settled, timeout_s=60, what="the first order")
-        wait_until(lambda: set(backends()) >= PARTS, what="all to be connected")
+        wait_until(settled, timeout_s=60, what="the first order to settle")
+        wait_until(lambda: set(backends()) >= PARTS, what="each part to be connected")
         before = {pid for pids in backends().values() for pid in pids}
         wire.fail_over()
 
-        def gone_over() -> set[tuple[str, str]]:
+        def parts_on_new_server() -> set[tuple[str, str]]:
             place()
             now = backends()
             missing = {part for part in PARTS if not now.get(part, set()) - before}
             assert not missing, missing
             return PARTS
 
-        wait_until(gone_over, timeout_s=60, what="each part to have connected anew")
-        wait_until(settled, timeout_s=60, what="the orders")
-    (count,) = beside.statuses().values()
-    assert beside.balance(user_id) == 1_000_000 - count
-    assert len(beside.charges()) == count
+        wait_until(
+            parts_on_new_server, timeout_s=60, what="each part to be connected to the new server"
+        )
+        wait_until(settled, timeout_s=60, what="the orders to settle")
+    (count,) = direct.statuses().values()
+    assert direct.balance(user_id) == 1_000_000 - count
+    assert len(direct.charges()) == count

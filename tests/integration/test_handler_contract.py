@@ -1,4 +1,4 @@
-"""The contract of a handler is enforced: what breaks it is found, and nothing is lost by it."""
+"""The engine enforces the contract of a handler. A handler that breaks it loses no event."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plain_logs() -> None:
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """An engine as the consumer has it, on a database with the table of effects."""
+    """Return an engine configured as in a consumer, on a database with the table of effects."""
     with handler_engine(database_url, lock_timeout="500") as engine:
         empty(engine)
         yield engine
@@ -66,7 +66,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def ask(engine: Engine) -> Iterator[Callable[[str], list[Any]]]:
-    """Asks the database over a connection of its own."""
+    """Return a function that runs a statement on a separate connection."""
     other = create_engine(engine.url)
 
     def run(statement: str) -> list[Any]:
@@ -78,14 +78,14 @@ def ask(engine: Engine) -> Iterator[Callable[[str], list[Any]]]:
     other.dispose()
 
 
-def is_back(engine: Engine) -> bool:
-    """Whether the pool has its one connection again."""
+def connection_is_free(engine: Engine) -> bool:
+    """Return whether the pool can give out its only connection."""
     with engine.connect() as connection:
         return bool(connection.scalar(text("SELECT true")))
 
 
 def handler(act: Callable[[Session, int], object]) -> Handler:
-    """Return a handler that writes each number down and then acts on it."""
+    """Return a handler that stores each number and then calls `act`."""
 
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
         for event in events:
@@ -172,7 +172,7 @@ def test_a_handler_that_ends_the_transaction_fails_alone(
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1]
     assert ask('SELECT outcome FROM inbox ORDER BY "offset"') == ["applied", "applied", "parked"]
     assert ask('SELECT "offset" FROM dead_letters') == [2]
-    assert is_back(engine)
+    assert connection_is_free(engine)
 
 
 def test_a_savepoint_and_its_rollback_are_allowed(
@@ -194,7 +194,7 @@ def test_a_savepoint_and_its_rollback_are_allowed(
 
 
 def rolling_back(session: Session) -> None:
-    """Roll back and continue: normal elsewhere, forbidden in a handler."""
+    """Roll back and continue, which is usual elsewhere and forbidden in a handler."""
     try:
         session.add(Effect(number=0))
         session.flush()
@@ -210,7 +210,7 @@ def swallowing_flush(session: Session) -> None:
 
 
 @pytest.mark.parametrize("mistake", [rolling_back, swallowing_flush])
-def test_a_handler_that_goes_on_after_a_failed_flush_fails_alone(
+def test_a_handler_that_continues_after_a_failed_flush_fails_alone(
     engine: Engine, ask: Callable[[str], list[Any]], mistake: Callable[[Session], None]
 ) -> None:
     def act(session: Session, number: int) -> None:
@@ -221,13 +221,13 @@ def test_a_handler_that_goes_on_after_a_failed_flush_fails_alone(
 
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
     assert ask('SELECT "offset" FROM dead_letters') == [1]
-    assert is_back(engine)
+    assert connection_is_free(engine)
 
 
 def test_an_error_that_the_handler_swallowed_does_not_lose_the_event(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
-    """PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and no error."""
+    """PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, without an error."""
 
     def act(session: Session, number: int) -> None:
         if number == 1:
@@ -240,7 +240,7 @@ def test_an_error_that_the_handler_swallowed_does_not_lose_the_event(
 
 
 @pytest.mark.parametrize(
-    ("returned", "complaint"),
+    ("returned", "message"),
     [
         ([], "not a list"),
         ("first: outcome as text", "not a Verdict"),
@@ -250,8 +250,8 @@ def test_an_error_that_the_handler_swallowed_does_not_lose_the_event(
         ("first: text", "not a Verdict"),
     ],
 )
-def test_a_wrong_verdict_is_a_failure(
-    engine: Engine, ask: Callable[[str], list[Any]], returned: Any, complaint: str
+def test_an_invalid_verdict_is_a_failure(
+    engine: Engine, ask: Callable[[str], list[Any]], returned: Any, message: str
 ) -> None:
     verdicts = {
         "first: applied": Verdict(Outcome.APPLIED, "x", "y"),
@@ -265,7 +265,7 @@ def test_a_wrong_verdict_is_a_failure(
 
     apply(engine, handle, 0)
 
-    assert complaint in ask("SELECT detail FROM dead_letters")[0]
+    assert message in ask("SELECT detail FROM dead_letters")[0]
 
 
 def test_the_texts_of_a_verdict_may_quote_the_event(
@@ -287,7 +287,7 @@ class UnprintableError(Exception):
 
 class OddRetry(Retry):
     def __init__(self) -> None:
-        """Without the base class's."""
+        """Do not call the base class's __init__."""
 
 
 def circular() -> Exception:
@@ -297,15 +297,15 @@ def circular() -> Exception:
 
 
 ODD_ERRORS: dict[str, Callable[[], BaseException]] = {
-    "its text cannot be made": UnprintableError,
+    "unprintable": UnprintableError,
     "circular causes": circular,
-    "no Exception": lambda: asyncio.CancelledError("cancelled"),
+    "not an Exception": lambda: asyncio.CancelledError("cancelled"),
     "a group": lambda: ExceptionGroup("several", [ValueError("x"), KeyError("y")]),
 }
 
 
 @pytest.mark.parametrize("name", ODD_ERRORS)
-def test_an_odd_error_is_a_dead_letter_like_any_other(
+def test_an_unusual_error_becomes_a_dead_letter(
     engine: Engine, ask: Callable[[str], list[Any]], name: str
 ) -> None:
     def act(_: Session, number: int) -> None:
@@ -319,17 +319,17 @@ def test_an_odd_error_is_a_dead_letter_like_any_other(
     assert ask('SELECT "offset" FROM dead_letters') == [1]
 
 
-def test_a_retry_without_a_wait_waits_the_usual_time(engine: Engine) -> None:
+def test_a_retry_without_a_wait_waits_one_second(engine: Engine) -> None:
     def act(_: Session, __: int) -> None:
         raise OddRetry
 
     assert apply(engine, handler(act), 0)[PLACE].wait_s == 1.0
 
 
-def test_a_handler_may_change_the_data_it_is_given(
+def test_a_handler_may_change_the_data_of_an_event(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
-    """What it did to the data is gone when the event is tried again."""
+    """The next attempt at the event gets the original data."""
 
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
         for event in events:
@@ -344,10 +344,13 @@ def test_a_handler_may_change_the_data_it_is_given(
     assert ask('SELECT "offset" FROM dead_letters') == [5]
 
 
-def test_a_schema_whose_code_fails_is_a_failure_of_the_subscription(
+def test_a_schema_that_raises_counts_as_a_failure_of_the_subscription(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
-    """A defect there hits every event as well. Corrected, it applies them all at a replay."""
+    """A defect in a schema fails every event, so the breaker stops the subscription.
+
+    A replay applies the events after the fix.
+    """
 
     class Broken(NumberSchema):
         @post_load
@@ -377,7 +380,7 @@ def test_fields_that_the_schema_does_not_know_are_ignored(
     assert ask("SELECT outcome FROM inbox") == ["applied"]
 
 
-def test_a_deferred_trigger_fails_alone_too(
+def test_an_event_that_fails_in_a_deferred_trigger_fails_alone(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     ask(
@@ -398,7 +401,7 @@ def test_a_deferred_trigger_fails_alone_too(
     assert ask('SELECT "offset" FROM dead_letters') == [1]
 
 
-def test_another_databases_outage_is_not_this_ones(
+def test_an_outage_of_another_database_is_retried_for_its_event_only(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def act(_: Session, __: int) -> None:
@@ -411,7 +414,7 @@ def test_another_databases_outage_is_not_this_ones(
     assert ask("SELECT attempts FROM inbox_attempts") == [1]
 
 
-def test_an_error_after_a_swallowed_deadlock_parks_nothing(
+def test_an_error_after_a_swallowed_deadlock_makes_no_dead_letter(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def act(session: Session, _: int) -> None:
@@ -426,7 +429,7 @@ def test_an_error_after_a_swallowed_deadlock_parks_nothing(
     assert ask("SELECT count(*) FROM dead_letters") == [0]
 
 
-def test_a_session_used_after_its_end_does_not_take_the_connection(
+def test_a_session_used_after_its_handler_returned_takes_no_connection(
     database_url: str, ask: Callable[[str], list[Any]]
 ) -> None:
     kept: list[Session] = []
@@ -436,17 +439,19 @@ def test_a_session_used_after_its_end_does_not_take_the_connection(
         with pytest.raises(InvalidRequestError):
             kept[0].execute(text("SELECT 1"))
 
-        assert is_back(engine)
+        assert connection_is_free(engine)
 
 
-def test_none_means_that_all_were_applied(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
+def test_a_handler_that_returns_none_applied_all_events(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
     apply(engine, handler(lambda _session, _number: None), 0, 1)
 
     assert ask("SELECT outcome FROM inbox") == ["applied", "applied"]
     assert ask("SELECT count(*) FROM dead_letters") == [0]
 
 
-HANDLERS_FAULT = {
+INVALID_SQL = {
     "undefined column": "SELECT nothing FROM effects",
     "undefined function": "SELECT nothing()",
     "syntax": "SELEC 1",
@@ -458,13 +463,13 @@ HANDLERS_FAULT = {
 }
 
 
-@pytest.mark.parametrize("name", HANDLERS_FAULT)
-def test_an_error_of_the_handlers_own_sql_is_a_dead_letter(
+@pytest.mark.parametrize("name", INVALID_SQL)
+def test_an_error_in_the_sql_of_a_handler_becomes_a_dead_letter(
     engine: Engine, ask: Callable[[str], list[Any]], name: str
 ) -> None:
     def act(session: Session, number: int) -> None:
         if number == 1:
-            session.execute(text(HANDLERS_FAULT[name]))
+            session.execute(text(INVALID_SQL[name]))
 
     apply(engine, handler(act), 0, 1, 2)
 
@@ -480,7 +485,7 @@ def test_a_handler_that_exits_does_not_end_the_process(
     assert ask("SELECT outcome FROM inbox ORDER BY 1") == ["applied", "parked"]
 
 
-def test_a_second_connection_of_the_pool_is_the_handlers_fault(
+def test_a_handler_that_takes_a_second_connection_fails(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     apply(engine, handler(lambda session, _: session.get_bind().engine.connect()), 0)
@@ -488,35 +493,35 @@ def test_a_second_connection_of_the_pool_is_the_handlers_fault(
     assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
 
 
-TROUBLE = {
+DATABASE_FAILURES = {
     "a missing table": ("SELECT 1 FROM not_migrated_yet", "42P01"),
-    "a missing right": ("SET ROLE pg_monitor; DELETE FROM effects", "42501"),
+    "a missing privilege": ("SET ROLE pg_monitor; DELETE FROM effects", "42501"),
     "read-only": ("SET TRANSACTION READ ONLY; DELETE FROM effects", "25006"),
     "shutdown": ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01"),
-    "no room": ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", "53100"),
+    "a full disk": ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", "53100"),
     "a deadlock": ("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$", "40P01"),
 }
 
 
-@pytest.mark.parametrize("name", TROUBLE)
-@pytest.mark.parametrize("hidden", ["plain", "wrapped", "swallowed"])
-def test_trouble_of_the_database_is_raised_and_parks_nothing(
-    engine: Engine, ask: Callable[[str], list[Any]], name: str, hidden: str
+@pytest.mark.parametrize("name", DATABASE_FAILURES)
+@pytest.mark.parametrize("handling", ["plain", "wrapped", "swallowed"])
+def test_a_failure_of_the_database_is_raised_and_makes_no_dead_letter(
+    engine: Engine, ask: Callable[[str], list[Any]], name: str, handling: str
 ) -> None:
-    statement, _ = TROUBLE[name]
+    statement, _ = DATABASE_FAILURES[name]
 
     def act(session: Session, _: int) -> None:
-        if hidden == "swallowed":
+        if handling == "swallowed":
             swallowing(lambda session: session.execute(text(statement)))(session)
             return
         try:
             session.execute(text(statement))
         except SQLAlchemyError as error:
-            if hidden == "plain":
+            if handling == "plain":
                 raise
             raise ValueError("the handler's own error") from error
 
-    with pytest.raises(Exception) as raised:  # noqa: PT011 - of two classes, looked at below
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - one of two classes, checked below
         apply(engine, handler(act), 0, 1)
 
     assert isinstance(raised.value, SQLAlchemyError) or "TransientDatabaseError" in repr(raised)
@@ -531,7 +536,7 @@ def test_a_missing_table_keeps_its_sqlstate(engine: Engine) -> None:
     assert sqlstate_of(raised.value) == "42P01"
 
 
-def test_retry_waits_and_becomes_a_dead_letter_in_the_end(
+def test_retry_waits_and_becomes_a_dead_letter_after_the_last_attempt(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def act(_: Session, number: int) -> None:
@@ -589,7 +594,7 @@ def test_retry_rejects_an_invalid_wait(after_s: float) -> None:
 SHORT_PAUSES = HandlerLimits(pause_s=0.4, total_s=120, retry_attempts=3, brake_failures=20)
 
 
-@pytest.mark.parametrize("then", ["a statement", "nothing more"])
+@pytest.mark.parametrize("then", ["a statement", "return"])
 def test_an_event_whose_handler_takes_too_long_three_times_is_a_dead_letter(
     database_url: str, ask: Callable[[str], list[Any]], then: str
 ) -> None:
@@ -598,7 +603,7 @@ def test_an_event_whose_handler_takes_too_long_three_times_is_a_dead_letter(
     def act(session: Session, number: int) -> None:
         if number == 1:
             runs.append(number)
-            time.sleep(0.6)  # what the handler does wrong
+            time.sleep(0.6)  # the mistake under test
             if then == "a statement":
                 session.execute(text("SELECT 1"))
 
@@ -621,7 +626,7 @@ def test_an_event_whose_handler_takes_too_long_three_times_is_a_dead_letter(
 def test_a_lost_connection_is_not_the_fault_of_a_fast_handler(
     database_url: str, ask: Callable[[str], list[Any]]
 ) -> None:
-    """The connection ends, but the handler used up no time of its own."""
+    """The connection ends, but the handler itself took no time."""
     with handler_engine(database_url) as engine, pytest.raises(SQLAlchemyError):
         apply(
             engine,
@@ -633,7 +638,7 @@ def test_a_lost_connection_is_not_the_fault_of_a_fast_handler(
     assert ask("SELECT count(*) FROM inbox_attempts") == [0]
 
 
-def test_a_lock_that_is_not_given_back_parks_nothing(
+def test_a_lock_that_is_never_released_makes_no_dead_letter(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     holder = create_engine(engine.url)
@@ -646,7 +651,7 @@ def test_a_lock_that_is_not_given_back_parks_nothing(
     assert ask("SELECT count(*) FROM dead_letters") == [0]
 
 
-def test_a_sequence_that_is_behind_parks_nothing_and_passes(
+def test_a_sequence_that_is_behind_makes_no_dead_letter_and_catches_up(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     ask("CREATE TABLE generated (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, number int)")
@@ -658,7 +663,7 @@ def test_a_sequence_that_is_behind_parks_nothing_and_passes(
 
     applier = make_applier(number_service(handler(act)), engine)
     record = number_record(1)
-    for _ in range(3):  # each collision uses up one of the values that exist
+    for _ in range(3):  # each collision advances the sequence past one existing value
         with pytest.raises(KeyCollisionError, match="generated_pkey"):
             applier.apply([record])
     assert applier.apply([record]) == {}
@@ -667,30 +672,30 @@ def test_a_sequence_that_is_behind_parks_nothing_and_passes(
     assert ask("SELECT id FROM generated WHERE number = 1") == [4]
 
 
-HEALTHY = "INSERT INTO things (x) SELECT 1 FROM generate_series(1, 3)"
+INSERT_THREE = "INSERT INTO things (x) SELECT 1 FROM generate_series(1, 3)"
 COLLIDING = {
-    "an id of its own": "INSERT INTO things (id, x) VALUES (1, 1)",
+    "a chosen id": "INSERT INTO things (id, x) VALUES (1, 1)",
     "the newest id": "INSERT INTO things (id, x) VALUES (3, 1)",
     "another row's id": "UPDATE things SET id = 1 WHERE id = 2",
 }
 
 
 @pytest.mark.parametrize("name", COLLIDING)
-def test_a_key_that_the_handler_chose_itself_is_the_events_fault(
+def test_a_duplicate_key_chosen_by_the_handler_is_its_failure(
     engine: Engine, ask: Callable[[str], list[Any]], name: str
 ) -> None:
     ask("DROP TABLE IF EXISTS things; CREATE TABLE things (id serial PRIMARY KEY, x integer)")
-    ask(HEALTHY)
+    ask(INSERT_THREE)
 
     apply(engine, handler(lambda session, _: session.execute(text(COLLIDING[name]))), 0)
 
     assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
 
 
-def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
+def test_an_event_older_than_a_partition_dropped_during_its_batch_is_not_applied(
     engine: Engine, ask: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The horizon moves after the ids are inserted, and before it is read."""
+    """The horizon changes after the ids are inserted and before it is read."""
     record = number_record(0)
 
     def drop(_name: str) -> None:
@@ -710,18 +715,18 @@ def test_an_event_older_than_a_partition_dropped_meanwhile_is_not_applied(
 EARLY_BREAKER = HandlerLimits(pause_s=10, total_s=120, retry_attempts=1, brake_failures=5)
 
 
-def broken(session: Session, number: int) -> None:
+def fail(session: Session, number: int) -> None:
     raise RuntimeError(f"cannot do {number}")
 
 
-def test_a_defect_that_hits_every_event_stops_the_subscription(
+def test_a_defect_that_fails_every_event_stops_the_subscription(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     defect = {"there": True}
 
     def act(session: Session, number: int) -> None:
         if defect["there"]:
-            broken(session, number)
+            fail(session, number)
 
     service = number_service(handler(act))
     records = [number_record(number) for number in range(50)]
@@ -734,11 +739,13 @@ def test_a_defect_that_hits_every_event_stops_the_subscription(
     assert ask("SELECT count(*) FROM dead_letters") == [4]
     assert [line["event"] for line in lines].count("consumer.subscription_stopped") == 1
 
-    # Another process, after a restart: it tries one event, and parks nothing.
+    # A restarted process tries one event, and makes no dead letter.
     restarted = make_applier(service, engine, EARLY_BREAKER)
     with capture_logs() as lines:
         assert restarted.apply(records[4:])[PLACE].offset == 4
-        assert restarted.apply(records[4:])[PLACE].offset == 4  # not even that before its time
+        assert (
+            restarted.apply(records[4:])[PLACE].offset == 4
+        )  # no further attempt before the next probe is due
     assert [line["event"] for line in lines].count("consumer.probe_failed") == 1
     assert ask("SELECT count(*) FROM dead_letters") == [4]
 
@@ -750,13 +757,13 @@ def test_a_defect_that_hits_every_event_stops_the_subscription(
     assert ask("SELECT count(*) FROM inbox_brakes") == [0]
 
 
-def test_other_subscriptions_go_on_while_one_is_stopped(
+def test_other_subscriptions_continue_while_one_is_stopped(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
         for event in events:
             if event.type == "bad":
-                broken(session, event.data["number"])
+                fail(session, event.data["number"])
             write_down(session, event.data["number"])
 
     applier = make_applier(number_service(handle, "good", "bad"), engine, EARLY_BREAKER)
@@ -771,18 +778,20 @@ def test_other_subscriptions_go_on_while_one_is_stopped(
     assert ask("SELECT count(*) FROM dead_letters") == [4]
 
 
-def test_failures_that_are_not_in_a_row_stop_nothing(
+def test_failures_that_are_not_consecutive_do_not_stop_the_subscription(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def act(session: Session, number: int) -> None:
         if number % 2:
-            broken(session, number)
+            fail(session, number)
 
     assert apply(engine, handler(act), *range(30), limits=EARLY_BREAKER) == {}
     assert ask("SELECT count(*) FROM dead_letters") == [15]
 
 
-def test_different_errors_stop_nothing(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
+def test_different_errors_do_not_stop_the_subscription(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
     def act(_: Session, number: int) -> None:
         raise (ValueError, TypeError, KeyError)[number % 3]
 
@@ -790,7 +799,9 @@ def test_different_errors_stop_nothing(engine: Engine, ask: Callable[[str], list
     assert ask("SELECT count(*) FROM dead_letters") == [20]
 
 
-def test_unreadable_records_do_not_count(engine: Engine, ask: Callable[[str], list[Any]]) -> None:
+def test_unreadable_records_do_not_count_for_the_circuit_breaker(
+    engine: Engine, ask: Callable[[str], list[Any]]
+) -> None:
     applier = make_applier(
         number_service(handler(lambda _session, _number: None)), engine, EARLY_BREAKER
     )
@@ -802,7 +813,7 @@ def test_unreadable_records_do_not_count(engine: Engine, ask: Callable[[str], li
     assert ask("SELECT count(*) FROM inbox_brakes") == [0]
 
 
-def test_exhausted_retries_count_for_the_brake(
+def test_exhausted_retries_count_for_the_circuit_breaker(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def act(_: Session, __: int) -> None:
@@ -814,7 +825,7 @@ def test_exhausted_retries_count_for_the_brake(
     assert ask("SELECT count(*) FROM dead_letters") == [4]
 
 
-# ORM, traces, events of its own.
+# The ORM, traces, and events that a handler adds.
 
 
 def test_a_query_sees_what_the_handler_added(
@@ -833,7 +844,7 @@ def test_a_query_sees_what_the_handler_added(
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1]
 
 
-def test_what_is_flushed_last_fails_alone_too(
+def test_an_event_that_fails_in_the_last_flush_fails_alone(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     ask("INSERT INTO effects VALUES (1)")
@@ -847,7 +858,7 @@ def test_what_is_flushed_last_fails_alone_too(
     assert ask('SELECT "offset" FROM dead_letters') == [1]
 
 
-def test_a_deferred_constraint_fails_alone_too(
+def test_an_event_that_violates_a_deferred_constraint_fails_alone(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     ask("CREATE TABLE checked (number integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -862,7 +873,7 @@ def test_a_deferred_constraint_fails_alone_too(
     assert ask("SELECT reason FROM dead_letters") == ["handler_failed"]
 
 
-def test_events_added_by_a_handler_carry_the_trace_of_the_one_at_hand(
+def test_events_added_by_a_handler_carry_the_trace_of_the_current_event(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
@@ -893,7 +904,7 @@ def write_all(session: Session, events: Sequence[ReceivedEvent]) -> None:
         write_down(session, event.data["number"])
 
 
-def test_types_without_a_subscription_leave_a_count(
+def test_events_without_a_subscription_are_counted_by_type(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     applier = make_applier(number_service(write_all), engine)
@@ -920,10 +931,10 @@ def test_types_without_a_subscription_leave_a_count(
     ) == ["number.found", "number.lost"]
 
 
-def test_a_count_is_kept_only_with_the_rest_of_its_batch(
+def test_a_count_of_skipped_events_is_committed_with_its_batch(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
-    """The batch is rolled back and applied in halves; each event is counted once."""
+    """The batch is rolled back and applied in halves. Each event is counted once."""
 
     def act(_: Session, number: int) -> None:
         if number == 3:
@@ -938,7 +949,7 @@ def test_a_count_is_kept_only_with_the_rest_of_its_batch(
     assert ask(COUNTS) == ["number.lost 3"]
 
 
-def test_a_type_that_is_subscribed_to_later_is_applied_when_it_comes_again(
+def test_a_skipped_event_is_applied_again_after_its_type_is_subscribed(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     records = [number_record(n, type_="number.found") for n in range(2)]
@@ -949,7 +960,7 @@ def test_a_type_that_is_subscribed_to_later_is_applied_when_it_comes_again(
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 1]
 
 
-def test_an_event_that_an_earlier_version_recorded_as_skipped_stays_so(
+def test_an_event_recorded_as_skipped_by_an_earlier_version_stays_skipped(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     event_id = uuid7()
@@ -963,10 +974,10 @@ def test_an_event_that_an_earlier_version_recorded_as_skipped_stays_so(
     assert ask("SELECT count(*) FROM effects") == [0]
 
 
-def test_the_counts_take_little_room_whatever_the_types_are(
+def test_the_counts_of_skipped_types_are_bounded_in_number_and_size(
     engine: Engine, ask: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row of an index has at most 2,704 bytes; a type may have 4,000."""
+    """An index row has at most 2,704 bytes, and a type may have 4,000."""
     monkeypatch.setattr("settle_outbox.consume.inbox.SKIPPED_TYPES_MAX", 3)
     applier = make_applier(number_service(write_all), engine)
     long = "".join(chr(0x1F600 + n * 7919 % 60_000) for n in range(1000))
@@ -982,7 +993,7 @@ def test_the_counts_take_little_room_whatever_the_types_are(
     ]
 
 
-def test_consumers_do_not_wait_for_each_others_counts_while_a_handler_runs(
+def test_a_running_handler_does_not_lock_the_counts_of_skipped_types(
     engine: Engine, database_url: str, ask: Callable[[str], list[Any]]
 ) -> None:
     with handler_engine(database_url, lock_timeout="500") as other_engine:
@@ -1003,7 +1014,7 @@ def test_consumers_do_not_wait_for_each_others_counts_while_a_handler_runs(
 # Handlers of one event.
 
 
-def test_a_handler_of_one_event_gets_each_and_gives_its_verdict(
+def test_a_handler_of_one_event_returns_a_verdict_for_each(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def handle(session: Session, event: ReceivedEvent) -> Verdict | None:
@@ -1030,7 +1041,7 @@ def test_a_handler_of_one_event_gets_each_and_gives_its_verdict(
     ]
 
 
-def test_a_wrong_verdict_of_a_handler_of_one_event_is_a_failure(
+def test_an_invalid_verdict_of_a_handler_of_one_event_is_a_failure(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def handle(_: Session, event: ReceivedEvent) -> Any:

@@ -1,4 +1,4 @@
-"""What the services do with the events that they consume, without the engine around them."""
+"""The handlers of both services, called directly without the engine."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def created(user_id: UUID, amount: int, order_id: UUID | None = None) -> Receive
     return event("order.created", order_id=order_id or uuid4(), user_id=user_id, amount=amount)
 
 
-def told(session: Session) -> list[tuple[str, str, dict[str, Any]]]:
-    """The events in the outbox: key, type and data."""
+def outbox_events(session: Session) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return the events in the outbox: key, type and data."""
     rows = session.execute(
         text("SELECT aggregateid, type, payload, requestid FROM outbox ORDER BY seq")
     ).all()
@@ -45,7 +45,7 @@ def told(session: Session) -> list[tuple[str, str, dict[str, Any]]]:
 
 @pytest.fixture
 def user_id(payments_session: Session) -> UUID:
-    """A user with a balance of 1000."""
+    """Create a user with a balance of 1000, and return the id."""
     new = uuid4()
     accounts.open_account(payments_session, new)
     accounts.deposit(payments_session, new, 1000)
@@ -64,7 +64,7 @@ def test_an_order_that_the_balance_covers_is_charged(
     assert charge_orders(payments_session, [order]) == {}
     order_id = str(order.data["order_id"])
     assert accounts.read_balance(payments_session, user_id) == 0
-    assert told(payments_session) == [
+    assert outbox_events(payments_session) == [
         (
             order_id,
             "payment.succeeded",
@@ -73,14 +73,12 @@ def test_an_order_that_the_balance_covers_is_charged(
     ]
 
 
-def test_an_order_above_the_balance_fails_and_is_not_revived(
-    payments_session: Session, user_id: UUID
-) -> None:
+def test_an_order_above_the_balance_fails_finally(payments_session: Session, user_id: UUID) -> None:
     order = created(user_id, 1001)
     assert charge_orders(payments_session, [order]) == {}
     order_id = str(order.data["order_id"])
     failed = {"order_id": order_id, "user_id": str(user_id), "amount": 1001}
-    assert told(payments_session) == [
+    assert outbox_events(payments_session) == [
         (order_id, "payment.failed", failed | {"reason": "insufficient_funds"})
     ]
     accounts.deposit(payments_session, user_id, 1)
@@ -88,7 +86,7 @@ def test_an_order_above_the_balance_fails_and_is_not_revived(
     (verdict,) = charge_orders(payments_session, [again]).values()
     assert verdict.outcome is Outcome.ANOMALY
     assert accounts.read_balance(payments_session, user_id) == 1001
-    assert len(told(payments_session)) == 1
+    assert len(outbox_events(payments_session)) == 1
 
 
 def test_an_order_of_a_user_without_an_account_fails(payments_session: Session) -> None:
@@ -97,24 +95,29 @@ def test_an_order_of_a_user_without_an_account_fails(payments_session: Session) 
     assert charge_orders(payments_session, [order]) == {}
     order_id = str(order.data["order_id"])
     failed = {"order_id": order_id, "user_id": str(stranger), "amount": 1}
-    assert told(payments_session) == [
+    assert outbox_events(payments_session) == [
         (order_id, "payment.failed", failed | {"reason": "account_not_found"})
     ]
 
 
-def test_the_orders_of_a_batch_are_decided_in_their_order(
+def test_the_orders_of_a_batch_are_decided_one_after_another(
     payments_session: Session, user_id: UUID
 ) -> None:
-    """A large one that fails does not keep a small one behind it from being paid."""
+    """A small order is paid even if a large order before it fails."""
     batch = [created(user_id, amount) for amount in (400, 700, 600, 1)]
     assert charge_orders(payments_session, batch) == {}
     short = "insufficient_funds"
     assert statuses(payments_session, batch) == [None, short, None, short]
-    assert [data.get("balance") for _, _, data in told(payments_session)] == [600, None, 0, None]
+    assert [data.get("balance") for _, _, data in outbox_events(payments_session)] == [
+        600,
+        None,
+        0,
+        None,
+    ]
     assert accounts.read_balance(payments_session, user_id) == 0
 
 
-def test_ten_of_fifty_orders_are_paid_where_the_balance_covers_ten(
+def test_ten_of_fifty_orders_are_paid_when_the_balance_covers_ten(
     payments_session: Session, user_id: UUID
 ) -> None:
     batch = [created(user_id, 100) for _ in range(50)]
@@ -126,7 +129,9 @@ def test_ten_of_fifty_orders_are_paid_where_the_balance_covers_ten(
     ]
 
 
-def test_users_of_a_batch_have_a_balance_each(payments_session: Session, user_id: UUID) -> None:
+def test_each_user_of_a_batch_has_a_separate_balance(
+    payments_session: Session, user_id: UUID
+) -> None:
     other = uuid4()
     accounts.open_account(payments_session, other)
     accounts.deposit(payments_session, other, 50)
@@ -138,7 +143,7 @@ def test_users_of_a_batch_have_a_balance_each(payments_session: Session, user_id
     assert (found[user_id], found[other]) == (400, 0)
 
 
-def test_an_order_twice_in_one_batch_is_charged_once(
+def test_a_duplicate_order_in_one_batch_is_charged_once(
     payments_session: Session, user_id: UUID
 ) -> None:
     first = created(user_id, 100)
@@ -149,10 +154,10 @@ def test_an_order_twice_in_one_batch_is_charged_once(
     assert verdicts[second.id].reason == "payment_already_decided"
     assert str(first.data["order_id"]) in verdicts[second.id].detail
     assert accounts.read_balance(payments_session, user_id) == 900
-    assert len(told(payments_session)) == 1
+    assert len(outbox_events(payments_session)) == 1
 
 
-def test_an_order_that_comes_again_with_another_amount_is_not_charged_again(
+def test_a_duplicate_order_with_another_amount_is_not_charged_again(
     payments_session: Session, user_id: UUID
 ) -> None:
     first = created(user_id, 100)
@@ -164,7 +169,7 @@ def test_an_order_that_comes_again_with_another_amount_is_not_charged_again(
 
 @pytest.fixture
 def order(orders_session: Session) -> dict[str, Any]:
-    """What identifies an order that has been placed."""
+    """Place an order, and return its id, user and amount."""
     user_id = uuid4()
     order_id = orders.place_order(orders_session, user_id=user_id, amount=7, description="")
     return {"order_id": order_id, "user_id": user_id, "amount": 7}
@@ -197,7 +202,7 @@ def test_a_failed_payment_fails_its_order(orders_session: Session, order: dict[s
     assert state(orders_session, order["order_id"]) == ("failed", "insufficient_funds")
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in two"])
+@pytest.mark.parametrize("together", [True, False], ids=["one-batch", "two-batches"])
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
@@ -231,7 +236,7 @@ def test_a_second_result_is_an_anomaly_and_changes_nothing(
 def test_a_result_for_an_unknown_order_is_parked(
     orders_session: Session, order: dict[str, Any]
 ) -> None:
-    """And does not keep the results beside it from being applied."""
+    """The other results of the batch are applied."""
     unknown = succeeded({**order, "order_id": uuid4()})
     verdicts = settle_orders(orders_session, [unknown, succeeded(order)])
     assert list(verdicts) == [unknown.id]
@@ -241,7 +246,7 @@ def test_a_result_for_an_unknown_order_is_parked(
 
 
 @pytest.mark.parametrize("wrong", [{"amount": 8}, {"user_id": uuid4()}])
-def test_a_result_that_is_not_of_the_order_is_parked(
+def test_a_result_with_another_amount_or_user_is_parked(
     orders_session: Session, order: dict[str, Any], wrong: dict[str, Any]
 ) -> None:
     result = succeeded(order | wrong)
@@ -251,10 +256,10 @@ def test_a_result_that_is_not_of_the_order_is_parked(
     assert state(orders_session, order["order_id"]) == ("created", None)
 
 
-def test_a_clock_that_went_back_still_settles(
+def test_an_order_settles_although_the_clock_went_back(
     orders_session: Session, order: dict[str, Any]
 ) -> None:
-    """The database's clock may be behind that of the process that placed the order."""
+    """The database's clock may be behind the clock of the process that placed the order."""
     later = uuid4()
     row = orders_session.execute(select(Order.__table__)).one()._asdict()
     future = text("now() + interval '1 hour'")

@@ -1,4 +1,4 @@
-"""Two consumers with the same accounts or orders, as for a moment after a rebalance."""
+"""Two consumers apply events of the same accounts or orders, which a rebalance can cause."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def engine(payments_url: str) -> Engine:
 
 @pytest.fixture
 def user_ids(engine: Engine) -> list[UUID]:
-    """Two users with a balance of 1000 each."""
+    """Create two users with a balance of 1000 each, and return their ids."""
     made = [uuid4(), uuid4()]
     with Session(engine) as session, session.begin():
         for user_id in made:
@@ -48,7 +48,7 @@ def created(user_id: UUID, order_id: UUID) -> ReceivedEvent:
     )
 
 
-def charge_at_once(
+def charge_concurrently(
     engine: Engine, batches: list[list[ReceivedEvent]]
 ) -> list[Mapping[UUID, Verdict]]:
     start = Barrier(len(batches))
@@ -70,21 +70,21 @@ def charges(engine: Engine) -> int:
 
 
 def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:
-    """50 orders of 100 for each user of 1000, in batches that name the users in turns."""
+    """Each user has 1000 and 50 orders of 100. Half of the batches name the users in reverse."""
     batches = [
         [created(user_id, uuid4()) for _ in range(5) for user_id in users]
         for users in [user_ids, user_ids[::-1]] * 5
     ]
-    charge_at_once(engine, batches)
+    charge_concurrently(engine, batches)
     assert charges(engine) == 20
     with Session(engine) as session:
         assert [accounts.read_balance(session, user_id) for user_id in user_ids] == [0, 0]
 
 
-def test_an_order_in_two_hands_is_charged_once(engine: Engine, user_ids: list[UUID]) -> None:
-    """Under two event ids, so that no inbox row stops the second."""
+def test_concurrent_consumers_charge_an_order_once(engine: Engine, user_ids: list[UUID]) -> None:
+    """The order has several event ids, so no inbox row stops the second charge."""
     for _ in range(5):
         order_id = uuid4()
-        verdicts = charge_at_once(engine, [[created(user_ids[0], order_id)] for _ in range(4)])
+        verdicts = charge_concurrently(engine, [[created(user_ids[0], order_id)] for _ in range(4)])
         assert sorted(len(each) for each in verdicts) == [0, 1, 1, 1]
     assert charges(engine) == 5

@@ -1,4 +1,4 @@
-"""The SQL of the how-tos runs on a migrated database, as an operator pastes it."""
+"""The SQL in the how-to pages runs unchanged on a migrated database."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ USER = UUID("01980000-0000-7000-8000-000000000002")
 
 @pytest.fixture
 def delivery(payments_url: str, orders_url: str) -> Delivery:
-    """Both databases, without a broker."""
+    """Return both databases, without a broker."""
     return Delivery(payments_url, orders_url, "127.0.0.1:1")
 
 
 @pytest.mark.parametrize(("service", "sql"), STATEMENTS)
-def test_statements_run(delivery: Delivery, service: str, sql: str) -> None:
+def test_the_statements_of_a_how_to_run(delivery: Delivery, service: str, sql: str) -> None:
     delivery.query(service, sql.replace("BEGIN;", "").replace("COMMIT;", ""))
 
 
-def test_descriptions_of_a_user_are_erased_and_the_trigger_is_on_again(delivery: Delivery) -> None:
+def test_descriptions_of_a_user_are_erased_and_the_trigger_is_enabled_again(
+    delivery: Delivery,
+) -> None:
     with delivery.session("orders") as session:
         session.connection().exec_driver_sql(
             "INSERT INTO orders VALUES (gen_random_uuid(), %s, 1, 'for Eve', 'success', NULL,"

@@ -1,4 +1,4 @@
-"""Requests with an Idempotency-Key: one effect and one answer, however often they are sent."""
+"""A repeated request with the same Idempotency-Key has one effect and the same answer."""
 
 from __future__ import annotations
 
@@ -62,15 +62,16 @@ def count(session: Session, table: str) -> int:
 
 
 def same_answer(first: TestResponse, again: TestResponse) -> bool:
-    """Whether two answers are alike but for what is of the second request alone."""
-    own = {"X-Request-ID", "Date", "Idempotent-Replayed"}
+    """Return whether two answers are equal, except for headers that differ each time."""
+    ignored = {"X-Request-ID", "Date", "Idempotent-Replayed"}
     headers = [
-        {name: value for name, value in each.headers if name not in own} for each in (first, again)
+        {name: value for name, value in each.headers if name not in ignored}
+        for each in (first, again)
     ]
     return (first.status, first.data, headers[0]) == (again.status, again.data, headers[1])
 
 
-def test_a_replay_answers_the_same_and_does_nothing(
+def test_a_replay_gets_the_same_answer_and_has_no_effect(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     first = place(orders)
@@ -85,9 +86,12 @@ def test_a_replay_answers_the_same_and_does_nothing(
     assert [count(orders_session, table) for table in tables] == [1, 1, 1, 1]
 
 
-def test_every_post_of_payments_takes_a_key(payments: FlaskClient) -> None:
+def test_every_post_of_payments_accepts_a_key(payments: FlaskClient) -> None:
     opened = [send(payments, "/accounts", {"user_id": USER}) for _ in range(2)]
-    assert [each.status_code for each in opened] == [201, 201]  # without the key, 409
+    assert [each.status_code for each in opened] == [
+        201,
+        201,
+    ]  # without a key, the second would be 409
     assert same_answer(*opened)
     deposited = [send(payments, DEPOSIT, {"amount": 7}) for _ in range(3)]
     assert [each.status_code for each in deposited] == [200, 200, 200]
@@ -95,7 +99,7 @@ def test_every_post_of_payments_takes_a_key(payments: FlaskClient) -> None:
     assert balance(payments) == 7
 
 
-def test_without_a_key_two_are_two_and_no_statement_is_added(
+def test_requests_without_a_key_are_separate_and_cost_no_statement(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     engine = orders.application.extensions["settle-sessions"].kw["bind"]
@@ -109,7 +113,7 @@ def test_without_a_key_two_are_two_and_no_statement_is_added(
     assert count(orders_session, "idempotency_keys") == 0
 
 
-def test_a_get_ignores_the_header(orders: FlaskClient) -> None:
+def test_a_get_ignores_the_idempotency_key(orders: FlaskClient) -> None:
     assert orders.get("/orders", headers={"Idempotency-Key": '"'}).status_code == 200
 
 
@@ -145,7 +149,7 @@ def test_a_key_is_the_same_quoted_or_bare(orders: FlaskClient) -> None:
         f'"{"x" * 256}"',
     ],
 )
-def test_a_malformed_key_is_refused_and_named(
+def test_a_malformed_key_is_refused_with_the_name_of_the_header(
     orders: FlaskClient, orders_session: Session, key: str
 ) -> None:
     document = problem_of(place(orders, key), 422)
@@ -154,12 +158,12 @@ def test_a_malformed_key_is_refused_and_named(
     assert count(orders_session, "orders") == 0
 
 
-def test_two_headers_are_refused(orders: FlaskClient) -> None:
+def test_two_idempotency_keys_are_refused(orders: FlaskClient) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     problem_of(orders.post("/orders", json=ORDER, headers=headers), 422)
 
 
-def test_another_body_is_refused_and_does_nothing(
+def test_a_key_with_another_body_is_refused_without_effect(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     first = place(orders)
@@ -170,7 +174,7 @@ def test_another_body_is_refused_and_does_nothing(
     assert same_answer(first, place(orders))
 
 
-def test_the_body_counts_by_what_it_means(orders: FlaskClient) -> None:
+def test_bodies_with_the_same_meaning_are_the_same_request(orders: FlaskClient) -> None:
     first = place(orders, description="")
     alike: list[dict[str, Any]] = [
         {"amount": 100, "description": "", "user_id": USER},
@@ -183,20 +187,20 @@ def test_the_body_counts_by_what_it_means(orders: FlaskClient) -> None:
         assert same_answer(first, again)
 
 
-def test_the_body_is_validated_before_the_key_is_looked_at(orders: FlaskClient) -> None:
+def test_the_body_is_validated_before_the_key(orders: FlaskClient) -> None:
     place(orders)
     document = problem_of(place(orders, amount=0), 422)
     assert document["type"] == "/problems/invalid-input"
     problem_of(orders.post("/orders", data="{", headers={"Idempotency-Key": "k-1"}), 415)
 
 
-def test_a_key_is_of_one_path(payments: FlaskClient) -> None:
+def test_a_key_belongs_to_one_path(payments: FlaskClient) -> None:
     other = str(uuid4())
     for user_id in (USER, other):
         assert send(payments, "/accounts", {"user_id": user_id}, key=user_id)
     for path in (DEPOSIT, f"/accounts/{other}/deposit"):
         assert not is_replay(send(payments, path, {"amount": 7}))
-    # The same account in another spelling is the same path: the money must not come twice.
+    # Another spelling of the account id is the same path: the deposit must not happen twice.
     assert is_replay(send(payments, f"/accounts/{USER.upper()}/deposit", {"amount": 7}))
     assert balance(payments) == 7
 
@@ -204,7 +208,7 @@ def test_a_key_is_of_one_path(payments: FlaskClient) -> None:
 @pytest.mark.parametrize(
     "held", [("GET", "anonymous"), ("POST", "somebody")], ids=["method", "caller"]
 )
-def test_a_key_is_of_one_method_and_one_caller(
+def test_a_key_belongs_to_one_method_and_one_caller(
     orders: FlaskClient, orders_session: Session, held: tuple[str, str]
 ) -> None:
     method, whose = held
@@ -215,7 +219,7 @@ def test_a_key_is_of_one_method_and_one_caller(
     assert not is_replay(place(orders))
 
 
-def test_an_answer_that_is_no_success_leaves_the_key_free(
+def test_an_error_answer_does_not_use_up_the_key(
     payments: FlaskClient, payments_session: Session
 ) -> None:
     problem_of(send(payments, DEPOSIT, {"amount": 7}), 404)
@@ -229,21 +233,21 @@ def test_an_answer_that_is_no_success_leaves_the_key_free(
     assert balance(payments) == 7
 
 
-def test_a_503_leaves_the_key_free(payments: FlaskClient, payments_session: Session) -> None:
+def test_a_503_does_not_use_up_the_key(payments: FlaskClient, payments_session: Session) -> None:
     send(payments, "/accounts", {"user_id": USER}, key=None)
     payments_session.execute(select(Account).with_for_update())
     document = problem_of(send(payments, DEPOSIT, {"amount": 7}), 503)
-    assert document["type"] == "/problems/database-too-slow"  # the key itself was free
+    assert document["type"] == "/problems/database-too-slow"  # the account was locked, not the key
     payments_session.rollback()
     assert send(payments, DEPOSIT, {"amount": 7}).status_code == 200
     assert balance(payments) == 7
 
 
-# Of requests with one key at the same time.
+# Concurrent requests with one key.
 
 
 def hold(session: Session, body: dict[str, Any]) -> Scope:
-    """Take the key of an order as a request would, in a transaction that stays open."""
+    """Claim the key of an order as a request does, in a transaction that stays open."""
     scope = Scope(caller(), "POST", "/orders", "k-1")
     loaded = {name: str(value) if name == "user_id" else value for name, value in body.items()}
     assert key_store.claim_key(session, scope, fingerprint_of(loaded), retention_s=DAY_S) is None
@@ -257,21 +261,21 @@ def lock_waits(url: str) -> bool:
 
 
 @pytest.fixture
-def placing(
+def start_request(
     orders: FlaskClient, orders_url: str
 ) -> Iterator[Callable[[], Callable[[], TestResponse]]]:
-    """Begins to place the order, and comes back when it waits for the key."""
+    """Return a function that sends the order in a thread, and returns when it waits for the key."""
     with ThreadPoolExecutor(1) as pool:
 
-        def begin() -> Callable[[], TestResponse]:
+        def start() -> Callable[[], TestResponse]:
             placed = pool.submit(lambda: place(orders.application.test_client()))
             wait_until(lambda: lock_waits(orders_url), what="the request to wait for the key")
             return lambda: placed.result(timeout=30)
 
-        yield begin
+        yield start
 
 
-def test_one_under_way_is_waited_for_two_seconds_and_no_more(
+def test_a_request_waits_at_most_two_seconds_for_another_with_its_key(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     hold(orders_session, ORDER)
@@ -280,16 +284,16 @@ def test_one_under_way_is_waited_for_two_seconds_and_no_more(
     assert "k-1" in document["detail"]
     orders_session.rollback()
     settings = orders.application.extensions["settle-sessions"].kw["bind"]
-    with settings.connect() as connection:  # what bounds the wait
+    with settings.connect() as connection:  # this setting limits the wait
         assert connection.scalar(text("SHOW lock_timeout")) == "2s"
     assert place(orders).status_code == 202
 
 
-def test_one_that_commits_meanwhile_is_answered_again(
-    orders_session: Session, placing: Callable[[], Callable[[], TestResponse]]
+def test_a_request_that_waited_for_a_commit_gets_the_stored_answer(
+    orders_session: Session, start_request: Callable[[], Callable[[], TestResponse]]
 ) -> None:
     scope = hold(orders_session, ORDER)
-    answer = placing()
+    answer = start_request()
     key_store.store_answer(
         orders_session, scope, StoredAnswer(202, [("Location", "/order/1")], b"{}")
     )
@@ -300,11 +304,11 @@ def test_one_that_commits_meanwhile_is_answered_again(
     assert count(orders_session, "orders") == 0
 
 
-def test_one_that_is_rolled_back_meanwhile_is_done_by_the_one_that_waits(
-    orders_session: Session, placing: Callable[[], Callable[[], TestResponse]]
+def test_a_request_that_waited_for_a_rollback_is_executed(
+    orders_session: Session, start_request: Callable[[], Callable[[], TestResponse]]
 ) -> None:
     hold(orders_session, ORDER)
-    answer = placing()
+    answer = start_request()
     orders_session.rollback()
     placed = answer()
     assert placed.status_code == 202
@@ -312,7 +316,7 @@ def test_one_that_is_rolled_back_meanwhile_is_done_by_the_one_that_waits(
     assert count(orders_session, "orders") == 1
 
 
-# Of their end.
+# Expiry of keys.
 
 
 def age(session: Session, by: timedelta) -> None:
@@ -320,13 +324,13 @@ def age(session: Session, by: timedelta) -> None:
     session.commit()
 
 
-def test_a_key_is_known_for_a_day(orders: FlaskClient, orders_session: Session) -> None:
+def test_a_key_is_stored_for_a_day(orders: FlaskClient, orders_session: Session) -> None:
     place(orders)
     age(orders_session, timedelta(hours=23, minutes=59))
     assert is_replay(place(orders))
 
 
-def test_a_key_past_its_time_is_new_again_also_before_it_is_removed(
+def test_an_expired_key_can_be_used_again_before_it_is_removed(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     first = place(orders)
@@ -362,7 +366,7 @@ def fill(session: Session, rows: int, age_s: int) -> None:
     session.commit()
 
 
-def test_what_is_past_its_time_is_removed_in_bounded_pieces(
+def test_expired_keys_are_removed_in_bounded_batches(
     orders_session: Session, orders_url: str
 ) -> None:
     most = BATCH * BATCHES_MAX
@@ -371,7 +375,7 @@ def test_what_is_past_its_time_is_removed_in_bounded_pieces(
     engine = create_engine(orders_url)
     assert remove_expired_keys(engine)
     assert count(orders_session, "idempotency_keys") == 7
-    # One that a request takes over just now is left to it.
+    # A key that another transaction has locked is not removed.
     orders_session.execute(
         text(
             "SELECT FROM idempotency_keys WHERE created_at < now() - interval '1 day' LIMIT 1"
@@ -384,7 +388,7 @@ def test_what_is_past_its_time_is_removed_in_bounded_pieces(
     engine.dispose()
 
 
-def test_the_oldest_are_found_by_the_index(orders_session: Session) -> None:
+def test_expired_keys_are_found_by_an_index(orders_session: Session) -> None:
     fill(orders_session, 2000, 60)
     orders_session.execute(text("ANALYZE idempotency_keys"))
     orders_session.commit()
@@ -398,8 +402,8 @@ def test_the_oldest_are_found_by_the_index(orders_session: Session) -> None:
     assert "Seq Scan" not in plan
 
 
-def test_a_relay_removes_them(orders_session: Session, orders_url: str) -> None:
-    """Also one that cannot reach its broker."""
+def test_a_relay_removes_expired_keys(orders_session: Session, orders_url: str) -> None:
+    """A relay removes keys even if it cannot reach its broker."""
     fill(orders_session, 3, DAY_S)
     with Delivery(orders_url, orders_url, "127.0.0.1:1").relay("orders"):
         wait_until(

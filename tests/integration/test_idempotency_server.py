@@ -1,4 +1,4 @@
-"""Requests with an Idempotency-Key in gunicorn, as it is deployed: many at once, and killed."""
+"""Concurrent requests with an Idempotency-Key, and killed workers, in the deployed gunicorn."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _EFFECTS = text(
 
 @pytest.fixture(scope="module")
 def url(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where two workers serve, each a process of its own."""
+    """Start the API with two worker processes, and yield its URL."""
     log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
     with serve("orders", database_url, log) as address:
         yield address
 
 
 class Order:
-    """One order, and the key that it is sent with."""
+    """An order request and its idempotency key."""
 
     def __init__(self) -> None:
         self.user_id = str(uuid4())
@@ -51,7 +51,7 @@ class Order:
         return requests.post(f"{url}/orders", json=body, headers=headers, timeout=30)
 
     def effects(self, database_url: str) -> tuple[int, int, int]:
-        """How many orders, events and keys there are of it."""
+        """Return the numbers of orders, events and keys that the request made."""
         engine = create_engine(database_url, poolclass=NullPool)
         with engine.connect() as connection:
             found = connection.execute(_EFFECTS, {"user_id": self.user_id, "key": self.key})
@@ -59,11 +59,13 @@ class Order:
             return orders, events, keys
 
 
-def answer(response: requests.Response) -> tuple[int, str, str | None]:
+def answer_fields(response: requests.Response) -> tuple[int, str, str | None]:
     return response.status_code, response.text, response.headers.get("Location")
 
 
-def test_20_at_once_make_one_order_and_are_answered_alike(url: str, database_url: str) -> None:
+def test_20_concurrent_requests_make_one_order_and_get_the_same_answer(
+    url: str, database_url: str
+) -> None:
     for _ in range(3):
         order, start = Order(), Barrier(AT_ONCE)
 
@@ -73,7 +75,7 @@ def test_20_at_once_make_one_order_and_are_answered_alike(url: str, database_url
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answers = list(pool.map(place, range(AT_ONCE)))
-        assert {answer(each) for each in answers} == {answer(answers[0])}
+        assert {answer_fields(each) for each in answers} == {answer_fields(answers[0])}
         assert answers[0].status_code == 202
         replayed = Counter(each.headers.get("Idempotent-Replayed") for each in answers)
         assert replayed == {None: 1, "true": AT_ONCE - 1}
@@ -84,10 +86,10 @@ def test_20_at_once_make_one_order_and_are_answered_alike(url: str, database_url
     ("failpoint", "effects"),
     [("web.claimed", (0, 0, 0)), ("web.kept", (0, 0, 0)), ("web.committed", (1, 1, 1))],
 )
-def test_a_worker_killed_anywhere_leaves_all_or_nothing(
+def test_a_worker_killed_at_any_place_leaves_all_effects_or_none(
     url: str, database_url: str, tmp_path: Path, failpoint: str, effects: tuple[int, int, int]
 ) -> None:
-    """The client, who has no answer, sends the order again, to whoever serves by then."""
+    """The client gets no answer, and sends the order again to another server."""
     order = Order()
     log = tmp_path / "orders-api.log"
     with (

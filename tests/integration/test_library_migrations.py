@@ -1,4 +1,4 @@
-"""Another project's own history creates the engine's tables, as docs/library-migrations.md says."""
+"""Another project's alembic history creates the engine's tables (docs/library-migrations.md)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Notification(Base):
 
 @dataclass
 class Project:
-    """A folder with models and an alembic history, as `alembic init` makes it."""
+    """A project folder with models and an alembic history from `alembic init`."""
 
     folder: Path
     url: str
@@ -62,7 +62,7 @@ class Project:
         return done.stdout
 
     def revise(self, message: str, *options: str) -> Path:
-        """Make a revision; the file."""
+        """Make a revision, and return its file."""
         before = set(self.versions.iterdir())
         self.alembic("revision", "-m", message, *options)
         (made,) = set(self.versions.glob("*.py")) - before
@@ -74,11 +74,11 @@ class Project:
 
 
 def documented(number: int) -> str:
-    """A block of Python in the document."""
+    """Return a Python block of the document."""
     return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[number]
 
 
-def replaced(path: Path, *changes: tuple[str, str]) -> None:
+def replace_in(path: Path, *changes: tuple[str, str]) -> None:
     content = path.read_text()
     for old, new in changes:
         assert old in content
@@ -87,14 +87,14 @@ def replaced(path: Path, *changes: tuple[str, str]) -> None:
 
 
 def operations_of(revision: Path) -> str:
-    """What a revision's two functions do."""
+    """Return the operations of a revision."""
     body = revision.read_text().partition("def upgrade()")[2]
     return "\n".join(line for line in body.splitlines() if line.startswith("    op."))
 
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[str]:
-    """The address of a database that has the project's own table."""
+    """Create a database with the project's table, and yield its URL."""
     url = postgres.create_database(DATABASE)
     postgres.execute(TABLE, database=DATABASE)
     yield url
@@ -103,16 +103,16 @@ def database(postgres: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def project(database: str, tmp_path: Path) -> Project:
-    """A project that has made what the document says."""
+    """Return a project that followed the document."""
     project = Project(tmp_path, database)
     project.alembic("init", "history")
     (tmp_path / "models.py").write_text(MODELS)
-    replaced(tmp_path / "alembic.ini", ("driver://user:pass@localhost/dbname", project.url))
+    replace_in(tmp_path / "alembic.ini", ("driver://user:pass@localhost/dbname", project.url))
     import_line, passed = (
         next(line.strip() for line in documented(0).splitlines() if word in line)
         for word in ("import", "include_object")
     )
-    replaced(
+    replace_in(
         tmp_path / "history" / "env.py",
         (
             "target_metadata = None",
@@ -164,7 +164,7 @@ def test_the_history_creates_all_tables_and_drops_them(project: Project) -> None
     assert "CREATE TABLE outbox (" in script
 
 
-def test_the_document_names_every_operation() -> None:
+def test_the_document_lists_every_operation() -> None:
     operations = {
         name
         for name, _ in inspect.getmembers(migrations, inspect.isfunction)

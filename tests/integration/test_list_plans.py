@@ -1,7 +1,7 @@
-"""Each list of orders reads only the neighbours of its page in one index.
+"""Each list of orders reads only its page and few other rows from an index.
 
-The statistics are older than the newest orders, and these differ from the others: the planner takes
-for common what is rare among the newest, and the other way round.
+The statistics are older than the newest orders, which have other users and statuses. So the planner
+takes rare values among the newest orders for common ones, and the reverse.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 FORMER, CURRENT, UNKNOWN = UUID(int=1), UUID(int=2), UUID(int=3)
 OLD, NEW = 100_000, 30_000
 
-# An order a second. Of the old ones, 19 of 20 are FORMER's, 49 of 50 failed, one is open. FORMER
-# has no new ones: 19 of 20 are CURRENT's. Of these a third is open, and none failed.
+# There is one order a second. Of the old orders, 19 of 20 are FORMER's, 49 of 50 failed, and one is
+# open. Of the new orders, 19 of 20 are CURRENT's, one third is open, and no order failed.
 _FILL = text(
     """
     INSERT INTO orders
@@ -75,7 +75,7 @@ def session(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterat
 @pytest.mark.parametrize(
     "user_id",
     [None, FORMER, CURRENT, UNKNOWN],
-    ids=["of all", "of a former user", "of a user", "of nobody"],
+    ids=["all-users", "former-user", "current-user", "unknown-user"],
 )
 @pytest.mark.parametrize(
     "times",
@@ -89,15 +89,15 @@ def session(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterat
             "created_before": BEGIN + timedelta(seconds=5_000),
         },
     ],
-    ids=["", "from", "from lately", "before", "from and before"],
+    ids=["", "from", "from-recent", "before", "from-and-before"],
 )
-def test_a_list_reads_a_page_of_an_index_and_drops_no_row(
+def test_a_list_reads_one_page_from_an_index(
     session: Session, user_id: UUID | None, status: str | None, times: dict[str, datetime]
 ) -> None:
-    """On the first page and the one after it. A user's page is put together from one a status."""
+    """Check the first two pages. A list of a user merges one index scan for each status."""
     given: dict[str, Any] = {"user_id": user_id, "status": status, **times}
     filters = {name: value for name, value in given.items() if value is not None}
-    runs = len(STATUSES) if user_id is not None and status is None else 1
+    scans = len(STATUSES) if user_id is not None and status is None else 1
     after = None
 
     for _ in range(2):
@@ -108,13 +108,13 @@ def test_a_list_reads_a_page_of_an_index_and_drops_no_row(
             )
 
         page = read()
-        assert most_rows(session, read) <= runs * (LIMIT + 1)
+        assert most_rows(session, read) <= scans * (LIMIT + 1)
         if not page.more:
             break
         after = (page.orders[-1].created_at, page.orders[-1].id)
 
 
-def test_the_orders_of_a_user_are_newest_first_whatever_their_status(session: Session) -> None:
+def test_the_orders_of_a_user_are_newest_first_across_statuses(session: Session) -> None:
     before = BEGIN + timedelta(seconds=OLD + 5)
     plain = text(
         "SELECT id FROM orders WHERE user_id = :user_id AND created_at < :before"

@@ -1,4 +1,4 @@
-"""The migrations make what the code knows, whoever runs them, and however often."""
+"""The migrations create the schema that the code expects, also concurrently and repeatedly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SERVICES = ["payments", "orders"]
 EMPTY = "migrations_test"
 
-# The constraints, as the database writes them; of the engine's tables their own tests take care.
+# The constraints as PostgreSQL prints them. The engine's tables have other tests.
 _CONSTRAINTS = text(
     """
     SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
@@ -43,7 +43,7 @@ _CONSTRAINTS = text(
 
 @pytest.fixture
 def engine(postgres: PostgresServer) -> Iterator[Engine]:
-    """An empty database."""
+    """Return an engine of an empty database."""
     engine = create_engine(postgres.create_database(EMPTY), poolclass=NullPool)
     yield engine
     postgres.drop_database(EMPTY)
@@ -60,7 +60,7 @@ def config_of(service: str, engine: Engine) -> Config:
 
 
 def revisions_of(service: str) -> list[str]:
-    """From the first to the newest."""
+    """Return the revisions of a service, oldest first."""
     script = ScriptDirectory.from_config(migrations.config_of(service))
     return [each.revision for each in script.walk_revisions()][::-1]
 
@@ -82,14 +82,14 @@ def indexes_of(engine: Engine) -> set[str]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_models_and_migrations_do_not_drift(engine: Engine, service: str) -> None:
-    """Tables, columns, types, defaults and indexes, by alembic's comparison."""
+    """Alembic compares tables, columns, types, defaults and indexes."""
     migrations.upgrade(service, url_of(engine))
     command.check(config_of(service, engine))
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_constraints_of_models_and_migrations_do_not_drift(engine: Engine, service: str) -> None:
-    """What alembic does not compare, CHECK constraints above all."""
+    """Alembic does not compare CHECK constraints, for example."""
     known = [import_module(f"services.{service}.models").Base.metadata, idempotency_tables.metadata]
     names = {"tables": [name for metadata in known for name in metadata.tables]}
     migrations.upgrade(service, url_of(engine))
@@ -104,7 +104,7 @@ def test_constraints_of_models_and_migrations_do_not_drift(engine: Engine, servi
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_up_down_and_up_again(engine: Engine, service: str) -> None:
+def test_migrations_run_up_down_and_up_again(engine: Engine, service: str) -> None:
     migrations.upgrade(service, url_of(engine))
     made = tables_of(engine)
     known = set(import_module(f"services.{service}.models").Base.metadata.tables)
@@ -132,8 +132,8 @@ def test_migrations_run_through_a_transaction_pooler(
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_of_two_at_once_one_waits_and_finds_nothing_to_do(engine: Engine, service: str) -> None:
-    """As when several machines start together; one is held where the other has the lock."""
+def test_a_concurrent_migration_waits_and_finds_nothing_to_do(engine: Engine, service: str) -> None:
+    """Several machines may start together. Here, the test itself holds the lock of the first."""
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
             connection.execute(
@@ -148,11 +148,11 @@ def test_of_two_at_once_one_waits_and_finds_nothing_to_do(engine: Engine, servic
 
 
 @contextmanager
-def noted_strong_locks() -> Iterator[set[str]]:
-    """The relations that a transaction, at its commit, holds locked against writers."""
+def recorded_strong_locks() -> Iterator[set[str]]:
+    """Collect the relations that a transaction at its commit has locked against writers."""
     found: set[str] = set()
 
-    def note(connection: Connection) -> None:
+    def record(connection: Connection) -> None:
         cursor = connection.connection.cursor()
         cursor.execute(
             "SELECT relation::regclass::text FROM pg_locks"
@@ -162,16 +162,16 @@ def noted_strong_locks() -> Iterator[set[str]]:
         found.update(name for (name,) in cursor.fetchall())
         cursor.close()
 
-    event.listen(Engine, "commit", note)
+    event.listen(Engine, "commit", record)
     try:
         yield found
     finally:
-        event.remove(Engine, "commit", note)
+        event.remove(Engine, "commit", record)
 
 
-# A column without a default, or with a constant one, is added at once, however large the table is.
-# Only dead_letters is read once, for its checks. The wait for the lock is bounded by
-# LOCK_TIMEOUT_MS; then the revision is tried again.
+# PostgreSQL adds a column without a default, or with a constant default, without a rewrite of the
+# table. Only dead_letters is read once, for its checks. LOCK_TIMEOUT_MS limits the wait for the
+# lock. After that, the revision is tried again.
 _REPAIRED = {"dead_letters", "inbox", "inbox_default", "outbox_refused"}
 ADDED_COLUMNS = {
     ("orders", "0009"): _REPAIRED,
@@ -183,24 +183,24 @@ ADDED_COLUMNS = {
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_revision_locks_an_existing_table_against_writers(engine: Engine, service: str) -> None:
-    """The sure and fast check; tests/faults/test_migrations_beside_writers.py has the writers."""
+    """This check needs no writers. tests/faults/test_migrations_beside_writers.py has them."""
     config = config_of(service, engine)
     for revision in revisions_of(service):
         existing = tables_of(engine)
 
-        with noted_strong_locks() as locked:
+        with recorded_strong_locks() as locked:
             command.upgrade(config, revision)
 
-        briefly = ADDED_COLUMNS.get((service, revision), set())
-        assert locked & existing == briefly, f"revision {revision}"
+        allowed = ADDED_COLUMNS.get((service, revision), set())
+        assert locked & existing == allowed, f"revision {revision}"
 
 
-def test_head_is_what_a_database_gets(engine: Engine) -> None:
+def test_an_upgraded_database_has_the_head_revision(engine: Engine) -> None:
     migrations.upgrade("orders", url_of(engine))
     assert migrated_to(engine) == migrations.head("orders")
 
 
-def test_an_index_that_was_made_beforehand_is_kept(engine: Engine) -> None:
+def test_an_index_built_before_the_migration_is_kept(engine: Engine) -> None:
     command.upgrade(config_of("orders", engine), "0004")
     statement = text(
         "CREATE INDEX CONCURRENTLY orders_by_status ON orders (status, created_at, id)"
@@ -238,8 +238,8 @@ def test_an_index_whose_build_was_interrupted_is_built_again(engine: Engine) -> 
     assert is_valid
 
 
-def test_a_revision_that_stopped_between_two_indexes_goes_on(engine: Engine) -> None:
-    """An index is built outside of a transaction, so a crash leaves a part of the revision."""
+def test_a_revision_that_stopped_between_two_indexes_continues(engine: Engine) -> None:
+    """An index is built outside a transaction, so a crash leaves a part of the revision."""
     command.upgrade(config_of("orders", engine), "0005")
     whole = indexes_of(engine)
     with engine.begin() as connection:
@@ -253,7 +253,7 @@ def test_a_revision_that_stopped_between_two_indexes_goes_on(engine: Engine) -> 
 
 
 def test_a_revision_that_meets_a_lock_is_tried_again(engine: Engine) -> None:
-    """It gives up its place in the queue meanwhile, so that writers pass."""
+    """Between its attempts, the revision does not wait for the lock, so writers continue."""
     migrations.upgrade("orders", url_of(engine))
     insert = text("INSERT INTO outbox_clusters (cluster_id) VALUES ('c')")
     with ThreadPoolExecutor(1) as pool, engine.connect() as reader:
@@ -270,10 +270,10 @@ def test_a_revision_that_meets_a_lock_is_tried_again(engine: Engine) -> None:
     assert migrated_to(engine) == "0003"
 
 
-def test_a_target_that_is_relative_is_not_tried_again_from_another_revision(
+def test_a_relative_target_is_not_tried_again_from_another_revision(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of -2, one revision is undone; -2 again would undo three."""
+    """The first attempt at -2 undoes one revision. A second attempt would undo three in total."""
     monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 50)
     command.upgrade(config_of("orders", engine), "0005")
     with engine.connect() as reader:
@@ -285,7 +285,7 @@ def test_a_target_that_is_relative_is_not_tried_again_from_another_revision(
     assert migrated_to(engine) == "0004"
 
 
-def test_a_revision_gives_up_when_the_lock_stays(
+def test_a_revision_gives_up_if_the_lock_is_not_released(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "RETRY_FOR_S", 0.0)
@@ -300,7 +300,7 @@ def test_a_revision_gives_up_when_the_lock_stays(
     assert "outbox_clusters" in tables_of(engine)
 
 
-def test_a_migration_that_waits_too_long_for_another_names_it(
+def test_a_migration_that_waits_too_long_names_the_other_migration(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "TURN_TIMEOUT_S", 0.1)

@@ -1,4 +1,4 @@
-"""The thread that notifies outlives its connection, whenever that ends."""
+"""The notifier thread continues after its connection ends."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
-# Of the connection, before it ends: what is done to it only when it is used again counts as well.
+# Number of uses before the connection ends. Several uses also cover the steps before a reuse.
 USES = 3
 
 
-def test_a_connection_that_ends_right_after_a_notification(
+def test_a_notification_is_sent_after_the_connection_ended(
     orders_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one goes over another connection."""
+    """The next notification uses another connection."""
     engine = create_engine(orders_url)
     sessions = sessionmaker(engine)
     notify_after_commit(sessions, orders_url)
     listener = Listener(orders_url, Stop())
-    told: list[int] = []
+    pids: list[int] = []
 
-    # Not by SQLAlchemy's events: a listener cannot be removed while another thread may call it.
+    # SQLAlchemy's events do not fit: a listener cannot be removed while another thread may call it.
     execute = Connection.exec_driver_sql
 
     def execute_and_end(connection: Connection, statement: str, *given: Any) -> Any:
@@ -43,10 +43,10 @@ def test_a_connection_that_ends_right_after_a_notification(
             driver = connection.connection.driver_connection
             assert driver is not None
             pid = driver.get_backend_pid()
-            if len(told) == USES - 1:
+            if len(pids) == USES - 1:
                 ended = postgres.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
                 assert ended == [(True,)]
-            told.append(pid)
+            pids.append(pid)
         return result
 
     def notified() -> bool:
@@ -56,28 +56,30 @@ def test_a_connection_that_ends_right_after_a_notification(
 
     monkeypatch.setattr(Connection, "exec_driver_sql", execute_and_end)
     listener.ensure()
-    wait_until(lambda: notified() and len(told) > USES, timeout_s=30, what="the next one")
-    assert set(told[:USES]) == {told[0]}
-    assert told[USES] != told[0]
+    wait_until(lambda: notified() and len(pids) > USES, timeout_s=30, what="the next notification")
+    assert set(pids[:USES]) == {pids[0]}
+    assert pids[USES] != pids[0]
     listener.close()
     engine.dispose()
 
 
-def test_the_notifier_outlives_an_error(orders_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is logged with its traceback, and the next notification is sent."""
+def test_the_notifier_continues_after_an_error(
+    orders_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notifier logs the error with its traceback, and sends the next notification."""
     engine = create_engine(orders_url)
     sessions = sessionmaker(engine)
     notify_after_commit(sessions, orders_url)
     listener = Listener(orders_url, Stop())
     listener.ensure()
-    arranged = notify._notifications  # noqa: SLF001
+    notifications_of = notify._notifications  # noqa: SLF001
     failures: list[object] = []
 
     def fail_once(wanted: Any) -> Any:
         if not failures:
             failures.append(wanted)
             raise RuntimeError("unforeseen")
-        return arranged(wanted)
+        return notifications_of(wanted)
 
     def add() -> None:
         with sessions.begin() as session:

@@ -1,4 +1,4 @@
-"""Operators send refused and published events again, with one service's rights."""
+"""`outbox-relay` sends refused and published events again, with access to one service only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = ("a", "b", "a", "c")
 
 @pytest.fixture
 def ask(orders_url: str) -> Callable[..., list[Any]]:
-    """Asks the database of orders."""
+    """Return a function that runs a statement on the orders database."""
 
     def run(statement: str, **parameters: Any) -> list[Any]:
         with create_engine(orders_url, poolclass=NullPool).begin() as connection:
@@ -37,7 +37,7 @@ def ask(orders_url: str) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def events(orders_url: str, ask: Callable[..., list[Any]]) -> list[UUID]:
-    """Events of four orders that were sent; the third has another type."""
+    """Add events of four orders as sent, and return their ids. The third has another type."""
     engine = make_engine(orders_url, application_name="test", pool_size=1)
     with make_sessions(engine).begin() as session:
         for number, key in enumerate(KEYS):
@@ -50,14 +50,14 @@ def events(orders_url: str, ask: Callable[..., list[Any]]) -> list[UUID]:
 
 @pytest.fixture
 def refused(events: list[UUID], ask: Callable[..., list[Any]]) -> list[UUID]:
-    """Those events, refused by the broker."""
+    """Mark those events as refused, and return their ids."""
     ask("INSERT INTO outbox_refused (seq, id, reason) SELECT seq, id, 'too large' FROM outbox")
     return events
 
 
 @pytest.fixture
 def command(orders_url: str) -> Callable[..., Result]:
-    """Runs `outbox-relay`, without Kafka and the other database."""
+    """Return a function that runs `outbox-relay` without Kafka and the payments database."""
     environ = {
         "ORDERS_DATABASE_URL": orders_url,
         "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9",
@@ -75,7 +75,7 @@ def pending(ask: Callable[..., list[Any]]) -> list[UUID]:
     return ask("SELECT id FROM outbox_pending ORDER BY seq")
 
 
-def test_a_replay_sends_what_it_chooses(
+def test_a_replay_queues_the_events_of_its_filters(
     events: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     chosen = {
@@ -88,9 +88,9 @@ def test_a_replay_sends_what_it_chooses(
         ("--id", str(uuid4())): [],
     }
 
-    found, dry, said = {}, {}, {}
+    found, dry, output = {}, {}, {}
     for options in chosen:
-        said[options] = command("replay", "orders", *options, "--dry-run").stdout
+        output[options] = command("replay", "orders", *options, "--dry-run").stdout
         dry[options] = pending(ask)
         done = command("replay", "orders", *options)
         assert done.exit_code == 0, done.output
@@ -99,12 +99,12 @@ def test_a_replay_sends_what_it_chooses(
 
     assert found == chosen
     assert all(not ids for ids in dry.values())
-    assert {options: int(text.split()[0]) for options, text in said.items()} == {
+    assert {options: int(text.split()[0]) for options, text in output.items()} == {
         options: len(ids) for options, ids in chosen.items()
     }
 
 
-def test_a_replay_counts_what_is_not_pending_already(
+def test_a_replay_counts_only_events_that_were_not_pending(
     events: list[UUID], command: Callable[..., Result]
 ) -> None:
     first = command("replay", "orders", "--id", str(events[0]))
@@ -114,7 +114,7 @@ def test_a_replay_counts_what_is_not_pending_already(
     assert rest.stdout == "3 events of orders are queued to be sent again.\n"
 
 
-def test_a_replay_needs_to_know_how_far(command: Callable[..., Result]) -> None:
+def test_a_replay_needs_a_time_or_ids(command: Callable[..., Result]) -> None:
     done = command("replay", "orders", "--key", "a")
 
     assert done.exit_code == 2
@@ -132,7 +132,7 @@ def test_a_refused_event_is_sent_again(
     assert refused[1] not in ask("SELECT id FROM outbox_refused")
 
 
-def test_all_refused_events_are_sent_once_their_number_is_confirmed(
+def test_all_refused_events_are_sent_after_their_number_is_confirmed(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     dry = command("refused", "retry", "orders", "--all", "--dry-run")
@@ -150,7 +150,7 @@ def test_all_refused_events_are_sent_once_their_number_is_confirmed(
     assert pending(ask) == refused
 
 
-def test_a_discarded_event_is_left_out_until_it_is_retried(
+def test_a_discarded_event_is_not_replayed_until_it_is_retried(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     discarded = command(
@@ -174,7 +174,7 @@ def test_a_discarded_event_is_left_out_until_it_is_retried(
     assert pending(ask) == [refused[0]]
 
 
-def test_an_event_that_is_gone_is_not_sent(
+def test_a_deleted_event_is_not_sent(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     ask("DELETE FROM outbox WHERE id = :id", id=refused[0])

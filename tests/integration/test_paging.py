@@ -1,4 +1,4 @@
-"""Lists paged through the API: every row once, each page at the same cost, by our cursors alone."""
+"""Paged lists of the API show each row once, at the same cost per page, by signed cursors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = 100_000
 USER = UUID(int=1)
 SECRET = "0123456789abcdef0123456789abcdef"
 
-# Every hundredth order is of one user, every tenth has failed; those of the tests are newer.
+# Every 100th order is of one user, and every 10th failed. The orders of the tests are newer.
 _FILL = text(
     """
     INSERT INTO orders
@@ -45,7 +45,7 @@ _FILL = text(
 
 @pytest.fixture(scope="module")
 def url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    """A database with a hundred thousand orders."""
+    """Create a database with 100,000 orders, and yield its URL."""
     url = postgres.create_database(DATABASE, template=databases("orders"))
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
@@ -63,7 +63,7 @@ def client(url: str) -> Iterator[FlaskClient]:
 
 
 def next_of(client: FlaskClient, address: str) -> tuple[list[dict[str, Any]], str | None]:
-    """A page, and the address of the one after it."""
+    """Return a page, and the address of the next page."""
     response = client.get(address)
     assert response.status_code == 200, response.text
     link = response.headers.get("Link")
@@ -76,7 +76,7 @@ def place(client: FlaskClient, user_id: object) -> None:
 
 
 def explain(engine: Engine, get: Callable[[], object]) -> dict[str, Any]:
-    """What the last query of a request cost the database."""
+    """Return the executed plan of the last query of a request."""
     queries: list[tuple[str, Any]] = []
 
     def note(*sent: Any) -> None:
@@ -111,12 +111,12 @@ def buffers(plan: dict[str, Any]) -> int:
         (f"user_id={USER}&", ROWS // 100, 100),
         ("status=failed&", ROWS // 10, 1000),
     ],
-    ids=["all", "of a user", "of a status"],
+    ids=["all", "user", "status"],
 )
-def test_a_page_costs_the_same_wherever_it_is_and_every_row_comes_once(
+def test_every_page_costs_the_same_and_every_row_comes_once(
     client: FlaskClient, query: str, rows: int, limit: int
 ) -> None:
-    """Of 10 rows each, the last page of all is the 9,901st."""
+    """The last page costs as much as the first, although many rows lie before it."""
     engine = client.application.extensions["settle-sessions"].kw["bind"]
     first = f"/orders?{query}limit={limit}&created_before=2025-06-01T00:00:00Z"
     pages: list[str] = []
@@ -126,7 +126,7 @@ def test_a_page_costs_the_same_wherever_it_is_and_every_row_comes_once(
         pages.append(following)
         page, following = next_of(client, following)
         seen += [order["Amount"] for order in page]
-        place(client, USER)  # it comes before all of them, and moves none
+        place(client, USER)  # a newer order, which moves no page
     assert len(seen) == rows
     assert seen == sorted(set(seen), reverse=True)
 
@@ -149,51 +149,53 @@ def second_page(client: FlaskClient, query: str = "") -> str:
     return following
 
 
-def refused(client: FlaskClient, address: str) -> None:
+def check_refused(client: FlaskClient, address: str) -> None:
     document = problem_of(client.get(address), 422)
     (error,) = document["errors"]
     assert error["parameter"] == "cursor"
     assert "next link" in error["detail"]
 
 
-def test_a_cursor_of_other_filters_or_changed_by_a_letter_is_refused(client: FlaskClient) -> None:
+def test_a_cursor_with_other_filters_or_a_changed_letter_is_refused(client: FlaskClient) -> None:
     of_user = second_page(client, f"user_id={USER}&")
     assert client.get(of_user).status_code == 200
     assert client.get(of_user.replace("limit=1", "limit=7")).status_code == 200
-    refused(client, of_user.replace(str(USER), str(uuid4())))
-    refused(client, of_user.replace(f"user_id={USER}&", ""))
-    refused(client, second_page(client) + f"&user_id={USER}")
+    check_refused(client, of_user.replace(str(USER), str(uuid4())))
+    check_refused(client, of_user.replace(f"user_id={USER}&", ""))
+    check_refused(client, second_page(client) + f"&user_id={USER}")
     (cursor,) = parse_qs(urlsplit(of_user).query)["cursor"]
     other = "A" if cursor[20] != "A" else "B"
-    refused(client, of_user.replace(cursor, cursor[:20] + other + cursor[21:]))
+    check_refused(client, of_user.replace(cursor, cursor[:20] + other + cursor[21:]))
 
 
-def test_a_cursor_outlives_the_process_and_is_bound_to_the_secret(
+def test_a_cursor_is_valid_after_a_restart_and_bound_to_the_secret(
     client: FlaskClient, url: str
 ) -> None:
     address = second_page(client)
     with open_app("orders", url) as another:
         assert another.test_client().get(address).status_code == 200
     with open_app("orders", url, CURSOR_SECRET=SECRET) as another:
-        refused(another.test_client(), address)
+        check_refused(another.test_client(), address)
         given = second_page(another.test_client())
     elsewhere_url = url.replace("@127.0.0.1", "@localhost")
     with open_app("orders", elsewhere_url, CURSOR_SECRET=SECRET) as elsewhere:
         assert elsewhere.test_client().get(given).status_code == 200
 
 
-def test_a_link_is_what_the_client_can_reach(client: FlaskClient, url: str) -> None:
-    """Behind a proxy that is trusted, its address; else what a client says of one is not heeded."""
+def test_a_link_has_the_forwarded_host_of_a_trusted_proxy_only(
+    client: FlaskClient, url: str
+) -> None:
+    """Forwarded headers set the host of a link only if a proxy is trusted."""
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pay.example"}
     untrusted = client.get("/orders?limit=1", headers=headers).headers["Link"]
     assert untrusted.startswith("<http://localhost/orders?")
-    with open_app("orders", url, TRUSTED_PROXIES="1") as behind:
-        trusted = behind.test_client().get("/orders?limit=1", headers=headers).headers["Link"]
+    with open_app("orders", url, TRUSTED_PROXIES="1") as behind_proxy:
+        trusted = behind_proxy.test_client().get("/orders?limit=1", headers=headers).headers["Link"]
     assert trusted.startswith("<https://pay.example/orders?")
 
 
 def test_a_time_in_the_filters_is_the_same_on_every_page(client: FlaskClient) -> None:
-    """In the link it stands as the client wrote it, its plus sign escaped."""
+    """The link repeats the time as the client wrote it, with the plus sign escaped."""
     moment = datetime(2025, 1, 1, 5, tzinfo=UTC).isoformat().replace("+", "%2B")
     page, following = next_of(client, f"/orders?limit=2&created_before={moment}")
     assert following is not None
@@ -202,10 +204,10 @@ def test_a_time_in_the_filters_is_the_same_on_every_page(client: FlaskClient) ->
     assert amounts == [17999, 17998, 17997, 17996]
 
 
-def test_a_page_ends_at_a_number_of_bytes_as_well_and_leads_on(
+def test_a_page_has_a_size_limit_and_a_link_to_the_rest(
     orders_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is skipped, nothing comes twice, and a row that is too large has its own page."""
+    """Each order comes once. An order above the limit has a separate page."""
     monkeypatch.setattr(api, "PAGE_BYTES_MAX", 20_000)
     lengths = [10, 9_000, 9_000, 9_000, 10, 10_000, 10_000, 10]
     with open_app("orders", orders_url) as app:
@@ -219,11 +221,11 @@ def test_a_page_ends_at_a_number_of_bytes_as_well_and_leads_on(
             for page in pages(client, f"/orders?user_id={USER}&limit=3")
         ]
 
-    # Newest first; a snowman is three bytes.
+    # The newest order is first. A snowman has three bytes.
     assert found == [[10], [10_000], [10_000], [10], [9_000], [9_000], [9_000], [10]]
 
 
-def test_a_page_of_a_thousand_usual_orders_is_whole(client: FlaskClient) -> None:
+def test_a_page_of_1000_usual_orders_is_below_the_size_limit(client: FlaskClient) -> None:
     answer = client.get("/orders?limit=1000&created_before=2025-06-01T00:00:00Z")
 
     assert len(answer.get_json()) == 1000

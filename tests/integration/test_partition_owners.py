@@ -70,11 +70,11 @@ def test_an_owner_that_was_frozen_in_careful_mode_leaves_the_record_in_hand(
     other = new_consumer(engine)
     apply(other, 3)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE inbox_owners SET in_hand = 'record 4'"))
+        connection.execute(text("UPDATE inbox_owners SET in_hand = ARRAY['record 4'::bytea]"))
 
     apply(frozen, 5)
 
-    assert [bytes(row.in_hand) for row in rows(engine)] == [b"record 4"]
+    assert [bytes(in_hand) for row in rows(engine) for in_hand in row.in_hand] == [b"record 4"]
 
 
 def test_the_row_stays_until_careful_mode_has_ended(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Partitions are made ahead and dropped after their retention, while others write."""
+"""Partitions are created ahead and dropped after their retention, during concurrent writes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "wrong-horizo
 
 @pytest.fixture
 def engine(any_postgres: PostgresServer) -> Iterator[Engine]:
-    """A database of orders on each PostgreSQL there is."""
+    """Create an orders database on each available PostgreSQL version."""
     name = f"partitions_{any_postgres.major}"
     url = any_postgres.create_database(name)
     upgrade("orders", url)
@@ -64,13 +64,13 @@ def engine(any_postgres: PostgresServer) -> Iterator[Engine]:
 
 
 def horizon(connection: Connection) -> UUID | None:
-    """Where the inbox begins, as a consumer reads it."""
+    """Return the horizon of the inbox as a consumer reads it."""
     with Session(connection) as session:
         return read_state(session).horizon
 
 
 def id_at(moment: datetime, number: int = 0) -> UUID:
-    """A UUIDv7 of that moment."""
+    """Return a UUIDv7 of this time."""
     return UUID(int=lowest_id(moment).int | 0x7 << 76 | 0b10 << 62 | number)
 
 
@@ -93,7 +93,7 @@ def receive(engine: Engine, *ids: UUID) -> None:
 
 
 def put_sent(engine: Engine, *ids: UUID) -> None:
-    """Add events that are not to be sent any more."""
+    """Add events, and mark them as sent."""
     add(engine, *ids)
     with engine.begin() as connection:
         connection.execute(
@@ -120,7 +120,7 @@ def days(engine: Engine, table: str) -> list[str]:
 
 
 @BOTH
-def test_days_are_made_ahead_and_take_what_the_default_holds(
+def test_days_are_created_ahead_and_get_the_rows_of_the_default_partition(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     table = partitioned.table
@@ -128,7 +128,7 @@ def test_days_are_made_ahead_and_take_what_the_default_holds(
     foreign = UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")
     kept = [id_at(NOON, 1), id_at(NOON - 3 * DAY, 2), id_at(NOON + 2 * DAY, 3)]
     left = [id_at(NOON - 30 * DAY, 4), id_at(NOON + 30 * DAY, 5), foreign]
-    put(engine, *kept, *left)  # no partition, and nothing is refused
+    put(engine, *kept, *left)  # there is no partition yet, and the insert succeeds
     assert len(query(engine, f"SELECT id FROM {table}_default")) == 6
 
     maintain(engine, partitioned, NOON)
@@ -139,7 +139,7 @@ def test_days_are_made_ahead_and_take_what_the_default_holds(
     put(engine, id_at(NOON + DAY, 6))
     assert query(engine, f"SELECT id FROM {table}_p20310311") == [id_at(NOON + DAY, 6)]
     if table == "outbox":
-        # Rows that were moved keep their number and their shard.
+        # Moved rows keep their number and their shard.
         assert query(
             engine, "SELECT o.seq FROM outbox o JOIN outbox_pending p USING (id, seq, shard)"
         ) == query(engine, "SELECT seq FROM outbox")
@@ -148,7 +148,9 @@ def test_days_are_made_ahead_and_take_what_the_default_holds(
     assert len(days(engine, table)) == 5
 
 
-def test_what_is_past_retention_goes_unless_it_is_still_to_be_sent(engine: Engine) -> None:
+def test_partitions_past_retention_are_dropped_unless_they_have_pending_events(
+    engine: Engine,
+) -> None:
     for back in (0, 1, 2):
         maintain(engine, OUTBOX, NOON + back * DAY)
         maintain(engine, INBOX, NOON + back * DAY)
@@ -161,17 +163,17 @@ def test_what_is_past_retention_goes_unless_it_is_still_to_be_sent(engine: Engin
 
     midnight = NOON.replace(hour=0)
     for at, outbox_from, inbox_from in [
-        # The 10th is over at midnight of the 11th; seven days later is the moment.
+        # The partition of the 10th ends at midnight, and is dropped seven days after that.
         (midnight + 8 * DAY - timedelta(microseconds=1), "20310310", "20310310"),
         (midnight + 8 * DAY, "20310311", "20310311"),
-        (midnight + 9 * DAY, "20310311", "20310312"),  # the 11th has an unsent event
+        (midnight + 9 * DAY, "20310311", "20310312"),  # the 11th has a pending event
     ]:
         put_sent(engine, id_at(at))
         receive(engine, id_at(at))
         maintain(engine, OUTBOX, at)
         maintain(engine, INBOX, at)
         assert (days(engine, "outbox")[0], days(engine, "inbox")[0]) == (outbox_from, inbox_from)
-    # The horizon stands where the inbox begins, in one row.
+    # The horizon is one row, at the start of the oldest partition.
     assert query(engine, "SELECT before FROM inbox_horizon") == [lowest_id(midnight + 2 * DAY)]
     assert query(engine, "SELECT id FROM outbox ORDER BY id LIMIT 1") == [unsent]
 
@@ -180,20 +182,22 @@ def test_what_is_past_retention_goes_unless_it_is_still_to_be_sent(engine: Engin
     assert days(engine, "outbox")[0] == "20310312"
 
 
-def test_a_partition_in_use_is_left_for_later_and_nobody_waits_long(engine: Engine) -> None:
+def test_a_partition_in_use_is_dropped_later_without_a_long_wait(engine: Engine) -> None:
     maintain(engine, OUTBOX, NOON)
     put_sent(engine, id_at(NOON + 9 * DAY))
     with engine.connect() as reader:
         reader.execute(text("SELECT count(*) FROM outbox"))
-        maintain(engine, OUTBOX, NOON + 9 * DAY)  # neither makes nor drops, nor raises
+        maintain(
+            engine, OUTBOX, NOON + 9 * DAY
+        )  # it creates nothing, drops nothing and does not raise
     assert days(engine, "outbox")[0] == "20310310"
     maintain(engine, OUTBOX, NOON + 9 * DAY)
     assert days(engine, "outbox")[0] == "20310312"
 
 
-def test_partitions_are_made_under_writers_by_several_at_once(engine: Engine) -> None:
-    """A row on its way to the default partition is not refused because its day is made."""
-    most = 12
+def test_several_processes_create_partitions_during_writes(engine: Engine) -> None:
+    """A row for the default partition is not refused while the partition of its day is created."""
+    days_count = 12
     both = [outbox_partitions(60 * RETENTION_S), inbox_partitions(60 * RETENTION_S)]
     done = threading.Event()
 
@@ -201,32 +205,32 @@ def test_partitions_are_made_under_writers_by_several_at_once(engine: Engine) ->
         number = 0
         while not done.is_set():
             number += 2
-            ids = [id_at(NOON + day * DAY, number + writer) for day in range(most + 3)]
+            ids = [id_at(NOON + day * DAY, number + writer) for day in range(days_count + 3)]
             add(engine, *ids)
             receive(engine, *ids)
-        return number // 2 * (most + 3)
+        return number // 2 * (days_count + 3)
 
-    def look_after() -> None:
-        for day in range(most):
+    def maintain_all() -> None:
+        for day in range(days_count):
             for partitioned in both:
                 assert maintain(engine, partitioned, NOON + day * DAY) == []
 
     with ThreadPoolExecutor() as threads:
         writers = [threads.submit(write, number) for number in (0, 1)]
-        keepers = [threads.submit(look_after) for _ in range(3)]
-        wait(keepers, 60)
+        maintainers = [threads.submit(maintain_all) for _ in range(3)]
+        wait(maintainers, 60)
         done.set()
         written = sum(writer.result() for writer in writers)
-        for keeper in keepers:
-            keeper.result()
+        for maintainer in maintainers:
+            maintainer.result()
     for table in ("outbox", "outbox_pending", "inbox"):
         assert query(engine, f"SELECT count(*) FROM {table}") == [written]
-    for partitioned in both:  # a day that was locked all the time is made at the next call
-        maintain(engine, partitioned, NOON + (most - 1) * DAY)
+    for partitioned in both:  # a day that was locked all the time is created by the next call
+        maintain(engine, partitioned, NOON + (days_count - 1) * DAY)
         assert query(engine, f"SELECT id FROM {partitioned.table}_default LIMIT 1") == []
 
 
-# Time.
+# Clocks.
 
 
 def put(engine: Engine, partitioned: Partitioned, *ids: UUID) -> None:
@@ -248,7 +252,7 @@ def set_database_clock(engine: Engine, ahead: str) -> None:
 
 
 def set_process_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None:
-    """Make the process's clock, as the engine reads it, show another time."""
+    """Change the clock of this process, as the engine reads it."""
     monkeypatch.setattr(
         partition_maintenance,
         "time",
@@ -258,7 +262,7 @@ def set_process_clock(monkeypatch: pytest.MonkeyPatch, ahead: timedelta) -> None
 
 @BOTH
 @pytest.mark.parametrize("days_ahead", [40, -40])
-def test_a_process_whose_clock_is_wrong_goes_by_the_databases_and_says_so(
+def test_a_process_with_a_wrong_clock_uses_the_databases_clock_and_warns(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, partitioned: Partitioned, days_ahead: int
 ) -> None:
     table = partitioned.table
@@ -278,7 +282,7 @@ def test_a_process_whose_clock_is_wrong_goes_by_the_databases_and_says_so(
         assert horizon(connection) is None
 
 
-def test_clocks_that_agree_are_not_warned_of(engine: Engine) -> None:
+def test_clocks_that_agree_cause_no_warning(engine: Engine) -> None:
     with capture_logs() as lines:
         maintain(engine, OUTBOX)
 
@@ -286,7 +290,7 @@ def test_clocks_that_agree_are_not_warned_of(engine: Engine) -> None:
 
 
 @BOTH
-def test_a_database_whose_clock_is_days_ahead_drops_nothing_that_the_newest_row_needs(
+def test_a_database_whose_clock_is_days_ahead_drops_no_partition_within_retention_of_the_newest_row(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     table, newest = partitioned.table, uuid7()
@@ -304,7 +308,7 @@ def test_a_database_whose_clock_is_days_ahead_drops_nothing_that_the_newest_row_
 
 
 @BOTH
-def test_ids_from_the_future_and_of_other_forms_drop_nothing(
+def test_ids_from_the_future_and_of_other_versions_drop_nothing(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     maintain(engine, partitioned, NOON)
@@ -312,7 +316,7 @@ def test_ids_from_the_future_and_of_other_forms_drop_nothing(
         id_at(NOON + 4000 * DAY),
         UUID("ffffffff-ffff-7fff-bfff-ffffffffffff"),
         UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11"),
-        UUID(int=lowest_id(NOON + 39 * DAY).int | 4 << 76),  # no UUIDv7
+        UUID(int=lowest_id(NOON + 39 * DAY).int | 4 << 76),  # not a UUIDv7
     ]
     put(engine, partitioned, id_at(NOON), *forged)
 
@@ -323,7 +327,7 @@ def test_ids_from_the_future_and_of_other_forms_drop_nothing(
 
 
 @BOTH
-def test_a_table_without_new_rows_keeps_what_it_has_until_the_next_row(
+def test_a_table_without_new_rows_keeps_its_partitions_until_the_next_row(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     later = NOON + 60 * DAY
@@ -339,18 +343,20 @@ def test_a_table_without_new_rows_keeps_what_it_has_until_the_next_row(
     assert days(engine, partitioned.table) == ["20310509", "20310510", "20310511", "20310512"]
 
 
-def test_the_horizon_is_never_past_the_databases_clock_less_the_retention(engine: Engine) -> None:
+def test_the_horizon_is_never_later_than_the_databases_clock_minus_the_retention(
+    engine: Engine,
+) -> None:
     for day in range(12):
         receive(engine, id_at(NOON + day * DAY))
         maintain(engine, INBOX, NOON + day * DAY)
 
         with engine.connect() as connection:
-            begins = horizon(connection)
-        assert begins is None or begins <= lowest_id(NOON + day * DAY - INBOX.retention)
-    assert begins is not None
+            found = horizon(connection)
+        assert found is None or found <= lowest_id(NOON + day * DAY - INBOX.retention)
+    assert found is not None
 
 
-def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine: Engine) -> None:
+def test_the_documented_repair_of_a_wrong_horizon_works(engine: Engine) -> None:
     dropped_at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
     future = lowest_id(datetime.now(UTC) + 10 * DAY)
     query(engine, f"INSERT INTO inbox_horizon VALUES ('{future}'), ('{lowest_id(NOON)}')")
@@ -369,9 +375,7 @@ def test_the_way_back_from_a_wrong_horizon_is_the_one_that_is_documented(engine:
 
 
 @BOTH
-def test_what_is_asked_of_a_large_table_is_answered_by_its_index(
-    engine: Engine, partitioned: Partitioned
-) -> None:
+def test_queries_of_large_tables_use_an_index(engine: Engine, partitioned: Partitioned) -> None:
     maintain(engine, partitioned, NOON)
     plans: list[str] = []
     with engine.connect() as connection:
@@ -390,11 +394,11 @@ def test_what_is_asked_of_a_large_table_is_answered_by_its_index(
     assert all("Index" in plan and "Sort  (" not in plan for plan in plans), plans
 
 
-# What operators do to partitions.
+# Changes of partitions by operators.
 
 
 @BOTH
-def test_partitions_of_other_names_and_bounds_are_left_alone_and_told(
+def test_partitions_with_other_names_or_bounds_are_kept_and_reported(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     table = partitioned.table
@@ -434,7 +438,7 @@ def test_partitions_of_other_names_and_bounds_are_left_alone_and_told(
 
 
 @BOTH
-def test_a_day_that_a_foreign_partition_covers_is_told_and_the_others_are_made(
+def test_a_day_covered_by_a_foreign_partition_is_reported_and_the_others_are_created(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     table = partitioned.table
@@ -455,7 +459,7 @@ def test_a_day_that_a_foreign_partition_covers_is_told_and_the_others_are_made(
 
 
 @BOTH
-def test_a_detached_partition_is_kept_and_its_name_is_told(
+def test_a_detached_partition_is_kept_and_reported(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     table = partitioned.table
@@ -474,7 +478,7 @@ def test_a_detached_partition_is_kept_and_its_name_is_told(
 
 
 @BOTH
-def test_a_default_partition_that_is_missing_is_made_again_and_one_of_another_name_is_used(
+def test_a_missing_default_partition_is_created_and_a_renamed_one_is_used(
     engine: Engine, partitioned: Partitioned
 ) -> None:
     table = partitioned.table
@@ -489,7 +493,7 @@ def test_a_default_partition_that_is_missing_is_made_again_and_one_of_another_na
     assert query(engine, 'SELECT id FROM "The rest"') == []
 
 
-def test_a_partition_belongs_into_the_schema_of_its_table(engine: Engine) -> None:
+def test_a_partition_is_created_in_the_schema_of_its_table(engine: Engine) -> None:
     query(engine, "CREATE SCHEMA first_in_path")
     query(
         engine,
@@ -502,7 +506,7 @@ def test_a_partition_belongs_into_the_schema_of_its_table(engine: Engine) -> Non
     assert query(engine, "SELECT 'public.outbox_p20310310'::regclass::text") == ["outbox_p20310310"]
 
 
-def test_made_and_dropped_partitions_are_logged_by_static_names(engine: Engine) -> None:
+def test_created_and_dropped_partitions_are_logged_with_static_event_names(engine: Engine) -> None:
     later = NOON + 10 * DAY
     with capture_logs() as lines:
         maintain(engine, OUTBOX, NOON)
@@ -514,10 +518,10 @@ def test_made_and_dropped_partitions_are_logged_by_static_names(engine: Engine) 
     assert logged[-1] == ("partition.dropped", "outbox_p20310312")
 
 
-# Maintenance as a whole.
+# The maintenance job.
 
 
-def test_rows_are_moved_in_pieces_with_signs_of_life_in_between(
+def test_rows_are_moved_in_batches_with_heartbeats_in_between(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition_maintenance, "MOVE_ROWS", 10)
@@ -528,10 +532,11 @@ def test_rows_are_moved_in_pieces_with_signs_of_life_in_between(
     maintain(engine, OUTBOX, NOON, beat=lambda: beats.append(None))
 
     assert query(engine, "SELECT id FROM outbox_p20310310 ORDER BY id") == ids
-    assert len(beats) == 4 + 3 + 4  # four days, of which three are moved at once and one in four
+    # Four days, of which three are moved in one batch, and one in four batches.
+    assert len(beats) == 4 + 3 + 4
 
 
-def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
+def test_a_failure_of_the_maintenance_is_reported_and_delivery_continues(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maintenance = Maintenance(engine, OUTBOX, beat=lambda: None)
@@ -549,7 +554,7 @@ def test_trouble_of_the_maintenance_is_told_and_delivery_goes_on(
     )
 
 
-def test_a_database_that_is_away_is_not_taken_for_trouble_of_the_maintenance() -> None:
+def test_an_unreachable_database_is_not_reported_as_a_failure_of_the_maintenance() -> None:
     away = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nowhere")
     maintenance = Maintenance(away, OUTBOX, beat=lambda: None)
 

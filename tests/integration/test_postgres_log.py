@@ -1,4 +1,4 @@
-"""What users write is neither in the log of the embedded PostgreSQL nor in a service's log."""
+"""Texts of users are neither in the log of the embedded PostgreSQL nor in a service's log."""
 
 from __future__ import annotations
 

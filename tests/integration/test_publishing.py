@@ -1,4 +1,4 @@
-"""Adding events: what is added, what is refused, and when listeners are notified."""
+"""Which events `outbox.add` accepts and refuses, and when it notifies listeners."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OUTBOX, SETTLED = "outbox", "settled"
 
 
 class Status(Enum):
-    """An enumeration whose members are no strings."""
+    """An enumeration whose members are not strings."""
 
     DONE = "done"
 
@@ -61,7 +61,7 @@ def event(**changed: Any) -> Event:
 
 
 def added(session: Session) -> int:
-    """Return how many events are in the outbox, and to be sent."""
+    """Return the number of events in the outbox. All of them must be pending."""
     events, pending = session.execute(
         text("SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM outbox_pending)")
     ).one()
@@ -69,7 +69,7 @@ def added(session: Session) -> int:
     return int(events)
 
 
-# The data.
+# The data of an event.
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def added(session: Session) -> int:
         (2**63 - 1, ...),
     ],
 )
-def test_the_values_of_an_event_are_written_as_json(
+def test_the_values_of_an_event_are_stored_as_json(
     orders_session: Session, value: object, written: object
 ) -> None:
     outbox.add(orders_session, event(data={"value": value}))
@@ -100,7 +100,7 @@ def test_the_values_of_an_event_are_written_as_json(
     assert json.loads(bytes(payload)) == {"value": value if written is ... else written}
 
 
-def _holding_itself() -> list[object]:
+def _list_that_contains_itself() -> list[object]:
     loop: list[object] = []
     loop.append(loop)
     return loop
@@ -124,10 +124,10 @@ def _holding_itself() -> list[object]:
         (timedelta(1), r"data\.v is of type timedelta"),
         (object(), r"data\.v is of type object"),
         pytest.param(10**5000, "4300 digits", id="long-integer"),
-        (_holding_itself(), "nested too deeply, or contains itself"),
+        (_list_that_contains_itself(), "nested too deeply, or contains itself"),
     ],
 )
-def test_data_that_json_cannot_hold_is_refused(
+def test_data_that_json_cannot_represent_is_refused(
     orders_session: Session, value: object, reason: str
 ) -> None:
     refused = event(data={"v": value})
@@ -161,7 +161,7 @@ def test_a_text_that_cannot_be_stored_is_refused(
     assert added(orders_session) == 0
 
 
-# The service's declaration.
+# Declared aggregate types.
 
 
 @pytest.fixture
@@ -205,11 +205,11 @@ def sessions(engine: Engine, orders_url: str) -> sessionmaker[Session]:
 
 
 @pytest.fixture
-def wanted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[str]]]:
-    """What the notifier was asked for, one entry a time."""
-    asked: list[dict[str, set[str]]] = []
-    monkeypatch.setattr(Notifier, "request", lambda _, wanted: asked.append(wanted))
-    return asked
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[str]]]:
+    """Record the requests to the notifier."""
+    recorded: list[dict[str, set[str]]] = []
+    monkeypatch.setattr(Notifier, "request", lambda _, wanted: recorded.append(wanted))
+    return recorded
 
 
 def test_an_event_added_in_a_savepoint_wakes_listeners(
@@ -226,21 +226,21 @@ def test_an_event_added_in_a_savepoint_wakes_listeners(
 
 
 def test_only_the_outermost_commit_notifies(
-    sessions: sessionmaker[Session], wanted: list[dict[str, set[str]]]
+    sessions: sessionmaker[Session], requests: list[dict[str, set[str]]]
 ) -> None:
     with sessions.begin() as session:
         with session.begin_nested():
             outbox.add(session, event())
             with session.begin_nested():
                 announce(session, SETTLED, [ID])
-            assert wanted == []
-        assert wanted == []
+            assert requests == []
+        assert requests == []
 
-    assert wanted == [{OUTBOX: set(), SETTLED: {str(ID)}}]
+    assert requests == [{OUTBOX: set(), SETTLED: {str(ID)}}]
 
 
 def test_a_commit_with_open_savepoints_notifies_once(
-    sessions: sessionmaker[Session], wanted: list[dict[str, set[str]]]
+    sessions: sessionmaker[Session], requests: list[dict[str, set[str]]]
 ) -> None:
     with sessions() as session:
         session.begin_nested()
@@ -248,12 +248,12 @@ def test_a_commit_with_open_savepoints_notifies_once(
         session.begin_nested()
         session.commit()
 
-    assert wanted == [{OUTBOX: set()}]
+    assert requests == [{OUTBOX: set()}]
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["added-before", "added-after"])
 def test_a_savepoint_rolled_back_loses_no_notification(
-    sessions: sessionmaker[Session], wanted: list[dict[str, set[str]]], *, before: bool
+    sessions: sessionmaker[Session], requests: list[dict[str, set[str]]], *, before: bool
 ) -> None:
     other = uuid4()
     with sessions.begin() as session:
@@ -267,13 +267,13 @@ def test_a_savepoint_rolled_back_loses_no_notification(
             outbox.add(session, event())
             announce(session, SETTLED, [ID])
 
-    (asked,) = wanted
-    assert OUTBOX in asked
-    assert str(ID) in asked[SETTLED]
+    (request,) = requests
+    assert OUTBOX in request
+    assert str(ID) in request[SETTLED]
 
 
 def test_a_savepoint_that_fails_loses_no_notification(
-    sessions: sessionmaker[Session], wanted: list[dict[str, set[str]]]
+    sessions: sessionmaker[Session], requests: list[dict[str, set[str]]]
 ) -> None:
     class OddError(Exception):
         """An error of a use case."""
@@ -288,12 +288,12 @@ def test_a_savepoint_that_fails_loses_no_notification(
         with pytest.raises(OddError):
             fail(session)
 
-    assert wanted == [{OUTBOX: set()}]
+    assert requests == [{OUTBOX: set()}]
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
-def test_what_was_rolled_back_is_forgotten_when_the_session_is_used_again(
-    sessions: sessionmaker[Session], wanted: list[dict[str, set[str]]], end: str
+def test_a_rolled_back_event_is_not_notified_when_the_session_is_used_again(
+    sessions: sessionmaker[Session], requests: list[dict[str, set[str]]], end: str
 ) -> None:
     with sessions() as session:
         with session.begin_nested():
@@ -302,18 +302,18 @@ def test_what_was_rolled_back_is_forgotten_when_the_session_is_used_again(
         getattr(session, end)()
         session.execute(text("SELECT 1"))
         session.commit()
-        assert wanted == []
+        assert requests == []
         outbox.add(session, event())
         session.commit()
 
-    assert wanted == [{OUTBOX: set()}]
+    assert requests == [{OUTBOX: set()}]
 
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
-def test_a_session_that_joins_a_transaction_notifies_after_that_ended(
+def test_a_session_that_joins_a_transaction_notifies_after_its_end(
     engine: Engine,
     sessions: sessionmaker[Session],
-    wanted: list[dict[str, set[str]]],
+    requests: list[dict[str, set[str]]],
     mode: Any,
 ) -> None:
     for _ in range(2):
@@ -323,13 +323,13 @@ def test_a_session_that_joins_a_transaction_notifies_after_that_ended(
                     outbox.add(session, event())
                     announce(session, SETTLED, [UUID(int=n)])
                     session.commit()
-            assert wanted == []
-        assert wanted == [{OUTBOX: set(), SETTLED: {str(UUID(int=n)) for n in range(2)}}]
-        wanted.clear()
+            assert requests == []
+        assert requests == [{OUTBOX: set(), SETTLED: {str(UUID(int=n)) for n in range(2)}}]
+        requests.clear()
 
 
-def test_a_session_that_controls_its_connection_notifies_at_its_commit(
-    engine: Engine, sessions: sessionmaker[Session], wanted: list[dict[str, set[str]]]
+def test_a_session_that_owns_its_transaction_notifies_at_its_commit(
+    engine: Engine, sessions: sessionmaker[Session], requests: list[dict[str, set[str]]]
 ) -> None:
     with (
         engine.connect() as connection,
@@ -338,11 +338,11 @@ def test_a_session_that_controls_its_connection_notifies_at_its_commit(
         outbox.add(session, event())
         session.commit()
 
-        assert wanted == [{OUTBOX: set()}]
+        assert requests == [{OUTBOX: set()}]
 
 
 def test_a_session_without_a_pool_notifies(
-    orders_url: str, wanted: list[dict[str, set[str]]]
+    orders_url: str, requests: list[dict[str, set[str]]]
 ) -> None:
     engine = create_engine(orders_url, poolclass=NullPool)
     sessions = make_sessions(engine)
@@ -352,4 +352,4 @@ def test_a_session_without_a_pool_notifies(
         outbox.add(session, event())
         session.commit()
 
-    assert wanted == [{OUTBOX: set()}]
+    assert requests == [{OUTBOX: set()}]

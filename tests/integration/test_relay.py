@@ -1,4 +1,4 @@
-"""The relay takes what was committed, all of it, in order, to the broker."""
+"""The relay sends all committed events to the broker, in order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from support.postgres import PostgresServer
 
 
-def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
+def test_an_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     trace = Trace("request-1", traceparent)
     event = Event("orders", "käy", "order.created", {"amount": 1, "text": "grün"}, trace=trace)
@@ -62,8 +62,8 @@ def test_event_arrives_as_a_cloudevent(delivery: Delivery) -> None:
     assert not {"ce_requestid", "traceparent"} & dict(second.headers).keys()
 
 
-def test_a_cleanup_job_that_fails_stops_no_event(delivery: Delivery) -> None:
-    """Such as one whose own setting is wrong."""
+def test_a_failing_cleanup_job_does_not_stop_events(delivery: Delivery) -> None:
+    """Here, the setting of one cleanup job is invalid."""
     delivery.add("a", 1)
 
     with delivery.process("outbox-relay", "run", "orders", IDEMPOTENCY_RETENTION_S="59") as relay:
@@ -74,26 +74,26 @@ def test_a_cleanup_job_that_fails_stops_no_event(delivery: Delivery) -> None:
     assert "IDEMPOTENCY_RETENTION_S" in line["error"]
 
 
-def test_only_what_commits_is_sent_and_a_late_committer_is(delivery: Delivery) -> None:
+def test_only_committed_events_are_sent_even_if_they_commit_late(delivery: Delivery) -> None:
     engine = create_engine(delivery.orders_url)
     with delivery.relay("orders"), Session(engine) as late, Session(engine) as undone:
         outbox.add(late, Event("orders", "a", "order.created", {"n": "late"}))
         outbox.add(undone, Event("orders", "a", "order.created", {"n": "undone"}))
         undone.rollback()
         delivery.add("a", {"n": "early"})
-        delivery.wait_sent("orders")  # of what is committed
+        delivery.wait_sent("orders")  # the committed events
         assert len(delivery.records(ORDERS)) == 1
         late.commit()
         delivery.wait_sent("orders")
         records = delivery.records(ORDERS)
     engine.dispose()
     assert first_appearances(records) == {"a": [{"n": "early"}, {"n": "late"}]}
-    # The late one has the lower number: a cursor of the highest would have passed it by.
+    # The late event has the lower number. A relay that only remembers the highest would miss it.
     assert int(header(records[0], "ce_sequence")) > int(header(records[1], "ce_sequence"))
 
 
 @pytest.mark.parametrize("relays", [2, 3])
-def test_relays_together_keep_each_keys_order_under_concurrent_adds(
+def test_several_relays_keep_the_order_of_each_key_during_concurrent_adds(
     delivery: Delivery, relays: int
 ) -> None:
     writers = Writers(delivery.orders_url, keys=4, threads=4, each=150)
@@ -104,13 +104,13 @@ def test_relays_together_keep_each_keys_order_under_concurrent_adds(
         delivery.wait_sent("orders")
     records = delivery.records(ORDERS)
     writers.check(records)
-    assert len(records) == writers.count  # where nothing fails, nothing is sent twice
+    assert len(records) == writers.count  # without failures, no event is sent twice
 
 
-def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
+def test_sigterm_ends_the_relay_after_its_batch_with_exit_code_0(delivery: Delivery) -> None:
     delivery.add("a", *range(300))
 
-    # It is frozen in its third batch while the signal arrives.
+    # The relay is frozen in its third batch when the signal arrives.
     environ = {"RELAY_BATCH": "50", "FAILPOINTS": "relay.sent=stop@3"}
     with delivery.process("outbox-relay", "run", "orders", **environ) as relay:
         wait_until(lambda: relay.stopped, what="the third batch")
@@ -120,12 +120,12 @@ def test_sigterm_finishes_and_exits_zero(delivery: Delivery) -> None:
 
     assert code == 0
     assert relay.logged("relay.stopped")
-    # It finished that batch, and began no other.
+    # It finished that batch and started no other.
     assert delivery.pending("orders") == 150
     assert len(delivery.records(ORDERS)) == 150
 
 
-def test_a_refused_login_is_logged_as_such(delivery: Delivery) -> None:
+def test_a_refused_login_is_logged_with_its_reason(delivery: Delivery) -> None:
     url = make_url(delivery.orders_url).set(username="missing_role")
     environ = {"ORDERS_DATABASE_URL": url.render_as_string(hide_password=False)}
 
@@ -138,7 +138,7 @@ def test_a_refused_login_is_logged_as_such(delivery: Delivery) -> None:
 
 
 @pytest.mark.slow
-def test_broker_down_is_told_once_and_waited_out(
+def test_a_broker_outage_is_logged_once_and_waited_for(
     own_delivery: Delivery, own_broker: Broker
 ) -> None:
     delivery = own_delivery
@@ -155,7 +155,7 @@ def test_broker_down_is_told_once_and_waited_out(
         wait_until(lambda: len(relay.logged("relay.broker_down")) == 2, what="the second outage")
         tries = len(relay.lines)
         own_broker.start()
-        wait_until(lambda: len(relay.logged("relay.broker_up")) == 2, what="its end")
+        wait_until(lambda: len(relay.logged("relay.broker_up")) == 2, what="the end of the outage")
         delivery.wait_sent("orders")
         assert len(relay.lines) - tries < 10
         assert len(relay.logged("relay.broker_down")) == len(relay.logged("relay.broker_up")) == 2
@@ -165,16 +165,16 @@ def test_broker_down_is_told_once_and_waited_out(
 
 
 @pytest.mark.slow
-def test_a_broker_that_comes_back_empty_is_given_everything_again(
+def test_all_events_are_sent_again_to_a_broker_that_lost_its_data(
     own_delivery: Delivery, own_broker: Broker
 ) -> None:
     lose_and_restore(own_delivery, own_broker)
 
 
-def test_an_embedded_broker_that_comes_back_empty_is_given_everything_again(
+def test_all_events_are_sent_again_to_an_embedded_broker_that_lost_its_data(
     embedded_delivery: Delivery, own_embedded_broker: Broker
 ) -> None:
-    """It comes back within milliseconds, before anybody has noticed that it was gone."""
+    """It is back within milliseconds, before a client notices the outage."""
     lose_and_restore(embedded_delivery, own_embedded_broker)
 
 
@@ -191,14 +191,14 @@ def lose_and_restore(delivery: Delivery, broker: Broker) -> None:
         relay.wait_logged("relay.topic_lost")
         delivery.wait_sent("orders")
         assert relay.logged("relay.topic_lost")[0]["queued_again"] == 50
-        # By us, and not by the broker for a producer that was still connected.
+        # The relay created the topic, not the broker for a producer that was still connected.
         assert relay.logged("topic.created")[-1]["partitions"] == 6
         assert len(relay.logged("topic.created")) == 2
     found = first_appearances(delivery.records(ORDERS))
     assert found == {f"key{k}": list(range(k, 80, 3)) for k in range(3)}
 
 
-def test_replay_sends_again_what_was_published(delivery: Delivery) -> None:
+def test_a_replay_sends_published_events_again(delivery: Delivery) -> None:
     delivery.add("a", 1, 2)
     old = Event("orders", "a", "order.created", {}, id=UUID("01900000-0000-7000-8000-000000000000"))
     with delivery.session("orders") as session:
@@ -213,13 +213,13 @@ def test_replay_sends_again_what_was_published(delivery: Delivery) -> None:
         )
         delivery.wait_sent("orders")
     after = delivery.records(ORDERS)
-    # The one that lies further back is not among them.
+    # The older event is not sent again.
     assert [header(each, "ce_id") for each in after[len(before) :]] == [
         header(each, "ce_id") for each in before[:2]
     ]
 
 
-def test_a_lost_listener_leaves_polling(delivery: Delivery, postgres: PostgresServer) -> None:
+def test_a_relay_without_its_listener_polls(delivery: Delivery, postgres: PostgresServer) -> None:
     with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="0.2") as relay:
         delivery.add("a", 1)
         delivery.wait_sent("orders")
@@ -232,7 +232,7 @@ def test_a_lost_listener_leaves_polling(delivery: Delivery, postgres: PostgresSe
         relay.wait_logged("relay.listener_lost")
         delivery.add("a", 2)
         delivery.wait_sent("orders")
-        assert not relay.logged("relay.listener_back")  # it was sent by polling alone
+        assert not relay.logged("relay.listener_back")  # only polling found the event
         relay.wait_logged("relay.listener_back")
         assert len(relay.logged("relay.listener_lost")) == 1
         assert not relay.logged("relay.database_down")
@@ -252,7 +252,7 @@ def test_a_notification_wakes_the_relay_long_before_its_poll(delivery: Delivery)
     engine.dispose()
 
 
-def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: Delivery) -> None:
+def test_an_event_that_the_broker_refuses_does_not_delay_the_others(delivery: Delivery) -> None:
     delivery.add("a", 1)
     delivery.add("b", 1)
     with delivery.session("orders") as session:
@@ -271,19 +271,19 @@ def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(delivery: 
         delivery.wait_sent("orders")
         delivery.add("a", 3)
         delivery.wait_sent("orders")
-        # The broker itself is well, and not blamed.
+        # The refusal does not count as an outage of the broker.
         assert not relay.logged("relay.broker_down")
         assert len(relay.logged("relay.refused")) == 1
     assert first_appearances(delivery.records(ORDERS)) == {"a": [1, 2, 3], "b": [1, 2]}
     ((seq, reason),) = delivery.query("orders", "SELECT seq, reason FROM outbox_refused")
     assert (seq, "MessageSizeTooLargeError" in reason) == (3, True)
-    # Nor is it tried again by a replay.
+    # A replay does not send it again either.
     assert delivery.run("outbox-relay", "replay", "orders", "--since", "1h").stdout.startswith("5 ")
 
 
 @pytest.mark.slow
 def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
-    """Also one that SQL added, which no broker takes."""
+    """This includes an event that was inserted by SQL and is too large for every broker."""
     delivery.add("a", *["x" * 890_000] * 10)
     delivery.query(
         "orders",
@@ -305,7 +305,7 @@ def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
     assert ["MessageSizeTooLargeError" in each["error"] for each in refused] == [True]
 
 
-def test_long_keys_count_for_what_a_batch_weighs(delivery: Delivery) -> None:
+def test_the_size_of_a_batch_includes_its_keys(delivery: Delivery) -> None:
     key = "\N{GRINNING FACE}" * KEY_MAX_LENGTH
     delivery.add(key, *range(200))
 
@@ -314,14 +314,14 @@ def test_long_keys_count_for_what_a_batch_weighs(delivery: Delivery) -> None:
         shards = lock_shards(connection, 1)
         events = read_pending(connection, shards, 10_000, [])
 
-    weights = [len(event.aggregateid.encode()) + len(event.payload) for event in events]
-    assert BATCH_MAX_BYTES - max(weights) < sum(weights) < BATCH_MAX_BYTES + max(weights)
+    sizes = [len(event.aggregateid.encode()) + len(event.payload) for event in events]
+    assert BATCH_MAX_BYTES - max(sizes) < sum(sizes) < BATCH_MAX_BYTES + max(sizes)
 
 
-def test_an_event_of_an_undeclared_aggregatetype_does_not_hold_up_the_others(
+def test_an_event_of_an_undeclared_aggregatetype_does_not_delay_the_others(
     delivery: Delivery,
 ) -> None:
-    """Its topic may not even be a name that Kafka accepts."""
+    """Its topic may have a name that Kafka does not accept."""
     delivery.add("a", 1)
     wrong = ["order", "no topic!", "x" * 250]
     with delivery.session("orders") as session:
@@ -341,8 +341,8 @@ def test_an_event_of_an_undeclared_aggregatetype_does_not_hold_up_the_others(
         assert f"{aggregatetype!r}; it declares: orders." in row.reason
 
 
-def test_an_event_that_makes_no_record_does_not_hold_up_the_others(delivery: Delivery) -> None:
-    """Its time, written by hand, is in the year 10,000 in UTC, which Python does not have."""
+def test_an_event_that_cannot_become_a_record_does_not_delay_the_others(delivery: Delivery) -> None:
+    """Its time is in the year 10,000 in UTC, which Python cannot represent."""
     delivery.add("a", 1)
     with delivery.session("orders") as session:
         session.execute(
@@ -367,7 +367,9 @@ def test_an_event_that_makes_no_record_does_not_hold_up_the_others(delivery: Del
 
 
 @pytest.mark.parametrize("expected", ["17", "x"])
-def test_another_count_of_shards_refuses_to_start(delivery: Delivery, expected: str) -> None:
+def test_a_relay_with_another_number_of_shards_does_not_start(
+    delivery: Delivery, expected: str
+) -> None:
     done = delivery.run("outbox-relay", "run", "orders", OUTBOX_SHARDS=expected)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("Error: ")
@@ -375,7 +377,7 @@ def test_another_count_of_shards_refuses_to_start(delivery: Delivery, expected: 
     assert "Traceback" not in done.stderr
 
 
-def test_add_refuses_what_the_broker_would(delivery: Delivery) -> None:
+def test_add_refuses_an_event_that_is_too_large_for_the_broker(delivery: Delivery) -> None:
     with delivery.session("orders") as session:
         most = "x" * (PAYLOAD_MAX_BYTES - len('{"n":""}'))
         outbox.add(session, Event("orders", "a", "order.created", {"n": most}))
@@ -396,7 +398,7 @@ def test_add_never_commits(delivery: Delivery) -> None:
     assert delivery.pending("orders") == 0
 
 
-def test_a_relay_refuses_to_start_when_the_numbers_of_events_would_go_back(
+def test_a_relay_does_not_start_if_the_sequence_of_events_is_behind(
     delivery: Delivery,
 ) -> None:
     delivery.add("a", 1, 2, 3)
@@ -417,7 +419,7 @@ def test_a_relay_refuses_to_start_when_the_numbers_of_events_would_go_back(
         delivery.wait_sent("orders")
 
 
-def test_another_sequence_that_is_behind_is_told_and_events_are_sent(delivery: Delivery) -> None:
+def test_another_sequence_that_is_behind_is_logged_and_events_are_sent(delivery: Delivery) -> None:
     delivery.open_account(10)
     delivery.add("a", 1, service="payments")
     delivery.query("payments", "ALTER SEQUENCE transfers_id_seq RESTART WITH 1")
@@ -430,10 +432,10 @@ def test_another_sequence_that_is_behind_is_told_and_events_are_sent(delivery: D
     assert (line["column"], line["level"]) == ("transfers.id", "warning")
 
 
-def test_events_are_sent_though_partitions_cannot_be_maintained(
+def test_events_are_sent_although_partitions_cannot_be_maintained(
     delivery: Delivery, tmp_path: Path
 ) -> None:
-    """A partition of another name, one that overlaps, and a table that has a day's name."""
+    """There is a foreign partition that overlaps a day, and a table with the name of a day."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     low, high = lowest_id(today - timedelta(days=1)), lowest_id(today + timedelta(hours=1))
     delivery.query(
@@ -463,7 +465,7 @@ def health_of(service: str, directory: Path) -> str:
         return str(error)
 
 
-def test_rows_in_line_without_their_events_hold_up_nothing(delivery: Delivery) -> None:
+def test_pending_rows_without_events_do_not_delay_the_others(delivery: Delivery) -> None:
     delivery.add("a", *range(60))
     delivery.query("orders", "DELETE FROM outbox")
     delivery.add("a", {"n": "new"})

@@ -1,8 +1,8 @@
-"""A released revision never changes: neither its file nor what it makes of a database.
+"""A released revision never changes, neither its file nor its effect on a database.
 
 ``schemas/`` has a file for each revision, with the digest of the revision's file and the changes
-of the schema. A missing one is written by the test, which fails: review it, and commit it with
-the revision.
+of the schema. The test writes a missing file and fails. Review the file, and commit it with the
+revision.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ SCHEMAS = Path(__file__).parent / "schemas"
 
 @pytest.fixture
 def engine(postgres: PostgresServer) -> Iterator[Engine]:
-    """An empty database."""
+    """Return an engine of an empty database."""
     engine = create_engine(postgres.create_database(DATABASE), poolclass=NullPool)
     yield engine
     postgres.drop_database(DATABASE)
 
 
 def content_of(engine: Engine) -> set[str]:
-    """The schema, and the rows that revisions insert."""
+    """Return the lines of the schema, and the rows that revisions insert."""
     with engine.connect() as connection:
-        # The secret is another one in each database.
+        # Each database has another random secret.
         tables = set(inspect(connection).get_table_names()) - {"alembic_version", "cursor_secrets"}
         return schema_of(connection) | {
             f"row {table} {row}"
@@ -55,7 +55,7 @@ def digest_of(path: str) -> str:
 
 
 @pytest.mark.parametrize("service", ["payments", "orders"])
-def test_revisions_are_those_that_were_released(engine: Engine, service: str) -> None:
+def test_released_revisions_are_unchanged(engine: Engine, service: str) -> None:
     config = migrations.config_of(service)
     config.attributes["database_url"] = engine.url.render_as_string(hide_password=False)
     script = ScriptDirectory.from_config(config)

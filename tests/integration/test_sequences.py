@@ -1,4 +1,4 @@
-"""A sequence that is behind its column is found, and so is the violation that it causes."""
+"""Find sequences that are behind their columns, and recognise the key collisions they cause."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVENTS = (
 
 @pytest.fixture
 def engine(any_postgres: PostgresServer) -> Iterator[Engine]:
-    """A database of payments on each PostgreSQL there is."""
+    """Create a payments database on each available PostgreSQL version."""
     name = f"sequences_{any_postgres.major}"
     url = any_postgres.create_database(name)
     upgrade("payments", url)
@@ -57,8 +57,8 @@ def behind(engine: Engine) -> dict[str, tuple[int, int]]:
         }
 
 
-def collision_is_the_sequences(engine: Engine, statement: str) -> bool:
-    """Run a statement that violates a key, and ask whose fault it is."""
+def sequence_causes_collision(engine: Engine, statement: str) -> bool:
+    """Run a statement that violates a key. Return whether a sequence caused the collision."""
     with pytest.raises(IntegrityError) as raised:
         run(engine, statement)
     assert isinstance(raised.value.orig, UniqueViolation)
@@ -66,7 +66,7 @@ def collision_is_the_sequences(engine: Engine, statement: str) -> bool:
         return generated_key_behind(connection, raised.value.orig.diag)
 
 
-def test_a_sequence_that_was_restarted_is_named_with_the_statement_that_mends_it(
+def test_a_restarted_sequence_is_reported_with_a_statement_that_repairs_it(
     engine: Engine,
 ) -> None:
     run(engine, DEPOSIT.format(3))
@@ -82,19 +82,19 @@ def test_a_sequence_that_was_restarted_is_named_with_the_statement_that_mends_it
     run(engine, DEPOSIT.format(1))
 
 
-def test_every_collision_with_a_restarted_sequence_is_its_fault_up_to_the_last(
+def test_every_collision_of_a_restarted_sequence_is_recognised(
     engine: Engine,
 ) -> None:
     run(engine, DEPOSIT.format(3))
     run(engine, "ALTER SEQUENCE transfers_id_seq RESTART WITH 1")
 
-    found = [collision_is_the_sequences(engine, DEPOSIT.format(1)) for _ in range(3)]
+    found = [sequence_causes_collision(engine, DEPOSIT.format(1)) for _ in range(3)]
 
     assert found == [True, True, True]
-    run(engine, DEPOSIT.format(1))  # the sequence has passed them
+    run(engine, DEPOSIT.format(1))  # the sequence is now past the existing rows
 
 
-def test_serial_columns_defaults_and_quoted_names_are_looked_at(engine: Engine) -> None:
+def test_serial_columns_defaults_and_quoted_names_are_checked(engine: Engine) -> None:
     run(
         engine,
         'CREATE TABLE "Odd" ("Id" serial UNIQUE, other integer, name text UNIQUE);'
@@ -105,15 +105,15 @@ def test_serial_columns_defaults_and_quoted_names_are_looked_at(engine: Engine) 
 
     assert behind(engine) == {"Odd.Id": (1, 7), "Odd.other": (1, 8)}
     run(engine, """SELECT setval('"Odd_Id_seq"', 6), setval('shared_numbers', 7)""")
-    assert collision_is_the_sequences(engine, """INSERT INTO "Odd" (other) VALUES (9)""")
-    assert collision_is_the_sequences(engine, """INSERT INTO "Odd" ("Id") VALUES (9)""")
+    assert sequence_causes_collision(engine, """INSERT INTO "Odd" (other) VALUES (9)""")
+    assert sequence_causes_collision(engine, """INSERT INTO "Odd" ("Id") VALUES (9)""")
     run(engine, """SELECT setval('"Odd_Id_seq"', 20), setval('shared_numbers', 20)""")
-    assert not collision_is_the_sequences(engine, """INSERT INTO "Odd" (other) VALUES (8)""")
-    assert not collision_is_the_sequences(engine, """INSERT INTO "Odd" (name) VALUES ('a')""")
+    assert not sequence_causes_collision(engine, """INSERT INTO "Odd" (other) VALUES (8)""")
+    assert not sequence_causes_collision(engine, """INSERT INTO "Odd" (name) VALUES ('a')""")
     assert behind(engine) == {}
 
 
-def test_a_collision_in_a_partition_is_told_by_the_table_that_is_partitioned(
+def test_a_collision_in_a_partition_is_recognised(
     engine: Engine,
 ) -> None:
     run(
@@ -123,11 +123,11 @@ def test_a_collision_in_a_partition_is_told_by_the_table_that_is_partitioned(
         "INSERT INTO log VALUES (1), (2)",
     )
 
-    assert collision_is_the_sequences(engine, "INSERT INTO log DEFAULT VALUES")
+    assert sequence_causes_collision(engine, "INSERT INTO log DEFAULT VALUES")
 
 
 @pytest.mark.parametrize("pending", [True, False])
-def test_the_outbox_number_is_compared_with_pending_events_and_the_newest_of_each_partition(
+def test_the_outbox_sequence_is_compared_with_pending_events_and_each_partition(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, *, pending: bool
 ) -> None:
     monkeypatch.setattr(sequences, "SAMPLE_ROWS", 10)
@@ -142,19 +142,19 @@ def test_the_outbox_number_is_compared_with_pending_events_and_the_newest_of_eac
     assert behind(engine) == {"outbox.seq": (51, 70)}
 
     if pending:
-        assert collision_is_the_sequences(
+        assert sequence_causes_collision(
             engine, "INSERT INTO outbox_pending SELECT * FROM outbox_pending"
         )
     else:
         run(engine, "DELETE FROM outbox_pending")
         assert behind(engine) == {}
         run(engine, "ALTER TABLE outbox ALTER COLUMN seq RESTART WITH 1")
-        # Newer events than a sample has do not hide it, because each partition has a sample.
+        # Newer events cannot hide the maximum, because each partition has a separate sample.
         run(engine, EVENTS.format(1, 1, 30))
         assert behind(engine) == {"outbox.seq": (31, 50)}
 
 
-def test_what_may_not_be_read_is_left_out(engine: Engine) -> None:
+def test_tables_without_read_privilege_are_not_checked(engine: Engine) -> None:
     run(engine, DEPOSIT.format(1))
     run(engine, "ALTER SEQUENCE transfers_id_seq RESTART; CREATE ROLE sequences_stranger")
     try:

@@ -1,4 +1,4 @@
-"""What the code relies on does not come from the environment, the database or the role."""
+"""Environment, database and role cannot change the settings that the code relies on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from support.postgres import PostgresServer
 
 CYRILLIC = "Обед"
-# A literal whose backslash is an escape unless strings conform to the standard.
+# The last literal has length 1 if backslashes are escapes, and 2 with standard strings.
 SETTINGS = text(
     r"""
     SELECT current_setting('client_encoding'), current_setting('transaction_isolation'),
@@ -54,14 +54,14 @@ WRONG = {
 
 
 @pytest.fixture(params=["environment", "service file", "database", "role"])
-def misled_url(
+def wrong_settings_url(
     request: pytest.FixtureRequest,
     orders_url: str,
     postgres: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Iterator[str]:
-    """The address of a database of orders, with other settings from one of these sources."""
+    """Yield the URL of an orders database with wrong settings from one of the sources."""
     name, role = make_url(orders_url).database, make_url(orders_url).username
     target = {"database": f'DATABASE "{name}"', "role": f'ROLE "{role}" IN DATABASE "{name}"'}
     if request.param == "environment":
@@ -83,9 +83,9 @@ def misled_url(
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_an_engine_has_its_own_settings(misled_url: str, *, autocommit: bool) -> None:
+def test_an_engine_overrides_wrong_settings(wrong_settings_url: str, *, autocommit: bool) -> None:
     engine = make_engine(
-        misled_url, application_name="settings-test", pool_size=1, autocommit=autocommit
+        wrong_settings_url, application_name="settings-test", pool_size=1, autocommit=autocommit
     )
 
     with engine.connect() as connection:
@@ -95,15 +95,15 @@ def test_an_engine_has_its_own_settings(misled_url: str, *, autocommit: bool) ->
     assert found == EXPECTED
 
 
-def test_a_plain_connection_has_its_own_settings(misled_url: str) -> None:
-    opened = connect_autocommit(misled_url, application_name="settings-test")
+def test_a_plain_connection_overrides_wrong_settings(wrong_settings_url: str) -> None:
+    opened = connect_autocommit(wrong_settings_url, application_name="settings-test")
 
     with closing(opened), opened.cursor() as cursor:
         cursor.execute(SETTINGS.text)
         assert cursor.fetchone() == EXPECTED
 
 
-def test_the_url_cannot_change_what_the_code_relies_on(orders_url: str) -> None:
+def test_the_url_cannot_override_required_settings(orders_url: str) -> None:
     url = make_url(orders_url).update_query_dict(
         {
             "options": "-c standard_conforming_strings=off -c work_mem=5MB",
@@ -122,7 +122,9 @@ def test_the_url_cannot_change_what_the_code_relies_on(orders_url: str) -> None:
     assert (found, work_mem) == (EXPECTED, "5MB")
 
 
-def test_read_only_is_left_to_the_operator(orders_url: str, postgres: PostgresServer) -> None:
+def test_an_operator_can_make_the_database_read_only(
+    orders_url: str, postgres: PostgresServer
+) -> None:
     name = make_url(orders_url).database
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     engine = make_engine(orders_url, application_name="settings-test", pool_size=1)
@@ -134,10 +136,10 @@ def test_read_only_is_left_to_the_operator(orders_url: str, postgres: PostgresSe
     assert found == "on"
 
 
-def test_orders_are_taken_and_shown_as_ever(misled_url: str) -> None:
-    """Texts of any script, and times in UTC."""
+def test_orders_are_accepted_and_listed_despite_wrong_settings(wrong_settings_url: str) -> None:
+    """Texts of any script are kept, and times are in UTC."""
     body = {"user_id": str(uuid4()), "amount": 1, "description": CYRILLIC}
-    with open_app("orders", misled_url) as app:
+    with open_app("orders", wrong_settings_url) as app:
         client = app.test_client()
 
         placed = client.post("/orders", json=body, headers={"Idempotency-Key": "k"})
@@ -151,7 +153,7 @@ def test_orders_are_taken_and_shown_as_ever(misled_url: str) -> None:
 
 
 @pytest.mark.parametrize("variable", sorted(ENVIRONMENT))
-def test_an_event_is_relayed_as_ever(delivery: Delivery, variable: str) -> None:
+def test_an_event_is_sent_despite_wrong_settings(delivery: Delivery, variable: str) -> None:
     with delivery.session("orders") as session:
         outbox.add(session, Event("orders", CYRILLIC, "order.created", {"text": CYRILLIC}))
     created_at = delivery.query("orders", "SELECT created_at FROM outbox")[0].created_at
@@ -168,7 +170,9 @@ def test_an_event_is_relayed_as_ever(delivery: Delivery, variable: str) -> None:
     assert parse_time(header(record, "ce_time")) == created_at
 
 
-def test_migrations_run_as_ever(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrations_run_despite_wrong_settings(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable, value in ENVIRONMENT.items():
         monkeypatch.setenv(variable, value)
     name = f"misled_{uuid4().hex[:8]}"
@@ -181,7 +185,7 @@ def test_migrations_run_as_ever(postgres: PostgresServer, monkeypatch: pytest.Mo
     postgres.drop_database(name)
 
 
-def test_a_transaction_pooler_that_ignores_options(
+def test_encoding_and_isolation_are_set_behind_a_pooler_that_ignores_options(
     orders_url: str, postgres: PostgresServer
 ) -> None:
     """PgBouncer can ignore start-up options. Encoding and isolation level do not need them."""
@@ -203,4 +207,4 @@ def test_a_transaction_pooler_that_ignores_options(
 
     assert found == EXPECTED
     assert key == CYRILLIC
-    assert left == "serializable"  # nothing was set on a server connection that others use
+    assert left == "serializable"  # nothing was set on a server connection that clients share

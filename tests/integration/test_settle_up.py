@@ -1,4 +1,4 @@
-"""What `settle up` says of databases that it cannot migrate."""
+"""The errors of `settle up` for databases that it cannot migrate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(url: str, statements: str) -> None:
 
 @pytest.fixture
 def older_url(postgres: PostgresServer) -> Iterator[str]:
-    """A database of orders before its last migration."""
+    """Yield the URL of an orders database before its last migration."""
     url = postgres.create_database("up_older")
     config = config_of("orders")
     config.attributes["database_url"] = url
@@ -51,35 +51,37 @@ def older_url(postgres: PostgresServer) -> Iterator[str]:
     postgres.drop_database("up_older")
 
 
-def test_a_database_of_a_later_version_is_told(payments_url: str, orders_url: str) -> None:
+def test_the_error_names_a_database_of_a_later_version(payments_url: str, orders_url: str) -> None:
     run(orders_url, "UPDATE alembic_version SET version_num = '9999'")
 
-    with pytest.raises(UpError) as no:
+    with pytest.raises(UpError) as error:
         migrate_both(payments_url, orders_url)
 
-    assert "database of orders cannot be migrated by this code" in str(no.value)
-    assert "'9999'" in str(no.value)
-    assert "if a later version has migrated it, run that version" in str(no.value)
+    assert "database of orders cannot be migrated by this code" in str(error.value)
+    assert "'9999'" in str(error.value)
+    assert "if a later version has migrated it, run that version" in str(error.value)
 
 
-def test_the_hint_of_a_migration_that_is_refused_is_told(payments_url: str, older_url: str) -> None:
+def test_the_error_includes_the_hint_of_a_refused_migration(
+    payments_url: str, older_url: str
+) -> None:
     run(older_url, REFUSE_INDEXES)
 
-    with pytest.raises(UpError) as no:
+    with pytest.raises(UpError) as error:
         migrate_both(payments_url, older_url)
 
-    assert "No indexes today" in str(no.value)
-    assert "Wait for tomorrow" in str(no.value)
+    assert "No indexes today" in str(error.value)
+    assert "Wait for tomorrow" in str(error.value)
 
 
-def test_a_database_that_does_not_answer_is_named_by_its_variable(orders_url: str) -> None:
+def test_the_error_names_the_variable_of_a_database_that_does_not_answer(orders_url: str) -> None:
     gone = f"postgresql+psycopg2://payments@{NOWHERE}/payments"
 
     with pytest.raises(UpError, match=r"of PAYMENTS_DATABASE_URL does not answer \(.*\): start it"):
         migrate_both(gone, orders_url)
 
 
-def test_another_service_gets_a_database_of_its_own_and_keeps_it(postgres: PostgresServer) -> None:
+def test_another_service_gets_a_separate_database_and_keeps_it(postgres: PostgresServer) -> None:
     url = create_database(postgres.cluster, postgres.port, "user-stock")
     run(url, "CREATE TABLE kept (id integer)")
 
@@ -94,6 +96,6 @@ def test_another_service_gets_a_database_of_its_own_and_keeps_it(postgres: Postg
 @pytest.mark.parametrize(
     "name", ["", "orders", "postgres", "template1", "Stock", "a b", "1st", "x;"]
 )
-def test_a_name_that_a_database_cannot_have_is_refused(postgres: PostgresServer, name: str) -> None:
+def test_an_invalid_database_name_is_refused(postgres: PostgresServer, name: str) -> None:
     with pytest.raises(DatabaseNameError, match="cannot have the name"):
         create_database(postgres.cluster, postgres.port, name)

@@ -34,7 +34,7 @@ NAMES = {"TOPIC_PREFIX": PREFIX} | {
     f"{service.upper()}_CONSUMER_GROUP": group for service, group in GROUPS.items()
 }
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker keeps too little of groups and topics"
+    chosen()[0] != KAFKA, reason="the embedded broker supports groups and topics only in part"
 )
 
 
@@ -89,7 +89,7 @@ def test_a_system_with_a_prefix_uses_its_own_topics_and_groups(
         second_look_s=0,
     )
     assert report.clean
-    # One in the outbox, one in the topic, one in the inbox.
+    # Outbox, topic and inbox have one event each.
     assert [report.check(events_check(flow)).seen for flow in FLOWS] == [3, 3]
     doctor = Doctor(tmp_path, {"payments": delivery.payments_url}, delivery.bootstrap)
     assert doctor.verdict("payments lag", **NAMES) == ("ok", "none")
@@ -100,7 +100,7 @@ def test_a_system_with_a_prefix_uses_its_own_topics_and_groups(
 
 
 @needs_kafka
-def test_a_new_group_that_starts_at_the_end_skips_what_was_there(delivery: Delivery) -> None:
+def test_a_new_group_that_starts_at_the_end_skips_older_events(delivery: Delivery) -> None:
     old, new = (delivery.open_account(100) for _ in range(2))
     delivery.produce(ORDERS, order_created(old, 1), order_created(old, 2))
 
@@ -122,8 +122,8 @@ def is_known(delivery: Delivery, group: str) -> bool:
 
 
 @needs_kafka
-def test_a_group_that_kafka_forgot_is_not_new(delivery: Delivery) -> None:
-    """Kafka forgets the offsets of a group that was away for long; the inbox does not."""
+def test_a_group_whose_offsets_expired_is_not_new(delivery: Delivery) -> None:
+    """Kafka deletes the offsets of an inactive group. The inbox still shows that it is not new."""
     user = delivery.open_account(100)
     with delivery.consumer("payments"):
         delivery.produce(ORDERS, order_created(user, 1))
@@ -138,7 +138,7 @@ def test_a_group_that_kafka_forgot_is_not_new(delivery: Delivery) -> None:
 
 
 @needs_kafka
-def test_a_topic_that_comes_later_is_read_from_its_beginning(
+def test_a_topic_created_later_is_read_from_its_beginning(
     delivery: Delivery, tmp_path: Path
 ) -> None:
     user = delivery.open_account(100)
@@ -151,7 +151,7 @@ def test_a_topic_that_comes_later_is_read_from_its_beginning(
 
 @pytest.fixture
 def in_one_database(postgres: PostgresServer, broker: Broker) -> Iterator[Delivery]:
-    """Both services in one database, each in a schema of its own."""
+    """Put both services into one database, each into a separate schema."""
     url = postgres.create_database("both")
     for service in SERVICES:
         postgres.execute(f"CREATE SCHEMA {service}", database="both")
@@ -165,7 +165,7 @@ def in_one_database(postgres: PostgresServer, broker: Broker) -> Iterator[Delive
     postgres.drop_database("both")
 
 
-def test_services_share_a_database_each_in_its_schema(in_one_database: Delivery) -> None:
+def test_services_share_a_database_with_a_schema_each(in_one_database: Delivery) -> None:
     settle_one_order(in_one_database, {service: {} for service in SERVICES})
 
     engine = create_engine(in_one_database.payments_url)

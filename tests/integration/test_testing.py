@@ -1,4 +1,4 @@
-"""`settle_outbox.testing`: a handler does the same for a test as for the engine."""
+"""`settle_outbox.testing` runs a handler in a test as the engine does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARRANGED = 100
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """An engine as a service's tests make it."""
+    """Return an engine configured as in a service's tests."""
     engine = create_engine(database_url, connect_args=GUARDABLE)
     empty(engine)
     yield engine
@@ -38,7 +38,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """A session in which the test has done something before."""
+    """Yield a session in which a row was inserted before."""
     with Session(engine) as session:
         write_down(session, ARRANGED)
         yield session
@@ -50,7 +50,7 @@ def number_event(number: object, **changed: Any) -> Event:
 
 
 def handler(act: Callable[[Session, ReceivedEvent], Any] = lambda *_: None) -> Any:
-    """Return a handler that writes the number down and then acts."""
+    """Return a handler that stores the number and then calls `act`."""
 
     def handle(session: Session, event: ReceivedEvent) -> Any:
         write_down(session, event.data["number"])
@@ -72,7 +72,7 @@ def test_an_event_is_applied_in_the_tests_transaction(engine: Engine, session: S
     assert numbers(session) == []
 
 
-def test_the_handler_gets_the_event_as_a_consumer_does(session: Session) -> None:
+def test_the_handler_gets_the_event_as_in_a_consumer(session: Session) -> None:
     received: list[ReceivedEvent] = []
     event = number_event(1, trace=Trace(request_id="request-1"))
 
@@ -121,10 +121,10 @@ def test_the_handler_is_not_called_for_other_events(
 
 
 @pytest.mark.parametrize("outcome", [Outcome.ANOMALY, Outcome.PARKED])
-def test_a_verdict_is_told(session: Session, outcome: Outcome) -> None:
-    judging = handler(lambda *_: Verdict(outcome, "odd", "It is odd."))
+def test_a_verdict_is_returned(session: Session, outcome: Outcome) -> None:
+    deciding = handler(lambda *_: Verdict(outcome, "odd", "It is odd."))
 
-    recorded = apply(number_service(judging), session, number_event(1))
+    recorded = apply(number_service(deciding), session, number_event(1))
 
     assert recorded == HandlerResult(outcome, "odd", "It is odd.")
 
@@ -146,7 +146,7 @@ def swallow(session: Session, _: ReceivedEvent) -> None:
         session.execute(text("SELECT 1 / 0"))
 
 
-def publish_for_others(session: Session, _: ReceivedEvent) -> None:
+def publish_undeclared(session: Session, _: ReceivedEvent) -> None:
     outbox.add(session, Event("undeclared", "a", "told", {}))
 
 
@@ -157,11 +157,11 @@ def publish_for_others(session: Session, _: ReceivedEvent) -> None:
         (fail_in_sql, "DataError: "),
         (fail_to_flush, "IntegrityError: "),
         (swallow, "SwallowedError: "),
-        (publish_for_others, "UndeclaredAggregateTypeError: "),
+        (publish_undeclared, "UndeclaredAggregateTypeError: "),
         (lambda *_: True, "WrongVerdictError: "),
     ],
 )
-def test_what_a_failed_handler_did_is_undone(
+def test_the_changes_of_a_failed_handler_are_rolled_back(
     session: Session, act: Callable[[Session, ReceivedEvent], Any], error: str
 ) -> None:
     recorded = apply(number_service(handler(act)), session, number_event(1))
@@ -194,8 +194,10 @@ def test_a_handler_that_ends_the_transaction_fails(
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_it_fails_too_where_the_test_runs_it_in_a_savepoint(engine: Engine, name: str) -> None:
-    """As SQLAlchemy's documentation does it: joining a session into an external transaction."""
+def test_a_handler_that_ends_the_transaction_fails_in_a_savepoint_too(
+    engine: Engine, name: str
+) -> None:
+    """SQLAlchemy documents this as "joining a session into an external transaction"."""
     with engine.connect() as connection:
         connection.begin()
         session = Session(connection, join_transaction_mode="create_savepoint")
@@ -208,7 +210,7 @@ def test_it_fails_too_where_the_test_runs_it_in_a_savepoint(engine: Engine, name
         assert connection.scalar(text("SELECT count(*) FROM effects")) == 0
 
 
-def test_in_such_a_savepoint_events_are_applied(engine: Engine) -> None:
+def test_an_event_is_applied_in_a_savepoint(engine: Engine) -> None:
     with engine.connect() as connection:
         connection.begin()
         session = Session(connection, join_transaction_mode="create_savepoint")
@@ -220,7 +222,7 @@ def test_in_such_a_savepoint_events_are_applied(engine: Engine) -> None:
         assert numbers(session) == [1]
 
 
-def test_what_passes_by_itself_is_raised(session: Session) -> None:
+def test_retries_and_lost_connections_are_raised(session: Session) -> None:
     def retry(*_: object) -> None:
         raise Retry("the bank is closed")
 

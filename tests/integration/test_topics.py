@@ -1,4 +1,4 @@
-"""A topic is created by the service that publishes it, and awaited by those that consume it."""
+"""The service that publishes a topic creates it. The services that consume it wait for it."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
 
 
 def test_concurrent_callers_of_ensure_topics_get_the_same_topic_id(delivery: Delivery) -> None:
-    """Else one that others created would be taken for another a moment later, and for lost."""
+    """With another id, a topic that another process created would look like a lost topic later."""
     settings = delivery.settings("orders")
-    together = Barrier(CALLERS)
+    all_ready = Barrier(CALLERS)
     with ThreadPoolExecutor(CALLERS) as pool, ExitStack() as stack:
         admins = [make_admin(settings, "test") for _ in range(CALLERS)]
         for admin in admins:
             stack.callback(close_quietly, admin)
 
         def ensure(admin: KafkaAdminClient, topic: str) -> dict[str, UUID | None]:
-            together.wait(30)
+            all_ready.wait(30)
             return ensure_topics(admin, [topic], settings)
 
         for number in range(ROUNDS):
@@ -61,7 +61,7 @@ def test_concurrent_callers_of_ensure_topics_get_the_same_topic_id(delivery: Del
             assert results == [now] * CALLERS
 
 
-def test_a_service_creates_what_it_publishes_and_nothing_else(
+def test_a_service_creates_only_the_topics_it_publishes(
     delivery: Delivery, admin: KafkaAdminClient
 ) -> None:
     done = delivery.run("outbox-relay", "topics", "orders", TOPIC_PARTITIONS="3")
@@ -73,7 +73,7 @@ def test_a_service_creates_what_it_publishes_and_nothing_else(
     assert count_partitions(admin, [ORDERS, PAYMENTS]) == {ORDERS: 3}
 
 
-def test_a_consumer_waits_for_its_topic_and_takes_it_up_when_it_is_there(
+def test_a_consumer_waits_for_its_topic_and_then_reads_it(
     delivery: Delivery, admin: KafkaAdminClient, tmp_path: Path
 ) -> None:
     health = {"HEALTH_DIR": str(tmp_path), "TOPIC_PARTITIONS": "9"}
@@ -84,7 +84,7 @@ def test_a_consumer_waits_for_its_topic_and_takes_it_up_when_it_is_there(
                 "waiting"
                 in delivery.run("inbox-consumer", "healthcheck", "payments", **health).stdout
             ),
-            what="the consumer to say that it waits",
+            what="the consumer to report that it waits",
         )
         health_output = delivery.run("inbox-consumer", "healthcheck", "payments", **health).stdout
         assert find_topics(admin, [ORDERS]) == {}
@@ -99,7 +99,7 @@ def test_a_consumer_waits_for_its_topic_and_takes_it_up_when_it_is_there(
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 6}
 
 
-def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
+def test_a_consumer_reads_existing_topics_and_new_ones_later(
     delivery: Delivery,
 ) -> None:
     payments = load_service("payments")
@@ -109,9 +109,28 @@ def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
     delivery.produce(ORDERS, order_created(uuid4(), 1))
 
     with delivery.consumer(service):
-        wait_until(lambda: delivery.received("payments") == 1, timeout_s=30, what="one topic")
+        wait_until(
+            lambda: delivery.received("payments") == 1, timeout_s=30, what="the event of one topic"
+        )
         delivery.produce("other.events", order_created(uuid4(), 1))
-        wait_until(lambda: delivery.received("payments") == 2, timeout_s=30, what="the other")
+        wait_until(
+            lambda: delivery.received("payments") == 2,
+            timeout_s=30,
+            what="the event of the other topic",
+        )
+
+
+@needs_kafka
+def test_a_topic_takes_the_replication_of_the_broker_when_it_is_asked_to(
+    delivery: Delivery, admin: KafkaAdminClient
+) -> None:
+    """The node's default is 1, which is all that one node can hold: 2 copies are refused."""
+    done = delivery.run("outbox-relay", "topics", "orders", TOPIC_REPLICATION="-1")
+    refused = delivery.run("outbox-relay", "topics", "payments", TOPIC_REPLICATION="2")
+
+    assert done.stdout == f"Topics of orders: {ORDERS}\n"
+    assert count_partitions(admin, [ORDERS, PAYMENTS]) == {ORDERS: 6}
+    assert "replication" in refused.stderr.lower()
 
 
 @needs_kafka
@@ -129,7 +148,7 @@ def test_a_consumer_reads_the_topics_that_exist_and_others_once_they_do(
 def test_a_consumer_warns_of_a_topic_that_keeps_events_longer_than_its_inbox(
     delivery: Delivery, admin: KafkaAdminClient, setting: dict[str, str], expected: str | None
 ) -> None:
-    """The inbox remembers 30 days, and a replay goes back 7."""
+    """The inbox keeps 30 days, and a replay reaches back 7 days."""
     ensure_topics(admin, [ORDERS], delivery.settings("orders"))
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, configs=setting)])
 

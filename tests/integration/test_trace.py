@@ -1,4 +1,4 @@
-"""`settle trace` and `settle orders stuck` say what happened to an order and what it waits for."""
+"""`settle trace` and `settle orders stuck` show the history of an order and why it waits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def settle(delivery: Delivery) -> Callable[..., Result]:
-    """Runs `settle`."""
+    """Return a function that runs `settle`."""
 
     def run(*arguments: str, **environ: str) -> Result:
         with environment(delivery.environ | {"LOG_LEVEL": "ERROR"} | environ):
@@ -34,10 +34,10 @@ def settle(delivery: Delivery) -> Callable[..., Result]:
 
 @pytest.fixture
 def traced(settle: Callable[..., Result]) -> Callable[..., dict[str, Any]]:
-    """Returns the trace of an id."""
+    """Return a function that returns the trace of an id."""
 
-    def run(given: object, **environ: str) -> dict[str, Any]:
-        done = settle("trace", str(given), "--json", **environ)
+    def run(id_: object, **environ: str) -> dict[str, Any]:
+        done = settle("trace", str(id_), "--json", **environ)
         assert done.exit_code == 0, done.output
         found: dict[str, Any] = json.loads(done.stdout)
         return found
@@ -49,8 +49,8 @@ def names(trace: dict[str, Any]) -> list[str]:
     return [step["name"] for step in trace["steps"]]
 
 
-def settled(delivery: Delivery) -> UUID:
-    """An order that was paid."""
+def settle_order(delivery: Delivery) -> UUID:
+    """Place an order, settle it, and return its id."""
     (order_id,) = delivery.place(delivery.open_account(100), 7)
     with (
         delivery.relay("orders"),
@@ -58,7 +58,9 @@ def settled(delivery: Delivery) -> UUID:
         delivery.relay("payments"),
         delivery.consumer("orders"),
     ):
-        wait_until(lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order")
+        wait_until(
+            lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order to settle"
+        )
     return order_id
 
 
@@ -75,10 +77,10 @@ FLOW = [
 ]
 
 
-def test_a_paid_order_is_traced_by_each_of_its_ids(
+def test_a_paid_order_is_found_by_each_of_its_ids(
     delivery: Delivery, traced: Callable[..., dict[str, Any]], settle: Callable[..., Result]
 ) -> None:
-    order_id = settled(delivery)
+    order_id = settle_order(delivery)
     delivery.query("orders", "UPDATE outbox SET requestid = 'r-1'")
 
     trace = traced(order_id)
@@ -101,7 +103,7 @@ def test_a_paid_order_is_traced_by_each_of_its_ids(
 def test_a_dead_letter_comes_before_the_retry_that_applied_it(
     delivery: Delivery, traced: Callable[..., dict[str, Any]]
 ) -> None:
-    order_id = settled(delivery)
+    order_id = settle_order(delivery)
     delivery.query(
         "payments",
         """
@@ -119,7 +121,7 @@ def test_a_dead_letter_comes_before_the_retry_that_applied_it(
 
 
 def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[str, Any]]) -> None:
-    order_id = settled(delivery)
+    order_id = settle_order(delivery)
 
     trace = traced(order_id, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
 
@@ -127,7 +129,7 @@ def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[
     assert [step["at"] is None for step in trace["steps"] if step["name"] == "sent"] == [True, True]
 
 
-def test_an_order_waits_for_the_relay_then_for_the_consumer(
+def test_a_trace_names_the_relay_and_then_the_consumer_that_an_order_waits_for(
     delivery: Delivery, traced: Callable[..., dict[str, Any]]
 ) -> None:
     (order_id,) = delivery.place(delivery.open_account(100), 7)
@@ -218,9 +220,9 @@ def test_a_stuck_order_is_shown_with_its_reason_and_the_next_command(
     assert not command or f"Next: {command.format(event=event)}" in shown
 
 
-@pytest.mark.parametrize("given", ["01980000-0000-7000-8000-000000000000", "no-such-request", "%"])
-def test_an_unknown_id_is_said_to_be_unknown(settle: Callable[..., Result], given: str) -> None:
-    done = settle("trace", given)
+@pytest.mark.parametrize("id_", ["01980000-0000-7000-8000-000000000000", "no-such-request", "%"])
+def test_an_unknown_id_is_reported(settle: Callable[..., Result], id_: str) -> None:
+    done = settle("trace", id_)
 
     assert done.exit_code == 1
-    assert f"No order is found by {given}." in done.stderr
+    assert f"No order is found by {id_}." in done.stderr

@@ -1,8 +1,8 @@
-"""Databases that revision ef5a43e made and filled: upgraded, they have every row, and go on.
+"""Databases of revision ef5a43e keep every row in the upgrade, and work with the current code.
 
 ``databases/`` holds their dumps (``pg_dump --inserts``). That revision's APIs, relays and consumers
-wrote the rows, except for the horizons and the refused events. Of the orders in them, four are
-settled, one is charged and its outcome is not sent yet, and one is not sent yet.
+wrote the rows, except for the horizons and the refused events. Four of the orders are settled. One
+order is charged, with its result still pending. The event of one order is still pending.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 DUMPS = Path(__file__).parent / "databases"
 SERVICES = ("payments", "orders")
 TEN_YEARS_S = str(3650 * 24 * 60 * 60)
-# Partitioned tables and plain ones, without partitions; and not the revision, which changes.
+# Partitioned and plain tables, without partitions and without alembic_version, which changes.
 TABLES = text(
     "SELECT relname::text FROM pg_class"
     " WHERE relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_version'"
     " AND relnamespace = 'public'::regnamespace"
 )
-A_DAYS_PARTITION = re.compile(r"table (?:outbox|inbox)_p\d{8} ")
+DAY_PARTITION = re.compile(r"table (?:outbox|inbox)_p\d{8} ")
 
 
 @pytest.fixture
 def urls(postgres: PostgresServer) -> Iterator[dict[str, str]]:
-    """The addresses of the old databases, by service."""
+    """Restore the old databases, and yield their URLs by service."""
     urls = {}
     try:
         for service in SERVICES:
@@ -55,7 +55,7 @@ def urls(postgres: PostgresServer) -> Iterator[dict[str, str]]:
 
 
 def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every table, by the table's name."""
+    """Return every row of every table, by the table's name."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         return {
@@ -70,15 +70,15 @@ def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def schema_at(url: str) -> set[str]:
-    """The schema without the partitions of days; and without parentheses, which a dump adds."""
+    """Return the schema without partitions of days, and without parentheses, which a dump adds."""
     with create_engine(url, poolclass=NullPool).connect() as connection:
         lines = schema_of(connection)
-    return {re.sub("[()]", "", line) for line in lines if not A_DAYS_PARTITION.match(line)}
+    return {re.sub("[()]", "", line) for line in lines if not DAY_PARTITION.match(line)}
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_row_is_there_after_the_upgrade(urls: dict[str, str], service: str) -> None:
-    """A later revision may add columns and tables; it keeps those that were there."""
+def test_every_row_is_kept_by_the_upgrade(urls: dict[str, str], service: str) -> None:
+    """A later revision may add columns and tables. It keeps the existing ones."""
     before = rows_of(urls[service])
     assert [table for table, rows in before.items() if not rows] == []
 
@@ -92,7 +92,7 @@ def test_every_row_is_there_after_the_upgrade(urls: dict[str, str], service: str
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_upgraded_schema_is_that_of_a_new_database(
+def test_the_upgraded_schema_equals_that_of_a_new_database(
     urls: dict[str, str], postgres: PostgresServer, databases: Callable[[str], str], service: str
 ) -> None:
     upgrade(service, urls[service])
@@ -100,7 +100,7 @@ def test_the_upgraded_schema_is_that_of_a_new_database(
     assert schema_at(urls[service]) == schema_at(postgres.url(databases(service)))
 
 
-def test_the_services_go_on_with_the_upgraded_databases(
+def test_the_services_work_with_the_upgraded_databases(
     urls: dict[str, str], broker: Broker
 ) -> None:
     for service in SERVICES:
@@ -127,7 +127,7 @@ def test_the_services_go_on_with_the_upgraded_databases(
     assert [len(delivery.dead_letters(service)) for service in SERVICES] == [1, 1]
 
 
-def test_a_request_of_then_is_answered_as_then(urls: dict[str, str]) -> None:
+def test_a_request_from_before_the_upgrade_gets_its_stored_answer(urls: dict[str, str]) -> None:
     upgrade("orders", urls["orders"])
     answered = rows_of(urls["orders"])["idempotency_keys"][0]
     location = dict(answered["headers"])["Location"]

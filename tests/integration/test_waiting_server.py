@@ -1,6 +1,6 @@
-"""Waiting for orders in gunicorn, as it is deployed: threads, connections, signals, a consumer.
+"""Requests that wait for orders in the deployed gunicorn: threads, connections and signals.
 
-With one worker, so that it is known which threads wait.
+There is one worker, so that the number of waiting threads is known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ONE_WORKER = {"GUNICORN_CMD_ARGS": "--workers 1"}
 THREADS = 8
-# What a wait may take at most, and what it takes when nothing wakes it: far apart.
+# A wait that nothing wakes takes WAIT_S. A wait that is woken must end well before that.
 WAIT_S = 30
 SOON_S = 18
 
@@ -54,7 +54,7 @@ def applied(answer: requests.Response) -> str | None:
 
 
 def connections(database_url: str) -> list[tuple[str, str]]:
-    """Who is connected, and what they do."""
+    """Return application name and state of each connection."""
     engine = create_engine(database_url, poolclass=NullPool)
     with engine.connect() as connection:
         return [
@@ -80,7 +80,7 @@ def drop_listener(database_url: str) -> None:
     assert dropped == [True]
 
 
-def listens(database_url: str) -> bool:
+def listener_is_connected(database_url: str) -> bool:
     return ("orders-watch", "idle") in connections(database_url)
 
 
@@ -90,13 +90,16 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def wait_full(pool: ThreadPoolExecutor, url: str, order_id: str) -> list[Future[Answer]]:
-    """Have as many wait as may, of twice as many who would; the others are answered at once."""
+def fill_waiting_threads(pool: ThreadPoolExecutor, url: str, order_id: str) -> list[Future[Answer]]:
+    """Send a waiting request from every thread, and return those that wait.
+
+    Half of the threads may wait. The other requests are answered at once.
+    """
     asked = [pool.submit(send, "GET", f"{url}/order/{order_id}") for _ in range(THREADS)]
     wait_until(
         lambda: sum(each.done() for each in asked) == THREADS // 2,
         timeout_s=SOON_S,
-        what="half of them to be answered",
+        what="half of the requests to be answered",
     )
     for answer, _ in (each.result() for each in asked if each.done()):
         assert (answer.json()["status"], applied(answer)) == ("created", None)
@@ -108,25 +111,25 @@ def test_half_of_the_threads_may_wait_and_hold_no_connection(
 ) -> None:
     with serve("orders", orders_url, tmp_path / "api.log", **ONE_WORKER) as url:
         order_id = place(url)
-        waiting = wait_full(pool, url, order_id)
+        waiting = fill_waiting_threads(pool, url, order_id)
         assert len(waiting) == THREADS // 2
 
-        def none_is_in_use() -> bool:
+        def all_are_idle() -> bool:
             held = [state for name, state in connections(orders_url) if name == "orders-api"]
             assert held
-            assert set(held) == {"idle"}  # in the pool
+            assert set(held) == {"idle"}  # returned to the pool
             return True
 
-        wait_until(none_is_in_use, what="the connections to be back")
-        # The rest serve, and tell who would wait that they cannot.
+        wait_until(all_are_idle, what="the connections to be in the pool")
+        # The other threads answer without a wait.
         other = place(url)
         answer, took_s = send("GET", f"{url}/orders/{other}")
         assert (answer.status_code, applied(answer)) == (200, None)
         assert took_s < SOON_S
         assert not any(each.done() for each in waiting)
 
-        # And nobody is left out when the listener is lost, or nobody tells.
-        wait_until(lambda: listens(orders_url), what="the listener")
+        # Waiting requests are answered even without the listener and without a notification.
+        wait_until(lambda: listener_is_connected(orders_url), what="the listener")
         drop_listener(orders_url)
         settler(orders_url, notifies=False)(order_id, "success")
         for answer, took_s in (each.result() for each in waiting):
@@ -137,7 +140,7 @@ def test_half_of_the_threads_may_wait_and_hold_no_connection(
     assert "Traceback" not in log
 
 
-def test_a_stop_releases_those_who_wait(
+def test_a_stop_answers_waiting_requests(
     orders_url: str, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     port = free_port()
@@ -146,7 +149,7 @@ def test_a_stop_releases_those_who_wait(
         server = gunicorn("orders", orders_url, port, tmp_path / "api.log", **ONE_WORKER)
         stack.callback(end, server)
         wait_until(lambda: order_of(url), timeout_s=60, what="gunicorn")
-        waiting = wait_full(pool, url, place(url))
+        waiting = fill_waiting_threads(pool, url, place(url))
         server.terminate()
         for answer, took_s in (each.result() for each in waiting):
             assert (answer.status_code, answer.json()["status"]) == (200, "created")
@@ -168,10 +171,10 @@ def end(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def test_an_order_that_settles_through_the_broker_is_answered_then(
+def test_an_order_that_settles_through_the_broker_ends_the_wait(
     delivery: Delivery, tmp_path: Path
 ) -> None:
-    """From POST to its final status in one request, by way of both services and the topics."""
+    """One POST request returns the final status, after both services and topics took part."""
     user_id = str(delivery.open_account(100))
     with (
         serve("orders", delivery.orders_url, tmp_path / "api.log", **ONE_WORKER) as url,
@@ -189,8 +192,12 @@ def test_an_order_that_settles_through_the_broker_is_answered_then(
                 json={"user_id": user_id, "amount": amount},
             )
 
-        # The first may wait for the consumers to join their groups.
-        wait_until(lambda: order(1)[0].json()["Status"] == "success", timeout_s=60, what="the way")
+        # The first order may wait until the consumers joined their groups.
+        wait_until(
+            lambda: order(1)[0].json()["Status"] == "success",
+            timeout_s=60,
+            what="the first order to settle",
+        )
         for amount, status, reason in ((60, "success", None), (60, "failed", "insufficient_funds")):
             answer, took_s = order(amount)
             whole = answer.json()

@@ -1,4 +1,4 @@
-"""The model's modules say what differs, as tests do."""
+"""Show the details of failed assertions in the model's modules, as in tests."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""What must be true: both services in plain Python, with no database, broker or race in it.
+"""The expected behaviour of both services in plain Python, without a database or broker.
 
-Nothing here is taken from the services' code. Ids are strings in lower case; amounts and balances
-are integers of minor units.
+No code of the services is used here. Ids are strings in lower case. Amounts and balances are
+integers of minor units.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Answer = tuple[int, str]
 Place = tuple[str, int, int]
 """A record's topic, partition and offset."""
 
-Told = tuple[str, str, dict[str, Any]]
+PublishedEvent = tuple[str, str, dict[str, Any]]
 """An event: key, type, data."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a record says, or why it says nothing."""
+    """The content of a record, or the reason why it has none."""
 
     place: Place
     id: str
@@ -34,16 +34,16 @@ class Message:
 
 @dataclass
 class Inbox:
-    """What is known of the events received, by either service."""
+    """The events that a service has received."""
 
     outcomes: dict[str, list[str | None]] = field(default_factory=dict)
     dead_letters: dict[Place, str] = field(default_factory=dict)
-    told: list[Told] = field(default_factory=list)
+    published: list[PublishedEvent] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
     subscribed: ClassVar[frozenset[str]]
 
     def receive(self, message: Message, begins_at: str) -> None:
-        """Apply an event once; `begins_at` is the least id that the inbox still knows."""
+        """Apply an event once. `begins_at` is the lowest id that the inbox still remembers."""
         if message.fault is not None:
             self.dead_letters.setdefault(message.place, message.fault)
         elif message.type not in self.subscribed:
@@ -63,7 +63,7 @@ class Inbox:
 
 @dataclass
 class Payments(Inbox):
-    """Accounts, and what became of orders."""
+    """The accounts, and the results of orders."""
 
     subscribed = frozenset({"order.created"})
     balances: dict[str, int] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Payments(Inbox):
         order, user, amount = (message.data[name] for name in ("order_id", "user_id", "amount"))
         if order in self.decisions:
             return "anomaly", "payment_already_decided"
-        told = {"order_id": order, "user_id": user, "amount": amount}
+        data = {"order_id": order, "user_id": user, "amount": amount}
         if user not in self.balances:
             reason = "account_not_found"
         elif self.balances[user] < amount:
@@ -102,17 +102,17 @@ class Payments(Inbox):
             self.balances[user] -= amount
             self.transfers.append([user, "sales", amount, "charge", order])
             self.decisions[order] = [user, amount, "succeeded", None]
-            told["balance"] = self.balances[user]
-            self.told.append((order, "payment.succeeded", told))
+            data["balance"] = self.balances[user]
+            self.published.append((order, "payment.succeeded", data))
             return "applied", None
         self.decisions[order] = [user, amount, "failed", reason]
-        self.told.append((order, "payment.failed", told | {"reason": reason}))
+        self.published.append((order, "payment.failed", data | {"reason": reason}))
         return "applied", None
 
 
 @dataclass
 class Order:
-    """An order, as accepted, and how it stands."""
+    """An accepted order and its status."""
 
     user: str
     amount: int
@@ -131,7 +131,7 @@ class Orders(Inbox):
     def place(self, order_id: str, user: str, amount: int, description: str) -> None:
         self.placed[order_id] = Order(user, amount, description)
         data = {"order_id": order_id, "user_id": user, "amount": amount}
-        self.told.append((user, "order.created", data))
+        self.published.append((user, "order.created", data))
 
     def _apply(self, message: Message) -> tuple[str, str | None]:
         order = self.placed.get(message.data["order_id"])

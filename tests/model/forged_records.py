@@ -1,4 +1,4 @@
-"""Records that no relay of ours sends, and what must become of them."""
+"""Records that no relay of Settle sends, and the expected result for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Forged = tuple[bytes | None, Headers]
 
 
 def read(record: ConsumerRecord, fault: str | None = None) -> Message:
-    """What a record says; `fault` when it is known to say nothing."""
+    """Return the content of a record, or `fault` if it is known to have none."""
     place = (record.topic, record.partition, record.offset)
     if fault is not None:
         return Message(place, "", "", {}, fault)
@@ -30,7 +30,7 @@ UNKNOWN_TYPE = "order.dreamt_of"
 
 
 def changed(record: ConsumerRecord, name: str, value: bytes | None) -> Headers:
-    """A record's headers with one of another value."""
+    """Return a record's headers, with another value for one of them."""
     return [(each, value if each == name else old) for each, old in record.headers]
 
 
@@ -60,7 +60,7 @@ def _with_datum(name: str, value: Any) -> Callable[[ConsumerRecord], Forged]:
     )
 
 
-# By what is done to a good record: the reason of the dead letter, and how.
+# By the change to a valid record: the reason of the dead letter, and the function that makes it.
 FAULTS: dict[str, tuple[str, Callable[[ConsumerRecord], Forged]]] = {
     "tombstone": ("no_value", _of_value(None)),
     "empty": ("not_json", _of_value(b"")),

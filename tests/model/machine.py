@@ -1,4 +1,4 @@
-"""The state machine: what may happen to the services, compared with the model at each step."""
+"""The state machine: random steps on the services, each compared with the model."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ NO_USERS: list[Any] = [
 ]
 NO_AMOUNTS: list[Any] = [0, -1, 1.0, 1.5, "1", True, None, [], INT64_MAX + 1, -INT64_MAX, 10**30]
 NO_DESCRIPTIONS: list[Any] = [7, None, "a\0b", "x" * 10_001, "\ud800"]
-ANOTHER = "8f14e45f-ceea-167f-a0e6-4a3e2c1b5d7a"  # of version 1, as no user drawn here
+ANOTHER = "8f14e45f-ceea-167f-a0e6-4a3e2c1b5d7a"  # version 1, which no drawn user has
 
-# Service, path, what is wrong in the body, and the status of the answer.
+# Service, path, the invalid part of the body, and the status of the answer.
 REFUSED: list[tuple[str, str, dict[str, Any], int]] = [
     *[("payments", "/accounts", {"user_id": user}, 422) for user in NO_USERS],
     *[("payments", "/accounts/{user}/deposit", {"amount": each}, 422) for each in NO_AMOUNTS],
@@ -56,21 +56,21 @@ REFUSED: list[tuple[str, str, dict[str, Any], int]] = [
     *[("orders", "/orders", {"amount": each}, 422) for each in NO_AMOUNTS],
     *[("orders", "/orders", {"amount": 1, "description": each}, 422) for each in NO_DESCRIPTIONS],
 ]
-# Of 2001: before anything that the inbox knows.
+# An id of 2001, which is older than all events that the inbox remembers.
 ID_OF_LONG_AGO = "00e40000-0000-7000-8000-000000000000"
 
 services = st.sampled_from(SERVICES)
 spellings = st.sampled_from(sorted(SPELLINGS))
 strangers = st.uuids(version=1).map(str)
-# An amount, or how far from a limit of the moment it is: the balance, or the room above it.
+# An amount, or its distance from a limit: the balance, or the largest possible deposit.
 amounts = st.integers(1, 60) | st.sampled_from([INT64_MAX, 2**62])
 near = st.sampled_from([-1, 0, 1]).map(lambda by: ("near", by))
 descriptions = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5
 )
-# Of a record in its topic, of an order or a user among those there are: counted round and round.
+# The number of a record in its topic, or of an existing order or user. Larger numbers wrap around.
 numbers = st.integers(0, 30)
-# Some records or others, or the last of the topic.
+# Some records of a topic, or its last ones.
 batches = st.lists(numbers, min_size=1, max_size=8) | st.integers(2, 8).map(
     lambda count: list(range(-count, 0))
 )
@@ -78,7 +78,7 @@ consumers = st.sampled_from(["to one", "to one", "to two at once", "to one that 
 
 
 def step(name: str, **arguments: Any) -> Any:
-    """What `Machine.tamper` may do: a method's name, and its arguments."""
+    """Return a possible step of `Machine.tamper`: a method's name and its arguments."""
     return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
 
 
@@ -105,7 +105,7 @@ tamperings = st.one_of(
         succeeded=st.lists(st.booleans(), min_size=1, max_size=2),
         agrees=st.sampled_from([True, True, False]),
     ),
-    # One against the other, the first of which holds.
+    # Two contradicting results, of which the first one counts.
     step(
         "_forge_result",
         order=numbers,
@@ -120,7 +120,7 @@ class Machine(RuleBasedStateMachine):
     """Payments and orders, and their models.
 
     Args:
-        system: the services; emptied first.
+        system: The services. Their databases and topics are emptied first.
     """
 
     users = Bundle("users")
@@ -147,8 +147,8 @@ class Machine(RuleBasedStateMachine):
             st.uuids(version=4).map(str), st.integers(0, 200), min_size=1, max_size=3
         ),
     )
-    def users_come(self, found: dict[str, int]) -> Any:
-        """Some users, most of them with some money."""
+    def add_users(self, found: dict[str, int]) -> Any:
+        """Open accounts for some users, most of them with a deposit."""
         for user, rich in found.items():
             if rich:
                 self.open_account(user, "lower")
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user=users, spelling=spellings, refused=st.sampled_from(REFUSED))
     def ask(self, user: str, spelling: str, refused: tuple[str, str, dict[str, Any], int]) -> None:
-        """What is wrong is refused; balance, orders and each order are told as they are."""
+        """Check that an invalid request is refused, and that the answers agree with the model."""
         service, path, body, status = refused
         body = {"user_id": user} | body
         problem_of(self._post(service, path.format(user=user), **body), status)
@@ -217,13 +217,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(service=services, count=st.integers(1, 4) | st.just(ALL), mark=st.booleans())
     def relay(self, service: str, count: int, *, mark: bool) -> None:
-        """What is sent is what the model has told, in its order, each always under one id."""
+        """Send events, and check that they are those of the model, in order, each with one id."""
         records = self._system.relay(service, count, mark=mark)
         begin = self._sent[service]
-        told = self._models[service].told[begin : begin + count]
-        assert len(records) == len(told)
+        expected = self._models[service].published[begin : begin + count]
+        assert len(records) == len(expected)
         for number, (record, (key, type_, data)) in enumerate(
-            zip(records, told, strict=True), start=begin
+            zip(records, expected, strict=True), start=begin
         ):
             message = read(record)
             message.data.pop("created_at", None)
@@ -235,7 +235,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(service=services, numbers=batches, consumers=consumers)
     def deliver(self, service: str, numbers: list[int], consumers: str) -> None:
-        """Any records, in any order, as often as may be."""
+        """Deliver any records, in any order and any number of times."""
         records = self._records(service, numbers)
         if consumers == "to one that is killed":
             if records:
@@ -249,7 +249,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 8))
     def settle(self, size: int) -> None:
-        """What is under way gets through, in the order of the topics."""
+        """Send and deliver all pending events, in the order of the topics."""
         for producer, consumer in (("orders", "payments"), ("payments", "orders")):
             self.relay(producer, ALL, mark=True)
             records = self._system.topics.records[CONSUMED[consumer]]
@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
                 self._receive(consumer, batch)
             self._delivered[consumer] = len(records)
 
-    # Records that should not be there.
+    # Records that should not be in a topic.
 
     @rule(what=tamperings)
     def tamper(self, what: tuple[str, dict[str, Any]]) -> None:
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
                     self._send(record.topic, record.key, value, forged, fault)
 
     def _forge_order(self, order: int | str, user: int | str, amount: int, times: int) -> None:
-        """An order that orders does not know, or knows otherwise."""
+        """Forge an order that orders does not have, or has with other data."""
         order_id = _one_of(self._orders.placed, order)
         user_id = _one_of(self._payments.balances, user)
         self._forged.add(order_id)
@@ -290,7 +290,7 @@ class Machine(RuleBasedStateMachine):
             self._forge(ORDERS, user_id, "order.created", data)
 
     def _forge_result(self, order: int | str, succeeded: list[bool], *, agrees: bool) -> None:
-        """Results that payments did not tell: too early, contradicting, or of no order."""
+        """Forge results that payments did not publish: early, contradicting, or for no order."""
         order_id = _one_of(self._orders.placed, order)
         self._forged.add(order_id)
         known = self._orders.placed.get(order_id)
@@ -303,16 +303,16 @@ class Machine(RuleBasedStateMachine):
             data["amount"] = data["amount"] - 1 or 2
         for each in succeeded:
             type_ = "payment.succeeded" if each else "payment.failed"
-            told = {"balance": 0} if each else {"reason": "forged"}
-            self._forge(PAYMENTS, order_id, type_, data | told)
+            extra = {"balance": 0} if each else {"reason": "forged"}
+            self._forge(PAYMENTS, order_id, type_, data | extra)
 
     def _send_unknown_type(self, service: str, value: bytes) -> None:
         self._send(CONSUMED[service], b"key", value, headers(UNKNOWN_TYPE))
 
-    # What must be true, whatever happened.
+    # Checks after every step.
 
     @invariant()
-    def the_services_are_as_the_models(self) -> None:
+    def services_match_the_models(self) -> None:
         payments, orders = (self._system.state(service) for service in SERVICES)
         assert payments == _present(
             balances=self._payments.balances,
@@ -331,11 +331,11 @@ class Machine(RuleBasedStateMachine):
         self._check_finality(orders)
 
     def teardown(self) -> None:
-        """In the end every order is final, and agrees with the money."""
+        """Check at the end that every order is final, and agrees with the money."""
         if sys.exc_info()[0] is not None:
-            return  # it has failed, or is given up; what follows would hide that
+            return  # the run failed or was given up, and another failure would hide the reason
         self.settle(8)
-        self.the_services_are_as_the_models()
+        self.services_match_the_models()
         payments, orders = (self._system.state(service) for service in SERVICES)
         charged = {order_id: amount for *_, amount, _, order_id in payments.get("transfers", [])}
         for order_id, (_, amount, _, status, _) in orders.get("orders", {}).items():
@@ -353,15 +353,15 @@ class Machine(RuleBasedStateMachine):
         return {
             "inbox": model.outcomes,
             "dead_letters": sorted([*each, reason] for each, reason in model.dead_letters.items()),
-            "told": [list(told) for told in model.told],
+            "published": [list(event) for event in model.published],
             "skipped": sorted(model.skipped),
-            "pending": len(model.told) - self._sent[service],
+            "pending": len(model.published) - self._sent[service],
         }
 
-    # How it is done.
+    # Helpers.
 
     def _post(self, service: str, path: str, **body: Any) -> TestResponse:
-        # With escapes, so that it can hold a lone surrogate.
+        # JSON escapes can contain a lone surrogate.
         client = self._system.clients[service]
         return client.post(path, data=json.dumps(body), content_type="application/json")
 
@@ -389,7 +389,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def _expect(answer: TestResponse, status: int, message: str) -> None:
-    """An answer of that status, with that message, or that problem's detail."""
+    """Check an answer's status, and its message or the detail of its problem."""
     if status < 400:
         assert (answer.status_code, answer.json) == (status, {"message": message})
     else:
@@ -397,7 +397,7 @@ def _expect(answer: TestResponse, status: int, message: str) -> None:
 
 
 def _check_money(payments: dict[str, Any]) -> None:
-    """The laws of the ledger, read from the database alone."""
+    """Check the rules of the ledger with data of the database only."""
     balances: dict[str, int] = {}
     for giver, taker, amount, _, _ in payments.get("transfers", []):
         assert amount > 0
@@ -418,7 +418,7 @@ def _present(**state: Any) -> dict[str, Any]:
 
 
 def _amount(amount: Any, limit: int) -> int:
-    """The amount that was drawn: itself, or one near the limit."""
+    """Return the drawn amount, or an amount near the limit."""
     if isinstance(amount, int):
         return amount
     _, by = amount
@@ -426,7 +426,7 @@ def _amount(amount: Any, limit: int) -> int:
 
 
 def _one_of(ids: Iterable[str], choice: int | str) -> str:
-    """An id by its number, or the stranger's that was drawn; this one, too, where there is none."""
+    """Return the drawn id, or the existing id with the drawn number, or a constant id."""
     if isinstance(choice, str):
         return choice
     known = list(ids)

@@ -1,7 +1,7 @@
-"""The two services as they are, on their databases, and topics in memory between them.
+"""The two services with their databases, and topics in memory between them.
 
-The topics stand in for the broker: they keep what the real sender sends, and let a test hand any
-of it to the real appliers, in any order, as often as it likes.
+The topics replace the broker. They keep the records of the real sender. A test can give any of them
+to the real appliers, in any order and any number of times.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
 ALL = 1_000_000
-# As a consumer has them by default.
+# The default limits of a consumer.
 LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=10, brake_failures=20)
 
-# Ids below this one are older than what the inboxes know.
+# The inboxes remember no event with an id below this one.
 BEGINS_AT = lowest_id(datetime.now(UTC) - timedelta(days=1))
 
-# What refuses changes is asked to look away, for the next example to find nothing.
+# Triggers are disabled, so that the tables can be emptied for the next example.
 _ENGINE_TABLES = (
     "outbox",
     "outbox_pending",
@@ -67,7 +67,7 @@ _DELIVERY = """
                                      ORDER BY topic, partition, "offset") FROM dead_letters),
     'skipped', (SELECT json_agg(type ORDER BY type) FROM inbox_skipped),
     'pending', (SELECT count(*) FROM outbox_pending),
-    'told', (SELECT json_agg(json_build_array(
+    'published', (SELECT json_agg(json_build_array(
                  aggregateid, type, convert_from(payload, 'UTF8')::jsonb - 'created_at'
              ) ORDER BY seq) FROM outbox)
 """
@@ -97,7 +97,7 @@ _STATE = {
 
 
 class Topics:
-    """Topics in memory; to the sender, a producer whose records are acknowledged at once."""
+    """Topics in memory. The sender uses them as a producer that acknowledges at once."""
 
     def __init__(self) -> None:
         self.records: dict[str, list[ConsumerRecord]] = {ORDERS: [], PAYMENTS: []}
@@ -105,7 +105,7 @@ class Topics:
     def send(
         self, topic: str, *, value: bytes | None, key: bytes, headers: list[tuple[str, Any]]
     ) -> Future:
-        """Keep a record, in its key's partition."""
+        """Store a record in its key's partition."""
         partition = crc32(key) % PARTITIONS
         record = ConsumerRecord(
             topic=topic,
@@ -126,20 +126,20 @@ class Topics:
         return Future().success(record)
 
     def flush(self, timeout: float) -> None:
-        """Nothing is under way."""
+        """Do nothing, because every record is acknowledged at once."""
 
 
 class KilledError(BaseException):
-    """The process ends here; nothing catches it."""
+    """The process is killed. It is a BaseException, so nothing catches it."""
 
 
 class System:
-    """Payments and orders: their APIs, their outboxes' sender, their inboxes' applier.
+    """Payments and orders: their APIs, and the senders and appliers of their events.
 
     Args:
-        urls: of the database of each service.
-        clients: of the API of each service.
-        threads: two of them, for what happens at the same time.
+        urls: The database URLs, by service.
+        clients: The API clients, by service.
+        threads: At least two threads, for concurrent steps.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class System:
         }
 
     def close(self) -> None:
-        """Leave the databases."""
+        """Close the connections to the databases."""
         for engine in self._engines.values():
             engine.dispose()
 
     def forget(self) -> None:
-        """Begin anew, with nothing in the databases and the topics."""
+        """Empty the databases and the topics."""
         self.topics = Topics()
         for service, engine in self._engines.items():
             with engine.begin() as connection:
@@ -178,7 +178,7 @@ class System:
                 )
 
     def relay(self, service: str, count: int, *, mark: bool) -> list[ConsumerRecord]:
-        """Send the oldest unsent events, as the relay does; unmarked, it died after sending."""
+        """Send the oldest pending events, like a relay. Without `mark`, it died after sending."""
         with (
             patch.multiple(
                 "settle_outbox.publish.sender",
@@ -189,7 +189,7 @@ class System:
         ):
             shards = lock_shards(connection, ALL)
             events = read_pending(connection, shards, ALL, [])[:count] if shards else []
-            # There is no broker, so no setting is read.
+            # No setting is read, because there is no broker.
             settings = cast("Settings", SimpleNamespace())
             sent = Sender(settings, load_service(service)).send(events)
             assert sent.error is None
@@ -199,31 +199,31 @@ class System:
         return self.topics.records[topic][len(self.topics.records[topic]) - len(events) :]
 
     def apply(self, service: str, records: Sequence[ConsumerRecord]) -> None:
-        """Hand records to a consumer of a service."""
+        """Give records to a consumer of a service."""
         self._appliers[service].apply(records)
 
     def apply_at_once(self, service: str, records: Sequence[ConsumerRecord]) -> None:
-        """Hand the same records to two consumers at the same time."""
+        """Give the same records to two consumers at the same time."""
         for done in [self._threads.submit(self.apply, service, records) for _ in range(2)]:
             done.result(60)
 
     def apply_and_die(self, service: str, records: Sequence[ConsumerRecord]) -> None:
-        """Hand records to a consumer that is killed before its commit."""
+        """Give records to a consumer that is killed before its commit."""
         try:
             self._dying[service].apply(records)
         except KilledError:
             return
-        raise AssertionError("the consumer did not come to its commit")
+        raise AssertionError("the consumer did not reach its commit")
 
     def state(self, service: str) -> dict[str, Any]:
-        """Everything that matters in a database; what is empty is left out."""
+        """Return all relevant data of a database, without empty tables."""
         with self._engines[service].connect() as connection:
             found: dict[str, Any] = connection.execute(_STATE[service]).scalar_one()
         return {name: value for name, value in found.items() if value}
 
 
 def _dying(sessions: sessionmaker[Session]) -> sessionmaker[Session]:
-    """These sessions, but none lives to see its commit."""
+    """Return sessions that are killed before their commit."""
 
     @event.listens_for(sessions, "before_commit")
     def die(_session: Session) -> None:
@@ -234,7 +234,7 @@ def _dying(sessions: sessionmaker[Session]) -> sessionmaker[Session]:
 
 @contextmanager
 def open_system(payments_url: str, orders_url: str, threads: Executor) -> Iterator[System]:
-    """Both services, without a word in the log."""
+    """Open both services, and drop all log lines."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with ExitStack() as stack:

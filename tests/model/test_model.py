@@ -1,7 +1,7 @@
-"""Whatever happens, in whatever order, the services are as a plain-Python model says.
+"""After any steps in any order, the services agree with a model in plain Python.
 
-The steps are in `machine`, the model in `expected`. A failure ends with the fewest steps that lead
-to it. ``MODEL_EXAMPLES=2000`` runs more, with another seed each time; so does `make model`.
+The steps are in `machine`, the model in `expected`. A failure shows the fewest steps that cause it.
+``MODEL_EXAMPLES=2000`` runs more examples, with another seed each time. So does `make model`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 SETTINGS = settings(
     max_examples=int(EXAMPLES or 60),
     stateful_step_count=30,
-    # The same examples each time, unless there are to be more.
+    # The examples are the same each time, unless more are requested.
     derandomize=EXAMPLES is None,
     database=None,
     print_blob=True,
-    # On a slow machine a step may take its time.
+    # On a slow machine a step may take long.
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate, Phase.shrink],
@@ -38,7 +38,8 @@ def test_the_services_do_what_the_model_says(payments_url: str, orders_url: str)
         ThreadPoolExecutor(2) as threads,
         open_system(payments_url, orders_url, threads) as system,
     ):
-        # Whatever makes one will do, its documentation says; its types know of classes alone.
+        # The documentation accepts any callable that returns a machine, but the types accept only a
+        # class.
         run_state_machine_as_test(
             lambda: Machine(system),  # type: ignore[arg-type]
             settings=SETTINGS,

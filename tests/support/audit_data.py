@@ -1,4 +1,4 @@
-"""Orders that were placed and settled, for the tests of the audit to look at and to break."""
+"""Create settled orders that the tests of the audit read and damage."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 LONG_AGO = datetime.now(UTC) - 20 * DAY
 
-# On a slow machine, what is placed must not outrun what is delivered.
-MOST_OPEN = 60
+# The clients wait when this many orders are open. On a slow machine, they would otherwise place
+# orders faster than consumers settle them.
+MAX_OPEN_ORDERS = 60
 
 _copies = count(1)
 
@@ -52,7 +53,7 @@ def found(report: Report) -> set[tuple[str, str, str]]:
 
 @dataclass
 class Settled:
-    """Both services after some traffic, at rest, and what audits said meanwhile."""
+    """Both services after some traffic, and the reports of the audits that ran during it."""
 
     postgres: PostgresServer
     delivery: Delivery
@@ -60,7 +61,7 @@ class Settled:
 
     @contextmanager
     def copy(self) -> Iterator[Delivery]:
-        """Copies of both databases, to break; the topics are the same."""
+        """Copy both databases, so that a test can damage the copies. The topics are shared."""
         number = next(_copies)
         urls = {}
         for service in ("payments", "orders"):
@@ -73,16 +74,16 @@ class Settled:
                 self.postgres.drop_database(f"audited_{service}_{number}")
 
 
-def traffic(here: Settled) -> None:
-    """Orders of a rich and a poor user, and one of long ago, placed while audits look."""
-    delivery = here.delivery
+def traffic(settled: Settled) -> None:
+    """Place orders of a rich and a poor user, and an old order, while audits run."""
+    delivery = settled.delivery
     users = [delivery.open_account(10**9), delivery.open_account(100)]
-    of_long_ago(delivery, users[0])
+    place_old_order(delivery, users[0])
     enough = threading.Event()
 
     def place() -> None:
         while not enough.is_set():
-            if delivery.statuses().get("created", 0) < MOST_OPEN:
+            if delivery.statuses().get("created", 0) < MAX_OPEN_ORDERS:
                 for user_id in users:
                     delivery.place(user_id, 7)
 
@@ -91,46 +92,47 @@ def traffic(here: Settled) -> None:
         each.start()
     try:
         with ExitStack() as engine:
-            # Nothing delivers yet; then nobody applies; then all is at work.
-            here.meanwhile.append(look(delivery, second_look_s=30))
+            # The first audit runs without relays, the second without consumers, and the others with
+            # both.
+            settled.meanwhile.append(look(delivery, second_look_s=30))
             for service in ("orders", "payments"):
                 engine.enter_context(delivery.relay(service))
-            wait_until(lambda: first_is_sent(delivery), timeout_s=60)
-            here.meanwhile.append(look(delivery, second_look_s=30))
+            wait_until(lambda: is_first_event_sent(delivery), timeout_s=60)
+            settled.meanwhile.append(look(delivery, second_look_s=30))
             for service in ("orders", "payments"):
                 engine.enter_context(delivery.consumer(service))
             wait_until(lambda: delivery.statuses().get("failed", 0) > 0, timeout_s=60)
             for _ in range(3):
-                here.meanwhile.append(look(delivery, second_look_s=30))
+                settled.meanwhile.append(look(delivery, second_look_s=30))
             enough.set()
             wait_until(lambda: "created" not in delivery.statuses(), timeout_s=60)
     finally:
         enough.set()
         for each in placing:
             each.join(30)
-    # Its day in the outbox is gone.
+    # Drop the partition of the old order's day from the outbox.
     engine_of_orders = create_engine(delivery.orders_url)
     maintain(engine_of_orders, outbox_partitions(int(DAY.total_seconds())))
     engine_of_orders.dispose()
 
 
-def first_is_sent(delivery: Delivery) -> bool:
+def is_first_event_sent(delivery: Delivery) -> bool:
     sql = "SELECT (SELECT count(*) FROM outbox) > (SELECT count(*) FROM outbox_pending)"
     return bool(delivery.query("orders", sql)[0][0])
 
 
-def of_long_ago(delivery: Delivery, user_id: UUID) -> None:
-    """An order that was placed long ago, in an outbox that has a partition of that day."""
+def place_old_order(delivery: Delivery, user_id: UUID) -> None:
+    """Place an order with an old date, in an outbox that has a partition of that day."""
     engine = create_engine(delivery.orders_url)
     maintain(engine, outbox_partitions(int(DAY.total_seconds())), now=LONG_AGO)
     engine.dispose()
-    order_id, event_id = (least(LONG_AGO), least(LONG_AGO))
+    order_id, event_id = (make_id_at(LONG_AGO), make_id_at(LONG_AGO))
     add_order(delivery, order_id, user_id, 7)
     add_event(delivery, event_id, order_id, user_id, 7, pending=True)
 
 
-def least(moment: datetime) -> UUID:
-    """An id of that moment that is no other."""
+def make_id_at(moment: datetime) -> UUID:
+    """Return a new id that sorts at this moment."""
     made, begin = uuid7(), lowest_id(moment)
     return type(begin)(int=begin.int | (made.int & ((1 << 80) - 1)))
 
@@ -156,7 +158,10 @@ def add_event(
     pending: bool,
     created_at: datetime | None = None,
 ) -> int:
-    """An order.created event in the outbox, as if it was sent unless pending; its sequence."""
+    """Insert an order.created event into the outbox, and return its sequence number.
+
+    The event counts as sent unless `pending` is set.
+    """
     data = {"order_id": str(order_id), "user_id": str(user_id), "amount": amount}
     ((seq, shard),) = delivery.query(
         "orders",
@@ -181,7 +186,7 @@ def add_event(
 
 @dataclass(frozen=True)
 class Ids:
-    """Of an order."""
+    """The ids that belong to one order."""
 
     order: UUID
     event: UUID
@@ -193,11 +198,11 @@ class Ids:
 
 
 def ids_of(delivery: Delivery, status: str) -> list[Ids]:
-    """Of all orders of a status, but for the one of long ago."""
+    """Return the ids of all orders of a status, except the old one."""
     orders = delivery.query(
         "orders", "SELECT id, user_id FROM orders WHERE status = :status", status=status
     )
-    # A payload tells the order by its id; a result's key is the order.
+    # An event of orders names the order in its payload. The key of a result is the order's id.
     events = {
         json.loads(bytes(payload))["order_id"]: id_
         for id_, payload in delivery.query("orders", "SELECT id, payload FROM outbox")
@@ -211,7 +216,7 @@ def ids_of(delivery: Delivery, status: str) -> list[Ids]:
 
 
 def break_it(delivery: Delivery, service: str, statements: str) -> None:
-    """Change what no code of ours can change: triggers and foreign keys look away."""
+    """Run statements with triggers and foreign keys disabled, which no code of Settle does."""
     engine = create_engine(delivery.url(service))
     with engine.begin() as connection:
         connection.execute(text("SET session_replication_role = replica"))

@@ -1,4 +1,4 @@
-"""The broker that tests run against: Apache Kafka where it can be run, else the embedded one."""
+"""The broker of the tests: Apache Kafka if it is installed, otherwise the embedded broker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Forces one of the two; where it says `kafka` and Kafka is missing, tests fail.
+# Selects the broker. If it is `kafka` and Kafka is not installed, tests fail.
 WHICH = "SETTLE_TEST_BROKER"
 KAFKA, EMBEDDED = "kafka", "embedded"
 STOP_TIMEOUT_S = 30
@@ -33,27 +33,27 @@ STOP_TIMEOUT_S = 30
 
 @cache
 def chosen() -> tuple[str, str]:
-    """Which broker the tests run on, and why."""
+    """Return the broker that the tests run on, and the reason for the choice."""
     forced = os.environ.get(WHICH)
     if forced:
         if forced not in {KAFKA, EMBEDDED}:
             raise ValueError(f"{WHICH} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
         return forced, f"{WHICH} says so"
-    lacking = kafka.missing()
-    return (KAFKA, "Java is here") if lacking is None else (EMBEDDED, lacking)
+    problem = kafka.missing()
+    return (KAFKA, "Java is here") if problem is None else (EMBEDDED, problem)
 
 
 def open_broker(advertised_port: int | None = None) -> Broker:
-    """The chosen broker, not started yet.
+    """Return the chosen broker. It is not started yet.
 
     Args:
-        advertised_port: what it tells clients; that of a proxy before it.
+        advertised_port: The port that the broker gives to clients, for example a proxy's.
     """
     return KafkaBroker(advertised_port) if chosen()[0] == KAFKA else EmbeddedBroker(advertised_port)
 
 
 class Broker(ABC):
-    """A broker on a free port of 127.0.0.1, which it keeps; what it stores goes away with it."""
+    """A broker on a fixed free port of 127.0.0.1. Its data is removed when the context ends."""
 
     def __init__(self, advertised_port: int | None = None) -> None:
         self.port = free_port()
@@ -73,12 +73,12 @@ class Broker(ABC):
 
     @property
     def pid(self) -> int | None:
-        """Its process, while it runs."""
+        """The id of its process, or None if it does not run."""
         return self._process.pid if self._process is not None else None
 
     @property
     def folder(self) -> Path | None:
-        """Where it keeps its data; None when in memory."""
+        """The folder of its data, or None if the data is in memory."""
         return None
 
     @property
@@ -87,26 +87,26 @@ class Broker(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start it, on what it stored, and wait until it serves."""
+        """Start the broker with its stored data, and wait until it answers."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Lose all topics and offsets. It must not run."""
+        """Delete all topics and offsets. The broker must not run."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Be as good as new, for the next test; it runs before and after."""
+        """Delete all topics and groups while the broker runs, for the next test."""
 
     def stop(self) -> None:
-        """End the broker as an operator would."""
+        """Stop the broker, as an operator would."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the broker with no warning."""
+        """Kill the broker without warning."""
         self._end(signal.SIGKILL)
 
     def discard(self) -> None:
-        """End the broker and remove what it stored."""
+        """Stop the broker and remove its data."""
         self._end(signal.SIGKILL)
         self.forget()
 
@@ -140,15 +140,15 @@ class Broker(ABC):
 
 
 class EmbeddedBroker(Broker):
-    """The broker that `settle up` starts unless told otherwise. Its end is the end of its data."""
+    """The broker that `settle up` starts by default. It loses its data when it stops."""
 
     def start(self) -> None:
         advertised = f"--advertised-listener-url=tcp://127.0.0.1:{self._advertised_port}"
-        # Of an option given twice, it would take neither.
+        # If an option is given twice, it ignores both values.
         self._start([*embedded.command(self.port)[:-1], advertised], self._listens)
 
     def forget(self) -> None:
-        """It has."""
+        """Do nothing, because its data is already lost."""
 
     def reset(self) -> None:
         self.kill()
@@ -178,7 +178,7 @@ class KafkaBroker(Broker):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _serves(self) -> bool:
-        """Its port opens when the controller has let it in; then it also answers."""
+        """Return whether it answers. Its port opens after it has joined the controller."""
         return self._listens() and (self._advertised_port != self.port or self._has_controller())
 
     def _has_controller(self) -> bool:
@@ -197,7 +197,7 @@ class KafkaBroker(Broker):
         return KafkaAdminClient(bootstrap_servers=self.bootstrap, bootstrap_timeout_ms=2000)
 
     def reset(self) -> None:
-        """Delete topics and groups: seconds sooner than another node."""
+        """Delete topics and groups. This is seconds faster than starting another node."""
         admin = self._administration()
         try:
             wait_until(lambda: forget_groups(admin), timeout_s=30, what="the groups to be gone")
@@ -207,17 +207,18 @@ class KafkaBroker(Broker):
 
 
 def forget_groups(admin: KafkaAdminClient) -> bool:
-    """Remove all consumer groups, with their offsets; return whether none was left."""
+    """Delete all consumer groups and their offsets, and return whether none was left."""
     groups = [each["group_id"] for each in admin.list_groups()]
     for group, described in admin.describe_groups(groups).items() if groups else ():
         _remove_members(admin, group, described["members"])
     if groups:
-        admin.delete_groups(groups)  # refused to one that has members: the next try's
+        # fails for a group that has members, which the next try deletes
+        admin.delete_groups(groups)
     return not groups
 
 
 def _remove_members(admin: KafkaAdminClient, group: str, members: list[dict[str, Any]]) -> None:
-    """Those that were killed; the broker would wait for them for their session's time-out."""
+    """Remove members that were killed. The broker would wait until their session times out."""
     ids = [MemberToRemove(member_id=member["member_id"]) for member in members]
     if ids:
         admin.remove_group_members(group, ids)

@@ -1,4 +1,4 @@
-"""Clients that place orders and make deposits all the time, and keep account of every answer."""
+"""Clients that place orders and make deposits, and record every answer."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
     from support.stack import Stack
 
-# A client gives up; what becomes of its request, it does not know.
+# A client gives up after this time, and does not know whether its request had an effect.
 TIMEOUT_S = 10
 PAUSE_S = 0.05
-PAUSE_AFTER_TROUBLE_S = 0.3
+PAUSE_AFTER_ERROR_S = 0.3
 FINAL = frozenset({"success", "failed"})
 
 
 @dataclass
 class Account:
-    """What one client knows of its account: what was acknowledged, and what may have been done.
+    """What one client knows about its account.
 
     Args:
-        user_id: whose.
-        accepted: its orders that were answered 202, in that order, and their amounts.
-        unsure: amounts of orders whose answer was lost, or said that the database was away.
-        deposited: amounts of the deposits that were answered 200.
-        maybe_deposited: amounts of those without an answer.
-        final: the final statuses that it was told, by order.
-        wrong: answers that must never be.
-        waits_s: how long each accepted order took to be accepted.
-        tries: requests to change something, answered or not; a request sent again is another one.
+        user_id: The user.
+        accepted: The orders that were answered with 202, in this order, and their amounts.
+        unsure: The amounts of orders without an answer, or with one that reports a database error.
+        deposited: The amounts of deposits that were answered with 200.
+        maybe_deposited: The amounts of deposits without an answer.
+        final: By order, the final status that the client read.
+        wrong: Answers that must never occur.
+        waits_s: For each accepted order, the seconds until it was accepted.
+        tries: The number of requests to change something. A repeated request counts again.
     """
 
     user_id: str
@@ -54,7 +54,7 @@ class Account:
 
 
 class Client(threading.Thread):
-    """One user: sends a request, waits for the answer, sends the next; now and then looks back."""
+    """One user, who sends one request after the other, and sometimes reads an earlier order."""
 
     def __init__(self, stack: Stack, seed: int, stop: threading.Event) -> None:
         super().__init__(name=f"client-{seed}")
@@ -65,7 +65,7 @@ class Client(threading.Thread):
         self._session = requests.Session()
 
     def open(self) -> None:
-        """Open the account; before there is any trouble."""
+        """Open the account. Call it before any fault is caused."""
         body = {"user_id": self.account.user_id}
         url = f"{self._stack.payments}/accounts"
         assert self._session.post(url, json=body, timeout=TIMEOUT_S).status_code == 201
@@ -76,12 +76,12 @@ class Client(threading.Thread):
         while not self._stop_asked.is_set():
             chance = self._rng.random()
             if chance < 0.8:
-                well = self._order()
+                succeeded = self._order()
             elif chance < 0.88:
-                well = self._deposit()
+                succeeded = self._deposit()
             else:
-                well = self._look_back()
-            self._stop_asked.wait(PAUSE_S if well else PAUSE_AFTER_TROUBLE_S)
+                succeeded = self._check_earlier_order()
+            self._stop_asked.wait(PAUSE_S if succeeded else PAUSE_AFTER_ERROR_S)
         self._session.close()
 
     def _order(self) -> bool:
@@ -97,7 +97,7 @@ class Client(threading.Thread):
         return False
 
     def _deposit(self) -> bool:
-        # About what ten orders cost: some can be paid, some cannot.
+        # A deposit is worth about ten orders, so some orders can be paid and some cannot.
         amount = self._rng.randint(700, 1500)
         path = f"/accounts/{self.account.user_id}/deposit"
         answer = self._try("payments", path, {"amount": amount})
@@ -107,8 +107,8 @@ class Client(threading.Thread):
         self.account.maybe_deposited[amount] += 1
         return False
 
-    def _look_back(self) -> bool:
-        """Look at one of the last orders: what was final once stays as it was."""
+    def _check_earlier_order(self) -> bool:
+        """Read one of the last orders, and check that a final status has not changed."""
         if not self.account.accepted:
             return True
         order_id = self._rng.choice(list(self.account.accepted)[-20:])
@@ -129,15 +129,16 @@ class Client(threading.Thread):
         return True
 
     def _try(self, service: str, path: str, body: dict[str, Any]) -> requests.Response | None:
-        """Post; None when there is no answer, or one that does not tell what was done.
+        """Post, and return the answer, or None if it is unknown whether the request had an effect.
 
-        Every other request has a key, and is sent until it is done; then it is done once.
+        Every other request has an idempotency key. It is repeated until it gets an answer, and
+        has its effect once.
         """
         base = {"orders": self._stack.orders, "payments": self._stack.payments}[service]
         headers = {"Idempotency-Key": str(uuid4())} if self._rng.random() < 0.5 else {}
         while True:
             answer = self._try_once(f"{base}{path}", body, headers)
-            if answer is not None or not headers or self._stop_asked.wait(PAUSE_AFTER_TROUBLE_S):
+            if answer is not None or not headers or self._stop_asked.wait(PAUSE_AFTER_ERROR_S):
                 return answer
 
     def _try_once(
@@ -151,7 +152,7 @@ class Client(threading.Thread):
             self.account.tries += 1
         if answer.status_code in {200, 202}:
             return answer
-        if not (headers and answer.status_code == 409):  # its former self is under way still
+        if not (headers and answer.status_code == 409):  # an earlier attempt is still running
             self._expect_503(answer)
         return None
 
@@ -164,12 +165,12 @@ class Client(threading.Thread):
 
 
 class Clients:
-    """Several clients at once, as long as it is entered.
+    """Run several clients until the context ends.
 
     Args:
-        stack: what they talk to.
-        count: how many.
-        seed: of what they do.
+        stack: The stack that they use.
+        count: The number of clients.
+        seed: The seed of their random choices.
     """
 
     def __init__(self, stack: Stack, *, count: int = 6, seed: int = 0) -> None:
@@ -186,7 +187,7 @@ class Clients:
         return sum(account.tries for account in self.accounts)
 
     def wait_tried(self, more: int, *, timeout_s: float = 60) -> None:
-        """Wait until so many more requests are sent and answered, well or not, or given up."""
+        """Wait until `more` further requests were sent, and have an answer or were given up."""
         wanted = self.tries + more
         wait_until(lambda: self.tries >= wanted, timeout_s=timeout_s, what="requests")
 

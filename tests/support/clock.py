@@ -1,4 +1,4 @@
-"""Time that passes only when somebody waits."""
+"""A clock that advances only when the code under test waits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from settle_outbox.runtime.process import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A test that waits for longer waits for something that does not come.
+# The limit of one test. A longer wait is for something that does not happen.
 LONGEST_S = 3600.0
 
 
 class TimeIsUpError(BaseException):
-    """No loop of the engine catches it."""
+    """The test's time is over. It is a BaseException, so no loop of the engine catches it."""
 
 
 class Clock:
-    """Stands in for the module `time`."""
+    """Take the place of the module `time`."""
 
     def __init__(self) -> None:
         self._began = self._now = 1_000.0
@@ -27,17 +27,17 @@ class Clock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock by `seconds`."""
         self._now += seconds
         if self._now > self._began + LONGEST_S:
-            raise TimeIsUpError("what the test waits for does not come")
+            raise TimeIsUpError("the test waited too long")
 
 
 class InstantStop(Stop):
-    """A stop whose waits take no time but that of a clock.
+    """A stop whose waits return at once and advance a clock.
 
     Attributes:
-        on_wait: called with the seconds of each wait.
+        on_wait: Called with the seconds of each wait.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""All commands, and docs/reference/cli.md, which is made of their help: ``make commands``."""
+"""All commands, and docs/reference/cli.md, which ``make commands`` writes from their help."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def find(path: tuple[str, ...]) -> click.Command:
 
 
 def page() -> str:
-    """Return the page that the help of all commands makes."""
+    """Return the text of the page, which is the help of all commands."""
     return "\n".join([_HEAD, *(_section(path) for path in COMMANDS)])
 
 

@@ -1,4 +1,4 @@
-"""A relay, a consumer, and a look into topics, for the tests of delivery."""
+"""Run relays and consumers, and read topics and databases, for the tests of delivery."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PAYMENTS = "payments.events"
 
 @dataclass(frozen=True)
 class Record:
-    """A record to be put into a topic by hand."""
+    """A record that a test writes to a topic."""
 
     value: bytes | None
     headers: list[tuple[str, bytes | None]]
@@ -60,7 +60,10 @@ class Record:
 
 
 def headers(type_: str, event_id: UUID | None = None, **changed: Any) -> list[tuple[str, Any]]:
-    """The headers of a good event; `changed` by the part after ``ce_``, None leaves one out."""
+    """Return the headers of a valid event.
+
+    `changed` replaces headers by their names without ``ce_``. None leaves a header out.
+    """
     good = {
         "id": str(event_id or uuid7()),
         "type": type_,
@@ -78,7 +81,7 @@ def headers(type_: str, event_id: UUID | None = None, **changed: Any) -> list[tu
 def order_created(
     user_id: UUID, amount: int, *, order_id: UUID | None = None, **changed: Any
 ) -> Record:
-    """A good `order.created` event, but for what is changed in its headers."""
+    """Return a valid `order.created` event, with the headers in `changed` replaced."""
     data = {"order_id": str(order_id or uuid7()), "user_id": str(user_id), "amount": amount}
     return Record(
         json.dumps(data).encode(), headers("order.created", **changed), str(user_id).encode()
@@ -87,7 +90,7 @@ def order_created(
 
 @dataclass
 class Delivery:
-    """Both services' databases and a broker, to run the engine against."""
+    """The databases of both services and a broker, on which the engine runs."""
 
     payments_url: str
     orders_url: str
@@ -111,7 +114,7 @@ class Delivery:
 
     @contextmanager
     def session(self, service: str) -> Iterator[Session]:
-        """A transaction of a service; it commits."""
+        """Open a session of a service's database that commits at the end."""
         engine = create_engine(self.url(service))
         try:
             with Session(engine) as session, session.begin():
@@ -121,7 +124,7 @@ class Delivery:
 
     def query(self, service: str, sql: str, **parameters: Any) -> list[Any]:
         with self.session(service) as session:
-            # It is one of a cursor, which SQLAlchemy's types do not tell of text.
+            # The statement goes to the cursor as it is, so the row's type is unknown to SQLAlchemy.
             result = cast("CursorResult[Any]", session.execute(text(sql), parameters))
             return list(result.all()) if result.returns_rows else []
 
@@ -137,11 +140,11 @@ class Delivery:
         )
 
     def add(self, key: str, *data: Any, service: str = "orders") -> None:
-        """Add one event a datum to an outbox, in one transaction."""
+        """Add one event for each `data` to an outbox, in one transaction."""
         with self.session(service) as session:
             outbox.add_all(session, [Event(service, key, "order.created", each) for each in data])
 
-    # Money and orders, without HTTP.
+    # Money and orders, without the API.
 
     def open_account(self, balance: int) -> UUID:
         user_id = uuid7()
@@ -165,12 +168,12 @@ class Delivery:
         return dict(self.query("orders", "SELECT status, count(*) FROM orders GROUP BY status"))
 
     def charges(self) -> list[UUID]:
-        """The orders that were charged, one a transfer."""
+        """Return the orders that were charged, one for each transfer."""
         charged = self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'")
         return [row.order_id for row in charged]
 
     def inbox(self, service: str) -> dict[str, int]:
-        """How many events had which outcome."""
+        """Return the number of events by outcome."""
         return dict(self.query(service, "SELECT outcome, count(*) FROM inbox GROUP BY outcome"))
 
     def received(self, service: str) -> int:
@@ -178,7 +181,7 @@ class Delivery:
         return count
 
     def skipped(self, service: str) -> dict[str, int]:
-        """How many records came of each type that the service does not subscribe to."""
+        """Return the number of records by type, for types without a subscription."""
         return dict(self.query(service, "SELECT type, records FROM inbox_skipped"))
 
     def dead_letters(self, service: str) -> list[Any]:
@@ -188,7 +191,7 @@ class Delivery:
 
     @contextmanager
     def relay(self, service: str | Service, **changed: Any) -> Iterator[Stop]:
-        """A relay in a thread of this process."""
+        """Run a relay in a thread of this process."""
         found = load_service(service) if isinstance(service, str) else service
         settings, stop = self.settings(found.name, **changed), Stop()
         relay = Relay(found.with_topic_prefix(settings.topic_prefix), settings, stop)
@@ -197,7 +200,7 @@ class Delivery:
 
     @contextmanager
     def consumer(self, service: str | Service, **changed: Any) -> Iterator[Stop]:
-        """A consumer in a thread of this process."""
+        """Run a consumer in a thread of this process."""
         found = load_service(service) if isinstance(service, str) else service
         settings, stop = self.settings(found.name, **changed), Stop()
         consumer = Consumer(found.with_topic_prefix(settings.topic_prefix), settings, stop)
@@ -206,7 +209,7 @@ class Delivery:
 
     @contextmanager
     def process(self, *command: str, **environ: str) -> Iterator[Process]:
-        """A command line of ours, as a process; killed at the end."""
+        """Start a command line of Settle as a process, and kill it at the end."""
         process = Process(command, {**os.environ, **self.environ, **environ})
         try:
             yield process
@@ -214,7 +217,7 @@ class Delivery:
             process.discard()
 
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """A command line of ours, to its end."""
+        """Run a command line of Settle until it ends."""
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],
             env={**os.environ, **self.environ, **environ},
@@ -227,7 +230,7 @@ class Delivery:
     # The topics.
 
     def create_topic_with_senders_times(self, topic: str) -> None:
-        """Create a topic that keeps the times that its senders give."""
+        """Create a topic whose records keep the timestamps of their producers."""
         admin = make_admin(self.settings("orders"), "test")
         configs = {"message.timestamp.type": "CreateTime"}
         described = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
@@ -235,7 +238,7 @@ class Delivery:
         admin.close()
 
     def produce(self, topic: str, *records: Record) -> list[int]:
-        """Put records into a topic, and wait until the broker has them; their offsets."""
+        """Write records to a topic, wait for their acknowledgement, and return their offsets."""
         settings = self.settings("orders")
         admin = make_admin(settings, "test")
         ensure_topics(admin, [topic], settings)
@@ -257,7 +260,7 @@ class Delivery:
             producer.close()
 
     def records(self, topic: str) -> list[ConsumerRecord]:
-        """All that a topic holds now, a partition after the other."""
+        """Return all records of a topic, one partition after the other."""
         reader = KafkaConsumer(
             bootstrap_servers=self.bootstrap,
             group_id=None,
@@ -270,7 +273,7 @@ class Delivery:
             reader.close()
 
     def committed(self, service: str) -> int:
-        """How many records the service's group is done with, over all partitions."""
+        """Return how many records the service's group has committed, over all partitions."""
         admin = make_admin(self.settings(service), "test")
         try:
             offsets = admin.list_group_offsets(service)
@@ -282,9 +285,9 @@ class Delivery:
 
 
 def patient_producer(bootstrap: str) -> KafkaProducer:
-    """Connect a producer that waits for the metadata of a topic that was just created.
+    """Return a producer that waits long for the metadata of a new topic.
 
-    The engine's own producer gives up after 2 s, which a loaded machine may take.
+    The engine's producer gives up after 2 s, which can be too short on a loaded machine.
     """
     return KafkaProducer(
         bootstrap_servers=bootstrap,
@@ -297,18 +300,21 @@ def patient_producer(bootstrap: str) -> KafkaProducer:
 
 
 def read_health(folder: Path, process: str) -> str:
-    """Return what the one process of a kind has written; nothing before its first sign of life."""
+    """Return the content of a process's health file, or nothing before its first heartbeat.
+
+    There must be at most one process of this kind.
+    """
     return "".join(file.read_text() for file in folder.glob(f"{process}.*.json"))
 
 
 def header(record: ConsumerRecord, name: str) -> str:
-    """A header that must be there once."""
+    """Return the value of a header that the record has exactly once."""
     (value,) = [value for key, value in record.headers if key == name]
     return str(value.decode())
 
 
 def first_appearances(records: Iterable[ConsumerRecord]) -> dict[str, list[Any]]:
-    """By key, the events' data in the order in which each was first in the topic."""
+    """Return the events' data by key, in the order of their first appearance in the topic."""
     found: dict[str, list[Any]] = {}
     seen = set()
     for record in records:
@@ -320,7 +326,7 @@ def first_appearances(records: Iterable[ConsumerRecord]) -> dict[str, list[Any]]
 
 
 class Process:
-    """A running command line of ours, and what it logs."""
+    """A running command line of Settle, and its log lines."""
 
     def __init__(self, command: tuple[str, ...], environ: dict[str, str]) -> None:
         self._popen = subprocess.Popen(
@@ -344,13 +350,13 @@ class Process:
         self.lines.extend(self._popen.stderr)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """The log lines of that event."""
+        """Return the log lines of this event."""
         lines = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def wait_logged(self, event: str, *, timeout_s: float = 20) -> None:
         def seen() -> bool:
-            assert self.running or self.logged(event), f"it ended: {self.lines}"
+            assert self.running or self.logged(event), f"the process ended: {self.lines}"
             return bool(self.logged(event))
 
         wait_until(seen, timeout_s=timeout_s, what=f"the log line {event}")
@@ -361,7 +367,7 @@ class Process:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was stopped by SIGSTOP."""
+        """Whether a SIGSTOP has stopped the process."""
         state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state == "T"
 
@@ -369,7 +375,7 @@ class Process:
         self._popen.send_signal(number)
 
     def wait(self, *, timeout_s: float = 30) -> int:
-        """Wait for its end; the exit code, negative for a signal."""
+        """Wait until the process ends, and return its exit code, which is negative for a signal."""
         code = self._popen.wait(timeout_s)
         self._reader.join(PATIENCE_S)
         return code
@@ -383,7 +389,11 @@ class Process:
 
 
 def _read_to_end(reader: KafkaConsumer, places: list[TopicPartition]) -> list[ConsumerRecord]:
-    """The embedded broker's end_offsets is wrong; the high-water mark after a fetch is right."""
+    """Return all records of partitions.
+
+    The end_offsets of the embedded broker are wrong, but the high-water mark after a fetch
+    is right.
+    """
     reader.assign(places)
     for place in places:
         reader.seek(place, 0)
@@ -401,7 +411,7 @@ def _read_to_end(reader: KafkaConsumer, places: list[TopicPartition]) -> list[Co
 
 @contextmanager
 def _in_thread(runner: Relay | Consumer, stop: Stop) -> Iterator[None]:
-    # structlog's own default draws tracebacks with every variable, for seconds each.
+    # By default, structlog prints tracebacks with every variable, which takes seconds each.
     structlog.configure(
         processors=[structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer()]
     )

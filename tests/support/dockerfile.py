@@ -1,4 +1,4 @@
-"""Carries out a Dockerfile's steps in a folder, where there is no Docker engine to build with."""
+"""Run a Dockerfile's steps in a folder, on a machine without Docker."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# What changes the machine and not the folder; the test reads it instead of running it.
+# Commands that change the machine and not the folder. They are skipped, and the test reads them.
 MACHINE_STEP = "useradd"
 
 
 @dataclass
 class Build:
-    """An image's files below a folder, as its steps made them.
+    """The files of an image, as its steps created them in a folder.
 
     Args:
-        context: what COPY copies from, as far as .dockerignore lets it.
-        root: stands for the image's root.
+        context: The folder that COPY copies from, without the files that .dockerignore excludes.
+        root: The folder that represents the image's root.
     """
 
     context: Path
@@ -39,17 +39,20 @@ class Build:
     machine_steps: list[str] = field(default_factory=list)
 
     def run(self, dockerfile: Path) -> None:
-        """Carry out every instruction, or fail on one that is not known here."""
+        """Run every instruction, or fail if one is unknown."""
         for line in _instructions(dockerfile.read_text(encoding="utf-8")):
             name, _, rest = line.partition(" ")
             getattr(self, f"_{name.lower()}")(rest.strip())
 
     def here(self, path: str) -> Path:
-        """A path of the image, below the folder."""
+        """Return the path below the folder for a path of the image."""
         return self.root / path.lstrip("/")
 
     def environment(self) -> dict[str, str]:
-        """What a process in the image finds; of the machine's own only what it needs to run."""
+        """Return the environment of a process in the image.
+
+        It has few variables of the machine: only those that a process needs to run.
+        """
         kept = {
             name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL"))
         }
@@ -57,7 +60,7 @@ class Build:
         return kept | self.environ | {"PATH": self._mapped(path), "HOME": str(self.root)}
 
     def shell(self, command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run a command line in the image's folder, and fail if it fails."""
+        """Run a command line in the image's folder, and fail if the command fails."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self._mapped(command)],
             cwd=self.here(self.workdir),
@@ -76,6 +79,9 @@ class Build:
 
     def _from(self, rest: str) -> None:
         self.base = rest
+
+    def _label(self, _rest: str) -> None:
+        """Change no file."""
 
     def _workdir(self, rest: str) -> None:
         self.workdir = rest
@@ -96,7 +102,7 @@ class Build:
             place = self.here(self.workdir) / target
             if target.endswith("/"):
                 place = place / source
-            assert not self._ignored(source), f"COPY {source}: .dockerignore leaves it out"
+            assert not self._ignored(source), f"COPY {source}: .dockerignore excludes it"
             if (self.context / source).is_dir():
                 shutil.copytree(
                     self.context / source,
@@ -118,7 +124,7 @@ class Build:
         if MACHINE_STEP in rest:
             self.machine_steps.append(rest)
             return
-        # The image has one Python; here it is the tests' own.
+        # The image has one Python. Here, it is the Python of the tests.
         self.shell(rest.replace("python -m venv", f"{shlex.quote(sys.executable)} -m venv"))
 
 

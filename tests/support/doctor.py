@@ -1,4 +1,4 @@
-"""The doctor, to see a named check come out well or ill."""
+"""Run the doctor, and read the result of a check by its name."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
     from settle_outbox.checks.check import Finding
 
-# Where nothing listens, and nothing will: the port of tcpmux.
+# A port where nothing ever listens: tcpmux.
 NOWHERE = "127.0.0.1:1"
-# The tests' own server does not wait for its disk (support/postgres.py), and is told so.
+# The PostgreSQL of the tests does not wait for its disk (support/postgres.py). The doctor warns
+# about this unless it is told to accept it.
 UNDURABLE = {f"{service} durability" for service in SERVICES}
 
 
 @dataclass
 class Doctor:
-    """What it is given to look at, without a stack of its own.
+    """Examine databases and a broker, without a running stack.
 
     Args:
-        folder: of a stack that does not run.
-        urls: of the databases, by service.
-        bootstrap: the broker.
+        folder: The folder of a stack that does not run.
+        urls: The database URLs, by service.
+        bootstrap: The broker's address.
     """
 
     folder: Path
@@ -39,22 +40,22 @@ class Doctor:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What names it all to a process."""
+        """Return the environment variables that name the databases and the broker."""
         given = {DATABASE_URLS[service]: url for service, url in self.urls.items()}
         return {"SETTLE_HOME": str(self.folder), BOOTSTRAP: self.bootstrap, **given}
 
     def examine(self, *services: str, **environ: str) -> dict[str, Finding]:
-        """Every check, by its name."""
+        """Run all checks, and return the findings by name."""
         with environment({**self.environ, **environ}):
             checks = list(
                 examine(StateFolder(self.folder), quick=False, services=services or SERVICES)
             )
         self.seen = {check.name: check for check in checks}
-        assert len(self.seen) == len(checks), "two checks of one name"
+        assert len(self.seen) == len(checks), "two checks have the same name"
         return self.seen
 
     def verdict(self, name: str, **environ: str) -> tuple[str, str]:
-        """How one check comes out, and what was found; bad ones have to say what to do."""
+        """Return the verdict and the finding of one check. A bad finding must name a remedy."""
         check = self.examine(*self.urls, **environ)[name]
         assert (check.verdict == "ok") == (check.remedy == ""), check
         return str(check.verdict), check.found

@@ -1,4 +1,4 @@
-"""The engine without servers: a relay and a consumer on a cluster and a database in memory."""
+"""The engine without servers: a relay and a consumer with a cluster and a database in memory."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _NOWHERE = Delivery(_NO_DATABASE, _NO_DATABASE, bootstrap="127.0.0.1:1")
 
 
 class KilledError(BaseException):
-    """The process ends here; nothing catches it."""
+    """The process is killed. It is a BaseException, so nothing catches it."""
 
 
 class World:
-    """A cluster and a database, and the processes that run on them.
+    """A cluster, a database, and the processes that use them.
 
     Attributes:
-        stop: of the process that runs.
-        is_over: asked when the process finds nothing to do; it is stopped if so.
+        stop: The stop of the running process.
+        is_over: Called when the process has nothing to do. The process is stopped if it is true.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,8 @@ class World:
         monkeypatch.setattr(
             consumer, "make_handler_sessions", lambda *_: (self.database, self.database)
         )
-        # Nobody asks for a repair here; see tests/integration/test_dead_letter_repairs.py.
+        # No test here makes a repair request; tests/integration/test_dead_letter_repairs.py has
+        # those.
         no_requests = SimpleNamespace(carry_out_unclaimed=lambda **_: None)
         monkeypatch.setattr(consumer, "Repairs", lambda *_, **__: no_requests)
         monkeypatch.setattr(
@@ -93,12 +94,12 @@ class World:
         return _NOWHERE.settings("orders", **changed)
 
     def relay(self, **changed: Any) -> relay.Relay:
-        """A relay of a service that publishes orders."""
+        """Return a relay of a service that publishes orders."""
         self.stop = InstantStop(self.clock)
         return relay.Relay(Service("orders", ("orders",), ()), self._settings(**changed), self.stop)
 
     def consumer(self, service: Service, **changed: Any) -> consumer.Consumer:
-        """A consumer of a service."""
+        """Return a consumer of a service."""
         self.stop = InstantStop(self.clock)
         return consumer.Consumer(service, self._settings(**changed), self.stop)
 
@@ -108,17 +109,17 @@ class World:
 
 
 class _Listener:
-    """Stands in for the relay's listener: a wait for a notification takes the time of a poll."""
+    """A stand-in for the relay's listener. A wait for a notification takes one poll interval."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def ensure(self) -> None:
-        """It listens."""
+        """Do nothing, because it always listens."""
 
     def wait(self, seconds: float) -> None:
         self._world.cluster.when_idle()
         self._world.clock.advance(seconds)
 
     def close(self) -> None:
-        """There is no connection."""
+        """Do nothing, because it has no connection."""

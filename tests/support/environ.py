@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Show further environment variables to this process's Python code.
+    """Show additional environment variables to the Python code of this process.
 
-    The environment of the process itself stays as it is. To change it is not safe in C while
-    another thread reads it, as libpq does when it connects: such a process was seen to crash.
+    The environment of the process itself does not change. Another thread may read it in C, as libpq
+    does when it connects, and a change at that moment has crashed such a process.
     """
     with patch.object(os, "environ", {**os.environ, **variables}):
         yield

@@ -1,4 +1,4 @@
-"""What must be true after it all, whatever went wrong: told by the clients and by the databases."""
+"""Check after all faults that the clients' records, the databases and the audit agree."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHOWN = 5
 
 
 def wait_final(system: System, *, timeout_s: float) -> list[str]:
-    """Wait until every accepted order is final; what is wrong with those that are not."""
+    """Wait until every accepted order is final, and return a sentence for each that is not."""
     open_orders: list[str] = []
 
     def all_final() -> bool:
-        # Those that no client was told of are waited for as well: they may be charged yet.
+        # Wait also for orders whose client got no answer, because they may still be charged.
         open_orders[:] = [
             f"order {order_id} is {status} still"
             for (order_id, status) in system.delivery.query(
@@ -41,7 +41,7 @@ def wait_final(system: System, *, timeout_s: float) -> list[str]:
 
 
 def check_accounts(system: System, accounts: list[Account]) -> list[str]:
-    """What the clients were told against what is; each violation in a sentence."""
+    """Compare the answers of the clients with the state. Return a sentence for each violation."""
     return [
         violation
         for account in accounts
@@ -51,7 +51,7 @@ def check_accounts(system: System, accounts: list[Account]) -> list[str]:
 
 
 def _orders(system: System, account: Account) -> dict[str, tuple[int, str]]:
-    """All orders of a user, page by page: amount and status, by id."""
+    """Return the amount and status of all orders of a user by id, read page by page."""
     url: str | None = f"{system.stack.orders}/orders?user_id={account.user_id}&limit={PAGE}"
     found = {}
     while url is not None:
@@ -86,7 +86,7 @@ def _check_orders(system: System, account: Account) -> list[str]:
 
 
 def _check_money(system: System, account: Account) -> list[str]:
-    """Deposits, charges, and the balance, of one user."""
+    """Check the deposits, the charges and the balance of one user."""
     delivery, user = system.delivery, {"user_id": account.user_id}
     deposits = Counter(
         amount
@@ -132,7 +132,7 @@ def _sum(amounts: Counter[int]) -> int:
 
 
 def _check_order_of_effect(system: System, account: Account) -> list[str]:
-    """A client that waits for each answer sees its orders charged in that order."""
+    """Check that a client's orders were charged in order, because it waits for each answer."""
     charged = [
         str(order_id)
         for (order_id,) in system.delivery.query(
@@ -142,7 +142,7 @@ def _check_order_of_effect(system: System, account: Account) -> list[str]:
             user_id=account.user_id,
         )
     ]
-    # An order without an answer may be stored late: it has no place among the others.
+    # An order without an answer may be stored late, so its place among the others is unknown.
     place = {order_id: n for n, order_id in enumerate(account.accepted)}
     places = [place[order_id] for order_id in charged if order_id in place]
     if places == sorted(places):
@@ -153,7 +153,7 @@ def _check_order_of_effect(system: System, account: Account) -> list[str]:
 
 
 def audit(system: System) -> list[str]:
-    """What `settle audit` finds; empty when it is clean."""
+    """Return what `settle audit` finds, which is empty if all is right."""
     done = system.stack.settle("audit", "--json")
     if done.returncode == 0:
         return []
@@ -164,6 +164,6 @@ def audit(system: System) -> list[str]:
 
 
 def _first(violations: list[str]) -> list[str]:
-    """Not thousands of a kind."""
+    """Return the first violations, because there may be thousands of one kind."""
     more = len(violations) - SHOWN
     return violations[:SHOWN] + ([f"... and {more} more like these"] if more > 0 else [])

@@ -1,4 +1,4 @@
-"""A PostgreSQL that is frozen for a while: it is there, and says nothing."""
+"""A PostgreSQL server that is frozen for a time: it is reachable, but does not answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def frozen(server: PostgresServer) -> Iterator[None]:
-    """Stop every process of a server; its sockets stay open, and the kernel takes what is sent."""
+    """Freeze every process of a server. Its sockets stay open, and the kernel accepts data."""
     assert server.pid is not None
-    send([server.pid], signal.SIGSTOP)  # first, so that it starts no others
+    send([server.pid], signal.SIGSTOP)  # first, so that it starts no other process
     send(family(server.pid), signal.SIGSTOP)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A TCP proxy before a broker that answers some produce requests in its stead, or not at all."""
+"""A TCP proxy for a broker that can make requests fail or drop answers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ if TYPE_CHECKING:
 
     from support.broker import Broker
 
-# How to fail a request: told so by an error of the broker's, which ends an idempotent producer or
-# has it take a new epoch and go on; or by a connection that is cut before the broker has it, or
-# after, its answer lost.
+# How a produce request fails. After REFUSE, an idempotent producer ends. After OUT_OF_ORDER, it
+# takes a new epoch and continues. CUT_BEFORE cuts the connection before the broker has the request.
+# CUT_AFTER cuts it after that, so that the answer is lost.
 REFUSE, OUT_OF_ORDER = "refuse", "out of order"
 CUT_BEFORE, CUT_AFTER = "cut before", "cut after"
-# The answer alone is lost; the connection stays.
+# Only the answer is lost. The connection stays open.
 NO_ANSWER = "no answer"
 _ERRORS = {REFUSE: UnknownError, OUT_OF_ORDER: OutOfOrderSequenceNumberError}
 
 
 class Proxy:
-    """Clients connect to `port`; what they send goes to `broker_port`.
+    """Forward the clients that connect to `port` to `broker_port`.
 
     Args:
-        broker_port: on 127.0.0.1; its broker must tell clients the proxy's port as its own.
-        fails: asked for each produce request, by its number from 1: how it fails, or None.
+        broker_port: The broker's port on 127.0.0.1. The broker must advertise the proxy's port.
+        fails: Called with the number of each produce request, from 1. It returns how the request
+            fails, or None.
     """
 
     def __init__(self, port: int, broker_port: int, fails: Callable[[int], str | None]) -> None:
@@ -41,14 +42,14 @@ class Proxy:
         self._lock = threading.Lock()
         self.produced = 0
         self.failed = 0
-        # By api_key: how many requests are still answered before one is not.
+        # By api_key, how many requests are still answered before one answer is dropped.
         self._answered: dict[int, int] = {}
         self._listening = socket.create_server(("127.0.0.1", port))
         self._open: list[socket.socket] = [self._listening]
 
     @contextmanager
     def serving(self) -> Iterator[Proxy]:
-        """Serve; everything is cut at the end."""
+        """Serve until the context ends, then cut all connections."""
         accepting = threading.Thread(target=self._accept)
         accepting.start()
         try:
@@ -77,15 +78,15 @@ class Proxy:
                 thread.start()
 
     def lose_answer(self, api_key: int, *, after: int) -> None:
-        """Drop one answer to a request of this API; so many before it are passed on."""
+        """Drop one answer to a request of this API, after `after` answers were passed on."""
         self._answered[api_key] = after
 
     def has_lost(self, api_key: int) -> bool:
-        """Whether that answer was dropped."""
+        """Return whether that answer was dropped."""
         return api_key not in self._answered
 
     def how(self, api_key: int) -> str | None:
-        """How the next request fails."""
+        """Return how the next request fails, or None."""
         with self._lock:
             if api_key in self._answered:
                 self._answered[api_key] -= 1
@@ -103,24 +104,25 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Proxied:
-    """A broker that clients reach through a proxy alone."""
+    """A broker that clients reach only through a proxy."""
 
     broker: Broker
     port: int
 
     @contextmanager
     def failing(self, fails: Callable[[int], str | None]) -> Iterator[Proxy]:
-        """Reachable, for as long as it is entered.
+        """Make the broker reachable until the context ends.
 
         Args:
-            fails: asked for each produce request, by its number from 1: how it fails, or None.
+            fails: Called with the number of each produce request, from 1. It returns how the
+                request fails, or None.
         """
         with Proxy(self.port, self.broker.port, fails).serving() as proxy:
             yield proxy
 
 
 class _Pair:
-    """A client's connection and the one to the broker in its stead."""
+    """A client's connection and the proxy's own connection to the broker."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, broker: socket.socket) -> None:
         self._proxy, self._client, self._broker = proxy, client, broker
@@ -186,7 +188,7 @@ def _send(target: socket.socket, frame: bytes) -> None:
 
 
 def _refusal(frame: bytes, version: int, correlation_id: int, error_code: int) -> bytes:
-    """What a broker answers that could not write any of the request's batches."""
+    """Return the answer of a broker that could not write any batch of the request."""
     request = ProduceRequest.decode(frame, version=version, header=True)
     response = ProduceResponse(
         version=version,

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def events(lines: Iterable[Mapping[str, Any]], area: str) -> list[str]:
-    """Return the events of an area, such as ``relay``, in their order.
+    """Return the events of an area, such as ``relay``, in order.
 
-    Captured are the lines of the whole process: an API of an earlier test may still write its
-    access log.
+    The lines of the whole process are captured. An API of an earlier test may still write access
+    log lines.
     """
     return [line["event"] for line in lines if line["event"].startswith(f"{area}.")]

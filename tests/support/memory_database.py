@@ -1,7 +1,7 @@
 """The engine's tables in memory, to test the logic of relay, consumer and applier.
 
-It knows the engine's statements, each by a part of its text, and does what they do for one process
-at a time. What a statement does on PostgreSQL is proven on PostgreSQL, by `tests/integration`.
+It recognizes each statement of the engine by a part of its text, and does the same for one process
+at a time. The tests in `tests/integration` show what the statements do on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Held:
-    """A row of the partitions that consumers hold."""
+    """A row for a partition that a consumer holds."""
 
     owner: UUID
-    in_hand: bytes | None = None
-    suspect: bytes | None = None
+    in_hand: list[bytes] | None = None
+    suspects: list[bytes] | None = None
     deaths: int = 0
 
 
 @dataclass
 class Tables:
-    """The rows."""
+    """The rows of all tables."""
 
     outbox: dict[int, PendingEvent] = field(default_factory=dict)
     pending: set[int] = field(default_factory=set)
@@ -56,11 +56,11 @@ class Tables:
 
 
 class MemoryDatabase:
-    """Stands in for an engine, and for a sessionmaker.
+    """A stand-in for an engine and for a sessionmaker.
 
     Attributes:
-        tables: what is committed.
-        before_commit: called before each commit; what it raises makes the transaction fail.
+        tables: The committed rows.
+        before_commit: Called before each commit. If it raises, the transaction fails.
     """
 
     def __init__(self) -> None:
@@ -87,34 +87,34 @@ class MemoryDatabase:
 
     @contextmanager
     def begin(self) -> Iterator[Transaction]:
-        """A transaction that commits at its end."""
+        """Open a transaction that commits at its end."""
         with self() as transaction:
             yield transaction
             transaction.commit()
 
     @contextmanager
     def __call__(self) -> Iterator[Transaction]:
-        """A transaction that is rolled back unless it was committed."""
+        """Open a transaction that is rolled back unless it was committed."""
         yield Transaction(self)
 
     connect = begin
 
     def configure(self, **options: Any) -> None:
-        """Of a sessionmaker: nothing depends on it."""
+        """Accept the options of a sessionmaker, and ignore them."""
 
     def dispose(self) -> None:
-        """There is no connection."""
+        """Do nothing, because there is no connection."""
 
 
 def unreachable() -> OperationalError:
-    """What is raised when the database ends a connection."""
+    """Return the error that is raised when the database ends a connection."""
     return OperationalError(
         "COMMIT", None, psycopg2.OperationalError("server closed the connection unexpectedly")
     )
 
 
 class Transaction:
-    """Stands in for a connection, and for a session, in a transaction."""
+    """A stand-in for a connection and for a session in a transaction."""
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
@@ -129,7 +129,7 @@ class Transaction:
         self.tables = deepcopy(self._database.tables)
 
     def flush(self) -> None:
-        """Everything is written at once."""
+        """Do nothing, because every change is written at once."""
 
     def connection(self) -> Transaction:
         return self
@@ -140,7 +140,7 @@ class Transaction:
         for part, act in _STATEMENTS.items():
             if part in sql:
                 return _Result(act(self.tables, **parameters or {}))
-        raise NotImplementedError(f"the stand-in for the database does not know: {sql}")
+        raise NotImplementedError(f"the database in memory does not know this statement: {sql}")
 
 
 class _Result:
@@ -173,7 +173,7 @@ def _row(**values: Any) -> Any:
 
 
 def _nothing(_tables: Tables) -> None:
-    """Set what a transaction may take, or lock rows: there is one process."""
+    """Accept a time-out or a lock, which has no effect because there is one process."""
 
 
 # The relay
@@ -203,7 +203,7 @@ def _refuse(tables: Tables, *, seq: int, id: UUID, reason: str) -> None:  # noqa
 
 
 def _refuse_orphans(_tables: Tables, *, shards: list[int]) -> None:
-    """No event is ever deleted here."""
+    """Do nothing, because no event is ever deleted here."""
 
 
 def _queue_again(
@@ -323,11 +323,11 @@ def _take_over(
         if held is None:
             continue
         if held.in_hand is not None:
-            held.deaths = held.deaths + 1 if held.in_hand == held.suspect else 1
-            held.suspect, held.in_hand = held.in_hand, None
+            held.deaths = held.deaths + 1 if held.in_hand == held.suspects else 1
+            held.suspects, held.in_hand = held.in_hand, None
         held.owner = owner
         rows.append(
-            _row(topic=topic, partition=partition, suspect=held.suspect, deaths=held.deaths)
+            _row(topic=topic, partition=partition, suspects=held.suspects, deaths=held.deaths)
         )
     return rows
 
@@ -338,7 +338,7 @@ def _claim(tables: Tables, *, topics: list[str], partitions: list[int], owner: U
 
 
 def _set_in_hand(
-    tables: Tables, *, topic: str, partition: int, in_hand: bytes | None, owner: UUID
+    tables: Tables, *, topic: str, partition: int, in_hand: list[bytes] | None, owner: UUID
 ) -> None:
     held = tables.owners.get((topic, partition))
     if held is not None and held.owner == owner:
@@ -352,7 +352,7 @@ def _give_up(tables: Tables, *, topics: list[str], partitions: list[int], owner:
             del tables.owners[place]
 
 
-# By a part of the text that no other statement has; the first that fits counts.
+# Each part of a text occurs in no other statement. The first match counts.
 _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "SET TRANSACTION": _nothing,
     "SET LOCAL": _nothing,

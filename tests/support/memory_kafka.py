@@ -1,8 +1,8 @@
 """A Kafka cluster in memory, to test the engine's logic without a broker.
 
-Its clients behave as kafka-python's, as far as the engine uses them. The producer has its private
-parts as well, so that `settle_outbox.kafka.internals.producer` works on it. What holds on a broker
-is proven on a broker, by `tests/integration` and `tests/faults`.
+Its clients behave like those of kafka-python, as far as the engine uses them. The producer also has
+the private parts that `settle_outbox.kafka.internals.producer` uses. The tests in
+`tests/integration` and `tests/faults` show the behaviour of a real broker.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from support.clock import Clock
 
 _UNKNOWN_TOPIC = 3
-# Records of one partition that a producer sends at once.
+# The number of records of one partition that a producer sends at once.
 BATCH_RECORDS = 2
 
 Headers = list[tuple[str, bytes]]
 
 
 class Failure(NamedTuple):
-    """Why a batch is not acknowledged.
+    """The reason why a batch is not acknowledged.
 
     Args:
-        error: what the producer says.
-        is_stored: whether the broker has the batch nevertheless, and only its answer was lost.
+        error: The error that the producer reports.
+        is_stored: Whether the broker stored the batch, so that only its answer was lost.
     """
 
     error: KafkaError
@@ -53,8 +53,8 @@ class Topic:
     """A topic.
 
     Args:
-        partitions: the records of each.
-        id: of this topic; another topic of its name has another one.
+        partitions: The records of each partition.
+        id: The id of this topic. A topic that is created again has another id.
     """
 
     partitions: list[list[ConsumerRecord]]
@@ -63,12 +63,12 @@ class Topic:
 
 @dataclass
 class Group:
-    """A consumer group with at most one member here; other members only take partitions.
+    """A consumer group with at most one real member. Other members only take partitions.
 
     Args:
-        committed: its offsets.
-        generation: changes with each rebalance.
-        taken: the partitions that other members have.
+        committed: Its offsets.
+        generation: It increases with each rebalance.
+        taken: The partitions of the other members.
     """
 
     committed: dict[TopicPartition, OffsetAndMetadata] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Group:
     taken: set[TopicPartition] = field(default_factory=set)
 
     def rebalance(self, *, taken: Collection[TopicPartition] = ()) -> None:
-        """Let other members take partitions, and give all others to the one here."""
+        """Give these partitions to other members, and all others to the real member."""
         self.generation += 1
         self.taken = set(taken)
 
@@ -85,16 +85,17 @@ class Cluster:
     """The broker.
 
     Args:
-        clock: passes while a consumer waits for records.
-        partitions: of each topic.
+        clock: It advances while a consumer waits for records.
+        partitions: The number of partitions of each topic.
 
     Attributes:
-        connections: of the producers.
-        consumers: all that were made.
-        is_down: whether it cannot be reached.
-        answer: decides on each batch, by its number from 1 and its values, whether it fails.
-        unsendable: the values that make no record.
-        when_idle: called when a consumer that polls finds nothing.
+        connections: The connections of the producers.
+        consumers: All consumers that were created.
+        is_down: Whether the broker is unreachable.
+        answer: Called for each batch with its number from 1 and its values. It returns a failure
+            or None.
+        unsendable: The values that cannot be made into a record.
+        when_idle: Called when a consumer polls and finds nothing.
     """
 
     def __init__(self, clock: Clock, partitions: int = 2) -> None:
@@ -111,11 +112,11 @@ class Cluster:
         self._batches = count(1)
 
     def create_topic(self, name: str) -> None:
-        """Create a topic, or another one in its place."""
+        """Create a topic, or replace it by a new one."""
         self.topics[name] = Topic([[] for _ in range(self._partitions)])
 
     def group(self, name: str) -> Group:
-        """Return a group; it begins to exist."""
+        """Return a group, and create it if needed."""
         return self.groups.setdefault(name, Group())
 
     def append(
@@ -141,7 +142,7 @@ class Cluster:
         log.append(record)
 
     def records(self, topic: str) -> list[ConsumerRecord]:
-        """Return the records of a topic, a partition after the other."""
+        """Return the records of a topic, one partition after the other."""
         return [record for log in self.topics[topic].partitions for record in log]
 
     def cut_connections(self) -> None:
@@ -151,12 +152,12 @@ class Cluster:
             connection.close_future.success(None)
 
     def check_up(self) -> None:
-        """Raise what a client raises that reaches no broker."""
+        """Raise the error of a client that reaches no broker, if the broker is down."""
         if self.is_down:
             raise KafkaConnectionError("no broker can be reached")
 
     def produce(self, place: TopicPartition, batch: list[_Unsent]) -> KafkaError | None:
-        """Store a batch; return why it is not acknowledged, or None."""
+        """Store a batch, and return the error if it is not acknowledged, or None."""
         if self.is_down:
             return KafkaConnectionError("no broker can be reached")
         failure = self.answer(next(self._batches), [unsent.value for unsent in batch])
@@ -194,9 +195,10 @@ class Connection:
 
 
 class _SendingThread:
-    """Sends batches; no thread, but done within `flush`.
+    """Sends batches within `flush`, without a thread.
 
-    As kafka-python's, it goes on with the next batch after one failed, until it is told to stop.
+    Like that of kafka-python, it continues with the next batch after a failure until it is told to
+    stop.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -215,13 +217,13 @@ class _SendingThread:
         self._is_stopped = True
 
     def join(self, timeout_s: float) -> None:
-        """Nothing is under way."""
+        """Do nothing, because no request is in flight."""
 
     def is_alive(self) -> bool:
         return False
 
     def send(self, waiting: dict[TopicPartition, list[_Unsent]]) -> None:
-        """Send all that waits, a batch of each partition after the other."""
+        """Send all waiting batches, one partition after the other."""
         partitions = cycle(list(waiting))
         while any(waiting.values()):
             place = next(partitions)
@@ -242,7 +244,7 @@ class _SendingThread:
 
 
 class Producer:
-    """Stands in for KafkaProducer."""
+    """A stand-in for KafkaProducer."""
 
     def __init__(self, cluster: Cluster) -> None:
         cluster.check_up()
@@ -252,7 +254,7 @@ class Producer:
 
     def send(self, topic: str, *, value: bytes, key: bytes, headers: Headers) -> Future:
         if value in self._cluster.unsendable:
-            raise ValueError("no record can be made of it")
+            raise ValueError("the value cannot be made into a record")
         place = TopicPartition(topic, self._cluster.partition_of(topic, key))
         future = Future()
         self._waiting.setdefault(place, []).append(_Unsent(value, key, headers, future))
@@ -262,14 +264,14 @@ class Producer:
         self._sender.send(self._waiting)
 
     def close(self, timeout: float) -> None:
-        """Nothing is under way."""
+        """Do nothing, because no request is in flight."""
 
 
 # The consumer
 
 
 class Consumer:
-    """Stands in for KafkaConsumer, in a group."""
+    """A stand-in for a KafkaConsumer in a group."""
 
     def __init__(self, cluster: Cluster, group_id: str) -> None:
         cluster.check_up()
@@ -369,7 +371,7 @@ class Consumer:
 
 
 class Admin:
-    """Stands in for KafkaAdminClient."""
+    """A stand-in for KafkaAdminClient."""
 
     def __init__(self, cluster: Cluster) -> None:
         cluster.check_up()
@@ -394,14 +396,14 @@ class Admin:
             self._cluster.create_topic(name)
 
     def wait_for_topics(self, names: list[str]) -> None:
-        """They are there at once."""
+        """Do nothing, because topics exist at once."""
 
     def describe_cluster(self) -> dict[str, str]:
         self._cluster.check_up()
         return {"cluster_id": "in-memory"}
 
     def describe_configs(self, *_: Any, **_options: Any) -> dict[str, Any]:
-        return {}  # none that matters here
+        return {}  # the engine needs no value
 
     def list_group_offsets(
         self, asked: dict[str, list[TopicPartition]]
@@ -417,4 +419,4 @@ class Admin:
         }
 
     def close(self) -> None:
-        """There is no connection."""
+        """Do nothing, because there is no connection."""

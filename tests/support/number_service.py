@@ -1,4 +1,4 @@
-"""A service of the tests' own, and the engine's applier on it, without a broker."""
+"""A service for tests whose events are numbers, and the engine's applier for it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=3, brake_failures
 
 
 class Base(DeclarativeBase):
-    """Of the model below."""
+    """The base of the model below."""
 
 
 class Effect(Base):
-    """What a handler does: it writes a number down."""
+    """The effect of a handler: a row with the number."""
 
     __tablename__ = "effects"
 
@@ -51,7 +51,7 @@ class Effect(Base):
 
 
 class NumberSchema(Schema):
-    """The data of the events: a number."""
+    """The data of the events, which is a number."""
 
     class Meta:
         unknown = EXCLUDE
@@ -78,7 +78,7 @@ def number_record(
     key: bytes = b"key",
     **more: object,
 ) -> ConsumerRecord:
-    """Return a record of a number's event; its offset is the number unless given."""
+    """Return a record of a number's event. Its offset is the number by default."""
     headers = {
         "ce_id": str(event_id or uuid7()),
         "ce_type": type_,
@@ -105,7 +105,7 @@ def number_record(
 
 @contextmanager
 def handler_engine(url: str, **session_settings: Any) -> Iterator[Engine]:
-    """An engine as the consumer makes it, with its one connection."""
+    """Create an engine with one connection, as the consumer does."""
     engine = make_engine(
         url,
         application_name="test-applier",
@@ -118,7 +118,7 @@ def handler_engine(url: str, **session_settings: Any) -> Iterator[Engine]:
 
 
 def empty(engine: Engine) -> None:
-    """Leave a database of the engine's tables, and that of the effects, with nothing in them."""
+    """Delete all rows of the engine's tables and of the effects."""
     with engine.begin() as connection:
         connection.exec_driver_sql(_EMPTY)
 
@@ -131,6 +131,6 @@ def make_applier(service: Service, engine: Engine, limits: HandlerLimits = LIMIT
 
 
 def write_down(session: Session, number: int) -> None:
-    """Do what the handler of a number does."""
+    """Store the number, as the handler does."""
     session.add(Effect(number=number))
     session.flush()

@@ -1,4 +1,4 @@
-"""The services' descriptions, and their committed copies: ``make openapi`` renews those."""
+"""The OpenAPI descriptions of the services, and their committed copies (``make openapi``)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ SERVICES = ("orders", "payments")
 
 
 def description(service: str) -> dict[str, Any]:
-    """What a service says of itself."""
+    """Return a service's OpenAPI description."""
     with open_app(service, NO_DATABASE) as app:
         found: dict[str, Any] = app.test_client().get("/openapi.json").get_json()
     return found
 
 
 def copy_of(service: str) -> Path:
-    """Where the committed copy is."""
+    """Return the path of the committed copy."""
     return ROOT / "docs" / "openapi" / f"{service}.json"
 
 
 def written(service: str) -> str:
-    """The description as the copy has it: a line for each member, so that a change is seen."""
+    """Return the description as text, with one line for each member, so that diffs are small."""
     return json.dumps(description(service), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,14 +1,14 @@
-"""How much memory a process took at its peak."""
+"""The peak memory of a process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Of every process, whatever it is given.
+# The limit for every process, whatever its input.
 PEAK_MAX_MB = 200
 
 
-# Prints the status of its process in the end, when it is put before a program in Python.
+# Put before a Python program, this code prints the status of its process at exit.
 PRINT_STATUS = """
 import atexit, pathlib, sys
 status = pathlib.Path("/proc/self/status")
@@ -17,11 +17,11 @@ atexit.register(lambda: sys.stderr.write(status.read_text()))
 
 
 def peak_mb(pid: int) -> float:
-    """Return the most memory that a running process has had, in MB."""
+    """Return the peak memory of a running process, in MB."""
     return peak_in(Path(f"/proc/{pid}/status").read_text())
 
 
 def peak_in(status: str) -> float:
-    """Return the most memory that a process has had, in MB, by its status."""
+    """Return the peak memory in a process's status, in MB."""
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) / 1024

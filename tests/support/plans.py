@@ -1,4 +1,4 @@
-"""What PostgreSQL does for a query, by EXPLAIN (ANALYZE, FORMAT JSON)."""
+"""Measure the plans of PostgreSQL, with EXPLAIN (ANALYZE, FORMAT JSON)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def most_rows(session: Session, call: Callable[[], object]) -> float:
-    """The most rows that any step of any plan gave or read in vain, of what a call executes."""
+    """Return the largest number of rows that a step of a plan returned or filtered out.
+
+    All statements that `call` executes are examined.
+    """
     executed: list[tuple[str, Any]] = []
 
     def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:

@@ -1,4 +1,4 @@
-"""Records that are no event of ours, each with one thing wrong."""
+"""Records that are not valid events, each with one fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEEP = b"[" * 100_000
 
 
 class RawName(str):
-    """The name of a header that need not be UTF-8: ``\\udcff`` stands for the byte 0xff."""
+    """A header's name that need not be UTF-8. The text ``\\udcff`` stands for the byte 0xff."""
 
     __slots__ = ()
 
@@ -24,18 +24,18 @@ class RawName(str):
 
 
 def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes | None]]:
-    """Name: reason and value; the good data with one thing wrong."""
+    """Return a reason and a value by name, each valid data with one fault."""
 
-    def but(**changed: Any) -> bytes:
+    def changed_data(**changed: Any) -> bytes:
         return json.dumps(data | changed).encode()
 
-    good = but()
+    good = changed_data()
     return {
         "not JSON": ("not_json", b"{"),
         "empty": ("not_json", b""),
         "a name twice": ("not_json", good.replace(b"}", b', "amount": 5}')),
-        "NaN": ("not_json", but(amount=float("nan"))),
-        "infinity": ("not_json", but(amount=float("inf"))),
+        "NaN": ("not_json", changed_data(amount=float("nan"))),
+        "infinity": ("not_json", changed_data(amount=float("inf"))),
         "5,000 digits": ("not_json", good.replace(b'"amount": 5', b'"amount": ' + b"9" * 5000)),
         "deep": ("not_json", DEEP),
         "deep in a field": ("not_json", b'{"order_id": ' + DEEP),
@@ -45,26 +45,26 @@ def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes
         "null": ("not_an_object", b"null"),
         "string": ("not_an_object", b'"x"'),
         "no fields": ("invalid_data", b"{}"),
-        "no order": ("invalid_data", but(order_id=None)),
-        "order a number": ("invalid_data", but(order_id=7)),
-        "order a list": ("invalid_data", but(order_id=[])),
-        "order a surrogate": ("invalid_data", but(order_id="\ud800" * 36)),
-        "nil user": ("invalid_data", but(user_id=str(UUID(int=0)))),
-        "NUL in user": ("invalid_data", but(user_id="\0" * 36)),
+        "no order": ("invalid_data", changed_data(order_id=None)),
+        "order a number": ("invalid_data", changed_data(order_id=7)),
+        "order a list": ("invalid_data", changed_data(order_id=[])),
+        "order a surrogate": ("invalid_data", changed_data(order_id="\ud800" * 36)),
+        "nil user": ("invalid_data", changed_data(user_id=str(UUID(int=0)))),
+        "NUL in user": ("invalid_data", changed_data(user_id="\0" * 36)),
         "1e999": ("invalid_data", good.replace(b'"amount": 5', b'"amount": 1e999')),
-        "float": ("invalid_data", but(amount=5.0)),
+        "float": ("invalid_data", changed_data(amount=5.0)),
         "exponent": ("invalid_data", good.replace(b'"amount": 5', b'"amount": 5e2')),
-        "number in a string": ("invalid_data", but(amount="5")),
-        "bool": ("invalid_data", but(amount=True)),
-        "zero": ("invalid_data", but(amount=0)),
-        "negative": ("invalid_data", but(amount=-5)),
-        "2^63": ("invalid_data", but(amount=INT64_OVER)),
-        "object": ("invalid_data", but(amount={"$gt": 0})),
+        "number in a string": ("invalid_data", changed_data(amount="5")),
+        "bool": ("invalid_data", changed_data(amount=True)),
+        "zero": ("invalid_data", changed_data(amount=0)),
+        "negative": ("invalid_data", changed_data(amount=-5)),
+        "2^63": ("invalid_data", changed_data(amount=INT64_OVER)),
+        "object": ("invalid_data", changed_data(amount={"$gt": 0})),
     }
 
 
 def headers_of_no_event(type_: str) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
-    """Name: reason and headers; good ones with one thing wrong."""
+    """Return a reason and headers by name, each valid headers with one fault."""
     good = headers(type_)
     return {
         "none": ("missing_header", []),

@@ -1,7 +1,7 @@
-"""A transaction pooler before a PostgreSQL, as PgBouncer is one with ``pool_mode = transaction``.
+"""A transaction pooler for PostgreSQL, like PgBouncer with ``pool_mode = transaction``.
 
-Between transactions a client has no server connection: the next one is whichever was given back
-last. What a session keeps, LISTEN above all, is not the client's.
+Between transactions a client has no server connection. The next transaction gets the connection
+that was returned last. So the client does not keep the state of a session, above all LISTEN.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-# PostgreSQL's documentation, "Message Formats": the codes in place of a protocol version.
+# The codes in place of a protocol version, from PostgreSQL's documentation, "Message Formats".
 _SSL_REQUEST, _GSSENC_REQUEST = 80877103, 80877104
-# Of an authentication message: what the client answers to.
+# The authentication messages that the client must answer.
 _ASKS = {3, 5, 10, 11}
 _READY, _AUTHENTICATION, _TERMINATE = b"Z", b"R", b"X"
 _IDLE = b"I"
 
 
 class Pooler:
-    """Clients connect to `port`; `serving` it, their transactions go to `server_port`.
+    """Forward the transactions of clients that connect to `port` to `server_port`.
 
     Args:
-        server_port: of the PostgreSQL.
-        ignored: start-up parameters that are not passed on, as PgBouncer's
+        server_port: The port of PostgreSQL.
+        ignored: Start-up parameters that are not forwarded, like PgBouncer's
             ``ignore_startup_parameters``.
     """
 
@@ -68,18 +68,19 @@ class Pooler:
         with suppress(OSError, EOFError):
             self._log_in(client)
             while (message := _message(client))[:1] != _TERMINATE:
-                # Who waits here for long has begun no transaction; the tests have few clients.
+                # A client may wait here for a free connection, but the tests have few clients.
                 server = self._free.pop()
                 server.sendall(message)
                 while (ready := _pass_on(server, client))[5:6] != _IDLE:
                     client.sendall(ready)
                     server.sendall(_message(client))
-                # Before the client knows that its transaction is over: its next one gets it.
+                # The connection is free before the client knows that its transaction is over. So
+                # its next transaction gets the same connection.
                 self._free.append(server)
                 client.sendall(ready)
 
     def _log_in(self, client: socket.socket) -> None:
-        """Each client's log-in makes a server connection, which is everybody's afterwards."""
+        """Let the client log in, which makes a server connection that all clients share later."""
         server = socket.create_connection(("127.0.0.1", self._server_port))
         self._open.append(server)
         while True:
@@ -98,7 +99,7 @@ class Pooler:
         client.sendall(message)
 
     def _without_ignored(self, startup: bytes) -> bytes:
-        """Leave out parameters of a start-up message: a version, then names and values."""
+        """Remove parameters from a start-up message, which is a version, then names and values."""
         names_and_values = startup[4:].rstrip(b"\0").split(b"\0")
         if len(names_and_values) % 2:
             names_and_values.append(b"")  # the last value was empty
@@ -108,7 +109,7 @@ class Pooler:
 
 
 def _pass_on(server: socket.socket, client: socket.socket) -> bytes:
-    """Pass an answer on, and return its last message, which says whether a transaction is open."""
+    """Forward an answer, and return its last message, which says if a transaction is open."""
     while (message := _message(server))[:1] != _READY:
         client.sendall(message)
     return message

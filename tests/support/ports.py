@@ -18,9 +18,9 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Find a port that is free, was not given before, and that no outgoing connection will take.
+    """Return a port that is free, was not returned before, and is not for outgoing connections.
 
-    Test processes that run side by side (pytest-xdist) each have ports of their own.
+    Parallel test processes (pytest-xdist) each have their own range of ports.
     """
     end = int(_OUTGOING.read_text().split()[0])
     step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -37,5 +37,5 @@ def free_port() -> int:
 
 
 def with_port(url: str, port: int) -> str:
-    """Return a database URL with another port, for example that of a proxy in front of it."""
+    """Return a database URL with another port, for example a proxy's."""
     return make_url(url).set(port=port).render_as_string(hide_password=False)

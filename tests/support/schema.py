@@ -1,4 +1,4 @@
-"""What a database's schema is, in lines that can be compared."""
+"""The schema of a database, as lines that can be compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import text
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# Of a partition only the table line is listed: its columns, indexes and constraints come from its
+# Only the table line of a partition is listed. Its columns, indexes and constraints come from its
 # parent. NOT NULL constraints are left out, because only PostgreSQL 18 has them.
 _SCHEMA = text(
     """
@@ -58,5 +58,5 @@ _SCHEMA = text(
 
 
 def schema_of(connection: Connection) -> set[str]:
-    """A line for each table, column, index, constraint, trigger, function and comment."""
+    """Return a line for each table, column, index, constraint, trigger, function and comment."""
     return {" ".join(line.split()) for line in connection.scalars(_SCHEMA)}

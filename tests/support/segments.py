@@ -1,4 +1,4 @@
-"""Batches of records as bytes, and the files in which Apache Kafka keeps them."""
+"""Record batches as bytes, and the files in which Apache Kafka stores them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
-# The record batch of Kafka's documentation, "Implementation: Message Format".
+# The layout of a record batch, from Kafka's documentation, "Implementation: Message Format".
 LENGTH_AT, MAGIC_AT, CRC_AT, ATTRIBUTES_AT = 8, 16, 17, 21
 LAST_OFFSET_DELTA_AT, COUNT_AT, RECORDS_AT = 23, 57, 61
 _OVERHEAD = 12
-# Of snappy-java's framing.
+# The header of snappy-java's framing.
 XERIAL = b"\x82SNAPPY\0" + b"\0\0\0\1" * 2
 
 
@@ -39,14 +39,14 @@ def batch_of(
 
 
 def batch_with(content: bytes, codec: str, count: int = 1) -> bytes:
-    """Return a batch whose compressed content is given, whatever it is."""
+    """Return a batch with this compressed content, which may be invalid."""
     header = batch_of(*[b""] * count)[:RECORDS_AT]
     batch = put(header + content, LENGTH_AT, ">i", len(header) + len(content) - _OVERHEAD)
     return with_checksum(put(batch, ATTRIBUTES_AT, ">h", CODECS[codec]))
 
 
 def record_bytes(key: bytes, value: bytes, *, offset_delta: int) -> bytes:
-    """Return a record without headers, as it stands in a batch after its length."""
+    """Return a record without headers, as a batch has it after the record's length."""
     found = bytearray()
     for number in (0, 0, offset_delta, len(key)):
         encode_varint(number, found.append)
@@ -63,22 +63,22 @@ def put(batch: bytes, at: int, form: str, value: int) -> bytes:
 
 
 def with_checksum(batch: bytes) -> bytes:
-    """Return the batch with the checksum that its content has."""
+    """Return the batch with the correct checksum for its content."""
     return put(batch, CRC_AT, ">I", calc_crc32c(batch[ATTRIBUTES_AT:]))
 
 
 def flip(batch: bytes, at: int) -> bytes:
-    """Return the batch with a byte replaced by another."""
+    """Return the batch with one byte changed."""
     return put(batch, at, ">B", batch[at] ^ 0xFF)
 
 
 def batches_in(log: bytes) -> list[bytes]:
-    """Return the batches of a segment, each with its header."""
+    """Return the batches of a segment, with their headers."""
     found, position = [], 0
     while position < len(log):
         (length,) = struct.unpack_from(">i", log, position + LENGTH_AT)
         if length == 0:
-            break  # the rest of the file is allocated, and empty
+            break  # the rest of the file is empty space
         found.append(log[position : position + _OVERHEAD + length])
         position += _OVERHEAD + length
     return found
@@ -87,10 +87,10 @@ def batches_in(log: bytes) -> list[bytes]:
 def rewrite(
     folder: Path, topic: str, partition: int, number: int, change: Callable[[bytes], bytes]
 ) -> bytes:
-    """Change one batch on the disk of a node, in its place.
+    """Change one batch on the disk of a node, at its place.
 
     Returns:
-        The batch as it is now.
+        The changed batch.
     """
     (segment,) = folder.glob(f"data/{topic}-{partition}/*.log")
     found = batches_in(segment.read_bytes())

@@ -1,4 +1,4 @@
-"""Giving orders their final status without a broker, as the consumer does or behind its back."""
+"""Give orders their final status without a broker, with or without a notification."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def finish(session: Session, order_id: str, status: str) -> None:
 
 
 def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
-    """What finishes orders by their id and status.
+    """Return a function that gives an order its final status.
 
     Args:
-        orders_url: of the database.
-        notifies: after the commit, as the consumer does; or not, as if it had died before.
+        orders_url: The URL of the database of orders.
+        notifies: Whether to notify after the commit, as the consumer does. False acts like a
+            consumer that died before.
     """
     sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
     if notifies:

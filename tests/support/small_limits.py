@@ -12,23 +12,23 @@ SEND_BUFFER_BYTES = 16 * 1024
 
 
 class SmallBufferWorker(Worker):
-    """Its connections hold little that is not read yet, as those over a network do.
+    """A worker whose connections buffer few unread bytes, like connections over a network.
 
-    Those of the loopback hold megabytes.
+    A loopback connection would buffer megabytes.
     """
 
     def init_process(self) -> None:
-        """Bound what the system keeps for each connection."""
+        """Limit the system's buffer for each connection."""
         for listener in self.sockets:
-            # What is accepted inherits it.
+            # Accepted connections inherit the option.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         super().init_process()
 
 
 class ImpatientWorker(SmallBufferWorker):
-    """And it has little patience."""
+    """A worker that also has short time-outs."""
 
     def init_process(self) -> None:
-        """Lose patience: in the worker's own process, and nowhere else."""
+        """Shorten the time-outs in the worker's process only."""
         request_reader.READ_S = answer_sender.WRITE_S = PATIENCE_S
         super().init_process()

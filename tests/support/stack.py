@@ -1,4 +1,4 @@
-"""The whole stack, as `settle up` starts it, in a folder of its own and on free ports."""
+"""The whole stack, as `settle up` starts it, in a separate folder and on free ports."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ REQUEST_TIMEOUT_S = 10
 
 
 class Stack:
-    """A stack of a test's own; `settle` acts on it and on no other."""
+    """A stack for one test. Its `settle` commands act only on this stack."""
 
     def __init__(self, checkout: Path | None = None, /, **settings: str) -> None:
-        """Take a folder and ports.
+        """Choose a folder and ports.
 
         Args:
-            checkout: of the code to run, when it is not this one.
-            settings: databases and a broker that are not its own, say.
+            checkout: The checkout of the code to run, if it is another one.
+            settings: Environment variables, for example to use other databases or another broker.
         """
         if checkout is None:
-            # Not pytest's tmp_path: run by root, that one is closed to PostgreSQL's user.
+            # pytest's tmp_path is not used. If root runs pytest, PostgreSQL's user cannot read it.
             self.home = Path(tempfile.mkdtemp(prefix="settle-test-"))
             self.home.chmod(0o755)
             place = {"SETTLE_HOME": str(self.home)}
         else:
-            # Another checkout than this one: its code is found first, and it has its own folder.
+            # Python finds the code of the other checkout first. That checkout has its own folder.
             self.home = checkout / ".settle"
             place = {"PYTHONPATH": str(checkout)}
         self.ports = {name: free_port() for name in PORTS}
@@ -67,7 +67,7 @@ class Stack:
         self.orders = f"http://127.0.0.1:{self.ports['ORDERS_PORT']}"
 
     def settle(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `settle` and return how it ended."""
+        """Run `settle`, and return the result."""
         return subprocess.run(  # noqa: PLW1510 - the caller looks at how it ended
             [f"{sysconfig.get_path('scripts')}/settle", *arguments],
             env={**self.env, **env},
@@ -77,9 +77,9 @@ class Stack:
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `settle` in a session of its own, as a shell does, and do not wait for it."""
+        """Start `settle` in a new session, as a shell does, and do not wait for it."""
         return subprocess.Popen(
-            # A shell that runs tests in the background has them ignore the interrupt key.
+            # A shell that runs tests in the background makes them ignore the interrupt key.
             [
                 *("env", "--default-signal=INT"),
                 *(f"{sysconfig.get_path('scripts')}/settle", *arguments),
@@ -92,7 +92,7 @@ class Stack:
         )
 
     def up(self) -> str:
-        """Bring the stack up and return what was said."""
+        """Start the stack with `settle up`, and return its output."""
         done = self.settle("up")
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -102,19 +102,20 @@ class Stack:
         return status
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """What `settle status` says of each process, by its name."""
+        """Return what `settle status` reports about each process, by name."""
         return {process["process"]: process for process in self.status()["processes"]}
 
     def running(self) -> list[int]:
-        """Every process that belongs to the stack, watched or not."""
+        """Return every process of the stack, supervised or not."""
         return [process.pid for process in find_leftovers(StateFolder(self.home))]
 
     def supervise(self, action: str, process: str) -> None:
-        """Have supervisord start or stop a process, as an operator would."""
+        """Start or stop a process through supervisord, as an operator would."""
+        group = process.partition("-")[0]
         subprocess.run(
             [
                 f"{sysconfig.get_path('scripts')}/supervisorctl",
-                *("-s", f"unix://{StateFolder(self.home).socket}", action, process),
+                *("-s", f"unix://{StateFolder(self.home).socket}", action, f"{group}:{process}"),
             ],
             capture_output=True,
             timeout=COMMAND_TIMEOUT_S,
@@ -122,21 +123,21 @@ class Stack:
         )
 
     def open_account(self, amount: int) -> str:
-        """Open an account, fill it, and return its user's id."""
+        """Open an account, deposit the amount, and return the user's id."""
         user_id = str(uuid.uuid4())
         self._post_until_taken("/accounts", {"user_id": user_id}, 201)
         self._post_until_taken(f"/accounts/{user_id}/deposit", {"amount": amount}, 200)
         return user_id
 
     def _post_until_taken(self, path: str, body: dict[str, Any], expected: int) -> None:
-        """Post, again after a 503, which says that nothing was changed."""
+        """Post, and repeat after a 503, which says that nothing was changed."""
 
-        def taken() -> bool:
+        def accepted() -> bool:
             answer = requests.post(f"{self.payments}{path}", json=body, timeout=REQUEST_TIMEOUT_S)
             assert answer.status_code in {expected, 503}, answer.text
             return answer.status_code == expected
 
-        wait_until(taken, what=f"{path} to be taken")
+        wait_until(accepted, what=f"{path} to be accepted")
 
     def balance(self, user_id: str) -> int:
         url = f"{self.payments}/accounts/balance?user_id={user_id}"
@@ -149,7 +150,7 @@ class Stack:
         return int(wait_until(answered, what="the balance").json()["balance"])
 
     def place_order(self, user_id: str, amount: int) -> str | None:
-        """Place an order; its path, or None when it was not accepted."""
+        """Place an order, and return its path, or None if it was not accepted."""
         body = {"user_id": user_id, "amount": amount}
         try:
             answer = requests.post(f"{self.orders}/orders", json=body, timeout=REQUEST_TIMEOUT_S)
@@ -159,11 +160,12 @@ class Stack:
 
     def order_status(self, path: str) -> str:
         answer = requests.get(f"{self.orders}{path}", timeout=REQUEST_TIMEOUT_S)
-        assert answer.status_code == 200, answer.text  # not yet, to wait_until
+        # a failed assertion makes wait_until try again
+        assert answer.status_code == 200, answer.text
         return str(answer.json()["status"])
 
     def wait_settled(self, paths: list[str], *, timeout_s: float = 90) -> list[str]:
-        """Wait until every order has a final status, and return those."""
+        """Wait until every order has a final status, and return the statuses."""
         final: dict[str, str] = {}
 
         def all_settled() -> bool:
@@ -177,21 +179,21 @@ class Stack:
         try:
             wait_until(all_settled, timeout_s=timeout_s, what="every order to settle")
         except AssertionError as error:
-            error.add_note(self._last_said())
+            error.add_note(self._last_states_and_logs())
             raise
         return [final[path] for path in paths]
 
-    def _last_said(self, *, lines: int = 40) -> str:
-        """How each process stands and what it logged last: who does not do its part, and why."""
-        told = [self.settle("status").stdout]
+    def _last_states_and_logs(self, *, lines: int = 40) -> str:
+        """Return the state and the last log lines of each process, to find the one that failed."""
+        report = [self.settle("status").stdout]
         for process in (*WORKERS, BROKER):
             log = StateFolder(self.home).logs / f"{process}.log"
             said = log.read_text(errors="replace").splitlines()[-lines:]
-            told += [f"--- {process}", *said]
-        return "\n".join(told)
+            report += [f"--- {process}", *said]
+        return "\n".join(report)
 
     def discard(self) -> None:
-        """Take the stack down and remove what it kept."""
+        """Stop the stack, and remove its data."""
         done = self.settle("reset", "--yes")
         left = self.running()
         shutil.rmtree(self.home, ignore_errors=True)
@@ -200,7 +202,7 @@ class Stack:
 
 
 class Load:
-    """Places small orders one after the other, in the background, as long as it is entered."""
+    """Place small orders one after the other, in the background, until the context ends."""
 
     def __init__(self, stack: Stack, user_id: str, amount: int) -> None:
         self.accepted: list[str] = []
@@ -209,7 +211,7 @@ class Load:
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while not self._stop.wait(0.02):  # a light load: it is about what is lost, not how fast
+        while not self._stop.wait(0.02):  # a light load is enough to find a lost order
             path = self._stack.place_order(self._user_id, self._amount)
             if path is not None:
                 self.accepted.append(path)

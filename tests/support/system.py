@@ -1,4 +1,4 @@
-"""The whole stack, on a PostgreSQL and a broker that can be hurt, with a wire before each."""
+"""The whole stack with a PostgreSQL and a broker that tests can stop, each behind a proxy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from settle.stack.supervisor import Process
     from support.broker import Broker
 
-# How they name themselves to a server, by part; no two of a server's begin alike.
+# By part of the system, the names of its clients at a server. At one server, no name is the
+# beginning of another.
 NAMES = {
     "api": ("orders-api", "payments-api", "outbox-notifier"),
     "relay": ("outbox-relay", "outbox-listener"),
@@ -37,10 +38,10 @@ SETTLE_TIMEOUT_S = 120
 
 
 class System:
-    """`settle up` with databases and a broker given to it; what it talks to them goes over wires.
+    """`settle up` with a separate PostgreSQL and broker, which it reaches through proxies.
 
-    What is accepted, stored and sent outlives every restart within it, but for the topics of an
-    embedded broker.
+    Accepted orders and sent events survive every restart. The topics of an embedded
+    broker do not.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class System:
 
     def __enter__(self) -> Self:
         with ExitStack() as entered:
-            # What is entered last is left first: each finds the servers it needs.
+            # Contexts end in reverse order, so the servers end after the stack that uses them.
             for server in (self.postgres, self.broker):
                 entered.callback(self._end, server)
                 server.start()
@@ -78,7 +79,7 @@ class System:
         self._entered.close()
 
     def keep(self) -> list[Path]:
-        """Leave everything where it is at the end, for a closer look; returns where."""
+        """Keep all data at the end for an investigation, and return its folders."""
         self._kept = True
         folders = (self.stack.home, self.postgres.folder, self.broker.folder)
         return [folder for folder in folders if folder is not None]
@@ -95,19 +96,19 @@ class System:
 
     @property
     def delivery(self) -> Delivery:
-        """Past the wires: for looking, and for what is put in by hand."""
+        """A delivery that does not use the proxies, to read state and to write records."""
         return Delivery(
             self.postgres.url("payments"), self.postgres.url("orders"), self.broker.bootstrap
         )
 
     def processes(self) -> dict[str, Process]:
-        """What supervisord knows of each program; nothing when it does not run."""
+        """Return what supervisord reports about each program, or nothing if it does not run."""
         with closing(Supervisor(self.state.socket)) as supervisor, suppress(SupervisorError):
             return supervisor.processes()
         return {}
 
     def pid(self, program: str) -> int | None:
-        """The process of a program, or of one of the workers of an API: ``orders-api worker``."""
+        """Return the process of a program or of an API's worker, such as ``orders-api worker``."""
         name, _, worker = program.partition(" ")
         process = self.processes().get(name)
         pid = process.pid if process is not None else None
@@ -116,25 +117,25 @@ class System:
         return pid
 
     def start_another(self, program: str) -> subprocess.Popen[bytes]:
-        """Start one more relay or consumer beside supervisord's: ``orders-relay``."""
+        """Start another relay or consumer beside supervisord's, such as ``orders-relay``."""
         service, _, part = program.partition("-")
         command = {"relay": "outbox-relay", "consumer": "inbox-consumer"}[part]
         environ = os.environ | self.state.read_env()
-        del environ["HEALTH_DIR"]  # that file is the other's
+        del environ["HEALTH_DIR"]  # the file belongs to the supervised process
         with (self.state.logs / f"{program}-more.log").open("ab") as log:
             return subprocess.Popen(
                 [str(BIN / command), "run", service], env=environ, stdout=log, stderr=log
             )
 
     def wait_started(self, program: str, pid: int) -> None:
-        """Wait until one that was started by `start_another` says that it runs."""
+        """Wait until a process of `start_another` logs that it runs."""
         log = self.state.logs / f"{program}-more.log"
         wait_until(
             lambda: f'"pid": {pid},' in log.read_text(), timeout_s=60, what=f"{program} to start"
         )
 
     def wait_ready(self, *programs: str, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
-        """Wait until these, or all, say that they do their work."""
+        """Wait until these programs, or all, report that they are ready."""
 
         def ready() -> bool:
             found = self.stack.processes()
@@ -142,23 +143,23 @@ class System:
             assert set(states.values()) == {"ready"}, states
             return True
 
-        wait_until(ready, timeout_s=timeout_s, what="all to be ready")
+        wait_until(ready, timeout_s=timeout_s, what="the programs to be ready")
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
+    """Return the running child processes of a process."""
     with suppress(OSError):
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     return [pid, *(each for child in children(pid) for each in family(child))]
 
 
 def send(pids: Iterator[int] | list[int], number: signal.Signals) -> None:
-    """Signal processes; one that has ended meanwhile is passed over."""
+    """Send a signal to processes, except those that have ended."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -1,8 +1,8 @@
-"""A wire that can be hurt: a TCP proxy before a server, which knows who of its clients is who.
+"""A TCP proxy that can disturb connections, and knows the names of its clients.
 
-All parts of a system can go over one wire, and one pair of them alone have trouble: a client of
-PostgreSQL says its application_name when it connects, a client of Kafka its client_id. A client of
-HTTP has no name.
+All parts of a system can use one proxy, and only one part can be disturbed. A client of PostgreSQL
+sends its application_name when it connects, and a client of Kafka its client_id. An HTTP client has
+no name.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
     Greeting = Callable[[StreamReader, StreamWriter], Awaitable[tuple[str, bytes]]]
 
-# PostgreSQL's documentation, "Message Formats": the codes in place of a protocol version.
+# The codes in place of a protocol version, from PostgreSQL's documentation, "Message Formats".
 _SSL_REQUEST, _GSSENC_REQUEST, _CANCEL_REQUEST = 80877103, 80877104, 80877102
 _POLL_S = 0.02
 _CHUNK = 64 * 1024
-# A connection closed with this ends in a reset, not in an orderly end.
+# A connection that is closed with this option ends with a reset.
 _RESETS = struct.pack("ii", 1, 0)
 
 
 async def postgres_client(reader: StreamReader, writer: StreamWriter) -> tuple[str, bytes]:
-    """Read who connects to PostgreSQL; its application_name, and what the server shall see."""
+    """Read a PostgreSQL client's application_name and the bytes to forward to the server."""
     while True:
         head = await reader.readexactly(8)
         size, code = struct.unpack(">ii", head)
         if code not in {_SSL_REQUEST, _GSSENC_REQUEST}:
             break
-        writer.write(b"N")  # no encryption here; it goes on in plain
+        writer.write(b"N")  # no encryption, so the client continues in plain text
     rest = await reader.readexactly(size - 8)
     if code == _CANCEL_REQUEST:
         return "", head + rest
@@ -47,7 +47,7 @@ async def postgres_client(reader: StreamReader, writer: StreamWriter) -> tuple[s
 
 
 async def kafka_client(reader: StreamReader, _: StreamWriter) -> tuple[str, bytes]:
-    """Read who connects to a broker; the client_id, and what the server shall see."""
+    """Read a Kafka client's client_id and the bytes to forward to the server."""
     head = await reader.readexactly(4)
     frame = await reader.readexactly(struct.unpack(">i", head)[0])
     (size,) = struct.unpack_from(">h", frame, 8)  # after api_key, api_version, correlation_id
@@ -55,13 +55,13 @@ async def kafka_client(reader: StreamReader, _: StreamWriter) -> tuple[str, byte
 
 
 async def http_client(_: StreamReader, __: StreamWriter) -> tuple[str, bytes]:
-    """Nobody says who it is that asks by HTTP."""
+    """Return an empty name, because an HTTP client does not have one."""
     return "", b""
 
 
 @dataclass(eq=False)
-class _Harm:
-    """What is done to the clients whose names begin with one of these."""
+class _Disturbance:
+    """A disturbance of the clients whose names begin with one of these texts."""
 
     who: tuple[str, ...]
     delay_s: float = 0.0
@@ -71,7 +71,7 @@ class _Harm:
 
 @dataclass(eq=False)
 class _Link:
-    """A client's connection and the one to the server in its stead."""
+    """A client's connection and the proxy's own connection to the server."""
 
     name: str
     client: StreamWriter
@@ -81,12 +81,12 @@ class _Link:
 
 
 class Wire:
-    """Clients connect to `port`; what they send goes to `server_port`, both on 127.0.0.1.
+    """Forward clients that connect to `port` to `server_port`, both on 127.0.0.1.
 
     Args:
-        greeting: reads who connects.
-        port: where to listen.
-        server_port: where the server listens, whenever it does.
+        greeting: Reads the client's name.
+        port: The port to listen on.
+        server_port: The server's port. The server need not run yet.
     """
 
     def __init__(self, greeting: Greeting, port: int, server_port: int) -> None:
@@ -96,7 +96,7 @@ class Wire:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="wire")
         self._links: set[_Link] = set()
-        self._harms: list[_Harm] = []
+        self._disturbances: list[_Disturbance] = []
         self._loses_next = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -113,31 +113,31 @@ class Wire:
         self._thread.join()
         self._loop.close()
 
-    # What can be done to it. `who`: how the names of the clients begin.
+    # The disturbances. `who` is the beginning of the clients' names.
 
     def reset(self, *who: str) -> int:
-        """Reset every connection of theirs, once; they may connect again. Returns how many."""
+        """Reset these clients' connections once, and return how many. They may connect again."""
         return asyncio.run_coroutine_threadsafe(self._reset(who), self._loop).result()
 
     def delayed(self, *who: str, delay_s: float) -> AbstractContextManager[None]:
-        """Hold back everything they send and receive for so long, each piece of it."""
-        return self._harm(_Harm(who, delay_s=delay_s))
+        """Delay each piece of data that these clients send or receive."""
+        return self._disturb(_Disturbance(who, delay_s=delay_s))
 
     def stalled(self, *who: str) -> AbstractContextManager[None]:
-        """Pass nothing on, and say nothing about it."""
-        return self._harm(_Harm(who, stalled=True))
+        """Forward no data of these clients, and do not close their connections."""
+        return self._disturb(_Disturbance(who, stalled=True))
 
     def cut(self, *who: str) -> AbstractContextManager[None]:
-        """End their connections, and those that they try to make meanwhile."""
-        return self._harm(_Harm(who, cut=True))
+        """Close these clients' connections, and refuse new ones until the context ends."""
+        return self._disturb(_Disturbance(who, cut=True))
 
     def fail_over(self) -> None:
-        """Leave all connections that there are behind; those to come are to the next server."""
+        """Keep the present connections open without data. New connections go to the next server."""
         for link in list(self._links):
             link.left_behind = True
 
     def garble(self, found: bytes, instead: bytes, *who: str) -> None:
-        """Replace bytes in what the server sends over the connections that there are now."""
+        """Replace bytes that the server sends over the present connections."""
         assert len(found) == len(instead)
         for link in list(self._links):
             if link.name.startswith(who):
@@ -145,29 +145,33 @@ class Wire:
 
     @contextmanager
     def losing_an_answer(self) -> Iterator[None]:
-        """End a connection in place of the first that a server says from now on."""
+        """Close a connection instead of forwarding the server's next answer."""
         self._loses_next = True
         yield
-        assert not self._loses_next, "no server said anything"
+        assert not self._loses_next, "no server sent an answer"
 
     @contextmanager
-    def _harm(self, harm: _Harm) -> Iterator[None]:
-        self._harms.append(harm)
+    def _disturb(self, disturbance: _Disturbance) -> Iterator[None]:
+        self._disturbances.append(disturbance)
         try:
-            if harm.cut:
-                self.reset(*harm.who)
+            if disturbance.cut:
+                self.reset(*disturbance.who)
             yield
         finally:
-            self._harms.remove(harm)
+            self._disturbances.remove(disturbance)
 
     def names(self) -> set[str]:
-        """Who is connected now."""
+        """Return the names of the connected clients."""
         return {link.name for link in list(self._links)}
 
-    # All below runs in the loop's thread.
+    # All methods below run in the thread of the event loop.
 
-    def _done_to(self, name: str) -> list[_Harm]:
-        return [harm for harm in list(self._harms) if name.startswith(harm.who)]
+    def _disturbances_of(self, name: str) -> list[_Disturbance]:
+        return [
+            disturbance
+            for disturbance in list(self._disturbances)
+            if name.startswith(disturbance.who)
+        ]
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         task = asyncio.current_task()
@@ -176,14 +180,14 @@ class Wire:
         try:
             await self._connect(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            _reset(writer)  # as a server that is down, or a client that is gone
+            _reset(writer)  # the client sees the same as from a server that is down
         finally:
             self._tasks.discard(task)
 
     async def _connect(self, reader: StreamReader, writer: StreamWriter) -> None:
         name, first = await self._greeting(reader, writer)
         await self._hold_back(name)
-        if any(harm.cut for harm in self._done_to(name)):
+        if any(disturbance.cut for disturbance in self._disturbances_of(name)):
             _reset(writer)
             return
         from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
@@ -226,18 +230,18 @@ class Wire:
                 await target.drain()
 
     async def _hold_back(self, name: str) -> None:
-        if not self._harms:
+        if not self._disturbances:
             return
-        await asyncio.sleep(sum(harm.delay_s for harm in self._done_to(name)))
-        while any(harm.stalled for harm in self._done_to(name)):
+        await asyncio.sleep(sum(disturbance.delay_s for disturbance in self._disturbances_of(name)))
+        while any(disturbance.stalled for disturbance in self._disturbances_of(name)):
             await asyncio.sleep(_POLL_S)
 
     async def _reset(self, who: tuple[str, ...]) -> int:
-        hit = [link for link in self._links if link.name.startswith(who)]
-        for link in hit:
+        affected = [link for link in self._links if link.name.startswith(who)]
+        for link in affected:
             _reset(link.client)
             _reset(link.server)
-        return len(hit)
+        return len(affected)
 
     async def _end(self) -> None:
         self._listening.close()
@@ -248,6 +252,6 @@ class Wire:
 
 def _reset(writer: StreamWriter) -> None:
     with suppress(OSError):
-        # SO_LINGER of zero: closing sends a reset, and what was not sent is gone.
+        # With SO_LINGER of zero, closing sends a reset and drops unsent data.
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESETS)
     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Clients that place orders while faults are caused, and the check of what became of them."""
+"""Clients that place orders while faults are caused, and the check of the results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RICH, POOR = 1_000_000, 10 * PRICE
 
 
 class Traffic:
-    """Clients, each of one user, that place an order, wait for the answer, and place the next.
+    """Clients that each place one order after the other for one user.
 
-    The first user can pay ten orders, so that it shows in which order they took effect.
+    The first user can pay only ten orders, which shows the order in which they took effect.
 
     Args:
-        delivery: where the orders go.
-        clients: how many; enough for every partition to have some user's orders.
-        pause_s: of each client after each order.
+        delivery: The delivery of the orders.
+        clients: The number of clients. By default, every partition has orders of some user.
+        pause_s: The pause of each client after each order.
     """
 
     def __init__(self, delivery: Delivery, *, clients: int = 12, pause_s: float = 0.1) -> None:
@@ -62,7 +62,7 @@ class Traffic:
         self.end()
 
     def end(self) -> None:
-        """Place no more."""
+        """Stop placing orders."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -80,21 +80,21 @@ class Traffic:
             ]
 
     def place_many(self, user: UUID, count: int) -> None:
-        """Place orders in one transaction; call it before the clients start."""
+        """Place orders in one transaction. Call it before the clients start."""
         self.placed[user] += self._place(user, count)
 
     @property
     def count(self) -> int:
-        """How many orders were accepted by now."""
+        """The number of orders that were accepted so far."""
         return sum(map(len, self.placed.values()))
 
     def wait_more(self, count: int) -> None:
-        """Wait until so many more orders are accepted and settled."""
+        """Wait until `count` further orders are accepted and settled."""
         enough = self._settled() + count
         wait_until(lambda: self._settled() >= enough, timeout_s=60, what=f"{count} more orders")
 
     def settled(self, placed: list[UUID]) -> bool:
-        """Whether all of these orders have their final status."""
+        """Return whether all these orders have their final status."""
         (row,) = self._delivery.query(
             "orders",
             "SELECT count(*) FROM orders WHERE status <> 'created'"
@@ -119,7 +119,7 @@ class Traffic:
         )
 
     def wait_settled(self, *, timeout_s: float = 90) -> None:
-        """Wait until each order has its final status; call it when no more are placed."""
+        """Wait until each order has its final status. Call it after `end`."""
         wait_until(
             lambda: self._settled() == self.count,
             timeout_s=timeout_s,
@@ -127,11 +127,11 @@ class Traffic:
         )
 
     def check(self, *, in_order: bool = True) -> None:
-        """Each order took effect exactly once, and the audit finds nothing.
+        """Check that each order took effect exactly once, and that the audit finds nothing.
 
         Args:
-            in_order: whether each client's orders took effect in the order in which it placed
-                them; True but for records that were put into other partitions than their key's.
+            in_order: Whether each client's orders must take effect in the order in which it placed
+                them. False if records were written to other partitions than their key's.
         """
         report = audit(
             self._delivery.settings("payments"), self._delivery.settings("orders"), second_look_s=0
@@ -150,7 +150,7 @@ class Traffic:
             assert self._delivery.balance(user) == opened_with - PRICE * len(paid)
 
     def _charged(self) -> dict[UUID, list[UUID]]:
-        """By user, the orders that were charged, in the order in which they were."""
+        """Return the charged orders by user, in the order of their charges."""
         charged = defaultdict(list)
         for user, order in self._delivery.query(
             "payments",
@@ -163,7 +163,7 @@ class Traffic:
 
 @contextmanager
 def relays_and_consumers(delivery: Delivery, *, consumers: int = 1) -> Iterator[None]:
-    """A relay of each service and its consumers, in threads of this process."""
+    """Run a relay and consumers of each service, in threads of this process."""
     with ExitStack() as running:
         for service in SERVICES:
             running.enter_context(delivery.relay(service))

@@ -1,4 +1,4 @@
-"""Waiting for a condition, in place of sleeping."""
+"""Wait for a condition instead of sleeping."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], *, timeout_s: float = 30.0, what: str = "") -> T:
-    """Call `condition` until what it returns is true, and return that.
+    """Call `condition` until its result is true, and return the result.
 
     Args:
-        condition: called every 20 ms; an assertion that fails in it counts as not yet.
-        timeout_s: how long it may take.
-        what: what is waited for, for the message.
+        condition: Called every 20 ms. A failed assertion in it counts as false.
+        timeout_s: The time limit.
+        what: The awaited condition, for the message.
 
     Raises:
-        AssertionError: it did not come true in time; names what was seen last.
+        AssertionError: The condition was not true in time. The message has its last result.
     """
     deadline = time.monotonic() + timeout_s
     while True:

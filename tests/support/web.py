@@ -1,4 +1,4 @@
-"""The services' apps on given databases, and what their answers must look like."""
+"""The services' apps on a given database, and the expected form of their answers."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# Of an app that needs no database for what is tested.
+# For an app whose tested parts need no database.
 NO_DATABASE = "postgresql+psycopg2://nobody@127.0.0.1:1/none"
 
 
 def settings_of(service: str, database_url: str, **environ: str) -> WebSettings:
-    """An API's settings, as it reads them, on a database; further ones can be given."""
+    """Return the settings of an API with a database, read from these environment variables."""
     with environment({f"{service.upper()}_DATABASE_URL": database_url, **environ}):
         return read_web_settings(service)
 
 
 @contextmanager
 def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]:
-    """A service's app, as gunicorn's workers make it, but for the logging."""
+    """Open a service's app as a worker of gunicorn makes it, but without the logging."""
     settings = settings_of(service, database_url, **environ)
     app: Flask = import_module(f"services.{service}.app").create_app(settings)
     app.testing = True
@@ -56,14 +56,14 @@ def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]
 def gunicorn(
     service: str, database_url: str, port: int, log: Path, **environ: str
 ) -> subprocess.Popen[bytes]:
-    """Start a service's API as it is deployed, without waiting for it.
+    """Start a service's API as it is deployed, and do not wait for it.
 
     Args:
-        service: which.
-        database_url: of its database.
-        port: where it shall listen.
-        log: the file for all that it writes.
-        environ: further settings.
+        service: The service.
+        database_url: The URL of its database.
+        port: The port to listen on.
+        log: The file for its output.
+        environ: Further settings.
     """
     settings = {
         "PORT": str(port),
@@ -85,7 +85,7 @@ def gunicorn(
 
 @contextmanager
 def serve(service: str, database_url: str, log: Path, **environ: str) -> Iterator[str]:
-    """Run a service's API as it is deployed; yields its address, once it answers there.
+    """Run a service's API as it is deployed, and yield its URL when it answers.
 
     The arguments are those of `gunicorn`.
     """
@@ -108,7 +108,7 @@ def _lives(url: str) -> bool:
 
 
 def pages(client: FlaskClient, address: str) -> list[list[dict[str, Any]]]:
-    """Every page of a list, by its `next` links."""
+    """Return every page of a list, read by its `next` links."""
     found = []
     path = address.partition("?")[0]
     following = address
@@ -124,7 +124,7 @@ def pages(client: FlaskClient, address: str) -> list[list[dict[str, Any]]]:
 
 
 def problem_of(response: TestResponse, *statuses: int) -> dict[str, Any]:
-    """The problem document of an answer, checked for its form and one of the statuses."""
+    """Return an answer's problem document, after checking its form and status."""
     assert response.status_code in statuses, response.text
     assert response.content_type == "application/problem+json"
     document: dict[str, Any] = response.get_json(force=True)

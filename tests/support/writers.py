@@ -1,4 +1,4 @@
-"""Threads that add events at once, and the check that the promised order was kept."""
+"""Threads that add events concurrently, and the check of the promised order."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _Added:
 
 
 class Writers:
-    """Writers of an outbox; each event is a transaction of its own.
+    """Writers of an outbox. Each event is added in a separate transaction.
 
     Args:
-        url: of the database.
-        keys: how many keys they write, all of them each.
-        threads: how many writers.
-        each: how many events of each writer.
+        url: The URL of the database.
+        keys: The number of keys. Each writer uses all of them.
+        threads: The number of writers.
+        each: The number of events of each writer.
     """
 
     def __init__(self, url: str, *, keys: int, threads: int, each: int, padding: int = 0) -> None:
@@ -45,7 +45,7 @@ class Writers:
         self._added: dict[str, list[_Added]] = defaultdict(list)
 
     def run(self) -> None:
-        """Write it all, and return when all is committed."""
+        """Add all events, and return after all are committed."""
         threads = [
             threading.Thread(target=self._write, args=(number,)) for number in range(self._threads)
         ]
@@ -72,7 +72,10 @@ class Writers:
             self._added[key].append(_Added(number, begun_at, time.monotonic()))
 
     def check(self, records: Iterable[ConsumerRecord]) -> None:
-        """Nothing is lost; what was committed before another was added appears before it."""
+        """Check that no event is lost, and that the order of each key is kept.
+
+        An event that was committed before another was added must appear before it.
+        """
         found = first_appearances(records)
         for key, added in self._added.items():
             place = {data["number"]: n for n, data in enumerate(found.get(key, []))}

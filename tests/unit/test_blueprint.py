@@ -45,7 +45,7 @@ def decorate(*names: str) -> None:
         view = DECORATORS[name](view)
 
 
-def test_the_right_order_is_taken() -> None:
+def test_the_right_order_is_accepted() -> None:
     decorate("problem", *DECORATORS)
 
 
@@ -60,7 +60,9 @@ def test_the_right_order_is_taken() -> None:
         ("route", "arguments"),
     ],
 )
-def test_another_order_is_refused_with_the_names(below: str, above: str) -> None:
+def test_a_wrong_order_is_refused_and_the_error_names_both_decorators(
+    below: str, above: str
+) -> None:
     inner = [name for name in ("problem", "response") if name not in {below, above}]
 
     with pytest.raises(DecoratorOrderError) as refused:

@@ -1,4 +1,4 @@
-"""What caches may do with the answers of every route."""
+"""The caching headers of the answers of every route."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
-# An answer without a body leaves the file of the docs that it is about to the garbage collector.
+# An answer without a body does not close the file of the docs that it is about. The garbage
+# collector closes it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SERVICES = ["payments", "orders"]
 SHOP = "https://shop.example"
 
-# The only routes whose answers may be stored, with a value for their variable part.
+# The only routes whose answers may be stored, each with a value for its variable part.
 STORED = {
     "/": "/",
     "/docs": "/docs",
@@ -55,7 +56,7 @@ def vary_of(response: TestResponse) -> set[str]:
 
 
 def routes(app: Flask) -> list[tuple[str, str, str]]:
-    """Every rule of an app, with each of its methods and an address."""
+    """Return every rule of an app, with each of its methods and a URL."""
     found = []
     for rule in app.url_map.iter_rules():
         address = STORED.get(rule.rule)
@@ -67,8 +68,10 @@ def routes(app: Flask) -> list[tuple[str, str, str]]:
     return found
 
 
-def test_nothing_is_stored_but_what_is_the_same_for_all(app: Flask, client: FlaskClient) -> None:
-    """There is no database: most are errors, which no cache may keep either."""
+def test_only_answers_that_are_the_same_for_all_clients_may_be_stored(
+    app: Flask, client: FlaskClient
+) -> None:
+    """There is no database, so most answers are errors, which caches must not store either."""
     for rule, method, address in routes(app):
         body: dict[str, str] | None = {} if method == "POST" else None
         response = client.open(address, method=method, json=body, buffered=True)
@@ -83,7 +86,7 @@ def test_nothing_is_stored_but_what_is_the_same_for_all(app: Flask, client: Flas
 @pytest.mark.parametrize(
     "address", ["/nowhere", "/problems/nothing", "/docs/files/nothing", "/order/x"]
 )
-def test_what_does_not_exist_is_not_stored(client: FlaskClient, address: str) -> None:
+def test_a_404_is_not_stored(client: FlaskClient, address: str) -> None:
     response = client.get(address)
 
     assert response.status_code == 404
@@ -93,10 +96,10 @@ def test_what_does_not_exist_is_not_stored(client: FlaskClient, address: str) ->
 
 @pytest.mark.parametrize("address", STORED.values())
 @pytest.mark.parametrize("accept", ["application/json", "text/html"])
-def test_what_is_stored_is_asked_for_again_by_its_etag(
+def test_a_stored_answer_is_revalidated_by_its_etag(
     client: FlaskClient, address: str, accept: str
 ) -> None:
-    """304 has the headers of the 200 that caches go by (RFC 9110, section 15.4.5)."""
+    """A 304 has the headers of the 200 that caches use (RFC 9110, section 15.4.5)."""
     whole = client.get(address, headers={"Accept": accept}, buffered=True)
 
     again = client.get(address, headers={"Accept": accept, "If-None-Match": whole.headers["ETag"]})
@@ -107,7 +110,7 @@ def test_what_is_stored_is_asked_for_again_by_its_etag(
 
 
 @pytest.mark.parametrize("address", [STORED[rule] for rule in BY_ACCEPT])
-def test_each_form_of_a_page_has_an_etag_of_its_own(client: FlaskClient, address: str) -> None:
+def test_each_form_of_a_page_has_a_different_etag(client: FlaskClient, address: str) -> None:
     page, data = (
         client.get(address, headers={"Accept": accept}) for accept in ("text/html", "*/*")
     )
@@ -118,8 +121,8 @@ def test_each_form_of_a_page_has_an_etag_of_its_own(client: FlaskClient, address
 
 @pytest.mark.parametrize("origins", [SHOP, f"{SHOP},https://other.example"], ids=["one", "two"])
 @pytest.mark.parametrize("sent", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
-def test_with_cors_all_depends_on_the_origin(origins: str, sent: dict[str, str]) -> None:
-    """Also what was asked for without one: a cache might give it to a script."""
+def test_with_cors_every_answer_varies_by_origin(origins: str, sent: dict[str, str]) -> None:
+    """This includes answers to requests without an origin, which a cache could give to a script."""
     with open_app("orders", NO_DATABASE, CORS_ORIGINS=origins) as app:
         client = app.test_client()
 
@@ -129,8 +132,8 @@ def test_with_cors_all_depends_on_the_origin(origins: str, sent: dict[str, str])
         assert vary_of(client.options("/orders", headers=sent)) == {"Origin"}
 
 
-def test_what_gunicorn_answers_is_not_stored() -> None:
-    """Caches may keep a 414 that says nothing of it (RFC 9110, section 15.1)."""
+def test_an_error_of_gunicorn_is_not_stored() -> None:
+    """Caches may store a 414 without this header (RFC 9110, section 15.1)."""
 
     class Client:
         sent = b""
@@ -162,7 +165,7 @@ def test_what_gunicorn_answers_is_not_stored() -> None:
 def test_a_date_out_of_range_is_ignored(
     client: FlaskClient, address: str, date: str, name: str
 ) -> None:
-    """RFC 9110, section 13.1.3."""
+    """See RFC 9110, section 13.1.3."""
     answer = client.get(address, headers={name: date, "Range": "bytes=0-1"})
 
     assert answer.status_code in {200, 206}

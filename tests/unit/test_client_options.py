@@ -1,4 +1,4 @@
-"""Each option of kafka-python's clients is set, or was left to its default on purpose."""
+"""Each option of kafka-python's clients is set, or its default was reviewed."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def test_each_option_is_set_or_was_reviewed(client: str, settings: Settings) -> 
 
 
 @pytest.mark.parametrize("client", ["consumer", "reader"])
-def test_only_committed_and_sound_records_are_read(client: str, settings: Settings) -> None:
+def test_only_committed_records_with_a_correct_checksum_are_read(
+    client: str, settings: Settings
+) -> None:
     options = options_of(client, settings)
 
     assert options["isolation_level"] == "read_committed"
@@ -150,8 +152,8 @@ def test_a_fetch_has_room_for_the_largest_record(settings: Settings) -> None:
     assert options["fetch_max_bytes"] < options["receive_message_max_bytes"]
 
 
-def test_what_a_relay_sends_is_read(settings: Settings) -> None:
-    """The payload, the key (4 bytes a character) and the headers of the largest event."""
+def test_the_largest_record_of_a_relay_can_be_read(settings: Settings) -> None:
+    """The largest event has its payload, its key (4 bytes a character) and its headers."""
     largest = PAYLOAD_MAX_BYTES + 4 * KEY_MAX_LENGTH + 9 * 4 * HEADER_MAX_LENGTH
 
     options = options_of("producer", settings)

@@ -1,4 +1,4 @@
-"""Every command of every command line: its help, its exit codes, its errors, its completion."""
+"""Every command: its help, exit codes, errors and completion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from settle.stack.logs import NAMES
 from support.commands import CLIS, COMMANDS, PAGE, find, page
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a command wants beside its service; a command that wants more must be added here.
+# The arguments of a command in addition to its service. New commands with arguments are added here.
 NO_EVENT = "01980000-0000-7000-8000-000000000001"
 NEEDED = {
     "outbox-relay replay": ["--since", "1h"],
@@ -51,25 +51,25 @@ def test_help_has_an_example_and_the_exit_codes(path: tuple[str, ...]) -> None:
     assert "Exit codes: 0 " in out
     if not isinstance(find(path), click.Group):
         lines = [line.strip() for line in out.splitlines()]
-        # On a line of its own, to be copied.
+        # The example is on a separate line, so that it can be copied.
         assert any(re.fullmatch(f"Example: {' '.join(path)}.*", line) for line in lines), out
     assert "\\b" not in out
     assert run(path, "-h") == (0, out, "")
 
 
-def test_the_page_of_commands_is_what_they_say() -> None:
-    """If it is not, run ``make commands``, and review the difference."""
+def test_the_page_of_commands_is_up_to_date() -> None:
+    """If this fails, run ``make commands`` and review the difference."""
     assert PAGE.read_text(encoding="utf-8") == page()
 
 
 @pytest.mark.parametrize("path", WITH_SERVICE, ids=" ".join)
-def test_an_unknown_service_is_answered_with_those_there_are(path: tuple[str, ...]) -> None:
+def test_the_error_for_an_unknown_service_lists_the_services(path: tuple[str, ...]) -> None:
     code, out, err = run(path, "shipping", *NEEDED.get(" ".join(path), []))
     assert (code, out) == (1, "")
     assert err == "Error: There is no service 'shipping'. Service names: orders, payments.\n"
 
 
-def test_a_misspelled_service_is_answered_with_the_right_one() -> None:
+def test_the_error_for_a_misspelled_service_suggests_the_right_one() -> None:
     code, out, err = run(("settle", "doctor"), "paymnets")
 
     assert (code, out) == (1, "")
@@ -100,7 +100,7 @@ def test_version_and_wrong_usage(name: str) -> None:
     assert "Error: No such option '--no-such-option'" in err
 
 
-def test_a_wrong_process_is_answered_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_process_lists_the_processes() -> None:
     code, out, err = run(("settle", "logs"), "orders")
     assert (code, out) == (1, "")
     assert err == (
@@ -120,7 +120,7 @@ def test_completion_knows_services_and_processes() -> None:
     assert completed("settle", "logs", "orders-") == [n for n in NAMES if n.startswith("orders-")]
 
 
-def test_colours_are_for_terminals_and_not_with_no_color() -> None:
+def test_colours_are_used_on_terminals_only_and_not_with_no_color() -> None:
     command = [f"{sysconfig.get_path('scripts')}/settle", "logs", "orders"]
 
     def said(**env: str) -> str:
@@ -137,12 +137,12 @@ def test_colours_are_for_terminals_and_not_with_no_color() -> None:
     assert piped.stderr.startswith(b"Error: ")
 
 
-def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -> None:
+def test_make_status_shows_that_nothing_runs_and_succeeds(tmp_path: Path) -> None:
     scripts = sysconfig.get_path("scripts")
-    # Relative, because make splits a path at a space.
+    # The path is relative, because make splits a path at a space.
     bin_ = os.path.relpath(scripts, ROOT)
-    command = ["make", "--old-file=.venv/.installed", "status", f"BIN={bin_}"]
-    # These tests may be run by make, which tells an inner make of itself.
+    command = ["make", "--old-file=.venv/.runtime", "status", f"BIN={bin_}"]
+    # If make runs these tests, it sets variables that would change this inner make.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 
     made, direct = (
@@ -165,7 +165,7 @@ def test_make_shows_that_nothing_runs_and_makes_no_error_of_it(tmp_path: Path) -
 
 @pytest.mark.parametrize("package", ["rich", "settle_outbox"])
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) -> None:
-    """It came with a pull; or the engine, which is installed beside the application."""
+    """A pull added the package, or the engine was not installed with the application."""
     hide = (
         "import importlib.machinery as m\n"
         "find = m.PathFinder.find_spec\n"
@@ -186,7 +186,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) 
     assert done.stderr == said.encode()
 
 
-def test_an_interrupt_while_modules_are_loaded_is_no_traceback(tmp_path: Path) -> None:
+def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(tmp_path: Path) -> None:
     press = (
         "import importlib.machinery as m, signal\n"
         "find = m.PathFinder.find_spec\n"

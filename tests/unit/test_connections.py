@@ -1,4 +1,4 @@
-"""Connections on which a worker waits: for an event, for some time, and for room."""
+"""Connections that a worker keeps: until an event, a deadline, or a lack of room."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LATER_S = 60.0
 
 
 class Conn:
-    """gunicorn's, as far as it matters here."""
+    """A connection of gunicorn, with the attributes that are used here."""
 
     def __init__(self) -> None:
         self.sock, self.client = socket.socketpair()
 
 
 class Server:
-    """What a worker's main thread has; it records what happens to the connections."""
+    """The parts of a worker's main thread. It records what happens to the connections."""
 
     def __init__(self) -> None:
         self.poller = DefaultSelector()
@@ -63,7 +63,7 @@ class Server:
         )
 
     def linger(self, conn: Conn) -> None:
-        """Let a connection wait once more when it is given up."""
+        """Make a connection wait once more when it is given up."""
 
         def give_up(conn: Any) -> None:
             self.record("lingers", conn)
@@ -90,7 +90,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def test_it_is_resumed_at_each_event_until_it_is_removed(server: Server) -> None:
+def test_a_connection_is_resumed_at_each_event_until_it_is_removed(server: Server) -> None:
     conn = server.add()
     conn.client.send(b"x")
 
@@ -103,8 +103,8 @@ def test_it_is_resumed_at_each_event_until_it_is_removed(server: Server) -> None
     assert conn not in server.waiting
 
 
-def test_it_is_given_up_after_its_deadline_and_only_then(server: Server) -> None:
-    """Whatever the order in which they came."""
+def test_a_connection_is_given_up_after_its_deadline_and_not_earlier(server: Server) -> None:
+    """This does not depend on the order in which the connections were added."""
     later, late = server.add(), server.add(seconds=0)
 
     server.waiting.give_up_expired()
@@ -113,7 +113,7 @@ def test_it_is_given_up_after_its_deadline_and_only_then(server: Server) -> None
     assert later in server.waiting
 
 
-def test_the_one_that_waits_longest_is_closed_for_room(server: Server) -> None:
+def test_the_connection_that_waits_longest_is_closed_to_make_room(server: Server) -> None:
     first, second = server.add(), server.add(seconds=0)
 
     server.waiting.give_up_longest()
@@ -123,7 +123,7 @@ def test_the_one_that_waits_longest_is_closed_for_room(server: Server) -> None:
     assert server.events == [("given up", first), ("given up", second)]
 
 
-def test_room_is_made_at_once_though_one_that_is_given_up_lingers(server: Server) -> None:
+def test_room_is_made_at_once_even_if_a_given_up_connection_lingers(server: Server) -> None:
     conn = server.add()
     server.linger(conn)
 
@@ -132,8 +132,8 @@ def test_room_is_made_at_once_though_one_that_is_given_up_lingers(server: Server
     assert server.events == [("lingers", conn), ("given up", conn)]
 
 
-def test_one_that_is_removed_in_the_same_moment_is_not_resumed(server: Server) -> None:
-    """The poller reports it nevertheless."""
+def test_a_connection_that_is_removed_during_a_poll_is_not_resumed(server: Server) -> None:
+    """The poller still reports its event."""
     first, second = server.add(), server.add()
     first.client.send(b"x")
     second.client.send(b"x")
@@ -147,7 +147,7 @@ def test_one_that_is_removed_in_the_same_moment_is_not_resumed(server: Server) -
     assert server.events == [("given up", second)]
 
 
-def test_only_the_idle_are_given_up_earlier(server: Server) -> None:
+def test_only_idle_connections_are_given_up_earlier(server: Server) -> None:
     idle, busy = server.add(is_idle=True), server.add()
 
     server.waiting.shorten_idle(time.monotonic())
@@ -157,7 +157,7 @@ def test_only_the_idle_are_given_up_earlier(server: Server) -> None:
     assert busy in server.waiting
 
 
-def test_one_that_is_closed_already_is_closed(server: Server) -> None:
+def test_a_closed_socket_is_not_waited_for(server: Server) -> None:
     conn = Conn()
     conn.sock.close()
 

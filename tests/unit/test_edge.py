@@ -1,4 +1,4 @@
-"""A service answers to its own names, and believes proxies and lets origins in as it was told."""
+"""Allowed hosts, trusted proxies and CORS, as configured."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def client(**environ: str) -> FlaskClient:
 
 
 @pytest.mark.parametrize("environ", [{}, {"TRUSTED_PROXIES": "0"}])
-def test_nobody_is_believed_unless_configured(environ: dict[str, str]) -> None:
+def test_no_proxy_is_trusted_unless_configured(environ: dict[str, str]) -> None:
     seen = client(**environ).post("/seen", headers=FORWARDED).json
     assert seen == {"url": "http://localhost/seen", "address": "127.0.0.1"}
 
 
-def test_a_trusted_proxy_tells_the_clients_address_and_the_services() -> None:
-    """Port and prefix are not believed: the host has the port, and no proxy strips a prefix."""
+def test_a_trusted_proxy_sets_the_addresses_of_client_and_service() -> None:
+    """X-Forwarded-Port and X-Forwarded-Prefix are not used. The host contains the port."""
     seen = client(TRUSTED_PROXIES="1").post("/seen", headers=FORWARDED).json
     assert seen == {"url": "https://api.shop.example/seen", "address": "203.0.113.7"}
 
 
-def test_what_came_before_the_trusted_proxies_is_not_believed() -> None:
-    """A client can send such headers too; each proxy adds to them on the right."""
+def test_values_from_before_the_trusted_proxies_are_ignored() -> None:
+    """A client can send such headers too. Each proxy appends its value on the right."""
     headers = {name: f"spoofed, {value}" for name, value in FORWARDED.items()}
     seen = client(TRUSTED_PROXIES="1").post("/seen", headers=headers).json
     assert seen == {"url": "https://api.shop.example/seen", "address": "203.0.113.7"}
@@ -70,7 +70,7 @@ LOOPBACK = [
     "LocalHost:8081",
     "localhost.",
     "localhost:",
-    "localhost:99999",  # the port is not compared
+    "localhost:99999",  # ports are not compared
     "pay.localhost",
     "127.0.0.1",
     "127.0.0.1:8081",
@@ -105,14 +105,15 @@ OTHERS = [
     "\xff",
     "",
 ]
-# A label is empty, or longer than 63 characters (RFC 1035, section 2.3.4): werkzeug refuses these.
+# An empty label, or one of more than 63 characters (RFC 1035, section 2.3.4). werkzeug rejects
+# these.
 NO_NAMES = ["localhost..", ".localhost", "x" * 64, "x" * 8000]
 
 
 def status_of(
     asked: FlaskClient, host: str, path: str = "/varied", *, forwarded: str | None = None
 ) -> int:
-    """How a request to a host is answered; a proxy may say that it forwards one to another."""
+    """Return the status of a request to a host. A proxy may have forwarded it for another host."""
     environ = {"HTTP_HOST": host}
     if forwarded is not None:
         environ["HTTP_X_FORWARDED_HOST"] = forwarded
@@ -127,10 +128,10 @@ def test_this_machines_own_names_are_always_allowed(host: str, variables: dict[s
 
 @pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
 @pytest.mark.parametrize("host", OTHERS + NO_NAMES)
-def test_a_page_whose_name_leads_to_this_machine_is_refused(
+def test_a_page_whose_host_resolves_to_this_machine_is_refused(
     host: str, variables: dict[str, str]
 ) -> None:
-    """To the browser it is of one origin with the service: nothing but Host tells them apart."""
+    """For a browser, such a page and the service have one origin. Only the Host header differs."""
     assert status_of(client(**variables), host) == 421
 
 
@@ -151,7 +152,7 @@ def test_a_host_that_is_configured_is_allowed(host: str) -> None:
         ("other.example", "other.example"),
     ],
 )
-def test_a_host_that_is_refused_can_be_added_as_the_answer_says(host: str, name: str) -> None:
+def test_the_answer_to_a_refused_host_says_how_to_allow_it(host: str, name: str) -> None:
     answer = client().post("/seen", environ_overrides={"HTTP_HOST": host})
     detail = html.unescape(answer.text)
 
@@ -160,7 +161,7 @@ def test_a_host_that_is_refused_can_be_added_as_the_answer_says(host: str, name:
     assert status_of(client(ALLOWED_HOSTS=name), host) == 200
 
 
-def test_what_is_no_host_cannot_be_added() -> None:
+def test_an_invalid_host_cannot_be_allowed() -> None:
     answer = client().post("/seen", environ_overrides={"HTTP_HOST": "a b"})
 
     assert answer.status_code == 421
@@ -168,7 +169,7 @@ def test_what_is_no_host_cannot_be_added() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "sub.pay.example", "xpay.example", "pay.exampl"])
-def test_a_host_that_looks_alike_is_refused(host: str) -> None:
+def test_a_similar_host_is_refused(host: str) -> None:
     asked = client(ALLOWED_HOSTS="pay.example", BIND_ADDRESS="0.0.0.0")
 
     assert status_of(asked, host) == 421
@@ -178,19 +179,19 @@ def test_a_host_that_looks_alike_is_refused(host: str) -> None:
     "variables", [{"ALLOWED_HOSTS": "*"}, {"BIND_ADDRESS": "0.0.0.0"}, {"TRUSTED_PROXIES": "1"}]
 )
 @pytest.mark.parametrize("host", OTHERS)
-def test_any_host_is_allowed_where_its_names_are_not_known(
+def test_any_host_is_allowed_if_the_services_names_are_unknown(
     host: str, variables: dict[str, str]
 ) -> None:
     assert status_of(client(**variables), host) == 200
 
 
 @pytest.mark.parametrize("host", NO_NAMES)
-def test_what_is_no_host_is_a_bad_request(host: str) -> None:
+def test_an_invalid_host_is_a_bad_request(host: str) -> None:
     assert status_of(client(ALLOWED_HOSTS="*"), host) == 400
 
 
 def test_behind_a_proxy_both_hosts_are_compared() -> None:
-    """A page that reaches the service past the proxy can send any X-Forwarded-Host."""
+    """A page that reaches the service without the proxy can send any X-Forwarded-Host."""
     asked = client(ALLOWED_HOSTS="pay.example,orders", TRUSTED_PROXIES="1")
 
     assert status_of(asked, "pay.example") == 200
@@ -203,25 +204,25 @@ def test_behind_a_proxy_both_hosts_are_compared() -> None:
     assert status_of(asked, "pay.example", forwarded="pay.example, evil.example") == 421
 
 
-def test_a_host_that_nobody_forwards_for_us_is_not_compared() -> None:
+def test_a_forwarded_host_without_a_trusted_proxy_is_ignored() -> None:
     assert status_of(client(), "localhost", forwarded="evil.example") == 200
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
-def test_probes_may_come_under_any_host(path: str) -> None:
-    """A load balancer asks by address, and cannot always be told to name a host."""
+def test_probes_may_use_any_host(path: str) -> None:
+    """A load balancer sends its own address as the host, and often cannot be configured."""
     assert status_of(client(), "10.1.2.3:8081", path) == 200
 
 
-def test_a_request_without_host_does_not_come_from_a_browser() -> None:
-    """Old clients may leave it out, in HTTP/1.0."""
+def test_a_request_without_a_host_is_allowed() -> None:
+    """HTTP/1.0 clients may leave it out, but browsers always send it."""
     answer = client().post("/seen", environ_overrides={"HTTP_HOST": None})
 
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/seen", "/nothing", "/livez/", "//livez", "/livez/x"])
-def test_every_other_address_is_refused_alike(path: str) -> None:
+def test_no_other_path_may_use_any_host(path: str) -> None:
     asked = client(CORS_ORIGINS=SHOP)
 
     for method in ("GET", "POST", "OPTIONS", "FOO"):
@@ -244,13 +245,13 @@ def preflight(asked: FlaskClient, origin: str) -> TestResponse:
     )
 
 
-def test_no_other_origin_is_let_in_unless_configured() -> None:
+def test_no_other_origin_is_allowed_unless_configured() -> None:
     asked = client()
     assert cors_headers(asked.post("/seen", headers={"Origin": SHOP})) == {}
     assert cors_headers(preflight(asked, SHOP)) == {}
 
 
-def test_an_origin_that_is_configured_is_let_in() -> None:
+def test_a_configured_origin_is_allowed() -> None:
     asked = client(CORS_ORIGINS=f"http://localhost:3000,{SHOP}")
     allowed = preflight(asked, SHOP)
     assert allowed.status_code == 200
@@ -263,11 +264,11 @@ def test_an_origin_that_is_configured_is_let_in() -> None:
     assert answer.headers["Access-Control-Allow-Origin"] == SHOP
     assert "Location" in answer.headers["Access-Control-Expose-Headers"]
     assert "Origin" in answer.headers["Vary"]
-    # Nothing here is known by a cookie, and nothing ever shall be by accident.
+    # No cookie identifies a client, so credentials must not be allowed.
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-def test_an_error_can_be_read_by_the_origin_as_well() -> None:
+def test_a_configured_origin_can_read_errors_too() -> None:
     answer = client(CORS_ORIGINS=SHOP).get("/nothing", headers={"Origin": SHOP})
     assert answer.status_code == 404
     assert answer.headers["Access-Control-Allow-Origin"] == SHOP
@@ -278,13 +279,13 @@ def test_an_error_can_be_read_by_the_origin_as_well() -> None:
     [
         "https://evil.example",
         "https://shop.example.evil.example",
-        "https://shopxexample",  # a dot is a dot, not any character
+        "https://shopxexample",  # the dot must match only a dot
         "http://shop.example",
         "https://shop.example:8443",
         "null",
     ],
 )
-def test_an_origin_that_looks_alike_is_not_let_in(origin: str) -> None:
+def test_a_similar_origin_is_not_allowed(origin: str) -> None:
     asked = client(CORS_ORIGINS=SHOP)
     assert "Access-Control-Allow-Origin" not in preflight(asked, origin).headers
     assert (
@@ -305,7 +306,7 @@ def test_an_origin_that_looks_alike_is_not_let_in(origin: str) -> None:
     ],
 )
 def test_origins_are_compared_as_strings(configured: str, others: list[str]) -> None:
-    """Whatever is in them: to a pattern, the brackets of an address are a set of characters."""
+    """In a pattern, the brackets of an IPv6 address would be a set of characters."""
     asked = client(CORS_ORIGINS=configured)
 
     allowed = asked.post("/seen", headers={"Origin": configured})
@@ -316,8 +317,8 @@ def test_origins_are_compared_as_strings(configured: str, others: list[str]) -> 
 
 
 @pytest.mark.parametrize("headers", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
-def test_caches_are_told_that_an_answer_depends_on_its_origin(headers: dict[str, str]) -> None:
-    """Also where no origin is let in, and with one origin alone (the Fetch standard, 3.2.5)."""
+def test_an_answer_varies_by_origin(headers: dict[str, str]) -> None:
+    """This holds without allowed origins and with a single one too (Fetch standard, 3.2.5)."""
     asked = client(CORS_ORIGINS=SHOP)
 
     assert asked.post("/seen", headers=headers).headers["Vary"] == "Origin"
@@ -326,6 +327,6 @@ def test_caches_are_told_that_an_answer_depends_on_its_origin(headers: dict[str,
     assert asked.get("/varied", headers=headers).headers["Vary"] == "Prefer, Origin"
 
 
-def test_no_browser_guesses_a_type() -> None:
+def test_browsers_must_not_guess_content_types() -> None:
     for path in ("/seen", "/nothing"):
         assert client().get(path).headers["X-Content-Type-Options"] == "nosniff"

@@ -1,4 +1,4 @@
-"""The engine is imported by one name: two names would be two copies of its state."""
+"""The engine has one import name, because two names would be two copies of its state."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_each_file_is_one_module() -> None:
     assert [names for names in loaded.values() if len(names) > 1] == []
 
 
-def test_it_is_not_imported_by_its_place_in_the_checkout() -> None:
+def test_the_engine_cannot_be_imported_by_its_path_in_the_checkout() -> None:
     with pytest.raises(ImportError, match="settle_outbox"):
         importlib.import_module("shared.outbox.src.settle_outbox")
 
 
-def test_no_index_is_asked_for_it() -> None:
+def test_the_engine_is_never_installed_from_an_index() -> None:
     text = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     config = ConfigParser()
     config.read_string(text)
@@ -51,16 +51,16 @@ def test_no_index_is_asked_for_it() -> None:
 
 
 def test_the_application_and_the_engine_allow_the_same_versions() -> None:
-    """The application's lower bounds may be higher: CI runs the engine on older libraries too."""
+    """The application's lower bounds may be higher, because CI tests the engine with older ones."""
     config = ConfigParser()
     config.read_string((ROOT / "setup.cfg").read_text(encoding="utf-8"))
-    ours = {
+    application_versions = {
         line.split()[0]: line.rpartition(",")[2]
         for line in config["options"]["install_requires"].splitlines()
         if line and not line.startswith("#")
     }
 
     engine = tomllib.loads((ENGINE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    theirs = {line.split()[0]: line.rpartition(",")[2] for line in engine["dependencies"]}
+    engine_versions = {line.split()[0]: line.rpartition(",")[2] for line in engine["dependencies"]}
 
-    assert {name: ours.get(name) for name in theirs} == theirs
+    assert {name: application_versions.get(name) for name in engine_versions} == engine_versions

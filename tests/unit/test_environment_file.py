@@ -1,4 +1,4 @@
-"""The environment file of a server is read by systemd and by a shell: both read the same values."""
+"""systemd and a shell read the same values from a server's environment file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = re.compile(
 
 
 def as_systemd_reads_it(text: str) -> dict[str, str]:
-    """Read simple lines of systemd.exec(5): quotes around a value are removed, no more."""
+    """Read simple lines as systemd.exec(5) does: it only removes quotes around a value."""
     pairs = (line.partition("=") for line in text.splitlines())
     return {name: value.strip("'\"") for name, _, value in pairs}
 

@@ -1,4 +1,4 @@
-"""What the variable FAILPOINTS may say."""
+"""The syntax of the variable FAILPOINTS."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def test_each_item_has_a_place_an_action_and_a_count() -> None:
 
 
 @pytest.mark.parametrize("text", ["relay.sent", "relay.sent=die", "relay.sent=kill@soon"])
-def test_what_cannot_be_read_is_refused(text: str) -> None:
+def test_an_invalid_item_is_refused(text: str) -> None:
     with pytest.raises(FailpointError, match="FAILPOINTS"):
         _parse(text)

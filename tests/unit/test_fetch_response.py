@@ -61,7 +61,7 @@ def answer(*records: bytes | None, version: int = 12) -> bytes:
 
 
 def receive(data: bytes, *, piece: int = 4096, version: int = 12) -> list[Any]:
-    """Return what a consumer's connection makes of these bytes: the partitions of the answer."""
+    """Return the partitions that a consumer's connection reads from these bytes."""
     protocol = KafkaProtocol(client_id="test", receive_message_max_bytes=LIMIT + 1_000)
     request = FetchRequest(
         version=version, max_wait_ms=1, min_bytes=1, max_bytes=1, isolation_level=1, topics=[]
@@ -79,7 +79,7 @@ def receive(data: bytes, *, piece: int = 4096, version: int = 12) -> list[Any]:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 4096, 1_000_000])
-def test_a_batch_that_is_too_large_is_measured_while_it_arrives(piece: int) -> None:
+def test_a_too_large_batch_is_measured_while_it_arrives(piece: int) -> None:
     partitions = receive(answer(b"", LARGE, None), piece=piece)
 
     assert [each.partition_index for each in partitions] == [0, 1, 2]
@@ -99,7 +99,7 @@ def test_a_batch_that_is_too_large_is_measured_while_it_arrives(piece: int) -> N
     assert error.value.sha256 == hashlib.sha256(LARGE).hexdigest()
 
 
-def test_an_answer_within_the_limit_is_left_as_it_is() -> None:
+def test_an_answer_within_the_limit_is_not_changed() -> None:
     small = batch_of(b"x" * 2_000)
 
     (partition,) = receive(answer(small))
@@ -109,7 +109,7 @@ def test_an_answer_within_the_limit_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("piece", [1, 7, 1_000_000])
 def test_batches_beyond_the_limit_are_left_for_the_next_fetch(piece: int) -> None:
-    """Some brokers send more than was asked for."""
+    """Some brokers send more than the consumer requested."""
     batch = batch_of(b"x" * (LIMIT // 3))
     several = answer(batch * 2 + batch[:100], batch + batch, LARGE + batch, batch)
 

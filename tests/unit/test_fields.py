@@ -1,4 +1,4 @@
-"""The strict fields: what marshmallow would convert is refused here."""
+"""The strict fields refuse values that marshmallow would convert."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_amount_refuses_everything_else(amount: object) -> None:
 
 
 @pytest.mark.parametrize("spelling", [SOME_UUID, SOME_UUID.upper()])
-def test_uuids_in_any_case_are_one(spelling: str) -> None:
+def test_uuids_in_upper_and_lower_case_are_equal(spelling: str) -> None:
     assert UserId().deserialize(spelling) == UUID(SOME_UUID)
 
 
@@ -61,7 +61,7 @@ def test_uuids_in_other_spellings_are_refused(spelling: object) -> None:
         CanonicalUUID().deserialize(spelling)
 
 
-def test_the_nil_uuid_is_no_user() -> None:
+def test_the_nil_uuid_is_not_a_user() -> None:
     nil = str(UUID(int=0))
     assert CanonicalUUID().deserialize(nil) == UUID(int=0)
     with pytest.raises(ValidationError, match="nil"):
@@ -69,7 +69,7 @@ def test_the_nil_uuid_is_no_user() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Lunch", "Grüße \N{PILE OF POO}", "x" * 10])
-def test_text_is_taken_as_it_is(text: str) -> None:
+def test_text_is_kept_unchanged(text: str) -> None:
     assert Text(max_length=10).deserialize(text) == text
 
 
@@ -81,7 +81,7 @@ def test_text_that_cannot_be_stored_is_refused(text: object) -> None:
         Text(max_length=10).deserialize(text)
 
 
-def test_text_may_have_to_be_there() -> None:
+def test_text_can_be_required() -> None:
     with pytest.raises(ValidationError):
         Text(min_length=1, max_length=10).deserialize("")
 

@@ -22,7 +22,7 @@ def test_the_installed_gunicorn_is_the_pinned_one_and_has_all_parts() -> None:
     assert f"gunicorn =={gunicorn_internals.VERSION}" in SETUP.read_text(encoding="utf-8")
 
 
-def test_the_master_refuses_another_version_with_what_to_do(
+def test_the_master_refuses_another_version_and_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gunicorn_internals, "__version__", "28.0.0")
@@ -31,14 +31,14 @@ def test_the_master_refuses_another_version_with_what_to_do(
         Worker.check_config(Config(), None)
 
 
-def test_a_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ThreadWorker, "_cap_keepalive")
 
     with pytest.raises(GunicornVersionError, match=r"ThreadWorker\._cap_keepalive"):
         check()
 
 
-def test_no_other_module_reaches_an_underscore_name_of_gunicorn() -> None:
+def test_no_other_module_uses_private_names_of_gunicorn() -> None:
     modules = (TESTS.parent / "shared" / "web").rglob("*.py")
     suppressed = [path.name for path in modules if "SLF001" in path.read_text(encoding="utf-8")]
 

@@ -1,4 +1,4 @@
-"""What ends a transaction by its text, and how long a handler ran."""
+"""Find statements that end a transaction, and measure how long a handler runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from settle_outbox.runtime.active_clock import ActiveClock
 
 
 class FakeTime:
-    """The wall clock and the processor time of a process, set by hand."""
+    """The wall clock and the processor time of a process, set by the test."""
 
     def __init__(self) -> None:
         self.wall_s = 1000.0
@@ -48,19 +48,19 @@ def test_a_handler_that_sleeps_uses_up_its_time(fake_time: FakeTime) -> None:
     assert run.exceeded(pause_s=10, total_s=120)
 
 
-def test_a_frozen_process_does_not(fake_time: FakeTime) -> None:
+def test_a_frozen_process_does_not_use_up_its_time(fake_time: FakeTime) -> None:
     clock = ActiveClock()
     run = HandlerRun(clock.now)
 
     ticking(clock, fake_time, 1)
-    fake_time.pass_by(300)  # stopped, and woken
+    fake_time.pass_by(300)  # stopped and continued
     run.measure()
 
     assert run.longest_pause_s < 2
     assert not run.exceeded(pause_s=10, total_s=120)
 
 
-def test_a_handler_that_computes_without_letting_other_threads_run_does(
+def test_a_handler_that_blocks_other_threads_uses_up_its_time(
     fake_time: FakeTime,
 ) -> None:
     clock = ActiveClock()

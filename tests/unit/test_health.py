@@ -1,4 +1,4 @@
-"""Signs of life: one file for each process, read by the health checks."""
+"""Heartbeats: each process writes one file, which the health checks read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ health.remove()
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Another relay, which has given a sign of life; it ends when its stdin is closed."""
+    """Start another relay that has written its file. It ends when its stdin is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", BEAT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -52,7 +52,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def write(directory: Path, **changed: Any) -> None:
-    """Write the file of a process, as this one would but for what is changed."""
+    """Write the file of a process with this process's values, except those in `changed`."""
     Health(str(directory), "template").beat("ready")
     (template,) = directory.glob("template.*.json")
     content = json.loads(template.read_text()) | changed
@@ -72,19 +72,19 @@ def set_monotonic(monkeypatch: pytest.MonkeyPatch, later_s: float) -> None:
 def test_each_process_has_its_own_file(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
     Health(str(tmp_path), RELAY).beat("waiting", "broker")
 
-    told = check_health(str(tmp_path), RELAY, 30).splitlines()
+    lines = check_health(str(tmp_path), RELAY, 30).splitlines()
 
     assert len(list(tmp_path.iterdir())) == 2
-    assert told[0].startswith(f"{RELAY} (pid {os.getpid()}) is waiting, broker; seen ")
-    assert told[1].startswith(f"{RELAY} (pid {other.pid}) is ready; seen ")
+    assert lines[0].startswith(f"{RELAY} (pid {os.getpid()}) is waiting, broker; seen ")
+    assert lines[1].startswith(f"{RELAY} (pid {other.pid}) is ready; seen ")
 
 
-def test_one_that_is_frozen_fails_the_check_beside_one_that_turns(
+def test_a_frozen_process_fails_the_check_while_another_one_runs(
     tmp_path: Path, other: subprocess.Popen[bytes]
 ) -> None:
     other.send_signal(signal.SIGSTOP)
 
-    def one_is_stuck() -> bool:
+    def is_one_stuck() -> bool:
         Health(str(tmp_path), RELAY).beat("ready")
         try:
             check_health(str(tmp_path), RELAY, 0.5)
@@ -92,16 +92,14 @@ def test_one_that_is_frozen_fails_the_check_beside_one_that_turns(
             return f"(pid {other.pid}) is alive but stuck" in str(error)
         return False
 
-    wait_until(one_is_stuck, what="the frozen process to fail the check")
+    wait_until(is_one_stuck, what="the frozen process to fail the check")
 
 
-def test_a_clock_that_is_set_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_clock_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         health, "time", SimpleNamespace(time=lambda: time.time() + 4000, monotonic=time.monotonic)
     )
-    Health(str(tmp_path), RELAY).beat("ready")  # the clock goes back after it
+    Health(str(tmp_path), RELAY).beat("ready")  # written after the clock goes back
     monkeypatch.undo()
 
     assert "is ready" in check_health(str(tmp_path), RELAY, 30)
@@ -110,7 +108,7 @@ def test_a_clock_that_is_set_changes_nothing(
         check_health(str(tmp_path), RELAY, 30)
 
 
-def test_one_that_was_killed_counts_until_another_runs(
+def test_a_killed_process_fails_the_check_until_another_one_runs(
     tmp_path: Path, other: subprocess.Popen[bytes]
 ) -> None:
     other.kill()
@@ -124,7 +122,7 @@ def test_one_that_was_killed_counts_until_another_runs(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_one_that_ends_as_asked_leaves_nothing(
+def test_a_process_that_is_stopped_removes_its_file(
     tmp_path: Path, other: subprocess.Popen[bytes]
 ) -> None:
     assert other.stdin is not None
@@ -139,12 +137,12 @@ def test_one_that_ends_as_asked_leaves_nothing(
 @pytest.mark.parametrize(
     "changed",
     [
-        {"started": "1"},  # the pid is another process's by now
+        {"started": "1"},  # the pid now belongs to another process
         {"boot": "a-boot-before"},
         {"boot": "a-boot-before", "pid_namespace": "pid:[1]"},
     ],
 )
-def test_what_a_process_of_before_has_left_is_not_taken_for_one_that_lives(
+def test_the_file_of_an_earlier_process_is_not_taken_for_a_running_one(
     tmp_path: Path, changed: dict[str, str]
 ) -> None:
     write(tmp_path, **changed)
@@ -178,7 +176,7 @@ def test_a_silent_process_of_another_container_does_not_fail_the_check_of_this_o
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "?"}'])
-def test_a_file_that_cannot_be_read_counts_until_a_process_runs(
+def test_an_unreadable_file_fails_the_check_until_a_process_runs(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / f"{RELAY}.host.1.json").write_text(content)
@@ -191,13 +189,13 @@ def test_a_file_that_cannot_be_read_counts_until_a_process_runs(
 
 
 @pytest.mark.parametrize("state", ["waiting", "stopped", "starting"])
-def test_every_state_of_a_loop_that_turns_passes(tmp_path: Path, state: str) -> None:
+def test_every_state_of_a_running_loop_passes(tmp_path: Path, state: str) -> None:
     Health(str(tmp_path), RELAY).beat(state, "the reason")
 
     assert f"is {state}, the reason;" in check_health(str(tmp_path), RELAY, 30)
 
 
-def test_processes_of_other_kinds_are_not_looked_at(tmp_path: Path) -> None:
+def test_processes_of_other_kinds_are_ignored(tmp_path: Path) -> None:
     Health(str(tmp_path), f"{RELAY}-eu").beat("ready")
     Health(str(tmp_path), "inbox-consumer-orders").beat("ready")
 
@@ -209,33 +207,33 @@ def test_after_a_failed_write_the_next_beat_writes_and_the_outage_is_logged_once
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "gone"
-    told = Health(str(folder), RELAY)
+    own = Health(str(folder), RELAY)
 
     with capture_logs() as lines:
         for _ in range(5):
-            told.beat("ready")
+            own.beat("ready")
         folder.mkdir()
-        told.beat("ready")
+        own.beat("ready")
 
     assert events(lines, "health") == ["health.not_written"]
     assert "is ready" in check_health(str(folder), RELAY, 30)
 
 
 def test_long_work_repeats_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Health(str(tmp_path), RELAY)
-    told.beat("ready", "a detail")
+    own = Health(str(tmp_path), RELAY)
+    own.beat("ready", "a detail")
     set_monotonic(monkeypatch, 31)
 
-    told.beat_again()
+    own.beat_again()
 
     assert "is ready, a detail" in check_health(str(tmp_path), RELAY, 30)
 
 
 def test_without_a_directory_nothing_is_written() -> None:
-    told = Health(None, RELAY)
-    told.beat("ready")
-    told.beat_again()
-    told.remove()
+    own = Health(None, RELAY)
+    own.beat("ready")
+    own.beat_again()
+    own.remove()
     with pytest.raises(StuckError, match="HEALTH_DIR is not set"):
         check_health(None, RELAY, 30)
 
@@ -243,7 +241,7 @@ def test_without_a_directory_nothing_is_written() -> None:
 def test_the_next_beat_after_a_full_disk_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, not after the usual pause: a health check may be about to read the stale file."""
+    """It is written at once, without the usual pause, because a check may read the old file."""
     signs = Health(str(tmp_path), RELAY)
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", no_space)

@@ -1,4 +1,4 @@
-"""What a process does not need, it does not import."""
+"""A process imports only what it needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
     ],
 )
 def test_relays_consumers_and_migrations_need_no_flask(module: str) -> None:
-    """Flask and gunicorn would cost each of them memory and time at the start."""
+    """Flask and gunicorn would need memory and start-up time in each process."""
     script = f"import sys, {module}; print({{'flask', 'gunicorn'}} & set(sys.modules))"
 
     ran = subprocess.run(

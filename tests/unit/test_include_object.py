@@ -1,4 +1,4 @@
-"""Which objects of a database autogenerate compares with a project's models."""
+"""The database objects that autogenerate compares with a project's models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_compared(name: str, *, reflected: bool = True, compare_to: Table | None =
     "name",
     ["outbox", "inbox", "dead_letters", "outbox_default", "inbox_p20261128", "outbox_p20260101"],
 )
-def test_the_engines_tables_are_left_alone(name: str) -> None:
+def test_the_engines_tables_are_ignored(name: str) -> None:
     assert not is_compared(name)
 
 
@@ -31,5 +31,5 @@ def test_other_tables_are_compared(name: str) -> None:
 
 @pytest.mark.parametrize("compare_to", [None, TABLE])
 def test_a_table_in_the_projects_models_is_compared(compare_to: Table | None) -> None:
-    """The engine's, where a project compares them too; or its own of that name, elsewhere."""
+    """The project may compare the engine's table, or have another table of that name."""
     assert is_compared("inbox", reflected=False, compare_to=compare_to)

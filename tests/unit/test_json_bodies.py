@@ -1,4 +1,4 @@
-"""What reading a body costs, whatever it holds: memory in proportion to its length."""
+"""The memory to parse a body is proportional to its length, for any content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from werkzeug.test import EnvironBuilder
 
 from shared.web.json_body import MAX_BYTES, read_json
 
-# Measured: 26, for empty objects. Each is a dict of 64 bytes, and an entry in a list.
+# Measured: 26 bytes per byte, for empty objects. Each is a dict of 64 bytes and an entry in a list.
 BYTES_PER_BYTE = 32
 NAME = b'{"' + "\U0001f600".encode() * 100 + b'":'
 

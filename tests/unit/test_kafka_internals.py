@@ -1,4 +1,4 @@
-"""How batches of records are read from bytes, sound and corrupt ones."""
+"""Read valid and corrupt record batches from bytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _patched() -> None:
 
 
 def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError | None]:
-    """Read a fetch of these batches as the consumer does: all that it gives, and its error."""
+    """Read a fetch of these batches as the consumer does, and return its records and its error."""
     part = Fetcher.PartitionRecords(at, PARTITION, MemoryRecords(b"".join(batches)))
     part.high_watermark = HIGH_WATERMARK
     records = []
@@ -61,7 +61,7 @@ def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError 
         while part:
             records += part.take(1)
     except UnreadableBatchError as error:
-        assert not part, "it would be asked for more without end"
+        assert not part, "the part would be read again forever"
         return records, error
     return records, None
 
@@ -90,7 +90,7 @@ def test_a_batch_of_each_codec_is_read(codec: str) -> None:
 SOUND = batch_of(b"a", b"b", offset=2)
 UNREADABLE = {
     "checksum": flip(SOUND, len(SOUND) - 1),
-    "format to come": put(SOUND, MAGIC_AT, ">b", 3),
+    "future format": put(SOUND, MAGIC_AT, ">b", 3),
     "format 1": put(SOUND, MAGIC_AT, ">b", 1),
     "format 0": put(SOUND, MAGIC_AT, ">b", 0),
     "negative format": put(SOUND, MAGIC_AT, ">b", -1),
@@ -110,7 +110,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_corrupt_batch_is_told_whole_after_what_comes_before_it(kind: str) -> None:
+def test_a_corrupt_batch_is_reported_whole_after_the_records_before_it(kind: str) -> None:
     before, after = batch_of(b"x", b"y"), batch_of(b"z", offset=4)
 
     records, error = read(before, UNREADABLE[kind], after)
@@ -127,10 +127,10 @@ def test_a_corrupt_batch_is_told_whole_after_what_comes_before_it(kind: str) -> 
     [(1, 3), (500, 502), (10_000, 2), (-7, 2)],
     ids=["as it is", "in the topic", "beyond its end", "before its beginning"],
 )
-def test_at_the_end_of_a_fetch_the_header_says_where_a_batch_ends_if_it_can(
+def test_at_the_end_of_a_fetch_the_header_gives_the_batchs_last_offset_if_plausible(
     delta: int, last: int
 ) -> None:
-    """Otherwise one offset is skipped, so that nothing behind the batch can be lost."""
+    """Otherwise only one offset is skipped, so that no record behind the batch is lost."""
     corrupt = flip(put(SOUND, LAST_OFFSET_DELTA_AT, ">i", delta), len(SOUND) - 1)
 
     _, error = read(corrupt, at=2)
@@ -139,8 +139,8 @@ def test_at_the_end_of_a_fetch_the_header_says_where_a_batch_ends_if_it_can(
     assert error.last_offset == last
 
 
-def test_a_batch_that_leads_back_is_unreadable() -> None:
-    """Its base offset has no checksum; followed, it would be read again and again."""
+def test_a_batch_with_an_earlier_base_offset_is_unreadable() -> None:
+    """A base offset has no checksum. If it were used, the batch would be read again and again."""
     records, error = read(batch_of(b"a", b"b", offset=4), batch_of(b"c", offset=0), at=4)
 
     assert offsets(records) == [4, 5]
@@ -149,7 +149,7 @@ def test_a_batch_that_leads_back_is_unreadable() -> None:
 
 
 @pytest.mark.parametrize("length", [-1, -40, 3])
-def test_a_batch_whose_own_length_is_wrong_is_told(length: int) -> None:
+def test_a_batch_with_a_wrong_length_is_reported(length: int) -> None:
     records, error = read(put(SOUND, LENGTH_AT, ">i", length), batch_of(b"z", offset=4), at=2)
 
     assert records == []
@@ -157,7 +157,7 @@ def test_a_batch_whose_own_length_is_wrong_is_told(length: int) -> None:
     assert error.offset == 2
 
 
-def test_a_missing_codec_is_not_taken_for_corruption(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_codec_is_not_reported_as_corruption(monkeypatch: pytest.MonkeyPatch) -> None:
     compressed = batch_of(b"a" * 1000, codec="snappy")
     monkeypatch.setattr(kafka.codec, "snappy", None)
 
@@ -168,7 +168,7 @@ def test_a_missing_codec_is_not_taken_for_corruption(monkeypatch: pytest.MonkeyP
     assert isinstance(error.cause, UnsupportedCodecError)
 
 
-def test_a_codec_that_nobody_knows_is_not_taken_for_corruption() -> None:
+def test_an_unknown_codec_is_not_reported_as_corruption() -> None:
     _, error = read(with_checksum(put(SOUND, ATTRIBUTES_AT, ">h", 7)), at=2)
 
     assert error is not None
@@ -249,7 +249,9 @@ def test_a_corrupt_batch_that_is_too_large_to_keep_is_measured() -> None:
     _, error = read(batch)
 
     assert error is not None
-    assert not error.is_too_large, "it is fetched again: the connection may have damaged it"
+    assert not error.is_too_large, (
+        "the batch is fetched again, because the connection may have damaged it"
+    )
     assert isinstance(error.value, TooLarge)
 
 
@@ -288,7 +290,7 @@ def test_a_poll_gives_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) ->
         added = append(fetcher, drained, part, 500, update_offsets=True)
 
     assert offsets(drained[PARTITION]) == [0, 1, 2]
-    assert added == 500, "which ends the poll"
+    assert added == 500, "the poll must end here"
     assert offsets(parts[0].take(2)) == [3, 4]
 
 
@@ -313,16 +315,16 @@ HOSTILE_CONTENT = {
     ),
     "zstd with a dictionary": (
         "zstd",
-        # RFC 8878, 3.1.1: one segment, the id of a dictionary (7), one byte, as it is.
+        # RFC 8878, 3.1.1: one segment, the id of a dictionary (7), one raw byte.
         b"\x28\xb5\x2f\xfd\x21\x07\x01\x09\x00\x00x",
     ),
-    "zstd that lies about its size": ("zstd", ZSTD.compress(b"x" * 200)[:5] + b"\xff" * 20),
-    "snappy that says 4 GB": ("snappy", b"\xff\xff\xff\xff\x0f" + b"\0" * 20),
+    "zstd with a wrong size": ("zstd", ZSTD.compress(b"x" * 200)[:5] + b"\xff" * 20),
+    "snappy with a size of 4 GB": ("snappy", b"\xff\xff\xff\xff\x0f" + b"\0" * 20),
     "snappy without a size": ("snappy", b"\xff" * 20),
     "snappy in blocks of negative length": ("snappy", XERIAL + b"\xff\xff\xff\xfc" * 5),
-    "snappy in blocks of no length": ("snappy", XERIAL + b"\0" * 20),
+    "snappy in blocks of length 0": ("snappy", XERIAL + b"\0" * 20),
     "lz4 without an end": ("lz4", kafka.codec.lz4.compress(b"x" * 200)[:-4]),
-    "lz4 that lies about its size": (
+    "lz4 with a wrong size": (
         "lz4",
         kafka.codec.lz4.compress(b"x" * 200).replace(b"\xc8\0\0\0\0\0\0\0", b"\xff" * 8),
     ),
@@ -332,7 +334,7 @@ HOSTILE_CONTENT = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE_CONTENT)
-def test_content_that_lies_is_unreadable(kind: str) -> None:
+def test_invalid_compressed_content_is_unreadable(kind: str) -> None:
     codec, content = HOSTILE_CONTENT[kind]
     batch = batch_with(content, codec)
 
@@ -345,7 +347,7 @@ def test_content_that_lies_is_unreadable(kind: str) -> None:
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
 def test_content_in_several_parts_is_read(codec: str) -> None:
-    """RFC 1952, 2.2: members follow one another; so do the frames of RFC 8878 and of LZ4."""
+    """In gzip (RFC 1952, 2.2), zstd (RFC 8878) and LZ4, several parts may follow one another."""
     compress = {"gzip": gzip.compress, "lz4": kafka.codec.lz4.compress, "zstd": ZSTD.compress}[
         codec
     ]
@@ -359,7 +361,7 @@ def test_content_in_several_parts_is_read(codec: str) -> None:
 
 
 def test_snappy_without_blocks_is_read() -> None:
-    """As librdkafka writes it."""
+    """librdkafka writes this form."""
     plain = batch_of(b"a" * 50, b"b" * 50)[RECORDS_AT:]
 
     records, error = read(batch_with(kafka.codec.snappy.compress(plain), "snappy", count=2))
@@ -386,7 +388,7 @@ def test_another_version_of_kafka_python_is_refused(monkeypatch: pytest.MonkeyPa
         client.connect(Mock())
 
 
-def test_a_private_part_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_private_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Fetcher, "_parse_fetched_data")
     with pytest.raises(KafkaVersionError, match=r"Fetcher\._parse_fetched_data"):
         check.check()
@@ -402,7 +404,7 @@ def test_each_private_part_has_a_test_that_guards_it(part: PrivateParts) -> None
 
 @pytest.mark.parametrize("attribute", ["_cluster", "_metadata"])
 def test_no_client_asks_a_broker_to_create_topics(attribute: str) -> None:
-    """A consumer has its cluster by the one name, a producer by the other."""
+    """A consumer and a producer have different names for their cluster."""
     cluster = ClusterMetadata()
     cluster.add_topic("orders.events")
     asked_before = cluster.metadata_request()

@@ -44,6 +44,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_each_image_is_small_and_on_a_page() -> None:
+    shown = {(page.parent / each).resolve() for page in PAGES for each in links(page)}
+
+    images = [*(ROOT / "docs" / "images").iterdir()]
+
+    assert images
+    assert [each.name for each in images if each.stat().st_size > 150_000] == []
+    assert [each.name for each in images if each not in shown] == []
+
+
 def test_pages_that_the_code_names_exist() -> None:
     files = [path for folder in CODE for path in (ROOT / folder).rglob("*") if path.is_file()]
     named = {

@@ -1,4 +1,4 @@
-"""The form of the logs, in processes of their own: what is tested is what reaches stderr."""
+"""The form of the logs. Each test runs a process and reads its stderr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ except ValueError:
 
 
 def write(form: str, level: str = "INFO", *, terminal: bool = False) -> str:
-    """What the lines look like, on a pipe or on a terminal."""
+    """Return the lines that a process writes to a pipe or to a terminal."""
     command = [sys.executable, "-c", WRITE.format(form=form, level=level)]
     if not terminal:
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
@@ -43,7 +43,7 @@ def write(form: str, level: str = "INFO", *, terminal: bool = False) -> str:
 
 
 @pytest.mark.parametrize("form", ["json", "auto"])
-def test_where_nobody_watches_each_line_is_json(form: str) -> None:
+def test_each_line_is_json_unless_stderr_is_a_terminal(form: str) -> None:
     placed, library, failed = map(json.loads, write(form).splitlines())
     assert placed.pop("at").endswith("Z")
     assert placed == {
@@ -58,7 +58,7 @@ def test_where_nobody_watches_each_line_is_json(form: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "terminal"), [("console", False), ("auto", True)])
-def test_a_person_gets_readable_lines(form: str, *, terminal: bool) -> None:
+def test_lines_are_readable_on_a_terminal(form: str, *, terminal: bool) -> None:
     shown = write(form, terminal=terminal)
     assert "order.placed" in shown
     assert '{"' not in shown
@@ -71,11 +71,11 @@ def test_an_error_shows_no_local_variables(form: str) -> None:
     assert "hunter2" not in write(form)
 
 
-def test_what_a_client_sent_does_not_steer_the_terminal() -> None:
+def test_text_of_a_client_does_not_control_the_terminal() -> None:
     assert "\x1b[31m" not in write("console")
 
 
-def test_the_level_holds_for_all() -> None:
+def test_the_level_applies_to_all_loggers() -> None:
     (failed,) = write("json", "ERROR").splitlines()
     assert json.loads(failed)["event"] == "order.failed"
     assert "too.fine" in write("json", "DEBUG")
@@ -111,14 +111,14 @@ except ValueError:
 
 
 def write_hostile(form: str, unit: str = "x") -> list[str]:
-    """The lines of which a client or a topic chose most of each."""
+    """Return lines that consist mostly of text from a client or a topic."""
     code = HOSTILE.format(form=form, unit=unit)
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
 
 
-def test_what_a_client_sent_is_cut_to_200_characters() -> None:
-    """Or the logs of a day would be gone in minutes: they are kept up to a size."""
+def test_text_of_a_client_is_cut_to_200_characters() -> None:
+    """Logs are kept up to a size, so long lines would push out the lines of a whole day."""
     cut = "<" + "x" * 198 + "…"
 
     value, values, error, together, library, *failed = map(json.loads, write_hostile("json"))
@@ -135,18 +135,18 @@ def test_what_a_client_sent_is_cut_to_200_characters() -> None:
         assert len(lines) <= 201
         assert max(map(len, lines)) <= 200
     assert failed[0]["exception"].endswith("ValueError: <" + "x" * 186 + "…")
-    assert "(99" in failed[-1]["exception"]  # so many thousand lines are left out
+    assert "(99" in failed[-1]["exception"]  # this many thousand lines are left out
 
 
 @pytest.mark.parametrize("unit", ["x", "\x1b", "\n", "\U0001f600", "\ud800"])
-def test_no_line_is_long_whatever_it_is_of(unit: str) -> None:
-    """A character takes twelve at most, where JSON escapes it."""
+def test_every_line_is_short(unit: str) -> None:
+    """JSON escapes a character with twelve characters at most."""
     shown = [line for line in write_hostile("json", unit) if "exception" not in json.loads(line)]
 
     assert max(map(len, shown)) < 12 * 200 + 200
 
 
-def test_a_person_gets_short_lines_as_well() -> None:
+def test_readable_lines_are_short_too() -> None:
     assert max(map(len, write_hostile("console"))) < 400
 
 
@@ -167,8 +167,8 @@ print("goes on")
 """
 
 
-def test_a_line_that_cannot_be_written_fails_nothing_else() -> None:
-    """A supervisor that is killed leaves its programs with a pipe that nobody reads."""
+def test_a_line_that_cannot_be_written_causes_no_other_failure() -> None:
+    """After a supervisor is killed, its programs write to a pipe that nobody reads."""
     command = [sys.executable, "-c", NOBODY_READS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "goes on\n")

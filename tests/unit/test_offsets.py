@@ -1,4 +1,4 @@
-"""An offset belongs to the topic whose id it carries."""
+"""A committed offset is only valid for the topic whose id its metadata contains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_topic_without_an_id_leaves_the_metadata_empty() -> None:
     [
         (str(OLD), OLD, set(), False),
         (str(OLD), NEW, set(), True),
-        (str(NEW), OLD, set(), True),  # this consumer is the one that has not noticed yet
+        (str(NEW), OLD, set(), True),  # this consumer has not noticed the new topic yet
         ("", NEW, set(), False),
         (None, NEW, set(), False),  # the embedded broker drops metadata
         ("", NEW, {"orders.events"}, True),

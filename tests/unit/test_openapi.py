@@ -1,4 +1,4 @@
-"""What the services say of themselves: valid, complete, and true to its own schemas."""
+"""The OpenAPI descriptions of the services are valid, complete, and match their schemas."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def calls(service: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def media(service: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every body that a call takes or gives, with its schema and examples."""
+    """Yield every request and answer body with its name, schema and examples."""
     for call, operation in calls(service):
         if "requestBody" in operation:
             yield f"{call} request", operation["requestBody"]["content"]["application/json"]
@@ -74,17 +74,17 @@ def media(service: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{call} {status}", kind
 
 
-def test_the_committed_copy_is_what_the_service_says(service: str) -> None:
-    """So that a change of the API is seen in the change of a file."""
+def test_the_committed_copy_is_up_to_date(service: str) -> None:
+    """The copy makes a change of the API visible in a diff."""
     copy = openapi.copy_of(service).read_text(encoding="utf-8")
-    assert copy == openapi.written(service), "run `make openapi`, and look at the difference"
+    assert copy == openapi.written(service), "run `make openapi`, and review the difference"
 
 
-def test_it_is_valid_openapi(service: str) -> None:
+def test_the_description_is_valid_openapi(service: str) -> None:
     OpenAPIV31SpecValidator(description(service)).validate()
 
 
-def test_it_says_what_it_is_and_where(service: str) -> None:
+def test_the_description_names_the_service_and_its_server(service: str) -> None:
     info = description(service)["info"]
     assert "minor units" in info["description"]
     assert info["license"]["identifier"] == "Apache-2.0"
@@ -108,7 +108,7 @@ def test_every_call_is_described(service: str) -> None:
         assert {"X-Request-ID", "traceparent"} <= names, call
 
 
-def test_every_post_takes_an_idempotency_key_and_says_what_becomes_of_it(service: str) -> None:
+def test_every_post_takes_an_idempotency_key_and_describes_its_effect(service: str) -> None:
     for call, operation in calls(service):
         parameters = [resolve(service, parameter) for parameter in operation["parameters"]]
         takes_it = "Idempotency-Key" in {parameter["name"] for parameter in parameters}
@@ -140,7 +140,7 @@ def test_every_field_is_described(service: str) -> None:
 
 
 def test_every_example_fits_its_schema(service: str) -> None:
-    components = description(service)["components"]  # where the references lead
+    components = description(service)["components"]  # the target of the references
     for where, kind in media(service):
         examples = [each["value"] for each in kind.get("examples", {}).values()]
         examples += [kind["example"]] if "example" in kind else []
@@ -150,7 +150,7 @@ def test_every_example_fits_its_schema(service: str) -> None:
             assert list(validator.iter_errors(example)) == [], where
 
 
-def test_orders_tells_where_to_look_next() -> None:
+def test_orders_describes_its_headers_with_links() -> None:
     responses = {call: operation["responses"] for call, operation in calls("orders")}
     assert "Location" in responses["POST /orders"]["202"]["headers"]
     assert "Link" in responses["GET /orders"]["200"]["headers"]

@@ -1,4 +1,4 @@
-"""Cursors and limits: what a `next` link gives is read back exactly, and nothing else is."""
+"""Cursors and limits: only a cursor from a `next` link is accepted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ APP = app_with(SECRET)
 
 
 def link(path: str, *last: object, app: Flask = APP, base: str = "http://host:8081") -> str:
-    """The address of the page after `last` of the list at `path`, whose query are its filters."""
+    """Return the URL of the page after `last` of the list at `path`. Its query has the filters."""
     with app.test_request_context(path, base_url=base):
         filters = {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
         header = read_paging({"limit": 2, **filters}).link(*last)["Link"]
@@ -63,7 +63,7 @@ def read(path: str, cursor: str, *converters: Any, app: Flask = APP) -> tuple[An
         datetime(9999, 12, 31, 23, 59, 59, 0, UTC),
     ],
 )
-def test_a_sort_key_survives_its_way_through_a_link(created_at: datetime) -> None:
+def test_a_sort_key_is_read_back_from_a_link(created_at: datetime) -> None:
     key = created_at, uuid4()
     cursor = cursor_in(link("/orders", *key))
     assert read("/orders", cursor, datetime.fromisoformat, UUID) == key
@@ -77,9 +77,9 @@ def test_a_cursor_is_read_by_any_process_with_the_secret_and_by_no_other() -> No
 
 
 def test_a_cursor_changed_in_any_place_is_refused() -> None:
-    """Also in the bits of its last character that stand for nothing."""
+    """This includes the unused bits of its last character."""
     whole = cursor_in(link("/orders", 12345))
-    assert len(whole.rpartition(".")[2]) % 4  # there are such bits
+    assert len(whole.rpartition(".")[2]) % 4  # the last character has unused bits
     for place, there in enumerate(whole):
         other = "-" if there == "." else ALPHABET[ALPHABET.index(there) ^ 1]
         with pytest.raises(InvalidInputError) as refused:
@@ -87,7 +87,7 @@ def test_a_cursor_changed_in_any_place_is_refused() -> None:
         assert refused.value.members["errors"][0]["parameter"] == "cursor"
 
 
-def test_a_cursor_with_something_added_or_left_out_is_refused() -> None:
+def test_a_longer_or_shorter_cursor_is_refused() -> None:
     whole = cursor_in(link("/orders", 12345))
     for changed in (whole[:-1], whole[1:], whole + "A", whole + "=", whole + "\n", f" {whole}"):
         with pytest.raises(InvalidInputError):
@@ -108,12 +108,12 @@ def test_a_cursor_with_something_added_or_left_out_is_refused() -> None:
         base64.urlsafe_b64encode(b"\0" * 16 + b"[" * 100_000).decode(),
     ],
 )
-def test_what_was_never_a_cursor_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_cursor_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError):
         read("/orders", text, int)
 
 
-def test_a_cursor_holds_for_its_list_and_its_filters_alone() -> None:
+def test_a_cursor_is_valid_only_for_its_list_and_filters() -> None:
     cursor = cursor_in(link("/orders?status=failed&user_id=1", 7))
     assert read("/orders?user_id=1&status=failed", cursor, int) == (7,)
     for other in ("/orders", "/orders?status=failed&user_id=2", "/o?status=failed&user_id=1"):
@@ -126,8 +126,8 @@ def test_a_link_is_absolute_and_escapes_its_query() -> None:
     assert address.startswith("https://pay.example/api/orders?user_id=a%26b&limit=2&cursor=")
 
 
-def test_a_host_that_no_address_can_hold_is_left_out() -> None:
-    """As the names of containers may be: Host is the client's, and it follows from where it is."""
+def test_an_invalid_host_is_left_out_of_a_link() -> None:
+    """The client sends the Host header, for example a container's name. A relative link works."""
     assert link("/orders", 7, base="http://orders_api:8081").startswith("/orders?limit=2&cursor=")
 
 
@@ -139,6 +139,6 @@ def test_a_limit_is_read_from_digits(text: str, limit: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "1001", "-1", "+1", " 1", "1 ", "1.0", "1e2", "1_0", "٣", "x", "9" * 5000]
 )
-def test_a_limit_out_of_its_range_or_no_number_is_refused(text: str) -> None:
+def test_a_limit_that_is_out_of_range_or_not_a_number_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         Limit().deserialize(text)

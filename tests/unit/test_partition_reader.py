@@ -1,4 +1,4 @@
-"""Which partitions are paused, tried again and given up, without a broker."""
+"""Partitions that are paused, tried again or given up, without a broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORD = ConsumerRecord(*GOOD, 0, 3, 0, 0, b"key", b"good", [], None, 3, 4, -1)
 
 
 class FakeConsumer:
-    """A consumer whose partition `BAD` raises for as long as it is not paused or moved on."""
+    """A consumer whose partition `BAD` raises an error until it is paused or moved on."""
 
     def __init__(self, error: UnreadablePartitionError | None) -> None:
         self.error = error
@@ -62,7 +62,7 @@ class FakeConsumer:
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[TopicPartition]:
-    """The partitions to whose leader the connection was closed."""
+    """Return the partitions whose connection to the leader was closed."""
     seen: list[TopicPartition] = []
     monkeypatch.setattr(
         partition_reader, "close_connection", lambda _, partition: seen.append(partition)
@@ -81,7 +81,7 @@ def corrupt() -> UnreadableBatchError:
     return UnreadableBatchError(BAD, 7, CorruptRecordError("crc"), last_offset=9, value=b"raw")
 
 
-def lacking() -> UnreadableBatchError:
+def missing_codec() -> UnreadableBatchError:
     return UnreadableBatchError(
         BAD, 7, UnsupportedCodecError("snappy"), last_offset=9, value=b"raw"
     )
@@ -129,9 +129,9 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
 
 
 @pytest.mark.parametrize(
-    "error", [lacking(), UnreadablePartitionError(BAD, 7, UnknownError("a bug"))]
+    "error", [missing_codec(), UnreadablePartitionError(BAD, 7, UnknownError("a bug"))]
 )
-def test_what_may_be_cured_is_held_back_however_long_it_takes(
+def test_a_curable_problem_pauses_the_partition_without_limit(
     error: UnreadablePartitionError, closed: list[TopicPartition], clock: list[float]
 ) -> None:
     reader, consumer = PartitionReader(), FakeConsumer(error)
@@ -145,10 +145,10 @@ def test_what_may_be_cured_is_held_back_however_long_it_takes(
     assert (closed, consumer.sought) == ([], [])
 
 
-def test_a_reader_that_cannot_wait_skips_what_it_lacks_the_codec_for(
+def test_a_reader_that_cannot_wait_skips_batches_of_a_missing_codec(
     closed: list[TopicPartition], clock: list[float]
 ) -> None:
-    reader, consumer = PartitionReader(skips_missing_codec=True), FakeConsumer(lacking())
+    reader, consumer = PartitionReader(skips_missing_codec=True), FakeConsumer(missing_codec())
 
     given = poll(reader, consumer)
 
@@ -156,10 +156,10 @@ def test_a_reader_that_cannot_wait_skips_what_it_lacks_the_codec_for(
     assert consumer.sought == [(BAD, 10)]
 
 
-def test_a_partition_that_another_consumer_was_given_is_forgotten(
+def test_a_partition_that_moved_to_another_consumer_is_forgotten(
     closed: list[TopicPartition], clock: list[float]
 ) -> None:
-    reader, consumer = PartitionReader(), FakeConsumer(lacking())
+    reader, consumer = PartitionReader(), FakeConsumer(missing_codec())
     poll(reader, consumer)
     consumer.partitions = {GOOD}
 
@@ -168,7 +168,7 @@ def test_a_partition_that_another_consumer_was_given_is_forgotten(
     assert reader.describe_paused() == ""
 
 
-def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
+def test_a_partition_that_returns_nothing_although_it_has_records_is_reported(
     clock: list[float],
 ) -> None:
     reader, consumer = PartitionReader(), FakeConsumer(None)
@@ -190,7 +190,7 @@ def test_a_partition_that_gives_nothing_although_it_has_more_is_told_of(
     assert reader.describe_paused() == ""
 
 
-def test_a_record_that_is_too_large_is_told_by_its_size_and_digest() -> None:
+def test_a_too_large_record_is_reported_with_its_size_and_digest() -> None:
     consumer = FakeConsumer(None)
     measured = RECORD._replace(key=None, value=TooLarge.measured(2_000_000, "ab" * 32))
 
@@ -205,7 +205,7 @@ def test_a_record_that_is_too_large_is_told_by_its_size_and_digest() -> None:
 
 
 @pytest.mark.parametrize("cause", [TooLargeError("it " * 100), CorruptRecordError("it " * 100)])
-def test_the_digest_is_whole_in_a_log_line(cause: Exception) -> None:
+def test_a_log_line_contains_the_whole_digest(cause: Exception) -> None:
     measure = TooLarge.measured(10**10, "ab" * 32)
     error = UnreadableBatchError(BAD, 2**63 - 2, cause, last_offset=2**63 - 1, value=measure)
     record = RECORD._replace(offset=2**63 - 1, value=measure)

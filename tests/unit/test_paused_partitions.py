@@ -1,4 +1,4 @@
-"""Partitions that wait: where they go on, and when."""
+"""When a paused partition continues, and at which offset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD, OTHER = TopicPartition("numbers.events", 0), TopicPartition("numbers.event
 
 
 class FakeConsumer:
-    """What a Kafka client does with positions and pauses."""
+    """The positions and pauses of a Kafka client."""
 
     def __init__(self) -> None:
         self.assigned = {HELD, OTHER}
@@ -73,7 +73,7 @@ def test_a_partition_is_read_again_from_its_offset_when_its_time_has_come(clock:
 def test_a_rebalance_does_not_shorten_the_wait(clock: Any) -> None:
     consumer, paused = FakeConsumer(), PausedPartitions()
     paused.pause(consumer, {HELD: wait()})
-    consumer.paused.clear()  # as a rebalance gives it back
+    consumer.paused.clear()  # a rebalance returns it without the pause
     records = batch(HELD, 7, 8) | batch(OTHER, 3)
 
     paused.pause_again(consumer, records)
@@ -92,7 +92,7 @@ def test_a_partition_of_another_consumer_is_forgotten(clock: Any) -> None:
     assert paused.details(stopped=False) == []
 
 
-def test_a_resumed_subscription_releases_its_partitions_alone(clock: Any) -> None:
+def test_a_resumed_subscription_releases_only_its_partitions(clock: Any) -> None:
     consumer, paused = FakeConsumer(), PausedPartitions()
     key = ("numbers.events", "number")
     paused.pause(consumer, {HELD: wait(subscription=key), OTHER: wait()})

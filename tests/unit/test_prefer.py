@@ -1,4 +1,4 @@
-"""The header Prefer, by RFC 7240: what is understood is taken, and nothing is an error."""
+"""The Prefer header (RFC 7240): known preferences are used, and nothing is an error."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ WHOLE = Preferences(returned="representation")
         ("return=representation, wait=10", Preferences("representation", 10)),
         (" ,, wait=10 ,, return=minimal ,", Preferences("minimal", 10)),
         ('respond-async, foo="return=minimal", wait=5', Preferences(wait_s=5)),
-        # Of several, the first counts; of the two that exclude each other, neither.
+        # The first of several counts. Two that exclude each other are both ignored.
         ("wait=5, wait=10", Preferences(wait_s=5)),
         ("wait=x, wait=10", NOTHING),
         ("return=minimal, return=representation", NOTHING),
         ("return=representation, RETURN=representation", WHOLE),
-        # Values that make no sense.
+        # Invalid values.
         ("wait", NOTHING),
         ("wait=", NOTHING),
         ('wait=""', NOTHING),
@@ -51,7 +51,7 @@ WHOLE = Preferences(returned="representation")
         ("return", NOTHING),
         ("return=everything", NOTHING),
         ("return=everything, wait=5", Preferences(wait_s=5)),
-        # Malformed: none of it is taken.
+        # A malformed header is ignored as a whole.
         ("wait=5 return=minimal", NOTHING),
         ("wait=5, =", NOTHING),
         ("wait=5; =x", NOTHING),
@@ -65,20 +65,20 @@ WHOLE = Preferences(returned="representation")
         ("\xff=\xff", NOTHING),
     ],
 )
-def test_what_is_understood_is_taken(text: str, preferences: Preferences) -> None:
+def test_known_preferences_are_read(text: str, preferences: Preferences) -> None:
     assert prefer_header.parse_preferences(text) == preferences
 
 
 @pytest.mark.parametrize("text", ["a;" + " " * 8000 + "@", "a=" + '"' * 8000, ",\t" * 4000 + "@",
                                   "a" + ";b" * 4000 + "@", 'a="' + "\\" * 8000])  # fmt: skip
 def test_no_header_takes_long_to_read(text: str) -> None:
-    """Of the size that the server lets through. Backtracking would take minutes."""
+    """The header is as large as the server accepts. With backtracking it would take minutes."""
     began = time.process_time()
     assert prefer_header.parse_preferences(text) == NOTHING
     assert time.process_time() - began < 1
 
 
-def test_what_was_honoured_is_told() -> None:
+def test_applied_preferences_are_reported() -> None:
     assert prefer_header.response_headers() == {"Vary": "Prefer"}
     assert prefer_header.response_headers(returned="minimal") == {
         "Vary": "Prefer",

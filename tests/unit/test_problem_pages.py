@@ -1,4 +1,4 @@
-"""Every kind of problem that a service describes or can give leads to a page at the service."""
+"""Every problem type of a service has a page at the service."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def client(service: str) -> Iterator[FlaskClient]:
 
 
 def declared(package: Any) -> set[ProblemType]:
-    """Every kind that a module of a package declares."""
+    """Return every problem type that a module of a package declares."""
     modules = [
         import_module(found.name)
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
@@ -49,7 +49,7 @@ def declared(package: Any) -> set[ProblemType]:
 
 
 def problems_in(part: Any) -> Iterator[dict[str, Any]]:
-    """The problem documents among the examples of a description."""
+    """Yield the problem documents among the examples of a description."""
     if isinstance(part, dict):
         if {"type", "title", "detail"} <= set(part) and isinstance(part["type"], str):
             yield part
@@ -60,7 +60,7 @@ def problems_in(part: Any) -> Iterator[dict[str, Any]]:
             yield from problems_in(each)
 
 
-def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
+def test_every_problem_type_has_a_page(client: FlaskClient) -> None:
     listed = client.get("/problems").get_json()
     assert {kind.name for kind in problem_types.COMMON} < {kind["name"] for kind in listed}
     overview = client.get("/problems", headers={"Accept": "text/html"})
@@ -74,14 +74,14 @@ def test_every_kind_leads_to_its_page(client: FlaskClient) -> None:
         assert kind["type"] in overview.text
 
 
-def test_every_kind_says_what_it_means_and_what_to_do(client: FlaskClient) -> None:
+def test_every_problem_type_has_a_meaning_and_a_remedy(client: FlaskClient) -> None:
     for kind in client.get("/problems").get_json():
         assert len(kind["meaning"]) > 20, kind
         assert len(kind["remedy"]) > 10, kind
         assert kind["title"], kind
 
 
-def test_every_problem_that_is_described_is_a_kind_of_the_service(client: FlaskClient) -> None:
+def test_every_described_problem_is_a_problem_type_of_the_service(client: FlaskClient) -> None:
     listed = {kind["type"]: kind for kind in client.get("/problems").get_json()}
     described = list(problems_in(client.get("/openapi.json").json))
     assert len(described) > 8
@@ -90,11 +90,11 @@ def test_every_problem_that_is_described_is_a_kind_of_the_service(client: FlaskC
         assert (document["status"], document["title"]) == (kind["status"], kind["title"])
 
 
-def test_every_kind_that_is_declared_is_listed_by_a_service() -> None:
+def test_every_declared_problem_type_is_listed_by_a_service() -> None:
     listed = set()
     for service in SERVICES:
         with open_app(service, NO_DATABASE) as app:
             listed |= {kind["name"] for kind in app.test_client().get("/problems").get_json()}
     found = declared(shared) | declared(services)
     assert {kind.name for kind in found} == listed
-    assert len({kind.name for kind in found}) == len(found), "a name stands for two kinds"
+    assert len({kind.name for kind in found}) == len(found), "two problem types have the same name"

@@ -1,4 +1,4 @@
-"""Every error of an app becomes a problem document, and tells no more than it should."""
+"""Every error of an app becomes a problem document that shows no internal details."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OddError(SettleError):
 
 
 class OdderError(OddError):
-    """A special case of it."""
+    """A subclass of the error, without a status in the table."""
 
 
 ODD = ProblemType("odd-order", 409, "The order is odd", "It is odd.", "Place an even one.")
@@ -79,12 +79,12 @@ def client(app: Flask) -> FlaskClient:
 
 
 def test_an_error_of_a_use_case_has_its_status_and_sentence(client: FlaskClient) -> None:
-    """A class not named itself takes the status of its base."""
+    """A class that is not listed has the status of its base class."""
     assert problem_of(client.post("/raise/domain"), 409)["detail"] == "The order is odd."
 
 
 @pytest.mark.parametrize("name", ["connection", "pool"])
-def test_database_trouble_asks_to_come_again(client: FlaskClient, name: str) -> None:
+def test_a_database_error_asks_the_client_to_retry(client: FlaskClient, name: str) -> None:
     response = client.post(f"/raise/{name}")
     problem_of(response, 503)
     assert response.headers["Retry-After"] == "1"
@@ -92,7 +92,7 @@ def test_database_trouble_asks_to_come_again(client: FlaskClient, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["defect", "data"])
-def test_a_defect_tells_nothing_but_where_to_look(
+def test_the_answer_to_a_defect_contains_only_the_request_id(
     client: FlaskClient, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = client.post(f"/raise/{name}", headers={"X-Request-ID": "r-1"})
@@ -102,15 +102,15 @@ def test_a_defect_tells_nothing_but_where_to_look(
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501])
-def test_what_the_framework_raises_is_a_problem(client: FlaskClient, status: int) -> None:
+def test_an_error_of_the_framework_is_a_problem(client: FlaskClient, status: int) -> None:
     problem_of(client.get(f"/abort/{status}"), status)
 
 
 @pytest.mark.parametrize("status", [401, 403, 410, 418, 429, 503])
-def test_a_status_that_no_call_has_says_no_more_than_itself(
+def test_an_undescribed_status_has_a_problem_without_details(
     client: FlaskClient, status: int
 ) -> None:
-    """As RFC 9457, section 4.2.1, has it: the phrase of the status is the title."""
+    """Its title is the phrase of the status (RFC 9457, section 4.2.1)."""
     response = client.get(f"/abort/{status}")
     assert (response.status_code, response.get_json()["status"]) == (status, status)
     assert response.get_json()["type"] == "about:blank"
@@ -122,26 +122,28 @@ def test_an_unknown_address_is_a_problem(client: FlaskClient, path: str) -> None
     problem_of(client.get(path), 404)
 
 
-def test_an_empty_path_is_no_redirect_with_html(client: FlaskClient) -> None:
-    """As of a request in absolute form: GET http://host HTTP/1.1."""
+def test_an_empty_path_is_not_answered_with_an_html_redirect(client: FlaskClient) -> None:
+    """A request in absolute form has an empty path: GET http://host HTTP/1.1."""
     problem_of(client.get("/", environ_overrides={"PATH_INFO": ""}), 404)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "TRACE", "FOO"])
-def test_a_wrong_method_is_told_the_right_ones(client: FlaskClient, method: str) -> None:
+def test_the_answer_to_a_wrong_method_lists_the_allowed_ones(
+    client: FlaskClient, method: str
+) -> None:
     response = client.open("/raise/domain", method=method)
     problem_of(response, 405)
     assert set(response.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
-def test_head_has_the_headers_of_a_problem_without_it(client: FlaskClient) -> None:
+def test_head_has_the_headers_of_a_problem_and_no_body(client: FlaskClient) -> None:
     response = client.head("/nothing")
     assert response.status_code == 404
     assert response.content_type == "application/problem+json"
     assert response.data == b""
 
 
-def test_the_docs_need_nothing_from_elsewhere(client: FlaskClient) -> None:
+def test_the_docs_need_no_other_host(client: FlaskClient) -> None:
     page = client.get("/docs")
     assert "http://" not in page.text
     assert "https://" not in page.text
@@ -185,14 +187,14 @@ def test_an_occurrence_is_named_by_its_path_and_id(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/%2F%2Fevil.example", "//evil.example", "/%3Cb%3E%23?x#y"])
-def test_an_occurrence_stays_at_its_service(client: FlaskClient, path: str) -> None:
-    """Whatever the path: no reference to elsewhere, no fragment but the id."""
+def test_an_occurrence_refers_to_its_service(client: FlaskClient, path: str) -> None:
+    """For any path, the reference stays at the service, and its only fragment is the id."""
     instance = problem_of(client.get(path), 404)["instance"]
     assert urlsplit(instance).netloc == ""
     assert instance.count("#") == 1
 
 
-def test_a_problem_of_a_service_has_its_page(client: FlaskClient) -> None:
+def test_a_problem_of_a_service_has_a_page(client: FlaskClient) -> None:
     page = client.get("/problems/odd-order", headers={"Accept": "text/html"})
     assert page.mimetype == "text/html"
     assert "Place an even one." in page.text
@@ -215,7 +217,7 @@ def test_a_request_id_is_kept(client: FlaskClient, request_id: str) -> None:
 
 
 @pytest.mark.parametrize("request_id", [None, "", "x" * 129, "a b", "ü", 'a"b', "a/b"])
-def test_a_request_id_is_given_in_place_of_none_or_a_wrong_one(
+def test_a_missing_or_invalid_request_id_is_replaced(
     client: FlaskClient, request_id: str | None
 ) -> None:
     headers = {} if request_id is None else {"X-Request-ID": request_id}

@@ -1,4 +1,4 @@
-"""Waiting out trouble, and being asked to stop."""
+"""The pauses between attempts in an outage, and the stop of a process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from settle_outbox.runtime.process import BACKOFF_MAX_S, Backoff, Stop
 from support.logs import events
 
 
-def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
+def test_an_outage_is_logged_when_it_starts_and_when_it_ends() -> None:
     backoff = Backoff(relay.EVENTS.broker)
     with capture_logs() as lines:
         backoff.succeeded()
@@ -31,7 +31,7 @@ def test_an_outage_is_told_when_it_starts_and_when_it_ends() -> None:
         "relay.broker_up",
         "relay.broker_down",
     ]
-    # Longer each time, bounded, and short again after a success.
+    # Each pause is longer, up to a limit. After a success it is short again.
     assert 0.05 <= waits[0] <= 0.1
     assert again <= 0.1
     assert all(BACKOFF_MAX_S / 2 <= wait <= BACKOFF_MAX_S for wait in waits[8:])
@@ -43,7 +43,7 @@ def test_a_stop_ends_every_wait() -> None:
     timer.start()
     started = time.monotonic()
     assert stop.wait(30) == []
-    assert stop.wait(30) == []  # and those that come after it
+    assert stop.wait(30) == []  # later waits end at once too
     assert time.monotonic() - started < 5
     assert stop.requested
     timer.join()

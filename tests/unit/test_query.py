@@ -1,4 +1,4 @@
-"""A query has the parameters of its call, each at most once; anything else is refused."""
+"""A query has only its call's parameters, each at most once. All else is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
 TWICE = "The query has this parameter more than once."
 
-# Every address, by what it takes.
+# Every URL, by the parameters that it accepts.
 TAKEN = {
     ("orders", "/orders"): [
         "user_id",
@@ -58,13 +58,13 @@ POSTS = [
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, FlaskClient]]:
-    """Clients without a database: what is refused must not need one."""
+    """Return clients without a database, because invalid queries are refused without one."""
     with open_app("orders", NO_DATABASE) as orders, open_app("payments", NO_DATABASE) as payments:
         yield {"orders": orders.test_client(), "payments": payments.test_client()}
 
 
 def refused(client: FlaskClient, address: str, method: str = "GET") -> list[tuple[str, str]]:
-    """The parameters that are named as faults, each with the sentence on it."""
+    """Return the parameters that the answer names as invalid, each with its message."""
     document = problem_of(client.open(address, method=method), 422)
     assert document["type"] == "/problems/invalid-input"
     return [(error["parameter"], error["detail"]) for error in document["errors"]]
@@ -87,7 +87,7 @@ def test_an_unknown_parameter_is_named_with_those_that_are_known(
 def test_a_parameter_given_twice_is_named(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
-    """Also with one value, or in two spellings of one name."""
+    """This includes equal values, and two spellings of one name."""
     for name in TAKEN[service, path]:
         for query in (
             f"{name}=A&{name}=B",
@@ -99,7 +99,7 @@ def test_a_parameter_given_twice_is_named(
 
 
 @pytest.mark.parametrize(("service", "path"), WITHOUT)
-def test_an_address_without_parameters_takes_none(
+def test_a_path_without_parameters_refuses_every_parameter(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
     detail = "This address has no parameters."
@@ -112,7 +112,7 @@ def test_an_address_without_parameters_takes_none(
 def test_a_post_takes_no_parameters(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
-    """What it does is in its body; a client that writes the amount in the query is mistaken."""
+    """The data of a POST is in its body. A client with an amount in the query is mistaken."""
     named = refused(clients[service], f"{path}?amount=1", method="POST")
 
     assert named == [("amount", "This address has no parameters.")]
@@ -145,7 +145,7 @@ def test_a_name_in_any_encoding_is_named(
 def test_only_an_ampersand_separates_parameters(
     clients: dict[str, FlaskClient], separator: str
 ) -> None:
-    """So a proxy that reads it in another way shows nobody's rows to another (WHATWG URL, 5.1)."""
+    """A proxy with other separators could give a user the rows of another (WHATWG URL, 5.1)."""
     ((named, _),) = refused(clients["orders"], f"/orders?limit=1{separator}limit=2")
 
     assert named == "limit"
@@ -163,7 +163,7 @@ def test_an_empty_value_is_refused(
             assert [name for name, _ in refused(clients[service], f"{path}?{query}")] == [name]
 
 
-def test_many_faults_are_not_all_told(clients: dict[str, FlaskClient]) -> None:
+def test_the_answer_lists_only_the_first_faults(clients: dict[str, FlaskClient]) -> None:
     query = "&".join(f"{number}{'x' * 200}" for number in range(1000))
 
     answer = clients["orders"].get(f"/orders?{query}")
@@ -172,18 +172,18 @@ def test_many_faults_are_not_all_told(clients: dict[str, FlaskClient]) -> None:
     assert len(answer.data) < 8_000
 
 
-def test_a_query_at_an_unknown_address_is_still_an_unknown_address(
+def test_a_query_does_not_change_the_answer_of_an_unknown_path(
     clients: dict[str, FlaskClient],
 ) -> None:
     problem_of(clients["orders"].get("/nothing?x=1"), 404)
     problem_of(clients["orders"].delete("/orders?x=1"), 405)
 
 
-def test_a_browser_may_ask_whether_it_may_send_a_query(clients: dict[str, FlaskClient]) -> None:
-    """Refused, it would keep from the page what is wrong with the query."""
+def test_a_preflight_may_have_a_query(clients: dict[str, FlaskClient]) -> None:
+    """Without an answer, the page could not read what is wrong with the query."""
     assert clients["orders"].options("/orders?userid=A").status_code == 200
 
 
 @pytest.mark.parametrize("query", ["", "&", "&&"])
-def test_a_query_without_parameters_is_none(clients: dict[str, FlaskClient], query: str) -> None:
+def test_an_empty_query_is_allowed(clients: dict[str, FlaskClient], query: str) -> None:
     assert clients["orders"].get(f"/livez?{query}").status_code == 200

@@ -1,4 +1,4 @@
-"""Requests that arrive in pieces: when a thread reads them, and what becomes of the others."""
+"""Requests that arrive in pieces: when a thread reads them, and when they are refused."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ IDLE_S = 60.0
 
 
 class Client:
-    """A client, and what the server has of it."""
+    """A client, and the bytes that the server has received from it."""
 
     def __init__(self) -> None:
-        ours, self.sock = socket.socketpair()
-        ours.settimeout(0)
-        self.unreader = Unreader(ours)
+        server_side, self.sock = socket.socketpair()
+        server_side.settimeout(0)
+        self.unreader = Unreader(server_side)
 
     def send(self, data: bytes) -> bool:
-        """Send some of a request; return whether a thread should read it then."""
+        """Send bytes, and return whether a thread should read the request now."""
         self.sock.sendall(data)
         return self.unreader.receive()
 
     def send_each(self, data: bytes) -> list[bool]:
-        """Send byte after byte."""
+        """Send the bytes one by one, and return the result for each."""
         return [self.send(bytes([byte])) for byte in data]
 
     def read_head(self) -> None:
-        """Do what a thread does with a head that was sent."""
+        """Read the head that was sent, as a thread does."""
         self.unreader.rewind(queued_s=0.0)
         taken = self.unreader.read()
         self.unreader.unread(taken.partition(b"\r\n\r\n")[2])
 
     def expect_body(self, length: int | None, invite: Any = None) -> LengthReader | ChunkedReader:
-        """Go on to a body, of this length or in chunks; return what reads it."""
+        """Continue with a body of this length or in chunks, and return its reader."""
         self.read_head()
         reader = (
             ChunkedReader(None, self.unreader)
@@ -88,7 +88,7 @@ def test_a_head_is_read_once_when_it_is_complete(client: Client) -> None:
     assert client.send_each(HEAD) == [False] * (len(HEAD) - 1) + [True]
 
 
-def test_a_head_that_cannot_become_right_is_read_at_once(client: Client) -> None:
+def test_an_invalid_head_is_read_at_once(client: Client) -> None:
     assert client.send(b"GET / HTTP/1.1\n")
 
 
@@ -150,7 +150,7 @@ def test_a_body_of_known_length_is_read_once_when_it_is_complete(client: Client)
 
 @pytest.mark.parametrize("trailer", [b"", b"X: a\r\nY: b\r\n"])
 def test_a_body_in_chunks_is_read_once_when_it_is_complete(client: Client, trailer: bytes) -> None:
-    """What looks like the end within a chunk is not the end."""
+    """Bytes within a chunk that look like the end are not the end."""
     chunks = b"c;x=y\r\n0\r\n\r\n\r\n0\r\n\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + b"\r\n"
     client.send(HEAD)
     client.expect_body(None)
@@ -163,7 +163,7 @@ def test_a_body_in_chunks_is_read_once_when_it_is_complete(client: Client, trail
 @pytest.mark.parametrize(
     "chunks", [b"-5\r\n", b"\r\n", b"zz\r\n", b"1;" + b"x" * 8192, b"0\r\n" + b"X: a\r\n" * 1400]
 )
-def test_chunks_that_cannot_become_right_are_read_at_once(client: Client, chunks: bytes) -> None:
+def test_invalid_chunks_are_read_at_once(client: Client, chunks: bytes) -> None:
     client.send(HEAD)
     client.expect_body(None)
 
@@ -173,7 +173,7 @@ def test_chunks_that_cannot_become_right_are_read_at_once(client: Client, chunks
     assert is_due
 
 
-def test_an_invitation_is_sent_once_and_only_if_the_body_has_not_come(client: Client) -> None:
+def test_100_continue_is_sent_once_and_only_before_the_body_arrives(client: Client) -> None:
     sent: list[bytes] = []
     client.send(HEAD)
 
@@ -188,7 +188,7 @@ def test_an_invitation_is_sent_once_and_only_if_the_body_has_not_come(client: Cl
     assert sent == [CONTINUE]
 
 
-def test_a_request_sent_in_advance_is_kept_for_the_next(client: Client) -> None:
+def test_a_pipelined_request_is_kept_for_later(client: Client) -> None:
     client.send(HEAD + HEAD[:-1])
     client.read_head()
 
@@ -207,7 +207,7 @@ def test_the_end_of_a_connection_is_an_error_only_within_a_request(client: Clien
 
 
 class Server:
-    """Receives the requests of several clients; records what becomes of them."""
+    """Receive the requests of several clients, and record what happens to them."""
 
     def __init__(self) -> None:
         self.poller = DefaultSelector()
@@ -243,7 +243,7 @@ class Server:
 
 
 class Conn:
-    """gunicorn's, as far as it matters here."""
+    """A connection of gunicorn, with the attributes that are used here."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -261,7 +261,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def test_a_request_is_started_when_it_is_there(server: Server) -> None:
+def test_a_request_is_started_when_it_is_complete(server: Server) -> None:
     conn = server.connect()
 
     conn.send(HEAD[:10])
@@ -285,7 +285,7 @@ def test_a_client_that_closes_without_a_request_is_closed(server: Server) -> Non
     assert server.started == []
 
 
-def test_a_request_has_its_time_from_its_first_byte(
+def test_the_time_limit_of_a_request_starts_at_its_first_byte(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_reader, "READ_S", 0.0)
@@ -298,7 +298,7 @@ def test_a_request_has_its_time_from_its_first_byte(
     assert silent in server.waiting
 
 
-def test_the_oldest_is_refused_when_they_take_too_much_memory(
+def test_the_oldest_request_is_refused_when_memory_is_short(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(incomplete_requests, "INCOMPLETE_MAX_BYTES", 100)
@@ -314,7 +314,7 @@ def test_the_oldest_is_refused_when_they_take_too_much_memory(
     assert conns[3] in server.waiting
 
 
-def test_one_that_waits_for_a_thread_is_not_refused_but_counted(
+def test_a_request_that_waits_for_a_thread_is_counted_but_not_refused(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(incomplete_requests, "INCOMPLETE_MAX_BYTES", 60)

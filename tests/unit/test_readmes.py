@@ -1,4 +1,4 @@
-"""The README stands in two languages; whoever changes one must not forget the other."""
+"""The two languages of the README have the same content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_same_commands_and_diagrams() -> None:
 
 
 def tables(text: str) -> list[list[str]]:
-    """Each table's rows by their first cell, which is code in both languages, below its head."""
+    """Return the rows of each table, sorted by the first cell, which is code in both languages."""
     found: list[list[str]] = []
     inside = False
     for line in FENCED.sub("", text).splitlines():
@@ -65,11 +65,11 @@ def test_links_lead_somewhere(text: str) -> None:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    """A setting that the code reads and the README does not name is one nobody finds."""
+    """A user cannot find a setting that the README does not name."""
     files = ("shared/settings.py", "shared/outbox/src/settle_outbox/settings.py")
     source = "".join((ROOT / each).read_text(encoding="utf-8") for each in files)
     read = set(re.findall(r'"([A-Z][A-Z_]+[A-Z])"', source)) - {"DEBUG", "INFO", "WARNING", "ERROR"}
-    told = set(CODE.findall("\n".join(row for rows in tables(ENGLISH) for row in rows)))
+    documented = set(CODE.findall("\n".join(row for rows in tables(ENGLISH) for row in rows)))
     # The variables of one service begin with its name.
-    told |= {name.removeprefix("ORDERS_") for name in told}
-    assert read <= told, read - told
+    documented |= {name.removeprefix("ORDERS_") for name in documented}
+    assert read <= documented, read - documented

@@ -1,4 +1,4 @@
-"""Reading records: odd headers, schemas of any kind, and fingerprints."""
+"""Read records with odd headers and schemas of any kind, and compute fingerprints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVENT_ID = uuid7()
 
 @dataclass(frozen=True)
 class Received:
-    """The part of kafka-python's ConsumerRecord that is read."""
+    """The parts of kafka-python's ConsumerRecord that are read."""
 
     headers: Any = (
         ("ce_id", str(EVENT_ID).encode()),
@@ -58,13 +58,13 @@ class Number(BaseModel):
 
 
 class StrictNumberSchema(Schema):
-    """The same of marshmallow; by itself it refuses unknown fields."""
+    """The same data as a schema of marshmallow, which refuses unknown fields by default."""
 
     number = fields.Integer(required=True, strict=True)
 
 
 class LibraryError(Exception):
-    """Derives from Exception alone, as the errors of marshmallow and jsonschema do."""
+    """An error that derives from Exception, like those of marshmallow and jsonschema."""
 
 
 def raising(error: Exception) -> Callable[[Mapping[str, Any]], NoReturn]:
@@ -125,7 +125,7 @@ def test_the_detail_of_invalid_data_has_no_values_of_the_data() -> None:
     assert "4111" not in parsed.invalid.detail
 
 
-def test_another_librarys_method_named_errors_is_not_called_as_pydantics() -> None:
+def test_a_method_errors_of_another_library_is_not_called() -> None:
     error = LibraryError("no number")
     error.errors = lambda: ["no number"]  # type: ignore[attr-defined]
 
@@ -143,10 +143,10 @@ def test_another_librarys_method_named_errors_is_not_called_as_pydantics() -> No
         raising(ConnectionError("not reachable")),
         raising(UnprintableError()),
         itemgetter("amount"),
-        StrictNumberSchema,  # the class in place of an instance
+        StrictNumberSchema,  # the class instead of an instance
     ],
 )
-def test_what_may_be_a_fault_of_a_schemas_code_is_kept_for_the_brake(schema: Any) -> None:
+def test_an_error_of_a_schemas_code_is_kept_for_the_circuit_breaker(schema: Any) -> None:
     parsed = parse_with(schema)
 
     assert parsed.invalid is None
@@ -178,7 +178,7 @@ def test_a_header_without_a_value_is_refused(name: str) -> None:
     assert name in parsed.invalid.detail
 
 
-def test_what_only_informs_is_no_reason_to_refuse() -> None:
+def test_invalid_informative_headers_are_accepted() -> None:
     headers = [
         *Received.headers,
         ("ce_time", b"yesterday"),
@@ -209,15 +209,15 @@ def test_each_part_of_a_record_makes_another_fingerprint() -> None:
         replace(record, value=None),
         replace(record, value=b""),
         replace(record, headers=()),
-        # What one part loses, another must not make up for.
+        # Bytes that move from one part to the next must change the fingerprint.
         replace(record, key=b"key{", value=record.value and record.value[1:]),
     ]
     assert len({fingerprint(each) for each in [record, *others]}) == 1 + len(others)
     assert fingerprint(Received()) == fingerprint(record)
 
 
-def test_what_was_refused_does_not_keep_the_parsed_data() -> None:
-    """It takes up to 30 times the memory of the value, and a poll has many records."""
+def test_an_error_does_not_keep_the_parsed_data() -> None:
+    """Parsed data takes up to 30 times the memory of the value, and a poll has many records."""
     value = b'{"x":[' + b",".join([b"{}"] * 50_000) + b"]}"
     tracemalloc.start()
 
@@ -230,7 +230,7 @@ def test_what_was_refused_does_not_keep_the_parsed_data() -> None:
     assert kept < 1_000_000
 
 
-def test_what_a_schema_raised_does_not_keep_the_parsed_data() -> None:
+def test_an_error_of_a_schema_does_not_keep_the_parsed_data() -> None:
     class Defective(Schema):
         def load(self, data: Any, **_: Any) -> Any:
             raise RuntimeError(len(data))

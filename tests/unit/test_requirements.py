@@ -1,4 +1,4 @@
-"""What a release installs, with hashes, is what development and the tests are pinned to."""
+"""The pinned versions of a release, with hashes, are those of development and the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RENEW = "run make requirements"
 
 
 def pins(name: str) -> dict[str, str]:
-    """The versions that a file pins, by the packages' names."""
+    """Return the versions that a file pins, by package name."""
     text = (ROOT / name).read_text(encoding="utf-8")
     return {
         canonicalize_name(package): version
@@ -24,7 +24,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def needed() -> set[str]:
-    """Every package that a release needs, and what builds it."""
+    """Return every package that a release needs, and those that build it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     found: set[str] = set()
     waiting = [Requirement("settle"), *map(Requirement, project["build-system"]["requires"])]
@@ -33,7 +33,7 @@ def needed() -> set[str]:
         name = canonicalize_name(wanted.name)
         found.add(name)
         if name == "setuptools":
-            continue  # needs nothing; not installed for development
+            continue  # it has no requirements, and is not installed for development
         for each in map(Requirement, requires(wanted.name) or ()):
             extras = wanted.extras or {""}
             if canonicalize_name(each.name) not in found and (

@@ -1,4 +1,4 @@
-"""What counts as acknowledged of a batch that failed in part."""
+"""Which events of a partly failed batch count as acknowledged."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def failed(error: KafkaError) -> Future:
     return Future().failure(error)
 
 
-def test_of_each_key_the_events_before_its_first_gap_count() -> None:
-    """A later one that did arrive comes again: its predecessor must be in the topic before it."""
+def test_events_of_a_key_before_its_first_gap_are_acknowledged() -> None:
+    """A later event that arrived is sent again, because its predecessor must come before it."""
     events = [event(1, "a"), event(2, "b"), event(3, "a"), event(4, "b"), event(5, "a")]
     sent = Sent()
     _collect_acknowledged(
@@ -36,14 +36,14 @@ def test_of_each_key_the_events_before_its_first_gap_count() -> None:
     assert isinstance(sent.error, KafkaTimeoutError)
 
 
-def test_events_that_were_not_even_handed_over_are_gaps() -> None:
+def test_events_that_were_not_sent_are_gaps() -> None:
     sent = Sent()
     _collect_acknowledged(sent, [event(1, "a"), event(2, "a"), event(3, "b")], [done(), Future()])
     assert [each.seq for each in sent.acknowledged] == [1]
     assert "not acknowledged" in str(sent.error)
 
 
-def test_the_failure_that_tells_why_is_told() -> None:
+def test_the_failure_with_the_reason_is_reported() -> None:
     sent = Sent()
     errors = [KafkaTimeoutError(), MessageSizeTooLargeError(), KafkaTimeoutError()]
     _collect_acknowledged(

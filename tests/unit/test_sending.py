@@ -1,4 +1,4 @@
-"""Answers that clients have not taken: sent as there is room, and bounded in time and size."""
+"""Answers that clients read slowly: they are sent piece by piece, with limits of time and size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = bytes(range(256)) * 8192  # 2 MB, more than a pair of sockets holds
 
 
 class Server:
-    """What a worker's main thread has, with clients that are sockets of this process."""
+    """The parts of a worker's main thread. Its clients are sockets of this process."""
 
     def __init__(self) -> None:
         self.poller = DefaultSelector()
@@ -32,17 +32,17 @@ class Server:
         self._sockets: list[socket.socket] = []
 
     def answer(self, data: bytes) -> tuple[Any, socket.socket]:
-        """Answer a client that has not read yet; the connection, and the client's end."""
-        ours, client = socket.socketpair()
-        self._sockets += [ours, client]
-        conn = Conn(ours)
-        answer = AnswerSocket(ours, "/orders")
+        """Answer a client that does not read yet. Return the connection and the client's socket."""
+        server_side, client = socket.socketpair()
+        self._sockets += [server_side, client]
+        conn = Conn(server_side)
+        answer = AnswerSocket(server_side, "/orders")
         answer.sendall(data)
         self.unsent.add(conn, answer, then=lambda: self.finished.append(conn))
         return conn, client
 
     def turn(self) -> None:
-        """Do what the main thread does in a moment."""
+        """Do one turn of the main thread's loop."""
         for key, _ in self.poller.select(0):
             key.data(key.fileobj)
         self.waiting.give_up_expired()
@@ -58,7 +58,7 @@ class Server:
 
 
 class Conn:
-    """gunicorn's, as far as it matters here."""
+    """A connection of gunicorn, with the attributes that are used here."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -70,7 +70,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_an_answer_is_sent_as_the_client_takes_it(server: Server) -> None:
+def test_an_answer_is_sent_as_the_client_reads_it(server: Server) -> None:
     conn, client = server.answer(LARGE)
     received = bytearray()
 
@@ -85,10 +85,10 @@ def test_an_answer_is_sent_as_the_client_takes_it(server: Server) -> None:
     assert (server.finished, server.closed) == ([conn], [])
 
 
-def test_to_write_does_not_wait_and_keeps_the_order_of_the_pieces() -> None:
-    ours, client = socket.socketpair()
-    with ours, client:
-        answer = AnswerSocket(ours, "/orders")
+def test_writing_does_not_wait_and_keeps_the_order_of_the_pieces() -> None:
+    server_side, client = socket.socketpair()
+    with server_side, client:
+        answer = AnswerSocket(server_side, "/orders")
 
         answer.sendall(b"head")
         answer.sendall(LARGE)
@@ -97,20 +97,20 @@ def test_to_write_does_not_wait_and_keeps_the_order_of_the_pieces() -> None:
         taken = b"head" + LARGE + b"tail"
         assert taken.endswith(bytes(answer.unsent))
         assert client.recv(4) == b"head"
-        assert ours.gettimeout() is None
+        assert server_side.gettimeout() is None
 
 
 def test_a_part_of_a_file_is_sent(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"0123456789")
-    ours, client = socket.socketpair()
-    with ours, client, file.open("rb") as opened:
-        AnswerSocket(ours, "/docs").sendfile(opened, offset=2, count=5)
+    server_side, client = socket.socketpair()
+    with server_side, client, file.open("rb") as opened:
+        AnswerSocket(server_side, "/docs").sendfile(opened, offset=2, count=5)
 
         assert client.recv(100) == b"23456"
 
 
-def test_the_oldest_is_given_up_when_there_is_too_much(
+def test_the_oldest_answer_is_given_up_when_memory_is_short(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_sender, "UNSENT_MAX_BYTES", 2 * len(LARGE))
@@ -123,7 +123,7 @@ def test_the_oldest_is_given_up_when_there_is_too_much(
     assert third not in server.closed
 
 
-def test_one_that_is_not_taken_in_time_is_given_up_though_some_of_it_is_taken(
+def test_an_answer_that_is_read_too_slowly_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_sender, "WRITE_S", 0.05)
@@ -136,7 +136,7 @@ def test_one_that_is_not_taken_in_time_is_given_up_though_some_of_it_is_taken(
     assert server.closed == [conn]
 
 
-def test_a_client_that_is_gone_is_closed(server: Server) -> None:
+def test_the_connection_of_a_gone_client_is_closed(server: Server) -> None:
     conn, client = server.answer(LARGE)
     client.close()
 
@@ -146,13 +146,13 @@ def test_a_client_that_is_gone_is_closed(server: Server) -> None:
 
 
 def test_a_connection_that_gunicorn_has_closed_is_closed(server: Server) -> None:
-    """As when the app failed after a part of its answer."""
-    ours, client = socket.socketpair()
+    """This happens if the app fails after it has sent a part of its answer."""
+    server_side, client = socket.socketpair()
     with client:
-        answer = AnswerSocket(ours, "/orders")
+        answer = AnswerSocket(server_side, "/orders")
         answer.sendall(LARGE)
-        ours.close()
-        conn = Conn(ours)
+        server_side.close()
+        conn = Conn(server_side)
 
         server.unsent.add(conn, answer, then=lambda: server.finished.append(conn))
 

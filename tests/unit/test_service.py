@@ -1,4 +1,4 @@
-"""What a service declares, and what the settings make of it."""
+"""The declaration of a service, and the settings that change it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVICE = Service(
 )
 
 
-def test_a_prefix_stands_before_each_topic_and_changes_nothing_else() -> None:
+def test_a_prefix_is_added_to_each_topic_and_changes_nothing_else() -> None:
     staging = SERVICE.with_topic_prefix("staging.")
 
     assert staging.published_topics == ("staging.orders.events", "staging.refunds.events")
@@ -31,7 +31,7 @@ def test_a_prefix_stands_before_each_topic_and_changes_nothing_else() -> None:
     assert staging.aggregatetypes == SERVICE.aggregatetypes
 
 
-def test_a_prefix_stands_there_once() -> None:
+def test_a_prefix_is_added_once() -> None:
     staging = SERVICE.with_topic_prefix("staging.")
 
     assert staging.with_topic_prefix("staging.") == staging

@@ -1,4 +1,4 @@
-"""Settings are read once, and what is wrong is told in a sentence that names the variable."""
+"""Settings are read once. An error names the variable in a sentence."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ GOOD = {
 }
 
 
-# What is read for an API alone, and what is read for relays and consumers alone: an example each.
+REPLICATION = "a whole number from 1 to 100, or -1 for the broker's default.replication.factor"
+# One setting that only APIs read, and one that only relays and consumers read.
 WRONG_WEB = {
     "TRUSTED_PROXIES": "-1",
     "CORS_ORIGINS": "*",
     "ALLOWED_HOSTS": "https://shop.example",
     "IDEMPOTENCY_RETENTION_S": "59",
     "CURSOR_SECRET": "short",
+    "API_WORKERS": "0",
+    "API_THREADS": "many",
 }
 WRONG_DELIVERY = {
     "KAFKA_BOOTSTRAP_SERVERS": "",
@@ -76,12 +79,12 @@ def test_defaults_hold_the_windows_in_order() -> None:
         ("CORS_ORIGINS", "https://shop.example/"),
         ("CORS_ORIGINS", "https://shop.example,https://*.shop.example"),
         ("CORS_ORIGINS", "null"),
-        ("CORS_ORIGINS", "https://Shop.example"),  # browsers write it in lower case,
-        ("CORS_ORIGINS", "https://shop.example:443"),  # without a port that goes without saying,
+        ("CORS_ORIGINS", "https://Shop.example"),  # browsers send it in lower case
+        ("CORS_ORIGINS", "https://shop.example:443"),  # browsers leave the default port out
         ("CORS_ORIGINS", "http://shop.example:80"),
         ("CORS_ORIGINS", "http://shop.example:08080"),
         ("CORS_ORIGINS", "http://shop.example:65536"),
-        ("CORS_ORIGINS", "https://магазин.example"),  # and as xn--...
+        ("CORS_ORIGINS", "https://магазин.example"),  # browsers send it as xn--...
         ("CORS_ORIGINS", "http://[fe80::1%25eth0]"),
         ("ALLOWED_HOSTS", "https://shop.example"),
         ("ALLOWED_HOSTS", "shop.example:8080"),
@@ -96,10 +99,12 @@ def test_defaults_hold_the_windows_in_order() -> None:
         ("CONSUMER_BATCH", "501"),
         ("IDEMPOTENCY_RETENTION_S", "59"),
         ("CURSOR_SECRET", "x" * 31),
+        ("API_WORKERS", "0"),
+        ("API_THREADS", "many"),
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "xml"),
-        ("INBOX_RETENTION_S", str(14 * DAY_S)),  # as long as a duplicate can be late
-        ("REPLAY_WINDOW_S", str(8 * DAY_S)),  # further back than events are kept
+        ("INBOX_RETENTION_S", str(14 * DAY_S)),  # as old as the latest duplicate
+        ("REPLAY_WINDOW_S", str(8 * DAY_S)),  # more than the retention of events
     ],
 )
 def test_a_wrong_setting_is_named(environ: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -145,7 +150,7 @@ def test_a_service_with_a_hyphen_has_variables_that_a_shell_can_export() -> None
     assert settings.consumer_group == "notes"
 
 
-def test_the_database_of_the_command_line_stands_in_place_of_the_variable() -> None:
+def test_the_database_url_of_the_command_line_replaces_the_variable() -> None:
     assert read_settings("orders", "postgresql://here/orders").database_url == (
         "postgresql+psycopg2://here/orders"
     )
@@ -155,20 +160,20 @@ def test_the_database_of_the_command_line_stands_in_place_of_the_variable() -> N
             read_settings("orders", wrong)
 
 
-def test_the_group_is_the_services_name_unless_it_is_given() -> None:
+def test_the_default_consumer_group_is_the_services_name() -> None:
     assert read_settings("orders").consumer_group == "orders"
     with environment({"ORDERS_CONSUMER_GROUP": "staging-orders", "PAYMENTS_CONSUMER_GROUP": "x"}):
         assert read_settings("orders").consumer_group == "staging-orders"
 
 
-def test_every_connection_to_the_database_is_in_the_schema(environ: pytest.MonkeyPatch) -> None:
+def test_every_database_connection_uses_the_configured_schema(environ: pytest.MonkeyPatch) -> None:
     url = GOOD["ORDERS_DATABASE_URL"]
     environ.setenv("ORDERS_DATABASE_URL", f"{url}?options=-c%20work_mem%3D1MB")
     environ.setenv("ORDERS_DATABASE_SCHEMA", "orders_1")
 
     for read in (read_database_url("orders"), read_settings("orders").database_url):
         options = connect_args(read, application_name="test")["options"]
-        # Of two values for one setting, PostgreSQL takes the last.
+        # If a setting has two values, PostgreSQL uses the last.
         assert "-c work_mem=1MB -c search_path=orders_1" in options
 
 
@@ -177,6 +182,7 @@ def test_every_connection_to_the_database_is_in_the_schema(environ: pytest.Monke
     [
         ("TOPIC_PARTITIONS", "many", "is 'many': expected a whole number from 1 to 10000"),
         ("TOPIC_PARTITIONS", "0", "is '0': expected a whole number from 1 to 10000"),
+        ("TOPIC_REPLICATION", "0", f"is '0': expected {REPLICATION}"),
         ("RELAY_POLL_S", "0", "is '0': expected a number from 0.01 to 60"),
         ("LOG_LEVEL", "LOUD", "is 'LOUD': expected DEBUG or INFO or WARNING or ERROR"),
         ("LOG_FORMAT", "xml", "is 'xml': expected auto or json or console"),
@@ -194,12 +200,19 @@ def test_a_wrong_value_is_shown(
     assert str(raised.value) == f"{name} {message}"
 
 
+def test_the_replication_can_be_left_to_the_broker(environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("TOPIC_REPLICATION", "-1")
+
+    assert read_settings("orders").topic_replication == -1
+
+
 def test_an_empty_variable_counts_as_unset() -> None:
     names = [
         *("BIND_ADDRESS", "CORS_ORIGINS", "CURSOR_SECRET", "IDEMPOTENCY_RETENTION_S", "PORT"),
         *("ALLOWED_HOSTS", "TRUSTED_PROXIES", "LOG_FORMAT", "LOG_LEVEL", "NEW_GROUP_START"),
         *("HEALTH_DIR", "ORDERS_CONSUMER_GROUP", "ORDERS_DATABASE_SCHEMA", "OUTBOX_SHARDS"),
         *("RELAY_BATCH", "RELAY_POLL_S", "TOPIC_PREFIX", "TOPIC_PARTITIONS"),
+        *("API_WORKERS", "API_THREADS"),
     ]
 
     def read() -> tuple[object, object, str]:
@@ -221,19 +234,21 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ({"PORT": "8081", "BIND_ADDRESS": "[::1]"}, "[::1]:8081"),
     ],
 )
-def test_an_api_listens_where_its_settings_say(variables: dict[str, str], address: str) -> None:
+def test_the_settings_determine_the_address_of_an_api(
+    variables: dict[str, str], address: str
+) -> None:
     with environment(variables):
         assert read_listen_address() == address
 
 
 @pytest.mark.parametrize("port", ["eighty", "0", "65536"])
-def test_a_port_that_is_none_is_named(port: str) -> None:
+def test_an_invalid_port_is_named(port: str) -> None:
     expected = f"PORT is {port!r}: expected a whole number from 1 to 65535"
     with environment({"PORT": port}), pytest.raises(SettingsError, match=expected):
         read_listen_address()
 
 
-def test_lists_are_read_alike(environ: pytest.MonkeyPatch) -> None:
+def test_all_lists_are_read_the_same_way(environ: pytest.MonkeyPatch) -> None:
     """Spaces around items and empty items are ignored."""
     environ.setenv("ALLOWED_HOSTS", " a.example , b.example,")
     environ.setenv("CORS_ORIGINS", ", https://a.example ,https://b.example")
@@ -258,7 +273,7 @@ def test_lists_are_read_alike(environ: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_malformed_url_does_not_show_its_password(environ: pytest.MonkeyPatch, rest: str) -> None:
-    """Not in the traceback either: the errors of SQLAlchemy and libpq quote the URL."""
+    """The traceback must not show it either. Errors of SQLAlchemy and libpq quote the URL."""
     environ.setenv("ORDERS_DATABASE_URL", f"postgresql+psycopg2://user:{rest}")
 
     with pytest.raises(SettingsError, match="ORDERS_DATABASE_URL is not a database") as raised:
@@ -277,7 +292,7 @@ def test_a_missing_setting_is_named(environ: pytest.MonkeyPatch) -> None:
         read_database_url("payments")
 
 
-def test_there_is_no_cursor_secret_unless_it_is_given(environ: pytest.MonkeyPatch) -> None:
+def test_there_is_no_default_cursor_secret(environ: pytest.MonkeyPatch) -> None:
     unset = read_web_settings("orders").cursor_secret
     environ.setenv("CURSOR_SECRET", "x" * 32)
     given = read_web_settings("orders").cursor_secret
@@ -293,12 +308,12 @@ def test_there_is_no_cursor_secret_unless_it_is_given(environ: pytest.MonkeyPatc
         ({"BIND_ADDRESS": "127.8.9.1"}, ()),
         ({"BIND_ADDRESS": "localhost"}, ()),
         ({"BIND_ADDRESS": "[::1]"}, ()),
-        ({"BIND_ADDRESS": "", "TRUSTED_PROXIES": ""}, ()),  # empty counts as unset
+        ({"BIND_ADDRESS": "", "TRUSTED_PROXIES": ""}, ()),  # an empty variable counts as unset
         ({"BIND_ADDRESS": "0.0.0.0"}, ("*",)),
         ({"BIND_ADDRESS": "[::]"}, ("*",)),
         ({"BIND_ADDRESS": "192.0.2.7"}, ("*",)),
         ({"BIND_ADDRESS": "127.evil.example"}, ("*",)),
-        ({"TRUSTED_PROXIES": "1"}, ("*",)),  # clients know the proxy's name
+        ({"TRUSTED_PROXIES": "1"}, ("*",)),  # clients use the proxy's name
         ({"ALLOWED_HOSTS": "", "BIND_ADDRESS": "0.0.0.0"}, ("*",)),
         ({"ALLOWED_HOSTS": "Pay.example, pay_1"}, ("pay.example", "pay_1")),
         ({"ALLOWED_HOSTS": "pay.example", "BIND_ADDRESS": "0.0.0.0"}, ("pay.example",)),
@@ -307,7 +322,7 @@ def test_there_is_no_cursor_secret_unless_it_is_given(environ: pytest.MonkeyPatc
         ({"ALLOWED_HOSTS": " , "}, ()),
     ],
 )
-def test_which_hosts_are_allowed_goes_by_who_can_reach_the_service(
+def test_the_default_of_allowed_hosts_depends_on_who_can_reach_the_service(
     variables: dict[str, str], hosts: tuple[str, ...]
 ) -> None:
     with environment(variables):

@@ -1,4 +1,4 @@
-"""How Apache Kafka is fetched: by Maven, once, and never with a file that was altered."""
+"""Maven fetches Apache Kafka once, and an altered file is never used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSING = "#!/bin/sh\necho '[ERROR] Checksum validation failed'\nmkdir jars\nex
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Path]:
-    """A folder of programs that stand in for Java and Maven; the cache is empty."""
+    """Create a folder for programs that replace Java and Maven, with an empty cache."""
     install(tmp_path / "java", JAVA)
     install(tmp_path / "mvn", MAVEN)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
@@ -34,7 +34,7 @@ def install(program: Path, script: str) -> None:
     program.chmod(0o755)
 
 
-def test_maven_checks_what_it_fetches_and_is_asked_once(programs: Path) -> None:
+def test_maven_verifies_downloads_and_runs_once(programs: Path) -> None:
     jars = kafka.fetch()
     again = kafka.fetch()
 
@@ -44,7 +44,7 @@ def test_maven_checks_what_it_fetches_and_is_asked_once(programs: Path) -> None:
     assert [path.name for path in jars.iterdir()] == ["kafka.jar"]
 
 
-def test_nothing_is_kept_of_what_maven_refuses(programs: Path) -> None:
+def test_no_file_is_kept_when_maven_fails(programs: Path) -> None:
     install(programs / "mvn", REFUSING)
 
     with pytest.raises(kafka.KafkaUnavailableError, match="Checksum validation failed"):
@@ -59,7 +59,9 @@ def test_a_cache_of_another_version_is_not_used(programs: Path) -> None:
     assert not kafka.fetched()
 
 
-def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_home_folder_names_the_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -89,7 +91,7 @@ def test_a_path_that_kafka_would_split_is_named(home: str, cache: str, named: st
 
 
 def test_the_configuration_is_escaped_as_java_reads_it() -> None:
-    """java.util.Properties: Latin-1, with backslashes and UTF-16 escapes."""
+    """java.util.Properties uses Latin-1, with backslashes and UTF-16 escapes."""
     node = kafka.Node(Path("/srv/größe 50%\\n 🙂"), port=1, controller_port=2)
 
     assert (

@@ -1,4 +1,4 @@
-"""Logs of many processes, read as one; and who holds a port."""
+"""The logs of several processes are shown as one, and a used port is explained."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_the_last_lines_of_a_long_file_are_found(tmp_path: Path) -> None:
     assert [line.text for line in last_lines(logs, 3_000)] == lines[-3_000:]
 
 
-def test_following_shows_whole_lines_and_goes_on_in_a_rotated_file(tmp_path: Path) -> None:
+def test_following_shows_whole_lines_and_continues_in_a_rotated_file(tmp_path: Path) -> None:
     logs = logs_of(tmp_path, broker=["before"])
     seen: list[Line] = []
     lines = follow(logs)
-    # Its own thread, ended by the last line: it would wait for ever.
+    # It runs in a thread that ends with the last line. Otherwise it would follow the file forever.
     wanted = ["one", "two, in halves", "three", "four"]
 
     def read() -> None:
@@ -73,7 +73,7 @@ def test_following_shows_whole_lines_and_goes_on_in_a_rotated_file(tmp_path: Pat
 
 
 def _followed(path: Path) -> bool:
-    """Return whether this process has the file open, and stands at its end."""
+    """Return whether this process has the file open at its end."""
     for fd in Path("/proc/self/fd").iterdir():
         if fd.resolve() == path:
             position = Path(f"/proc/self/fdinfo/{fd.name}").read_text().split()[1]
@@ -89,7 +89,7 @@ def test_the_last_error_is_quoted(tmp_path: Path) -> None:
 
 
 def test_without_an_error_the_last_line_that_is_not_routine_is_quoted(tmp_path: Path) -> None:
-    """A line that tells that all goes its way is no explanation of what does not."""
+    """A line about normal operation does not explain a failure."""
     down = '{"event": "relay.broker_down", "level": "warning"}'
     lost = "env: 'gunicorn': No such file or directory"
     console = "2026-11-22T19:57:42.147682Z [info     ] relay.sent"
@@ -107,7 +107,7 @@ def test_without_an_error_the_last_line_that_is_not_routine_is_quoted(tmp_path: 
     assert last_error(tmp_path / "none.log") is None
 
 
-def test_a_taken_port_tells_who_holds_it() -> None:
+def test_the_error_for_a_used_port_names_its_process() -> None:
     port = free_port()
     assert port_conflict("127.0.0.1", port) is None
     with socket.create_server(("127.0.0.1", port)):

@@ -1,4 +1,4 @@
-"""Which folders are safe from other users, and that no link of theirs is followed."""
+"""Folders must be safe from other users, and links of other users are not followed."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_a_folder_that_others_may_not_write_to_is_safe(tmp_path: Path, last: int
 
 
 @pytest.mark.parametrize("end", ["x/..", ".", "x/../."])
-def test_a_path_that_ends_elsewhere_is_checked_where_it_leads(tmp_path: Path, end: str) -> None:
-    """Sticky folders pass on the way only."""
+def test_the_target_of_a_path_is_checked(tmp_path: Path, end: str) -> None:
+    """A sticky folder is accepted only as a parent folder."""
     home = tmp_path / "home"
     (home / "x").mkdir(parents=True)
     home.chmod(0o1777)
@@ -58,7 +58,7 @@ def test_a_path_that_ends_elsewhere_is_checked_where_it_leads(tmp_path: Path, en
 
 @pytest.mark.parametrize("last", [0o777, 0o1777, 0o757])
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, last: int) -> None:
-    """Sticky or not: in it, they could be the first to make what we are about to write."""
+    """In a sticky folder too, others could create a file before `settle` does."""
     home = tmp_path / "home"
     home.mkdir()
     home.chmod(last)
@@ -72,7 +72,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, last: int)
     )
 
 
-def test_a_folder_on_the_way_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+def test_a_parent_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     way = tmp_path / "way"
     home = way / "home"
     home.mkdir(parents=True)
@@ -81,12 +81,12 @@ def test_a_folder_on_the_way_that_others_may_write_to_is_refused(tmp_path: Path)
     with pytest.raises(UnsafeFolderError, match=f"other users may write to {way}\\."):
         check(home)
 
-    way.chmod(0o1777)  # as /tmp is
+    way.chmod(0o1777)  # like /tmp
     check(home)
 
 
-def test_a_link_is_safe_only_where_it_and_its_target_are(tmp_path: Path) -> None:
-    """A chain of links is as weak as the folder of any link in it."""
+def test_a_link_is_safe_only_if_its_folder_and_its_target_are(tmp_path: Path) -> None:
+    """A chain of links is only as safe as the folder of each link."""
     target, open_to_all = tmp_path / "target", tmp_path / "open"
     target.mkdir()
     open_to_all.mkdir()
@@ -100,7 +100,7 @@ def test_a_link_is_safe_only_where_it_and_its_target_are(tmp_path: Path) -> None
         check(tmp_path / "first")
 
 
-def test_links_in_a_circle_end_in_a_sentence(tmp_path: Path) -> None:
+def test_circular_links_are_reported_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
 
@@ -144,7 +144,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert mode(folder / "link") == 0o600
 
 
-def test_a_lock_is_closed_to_others_also_an_old_one(tmp_path: Path) -> None:
+def test_other_users_cannot_read_a_new_or_old_lock_file(tmp_path: Path) -> None:
     state = StateFolder(tmp_path / "home")
     state.create()
     state.lock.touch()
@@ -157,7 +157,7 @@ def test_a_lock_is_closed_to_others_also_an_old_one(tmp_path: Path) -> None:
     assert {mode(path) for path in (state.logs, state.run, state.health)} == {0o700}
 
 
-def test_a_lock_is_no_link(tmp_path: Path) -> None:
+def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("whole")
     state = StateFolder(tmp_path / "home")
@@ -170,7 +170,7 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     assert victim.read_text() == "whole"
 
 
-if os.geteuid() == 0:  # only root can give a file to another user, and become one
+if os.geteuid() == 0:  # only root can give a file to another user, and act as one
 
     def test_a_folder_of_another_users_is_refused(tmp_path: Path) -> None:
         os.chown(tmp_path, NOBODY, NOBODY)
@@ -190,8 +190,8 @@ if os.geteuid() == 0:  # only root can give a file to another user, and become o
         with pytest.raises(UnsafeFolderError, match="shared/home belongs to the user nobody"):
             check(shared / "home")
 
-    def test_a_group_may_write_only_when_it_is_its_owners_alone(tmp_path: Path) -> None:
-        """With the umask of many distributions, 0002, every new folder is writable by its group."""
+    def test_a_group_may_write_only_if_it_has_no_other_member(tmp_path: Path) -> None:
+        """With umask 0002, as many distributions have, a new folder is writable by its group."""
         home = tmp_path / "home"
         home.mkdir()
         home.chmod(0o775)
@@ -204,7 +204,7 @@ if os.geteuid() == 0:  # only root can give a file to another user, and become o
             check(home)
 
     def test_another_user_cannot_hold_the_lock() -> None:
-        """Not even one that may pass through the folder, as PostgreSQL's does."""
+        """This includes a user that may pass through the folder, such as PostgreSQL's."""
         with tempfile.TemporaryDirectory() as name:
             Path(name).chmod(0o711)
             state = StateFolder(Path(name, "home"))

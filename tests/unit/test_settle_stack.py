@@ -1,4 +1,4 @@
-"""With which settings a stack runs, and that others are refused by name."""
+"""The settings of a running stack: other settings are refused by name."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ GIVEN = {
     "ALLOWED_HOSTS": "pay.example",
     "CURSOR_SECRET": f"{SECRET} and 'quoted'\n",
 }
-# The folder says which stack is meant, and `settle up` has its own folder for health.
+# These two identify the stack. `settle up` sets the folder for health files.
 NOT_COMPARED = {"SETTLE_HOME", "HEALTH_DIR"}
 COMPARED = {*PORTS, BIND_ADDRESS, *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND, *SETTINGS}
 
 
 def started(folder: Path, given: Mapping[str, str]) -> Stack:
-    """A stack as another process finds it that was started with what is given."""
+    """Return a stack as another process finds it, started with these settings."""
     state = StateFolder(folder)
     with environment(given):
         state.write_env(planned_stack(state).environment)
@@ -57,13 +57,13 @@ def started(folder: Path, given: Mapping[str, str]) -> Stack:
     return found
 
 
-def test_the_same_settings_are_let_pass(tmp_path: Path) -> None:
+def test_the_same_settings_are_accepted(tmp_path: Path) -> None:
     running = started(tmp_path, GIVEN)
 
     for given in (GIVEN, GIVEN | {"ORDERS_PORT": "8081", BIND_ADDRESS: "127.0.0.1"}):
         with environment(given):
             refuse_other_settings(running)
-    with environment(running.environment):  # a shell that has read .settle/env
+    with environment(running.environment):  # like a shell that has read .settle/env
         refuse_other_settings(running)
 
 

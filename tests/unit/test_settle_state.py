@@ -1,4 +1,4 @@
-"""A folder of the stack that another command holds, or in which something is in the way."""
+"""A stack's folder that another command holds, or that has files of the wrong kind."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ def test_a_path_that_a_program_could_not_use_is_refused(
 
 
 def ignore(_: str) -> None:
-    """Told to nobody."""
+    """Ignore the message."""
 
 
-def test_a_command_that_waits_says_for_which_one(state: StateFolder) -> None:
-    told: Queue[str] = Queue()
+def test_a_waiting_command_names_the_command_it_waits_for(state: StateFolder) -> None:
+    messages: Queue[str] = Queue()
 
     def wait() -> None:
-        with state.locked(told.put):
-            told.put("held")
+        with state.locked(messages.put):
+            messages.put("held")
 
     waiting = threading.Thread(target=wait)
     with state.locked(ignore):
         waiting.start()
-        said = told.get(timeout=10)
+        message = messages.get(timeout=10)
     waiting.join(timeout=10)
 
-    assert said == f"Waiting for another settle up, down or reset (pid {os.getpid()}) to end."
-    assert told.get(timeout=10) == "held"
+    assert message == f"Waiting for another settle up, down or reset (pid {os.getpid()}) to end."
+    assert messages.get(timeout=10) == "held"
 
 
-def test_a_command_that_has_waited_for_too_long_names_the_other(
+def test_a_command_that_waited_too_long_names_the_other_command(
     state: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(states, "LOCK_TIMEOUT_S", 0)
@@ -89,7 +89,7 @@ def test_a_command_that_has_waited_for_too_long_names_the_other(
 
 
 @pytest.mark.parametrize("name", ["logs", "run", "lock"])
-def test_what_is_in_the_way_is_named(state: StateFolder, name: str) -> None:
+def test_the_error_names_a_path_of_the_wrong_kind(state: StateFolder, name: str) -> None:
     path = state.home / name
     if path.is_dir():
         for each in sorted(path.rglob("*"), reverse=True):
@@ -106,7 +106,7 @@ def test_what_is_in_the_way_is_named(state: StateFolder, name: str) -> None:
     assert f"move {path} away, or set SETTLE_HOME to another folder" in str(no.value)
 
 
-def test_a_file_on_the_way_to_the_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_in_place_of_a_parent_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
 
@@ -115,22 +115,22 @@ def test_a_file_on_the_way_to_the_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["no variable", "export A='not closed", "\xff"])
-def test_an_environment_that_somebody_has_edited_is_named(state: StateFolder, text: str) -> None:
+def test_the_error_names_an_edited_environment_file(state: StateFolder, text: str) -> None:
     state.env.write_text(text, encoding="latin-1")
 
     with pytest.raises(StateError, match=f"{state.env} cannot be read .*: remove it, then run"):
         running_stack(state)
 
 
-def test_a_folder_in_place_of_the_environment_is_named(state: StateFolder) -> None:
+def test_the_error_names_a_folder_in_place_of_the_environment_file(state: StateFolder) -> None:
     state.env.mkdir()
 
     with pytest.raises(StateError, match=f"{state.env} cannot be read .*: remove it, then run"):
         running_stack(state)
 
 
-def test_a_reset_removes_an_environment_that_was_half_written(state: StateFolder) -> None:
-    """`settle up` was killed meanwhile; it holds passwords."""
+def test_a_reset_removes_a_partly_written_environment_file(state: StateFolder) -> None:
+    """`settle up` was killed while it wrote the file, which contains passwords."""
     state.new_env.write_text("export ORDERS_DATABASE_URL=")
 
     reset(state, ignore)
@@ -139,12 +139,12 @@ def test_a_reset_removes_an_environment_that_was_half_written(state: StateFolder
 
 
 class _Handler(SimpleXMLRPCRequestHandler):
-    rpc_paths = ()  # any
-    disable_nagle_algorithm = False  # that is TCP's
+    rpc_paths = ()  # any path
+    disable_nagle_algorithm = False  # the option is TCP's only
 
 
 class _Ending(ThreadingMixIn, UnixStreamServer, SimpleXMLRPCDispatcher):
-    """A supervisord that was told to shut down."""
+    """A supervisord that is shutting down."""
 
     daemon_threads = True
 
@@ -171,7 +171,7 @@ def ending(tmp_path: Path) -> Iterator[Path]:
         serving.join()
 
 
-def test_a_supervisord_that_is_shutting_down_is_none_that_runs(ending: Path) -> None:
+def test_a_supervisord_that_is_shutting_down_counts_as_not_running(ending: Path) -> None:
     supervisor = Supervisor(ending)
 
     try:

@@ -1,4 +1,4 @@
-"""Database errors by SQLSTATE, and the sentence that a command line makes of them."""
+"""Database errors by SQLSTATE, and their messages on a command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from settle_outbox.storage.sqlstate import is_transient, is_unreachable
 
 
 def error_of(sqlstate: str) -> psycopg2.Error:
-    """Make an error as the server sends it; only the driver can set its code."""
+    """Return an error as the server sends it. Only the driver can set its code."""
     error = psycopg2.errors.lookup(sqlstate)("said the server")
     error.__setstate__({"pgcode": sqlstate})  # type: ignore[no-untyped-call]
     return error
@@ -37,7 +37,7 @@ NO_CONNECTION = psycopg2.OperationalError("connection refused")
         (ValueError("no database"), False, False),
     ],
 )
-def test_an_error_is_judged_by_its_sqlstate(
+def test_an_error_is_classified_by_its_sqlstate(
     error: Exception, *, transient: bool, unreachable: bool
 ) -> None:
     assert is_transient(error) is transient
@@ -53,7 +53,7 @@ def test_an_error_is_judged_by_its_sqlstate(
         (error_of("25006"), "The database refuses: said the server"),
     ],
 )
-def test_a_command_says_whether_the_database_is_away_or_refuses(
+def test_a_command_reports_whether_the_database_is_unreachable_or_refuses(
     error: Exception, said: str
 ) -> None:
     assert error_sentence(error).startswith(said)

@@ -1,4 +1,4 @@
-"""Text of others, such as a header of a record, does not control the terminal."""
+"""Text from outside, such as a record's header, cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from settle_outbox.cli.terminal import never_fail_to_print, printable
     ("text", "shown"),
     [
         ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
-        ("\x9b31mred", "\\x9b31mred"),  # the CSI of one character
+        ("\x9b31mred", "\\x9b31mred"),  # the CSI as one character
         ("user\u202egpj", "user\\u202egpj"),  # shows the rest from right to left
         ("a\rb\nc", "a\\rb\\nc"),
         ("a\tb ü 日本", "a\tb ü 日本"),

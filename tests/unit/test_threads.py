@@ -1,4 +1,4 @@
-"""The loop of a daemon thread survives what its step raises."""
+"""The loop of a daemon thread continues after its step raises an error."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_log_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 3
 
 
-def test_the_access_log_outlives_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_access_log_continues_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     waiting = [RuntimeError("unforeseen")]
 

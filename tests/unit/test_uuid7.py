@@ -1,4 +1,4 @@
-"""A UUIDv7 as a time."""
+"""The time of a UUIDv7."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def test_a_uuid_lies_between_its_millisecond_and_the_next() -> None:
 
 def test_other_uuids_have_no_time() -> None:
     assert time_of(UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")) is None
-    assert time_of(UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")) is None  # beyond the year 9999
+    assert time_of(UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")) is None  # after the year 9999

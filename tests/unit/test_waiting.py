@@ -1,4 +1,4 @@
-"""Waiting for something to be over: nobody misses it, and not all may wait."""
+"""Waiters see every change, and their number is limited."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What a wait takes when nothing ends it, and what it may take: far apart.
+# The time of a wait that nothing ends, and the largest time of one that ends. They differ much.
 LONG_S = 60
 SOON_S = 30
 KEY = uuid4()
@@ -31,12 +31,12 @@ def never(_: object) -> bool:
     return False
 
 
-def test_a_waiter_is_woken_and_looks_again(pool: ThreadPoolExecutor) -> None:
+def test_a_woken_waiter_reads_the_state_again(pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(limit=1)
     over: list[str] = []
     waiting = pool.submit(waiters.wait, KEY, LONG_S, lambda: list(over), bool)
     wait_until(lambda: waiters.keys() == [KEY])
-    waiters.wake([uuid4(), KEY])  # in vain
+    waiters.wake([uuid4(), KEY])  # for other keys
     over.append("now")
     waiters.wake([KEY])
     assert waiting.result(10) == (["now"], True)
@@ -44,8 +44,8 @@ def test_a_waiter_is_woken_and_looks_again(pool: ThreadPoolExecutor) -> None:
     assert not waiters.present.is_set()
 
 
-def test_what_is_over_between_two_looks_is_not_missed() -> None:
-    """It ends right after it was read as not over, before the wait begins."""
+def test_a_change_between_two_reads_is_not_missed() -> None:
+    """The state changes right after it was read, before the wait begins."""
     waiters = Waiters(limit=1)
     seen: list[int] = []
 
@@ -60,7 +60,7 @@ def test_what_is_over_between_two_looks_is_not_missed() -> None:
     assert time.monotonic() - began < SOON_S
 
 
-def test_time_passes() -> None:
+def test_a_wait_ends_at_its_time_limit() -> None:
     waiters = Waiters(limit=1)
     reads: list[int] = []
     assert waiters.wait(KEY, 0.05, lambda: reads.append(1), never) == (None, True)
@@ -69,7 +69,7 @@ def test_time_passes() -> None:
     assert len(reads) == 3
 
 
-def test_no_more_wait_than_may(pool: ThreadPoolExecutor) -> None:
+def test_the_number_of_waiters_is_limited(pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(limit=2)
     waiting = [pool.submit(waiters.wait, uuid4(), LONG_S, int, never) for _ in range(2)]
     wait_until(lambda: len(waiters.keys()) == 2)
@@ -79,7 +79,7 @@ def test_no_more_wait_than_may(pool: ThreadPoolExecutor) -> None:
     assert [each.result(10) for each in waiting] == [(0, False)] * 2
 
 
-def test_an_error_ends_the_wait_and_leaves_nobody() -> None:
+def test_an_error_ends_the_wait_and_removes_the_waiter() -> None:
     waiters = Waiters(limit=1)
 
     def read() -> int:
@@ -91,7 +91,7 @@ def test_an_error_ends_the_wait_and_leaves_nobody() -> None:
     assert waiters.wait(KEY, 0, int, never) == (0, True)
 
 
-def test_nobody_begins_to_wait_after_the_release() -> None:
+def test_no_wait_begins_after_the_release() -> None:
     waiters = Waiters(limit=1)
     waiters.release()
     assert waiters.wait(KEY, LONG_S, int, never) == (0, False)

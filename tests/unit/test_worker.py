@@ -1,4 +1,4 @@
-"""Which thread of a worker answers a request."""
+"""The thread of a worker that answers a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDERS = b"GET /orders HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 def worker() -> Any:
-    """A worker without gunicorn around it."""
+    """Return a worker without gunicorn."""
     worker: Any = Worker.__new__(Worker)
     worker.tpool, worker._liveness_thread = Mock(), Mock()  # noqa: SLF001
     worker._incoming, worker.method_queue = Mock(), Mock()  # noqa: SLF001
@@ -25,13 +25,13 @@ def worker() -> Any:
 
 
 def connection(request: bytes) -> Any:
-    """A connection on which a whole request has arrived."""
+    """Return a connection on which a whole request has arrived."""
     unreader = Mock(starts_with=request.startswith, is_due=lambda: True)
     return SimpleNamespace(parser=Mock(unreader=unreader), answer=None)
 
 
 @pytest.mark.parametrize(("request_", "in_liveness_thread"), [(LIVEZ, True), (ORDERS, False)])
-def test_the_first_request_of_a_connection_goes_by_its_address(
+def test_the_first_request_of_a_connection_is_assigned_by_its_path(
     worker: Any, request_: bytes, *, in_liveness_thread: bool
 ) -> None:
     worker.enqueue_req(connection(request_))
@@ -41,7 +41,7 @@ def test_the_first_request_of_a_connection_goes_by_its_address(
 
 
 def test_a_pipelined_request_never_takes_the_liveness_thread(worker: Any) -> None:
-    """Many clients that pipeline /livez would delay the probe of the load balancer."""
+    """Otherwise clients that pipeline /livez could delay the load balancer's probe."""
     done: Future[object] = Future()
     done.set_result(True)
 

@@ -22,8 +22,8 @@ from settle_outbox.errors import SettleError
 
 VERSION = "4.1.2"
 LEAST_JAVA = 17
-# The names of the Debian and Ubuntu packages.
-INSTALL = "openjdk-17-jre-headless and maven"
+# The names of the packages of Debian and Ubuntu.
+INSTALL = "default-jre-headless and maven"
 MAVEN_TIMEOUT_S = 600
 FORMAT_TIMEOUT_S = 60
 _POM = f"""\

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EXTENSION = "settle-waiters"
+_STOPPING = "settle-stopping"
 
 
 class Waiters:
@@ -123,7 +124,13 @@ def current_waiters() -> Waiters:
 
 
 def release_waiters(app: Flask) -> None:
-    """End all waits of an app, if it has any."""
+    """End all waits of an app, because its process stops."""
+    app.extensions[_STOPPING] = True
     waiters: Waiters | None = app.extensions.get(_EXTENSION)
     if waiters is not None:
         waiters.release()
+
+
+def is_stopping() -> bool:
+    """Return whether the process of the current app stops."""
+    return _STOPPING in current_app.extensions

@@ -1,4 +1,4 @@
-"""The engine without servers."""
+"""Fixtures for the engine without servers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    """A cluster and a database in memory, and nothing in the log."""
+    """Create a cluster and a database in memory, and drop all log lines."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return World(monkeypatch)
 
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the next process that comes to a failpoint end there, as by SIGKILL."""
+    """Return a function that makes the next process end at a failpoint, as SIGKILL would."""
     armed: list[str] = []
 
     def failpoint(name: str) -> None:

@@ -39,7 +39,7 @@ def numbers_of(events: Sequence[ReceivedEvent]) -> list[int]:
     return [event.data["number"] for event in events]
 
 
-def write_down(session: Any, events: Sequence[ReceivedEvent]) -> None:
+def write_numbers(session: Any, events: Sequence[ReceivedEvent]) -> None:
     """Handle events: their numbers are the effects."""
     session.tables.effects.extend(numbers_of(events))
 
@@ -59,11 +59,11 @@ def committed(world: World) -> dict[TopicPartition, int]:
     return {place: offset.offset for place, offset in offsets.items()}
 
 
-def test_offsets_are_committed_up_to_what_was_applied(world: World) -> None:
+def test_the_offsets_of_applied_events_are_committed(world: World) -> None:
     publish(world, 1, 2, 3)
     publish(world, 4, place=SECOND)
 
-    world.consumer(number_service(write_down)).run()
+    world.consumer(number_service(write_numbers)).run()
 
     assert effects(world) == [1, 2, 3, 4]
     assert committed(world) == {FIRST: 3, SECOND: 1}
@@ -73,15 +73,15 @@ def test_offsets_are_committed_up_to_what_was_applied(world: World) -> None:
 def test_a_consumer_killed_twice_at_one_place_applies_each_event_once(
     world: World, kill_at: Callable[[str], None], place: str
 ) -> None:
-    """Between the commits of the database and of the offsets, records come again."""
+    """Records are read again if the consumer dies between the commits of database and offsets."""
     publish(world, 1, 2, 3)
     for _ in range(2):
         kill_at(place)
         publish(world, *range(10, 13), place=SECOND)
         with pytest.raises(KilledError):
-            world.consumer(number_service(write_down)).run()
+            world.consumer(number_service(write_numbers)).run()
 
-    world.consumer(number_service(write_down)).run()
+    world.consumer(number_service(write_numbers)).run()
 
     assert sorted(effects(world)) == [1, 2, 3, 10, 10, 11, 11, 12, 12]
     assert committed(world) == {FIRST: 3, SECOND: 6}
@@ -95,11 +95,11 @@ def test_events_of_a_partition_that_moves_while_they_are_applied_are_applied_onc
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         if not effects(world):
             group.rebalance(taken=[FIRST])
-        write_down(session, events)
+        write_numbers(session, events)
 
     def is_over() -> bool:
         if group.taken:
-            group.rebalance()  # the other member left, and committed nothing
+            group.rebalance()  # the other member left without a commit
             return False
         return True
 
@@ -110,10 +110,10 @@ def test_events_of_a_partition_that_moves_while_they_are_applied_are_applied_onc
 
     assert effects(world) == [1, 2, 3]
     assert committed(world) == {FIRST: 3}
-    assert len(world.cluster.consumers) == 1, "it stays in the group"
+    assert len(world.cluster.consumers) == 1, "the consumer stays in the group"
 
 
-def test_one_partition_waits_and_the_others_go_on(world: World) -> None:
+def test_one_partition_waits_and_the_others_continue(world: World) -> None:
     attempts: list[float] = []
 
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
@@ -121,7 +121,7 @@ def test_one_partition_waits_and_the_others_go_on(world: World) -> None:
             if len(events) == 1:
                 attempts.append(world.clock.monotonic())
             raise Retry(after_s=10.0)
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, 1, 2, 3)
     publish(world, 4, 5, place=SECOND)
@@ -141,7 +141,7 @@ def test_a_consumer_that_is_killed_while_a_partition_waits_leaves_nothing_out(
     def fail_for_two(session: Any, events: Sequence[ReceivedEvent]) -> None:
         if 2 in numbers_of(events):
             raise Retry
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, 1, 2, 3)
     kill_at("consumer.committed")
@@ -149,7 +149,7 @@ def test_a_consumer_that_is_killed_while_a_partition_waits_leaves_nothing_out(
         world.consumer(number_service(fail_for_two)).run()
     before = committed(world)
 
-    world.consumer(number_service(write_down)).run()
+    world.consumer(number_service(write_numbers)).run()
 
     assert before == {FIRST: 1}
     assert effects(world) == [1, 2, 3]
@@ -159,7 +159,7 @@ def test_an_event_that_was_retried_enough_becomes_a_dead_letter(world: World) ->
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         if 2 in numbers_of(events):
             raise Retry
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, 1, 2, 3)
     world.is_over = lambda: len(effects(world)) == 2
@@ -171,14 +171,14 @@ def test_an_event_that_was_retried_enough_becomes_a_dead_letter(world: World) ->
     assert world.database.tables.attempts == {}
 
 
-def test_a_failed_batch_is_halved_until_the_culprit_stands_alone(world: World) -> None:
+def test_a_failed_batch_is_halved_until_the_bad_event_is_alone(world: World) -> None:
     batches: list[list[int]] = []
 
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         batches.append(numbers_of(events))
         if 3 in numbers_of(events):
             raise ValueError("three")
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, 1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -208,7 +208,7 @@ def test_a_defect_that_fails_every_event_stops_the_subscription_and_loses_nothin
             if world.database.tables.brakes.get((TOPIC, "number"), ("", 0, False))[2]:
                 probes.append(world.clock.monotonic())
             raise ValueError("always")
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, *range(10))
     world.is_over = lambda: bool(effects(world)) and not world.database.tables.brakes
@@ -218,10 +218,10 @@ def test_a_defect_that_fails_every_event_stops_the_subscription_and_loses_nothin
     assert dead_letters(world) == [(0, "handler_failed"), (1, "handler_failed")]
     assert effects(world) == list(range(2, 10))
     assert committed(world) == {FIRST: 10}
-    assert 3 <= len(probes) <= 6, "it probes, at longer and longer intervals"
+    assert 3 <= len(probes) <= 6, "the handler is probed, at growing intervals"
 
 
-def test_a_database_that_fails_at_the_commit_is_no_fault_of_the_events(world: World) -> None:
+def test_a_failed_commit_makes_no_dead_letters(world: World) -> None:
     failures = [unreachable(), unreachable()]
 
     def fail() -> None:
@@ -232,7 +232,7 @@ def test_a_database_that_fails_at_the_commit_is_no_fault_of_the_events(world: Wo
     world.database.before_commit = fail
     world.is_over = lambda: bool(effects(world))
 
-    world.consumer(number_service(write_down)).run()
+    world.consumer(number_service(write_numbers)).run()
 
     assert effects(world) == [1, 2, 3]
     assert dead_letters(world) == []
@@ -242,7 +242,7 @@ def test_a_database_that_fails_at_the_commit_is_no_fault_of_the_events(world: Wo
 def test_a_broker_that_goes_before_the_offsets_are_committed_is_waited_for(world: World) -> None:
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         world.cluster.is_down = True
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, 1, 2, 3)
     consumer = world.consumer(number_service(handle))
@@ -254,12 +254,12 @@ def test_a_broker_that_goes_before_the_offsets_are_committed_is_waited_for(world
     assert committed(world) == {FIRST: 3}
 
 
-def test_a_consumer_that_is_stopped_commits_its_batch_and_takes_nothing_more(
+def test_a_stopped_consumer_commits_its_batch_and_reads_nothing_more(
     world: World,
 ) -> None:
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         world.stop.request()
-        write_down(session, events)
+        write_numbers(session, events)
 
     publish(world, 1, 2, 3, 4)
 
@@ -280,7 +280,7 @@ def test_a_topic_that_was_replaced_is_read_from_its_start(world: World) -> None:
     publish(world, 1, 2, 3)
     world.is_over = is_over
 
-    world.consumer(number_service(write_down)).run()
+    world.consumer(number_service(write_numbers)).run()
 
     assert effects(world) == [1, 2, 3, 4, 5, 6, 7]
     assert committed(world) == {FIRST: 4}
@@ -288,7 +288,7 @@ def test_a_topic_that_was_replaced_is_read_from_its_start(world: World) -> None:
 
 def test_a_topic_that_does_not_exist_yet_is_waited_for(world: World) -> None:
     del world.cluster.topics[TOPIC]
-    consumer = world.consumer(number_service(write_down))
+    consumer = world.consumer(number_service(write_numbers))
 
     def create_topic(_seconds: float) -> None:
         world.cluster.create_topic(TOPIC)

@@ -1,4 +1,4 @@
-"""The loop of relay and consumer: what it does about a step that fails."""
+"""What the loop of relay and consumer does when a step fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """A process that does what a test gives it, step by step, and then is stopped."""
+    """A process that runs the steps of a test one by one, and then is stopped."""
 
     def __init__(
         self, directory: Path, *, checks: tuple[Callable[[Engine], None], ...] = ()
@@ -51,7 +51,7 @@ class Process:
         )
 
     def run(self, *steps: Exception | None) -> None:
-        """Run steps that raise an error, or succeed for None."""
+        """Run one step for each argument. It raises the error, or succeeds for None."""
         left = list(steps)
 
         def step() -> None:
@@ -95,7 +95,7 @@ def test_an_outage_of_the_broker_is_logged_and_waited_out(tmp_path: Path) -> Non
     ]
     assert process.health == [("starting", ""), ("ready", ""), ("waiting", "broker"), ("ready", "")]
     assert process.errors == [outage, outage, None]
-    assert process.disposed == 1, "connections to the database stay until the end"
+    assert process.disposed == 1, "the connections to the database are kept until the end"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +124,7 @@ def test_an_unexpected_error_is_logged_with_its_traceback_and_does_not_end_the_l
     assert process.health[-1] == ("ready", "")
 
 
-def test_work_that_was_given_up_for_the_stop_is_no_error(tmp_path: Path) -> None:
+def test_work_that_ends_because_of_a_stop_is_not_an_error(tmp_path: Path) -> None:
     process = Process(tmp_path)
 
     with capture_logs() as lines:
@@ -134,7 +134,7 @@ def test_work_that_was_given_up_for_the_stop_is_no_error(tmp_path: Path) -> None
     assert process.errors == [None]
 
 
-def test_what_only_an_operator_can_resolve_ends_the_loop(tmp_path: Path) -> None:
+def test_an_error_that_only_an_operator_can_resolve_ends_the_loop(tmp_path: Path) -> None:
     process = Process(tmp_path)
 
     with pytest.raises(FatalError):
@@ -142,7 +142,7 @@ def test_what_only_an_operator_can_resolve_ends_the_loop(tmp_path: Path) -> None
 
     assert process.errors == [None]
     assert process.disposed == 1
-    assert len(list(tmp_path.iterdir())) == 1, "the health check shows that it ended"
+    assert len(list(tmp_path.iterdir())) == 1, "the file stays, so the health check fails"
 
 
 def test_the_database_is_checked_before_its_partitions_are_maintained(tmp_path: Path) -> None:

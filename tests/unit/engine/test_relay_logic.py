@@ -40,7 +40,7 @@ def fail_once(number: int, failure: Failure) -> Callable[[int, list[bytes]], Fai
 def test_each_key_keeps_its_order_after_a_batch_failed(
     world: World, number: int, *, is_stored: bool
 ) -> None:
-    """The producer would go on with the next batch of the partition; the fence stops it."""
+    """The producer would continue with the partition's next batch, but the fence stops it."""
     world.database.add("a", *EVENTS)
     world.database.add("b", *EVENTS)
     world.cluster.answer = fail_once(number, Failure(KafkaTimeoutError(), is_stored))
@@ -66,7 +66,7 @@ def test_the_first_failure_stops_the_producer_before_its_next_batch(world: World
     assert asked == [[b"1", b"2"], [b"3", b"4"], [b"3", b"4"], [b"5", b"6"]]
 
 
-def test_only_what_was_acknowledged_is_marked_and_the_rest_is_sent_again(
+def test_only_acknowledged_events_are_marked_and_the_others_are_sent_again(
     world: World, kill_at: Callable[[str], None]
 ) -> None:
     world.database.add("a", *EVENTS)
@@ -153,7 +153,7 @@ def test_an_undeclared_aggregatetype_does_not_hold_up_the_others(world: World) -
 
 
 def test_a_producer_whose_connection_ended_sends_nothing_more(world: World) -> None:
-    """Behind the next connection may be a broker that lost its data and knows another producer."""
+    """The next connection may be to a broker that lost its data and knows another producer."""
 
     def is_over() -> bool:
         if len(world.database.tables.outbox) == 2:
@@ -208,7 +208,7 @@ def test_a_broker_that_is_down_is_waited_for(world: World) -> None:
     assert max(waits) <= 5
 
 
-def test_a_relay_that_is_stopped_marks_what_it_sent_and_takes_nothing_more(world: World) -> None:
+def test_a_stopped_relay_marks_the_sent_events_and_reads_nothing_more(world: World) -> None:
     world.database.add("a", *EVENTS)
 
     def stop_meanwhile(_number: int, _values: list[bytes]) -> None:

@@ -31,6 +31,8 @@ _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 EARLIEST = "earliest"
 LATEST = "latest"
+# A replication factor: a new topic gets the default.replication.factor of the broker (KIP-464).
+BROKER_DEFAULT = -1
 # Maximum characters of an invalid value that a message quotes.
 _QUOTED_MAX = 100
 
@@ -96,7 +98,13 @@ def read_settings(service: str, database_url: str | None = None) -> Settings:
             consumer_group=read_consumer_group(service),
             new_group_start=_one_of(env, "NEW_GROUP_START", EARLIEST, [EARLIEST, LATEST]),
             topic_partitions=whole("TOPIC_PARTITIONS", 6, minimum=1, maximum=10_000),
-            topic_replication=whole("TOPIC_REPLICATION", 1, minimum=1, maximum=100),
+            topic_replication=_read(
+                env.int,
+                "TOPIC_REPLICATION",
+                1,
+                validate.OneOf([BROKER_DEFAULT, *range(1, 101)]),
+                "a whole number from 1 to 100, or -1 for the broker's default.replication.factor",
+            ),
             topic_retention_s=whole("TOPIC_RETENTION_S", 7 * DAY_S, minimum=60),
             outbox_shards=(
                 whole("OUTBOX_SHARDS", 1, minimum=1, maximum=1024)

@@ -171,8 +171,10 @@ def _kafka_checks(
         for topic in (*service.published_topics, *service.consumed_topics)
     }
     found = topics.describe(admin, wanted)
+    brokers = len(admin.describe_cluster()["brokers"])
     for topic, of in sorted(wanted.items()):
-        yield f"topic {topic}", partial(topics.check_topic, topic, found.get(topic), of)
+        check = partial(topics.check_topic, topic, found.get(topic), of, brokers=brokers)
+        yield f"topic {topic}", check
     for topic, description in sorted(found.items()):
         of = wanted[topic]
         yield f"retention {topic}", partial(topics.check_retention, admin, topic, of)

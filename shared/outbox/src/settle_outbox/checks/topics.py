@@ -41,8 +41,17 @@ def partitions_of(topic: dict[str, Any]) -> list[TopicPartition]:
     ]
 
 
-def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) -> Iterator[Finding]:
-    """Check that a topic exists, is led and replicated, and has the configured partitions."""
+def check_topic(
+    topic: str, found: dict[str, Any] | None, settings: Settings, *, brokers: int
+) -> Iterator[Finding]:
+    """Check that a topic exists, is led and replicated, and has the configured partitions.
+
+    Args:
+        topic: its name.
+        found: its description; None if it does not exist.
+        settings: of a service that uses it.
+        brokers: their number.
+    """
     name = f"topic {topic}"
     if found is None:
         yield fail(
@@ -74,6 +83,12 @@ def check_topic(topic: str, found: dict[str, Any] | None, settings: Settings) ->
             name,
             f"{seen}; TOPIC_REPLICATION is {settings.topic_replication}",
             "add copies with kafka-reassign-partitions: an existing topic is never altered",
+        )
+    elif copies == 1 < brokers:
+        yield warn(
+            name,
+            f"{seen} on {brokers} brokers: its events are lost with the disk of one",
+            "add copies with kafka-reassign-partitions, and set TOPIC_REPLICATION for new topics",
         )
     elif behind:
         yield warn(name, f"{seen}; copies lag behind: {behind}", "check the brokers that hold them")
@@ -165,7 +180,7 @@ def check_sending(
             f"max.message.bytes is {largest}, the relay sends up to {MAX_REQUEST_BYTES}",
             f"set it to {MAX_REQUEST_BYTES}",
         )
-    elif settings.topic_replication > 1 and minimum == 1:
+    elif max(settings.topic_replication, copies) > 1 and minimum == 1:
         yield warn(
             name,
             "min.insync.replicas is 1: an event that only one copy has acknowledged is lost with"

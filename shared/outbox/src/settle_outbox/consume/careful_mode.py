@@ -8,10 +8,11 @@ gets the same records and dies, too. How this ends:
    writes it before it applies the first records of the partition. It deletes the row when it gives
    the partition up: at a rebalance, or when it stops.
 2. So a row that is already there comes from a process that died. The new owner applies the records
-   of this partition one by one. Before each one, it writes into the row which record is in hand.
-3. If the process dies again, the next owner reads the record from the row, and counts. After
-   `DEATHS_LIMIT` deaths in a row with the same record in hand, it makes the record a dead letter
-   without reading its data.
+   of this partition in small groups. Before each group, it writes into the row which records are
+   in hand.
+3. If the process dies again, these records are suspects, and the next owner applies each of them
+   alone. After `DEATHS_LIMIT` deaths in a row with the same single record in hand, it makes the
+   record a dead letter without reading its data.
 4. Careful mode ends after as many records as the dead process can have had in one batch.
 
 A kill in the normal mode counts against no record. The normal mode needs one transaction for each
@@ -35,7 +36,7 @@ from settle_outbox.consume.dead_letters import fingerprint
 from settle_outbox.consume.failures import ProcessDiedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy import TextClause
@@ -46,29 +47,31 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Deaths with the same record in hand, after which it becomes a dead letter.
+# Deaths in a row with a single record in hand, after which it becomes a dead letter.
 DEATHS_LIMIT = 3
+# Number of records in a group. A batch of 500 is 25 groups, and a group is at most 20 single
+# records, so careful mode takes little time with and without a record that kills the process.
+GROUP_LIMIT = 20
 
 _PARTITIONS = """
     unnest(CAST(:topics AS text[]), CAST(:partitions AS integer[])) AS wanted (topic, partition)
 """
 
-# A record in hand is the one at which the last owner died. Another record than before starts the
-# count at 1.
+# The last owner died with these records in hand. Others than before start the count at 1.
 _TAKE_OVER = text(
     f"""
     UPDATE inbox_owners AS held SET
         owner = :owner,
-        suspect = coalesce(in_hand, suspect),
+        suspects = coalesce(in_hand, suspects),
         deaths = CASE
             WHEN in_hand IS NULL THEN deaths
-            WHEN in_hand = suspect THEN deaths + 1
+            WHEN in_hand = suspects THEN deaths + 1
             ELSE 1
         END,
         in_hand = NULL
     FROM {_PARTITIONS}
     WHERE held.topic = wanted.topic AND held.partition = wanted.partition
-    RETURNING held.topic, held.partition, held.suspect, held.deaths
+    RETURNING held.topic, held.partition, held.suspects, held.deaths
     """  # noqa: S608 - our own text
 )
 
@@ -84,7 +87,7 @@ _CLAIM = text(
 # of the next owner.
 _SET_IN_HAND = text(
     """
-    UPDATE inbox_owners SET in_hand = :in_hand
+    UPDATE inbox_owners SET in_hand = CAST(:in_hand AS bytea[])
     WHERE topic = :topic AND partition = :partition AND owner = :owner
     """
 )
@@ -103,12 +106,12 @@ class _Careful:
 
     Args:
         until: the offset at which careful mode ends.
-        suspect: the fingerprint of the record at which the last owner died, if it is known.
-        deaths: number of deaths in a row at that record.
+        suspects: the fingerprints of the records with which an owner died, if they are known.
+        deaths: number of deaths in a row with these records.
     """
 
     until: int
-    suspect: bytes | None
+    suspects: list[bytes]
     deaths: int
 
 
@@ -148,7 +151,7 @@ class CarefulApplier:
         careful = batch.keys() & self._careful.keys()
         pauses: dict[TopicPartition, Pause] = {}
         for partition in careful:
-            pauses |= self._apply_one_by_one(partition, batch[partition], deadline)
+            pauses |= self._apply_carefully(partition, batch[partition], deadline)
         others = [
             record
             for partition, records in batch.items()
@@ -183,9 +186,9 @@ class CarefulApplier:
             partition = TopicPartition(row.topic, row.partition)
             until = first_offsets[partition] + self._batch_limit
             end = end_of(partition)
-            suspect = None if row.suspect is None else bytes(row.suspect)
+            suspects = [bytes(suspect) for suspect in row.suspects or ()]
             self._careful[partition] = _Careful(
-                until if end is None else min(until, end), suspect, row.deaths
+                until if end is None else min(until, end), suspects, row.deaths
             )
             log.warning(
                 "consumer.careful_started",
@@ -195,13 +198,13 @@ class CarefulApplier:
                 deaths=row.deaths,
             )
 
-    def _apply_one_by_one(
+    def _apply_carefully(
         self, partition: TopicPartition, records: Sequence[ConsumerRecord], deadline: float
     ) -> dict[TopicPartition, Pause]:
         careful = self._careful[partition]
         try:
-            for record in records:
-                pauses = self._apply_alone(careful, record, deadline)
+            for group in _groups(records, careful.suspects):
+                pauses = self._apply_group(careful, group, deadline)
                 if pauses:
                     return pauses
         finally:
@@ -211,16 +214,16 @@ class CarefulApplier:
             log.info("consumer.careful_ended", topic=partition.topic, partition=partition.partition)
         return {}
 
-    def _apply_alone(
-        self, careful: _Careful, record: ConsumerRecord, deadline: float
+    def _apply_group(
+        self, careful: _Careful, group: Sequence[ConsumerRecord], deadline: float
     ) -> dict[TopicPartition, Pause]:
-        in_hand = fingerprint(record)
-        if in_hand == careful.suspect and careful.deaths >= DEATHS_LIMIT:
-            return self._applier.give_up(record, ProcessDiedError(careful.deaths))
-        self._set_in_hand(TopicPartition(record.topic, record.partition), in_hand)
-        return self._applier.apply([record], deadline)
+        in_hand = [fingerprint(record) for record in group]
+        if len(group) == 1 and in_hand == careful.suspects and careful.deaths >= DEATHS_LIMIT:
+            return self._applier.give_up(group[0], ProcessDiedError(careful.deaths))
+        self._set_in_hand(TopicPartition(group[0].topic, group[0].partition), in_hand)
+        return self._applier.apply(group, deadline)
 
-    def _set_in_hand(self, partition: TopicPartition, in_hand: bytes | None) -> None:
+    def _set_in_hand(self, partition: TopicPartition, in_hand: list[bytes] | None) -> None:
         self._execute(
             _SET_IN_HAND,
             {"topic": partition.topic, "partition": partition.partition, "in_hand": in_hand},
@@ -229,6 +232,24 @@ class CarefulApplier:
     def _execute(self, statement: TextClause, parameters: Mapping[str, object]) -> None:
         with self._sessions.begin() as session:
             session.execute(statement, {**parameters, "owner": self._owner})
+
+
+def _groups(
+    records: Sequence[ConsumerRecord], suspects: Collection[bytes]
+) -> Iterator[list[ConsumerRecord]]:
+    """Split records into groups, in their order. A suspect is a group of one."""
+    group: list[ConsumerRecord] = []
+    for record in records:
+        is_suspect = fingerprint(record) in suspects
+        if group and (is_suspect or len(group) == GROUP_LIMIT):
+            yield group
+            group = []
+        group.append(record)
+        if is_suspect:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _arrays(partitions: Collection[TopicPartition]) -> dict[str, object]:

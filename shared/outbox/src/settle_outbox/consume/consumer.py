@@ -6,7 +6,7 @@ How it works: `Loop` calls `_poll_and_apply` again and again. One such step does
 2. Resume partitions whose wait is over (`paused_partitions`).
 3. Poll records (`partition_reader`).
 4. Apply them (`applier`): inbox rows, effects of handlers and dead letters, in one transaction.
-   After the last owner of a partition died, one by one (`careful_mode`).
+   After the last owner of a partition died, in small groups (`careful_mode`).
 5. Commit the offsets. If the process dies before this, Kafka delivers the records again, and the
    inbox recognizes them.
 

@@ -331,19 +331,19 @@ CREATE TABLE inbox_owners (
     topic     text NOT NULL,
     partition integer NOT NULL,
     owner     uuid NOT NULL,
-    in_hand   bytea,
-    suspect   bytea,
+    in_hand   bytea[],
+    suspects  bytea[],
     deaths    integer NOT NULL DEFAULT 0 CONSTRAINT inbox_owners_deaths CHECK (deaths >= 0),
     PRIMARY KEY (topic, partition)
 );
 COMMENT ON TABLE inbox_owners IS
     'The Kafka partitions that a consumer holds. A row that a dead consumer left is taken over.';
 COMMENT ON COLUMN inbox_owners.in_hand IS
-    'The SHA-256 of the record that is handled alone, because the last owner died.';
-COMMENT ON COLUMN inbox_owners.suspect IS
-    'The SHA-256 of the record that a consumer had in hand when it died.';
+    'The SHA-256 of each record that is being handled, if an earlier owner died.';
+COMMENT ON COLUMN inbox_owners.suspects IS
+    'The SHA-256 of each record that a consumer had in hand when it died.';
 COMMENT ON COLUMN inbox_owners.deaths IS
-    'How many consumers in a row died with the suspect in hand.';
+    'How many consumers in a row died with the suspects in hand.';
 """
 
 

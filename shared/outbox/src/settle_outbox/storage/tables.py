@@ -24,7 +24,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.dialects.postgresql import ARRAY, JSON
 
 metadata = MetaData()
 
@@ -222,8 +222,8 @@ inbox_owners = Table(
     Column("topic", Text, primary_key=True),
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("owner", Uuid, nullable=False),
-    Column("in_hand", LargeBinary),
-    Column("suspect", LargeBinary),
+    Column("in_hand", ARRAY(LargeBinary)),
+    Column("suspects", ARRAY(LargeBinary)),
     Column("deaths", Integer, nullable=False, server_default=text("0")),
     CheckConstraint("deaths >= 0", name="inbox_owners_deaths"),
 )

@@ -40,14 +40,14 @@ class PrivateParts(NamedTuple):
 # The tests that fail if a private part works differently.
 _NO_THREAD_LEFT = "test_clients.py::test_a_client_that_finds_no_broker_leaves_no_thread"
 _NO_TOPIC_CREATED = "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics"
-_FENCE = "test_fence.py::test_the_fence_holds_where_the_producer_goes_on"
+_FENCE = "test_fence.py::test_the_fence_holds_when_the_producer_continues_after_a_failure"
 _CONNECTION_END = "test_emptied_broker.py::test_a_sender_ends_with_its_connection"
 _PAUSED_PARTITION = "test_kafka_internals.py::test_records_of_a_paused_partition_are_not_kept"
 _DAMAGED_CONNECTION = (
     "test_unreadable_batches.py::test_a_damaged_connection_is_replaced_and_nothing_is_given_up"
 )
 _CORRUPT_BATCH = (
-    "test_kafka_internals.py::test_a_corrupt_batch_is_told_whole_after_what_comes_before_it"
+    "test_kafka_internals.py::test_a_corrupt_batch_is_reported_whole_after_the_records_before_it"
 )
 _CODECS = "test_kafka_internals.py::test_a_batch_of_each_codec_is_read"
 _ABORTED_RECORDS = "test_transactions.py::test_a_topic_that_ends_in_aborted_records_is_no_lag"
@@ -60,7 +60,7 @@ _CORRUPT_RECORD = (
     "test_kafka_internals.py::test_the_records_before_one_that_is_corrupt_inside_are_read"
 )
 _LARGE_RESPONSE = "test_fetch_response.py::test_another_large_answer_ends_the_connection"
-_LARGE_BATCH = "test_fetch_response.py::test_a_batch_that_is_too_large_is_measured_while_it_arrives"
+_LARGE_BATCH = "test_fetch_response.py::test_a_too_large_batch_is_measured_while_it_arrives"
 
 PRIVATE_PARTS = (
     # Every client
