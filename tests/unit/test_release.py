@@ -27,13 +27,15 @@ def version() -> str:
 def test_the_engine_the_image_and_the_descriptions_have_the_version() -> None:
     engine = tomllib.loads(read("shared/outbox/pyproject.toml"))["project"]["version"]
     labels = re.findall(r'image\.version="([^"]+)"', read("deploy/Dockerfile"))
+    pods = re.findall(r"newTag: (\S+)", read("deploy/kubernetes/kustomization.yaml"))
+    guide = re.findall(r"/settle:(\S+)", read("docs/how-to/kubernetes.md"))
     described = [
         json.loads(path.read_text("utf-8"))["info"]["version"]
         for path in (ROOT / "docs" / "openapi").glob("*.json")
     ]
 
-    assert {engine, *labels, *described} == {version()}
-    assert labels
+    assert {engine, *labels, *pods, *guide, *described} == {version()}
+    assert all([labels, pods, guide])
 
 
 @pytest.mark.parametrize("name", ["CHANGELOG.md", "shared/outbox/CHANGELOG.md"])
