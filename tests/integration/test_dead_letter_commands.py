@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NOWHERE = "127.0.0.1:9"
 ALONE = {
-    "KAFKA_BOOTSTRAP_SERVERS": NOWHERE,
+    "KAFKA_BOOTSTRAP_SERVERS": "",
     "PAYMENTS_DATABASE_URL": "",
     "LOG_LEVEL": "ERROR",
 }
@@ -160,6 +160,8 @@ def test_lists_are_filtered_and_grouped(
         (["1", "--all"], 2, "Give either the ids of dead letters, or --all."),
         (["1", "--reason", "x"], 2, "Filters need --all. They cannot be combined with ids."),
         (["--all", "--since", "soon"], 2, "is not a duration"),
+        (["1", "--by", "x" * 201], 2, "at most 200 characters"),
+        ([str(2**63)], 2, "is not in the range"),
     ],
 )
 def test_an_invalid_command_does_nothing(
@@ -177,6 +179,12 @@ def test_an_invalid_command_does_nothing(
     assert delivery.statuses() == {"created": 3}
 
 
+def test_a_choice_of_no_dead_letters_is_reported(command: Callable[..., Result]) -> None:
+    done = command("discard", "--all", "--reason", "nosuch")
+
+    assert (done.exit_code, done.stdout) == (0, "No dead letter matches. Nothing was done.\n")
+
+
 def test_a_consumer_carries_out_requests_while_kafka_is_away(
     delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
@@ -187,5 +195,5 @@ def test_a_consumer_carries_out_requests_while_kafka_is_away(
     with delivery.consumer("orders", kafka_bootstrap_servers=(NOWHERE,)):
         wait_until(lambda: delivery.statuses() == {"success": 3}, timeout_s=30, what="the answers")
 
-    assert written.stdout == "3 requests written.\n"
+    assert written.stdout.startswith("Requests written: 3. ")
     assert untouched == {"created": 3}

@@ -208,7 +208,7 @@ def test_a_dead_letter_is_not_retried_before_an_older_one_of_its_key(
     older = harness.repair(Action.RETRY, 1)
 
     assert too_early.answer is Answer.REFUSED
-    assert "Dead letter 1 has the same key" in too_early.detail
+    assert "1 older dead letters of the same key are open, the oldest is 1" in too_early.detail
     assert [other_key.answer, forced.answer, older.answer] == [Answer.DONE] * 3
     assert older.detail == "Applied. 1 later events of its key were applied before it."
     assert harness.effects() == [1, 2, 3]

@@ -77,12 +77,15 @@ class Settings:
     log_format: str
 
 
-def read_settings(service: str, database_url: str | None = None) -> Settings:
+def read_settings(
+    service: str, database_url: str | None = None, *, needs_kafka: bool = True
+) -> Settings:
     """Read the settings of one service's relay or consumer from the environment.
 
     Args:
         service: the name of the service. ``<SERVICE>_DATABASE_URL`` has the URL of its database.
         database_url: used in place of that variable.
+        needs_kafka: whether a missing KAFKA_BOOTSTRAP_SERVERS is an error.
 
     Raises:
         SettingsError: a setting is invalid. The message names its variable.
@@ -93,7 +96,7 @@ def read_settings(service: str, database_url: str | None = None) -> Settings:
         settings = Settings(
             service=service,
             database_url=_database_url(env, service, database_url),
-            kafka_bootstrap_servers=_bootstrap_servers(env, "KAFKA_BOOTSTRAP_SERVERS"),
+            kafka_bootstrap_servers=_bootstrap_servers(env, is_needed=needs_kafka),
             topic_prefix=_topic_prefix(env),
             consumer_group=read_consumer_group(service),
             new_group_start=_one_of(env, "NEW_GROUP_START", EARLIEST, [EARLIEST, LATEST]),
@@ -232,9 +235,10 @@ def _read(
         raise SettingsError(f"{name} is {value!r}: expected {expected}") from error
 
 
-def _bootstrap_servers(env: Env, name: str) -> tuple[str, ...]:
+def _bootstrap_servers(env: Env, *, is_needed: bool) -> tuple[str, ...]:
+    name = "KAFKA_BOOTSTRAP_SERVERS"
     servers = read_list(env, name)
-    if not servers:
+    if is_needed and not servers:
         raise SettingsError(f"{name} is not set: expected HOST:PORT, separated by commas")
     return servers
 

@@ -43,15 +43,19 @@ def read_duration(text: str) -> timedelta:
         raise click.BadParameter(f"{text!r} is too long") from error
 
 
-def start(service_name: str, database_url: str | None) -> tuple[Service, Settings]:
+def start(
+    service_name: str, database_url: str | None, *, needs_kafka: bool = False
+) -> tuple[Service, Settings]:
     """Load a service, read its settings, and configure the logs.
 
     Args:
         service_name: the name of its entry point.
         database_url: the value of the option, or None to read the variable.
+        needs_kafka: whether the command talks to Kafka.
     """
     # Load the service first, so that a wrong name is reported as such.
-    settings = read_settings(load_service(service_name).name, database_url)
+    name = load_service(service_name).name
+    settings = read_settings(name, database_url, needs_kafka=needs_kafka)
     configure_logging(level=settings.log_level, form=settings.log_format)
     arm(os.environ)
     return load_service(service_name, settings.topic_prefix), settings

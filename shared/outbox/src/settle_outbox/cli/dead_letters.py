@@ -63,6 +63,9 @@ _STATES = {
 }
 
 
+_ID = click.IntRange(1, 2**63 - 1)  # a bigint of PostgreSQL
+
+
 def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `DeadLetterFilter`; it gets one of these as `chosen`."""
 
@@ -156,7 +159,7 @@ def list_dead_letters(
 
 @dead_letters.command("show")
 @service_argument
-@click.argument("dead_letter_id", metavar="ID", type=int)
+@click.argument("dead_letter_id", metavar="ID", type=_ID)
 @database_url_option
 @json_option
 @report_errors
@@ -211,12 +214,12 @@ class _Selection(NamedTuple):
 def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument and options of `_Selection`; it gets one as `selection`."""
 
-    @click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
+    @click.argument("ids", nargs=-1, type=_ID, metavar="[ID]...")
     @click.option(
         "--all",
         "choose_all",
         is_flag=True,
-        help="All open ones that the filters choose, oldest first.",
+        help="All that the filters choose, oldest first: open ones, or discarded ones to restore.",
     )
     @_filter_options
     @confirm_option
@@ -289,13 +292,19 @@ def _repair_command(action: Action, help_text: str) -> None:
         if dry_run:
             _print_choice(engine, ids, as_json=as_json)
             return
+        if not ids and not as_json:
+            click.echo("No dead letter matches. Nothing was done.")
         if selection.all and ids:
             confirm_count(repair.action, len(ids), selection.confirm)
         if by_consumer:
             for first in range(0, len(ids), _REQUESTS_AT_ONCE):
                 with engine.begin() as connection:
                     add_requests(connection, ids[first : first + _REQUESTS_AT_ONCE], repair)
-            click.echo(f"{len(ids)} requests written.", err=as_json)
+            click.echo(
+                f"Requests written: {len(ids)}. Their answers:"
+                f" inbox-consumer dead-letters show {loaded.name} ID",
+                err=as_json,
+            )
             return
         repairs = Repairs(loaded, sessions, retention_s=settings.inbox_retention_s)
         all_done = True
@@ -314,7 +323,8 @@ _repair_command(
     " SERVICE alone, and works whether its consumer runs or not. The oldest of a key goes first."
     " A dead letter whose reason is a decision, such as older_than_inbox or unknown_order, needs"
     " --force.\n\n\b\nExample: inbox-consumer dead-letters retry payments 12"
-    "\nExample: inbox-consumer dead-letters retry payments --all --reason handler_failed",
+    "\nExample: inbox-consumer dead-letters retry payments --all --reason handler_failed"
+    " --confirm 5",
 )
 _repair_command(
     Action.DISCARD,

@@ -42,7 +42,7 @@ def run(service: str, database_url: str | None) -> None:
     \b
     Example: inbox-consumer run payments
     """
-    loaded, settings = start(service, database_url)
+    loaded, settings = start(service, database_url, needs_kafka=True)
     Consumer(loaded, settings, stop_on_signals()).run()
 
 

@@ -51,7 +51,7 @@ def run(service: str, database_url: str | None) -> None:
     \b
     Example: outbox-relay run orders
     """
-    loaded, settings = start(service, database_url)
+    loaded, settings = start(service, database_url, needs_kafka=True)
     Relay(loaded, settings, stop_on_signals()).run()
 
 
@@ -136,7 +136,7 @@ def topics(service: str, database_url: str | None, partitions: int | None) -> No
     \b
     Example: outbox-relay topics payments --partitions 12
     """
-    loaded, settings = start(service, database_url)
+    loaded, settings = start(service, database_url, needs_kafka=True)
     if partitions is not None:
         settings = replace(settings, topic_partitions=partitions)
     admin = make_admin(settings, "outbox-relay-topics")

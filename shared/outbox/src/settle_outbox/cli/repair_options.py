@@ -26,6 +26,16 @@ def _user_name() -> str:
         return f"uid {os.getuid()}"
 
 
+# As the tables allow; see `storage.migrations`.
+REQUESTED_BY_MAX = 200
+
+
+def _check_length(_: click.Context, __: click.Parameter, text: str) -> str:
+    if len(text) > REQUESTED_BY_MAX:
+        raise click.BadParameter(f"at most {REQUESTED_BY_MAX} characters")
+    return text
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, for programs."
 )
@@ -34,7 +44,12 @@ confirm_option = click.option(
     "--confirm", type=int, metavar="N", help="With --all: how many these are."
 )
 note_option = click.option("--note", help="Why; kept with the answer.")
-by_option = click.option("--by", default=_user_name, help="Who asks; by default, your user name.")
+by_option = click.option(
+    "--by",
+    default=_user_name,
+    callback=_check_length,
+    help="Who asks; by default, your user name.",
+)
 
 
 def confirm_count(action: str, count: int, confirmed: int | None) -> None:

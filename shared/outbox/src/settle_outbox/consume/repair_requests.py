@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import text
 
 from settle_outbox.consume.inbox import storable
-from settle_outbox.runtime.process import TRANSACTION_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +20,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
     from sqlalchemy.orm import Session
 
-# A process locks a request right after it has claimed it, for TRANSACTION_S at most. So a request
-# that was claimed earlier than this, and is not locked, belongs to a process that died.
-ABANDONED_AFTER_S = TRANSACTION_S + 30
+# A process locks a request within seconds after it has claimed it, and until it has an answer.
+# So a request that was claimed longer ago, and is not locked, belongs to a process that died or is
+# frozen. Other requests wait this long for it.
+ABANDONED_AFTER_S = 15.0
 
 
 class Action(StrEnum):

@@ -63,7 +63,7 @@ _LOCK_LETTER = text(
 
 _OLDER_OPEN = text(
     """
-    SELECT min(id) FROM dead_letters
+    SELECT min(id) AS oldest, count(*) AS number FROM dead_letters
     WHERE state = 'open' AND topic = :topic AND key = :key AND id < :id
     """
 )
@@ -327,11 +327,11 @@ def _refuse_unless_safe(session: Session, letter: RowMapping) -> None:
         return
     older = session.execute(
         _OLDER_OPEN, {"topic": letter["topic"], "key": letter["key"], "id": letter["id"]}
-    ).scalar_one()
-    if older is not None:
+    ).one()
+    if older.number:
         raise _RefusedError(
-            f"Dead letter {older} has the same key, is older and still open: retry that one"
-            " first, or use --force."
+            f"{older.number} older dead letters of the same key are open, the oldest is"
+            f" {older.oldest}: retry or discard them first, or use --force."
         )
 
 
