@@ -172,7 +172,7 @@ def own_delivery(payments_url: str, orders_url: str, own_broker: Broker) -> Deli
 
 
 @pytest.fixture
-def mortal_delivery(own_postgres: PostgresServer, broker: Broker) -> Delivery:
+def own_postgres_delivery(own_postgres: PostgresServer, broker: Broker) -> Delivery:
     """Return both databases on `own_postgres`, and the shared broker."""
     urls = {service: own_postgres.create_database(service) for service in ("payments", "orders")}
     for service, url in urls.items():

@@ -37,18 +37,18 @@ def register(app: Flask) -> None:
 
 
 def _refuse_parameters() -> None:
-    # A CORS preflight is an OPTIONS request. If it fails, the browser hides the reason from the
-    # script, so only the request itself is checked.
+    # A CORS preflight (OPTIONS) is not checked, because the browser would hide the reason from the
+    # script. The request that follows is checked.
     if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
         return
     known = getattr(current_app.view_functions[request.url_rule.endpoint], _MARK, ())
-    unknown = (
+    unknown_detail = (
         f"This address has no such parameter. It has: {', '.join(known)}."
         if known
         else "This address has no parameters."
     )
     faults = [
-        {"parameter": name[:NAME_MAX], "detail": _REPEATED if name in known else unknown}
+        {"parameter": name[:NAME_MAX], "detail": _REPEATED if name in known else unknown_detail}
         for name, values in request.args.lists()
         if name not in known or len(values) > 1
     ]

@@ -86,9 +86,9 @@ def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: 
 
 
 def test_a_database_killed_under_load_is_waited_for(
-    own_postgres: PostgresServer, mortal_delivery: Delivery
+    own_postgres: PostgresServer, own_postgres_delivery: Delivery
 ) -> None:
-    delivery = mortal_delivery
+    delivery = own_postgres_delivery
     user = delivery.open_account(1000)
     commands = [
         (program, "run", service)

@@ -82,7 +82,7 @@ def test_a_transaction_past_its_deadline_is_cut_and_the_next_one_works(
 
 
 def test_the_deadline_covers_the_whole_transaction(postgres: PostgresServer) -> None:
-    """Many short statements reach the deadline together. A request waits for all of them."""
+    """The deadline limits the sum of all statements, because a request waits for all of them."""
     nap = text("SELECT pg_sleep(0.4)")
 
     def take_naps(engine: Engine) -> None:
@@ -114,22 +114,25 @@ def replaced_topic() -> Destination:
 
 
 def test_work_that_grows_with_the_tables_has_no_deadline(orders_url: str) -> None:
-    """Such work is to queue a week's events again, and to move or drop a day's rows."""
+    """Two examples: queueing a week's events again, and moving or dropping a day's rows."""
     window = timedelta(days=7)
-    # A lock and a sleep take the place of the time that many rows would need.
-    slow = Partitioned("outbox", DAY, keep_if="SELECT pg_sleep(2.5) IS NULL")
     with open_engine(orders_url) as engine:
         with engine.begin() as connection:
             record_topics(connection, replaced_topic(), window)
-        with ThreadPoolExecutor(1) as thread, engine.begin() as again:
+        with ThreadPoolExecutor(1) as thread, engine.begin() as requeue_connection:
+            # The lock makes record_topics wait past the deadline, as many rows would.
             with engine.begin() as holder:
                 holder.execute(text("SELECT FROM outbox_shards FOR UPDATE"))
                 without_deadline(holder)
-                queued = thread.submit(record_topics, again, replaced_topic(), window)
+                requeueing = thread.submit(
+                    record_topics, requeue_connection, replaced_topic(), window
+                )
                 holder.execute(PAST_DEADLINE)
-                assert not queued.done()
-            assert queued.result(timeout=30).queued == {ORDERS: 0}
+                assert not requeueing.done()
+            assert requeueing.result(timeout=30).queued == {ORDERS: 0}
 
+        # The condition sleeps, as it would on a large table, and keeps no partition.
+        slow = Partitioned("outbox", DAY, keep_if="SELECT pg_sleep(2.5) IS NULL")
         maintain(engine, slow)
         with engine.connect() as connection:
             first = min(existing_days(connection, "outbox"))
@@ -138,7 +141,7 @@ def test_work_that_grows_with_the_tables_has_no_deadline(orders_url: str) -> Non
                     "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
                     " VALUES (:id, 'orders', 'a', 't', '')"
                 ),
-                {"id": UUID(int=lowest_id(first + 2 * DAY).int | 7 << 76)},
+                {"id": UUID(int=lowest_id(first + 2 * DAY).int | 7 << 76)},  # version 7
             )
             connection.commit()
         maintain(engine, slow, now=first + 2 * DAY)
@@ -146,7 +149,7 @@ def test_work_that_grows_with_the_tables_has_no_deadline(orders_url: str) -> Non
             assert first not in existing_days(connection, "outbox")
 
 
-def test_a_reused_connection_is_not_cut_for_its_last_transaction(
+def test_a_late_transaction_does_not_cut_the_next_one_on_its_connection(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another transaction takes the connection between the check of the deadline and the cut."""
@@ -173,8 +176,8 @@ def test_a_reused_connection_is_not_cut_for_its_last_transaction(
 
     assert tried.wait(10 * DEADLINE_S)
 
-    with held.pop() as again:
-        assert again.scalar(BACKEND) == first
+    with held.pop() as reused:
+        assert reused.scalar(BACKEND) == first
     engine.dispose()
 
 
@@ -208,25 +211,26 @@ def test_idle_connections_are_not_cut(postgres: PostgresServer) -> None:
 
 
 def test_the_server_rolls_back_a_transaction_that_was_cut(postgres: PostgresServer) -> None:
-    """A statement of a cut transaction commits nothing."""
-    postgres.execute("CREATE TABLE cut (id int)")
+    """The rows of a transaction whose connection was cut are not committed."""
+    postgres.execute("CREATE TABLE cut_rows (id int)")
 
     def insert(engine: Engine) -> None:
         with engine.begin() as connection:
-            connection.execute(text("INSERT INTO cut VALUES (1)"))
+            connection.execute(text("INSERT INTO cut_rows VALUES (1)"))
             connection.execute(FOREVER)
 
     with open_engine(postgres.url()) as engine, pytest.raises(OperationalError):
         insert(engine)
+    # The server still sleeps in the cut transaction, whose lock would block DROP TABLE.
     postgres.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE application_name = 'deadline-test'"
     )
-    assert postgres.execute("SELECT * FROM cut") == []
-    postgres.execute("DROP TABLE cut")
+    assert postgres.execute("SELECT * FROM cut_rows") == []
+    postgres.execute("DROP TABLE cut_rows")
 
 
-def test_connections_that_are_cut_or_dropped_leave_no_file_open(postgres: PostgresServer) -> None:
+def test_closed_connections_leave_no_file_open(postgres: PostgresServer) -> None:
     before = open_files()
     for _ in range(10):
         with open_engine(postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
@@ -240,16 +244,16 @@ def test_while_a_server_is_silent_one_attempt_waits_and_the_others_fail_soon() -
         port = silent.getsockname()[1]
         with open_engine(f"postgresql+psycopg2://x@127.0.0.1:{port}/x") as engine:
 
-            def fail(_: int) -> float:
+            def seconds_until_failure(_: int) -> float:
                 began = time.monotonic()
                 with pytest.raises(OperationalError):
                     run_statement(engine)
                 return time.monotonic() - began
 
             timeout_s = float(CONNECT_ARGS["connect_timeout"])
-            assert fail(0) >= timeout_s - 1.1  # libpq counts in whole seconds
+            assert seconds_until_failure(0) >= timeout_s - 1.1  # libpq counts in whole seconds
             with ThreadPoolExecutor(5) as threads:
-                took = sorted(threads.map(fail, range(5)))
+                took = sorted(threads.map(seconds_until_failure, range(5)))
             assert took[-1] >= timeout_s - 1.1
             assert took[2] < took[-1] / 2, took
 
@@ -265,14 +269,14 @@ def test_a_server_that_answers_again_is_used_at_once(own_postgres: PostgresServe
 
 def test_relays_and_consumers_give_up_on_a_silent_server(
     own_postgres: PostgresServer,
-    mortal_delivery: Delivery,
+    own_postgres_delivery: Delivery,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They connect again, and so reach the new server after a failover."""
+    """They drop a frozen connection and connect again, as they must after a failover."""
     for module in (relay, handler_sessions):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
-    delivery = mortal_delivery
+    delivery = own_postgres_delivery
     user = delivery.open_account(100)
 
     def wait_charged(times: int) -> None:

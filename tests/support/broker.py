@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Selects the broker. If it is `kafka` and Kafka is not installed, tests fail.
-WHICH = "SETTLE_TEST_BROKER"
+BROKER_VARIABLE = "SETTLE_TEST_BROKER"
 KAFKA, EMBEDDED = "kafka", "embedded"
 STOP_TIMEOUT_S = 30
 
@@ -34,13 +34,13 @@ STOP_TIMEOUT_S = 30
 @cache
 def chosen() -> tuple[str, str]:
     """Return the broker that the tests run on, and the reason for the choice."""
-    forced = os.environ.get(WHICH)
+    forced = os.environ.get(BROKER_VARIABLE)
     if forced:
         if forced not in {KAFKA, EMBEDDED}:
-            raise ValueError(f"{WHICH} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
-        return forced, f"{WHICH} says so"
+            raise ValueError(f"{BROKER_VARIABLE} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
+        return forced, f"{BROKER_VARIABLE} is set"
     problem = kafka.missing()
-    return (KAFKA, "Java is here") if problem is None else (EMBEDDED, problem)
+    return (KAFKA, "Apache Kafka can run here") if problem is None else (EMBEDDED, problem)
 
 
 def open_broker(advertised_port: int | None = None) -> Broker:
@@ -53,7 +53,10 @@ def open_broker(advertised_port: int | None = None) -> Broker:
 
 
 class Broker(ABC):
-    """A broker on a fixed free port of 127.0.0.1. Its data is removed when the context ends."""
+    """A broker on a free port of 127.0.0.1. It keeps the port when it starts again.
+
+    The end of the `with` block removes its data.
+    """
 
     def __init__(self, advertised_port: int | None = None) -> None:
         self.port = free_port()
@@ -120,7 +123,9 @@ class Broker(ABC):
                 if process.poll() is None:
                     return serves()
                 log.seek(0)
-                raise RuntimeError(f"The broker ended at its start:\n{log.read().decode()}")
+                raise RuntimeError(
+                    f"The broker exited while it was starting:\n{log.read().decode()}"
+                )
 
             wait_until(runs_and_serves, timeout_s=60, what="the broker to serve")
 
@@ -144,7 +149,7 @@ class EmbeddedBroker(Broker):
 
     def start(self) -> None:
         advertised = f"--advertised-listener-url=tcp://127.0.0.1:{self._advertised_port}"
-        # If an option is given twice, it ignores both values.
+        # Replace the last argument, the advertised address: the broker ignores a repeated option.
         self._start([*embedded.command(self.port)[:-1], advertised], self._listens)
 
     def forget(self) -> None:
@@ -178,7 +183,7 @@ class KafkaBroker(Broker):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _serves(self) -> bool:
-        """Return whether it answers. Its port opens after it has joined the controller."""
+        """Return whether the node serves. Behind a proxy, only its port is checked."""
         return self._listens() and (self._advertised_port != self.port or self._has_controller())
 
     def _has_controller(self) -> bool:
@@ -207,18 +212,18 @@ class KafkaBroker(Broker):
 
 
 def forget_groups(admin: KafkaAdminClient) -> bool:
-    """Delete all consumer groups and their offsets, and return whether none was left."""
+    """Delete all consumer groups and their offsets. Return whether there were none to delete."""
     groups = [each["group_id"] for each in admin.list_groups()]
     for group, described in admin.describe_groups(groups).items() if groups else ():
         _remove_members(admin, group, described["members"])
     if groups:
-        # fails for a group that has members, which the next try deletes
+        # A group that still has members is not deleted. The next call deletes it.
         admin.delete_groups(groups)
     return not groups
 
 
 def _remove_members(admin: KafkaAdminClient, group: str, members: list[dict[str, Any]]) -> None:
-    """Remove members that were killed. The broker would wait until their session times out."""
+    """Remove the members of killed consumers, or the broker keeps the group until they time out."""
     ids = [MemberToRemove(member_id=member["member_id"]) for member in members]
     if ids:
         admin.remove_group_members(group, ids)

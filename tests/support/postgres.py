@@ -39,7 +39,7 @@ def chosen() -> tuple[str, str]:
     forced = os.environ.get(WHICH)
     if forced and forced not in {WHEEL, OLDEST}:
         raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {OLDEST}.")
-    return (forced, f"{WHICH} says so") if forced else (WHEEL, "the one of settle up")
+    return (forced, f"{WHICH} is set") if forced else (WHEEL, "the one of settle up")
 
 
 def open_postgres() -> PostgresServer:

@@ -9,20 +9,21 @@ from sqlalchemy import text
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# Only the table line of a partition is listed. Its columns, indexes and constraints come from its
-# parent. NOT NULL constraints are left out, because only PostgreSQL 18 has them.
+# A partition has one line, for the table itself: its columns, indexes and constraints come from its
+# parent. NOT NULL is part of a column's line. Its rows in pg_constraint are left out, because only
+# PostgreSQL 18 and later have them.
 _SCHEMA = text(
     """
-    WITH with_partitions AS (
+    WITH tables_and_partitions AS (
         SELECT * FROM pg_class
         WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
             AND relname <> 'alembic_version'
     ), relations AS (
-        SELECT * FROM with_partitions WHERE NOT relispartition
+        SELECT * FROM tables_and_partitions WHERE NOT relispartition
     )
     SELECT concat_ws(' ', 'table', relname, 'partitioned by ' || pg_get_partkeydef(oid),
         'partition ' || pg_get_expr(relpartbound, oid), 'with ' || reloptions::text)
-    FROM with_partitions
+    FROM tables_and_partitions
     UNION ALL
     SELECT concat_ws(' ', 'column', relname || '.' || to_char(attnum, 'FM00'), attname,
         format_type(atttypid, atttypmod), CASE WHEN attnotnull THEN 'not null' END,

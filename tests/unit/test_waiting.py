@@ -15,9 +15,9 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The time of a wait that nothing ends, and the largest time of one that ends. They differ much.
-LONG_S = 60
-SOON_S = 30
+# The time limit of each wait. A wait that is woken must end well before, within WOKEN_WITHIN_S.
+TIME_LIMIT_S = 60
+WOKEN_WITHIN_S = 30
 KEY = uuid4()
 
 
@@ -31,15 +31,19 @@ def never(_: object) -> bool:
     return False
 
 
+def read_zero() -> int:
+    return 0
+
+
 def test_a_woken_waiter_reads_the_state_again(pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(limit=1)
-    over: list[str] = []
-    waiting = pool.submit(waiters.wait, KEY, LONG_S, lambda: list(over), bool)
+    state: list[str] = []
+    waiting = pool.submit(waiters.wait, KEY, TIME_LIMIT_S, lambda: list(state), bool)
     wait_until(lambda: waiters.keys() == [KEY])
-    waiters.wake([uuid4(), KEY])  # for other keys
-    over.append("now")
+    waiters.wake([uuid4(), KEY])  # the state is unchanged, so the wait continues
+    state.append("final")
     waiters.wake([KEY])
-    assert waiting.result(10) == (["now"], True)
+    assert waiting.result(10) == (["final"], True)
     assert not waiters.keys()
     assert not waiters.present.is_set()
 
@@ -56,8 +60,8 @@ def test_a_change_between_two_reads_is_not_missed() -> None:
         return len(seen)
 
     began = time.monotonic()
-    assert waiters.wait(KEY, LONG_S, read, lambda found: found > 1) == (2, True)
-    assert time.monotonic() - began < SOON_S
+    assert waiters.wait(KEY, TIME_LIMIT_S, read, lambda found: found > 1) == (2, True)
+    assert time.monotonic() - began < WOKEN_WITHIN_S
 
 
 def test_a_wait_ends_at_its_time_limit() -> None:
@@ -71,10 +75,10 @@ def test_a_wait_ends_at_its_time_limit() -> None:
 
 def test_the_number_of_waiters_is_limited(pool: ThreadPoolExecutor) -> None:
     waiters = Waiters(limit=2)
-    waiting = [pool.submit(waiters.wait, uuid4(), LONG_S, int, never) for _ in range(2)]
+    waiting = [pool.submit(waiters.wait, uuid4(), TIME_LIMIT_S, read_zero, never) for _ in range(2)]
     wait_until(lambda: len(waiters.keys()) == 2)
-    assert waiters.wait(KEY, LONG_S, int, never) == (0, False)
-    assert waiters.wait(KEY, LONG_S, int, lambda _: True) == (0, True)
+    assert waiters.wait(KEY, TIME_LIMIT_S, read_zero, never) == (0, False)
+    assert waiters.wait(KEY, TIME_LIMIT_S, int, lambda _: True) == (0, True)
     waiters.release()
     assert [each.result(10) for each in waiting] == [(0, False)] * 2
 
@@ -86,12 +90,12 @@ def test_an_error_ends_the_wait_and_removes_the_waiter() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        waiters.wait(KEY, LONG_S, read, never)
+        waiters.wait(KEY, TIME_LIMIT_S, read, never)
     assert not waiters.keys()
-    assert waiters.wait(KEY, 0, int, never) == (0, True)
+    assert waiters.wait(KEY, 0, read_zero, never) == (0, True)
 
 
 def test_no_wait_begins_after_the_release() -> None:
     waiters = Waiters(limit=1)
     waiters.release()
-    assert waiters.wait(KEY, LONG_S, int, never) == (0, False)
+    assert waiters.wait(KEY, TIME_LIMIT_S, read_zero, never) == (0, False)

@@ -15,10 +15,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create what the engine's fifth version adds."""
+    """Create `inbox_owners`, the table of the partitions that consumers hold."""
     migrations.create_v5()
 
 
 def downgrade() -> None:
-    """Drop it, with what is in it."""
+    """Drop `inbox_owners` and its rows."""
     migrations.drop_v5()

@@ -1,1 +1,1 @@
-"""gunicorn's worker and logger, as the services run them."""
+"""The services' gunicorn worker and logger. They extend gunicorn's own classes."""
