@@ -27,7 +27,7 @@ from psutil import pid_exists
 from settle_outbox.runtime.health import read_heartbeats
 from support.delivery import BIN
 from support.ports import free_port
-from support.system import children
+from support.system import children, send
 from support.traffic import SERVICES
 from support.waiting import wait_until
 from support.web import ROOT, gunicorn
@@ -165,11 +165,23 @@ def handles_sighup(process: Popen[bytes]) -> bool:
     return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
 
-@pytest.mark.parametrize(("is_handled", "starts"), [(False, 2), (True, 3)])
-def test_a_second_sighup_during_a_reload_fails_no_request(
-    delivery: Delivery, tmp_path: Path, *, is_handled: bool, starts: int
+def wait_reloaded(process: Popen[bytes], log: Path, old: set[int], *, starts: int) -> None:
+    """Wait until each master has started two workers, and only the last two are left."""
+    wait_until(
+        lambda: (
+            not old & set(children(process.pid))
+            and len(children(process.pid)) == 2
+            and log.read_text().count("Booting worker") == 2 * starts
+        ),
+        timeout_s=60,
+        what="the workers of the last reload alone",
+    )
+    assert log.read_text().count("Starting gunicorn") == starts
+
+
+def test_a_sighup_is_ignored_while_a_reload_starts_the_master(
+    delivery: Delivery, tmp_path: Path
 ) -> None:
-    """It is ignored while the new master starts. After that, it is another reload."""
     log = tmp_path / "orders.log"
     with (
         api("payments", delivery.payments_url, tmp_path / "payments.log") as (_, payments),
@@ -179,22 +191,35 @@ def test_a_second_sighup_during_a_reload_fails_no_request(
         old = set(children(process.pid))
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
-        if is_handled:
-            wait_until(lambda: handles_sighup(process), timeout_s=60, what="its handlers")
 
         process.send_signal(signal.SIGHUP)
 
-        wait_until(
-            lambda: (
-                not old & set(children(process.pid))
-                and len(children(process.pid)) == 2
-                and log.read_text().count("Booting worker") == 2 * starts
-            ),
-            timeout_s=60,
-            what="the workers of the last reload alone",
-        )
+        wait_reloaded(process, log, old, starts=2)
         clients.wait_more(10)
-        assert log.read_text().count("Starting gunicorn") == starts
+
+    assert clients.failures == []
+
+
+def test_a_second_reload_ends_the_old_workers_if_those_of_the_first_did_not_start(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    log = tmp_path / "orders.log"
+    with (
+        api("payments", delivery.payments_url, tmp_path / "payments.log") as (_, payments),
+        api("orders", delivery.orders_url, log) as (process, orders),
+        Clients(orders, payments, [str(delivery.open_account(1_000_000))]) as clients,
+    ):
+        old = set(children(process.pid))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
+        wait_until(lambda: handles_sighup(process), timeout_s=60, what="its handlers")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the next master")
+
+        send([pid for pid in children(process.pid) if pid not in old], signal.SIGKILL)
+
+        wait_reloaded(process, log, old, starts=3)
+        clients.wait_more(10)
 
     assert clients.failures == []
 
