@@ -68,16 +68,26 @@ def on_starting(server: Any) -> None:
             log.warning("web.any_host_allowed", remedy="set ALLOWED_HOSTS to the service's names")
 
 
+def read_children(pid: int) -> list[str]:
+    """Return the pids of the child processes of a process."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+
+
 def on_reload(server: Any) -> None:
     """Load the installed code after SIGHUP, without closing the port.
 
     gunicorn would only fork new workers, which would keep the modules that the master has imported.
     So the master starts again in the same process, with the same pid and the same open port. The
     old workers serve until a new one is ready.
+
+    A SIGHUP is ignored until the new master has its handlers. Its default action would end the
+    master, and the exec keeps only "ignored". SIGTERM has its default action, and ends the master.
     """
     (listener,) = server.LISTENERS
     os.environ[SOCKET] = f"fd://{listener.fileno()}"
-    os.environ[OLD_WORKERS] = " ".join(map(str, server.WORKERS))
+    # Also the workers from before an earlier reload, if none of its workers is ready yet.
+    os.environ[OLD_WORKERS] = " ".join(read_children(os.getpid()))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted
 
 
@@ -87,8 +97,7 @@ def post_worker_init(worker: Any) -> None:
     if not old:
         return
     # Another process may have the pid of a worker that has ended.
-    children = Path(f"/proc/{worker.ppid}/task/{worker.ppid}/children").read_text("ascii").split()
-    for pid in set(old) & set(children):
+    for pid in set(old) & set(read_children(worker.ppid)):
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGTERM)
 

@@ -73,7 +73,8 @@ def check_user(state: StateFolder) -> Iterator[Finding]:
     """Check that the stack does not run as root. It runs as its folder's owner, this user."""
     name = "user"
     if os.geteuid() == 0:
-        remedy = f"{' '.join(how_to_leave_root(state))}; for a server, see docs/how-to/server.md"
+        first = " ".join(how_to_leave_root(state)).removesuffix(".")
+        remedy = f"{first}; for a server, see docs/how-to/server.md"
         yield warn(name, AS_ROOT, remedy)
     else:
         yield ok(name, "an ordinary user")

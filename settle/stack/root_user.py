@@ -22,13 +22,13 @@ _LINE_WIDTH = 88
 def how_to_leave_root(state: StateFolder) -> list[str]:
     """Return the commands that hand a stack and its data to a new user. Call it as root only.
 
-    If that user could not reach the programs, the result is a sentence that says what to do first.
+    If that user could not reach the programs, the result says what to do first, in steps.
 
     Args:
         state: the stack's folder.
 
     Returns:
-        Lines to print. Joined by spaces, they are one command or one sentence, too.
+        Lines to print. Joined by spaces, they are one command or the steps, too.
     """
     settle = Path(sysconfig.get_path("scripts"), "settle")
     data = kept_elsewhere(state.postgres)[0]
@@ -46,11 +46,16 @@ def how_to_leave_root(state: StateFolder) -> list[str]:
     needed = (settle, Path(sys.executable).resolve(), state.nearest)
     closed = [str(path) for path in needed if not server_owner().reaches(path)]
     if closed:
-        sentence = (
-            f"other users cannot reach {', '.join(closed)}: run {down}, install Settle and Python"
-            " in a folder that they can read, such as /srv, and set SETTLE_HOME in it; settle up"
-            " there, as root, shows the other commands"
+        steps = (
+            f"Other users cannot read {', '.join(closed)}.",
+            f"(1) Stop: {down}.",
+            "(2) Install Python and Settle under /srv.",
+            "(3) Run settle up there as root, with SETTLE_HOME under /srv: it prints the rest.",
         )
-        return wrap(sentence, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False)
+        return [line for step in steps for line in _wrap(step)]
     *first, last = commands
     return [*(f"{command} &&" for command in first), last]
+
+
+def _wrap(step: str) -> list[str]:
+    return wrap(step, _LINE_WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shlex
 import signal
 import socket
 import threading
+from configparser import ConfigParser
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from http.client import HTTPConnection
 from itertools import cycle
+from pathlib import Path
+from subprocess import Popen
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 import pytest
 import requests
+from psutil import pid_exists
 
 from settle_outbox.runtime.health import read_heartbeats
+from support.delivery import BIN
 from support.ports import free_port
-from support.system import children
+from support.system import children, send
 from support.traffic import SERVICES
 from support.waiting import wait_until
-from support.web import gunicorn
+from support.web import ROOT, gunicorn
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from support.delivery import Delivery, Process
 
@@ -102,28 +107,29 @@ class Clients:
         wait_until(lambda: len(self.answered_s) >= enough, what=f"{count} more orders")
 
 
+def is_ready(address: str) -> bool:
+    """Return whether an API is ready."""
+    try:
+        return requests.get(f"{address}/readyz", timeout=TIMEOUT_S).ok
+    except requests.ConnectionError:
+        return False
+
+
 @contextmanager
-def api(service: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def api(service: str, url: str, log: Path) -> Iterator[tuple[Popen[bytes], str]]:
     """Run an API; yields its process and its address, once it is ready."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-
-    def ready() -> bool:
-        try:
-            return requests.get(f"{address}/readyz", timeout=TIMEOUT_S).ok
-        except requests.ConnectionError:
-            return False
-
     process = gunicorn(service, url, port, log)
     try:
-        wait_until(ready, timeout_s=60, what=f"the API; see {log}")
+        wait_until(lambda: is_ready(address), timeout_s=60, what=f"the API; see {log}")
         yield process, address
     finally:
         process.terminate()
         process.wait(TIMEOUT_S)
 
 
-def reload(process: subprocess.Popen[bytes]) -> None:
+def reload(process: Popen[bytes]) -> None:
     """Reload an API, and wait until its old workers have ended."""
     old = set(children(process.pid))
     process.send_signal(signal.SIGHUP)
@@ -150,6 +156,118 @@ def test_a_reload_of_an_api_runs_new_processes_and_fails_no_request(
             assert len(children(process.pid)) == 2
 
     assert clients.failures == []
+
+
+def handles_sighup(process: Popen[bytes]) -> bool:
+    """Return whether a process has a handler for SIGHUP. It has none while it starts."""
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (caught,) = (line.split()[1] for line in status if line.startswith("SigCgt"))
+    return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
+
+
+def wait_reloaded(process: Popen[bytes], log: Path, old: set[int], *, starts: int) -> None:
+    """Wait until each master has started two workers, and only the last two are left."""
+    wait_until(
+        lambda: (
+            not old & set(children(process.pid))
+            and len(children(process.pid)) == 2
+            and log.read_text().count("Booting worker") == 2 * starts
+        ),
+        timeout_s=60,
+        what="the workers of the last reload alone",
+    )
+    assert log.read_text().count("Starting gunicorn") == starts
+
+
+def test_a_sighup_is_ignored_while_a_reload_starts_the_master(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    log = tmp_path / "orders.log"
+    with (
+        api("payments", delivery.payments_url, tmp_path / "payments.log") as (_, payments),
+        api("orders", delivery.orders_url, log) as (process, orders),
+        Clients(orders, payments, [str(delivery.open_account(1_000_000))]) as clients,
+    ):
+        old = set(children(process.pid))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
+
+        process.send_signal(signal.SIGHUP)
+
+        wait_reloaded(process, log, old, starts=2)
+        clients.wait_more(10)
+
+    assert clients.failures == []
+
+
+def test_a_second_reload_ends_the_old_workers_if_those_of_the_first_did_not_start(
+    delivery: Delivery, tmp_path: Path
+) -> None:
+    log = tmp_path / "orders.log"
+    with (
+        api("payments", delivery.payments_url, tmp_path / "payments.log") as (_, payments),
+        api("orders", delivery.orders_url, log) as (process, orders),
+        Clients(orders, payments, [str(delivery.open_account(1_000_000))]) as clients,
+    ):
+        old = set(children(process.pid))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
+        wait_until(lambda: handles_sighup(process), timeout_s=60, what="its handlers")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the next master")
+
+        send([pid for pid in children(process.pid) if pid not in old], signal.SIGKILL)
+
+        wait_reloaded(process, log, old, starts=3)
+        clients.wait_more(10)
+
+    assert clients.failures == []
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_sighup_does_not_end_an_api_that_starts(
+    delivery: Delivery, tmp_path: Path, service: str
+) -> None:
+    """Its command in deploy/programs makes it ignore the signal until gunicorn handles it."""
+    parser = ConfigParser(interpolation=None)
+    parser.read(ROOT / f"deploy/programs/{service}.conf")
+    command = shlex.split(parser[f"program:{service}-api"]["command"])
+    port = free_port()
+    settings = {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PORT": str(port),
+        f"{service.upper()}_DATABASE_URL": delivery.url(service),
+    }
+    with (tmp_path / "log").open("wb") as log:
+        process = Popen(command, cwd=ROOT, env=os.environ | settings, stdout=log, stderr=log)
+    try:
+        wait_until(
+            lambda: b"python" in Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[0],
+            what="the start of Python",
+        )
+        process.send_signal(signal.SIGHUP)
+
+        wait_until(
+            lambda: is_ready(f"http://127.0.0.1:{port}"), timeout_s=60, what="the API to be ready"
+        )
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT_S)
+
+
+def test_sigterm_stops_an_api_while_it_reloads(orders_url: str, tmp_path: Path) -> None:
+    with api("orders", orders_url, tmp_path / "log") as (process, address):
+        old = children(process.pid)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
+
+        process.terminate()
+
+        assert process.wait(TIMEOUT_S) == -signal.SIGTERM
+        wait_until(lambda: not any(map(pid_exists, old)), timeout_s=60, what="its workers to end")
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{address}/livez", timeout=TIMEOUT_S)
 
 
 @contextmanager

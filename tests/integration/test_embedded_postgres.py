@@ -257,5 +257,5 @@ if os.geteuid() == 0:  # only root runs the server as another user
 
         message = " ".join(how_to_leave_root(StateFolder(tmp_path)))
 
-        assert message.startswith(f"other users cannot reach {tmp_path}/settle, ")
-        assert f": run env SETTLE_HOME={tmp_path} {tmp_path}/settle down, install" in message
+        assert message.startswith(f"Other users cannot read {tmp_path}/settle, ")
+        assert f". (1) Stop: env SETTLE_HOME={tmp_path} {tmp_path}/settle down. (2) " in message
