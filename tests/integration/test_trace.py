@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from settle.cli import main
+from support.delivery import ORDERS, Record, headers
 from support.environ import environment
 from support.waiting import wait_until
 
@@ -218,6 +219,37 @@ def test_a_stuck_order_is_shown_with_its_reason_and_the_next_command(
     assert found["wait"]["command"] == command.format(event=event)
     assert str(order_id) in shown
     assert not command or f"Next: {command.format(event=event)}" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "no_value"),
+        (b"\xff", "not_utf8"),
+        (b"{", "not_json"),
+        (b'{"amount": "7"}', "invalid_data"),
+    ],
+)
+def test_a_record_that_is_no_valid_event_is_found_by_its_header(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]], value: bytes | None, reason: str
+) -> None:
+    (order_id,) = delivery.place(uuid4(), 7)
+    ((event_id,),) = delivery.query("orders", "SELECT id FROM outbox")
+    delivery.query("orders", "DELETE FROM outbox_pending")
+    # PostgreSQL cannot read the other header as JSON.
+    sent_headers = [*headers("order.created", event_id), ("other", b"\0")]
+    delivery.produce(ORDERS, Record(value, sent_headers))
+    with delivery.consumer("payments"):
+        wait_until(
+            lambda: delivery.dead_letters("payments") != [], timeout_s=60, what="the dead letter"
+        )
+
+    trace = traced(order_id)
+
+    assert names(trace) == ["accepted", "event_added", "dead_letter"]
+    assert trace["steps"][-1]["detail"]["reason"] == reason
+    assert trace["wait"]["reason"] == "dead_letter"
+    assert trace["wait"]["command"] == "inbox-consumer dead-letters show payments 1"
 
 
 @pytest.mark.parametrize("id_", ["01980000-0000-7000-8000-000000000000", "no-such-request", "%"])
