@@ -127,7 +127,8 @@ def _shown_time(at: datetime) -> str:
 
 
 def _seconds(before: datetime, after: datetime) -> str:
-    return f"{(after - before).total_seconds():+.3f} s"
+    # In one millisecond, the steps keep the order of the flow.
+    return f"{max(0.0, (after - before).total_seconds()):+.3f} s"
 
 
 def _shown_wait(timeline: Timeline) -> str:

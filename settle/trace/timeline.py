@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settle.trace import queries
@@ -61,7 +60,7 @@ class Timeline:
     Args:
         order: its row.
         wait: what it waits for.
-        steps: what happened, in the order of the flow.
+        steps: what happened, in the order of time.
     """
 
     order: RowMapping
@@ -118,16 +117,18 @@ class Tracer:
             steps.append(
                 Step(order["status"], "orders", order["updated_at"], _failure_detail(order))
             )
-            wait = Wait(FINAL, f"The order is final: {order['status']}.")
+            wait = _final_wait(order, payment)
+        shown = {step.detail.get("event_id") for step in steps}
         steps += [
             Step(
                 "anomaly", "orders", row["received_at"], {"event_id": str(row["id"])} | _detail(row)
             )
             for row in queries.read_anomalies(self._databases["orders"], order_id)
+            if str(row["id"]) not in shown
         ]
         if wait is None and self._has_changed(order):
             return self.trace(order_id)
-        return Timeline(order, wait or _UNDECIDED, steps)
+        return Timeline(order, wait or _UNDECIDED, _by_time(steps))
 
     def _has_changed(self, order: RowMapping) -> bool:
         """Return whether an order became final after it was read."""
@@ -160,16 +161,13 @@ class Tracer:
         ids = {"event_id": str(event["id"]), "request_id": event["request_id"]}
         steps.append(Step("event_added", publisher, event["created_at"], ids))
         received = queries.read_received(self._databases[consumer], event["id"])
-        at_consumer: list[Step] = []
         if received is not None:
             place = (received["topic"], received["partition"], received["offset"])
             record = dict(zip(("topic", "partition", "offset"), place, strict=True))
             steps.append(Step("sent", publisher, self._sent_at(*place), record))
             outcome = {"outcome": received["outcome"]} | _detail(received)
-            at_consumer.append(Step("received", consumer, received["received_at"], outcome))
-        letter = self._add_dead_letters(at_consumer, consumer, event["id"])
-        # A dead letter is received only when it is retried.
-        steps += sorted(at_consumer, key=attrgetter("at"))
+            steps.append(Step("received", consumer, received["received_at"], outcome))
+        letter = self._add_dead_letters(steps, consumer, event["id"])
         if received is not None and received["outcome"] != "parked":
             return None
         if letter is not None:
@@ -238,6 +236,27 @@ _UNDECIDED = Wait(
     "Its event was applied, and nothing was decided. That must not happen.",
     "settle audit",
 )
+
+
+def _by_time(steps: list[Step]) -> list[Step]:
+    """Sort steps by time. A step without a time stays behind the step before it.
+
+    Kafka's times are in milliseconds, so the steps of a millisecond keep the order of the flow.
+    """
+    times: list[int] = []
+    for step in steps:
+        times.append(times[-1] if step.at is None else int(step.at.timestamp() * 1000))
+    numbers = sorted(range(len(steps)), key=times.__getitem__)
+    return [steps[number] for number in numbers]
+
+
+def _final_wait(order: RowMapping, payment: RowMapping | None) -> Wait:
+    """Return the wait of a final order. Only an audit explains one that contradicts its payment."""
+    status = order["status"]
+    if payment is None or (payment["status"] == "succeeded") == (status == "success"):
+        return Wait(FINAL, f"The order is final: {status}.")
+    charged = "charged" if payment["status"] == "succeeded" else "not charged"
+    return Wait(FINAL, f"The order is {status}, but it was {charged}.", "settle audit")
 
 
 def _detail(row: RowMapping) -> dict[str, Any]:

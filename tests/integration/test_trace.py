@@ -50,9 +50,20 @@ def names(trace: dict[str, Any]) -> list[str]:
     return [step["name"] for step in trace["steps"]]
 
 
-def settle_order(delivery: Delivery) -> UUID:
-    """Place an order, settle it, and return its id."""
+def settle_order(delivery: Delivery, *, dead_letter_first: bool = False) -> UUID:
+    """Place an order, settle it, and return its id. Its event may have been a dead letter."""
     (order_id,) = delivery.place(delivery.open_account(100), 7)
+    if dead_letter_first:
+        with delivery.relay("orders"):
+            delivery.wait_sent("orders")
+        ((event_id,),) = delivery.query("orders", "SELECT id FROM outbox")
+        delivery.query("payments", DEAD_LETTER, event=event_id)
+    deliver(delivery, outcome="applied")
+    return order_id
+
+
+def deliver(delivery: Delivery, *, outcome: str) -> None:
+    """Run both services until orders has received an event with this outcome."""
     with (
         delivery.relay("orders"),
         delivery.consumer("payments"),
@@ -60,11 +71,15 @@ def settle_order(delivery: Delivery) -> UUID:
         delivery.consumer("orders"),
     ):
         wait_until(
-            lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order to settle"
+            lambda: delivery.inbox("orders") == {outcome: 1}, timeout_s=60, what="the payment"
         )
-    return order_id
 
 
+DEAD_LETTER = """
+    INSERT INTO dead_letters
+        (fingerprint, event_id, topic, partition, "offset", headers, reason, detail)
+    VALUES ('x', :event, 'orders.events', 0, 0, '[]', 'handler_failed', 'RuntimeError: no')
+"""
 FLOW = [
     "accepted",
     "event_added",
@@ -101,24 +116,41 @@ def test_a_paid_order_is_found_by_each_of_its_ids(
     assert "The order is final: success." in shown
 
 
-def test_a_dead_letter_comes_before_the_retry_that_applied_it(
-    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+def test_the_steps_of_a_retried_dead_letter_are_in_the_order_of_time(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]], settle: Callable[..., Result]
 ) -> None:
-    order_id = settle_order(delivery)
+    order_id = settle_order(delivery, dead_letter_first=True)
     delivery.query(
         "payments",
         """
-        INSERT INTO dead_letters (fingerprint, event_id, topic, partition, "offset", headers,
-            reason, detail, parked_at)
-        SELECT 'x', id, 'orders.events', 0, 0, '[]', 'handler_failed', '',
-            received_at - interval '1 minute'
-        FROM inbox
+        INSERT INTO dead_letter_requests (dead_letter_id, action, answered_at, answer)
+        VALUES (1, 'retry', now(), 'refused')
         """,
     )
 
     trace = traced(order_id)
+    shown = settle("trace", str(order_id)).stdout
 
-    assert names(trace) == [*FLOW[:3], "dead_letter", *FLOW[3:]]
+    assert names(trace) == [*FLOW[:3], "dead_letter", *FLOW[3:], "retry"]
+    assert " -0." not in shown
+
+
+def test_an_anomaly_of_a_charged_order_is_shown_once_with_what_to_do(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+) -> None:
+    (order_id,) = delivery.place(delivery.open_account(100), 7)
+    delivery.query("orders", "UPDATE orders SET status = 'failed', failure_reason = 'test'")
+    deliver(delivery, outcome="anomaly")
+
+    trace = traced(order_id)
+
+    assert sorted(names(trace)) == sorted([*FLOW[:-1], "failed"])
+    assert trace["steps"][-1]["detail"]["outcome"] == "anomaly"
+    assert trace["wait"] == {
+        "reason": "final",
+        "sentence": "The order is failed, but it was charged.",
+        "command": "settle audit",
+    }
 
 
 def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[str, Any]]) -> None:
@@ -157,11 +189,7 @@ def test_a_trace_names_the_relay_and_then_the_consumer_that_an_order_waits_for(
         ),
         (
             "payments",
-            """
-            INSERT INTO dead_letters
-                (fingerprint, event_id, topic, partition, "offset", headers, reason, detail)
-            VALUES ('x', :event, 'orders.events', 0, 0, '[]', 'handler_failed', 'RuntimeError: no')
-            """,
+            DEAD_LETTER,
             "dead_letter",
             "inbox-consumer dead-letters show payments 1",
         ),
