@@ -100,7 +100,7 @@ def _both() -> Iterator[tuple[Connection, Connection, Tracer]]:
         engines["payments"].connect() as payments_database,
         closing(RecordTimes(settings["orders"])) as times,
     ):
-        tracer = Tracer(orders_database, payments_database, times.sent_at)
+        tracer = Tracer(orders_database, payments_database, times)
         yield orders_database, payments_database, tracer
     for engine in engines.values():
         engine.dispose()

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from settle.trace import queries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, RowMapping
 
-    # Returns the time at which Kafka got a record, given its topic, partition and offset. None if
-    # it cannot be read.
-    SentAt = Callable[[str, int, int], datetime | None]
+    from settle.trace.record_times import RecordTimes
 
 
 # The reason of an order that waits for nothing.
@@ -88,12 +85,12 @@ class Tracer:
     Args:
         orders: a connection to the database of orders.
         payments: a connection to the database of payments.
-        sent_at: reads a record's time from Kafka.
+        times: reads the times of records from Kafka.
     """
 
-    def __init__(self, orders: Connection, payments: Connection, sent_at: SentAt) -> None:
+    def __init__(self, orders: Connection, payments: Connection, times: RecordTimes) -> None:
         self._databases = {"orders": orders, "payments": payments}
-        self._sent_at = sent_at
+        self._times = times
 
     def trace(self, order_id: UUID) -> Timeline | None:
         """Return what is known of an order, or None if orders does not have it."""
@@ -164,7 +161,7 @@ class Tracer:
         if received is not None:
             place = (received["topic"], received["partition"], received["offset"])
             record = dict(zip(("topic", "partition", "offset"), place, strict=True))
-            steps.append(Step("sent", publisher, self._sent_at(*place), record))
+            steps.append(Step("sent", publisher, self._times.sent_at(*place), record))
             outcome = {"outcome": received["outcome"]} | _detail(received)
             steps.append(Step("received", consumer, received["received_at"], outcome))
         letter = self._add_dead_letters(steps, consumer, event["id"])
@@ -205,9 +202,11 @@ class Tracer:
                 f"outbox-relay refused show {publisher} {event['id']}",
             )
         if event["unsent"]:
+            # Kafka is not asked for this. It is known if a record's time was read before.
+            cause = " Kafka does not answer." if self._times.is_away else ""
             return Wait(
                 "unsent",
-                f"Its event waits for the relay of {publisher}.",
+                f"Its event waits for the relay of {publisher}.{cause}",
                 f"outbox-relay healthcheck {publisher}",
             )
         database = self._databases[consumer]

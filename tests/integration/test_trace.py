@@ -162,6 +162,19 @@ def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[
     assert [step["at"] is None for step in trace["steps"] if step["name"] == "sent"] == [True, True]
 
 
+def test_a_trace_says_that_kafka_does_not_answer(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+) -> None:
+    (order_id,) = delivery.place(delivery.open_account(100), 7)
+    with delivery.relay("orders"), delivery.consumer("payments"):
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=60, what="the charge")
+
+    wait = traced(order_id, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")["wait"]
+
+    assert wait["reason"] == "unsent"
+    assert wait["sentence"] == ("Its event waits for the relay of payments. Kafka does not answer.")
+
+
 def test_a_trace_names_the_relay_and_then_the_consumer_that_an_order_waits_for(
     delivery: Delivery, traced: Callable[..., dict[str, Any]]
 ) -> None:
