@@ -10,12 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from settle.cli import main
+from settle.trace import command as trace_command
 from support.delivery import ORDERS, Record, headers
 from support.environ import environment
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from click.testing import Result
 
@@ -291,6 +293,23 @@ def test_a_record_that_is_no_valid_event_is_found_by_its_header(
     assert trace["steps"][-1]["detail"]["reason"] == reason
     assert trace["wait"]["reason"] == "dead_letter"
     assert trace["wait"]["command"] == "inbox-consumer dead-letters show payments 1"
+
+
+def test_the_next_command_loads_the_environment_of_the_local_system(
+    delivery: Delivery,
+    settle: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    settings = {service: delivery.settings(service) for service in ("orders", "payments")}
+    monkeypatch.setattr(trace_command, "find_settings", lambda _state: settings)
+    (order_id,) = delivery.place(uuid4(), 7)
+
+    shown = settle(
+        "trace", str(order_id), KAFKA_BOOTSTRAP_SERVERS="", SETTLE_HOME=str(tmp_path / "a b")
+    ).stdout
+
+    assert f"Next: ( . '{tmp_path}/a b/env'; outbox-relay healthcheck orders )" in shown
 
 
 @pytest.mark.parametrize("id_", ["01980000-0000-7000-8000-000000000000", "no-such-request", "%"])
