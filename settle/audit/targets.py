@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 VARIABLES = (*DATABASE_URLS.values(), BOOTSTRAP)
 
 
+def is_environment_set() -> bool:
+    """Return whether the environment names the databases and the broker."""
+    return all(os.environ.get(name) for name in VARIABLES)
+
+
 def find_settings(state: StateFolder) -> dict[str, Settings]:
     """Return the settings of both services: of the environment, or of the stack that runs here.
 
@@ -24,7 +29,7 @@ def find_settings(state: StateFolder) -> dict[str, Settings]:
         SettingsError: a variable is wrong.
         SettleError: the variables are not set, and no stack runs here.
     """
-    if not all(os.environ.get(name) for name in VARIABLES):
+    if not is_environment_set():
         stack = running_stack(state)
         if stack is None or Supervisor(state.socket).pid() is None:
             raise SettleError(f"No stack runs here. Run settle up, or set {', '.join(VARIABLES)}.")

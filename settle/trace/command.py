@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from settle.audit.targets import find_settings
+from settle.audit.targets import find_settings, is_environment_set
 from settle.stack.state import open_state
 from settle.trace import queries
 from settle.trace.record_times import RecordTimes
@@ -22,6 +23,7 @@ from settle_outbox.storage.database import make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy import Connection
 
@@ -41,14 +43,14 @@ def trace(given: str, *, as_json: bool) -> None:
     \b
     Example: settle trace 01980000-0000-7000-8000-000000000000
     """
-    with _both() as (orders, payments, tracer):
+    with _both() as (orders, payments, tracer, env):
         order_ids = queries.find_orders(orders, payments, given)
         timelines = [found for found in map(tracer.trace, order_ids) if found is not None]
     if not timelines:
         unknown = "; ".join(f"order {each} is not in orders" for each in order_ids)
         fail(f"No order is found by {given}. {unknown}".strip())
     for timeline in timelines:
-        click.echo(json.dumps(timeline.as_json()) if as_json else _shown(timeline))
+        click.echo(json.dumps(timeline.as_json()) if as_json else _shown(timeline, env))
 
 
 @click.group(cls=Group)
@@ -75,12 +77,12 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
     \b
     Example: settle orders stuck
     """
-    with _both() as (orders_database, _, tracer):
+    with _both() as (orders_database, _, tracer, env):
         order_ids = queries.read_stuck(orders_database, age_s=age_s, limit=limit)
         traced = map(tracer.trace, order_ids)
         timelines = [each for each in traced if each is not None and each.wait.reason != FINAL]
     for timeline in timelines:
-        click.echo(json.dumps(timeline.as_json()) if as_json else _shown_wait(timeline))
+        click.echo(json.dumps(timeline.as_json()) if as_json else _shown_wait(timeline, env))
     if timelines:
         sys.exit(EXIT_FAILED)
     if not as_json:
@@ -88,9 +90,11 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _both() -> Iterator[tuple[Connection, Connection, Tracer]]:
-    """Connect to both databases, read only."""
-    settings = find_settings(open_state())
+def _both() -> Iterator[tuple[Connection, Connection, Tracer, Path | None]]:
+    """Connect to both databases, read only. The path is that of the local system's environment."""
+    state = open_state()
+    env = None if is_environment_set() else state.env
+    settings = find_settings(state)
     engines = {
         service: make_engine(of.database_url, application_name=_NAME, pool_size=1)
         for service, of in settings.items()
@@ -100,13 +104,13 @@ def _both() -> Iterator[tuple[Connection, Connection, Tracer]]:
         engines["payments"].connect() as payments_database,
         closing(RecordTimes(settings["orders"])) as times,
     ):
-        tracer = Tracer(orders_database, payments_database, times.sent_at)
-        yield orders_database, payments_database, tracer
+        tracer = Tracer(orders_database, payments_database, times)
+        yield orders_database, payments_database, tracer, env
     for engine in engines.values():
         engine.dispose()
 
 
-def _shown(timeline: Timeline) -> str:
+def _shown(timeline: Timeline, env: Path | None) -> str:
     order = timeline.order
     lines = [
         f"Order {order['id']} of user {order['user_id']}, amount {order['amount']}; times in UTC"
@@ -119,7 +123,7 @@ def _shown(timeline: Timeline) -> str:
         known = [f"{name} {value}" for name, value in step.detail.items() if value is not None]
         detail = "  ".join(known)
         lines.append(f"  {at:23}  {since:>10}  {step.service:8}  {step.name:12}  {detail}".rstrip())
-    return "\n".join(map(printable, [*lines, *_wait_lines(timeline)]))
+    return "\n".join(map(printable, [*lines, *_wait_lines(timeline, env)]))
 
 
 def _shown_time(at: datetime) -> str:
@@ -127,16 +131,20 @@ def _shown_time(at: datetime) -> str:
 
 
 def _seconds(before: datetime, after: datetime) -> str:
-    return f"{(after - before).total_seconds():+.3f} s"
+    # In one millisecond, the steps keep the order of the flow.
+    return f"{max(0.0, (after - before).total_seconds()):+.3f} s"
 
 
-def _shown_wait(timeline: Timeline) -> str:
+def _shown_wait(timeline: Timeline, env: Path | None) -> str:
     order = timeline.order
     since = order["created_at"].astimezone(UTC)
     head = f"{order['id']}  since {since:%Y-%m-%d %H:%M:%S} UTC  {timeline.wait.reason}"
-    return "\n".join(map(printable, [head, *_wait_lines(timeline)]))
+    return "\n".join(map(printable, [head, *_wait_lines(timeline, env)]))
 
 
-def _wait_lines(timeline: Timeline) -> list[str]:
-    wait = timeline.wait
-    return [f"  {wait.sentence}", *([f"  Next: {wait.command}"] if wait.command else [])]
+def _wait_lines(timeline: Timeline, env: Path | None) -> list[str]:
+    wait, command = timeline.wait, timeline.wait.command
+    # The commands of settle find the local system by themselves.
+    if command and env is not None and not command.startswith("settle "):
+        command = f"( . {shlex.quote(str(env))}; {command} )"
+    return [f"  {wait.sentence}", *([f"  Next: {command}"] if command else [])]

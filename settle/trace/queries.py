@@ -1,4 +1,7 @@
-"""What both databases know of an order. Each query reads by an index, or in few partitions."""
+"""What both databases know of an order.
+
+Each query reads by an index, or in few partitions. Only the dead letters have no index.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,8 @@ _RECEIVED = text(
     """
 )
 
+# A record that is not a valid event has no event_id, but its headers may have one. They are
+# searched as the text that `write_dead_letter` wrote: PostgreSQL cannot decode JSON with a NUL.
 _DEAD_LETTERS = text(
     """
     SELECT letter.id, letter.reason, letter.detail, letter.state, letter.parked_at,
@@ -62,7 +67,9 @@ _DEAD_LETTERS = text(
            request.answered_at
     FROM dead_letters AS letter
     LEFT JOIN dead_letter_requests AS request ON request.dead_letter_id = letter.id
-    WHERE letter.event_id = :id ORDER BY letter.id, request.id
+    WHERE letter.event_id = :id
+        OR (letter.event_id IS NULL AND position(:header IN letter.headers::text) > 0)
+    ORDER BY letter.id, request.id
     """
 )
 
@@ -147,7 +154,8 @@ def read_received(consumer: Connection, event_id: UUID) -> RowMapping | None:
 
 def read_dead_letters(consumer: Connection, event_id: UUID) -> list[RowMapping]:
     """Return the dead letters of an event: a row for each request to repair one, or one row."""
-    return list(consumer.execute(_DEAD_LETTERS, {"id": event_id}).mappings())
+    header = json.dumps(["ce_id", str(event_id)])
+    return list(consumer.execute(_DEAD_LETTERS, {"id": event_id, "header": header}).mappings())
 
 
 def read_attempts(consumer: Connection, event_id: UUID) -> RowMapping | None:

@@ -23,12 +23,15 @@ class RecordTimes:
 
     Args:
         settings: with the addresses of the brokers.
+
+    Attributes:
+        is_away: whether the broker was asked, and did not answer.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._reader: KafkaConsumer | None = None
-        self._is_away = False
+        self.is_away = False
 
     def close(self) -> None:
         """Disconnect from Kafka."""
@@ -37,12 +40,12 @@ class RecordTimes:
 
     def sent_at(self, topic: str, partition: int, offset: int) -> datetime | None:
         """Return the time of a record; None if it is gone, or the broker is away."""
-        if self._is_away:
+        if self.is_away:
             return None
         try:
             return self._read(TopicPartition(topic, partition), offset)
         except (KafkaError, OSError):
-            self._is_away = True
+            self.is_away = True
             return None
 
     def _read(self, partition: TopicPartition, offset: int) -> datetime | None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settle.trace import queries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Connection, RowMapping
 
-    # Returns the time at which Kafka got a record, given its topic, partition and offset. None if
-    # it cannot be read.
-    SentAt = Callable[[str, int, int], datetime | None]
+    from settle.trace.record_times import RecordTimes
 
 
 # The reason of an order that waits for nothing.
@@ -61,7 +57,7 @@ class Timeline:
     Args:
         order: its row.
         wait: what it waits for.
-        steps: what happened, in the order of the flow.
+        steps: what happened, in the order of time.
     """
 
     order: RowMapping
@@ -89,12 +85,12 @@ class Tracer:
     Args:
         orders: a connection to the database of orders.
         payments: a connection to the database of payments.
-        sent_at: reads a record's time from Kafka.
+        times: reads the times of records from Kafka.
     """
 
-    def __init__(self, orders: Connection, payments: Connection, sent_at: SentAt) -> None:
+    def __init__(self, orders: Connection, payments: Connection, times: RecordTimes) -> None:
         self._databases = {"orders": orders, "payments": payments}
-        self._sent_at = sent_at
+        self._times = times
 
     def trace(self, order_id: UUID) -> Timeline | None:
         """Return what is known of an order, or None if orders does not have it."""
@@ -118,16 +114,18 @@ class Tracer:
             steps.append(
                 Step(order["status"], "orders", order["updated_at"], _failure_detail(order))
             )
-            wait = Wait(FINAL, f"The order is final: {order['status']}.")
+            wait = _final_wait(order, payment)
+        shown = {step.detail.get("event_id") for step in steps}
         steps += [
             Step(
                 "anomaly", "orders", row["received_at"], {"event_id": str(row["id"])} | _detail(row)
             )
             for row in queries.read_anomalies(self._databases["orders"], order_id)
+            if str(row["id"]) not in shown
         ]
         if wait is None and self._has_changed(order):
             return self.trace(order_id)
-        return Timeline(order, wait or _UNDECIDED, steps)
+        return Timeline(order, wait or _UNDECIDED, _by_time(steps))
 
     def _has_changed(self, order: RowMapping) -> bool:
         """Return whether an order became final after it was read."""
@@ -160,16 +158,13 @@ class Tracer:
         ids = {"event_id": str(event["id"]), "request_id": event["request_id"]}
         steps.append(Step("event_added", publisher, event["created_at"], ids))
         received = queries.read_received(self._databases[consumer], event["id"])
-        at_consumer: list[Step] = []
         if received is not None:
             place = (received["topic"], received["partition"], received["offset"])
             record = dict(zip(("topic", "partition", "offset"), place, strict=True))
-            steps.append(Step("sent", publisher, self._sent_at(*place), record))
+            steps.append(Step("sent", publisher, self._times.sent_at(*place), record))
             outcome = {"outcome": received["outcome"]} | _detail(received)
-            at_consumer.append(Step("received", consumer, received["received_at"], outcome))
-        letter = self._add_dead_letters(at_consumer, consumer, event["id"])
-        # A dead letter is received only when it is retried.
-        steps += sorted(at_consumer, key=attrgetter("at"))
+            steps.append(Step("received", consumer, received["received_at"], outcome))
+        letter = self._add_dead_letters(steps, consumer, event["id"])
         if received is not None and received["outcome"] != "parked":
             return None
         if letter is not None:
@@ -207,9 +202,11 @@ class Tracer:
                 f"outbox-relay refused show {publisher} {event['id']}",
             )
         if event["unsent"]:
+            # Kafka is not asked for this. It is known if a record's time was read before.
+            cause = " Kafka does not answer." if self._times.is_away else ""
             return Wait(
                 "unsent",
-                f"Its event waits for the relay of {publisher}.",
+                f"Its event waits for the relay of {publisher}.{cause}",
                 f"outbox-relay healthcheck {publisher}",
             )
         database = self._databases[consumer]
@@ -238,6 +235,27 @@ _UNDECIDED = Wait(
     "Its event was applied, and nothing was decided. That must not happen.",
     "settle audit",
 )
+
+
+def _by_time(steps: list[Step]) -> list[Step]:
+    """Sort steps by time. A step without a time stays behind the step before it.
+
+    Kafka's times are in milliseconds, so the steps of a millisecond keep the order of the flow.
+    """
+    times: list[int] = []
+    for step in steps:
+        times.append(times[-1] if step.at is None else int(step.at.timestamp() * 1000))
+    numbers = sorted(range(len(steps)), key=times.__getitem__)
+    return [steps[number] for number in numbers]
+
+
+def _final_wait(order: RowMapping, payment: RowMapping | None) -> Wait:
+    """Return the wait of a final order. Only an audit explains one that contradicts its payment."""
+    status = order["status"]
+    if payment is None or (payment["status"] == "succeeded") == (status == "success"):
+        return Wait(FINAL, f"The order is final: {status}.")
+    charged = "charged" if payment["status"] == "succeeded" else "not charged"
+    return Wait(FINAL, f"The order is {status}, but it was {charged}.", "settle audit")
 
 
 def _detail(row: RowMapping) -> dict[str, Any]:

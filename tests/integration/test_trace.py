@@ -10,11 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from settle.cli import main
+from settle.trace import command as trace_command
+from support.delivery import ORDERS, Record, headers
 from support.environ import environment
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from click.testing import Result
 
@@ -49,9 +52,20 @@ def names(trace: dict[str, Any]) -> list[str]:
     return [step["name"] for step in trace["steps"]]
 
 
-def settle_order(delivery: Delivery) -> UUID:
-    """Place an order, settle it, and return its id."""
+def settle_order(delivery: Delivery, *, dead_letter_first: bool = False) -> UUID:
+    """Place an order, settle it, and return its id. Its event may have been a dead letter."""
     (order_id,) = delivery.place(delivery.open_account(100), 7)
+    if dead_letter_first:
+        with delivery.relay("orders"):
+            delivery.wait_sent("orders")
+        ((event_id,),) = delivery.query("orders", "SELECT id FROM outbox")
+        delivery.query("payments", DEAD_LETTER, event=event_id)
+    deliver(delivery, outcome="applied")
+    return order_id
+
+
+def deliver(delivery: Delivery, *, outcome: str) -> None:
+    """Run both services until orders has received an event with this outcome."""
     with (
         delivery.relay("orders"),
         delivery.consumer("payments"),
@@ -59,11 +73,15 @@ def settle_order(delivery: Delivery) -> UUID:
         delivery.consumer("orders"),
     ):
         wait_until(
-            lambda: delivery.statuses() == {"success": 1}, timeout_s=60, what="the order to settle"
+            lambda: delivery.inbox("orders") == {outcome: 1}, timeout_s=60, what="the payment"
         )
-    return order_id
 
 
+DEAD_LETTER = """
+    INSERT INTO dead_letters
+        (fingerprint, event_id, topic, partition, "offset", headers, reason, detail)
+    VALUES ('x', :event, 'orders.events', 0, 0, '[]', 'handler_failed', 'RuntimeError: no')
+"""
 FLOW = [
     "accepted",
     "event_added",
@@ -100,24 +118,41 @@ def test_a_paid_order_is_found_by_each_of_its_ids(
     assert "The order is final: success." in shown
 
 
-def test_a_dead_letter_comes_before_the_retry_that_applied_it(
-    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+def test_the_steps_of_a_retried_dead_letter_are_in_the_order_of_time(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]], settle: Callable[..., Result]
 ) -> None:
-    order_id = settle_order(delivery)
+    order_id = settle_order(delivery, dead_letter_first=True)
     delivery.query(
         "payments",
         """
-        INSERT INTO dead_letters (fingerprint, event_id, topic, partition, "offset", headers,
-            reason, detail, parked_at)
-        SELECT 'x', id, 'orders.events', 0, 0, '[]', 'handler_failed', '',
-            received_at - interval '1 minute'
-        FROM inbox
+        INSERT INTO dead_letter_requests (dead_letter_id, action, answered_at, answer)
+        VALUES (1, 'retry', now(), 'refused')
         """,
     )
 
     trace = traced(order_id)
+    shown = settle("trace", str(order_id)).stdout
 
-    assert names(trace) == [*FLOW[:3], "dead_letter", *FLOW[3:]]
+    assert names(trace) == [*FLOW[:3], "dead_letter", *FLOW[3:], "retry"]
+    assert " -0." not in shown
+
+
+def test_an_anomaly_of_a_charged_order_is_shown_once_with_what_to_do(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+) -> None:
+    (order_id,) = delivery.place(delivery.open_account(100), 7)
+    delivery.query("orders", "UPDATE orders SET status = 'failed', failure_reason = 'test'")
+    deliver(delivery, outcome="anomaly")
+
+    trace = traced(order_id)
+
+    assert sorted(names(trace)) == sorted([*FLOW[:-1], "failed"])
+    assert trace["steps"][-1]["detail"]["outcome"] == "anomaly"
+    assert trace["wait"] == {
+        "reason": "final",
+        "sentence": "The order is failed, but it was charged.",
+        "command": "settle audit",
+    }
 
 
 def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[str, Any]]) -> None:
@@ -127,6 +162,19 @@ def test_a_trace_needs_no_broker(delivery: Delivery, traced: Callable[..., dict[
 
     assert names(trace) == FLOW
     assert [step["at"] is None for step in trace["steps"] if step["name"] == "sent"] == [True, True]
+
+
+def test_a_trace_says_that_kafka_does_not_answer(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]]
+) -> None:
+    (order_id,) = delivery.place(delivery.open_account(100), 7)
+    with delivery.relay("orders"), delivery.consumer("payments"):
+        wait_until(lambda: delivery.received("payments") == 1, timeout_s=60, what="the charge")
+
+    wait = traced(order_id, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")["wait"]
+
+    assert wait["reason"] == "unsent"
+    assert wait["sentence"] == ("Its event waits for the relay of payments. Kafka does not answer.")
 
 
 def test_a_trace_names_the_relay_and_then_the_consumer_that_an_order_waits_for(
@@ -156,11 +204,7 @@ def test_a_trace_names_the_relay_and_then_the_consumer_that_an_order_waits_for(
         ),
         (
             "payments",
-            """
-            INSERT INTO dead_letters
-                (fingerprint, event_id, topic, partition, "offset", headers, reason, detail)
-            VALUES ('x', :event, 'orders.events', 0, 0, '[]', 'handler_failed', 'RuntimeError: no')
-            """,
+            DEAD_LETTER,
             "dead_letter",
             "inbox-consumer dead-letters show payments 1",
         ),
@@ -218,6 +262,54 @@ def test_a_stuck_order_is_shown_with_its_reason_and_the_next_command(
     assert found["wait"]["command"] == command.format(event=event)
     assert str(order_id) in shown
     assert not command or f"Next: {command.format(event=event)}" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "no_value"),
+        (b"\xff", "not_utf8"),
+        (b"{", "not_json"),
+        (b'{"amount": "7"}', "invalid_data"),
+    ],
+)
+def test_a_record_that_is_no_valid_event_is_found_by_its_header(
+    delivery: Delivery, traced: Callable[..., dict[str, Any]], value: bytes | None, reason: str
+) -> None:
+    (order_id,) = delivery.place(uuid4(), 7)
+    ((event_id,),) = delivery.query("orders", "SELECT id FROM outbox")
+    delivery.query("orders", "DELETE FROM outbox_pending")
+    # PostgreSQL cannot read the other header as JSON.
+    sent_headers = [*headers("order.created", event_id), ("other", b"\0")]
+    delivery.produce(ORDERS, Record(value, sent_headers))
+    with delivery.consumer("payments"):
+        wait_until(
+            lambda: delivery.dead_letters("payments") != [], timeout_s=60, what="the dead letter"
+        )
+
+    trace = traced(order_id)
+
+    assert names(trace) == ["accepted", "event_added", "dead_letter"]
+    assert trace["steps"][-1]["detail"]["reason"] == reason
+    assert trace["wait"]["reason"] == "dead_letter"
+    assert trace["wait"]["command"] == "inbox-consumer dead-letters show payments 1"
+
+
+def test_the_next_command_loads_the_environment_of_the_local_system(
+    delivery: Delivery,
+    settle: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    settings = {service: delivery.settings(service) for service in ("orders", "payments")}
+    monkeypatch.setattr(trace_command, "find_settings", lambda _state: settings)
+    (order_id,) = delivery.place(uuid4(), 7)
+
+    shown = settle(
+        "trace", str(order_id), KAFKA_BOOTSTRAP_SERVERS="", SETTLE_HOME=str(tmp_path / "a b")
+    ).stdout
+
+    assert f"Next: ( . '{tmp_path}/a b/env'; outbox-relay healthcheck orders )" in shown
 
 
 @pytest.mark.parametrize("id_", ["01980000-0000-7000-8000-000000000000", "no-such-request", "%"])
