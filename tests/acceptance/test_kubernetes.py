@@ -212,7 +212,7 @@ class _System:
             )
         for name, container in started.items():
             if name.endswith("-api"):
-                wait_until(lambda name=name: self._is_ready(name), timeout_s=120, what=name)  # type: ignore[misc]
+                wait_until(lambda name=name: self._is_ready(name), timeout_s=200, what=name)  # type: ignore[misc]
             else:
                 container.wait_started()
         return started

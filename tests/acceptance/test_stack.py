@@ -179,6 +179,7 @@ def test_up_names_a_used_port_and_its_variable() -> None:
         stack.discard()
 
 
+@pytest.mark.timeout(300)  # it starts another stack
 def test_a_stack_on_all_ipv4_and_ipv6_addresses_is_ready_and_reachable() -> None:
     stack = Stack(BIND_ADDRESS="::")
     try:

@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 USER = ["setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "--no-new-privs"]
 USER += ["--bounding-set=-all", "--inh-caps=-all"]
 # Arguments: the checkout, which is the image's workdir; the folder of Python; that of the secrets.
-# Root's home is closed to others: what is used of it is mounted there again.
+# Root's home is closed to others, and /tmp is empty. The checkout and Python are mounted again where
+# they were, because they may be in one of these.
 SETUP = """
 set -eu
 mount --make-rprivate /
@@ -40,10 +41,10 @@ chown 10001:10001 /run/settle
 cp "$3"/* /run/secrets/settle/
 mount --bind "$2" /run/python
 mount -t tmpfs -o mode=755 tmpfs /root
+mount -t tmpfs -o noexec,nosuid,nodev tmpfs /tmp
 mkdir -p "$1" "$2"
 mount --bind /srv/settle "$1"
 mount --bind /run/python "$2"
-mount -t tmpfs -o noexec,nosuid,nodev tmpfs /tmp
 for folder in / /srv/settle "$1" "$2"; do mount -o remount,bind,ro "$folder"; done
 cd /srv/settle
 shift 3
