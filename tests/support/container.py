@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 USER = ["setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "--no-new-privs"]
 USER += ["--bounding-set=-all", "--inh-caps=-all"]
 # Arguments: the checkout, which is the image's workdir; the folder of Python; that of the secrets.
-# Root's home is closed to others, and /tmp is empty. The checkout and Python may be in one of these,
-# so they are mounted again where they were.
+# Root's home is closed to others, and /tmp is empty. The checkout and Python may be in one of
+# these, so they are mounted again where they were.
 SETUP = """
 set -eu
 mount --make-rprivate /
