@@ -219,9 +219,11 @@ def test_a_second_reload_ends_the_old_workers_if_those_of_the_first_did_not_star
         send([pid for pid in children(process.pid) if pid not in old], signal.SIGKILL)
 
         wait_reloaded(process, log, old, starts=3)
+        # The killed workers may have had requests.
+        failures = list(clients.failures)
         clients.wait_more(10)
 
-    assert clients.failures == []
+    assert clients.failures == failures
 
 
 @pytest.mark.parametrize("service", SERVICES)
