@@ -222,9 +222,7 @@ def audit(second_look_s: float, *, as_json: bool) -> None:
     """
     try:
         with shown_steps(err=True) as steps:
-            report = run_audit(
-                **find_settings(open_state()), second_look_s=second_look_s, steps=steps
-            )
+            report = run_audit(**find_settings(), second_look_s=second_look_s, steps=steps)
     except EXPECTED as error:
         fail(error_sentence(error), code=EXIT_NOT_AUDITED)
     if as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from settle.audit.targets import find_settings, is_environment_set
-from settle.stack.state import open_state
+from settle.stack.state import find_state
 from settle.trace import queries
 from settle.trace.record_times import RecordTimes
 from settle.trace.timeline import FINAL, Timeline, Tracer
@@ -92,9 +92,8 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
 @contextmanager
 def _both() -> Iterator[tuple[Connection, Connection, Tracer, Path | None]]:
     """Connect to both databases, read only. The path is that of the local system's environment."""
-    state = open_state()
-    env = None if is_environment_set() else state.env
-    settings = find_settings(state)
+    env = None if is_environment_set() else find_state().env
+    settings = find_settings()
     engines = {
         service: make_engine(of.database_url, application_name=_NAME, pool_size=1)
         for service, of in settings.items()

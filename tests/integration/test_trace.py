@@ -302,7 +302,7 @@ def test_the_next_command_loads_the_environment_of_the_local_system(
     tmp_path: Path,
 ) -> None:
     settings = {service: delivery.settings(service) for service in ("orders", "payments")}
-    monkeypatch.setattr(trace_command, "find_settings", lambda _state: settings)
+    monkeypatch.setattr(trace_command, "find_settings", lambda: settings)
     (order_id,) = delivery.place(uuid4(), 7)
 
     shown = settle(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from settle.audit.targets import find_settings
 from settle.safe_folders import (
     UnsafeFolderError,
     read_small,
@@ -18,6 +19,7 @@ from settle.safe_folders import (
     take_folder,
     write_private,
 )
+from settle.stack.definition import DATABASE_URLS
 from settle.stack.state import StateError, StateFolder, find_state, open_state
 from support.environ import environment
 
@@ -30,6 +32,19 @@ def check(folder: Path) -> None:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_the_state_folder_is_not_opened_if_the_environment_names_the_servers(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o777)
+    variables = {name: "postgresql://127.0.0.1:9/none" for name in DATABASE_URLS.values()}
+    variables |= {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", "SETTLE_HOME": str(tmp_path)}
+
+    with environment(variables):
+        settings = find_settings()
+
+    assert settings["orders"].kafka_bootstrap_servers == ("127.0.0.1:9",)
 
 
 @pytest.mark.parametrize("last", [0o700, 0o711, 0o755])
