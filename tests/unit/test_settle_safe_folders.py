@@ -38,7 +38,7 @@ def test_the_state_folder_is_not_opened_if_the_environment_names_the_servers(
     tmp_path: Path,
 ) -> None:
     tmp_path.chmod(0o777)
-    variables = {name: "postgresql://127.0.0.1:9/none" for name in DATABASE_URLS.values()}
+    variables = dict.fromkeys(DATABASE_URLS.values(), "postgresql://127.0.0.1:9/none")
     variables |= {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", "SETTLE_HOME": str(tmp_path)}
 
     with environment(variables):
