@@ -85,7 +85,7 @@ def on_reload(server: Any) -> None:
     """
     (listener,) = server.LISTENERS
     os.environ[SOCKET] = f"fd://{listener.fileno()}"
-    # Also the workers from before an earlier reload, if none of its workers is ready yet.
+    # All children, because workers from before an earlier reload may still serve.
     os.environ[OLD_WORKERS] = " ".join(read_children(os.getpid()))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell is wanted

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import threading
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,7 @@ class _System:
             )
         for name, container in started.items():
             if name.endswith("-api"):
-                wait_until(lambda name=name: self._is_ready(name), timeout_s=200, what=name)  # type: ignore[misc]
+                wait_until(partial(self._is_ready, name), timeout_s=200, what=name)
             else:
                 container.wait_started()
         return started

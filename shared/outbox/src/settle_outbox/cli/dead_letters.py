@@ -292,9 +292,11 @@ def _repair_command(action: Action, help_text: str) -> None:
         if dry_run:
             _print_choice(engine, ids, as_json=as_json)
             return
-        if not ids and not as_json:
-            click.echo("No dead letter matches. Nothing was done.")
-        if selection.all and ids:
+        if not ids:
+            if not as_json:
+                click.echo("No dead letter matches. Nothing was done.")
+            return
+        if selection.all:
             confirm_count(repair.action, len(ids), selection.confirm)
         if by_consumer:
             for first in range(0, len(ids), _REQUESTS_AT_ONCE):
