@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from threading import Barrier
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from uuid import uuid4
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from settle_outbox.kafka.clients import make_admin
+from settle_outbox.kafka.clients import make_admin, make_consumer
 from settle_outbox.kafka.topics import close_quietly, count_partitions, ensure_topics, find_topics
 from settle_outbox.service import Subscription, load_service
 from support.broker import KAFKA, chosen
-from support.delivery import ORDERS, PAYMENTS, Delivery, order_created
+from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, order_created
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from kafka import KafkaAdminClient
+    from kafka import KafkaAdminClient, KafkaConsumer
 
 CALLERS, ROUNDS = 4, 10
 DAY_MS = 24 * 60 * 60 * 1000
@@ -118,6 +118,22 @@ def test_a_consumer_reads_existing_topics_and_new_ones_later(
             timeout_s=30,
             what="the event of the other topic",
         )
+
+
+@needs_kafka
+def test_a_join_outlasts_the_poll_that_began_it(delivery: Delivery) -> None:
+    """Its first member learns of the partitions after the join, and has to join once more."""
+    delivery.produce(ORDERS, order_created(uuid4(), 1))
+    for poll_ms in range(5, 15):
+        consumer = make_consumer(delivery.settings("payments"), f"group-{poll_ms}")
+
+        def has_all(consumer: KafkaConsumer = consumer, poll_ms: int = poll_ms) -> bool:
+            consumer.poll(timeout_ms=poll_ms)
+            return len(consumer.assignment()) == PARTITIONS
+
+        with closing(consumer):
+            consumer.subscribe([ORDERS])
+            wait_until(has_all, timeout_s=10, what="all partitions")
 
 
 @needs_kafka

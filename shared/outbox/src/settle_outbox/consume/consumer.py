@@ -76,8 +76,7 @@ TOPIC_WAIT_S = 1.0
 EMBEDDED_JOIN_TIMEOUT_S = 6.0
 # Maximum time of a join on other brokers. The batch of another member can delay a join, normally by
 # less than 10 s. A new connection does not disturb that member. Without this limit, a lost response
-# would block the consumer until MAX_POLL_INTERVAL_MS. kafka-python can also stall when it joins
-# again after partitions were added.
+# would block the consumer until MAX_POLL_INTERVAL_MS.
 JOIN_TIMEOUT_S = 20.0
 # Maximum delay until an operator's `resume` is noticed.
 RESUME_CHECK_INTERVAL_S = 1.0

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import KafkaConsumer, KafkaProducer, __version__, codec
 from kafka.consumer.fetcher import Fetcher
+from kafka.coordinator.base import BaseCoordinator
+from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.net.compat import KafkaNetClient
 from kafka.net.connection import KafkaConnection
 from kafka.net.manager import KafkaConnectionManager
@@ -55,6 +57,7 @@ _DAMAGED_LOG = (
     "test_unreadable_batches.py"
     "::test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone"
 )
+_JOIN_AWAITED = "test_topics.py::test_a_join_outlasts_the_poll_that_began_it"
 _POLL_BYTES = "test_kafka_internals.py::test_a_poll_gives_no_more_than_its_bytes"
 _CORRUPT_RECORD = (
     "test_kafka_internals.py::test_the_records_before_one_that_is_corrupt_inside_are_read"
@@ -83,6 +86,8 @@ PRIVATE_PARTS = (
     PrivateParts(KafkaConsumer, ("_subscription",), _ABORTED_RECORDS),
     PrivateParts(Fetcher, ("_parse_fetched_data", "_subscriptions"), _DAMAGED_LOG),
     PrivateParts(Fetcher, ("_append",), _POLL_BYTES),
+    PrivateParts(BaseCoordinator, ("_join_task",), _JOIN_AWAITED),
+    PrivateParts(ConsumerCoordinator, ("_do_join_and_sync_async", "need_rejoin"), _JOIN_AWAITED),
     PrivateParts(
         Fetcher.PartitionRecords,
         ("_maybe_raise_next_inline_exception", "_next_inline_exception", "record_iterator", "take"),

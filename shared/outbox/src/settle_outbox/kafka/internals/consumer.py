@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
+from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import KafkaError
 from kafka.protocol import parser
 from kafka.protocol.frame import KafkaBytes
 from kafka.protocol.parser import KafkaProtocol
 from kafka.record.default_records import DefaultRecordBatch
+from kafka.structs import MemberState
 
 from settle_outbox.kafka.fetch_response import (
     FETCH_API_KEY,
@@ -42,6 +44,8 @@ _HEADER_OVERHEAD_BYTES = 100
 _original_unpack_records: Any = getattr(Fetcher.PartitionRecords, "_unpack_records", None)
 _original_parse_fetched_data: Any = getattr(Fetcher, "_parse_fetched_data", None)
 _original_append: Any = getattr(Fetcher, "_append", None)
+_original_need_rejoin: Any = getattr(ConsumerCoordinator, "need_rejoin", None)
+_original_join_and_sync: Any = getattr(ConsumerCoordinator, "_do_join_and_sync_async", None)
 _original_validate_frame_size: Any = getattr(KafkaProtocol, "_validate_frame_size", None)
 
 
@@ -56,6 +60,8 @@ def patch_consumers() -> None:
     Fetcher.PartitionRecords.bytes_left = POLL_MAX_BYTES
     Fetcher._append = _append_within_limit
     Fetcher._parse_fetched_data = _parse_partition_with_place
+    ConsumerCoordinator.need_rejoin = _needs_join
+    ConsumerCoordinator._do_join_and_sync_async = _join_once
 
 
 class _Dropped(dict[TopicPartition, Any]):
@@ -136,6 +142,21 @@ def _parse_partition_with_place(fetcher: Fetcher, completed: Any) -> Any:
             partition
         ].last_stable_offset = completed.partition_data.last_stable_offset
     return part
+
+
+def _needs_join(coordinator: ConsumerCoordinator) -> bool:
+    """Return whether to join the group, or to wait for the result of a join."""
+    return coordinator._join_task is not None or bool(_original_need_rejoin(coordinator))
+
+
+async def _join_once(coordinator: ConsumerCoordinator) -> Any:
+    """Join the group, or return the assignment of a join that was completed between two polls."""
+    assignment = coordinator.__dict__.pop("last_assignment", None)
+    # Once a poll has used the assignment, the coordinator is stable until it joins again.
+    if assignment is None or coordinator.state is not MemberState.REBALANCING:
+        assignment = await _original_join_and_sync(coordinator)
+    coordinator.last_assignment = assignment
+    return assignment
 
 
 class _Receiving(threading.local):
