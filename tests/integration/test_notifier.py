@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 from structlog.testing import capture_logs
 
@@ -20,45 +20,36 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
-# Number of uses before the connection ends. Several uses also cover the steps before a reuse.
-USES = 3
-
 
 def test_a_notification_is_sent_after_the_connection_ended(
-    orders_url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    orders_url: str, postgres: PostgresServer
 ) -> None:
     """The next notification uses another connection."""
     engine = create_engine(orders_url)
     sessions = sessionmaker(engine)
     notify_after_commit(sessions, orders_url)
     listener = Listener(orders_url, Stop())
-    pids: list[int] = []
-
-    # SQLAlchemy's events do not fit: a listener cannot be removed while another thread may call it.
-    execute = Connection.exec_driver_sql
-
-    def execute_and_end(connection: Connection, statement: str, *given: Any) -> Any:
-        result = execute(connection, statement, *given)
-        if "pg_notify" in statement:
-            driver = connection.connection.driver_connection
-            assert driver is not None
-            pid = driver.get_backend_pid()
-            if len(pids) == USES - 1:
-                ended = postgres.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
-                assert ended == [(True,)]
-            pids.append(pid)
-        return result
 
     def notified() -> bool:
         with sessions.begin() as session:
             outbox.add(session, Event("orders", "a", "order.created", {}))
         return bool(listener.wait(1))
 
-    monkeypatch.setattr(Connection, "exec_driver_sql", execute_and_end)
+    def pids() -> list[Any]:
+        return postgres.execute(
+            "SELECT pid FROM pg_stat_activity"
+            f" WHERE application_name = 'outbox-notifier' AND datname = '{engine.url.database}'"
+        )
+
     listener.ensure()
-    wait_until(lambda: notified() and len(pids) > USES, timeout_s=30, what="the next notification")
-    assert set(pids[:USES]) == {pids[0]}
-    assert pids[USES] != pids[0]
+    wait_until(notified, timeout_s=30, what="a notification")
+    first_pids = pids()
+    wait_until(notified, timeout_s=30, what="another notification")
+    assert pids() == first_pids
+    ((pid,),) = first_pids
+    assert postgres.execute(f"SELECT pg_terminate_backend({pid}, 5000)") == [(True,)]
+    wait_until(notified, timeout_s=30, what="a notification on a new connection")
+    assert pids() != first_pids
     listener.close()
     engine.dispose()
 

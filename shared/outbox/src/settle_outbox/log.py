@@ -80,7 +80,7 @@ def write_together(event: str, lines: Iterable[tuple[int, Mapping[str, object]]]
         event: the name of the event.
         lines: the level and the key-value pairs of each line, including ``at``.
     """
-    renderer = structlog.wrap_logger(structlog.ReturnLogger())
+    renderer = structlog.wrap_logger(structlog.ReturnLogger()).bind()
     rendered = (renderer.log(level, event, **values) for level, values in lines)
     text = "".join(f"{line}\n" for line in rendered if line is not None)
     if text:

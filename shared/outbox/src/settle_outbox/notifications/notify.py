@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import psycopg2
 import structlog
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -111,14 +113,25 @@ class Notifier(threading.Thread):
         with self._lock:
             requests, self._requests = self._requests, {}
         try:
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql(_NOTIFY, _notifications(requests))
-        except SQLAlchemyError as error:
+            self._send(requests)
+        except (SQLAlchemyError, psycopg2.Error) as error:
             # Nothing is lost, because listeners also poll.
             log.warning(
                 "outbox.notify_failed", error=first_line(error), sqlstate=sqlstate_of(error)
             )
         time.sleep(_PAUSE_S)
+
+    def _send(self, requests: _Requests) -> None:
+        # Through the driver, which takes a third of the time that a Connection takes.
+        pooled = self._engine.raw_connection()
+        try:
+            with closing(pooled.cursor()) as cursor:
+                cursor.execute(_NOTIFY, _notifications(requests))
+        except psycopg2.Error as error:
+            pooled.invalidate(error)
+            raise
+        finally:
+            pooled.close()
 
 
 def _notifications(requests: _Requests) -> dict[str, list[str]]:
