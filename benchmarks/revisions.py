@@ -27,7 +27,7 @@ from servers import ORDERS, ROOT, served
 from sqlalchemy import NullPool, create_engine, text
 from uuid_utils.compat import uuid7
 
-from support.broker import Broker, forget_groups, open_broker
+from support.broker import Broker, delete_groups, make_broker
 from support.delivery import Delivery, order_created
 from support.postgres import PostgresServer, open_postgres
 from support.waiting import wait_until
@@ -171,7 +171,7 @@ class Bench:
             " SELECT user_id, 1000000 FROM unnest(CAST(:users AS uuid[])) AS opened (user_id)",
             users=self._users,
         )
-        self._forget_groups()
+        self._delete_groups()
         with side.running("inbox-consumer", "run", "payments", **self._environ(payments=url)):
             return self._rate(lambda: self._count(url, "inbox"))
 
@@ -205,9 +205,9 @@ class Bench:
             "LOG_FORMAT": "json",
         }
 
-    def _forget_groups(self) -> None:
+    def _delete_groups(self) -> None:
         admin = KafkaAdminClient(bootstrap_servers=self._broker.bootstrap)
-        wait_until(lambda: forget_groups(admin), timeout_s=60, what="the groups to be removed")
+        wait_until(lambda: delete_groups(admin), timeout_s=60, what="the groups to be removed")
         admin.close()
 
     def _count(self, url: str, table: str) -> int:
@@ -233,7 +233,7 @@ def main() -> None:
     base = checked_out(given.base, ROOT / "build" / "bench" / given.base)
     sides = {"here": Side(ROOT, Path(sys.executable).parent), "base": base}
     missed = False
-    with open_postgres() as server, open_broker() as broker, TemporaryDirectory() as folder:
+    with open_postgres() as server, make_broker() as broker, TemporaryDirectory() as folder:
         bench = Bench(server, broker, Path(folder) / "servers.log", given.events)
         print(f"{'':14} {'here /s':>8} {'base /s':>8} {'ratio':>6} {'rounds':>13}")
         for name, measure in (

@@ -13,7 +13,7 @@ from shared.migrations import upgrade
 from support import broker as brokers
 from support import oldest_postgres
 from support import postgres as postgresqls
-from support.broker import Broker, EmbeddedBroker, open_broker
+from support.broker import Broker, EmbeddedBroker, make_broker
 from support.delivery import Delivery
 from support.postgres import OLDEST, WHEEL, PostgresServer, open_postgres
 
@@ -95,21 +95,21 @@ def own_postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[Broker]:
     """Start the broker that the session shares. Take `broker`, which is empty."""
-    with open_broker() as server:
+    with make_broker() as server:
         yield server
 
 
 @pytest.fixture
 def broker(shared_broker: Broker) -> Broker:
     """Empty the shared broker, and return it. To stop one, take `own_broker`."""
-    shared_broker.reset()
+    shared_broker.empty()
     return shared_broker
 
 
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
     """Start a broker for this test alone, to stop, kill and empty."""
-    with open_broker() as server:
+    with make_broker() as server:
         yield server
 
 

@@ -1,1 +1,1 @@
-"""Payments: one account per user, deposits, and charges for orders."""
+"""The payments service: keeps an account per user, takes deposits, and pays for orders."""

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: WebSettings | None = None) -> Flask:
-    """Make the app. Call it after fork.
+    """Make the app. Call this after the fork, because it opens connections and starts threads.
 
-    Without settings, it reads them from the environment and sets up logging (`prepare_process`).
+    Args:
+        settings: if they are None, `prepare_process` reads them from the environment, and sets up
+            logging.
     """
     return make_service_app(
         SERVICE,

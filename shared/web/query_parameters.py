@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
     View = Callable[..., Any]
 
-_MARK = "_query_parameters"
+_NAMES = "_query_parameters"
 _REPEATED = "The query has this parameter more than once."
 
 
 def declare_parameters(view: View, names: Iterable[str]) -> View:
-    """Declare the query parameters of a view. A view without a declaration has none."""
-    view.__dict__[_MARK] = tuple(names)
+    """Declare the query parameters of a view. A view that declares none accepts none."""
+    view.__dict__[_NAMES] = tuple(names)
     return view
 
 
 def register(app: Flask) -> None:
-    """Refuse query parameters that are unknown or repeated, before each request of an app."""
-    app.before_request(_refuse_parameters)
+    """Check the query parameters of each request of an app, before its view runs."""
+    app.before_request(_check_parameters)
 
 
-def _refuse_parameters() -> None:
-    # A CORS preflight (OPTIONS) is not checked, because the browser would hide the reason from the
-    # script. The request that follows is checked.
+def _check_parameters() -> None:
+    # A CORS preflight (OPTIONS) is not checked, because no browser shows a script why its preflight
+    # was refused. The request that follows is checked.
     if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
         return
-    known = getattr(current_app.view_functions[request.url_rule.endpoint], _MARK, ())
+    known = getattr(current_app.view_functions[request.url_rule.endpoint], _NAMES, ())
     unknown_detail = (
-        f"This address has no such parameter. It has: {', '.join(known)}."
+        f"This call has no such parameter. Its parameters are: {', '.join(known)}."
         if known
-        else "This address has no parameters."
+        else "This call has no parameters."
     )
     faults = [
         {"parameter": name[:NAME_MAX], "detail": _REPEATED if name in known else unknown_detail}

@@ -105,7 +105,7 @@ class Newcomer:
 def newcomer(
     tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, shared_broker: Broker
 ) -> Newcomer:
-    shared_broker.reset()
+    shared_broker.empty()
     url = postgres.create_database("notifications")
     made = Newcomer(tmp_path_factory.mktemp("library"), url, shared_broker.bootstrap)
     made.run(INSTALL)

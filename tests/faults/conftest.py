@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.broker import open_broker
+from support.broker import make_broker
 from support.delivery import Delivery
 from support.kafka_proxy import Proxied
 from support.ports import free_port
@@ -22,7 +22,7 @@ def shared_proxied() -> Iterator[Proxied]:
     Earlier tests may have left records in it. Tests use the fixture `proxied`.
     """
     port = free_port()
-    with open_broker(advertised_port=port) as broker:
+    with make_broker(advertised_port=port) as broker:
         yield Proxied(broker, port)
 
 
@@ -30,7 +30,7 @@ def shared_proxied() -> Iterator[Proxied]:
 def proxied(shared_proxied: Proxied) -> Proxied:
     """Return an empty broker behind a proxy."""
     with shared_proxied.failing(lambda _: None):
-        shared_proxied.broker.reset()
+        shared_proxied.broker.empty()
     return shared_proxied
 
 

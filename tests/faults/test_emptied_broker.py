@@ -69,7 +69,7 @@ def test_no_event_that_an_emptied_broker_dropped_counts_as_acknowledged(
     old = Sender(settings, load_service("orders"))
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
     emptied_broker.kill()
-    emptied_broker.forget()
+    emptied_broker.delete_data()
     emptied_broker.start()
     make_topics(settings)
     new = Sender(settings, load_service("orders"))

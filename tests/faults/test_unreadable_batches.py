@@ -71,7 +71,7 @@ def node() -> Iterator[KafkaBroker]:
 @pytest.fixture
 def topic(payments_url: str, orders_url: str, node: KafkaBroker) -> Delivery:
     """Empty the node, and return a delivery with both databases and the node."""
-    node.reset()
+    node.empty()
     return Delivery(payments_url, orders_url, node.bootstrap)
 
 

@@ -71,7 +71,7 @@ def wait(orders: FlaskClient) -> Iterator[Callable[[str], Future[tuple[TestRespo
     waiters = orders.application.extensions["settle-waiters"]
     with ThreadPoolExecutor(8) as pool:
         yield lambda path: pool.submit(ask, path)
-        waiters.release()  # so that the pool of a failed test ends at once
+        waiters.end_all()  # so that the pool of a failed test ends at once
 
 
 @pytest.mark.parametrize("prefer", [None, "return=minimal", "respond-async, x=y", "wait=5 5"])

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(300)
 def settled(
     postgres: PostgresServer, databases: Callable[[str], str], shared_broker: Broker
 ) -> Iterator[Settled]:
-    shared_broker.reset()
+    shared_broker.empty()
     urls = {
         service: postgres.create_database(f"audited_{service}", template=databases(service))
         for service in ("payments", "orders")

@@ -184,7 +184,7 @@ def lose_and_restore(delivery: Delivery, broker: Broker) -> None:
             delivery.add(f"key{n % 3}", n)
         delivery.wait_sent("orders")
         broker.kill()
-        broker.forget()
+        broker.delete_data()
         for n in range(50, 80):
             delivery.add(f"key{n % 3}", n)
         broker.start()

@@ -1,4 +1,4 @@
-"""The broker of the tests: Apache Kafka if it is installed, otherwise the embedded broker."""
+"""The broker of the tests: Apache Kafka if it can run here, otherwise the embedded broker."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
-from settle.stack.embedded import broker as embedded
-from settle.stack.embedded import kafka
+from settle.stack.embedded import broker as embedded_broker
+from settle.stack.embedded import kafka as apache_kafka
 from support.ports import free_port
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Selects the broker. If it is `kafka` and Kafka is not installed, tests fail.
+# The environment variable that selects the broker. If it is `kafka` and Kafka cannot run here,
+# tests fail.
 BROKER_VARIABLE = "SETTLE_TEST_BROKER"
 KAFKA, EMBEDDED = "kafka", "embedded"
 STOP_TIMEOUT_S = 30
@@ -33,21 +34,21 @@ STOP_TIMEOUT_S = 30
 
 @cache
 def chosen() -> tuple[str, str]:
-    """Return the broker that the tests run on, and the reason for the choice."""
+    """Return the name of the broker that the tests run on, and the reason for the choice."""
     forced = os.environ.get(BROKER_VARIABLE)
     if forced:
         if forced not in {KAFKA, EMBEDDED}:
             raise ValueError(f"{BROKER_VARIABLE} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
         return forced, f"{BROKER_VARIABLE} is set"
-    problem = kafka.missing()
-    return (KAFKA, "Apache Kafka can run here") if problem is None else (EMBEDDED, problem)
+    obstacle = apache_kafka.missing()
+    return (KAFKA, "Apache Kafka can run here") if obstacle is None else (EMBEDDED, obstacle)
 
 
-def open_broker(advertised_port: int | None = None) -> Broker:
-    """Return the chosen broker. It is not started yet.
+def make_broker(advertised_port: int | None = None) -> Broker:
+    """Return a broker of the chosen kind, which is not started yet.
 
     Args:
-        advertised_port: The port that the broker gives to clients, for example a proxy's.
+        advertised_port: The port that clients are to use, for example the port of a proxy.
     """
     return KafkaBroker(advertised_port) if chosen()[0] == KAFKA else EmbeddedBroker(advertised_port)
 
@@ -55,7 +56,7 @@ def open_broker(advertised_port: int | None = None) -> Broker:
 class Broker(ABC):
     """A broker on a free port of 127.0.0.1. It keeps the port when it starts again.
 
-    The end of the `with` block removes its data.
+    A `with` block starts the broker, and at its end stops it and deletes its data.
     """
 
     def __init__(self, advertised_port: int | None = None) -> None:
@@ -76,12 +77,12 @@ class Broker(ABC):
 
     @property
     def pid(self) -> int | None:
-        """The id of its process, or None if it does not run."""
+        """The id of the broker's process, or None if the broker does not run."""
         return self._process.pid if self._process is not None else None
 
     @property
     def folder(self) -> Path | None:
-        """The folder of its data, or None if the data is in memory."""
+        """The folder of the broker's data, or None if the data is in memory."""
         return None
 
     @property
@@ -90,14 +91,14 @@ class Broker(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start the broker with its stored data, and wait until it answers."""
+        """Start the broker with its stored data, and wait until it is ready."""
 
     @abstractmethod
-    def forget(self) -> None:
-        """Delete all topics and offsets. The broker must not run."""
+    def delete_data(self) -> None:
+        """Delete all topics and groups. The broker must not run."""
 
     @abstractmethod
-    def reset(self) -> None:
+    def empty(self) -> None:
         """Delete all topics and groups while the broker runs, for the next test."""
 
     def stop(self) -> None:
@@ -109,25 +110,25 @@ class Broker(ABC):
         self._end(signal.SIGKILL)
 
     def discard(self) -> None:
-        """Stop the broker and remove its data."""
+        """Kill the broker and delete its data."""
         self._end(signal.SIGKILL)
-        self.forget()
+        self.delete_data()
 
-    def _start(self, command: list[str], serves: Callable[[], bool]) -> None:
+    def _start(self, command: list[str], is_ready: Callable[[], bool]) -> None:
         with tempfile.TemporaryFile() as log:
             process = self._process = subprocess.Popen(
                 command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-            def runs_and_serves() -> bool:
+            def runs_and_is_ready() -> bool:
                 if process.poll() is None:
-                    return serves()
+                    return is_ready()
                 log.seek(0)
                 raise RuntimeError(
                     f"The broker exited while it was starting:\n{log.read().decode()}"
                 )
 
-            wait_until(runs_and_serves, timeout_s=60, what="the broker to serve")
+            wait_until(runs_and_is_ready, timeout_s=60, what="the broker to be ready")
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:
@@ -136,7 +137,7 @@ class Broker(ABC):
         self._process.wait(STOP_TIMEOUT_S)
         self._process = None
 
-    def _listens(self) -> bool:
+    def _accepts_connections(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
         except OSError:
@@ -149,46 +150,51 @@ class EmbeddedBroker(Broker):
 
     def start(self) -> None:
         advertised = f"--advertised-listener-url=tcp://127.0.0.1:{self._advertised_port}"
-        # Replace the last argument, the advertised address: the broker ignores a repeated option.
-        self._start([*embedded.command(self.port)[:-1], advertised], self._listens)
+        # The last argument is the advertised address. It is replaced, because the broker ignores an
+        # option that is given again.
+        self._start(
+            [*embedded_broker.command(self.port)[:-1], advertised], self._accepts_connections
+        )
 
-    def forget(self) -> None:
-        """Do nothing, because its data is already lost."""
+    def delete_data(self) -> None:
+        """Do nothing: the data was in the memory of the process."""
 
-    def reset(self) -> None:
+    def empty(self) -> None:
         self.kill()
         self.start()
 
 
 class KafkaBroker(Broker):
-    """A node of Apache Kafka."""
+    """Apache Kafka, as a cluster of one node."""
 
     def __init__(self, advertised_port: int | None = None) -> None:
         super().__init__(advertised_port)
         self._folder = Path(tempfile.mkdtemp(prefix="settle-test-kafka-"))
-        self._node = kafka.Node(self._folder, self.port, free_port(), self._advertised_port)
+        self._node = apache_kafka.Node(self._folder, self.port, free_port(), self._advertised_port)
 
     @property
     def folder(self) -> Path:
         return self._folder
 
     def start(self) -> None:
-        self._start(self._node.prepare(), self._serves)
+        self._start(self._node.prepare(), self._is_ready)
 
-    def forget(self) -> None:
-        self._node.forget()
+    def delete_data(self) -> None:
+        self._node.delete_data()
 
     def discard(self) -> None:
         super().discard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _serves(self) -> bool:
-        """Return whether the node serves. Behind a proxy, only its port is checked."""
-        return self._listens() and (self._advertised_port != self.port or self._has_controller())
+    def _is_ready(self) -> bool:
+        """Return whether the node is ready. Behind a proxy, it only has to accept connections."""
+        return self._accepts_connections() and (
+            self._advertised_port != self.port or self._has_controller()
+        )
 
     def _has_controller(self) -> bool:
         try:
-            admin = self._administration()
+            admin = self._admin_client()
         except KafkaError:
             return False
         try:
@@ -198,38 +204,38 @@ class KafkaBroker(Broker):
         finally:
             admin.close()
 
-    def _administration(self) -> KafkaAdminClient:
+    def _admin_client(self) -> KafkaAdminClient:
         return KafkaAdminClient(bootstrap_servers=self.bootstrap, bootstrap_timeout_ms=2000)
 
-    def reset(self) -> None:
-        """Delete topics and groups. This is seconds faster than starting another node."""
-        admin = self._administration()
+    def empty(self) -> None:
+        """Delete topics and groups. This takes seconds less than a start with empty data."""
+        admin = self._admin_client()
         try:
-            wait_until(lambda: forget_groups(admin), timeout_s=30, what="the groups to be gone")
-            wait_until(lambda: _forget_topics(admin), timeout_s=30, what="the topics to be gone")
+            wait_until(lambda: delete_groups(admin), timeout_s=30, what="the groups to be gone")
+            wait_until(lambda: _delete_topics(admin), timeout_s=30, what="the topics to be gone")
         finally:
             admin.close()
 
 
-def forget_groups(admin: KafkaAdminClient) -> bool:
-    """Delete all consumer groups and their offsets. Return whether there were none to delete."""
+def delete_groups(admin: KafkaAdminClient) -> bool:
+    """Delete all consumer groups and their offsets. Return True once there are none left."""
     groups = [each["group_id"] for each in admin.list_groups()]
     for group, described in admin.describe_groups(groups).items() if groups else ():
         _remove_members(admin, group, described["members"])
     if groups:
-        # A group that still has members is not deleted. The next call deletes it.
+        # The broker keeps a group that still has members. The next call tries again.
         admin.delete_groups(groups)
     return not groups
 
 
 def _remove_members(admin: KafkaAdminClient, group: str, members: list[dict[str, Any]]) -> None:
-    """Remove the members of killed consumers, or the broker keeps the group until they time out."""
+    """Remove the members. Those of killed consumers would stay until they time out."""
     ids = [MemberToRemove(member_id=member["member_id"]) for member in members]
     if ids:
         admin.remove_group_members(group, ids)
 
 
-def _forget_topics(admin: KafkaAdminClient) -> bool:
+def _delete_topics(admin: KafkaAdminClient) -> bool:
     topics = [topic for topic in admin.list_topics() if not topic.startswith("__")]
     if topics:
         admin.delete_topics(topics, raise_errors=False)

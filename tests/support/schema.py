@@ -1,4 +1,4 @@
-"""The schema of a database, as lines that can be compared."""
+"""The tables, functions and comments of a database, as lines that can be compared."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sqlalchemy import text
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# A partition has one line, for the table itself: its columns, indexes and constraints come from its
-# parent. NOT NULL is part of a column's line. Its rows in pg_constraint are left out, because only
-# PostgreSQL 18 and later have them.
+# A partition has only a `table` line. Its columns, indexes and constraints are those of its parent.
+# NOT NULL is shown in the line of the column. The constraints that PostgreSQL 18 and later
+# store for NOT NULL are left out. concat_ws() leaves out what is NULL.
 _SCHEMA = text(
     """
     WITH tables_and_partitions AS (
         SELECT * FROM pg_class
         WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
             AND relname <> 'alembic_version'
-    ), relations AS (
+    ), tables AS (
         SELECT * FROM tables_and_partitions WHERE NOT relispartition
     )
     SELECT concat_ws(' ', 'table', relname, 'partitioned by ' || pg_get_partkeydef(oid),
@@ -30,25 +30,25 @@ _SCHEMA = text(
         'identity ' || nullif(attidentity::text, ''),
         'generated ' || nullif(attgenerated::text, ''),
         'default ' || pg_get_expr(adbin, adrelid))
-    FROM relations JOIN pg_attribute a ON attrelid = relations.oid AND attnum > 0
+    FROM tables JOIN pg_attribute a ON attrelid = tables.oid AND attnum > 0
         AND NOT attisdropped
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     UNION ALL
     SELECT concat_ws(' ', CASE WHEN indisvalid THEN 'index' ELSE 'invalid index' END,
         pg_get_indexdef(indexrelid))
-    FROM relations JOIN pg_index ON indrelid = relations.oid
+    FROM tables JOIN pg_index ON indrelid = tables.oid
     UNION ALL
     SELECT concat_ws(' ', 'constraint', relname, conname, pg_get_constraintdef(c.oid))
-    FROM relations JOIN pg_constraint c ON conrelid = relations.oid AND contype <> 'n'
+    FROM tables JOIN pg_constraint c ON conrelid = tables.oid AND contype <> 'n'
     UNION ALL
     SELECT concat_ws(' ', 'trigger', pg_get_triggerdef(t.oid), tgenabled)
-    FROM relations JOIN pg_trigger t ON tgrelid = relations.oid AND NOT tgisinternal
+    FROM tables JOIN pg_trigger t ON tgrelid = tables.oid AND NOT tgisinternal
     UNION ALL
     SELECT 'function ' || pg_get_functiondef(oid)
     FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
     UNION ALL
     SELECT concat_ws(' ', 'comment', relname, attname, d.description)
-    FROM relations JOIN pg_description d ON objoid = relations.oid
+    FROM tables JOIN pg_description d ON objoid = tables.oid
         AND classoid = 'pg_class'::regclass
     LEFT JOIN pg_attribute ON attrelid = objoid AND attnum = nullif(objsubid, 0)
     UNION ALL

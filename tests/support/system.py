@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from settle.stack.definition import BOOTSTRAP, DATABASE_URLS, WORKERS
 from settle.stack.state import StateFolder
 from settle.stack.supervisor import Supervisor, SupervisorError
-from support.broker import open_broker
+from support.broker import make_broker
 from support.delivery import BIN, Delivery
 from support.ports import free_port, with_port
 from support.postgres import PostgresServer
@@ -47,7 +47,7 @@ class System:
     def __init__(self) -> None:
         wire_port = free_port()
         self.postgres = PostgresServer()
-        self.broker = open_broker(advertised_port=wire_port)
+        self.broker = make_broker(advertised_port=wire_port)
         self.wires = {
             "postgres": Wire(postgres_client, free_port(), self.postgres.port),
             "broker": Wire(kafka_client, wire_port, self.broker.port),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from shared.settings import read_web_settings
-from shared.web.waiting.waiters import release_waiters
+from shared.web.waiting.waiters import end_waits
 from support.environ import environment
 from support.ports import free_port
 from support.waiting import wait_until
@@ -47,7 +47,7 @@ def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]
     app: Flask = import_module(f"services.{service}.app").create_app(settings)
     app.testing = True
     yield app
-    release_waiters(app)
+    end_waits(app)
     if "orders-watch" in app.extensions:
         app.extensions["orders-watch"].join()
     app.extensions["settle-sessions"].kw["bind"].dispose()

@@ -80,7 +80,7 @@ def test_an_unknown_parameter_is_named_with_those_that_are_known(
         ((named, detail),) = refused(clients[service], f"{path}?{name}=A")
 
         assert named == name
-        assert detail == f"This address has no such parameter. It has: {', '.join(known)}."
+        assert detail == f"This call has no such parameter. Its parameters are: {', '.join(known)}."
 
 
 @pytest.mark.parametrize(("service", "path"), TAKEN)
@@ -102,7 +102,7 @@ def test_a_parameter_given_twice_is_named(
 def test_a_path_without_parameters_refuses_every_parameter(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
-    detail = "This address has no parameters."
+    detail = "This call has no parameters."
 
     for query in ("limit=1", "limit=1&limit=2", "limit"):
         assert refused(clients[service], f"{path}?{query}") == [("limit", detail)]
@@ -115,7 +115,7 @@ def test_a_post_takes_no_parameters(
     """The data of a POST is in its body. A client with an amount in the query is mistaken."""
     named = refused(clients[service], f"{path}?amount=1", method="POST")
 
-    assert named == [("amount", "This address has no parameters.")]
+    assert named == [("amount", "This call has no parameters.")]
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,8 @@ class Node:
             self._format(java, configuration)
         return [*java, "kafka.Kafka", str(configuration)]
 
-    def forget(self) -> None:
-        """Delete all topics and offsets, as if the disk was lost. The node must not run."""
+    def delete_data(self) -> None:
+        """Delete all topics and groups, as if the disk was lost. The node must not run."""
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def _format(self, java: list[str], configuration: Path) -> None:

@@ -1,1 +1,1 @@
-"""The services' gunicorn worker and logger. They extend gunicorn's own classes."""
+"""The worker and the logger of the services: classes of gunicorn, extended."""

@@ -27,7 +27,7 @@ from shared.web.server.gunicorn_internals import (
 from shared.web.server.http_rules import apply_rules, is_body_left, must_close
 from shared.web.server.incomplete_requests import IncompleteRequests
 from shared.web.server.request_reader import RequestError, RequestPending, Unreader
-from shared.web.waiting.waiters import release_waiters
+from shared.web.waiting.waiters import end_waits
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -236,17 +236,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop. Answer waiting requests at once: the stop may time out before their wait ends."""
-        self._release_waiters()
+        self._end_waits()
         super().handle_exit(sig, frame)
 
     def is_parent_alive(self) -> bool:
         """Return whether the master runs. If not, answer waiting requests at once."""
         alive: bool = super().is_parent_alive()
         if not alive:
-            self._release_waiters()
+            self._end_waits()
         return alive
 
-    def _release_waiters(self) -> None:
+    def _end_waits(self) -> None:
         app = getattr(self, "wsgi", None)
         if app is not None:  # None while the app is loaded
-            release_waiters(app)
+            end_waits(app)

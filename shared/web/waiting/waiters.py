@@ -34,10 +34,10 @@ class Waiters:
         self._limit = limit
         self._lock = threading.Lock()
         self._woken: dict[UUID, list[threading.Event]] = {}
-        self.released = False
+        self.ended = False
         """Whether all waits were ended for good."""
-        self.present = threading.Event()
-        """Set while there are waiters, and after `release`."""
+        self.has_waiters = threading.Event()
+        """Set while there are waiters, and after `end_all`."""
 
     def wait(
         self, key: UUID, seconds: float, read: Callable[[], T], is_final: Callable[[T], bool]
@@ -52,7 +52,7 @@ class Waiters:
 
         Returns:
             The state as it was read last, and whether the wait was honoured: the state is final, or
-            the time is over. It is False if there were too many waiters, or `release` ended it.
+            the time is over. It is False if there were too many waiters, or `end_all` ended it.
         """
         deadline = time.monotonic() + seconds
         with self._registered(key) as woken:
@@ -63,7 +63,7 @@ class Waiters:
                 left_s = deadline - time.monotonic()
                 if is_final(found) or left_s <= 0:
                     return found, True
-                if woken is None or self.released:
+                if woken is None or self.ended:
                     return found, False
                 woken.wait(left_s)
 
@@ -71,12 +71,12 @@ class Waiters:
     def _registered(self, key: UUID) -> Iterator[threading.Event | None]:
         """Register a waiter while the block runs. Yields None if there are too many."""
         with self._lock:
-            if self.released or sum(map(len, self._woken.values())) >= self._limit:
+            if self.ended or sum(map(len, self._woken.values())) >= self._limit:
                 woken = None
             else:
                 woken = threading.Event()
                 self._woken.setdefault(key, []).append(woken)
-                self.present.set()
+                self.has_waiters.set()
         try:
             yield woken
         finally:
@@ -85,8 +85,8 @@ class Waiters:
                     self._woken[key].remove(woken)
                     if not self._woken[key]:
                         del self._woken[key]
-                    if not self._woken and not self.released:
-                        self.present.clear()
+                    if not self._woken and not self.ended:
+                        self.has_waiters.clear()
 
     def keys(self) -> list[UUID]:
         """Return the ids that are waited for."""
@@ -100,11 +100,11 @@ class Waiters:
                 for woken in self._woken.get(key, ()):
                     woken.set()
 
-    def release(self) -> None:
+    def end_all(self) -> None:
         """End all waits, and allow no new ones. The process is about to end."""
         with self._lock:
-            self.released = True
-            self.present.set()
+            self.ended = True
+            self.has_waiters.set()
             for waiting in self._woken.values():
                 for woken in waiting:
                     woken.set()
@@ -123,12 +123,12 @@ def current_waiters() -> Waiters:
     return waiters
 
 
-def release_waiters(app: Flask) -> None:
+def end_waits(app: Flask) -> None:
     """End all waits of an app, because its process stops."""
     app.extensions[_STOPPING] = True
     waiters: Waiters | None = app.extensions.get(_EXTENSION)
     if waiters is not None:
-        waiters.release()
+        waiters.end_all()
 
 
 def is_stopping() -> bool:

@@ -36,12 +36,12 @@ class Waiters(Protocol):
     """The threads that wait. They register before they read the state.
 
     Attributes:
-        present: set while there are waiters, and after the release.
-        released: whether all waits were ended for good, because the process ends.
+        has_waiters: set while there are waiters, and after all were ended.
+        ended: whether all waits were ended for good, because the process ends.
     """
 
-    present: threading.Event
-    released: bool
+    has_waiters: threading.Event
+    ended: bool
 
     def keys(self) -> Sequence[UUID]:
         """Return the ids that are waited for."""
@@ -89,15 +89,15 @@ class NotificationWatcher(threading.Thread):
         )
 
     def run(self) -> None:
-        """Watch until the waiters are released."""
+        """Watch until all waits are ended."""
         repeat(
             self._watch_next,
             failed_event="watcher.failed",
-            is_over=lambda: self._waiters.released,
+            is_over=lambda: self._waiters.ended,
         )
 
     def _watch_next(self) -> None:
-        self._waiters.present.wait()
+        self._waiters.has_waiters.wait()
         try:
             self._watch()
         finally:
@@ -106,7 +106,7 @@ class NotificationWatcher(threading.Thread):
     def _watch(self) -> None:
         """Watch until nobody has waited for `LINGER_S`."""
         wanted_at, polled_at = time.monotonic(), -math.inf
-        while not self._waiters.released and time.monotonic() - wanted_at < LINGER_S:
+        while not self._waiters.ended and time.monotonic() - wanted_at < LINGER_S:
             is_new = self._listener.ensure()
             keys = self._waiters.keys()
             if keys:

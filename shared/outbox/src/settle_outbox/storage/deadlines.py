@@ -121,9 +121,9 @@ class DeadlineWatcher(threading.Thread):
 
     def _check(self) -> None:
         time.sleep(_CHECK_EVERY_S)
-        self.cut_late()
+        self.cut_overdue()
 
-    def cut_late(self) -> None:
+    def cut_overdue(self) -> None:
         """Cut every connection whose transaction is past its deadline."""
         latest = time.monotonic() - self._seconds
         for entry, taken_at in list(self._taken_at.items()):
