@@ -110,12 +110,15 @@ def test_without_deadline_applies_to_one_transaction_only(
 
 def destination_with_new_topic() -> Destination:
     """Return a destination whose topic has a new id, as if it was deleted and created again."""
-    return Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
+    return Destination(
+        cluster_id=None, topic_ids={ORDERS: uuid4()}, aggregatetypes={ORDERS: "orders"}
+    )
 
 
 def test_work_that_takes_longer_on_larger_tables_has_no_deadline(orders_url: str) -> None:
     """Two examples: making the events of a lost topic pending again, and dropping a partition."""
     window = timedelta(days=7)
+    # record_topics also makes the events of a topic pending again, if the topic has a new id.
     with open_engine(orders_url) as engine:
         with engine.begin() as connection:
             record_topics(connection, destination_with_new_topic(), window)
@@ -137,7 +140,7 @@ def test_work_that_takes_longer_on_larger_tables_has_no_deadline(orders_url: str
         maintain(engine, slow)
         with engine.connect() as connection:
             oldest_day = min(existing_days(connection, "outbox"))
-            # The retention counts back from the time in the newest id of version 7.
+            # Retention counts back from the time in the newest UUIDv7 of the table, so insert one.
             connection.execute(
                 text(
                     "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"

@@ -1,4 +1,4 @@
-"""A waiting request does not miss the change that it waits for. Their number is limited."""
+"""A waiting request does not miss the change, and the number of waiting requests is limited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 TIME_LIMIT_S = 60
 WOKEN_WITHIN_S = 30
 AWAITED_ID = uuid4()
-# The second part of what `wait` returns.
+# The second part of what `wait` returns. A wait that reaches its time limit was honoured, too. It
+# was not if there were too many waiters, or if `end_all` ended it.
 HONOURED, NOT_HONOURED = True, False
 
 

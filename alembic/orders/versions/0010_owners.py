@@ -15,10 +15,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create `inbox_owners`, the table of the partitions that consumers hold."""
+    """Create `inbox_owners`: one row for each Kafka partition that a consumer holds."""
+    # Version 5 of the tables of settle_outbox.
     migrations.create_v5()
 
 
 def downgrade() -> None:
-    """Drop `inbox_owners` and its rows."""
+    """Drop `inbox_owners`."""
     migrations.drop_v5()
