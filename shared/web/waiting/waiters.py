@@ -33,7 +33,7 @@ class Waiters:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._woken: dict[UUID, list[threading.Event]] = {}
+        self._waiting: set[tuple[UUID, threading.Event]] = set()
         self.released = False
         """Whether all waits were ended for good."""
         self.present = threading.Event()
@@ -71,33 +71,31 @@ class Waiters:
     def _registered(self, key: UUID) -> Iterator[threading.Event | None]:
         """Register a waiter while the block runs. Yields None if there are too many."""
         with self._lock:
-            if self.released or sum(map(len, self._woken.values())) >= self._limit:
-                woken = None
-            else:
+            woken = None
+            if not self.released and len(self._waiting) < self._limit:
                 woken = threading.Event()
-                self._woken.setdefault(key, []).append(woken)
+                self._waiting.add((key, woken))
                 self.present.set()
         try:
             yield woken
         finally:
             if woken is not None:
                 with self._lock:
-                    self._woken[key].remove(woken)
-                    if not self._woken[key]:
-                        del self._woken[key]
-                    if not self._woken and not self.released:
+                    self._waiting.remove((key, woken))
+                    if not self._waiting and not self.released:
                         self.present.clear()
 
     def keys(self) -> list[UUID]:
         """Return the ids that are waited for."""
         with self._lock:
-            return list(self._woken)
+            return list({key for key, _ in self._waiting})
 
     def wake(self, keys: Iterable[UUID]) -> None:
         """Let the waiters for these ids read the state again."""
+        wanted = set(keys)
         with self._lock:
-            for key in keys:
-                for woken in self._woken.get(key, ()):
+            for key, woken in self._waiting:
+                if key in wanted:
                     woken.set()
 
     def release(self) -> None:
@@ -105,9 +103,8 @@ class Waiters:
         with self._lock:
             self.released = True
             self.present.set()
-            for waiting in self._woken.values():
-                for woken in waiting:
-                    woken.set()
+            for _, woken in self._waiting:
+                woken.set()
 
 
 def register_waiters(app: Flask, *, limit: int) -> Waiters:
