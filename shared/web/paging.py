@@ -74,9 +74,7 @@ class Limit(fields.Integer):
         data: Mapping[str, Any] | None,  # noqa: ARG002
         **_: object,
     ) -> int:
-        if not isinstance(value, str) or not _DIGITS.fullmatch(value):
-            raise ValidationError(f"Must be an integer from 1 to {LIMIT_MAX}.")
-        limit = int(value)
+        limit = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else 0
         if not 1 <= limit <= LIMIT_MAX:
             raise ValidationError(f"Must be an integer from 1 to {LIMIT_MAX}.")
         return limit
