@@ -31,14 +31,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An order to pay.
-
-    Args:
-        order_id: the order.
-        user_id: the paying user.
-        amount: in minor units.
-        trace: of the request that placed the order.
-    """
+    """An order to pay: its user, its amount in minor units, and the trace of its request."""
 
     order_id: UUID
     user_id: UUID
@@ -51,7 +44,7 @@ class ChargeResult:
     """The result of a charge.
 
     Args:
-        charge: the charge.
+        charge: the order to pay.
         balance: of the account after it, in minor units; None if there is no account.
         reason: why it failed; None if it succeeded.
         decided_now: False if the order was decided before, and nothing was done.
@@ -67,7 +60,6 @@ class ChargeResult:
 class _Account:
     id: int
     balance: int
-    charged: bool = False
 
 
 # NO KEY UPDATE: a transfer that refers to the account does not wait for the lock. Ordered by id, so
@@ -90,7 +82,8 @@ def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     """
     accounts_by_user = _lock_accounts(session, charges)
     # Read after locking, so that the decisions of the locks' previous holder are visible.
-    decided = _decided_orders(session, charges)
+    order_ids = {each.order_id for each in charges}
+    decided = set(session.scalars(select(Payment.order_id).where(Payment.order_id.in_(order_ids))))
     results = []
     for each in charges:
         results.append(_decide(each, accounts_by_user.get(each.user_id), decided))
@@ -111,13 +104,6 @@ def _lock_accounts(session: Session, charges: Sequence[Charge]) -> dict[UUID, _A
     }
 
 
-def _decided_orders(session: Session, charges: Sequence[Charge]) -> set[UUID]:
-    order_ids = {each.order_id for each in charges}
-    return set(
-        session.execute(select(Payment.order_id).where(Payment.order_id.in_(order_ids))).scalars()
-    )
-
-
 def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> ChargeResult:
     balance = account.balance if account else None
     if charge.order_id in decided:
@@ -127,7 +113,6 @@ def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> Cha
     if account.balance < charge.amount:
         return ChargeResult(charge, balance, Reason.INSUFFICIENT_FUNDS)
     account.balance -= charge.amount
-    account.charged = True
     return ChargeResult(charge, account.balance, None)
 
 
@@ -149,21 +134,16 @@ def _write(
     paid = [result.charge for result in results if result.reason is None]
     if not paid:
         return
+    accounts = [accounts_by_user[each.user_id] for each in paid]
     session.execute(
         INSERT_CHARGES,
         {
             "kind": CHARGE,
             "sales": SALES,
-            "account_ids": [accounts_by_user[each.user_id].id for each in paid],
+            "account_ids": [account.id for account in accounts],
             "amounts": [each.amount for each in paid],
             "order_ids": [str(each.order_id) for each in paid],
         },
     )
-    charged = [account for account in accounts_by_user.values() if account.charged]
-    session.execute(
-        UPDATE_BALANCES,
-        {
-            "ids": [account.id for account in charged],
-            "balances": [account.balance for account in charged],
-        },
-    )
+    balances = {account.id: account.balance for account in accounts}
+    session.execute(UPDATE_BALANCES, {"ids": [*balances], "balances": [*balances.values()]})
