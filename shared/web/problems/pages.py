@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from html import escape
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -69,14 +70,7 @@ def register(app: Flask, problem_types: Iterable[ProblemType]) -> None:
 
 
 def _members(problem_type: ProblemType) -> dict[str, Any]:
-    return {
-        "type": problem_type.type,
-        "name": problem_type.name,
-        "status": int(problem_type.status),
-        "title": problem_type.title,
-        "meaning": problem_type.meaning,
-        "remedy": problem_type.remedy,
-    }
+    return {"type": problem_type.type, **asdict(problem_type)}
 
 
 def _list(problem_types: Iterable[ProblemType]) -> str:
