@@ -15,15 +15,10 @@ from gunicorn import http
 from gunicorn.http.errors import InvalidHTTPVersion
 from gunicorn.workers.gthread import ThreadWorker
 
+from shared.web.server import gunicorn_internals
 from shared.web.server.answer_sender import AnswerSocket, UnsentAnswers
 from shared.web.server.connections import WaitingConnections
 from shared.web.server.error_responses import write_problem
-from shared.web.server.gunicorn_internals import (
-    IDLE_WHEN_STOPPING_S,
-    check,
-    replace_error_pages,
-    take_expectation,
-)
 from shared.web.server.http_rules import apply_rules, is_body_left, must_close
 from shared.web.server.incomplete_requests import IncompleteRequests
 from shared.web.server.request_reader import RequestError, RequestPending, Unreader
@@ -62,12 +57,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         Raises:
             GunicornVersionError: the worker does not fit the installed gunicorn.
         """
-        check()
+        gunicorn_internals.check()
         super().check_config(cfg, log)
 
     def init_process(self) -> None:
         """Start the threads of a new worker process."""
-        replace_error_pages(write_problem)
+        gunicorn_internals.replace_error_pages(write_problem)
         self._liveness_thread = ThreadPoolExecutor(1)
         super().init_process()
 
@@ -102,9 +97,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def _expect_request(self, conn: TConn) -> None:
         """Wait for a request, or for the rest of one."""
-        self._incoming.expect(
-            conn, idle_s=self.cfg.keepalive if self.alive else IDLE_WHEN_STOPPING_S
-        )
+        idle_s = self.cfg.keepalive if self.alive else gunicorn_internals.IDLE_WHEN_STOPPING_S
+        self._incoming.expect(conn, idle_s=idle_s)
 
     def handle(self, conn: TConn) -> object:
         """Handle a request, in a thread."""
@@ -128,7 +122,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         conn.sock = conn.answer = AnswerSocket(connection, req.path)
         # An answer that does not need the body is sent at once: without waiting for the rest of the
         # body, and without inviting the client to send it.
-        invite = conn.answer.sendall if take_expectation(req) else None
+        invite = conn.answer.sendall if gunicorn_internals.take_expectation(req) else None
         conn.parser.unreader.expect_body(req.body.reader, invite)
         # Close the connection if the body is unread or unreadable, if the client asks for it, or
         # if the worker is nearly full. The answer announces it (RFC 9112, section 9.6).
