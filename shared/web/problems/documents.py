@@ -14,8 +14,6 @@ from shared.web.problems import problem_types
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shared.web.problems.problem_types import ProblemType
-
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 INVALID = "The request is well-formed, but parts of it are invalid; see errors."
@@ -24,7 +22,9 @@ INVALID = "The request is well-formed, but parts of it are invalid; see errors."
 class ProblemError(HTTPException):
     """Ends a request with a problem document. The arguments are those of `problem`."""
 
-    def __init__(self, problem_type: ProblemType, detail: str, **members: Any) -> None:
+    def __init__(
+        self, problem_type: problem_types.ProblemType, detail: str, **members: Any
+    ) -> None:
         super().__init__(detail)
         self.code = problem_type.status
         self.problem_type = problem_type
@@ -45,7 +45,7 @@ class InvalidInputError(ProblemError):
 
 
 def problem(
-    problem_type: ProblemType,
+    problem_type: problem_types.ProblemType,
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
@@ -67,13 +67,13 @@ def problem(
     return response
 
 
-def unavailable(problem_type: ProblemType, detail: str) -> Response:
+def unavailable(problem_type: problem_types.ProblemType, detail: str) -> Response:
     """Make an answer that asks the client to send the request again."""
     return problem(problem_type, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def document_of(
-    problem_type: ProblemType, detail: str, path: str, request_id: str, **members: Any
+    problem_type: problem_types.ProblemType, detail: str, path: str, request_id: str, **members: Any
 ) -> dict[str, Any]:
     """Return the members of a problem document. Path and id identify the occurrence (3.1.5)."""
     return {

@@ -214,16 +214,7 @@ COMMON = tuple(each for each in tuple(globals().values()) if isinstance(each, Pr
 
 # For errors of Flask and gunicorn, which have a status only: the first type with this status.
 # Several types share each of the statuses that are left out, and none of them is the general one.
-_BY_STATUS = {
-    each.status: each
-    for each in reversed(COMMON)
-    if each.status
-    not in {
-        HTTPStatus.CONFLICT,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-    }
-}
+_BY_STATUS = {each.status: each for each in reversed(COMMON) if each.status not in {409, 422, 503}}
 
 
 def problem_type_of(status: int) -> ProblemType:
