@@ -67,13 +67,7 @@ class Limit(fields.Integer):
             },
         )
 
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> int:
+    def _deserialize(self, value: object, *_: object, **__: object) -> int:
         limit = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else 0
         if not 1 <= limit <= LIMIT_MAX:
             raise ValidationError(f"Must be an integer from 1 to {LIMIT_MAX}.")
@@ -84,10 +78,8 @@ class Limit(fields.Integer):
 class Paging:
     """The requested page of a list.
 
-    Args:
-        limit: maximum number of rows.
-        filters: the query without `limit` and `cursor`.
-        after: sort key of the last row of the previous page; None for the first page.
+    `filters` is the query without `limit` and `cursor`. `after` is the sort key of the last row of
+    the previous page, or None for the first page.
     """
 
     limit: int
