@@ -53,12 +53,7 @@ _DOCS = """\
 
 # validatorUrl: null keeps Swagger UI from sending the description to an online validator.
 _START = """\
-SwaggerUIBundle({
-  url: "openapi.json",
-  dom_id: "#docs",
-  deepLinking: true,
-  validatorUrl: null,
-});
+SwaggerUIBundle({url: "openapi.json", dom_id: "#docs", deepLinking: true, validatorUrl: null});
 """
 
 
