@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flask import jsonify
@@ -17,8 +17,6 @@ from shared.web.sessions import transaction
 from shared.web.waiting.prefer_header import response_headers
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from flask import Response
 
 blueprint = Blueprint("orders", __name__, description="Orders and their status")

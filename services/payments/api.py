@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from services.payments import accounts, api_docs, problems, schemas, statements
 from shared.web.blueprint import Blueprint
@@ -11,7 +11,6 @@ from shared.web.paging import read_paging
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
-    from typing import Any
     from uuid import UUID
 
 blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and balances")

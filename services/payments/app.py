@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: WebSettings | None = None) -> Flask:
-    """Make the app. Call it after fork.
-
-    Without settings, it reads them from the environment and sets up logging (`prepare_process`).
-    """
+    """Make the app. Call it after fork. Without settings, it calls `prepare_process`."""
     return make_service_app(
         SERVICE,
         settings or prepare_process(SERVICE),

@@ -35,8 +35,7 @@ NOT_JSON = "The body must be JSON, with Content-Type: application/json. The requ
 COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
 TOO_DEEP = f"The body is nested too deeply: the maximum is {MAX_DEPTH} levels."
 
-# Limits of an answer that lists faults: number of faults, and characters of a JSON Pointer and of a
-# name.
+# Limits of an answer that lists faults: their number, and the characters of a pointer and a name.
 FAULTS_MAX = 20
 POINTER_MAX = 2_000
 NAME_MAX = 100
@@ -134,13 +133,7 @@ def _check_media_type(incoming: Request) -> None:
 
 
 def _decode(body: bytes) -> str:
-    """Decode a body from UTF-8.
-
-    A byte order mark is refused, as RFC 8259 allows (section 8.1).
-
-    Raises:
-        ProblemError: the body is empty or in another encoding. The detail names the encoding.
-    """
+    """Decode a body from UTF-8. The error names another encoding."""
     if not body.strip(b" \t\r\n"):
         raise _not_json("it is only white space." if body else "it is empty.")
     encoding = json.detect_encoding(body)
@@ -168,10 +161,7 @@ def _depth(body: bytes) -> int:
 
 
 def _find_repeated_names(data: object, path: tuple[str | int, ...]) -> Iterator[str]:
-    """Yield the pointers of the repeated names in a value of at most `MAX_DEPTH` levels.
-
-    Names and indexes in `path` lead to the value.
-    """
+    """Yield the pointers of the repeated names in a value, to which `path` leads."""
     if isinstance(data, _ObjectWithRepeatedNames):
         for name in data.repeated:
             yield _pointer((*path, name))

@@ -60,9 +60,9 @@ def register(app: Flask, settings: WebSettings) -> None:
 def _check_host(allowed: AbstractSet[str]) -> None:
     """Refuse a request whose Host is not allowed (RFC 9110, section 7.4).
 
-    It prevents DNS rebinding. An attacker points a host name to this service's address. A browser
-    then treats a page from that name as the same origin as this service, so the page can send and
-    read anything. Only the Host header shows the foreign name.
+    It prevents DNS rebinding. An attacker points a host name to this service's address. For a
+    browser, a page from that name then has this service's origin, and can send and read anything.
+    Only the Host header shows the foreign name.
 
     Behind trusted proxies, both the forwarded host and the received one are checked: a page that
     reaches the service directly can set X-Forwarded-Host. A request without Host (HTTP/1.0) is

@@ -6,7 +6,7 @@ unclear which value counts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import current_app, request
 
@@ -15,7 +15,6 @@ from shared.web.problems.documents import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
 
     from flask import Flask
 

@@ -97,14 +97,10 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """The answer to a request.
+    """The answer to a request, as it was sent.
 
-    Args:
-        status: HTTP status.
-        headers: in their order.
-        body: as it was sent.
-        created_id: id of the thing that the request created, if it is needed after the commit. None
-            in an answer that an earlier release stored.
+    `created_id` is the id of the thing that the request created, if it is needed after the commit.
+    It is None in an answer that an earlier release stored.
     """
 
     status: int

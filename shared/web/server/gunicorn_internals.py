@@ -29,7 +29,6 @@ VERSION = "27.0.1"
 IDLE_WHEN_STOPPING_S: float = gthread.STOP_KEEPALIVE_LINGER
 """How long a worker that stops keeps its idle connections, in seconds."""
 
-
 # By class or module: its methods and attributes. The tests of the server (test_api_connections,
 # test_api_early_answers, test_api_framing, test_api_server, test_waiting_server) fail if they work
 # differently.
