@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
-from flask import jsonify
+from flask import Response, jsonify
 
 from services.orders import api_docs, listing, orders, prefer_wait, problems, schemas
 from shared.web.blueprint import Blueprint
@@ -15,9 +15,6 @@ from shared.web.idempotency.request_keys import note_created
 from shared.web.paging import PAGE_BYTES_MAX, read_paging
 from shared.web.sessions import transaction
 from shared.web.waiting.prefer_header import response_headers
-
-if TYPE_CHECKING:
-    from flask import Response
 
 blueprint = Blueprint("orders", __name__, description="Orders and their status")
 

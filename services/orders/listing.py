@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, func, literal, or_, select, tuple_, union_all
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from services.orders.models import STATUSES, Order
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, FromClause, Select, Subquery
-    from sqlalchemy.orm import Session
 
 # Approximate size of an order in JSON without its description, in bytes.
 _ROW_BYTES = 256

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, desc, select, true, tuple_, union_all
+from sqlalchemy import BindParameter, Select, bindparam, desc, select, true, tuple_, union_all
 
 from services.payments.accounts import UnknownAccountError
 from services.payments.models import AMOUNT_MAX, CHARGE, DEPOSIT, Account, Transfer
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import BindParameter, Select
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from flask import request
+from flask import Response, request
 
 from shared.web.caching import vary_by
-
-if TYPE_CHECKING:
-    from flask import Response
 
 _HEADERS = {
     # Load nothing from other origins, and allow no frames. Swagger UI needs inline styles, and its

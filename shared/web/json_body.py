@@ -10,9 +10,9 @@ from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from flask import request
+from flask import Flask, Request, request
 from gunicorn.http.errors import ParseException
-from marshmallow import ValidationError
+from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
@@ -23,8 +23,6 @@ from shared.web.server.request_reader import RequestError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from flask import Flask, Request
-    from marshmallow import Schema
 
 # Maximum size of a body. The largest valid one is an order with a description of 10,000 characters,
 # each escaped as a surrogate pair (12 bytes).

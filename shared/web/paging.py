@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from flask import current_app, request
+from flask import Flask, current_app, request
 from itsdangerous import BadData, URLSafeSerializer
 from marshmallow import ValidationError, fields
 
@@ -24,8 +24,6 @@ from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from flask import Flask
 
     from shared.settings import WebSettings
 

@@ -6,10 +6,10 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flask import request
+from flask import Flask, Response, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from shared.settings import ANY_HOST, is_host, is_loopback
+from shared.settings import ANY_HOST, WebSettings, is_host, is_loopback
 from shared.web.problems import problem_types
 from shared.web.problems.documents import ProblemError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
@@ -17,9 +17,6 @@ from shared.web.tracing import REQUEST_ID, TRACEPARENT
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from flask import Flask, Response
-
-    from shared.settings import WebSettings
 
 # Load balancers check these by IP address. They change nothing, and show only whether the service
 # is up and ready.

@@ -14,7 +14,7 @@ from functools import partial, wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, current_app, g, request
+from flask import Flask, Response, current_app, g, request
 
 from settle_outbox.runtime.failpoints import failpoint
 from shared.web.idempotency import key_store
@@ -25,8 +25,6 @@ from shared.web.sessions import outer_transaction
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from uuid import UUID
-
-    from flask import Flask
 
     from shared.settings import WebSettings
 

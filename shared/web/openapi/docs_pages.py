@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flask_swagger_ui
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Flask, Response, current_app, jsonify
 
 from shared.web.caching import revalidate
 from shared.web.html_pages import add_security_headers, wants_page
 
 if TYPE_CHECKING:
-    from flask import Flask
-
     from shared.web.openapi.api import OpenApi
 
 # Files of an installed package, so the pages work offline.

@@ -7,7 +7,7 @@ from html import escape
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Flask, Response, jsonify
 from werkzeug.exceptions import NotFound
 
 from shared.web.caching import revalidate
@@ -15,8 +15,6 @@ from shared.web.html_pages import add_security_headers, wants_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from flask import Flask
 
     from shared.web.problems.problem_types import ProblemType
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gunicorn import __version__, util
 from gunicorn.http.body import Body, ChunkedReader, LengthReader
-from gunicorn.http.message import Message
+from gunicorn.http.message import Message, Request
 from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers import gthread
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from socket import socket
     from types import ModuleType
 
-    from gunicorn.http.message import Request
 
 VERSION = "27.0.1"
 

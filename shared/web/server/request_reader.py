@@ -15,7 +15,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from gunicorn.http.body import LengthReader
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import ParseException
 from gunicorn.http.unreader import SocketUnreader
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket
 
-    from gunicorn.http.body import ChunkedReader
 
 # Maximum time for a whole request to arrive, in seconds.
 READ_S = 10.0

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ
-from socket import SHUT_WR
+from socket import SHUT_WR, socket
 from typing import TYPE_CHECKING
 
 from gunicorn import http
 from gunicorn.http.errors import InvalidHTTPVersion
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from shared.web.server import gunicorn_internals
 from shared.web.server.answer_sender import AnswerSocket, UnsentAnswers
@@ -25,13 +25,10 @@ from shared.web.server.request_reader import RequestError, RequestPending, Unrea
 from shared.web.waiting.waiters import release_waiters
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from socket import socket
     from types import FrameType
 
     from gunicorn.config import Config
     from gunicorn.http.message import Request
-    from gunicorn.workers.gthread import TConn
 
 # Maximum time and bytes for which a connection is read after its last answer.
 LINGER_S = 2.0

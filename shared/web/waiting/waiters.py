@@ -7,13 +7,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from flask import current_app
+from flask import Flask, current_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
 
-    from flask import Flask
 
 T = TypeVar("T")
 
