@@ -62,9 +62,7 @@ def problem(
     request_id = current_trace.get().request_id or ""
     document = document_of(problem_type, detail, request.path, request_id, **members)
     text = current_app.json.dumps(document)
-    response = Response(text, status=problem_type.status, mimetype=MEDIA_TYPE)
-    response.headers.update(headers or {})
-    return response
+    return Response(text, problem_type.status, headers, MEDIA_TYPE)
 
 
 def unavailable(problem_type: problem_types.ProblemType, detail: str) -> Response:

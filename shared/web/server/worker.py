@@ -49,11 +49,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     @classmethod
     def check_config(cls, cfg: Config, log: object) -> None:
-        """Check gunicorn itself. The master calls it before it starts a worker.
-
-        Raises:
-            GunicornVersionError: the worker does not fit the installed gunicorn.
-        """
+        """Check gunicorn itself. The master calls it before it starts a worker."""
         gunicorn_internals.check()
         super().check_config(cfg, log)
 
