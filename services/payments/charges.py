@@ -80,7 +80,13 @@ def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     Returns:
         A result for each charge, in their order.
     """
-    accounts_by_user = _lock_accounts(session, charges)
+    user_ids = {each.user_id for each in charges}
+    rows = session.execute(_LOCK_ACCOUNTS.where(Account.user_id.in_(user_ids)))
+    accounts_by_user = {
+        user_id: _Account(account_id, balance)
+        for user_id, account_id, balance in rows
+        if user_id is not None and balance is not None  # a system account has neither
+    }
     # Read after locking, so that the decisions of the locks' previous holder are visible.
     order_ids = {each.order_id for each in charges}
     decided = set(session.scalars(select(Payment.order_id).where(Payment.order_id.in_(order_ids))))
@@ -92,16 +98,6 @@ def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     _write(session, new, accounts_by_user)
     outbox.add_all(session, [payment_decided(result) for result in new])
     return results
-
-
-def _lock_accounts(session: Session, charges: Sequence[Charge]) -> dict[UUID, _Account]:
-    user_ids = {each.user_id for each in charges}
-    rows = session.execute(_LOCK_ACCOUNTS.where(Account.user_id.in_(user_ids)))
-    return {
-        user_id: _Account(account_id, balance)
-        for user_id, account_id, balance in rows
-        if user_id is not None and balance is not None  # a system account has neither
-    }
 
 
 def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> ChargeResult:

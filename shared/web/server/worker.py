@@ -171,9 +171,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def _linger(self, conn: TConn) -> None:
         """End a connection.
 
-        Close it for writing, and discard what the client still sends for a moment. Otherwise the
-        client might not receive its answer (RFC 9112, section 9.6). gunicorn does the same, but it
-        blocks its main thread meanwhile.
+        Close it for writing, and discard what the client still sends for a moment, so that it
+        receives its answer (RFC 9112, section 9.6). gunicorn blocks its main thread meanwhile.
         """
         try:
             conn.sock.shutdown(SHUT_WR)
