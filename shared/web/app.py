@@ -97,6 +97,6 @@ def make_app(
         described.register_blueprint(blueprint)
     docs_pages.register(app, described, title=title, description=description)
     pages.register(app, {*problem_types.COMMON, *domain.values()})
-    handlers.register(app, domain)
+    handlers.register(app, request_keys.PROBLEMS | dict(domain))
     middleware.register(app)
     return app
