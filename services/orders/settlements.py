@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-
 # Notifications with the ids of the orders that became final.
 SETTLED_CHANNEL = "order_settled"
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     View = Callable[..., Any]
     Decorator = Callable[[View], View]
 
-
 # Decorators of a view, from the view outwards. Each needs the result of the one before it: only
 # `response` makes the Response that `idempotent` stores, and only `arguments` loads the body that
 # `idempotent` compares. In another order they would silently do the wrong thing.

@@ -15,7 +15,6 @@ from werkzeug.http import parse_date, parse_set_header
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-
 HEADER = "Cache-Control"
 NOT_STORED = "no-store"
 REVALIDATED = "no-cache"

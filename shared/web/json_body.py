@@ -23,7 +23,6 @@ from shared.web.server.request_reader import RequestError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-
 # Maximum size of a body. The largest valid one is an order with a description of 10,000 characters,
 # each escaped as a surrogate pair (12 bytes).
 MAX_BYTES = 128 * 1024

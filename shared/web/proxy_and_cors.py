@@ -17,7 +17,6 @@ from shared.web.tracing import REQUEST_ID, TRACEPARENT
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-
 # Load balancers check these by IP address. They change nothing, and show only whether the service
 # is up and ready.
 PROBES = frozenset({"/livez", "/readyz"})

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from socket import socket
     from types import ModuleType
 
-
 VERSION = "27.0.1"
 
 IDLE_WHEN_STOPPING_S: float = gthread.STOP_KEEPALIVE_LINGER

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket
 
-
 # Maximum time for a whole request to arrive, in seconds.
 READ_S = 10.0
 # Maximum size of a request's first line and headers together. gunicorn's own limit is 100 headers

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
 
-
 T = TypeVar("T")
 
 _EXTENSION = "settle-waiters"
