@@ -4,41 +4,29 @@ from __future__ import annotations
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import UUID
 
-from flask import jsonify
+from flask import Response, jsonify
 
-from services.orders import api_docs, listing, orders, prefer_wait
-from services.orders.problems import UNKNOWN_ORDER
-from services.orders.schemas import (
-    AcceptedSchema,
-    NewOrderSchema,
-    OrderSchema,
-    OrdersQuerySchema,
-    OrderStatusSchema,
-    WholeOrderSchema,
-)
+from services.orders import api_docs, listing, orders, prefer_wait, problems, schemas
 from shared.web.blueprint import Blueprint
 from shared.web.idempotency.request_keys import note_created
 from shared.web.paging import PAGE_BYTES_MAX, read_paging
 from shared.web.sessions import transaction
 from shared.web.waiting.prefer_header import response_headers
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from flask import Response
-
 blueprint = Blueprint("orders", __name__, description="Orders and their status")
 
 
 @blueprint.route("/orders", methods=["POST"], parameters=[api_docs.PREFER])
-@blueprint.arguments(NewOrderSchema(), example=api_docs.NEW_ORDER)
+@blueprint.arguments(schemas.NewOrderSchema(), example=api_docs.NEW_ORDER)
 @blueprint.after_commit(prefer_wait.apply_preferences)
 @blueprint.idempotent
 @blueprint.response(
-    HTTPStatus.ACCEPTED, {"oneOf": [AcceptedSchema, WholeOrderSchema]}, **api_docs.ACCEPTED
+    HTTPStatus.ACCEPTED,
+    {"oneOf": [schemas.AcceptedSchema, schemas.WholeOrderSchema]},
+    **api_docs.ACCEPTED,
 )
 def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
     """Place an order.
@@ -58,8 +46,8 @@ def place_order(body: dict[str, Any]) -> tuple[Response, int, dict[str, str]]:
 @blueprint.route(
     "/order/<uuid:order_id>", methods=["GET"], parameters=[api_docs.ORDER_ID, api_docs.PREFER_WAIT]
 )
-@blueprint.response(HTTPStatus.OK, OrderStatusSchema, **api_docs.STATUS)
-@blueprint.problem(UNKNOWN_ORDER, api_docs.NO_ORDER)
+@blueprint.response(HTTPStatus.OK, schemas.OrderStatusSchema, **api_docs.STATUS)
+@blueprint.problem(problems.UNKNOWN_ORDER, api_docs.NO_ORDER)
 def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
     """Return the status of an order.
 
@@ -72,8 +60,8 @@ def get_order(order_id: UUID) -> tuple[dict[str, object], dict[str, str]]:
 @blueprint.route(
     "/orders/<uuid:order_id>", methods=["GET"], parameters=[api_docs.ORDER_ID, api_docs.PREFER_WAIT]
 )
-@blueprint.response(HTTPStatus.OK, WholeOrderSchema, **api_docs.WHOLE)
-@blueprint.problem(UNKNOWN_ORDER, api_docs.NO_ORDER)
+@blueprint.response(HTTPStatus.OK, schemas.WholeOrderSchema, **api_docs.WHOLE)
+@blueprint.problem(problems.UNKNOWN_ORDER, api_docs.NO_ORDER)
 def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
     """Return an order, with the reason if it failed.
 
@@ -84,8 +72,8 @@ def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
 
 
 @blueprint.route("/orders", methods=["GET"])
-@blueprint.arguments(OrdersQuerySchema(), location="query")
-@blueprint.response(HTTPStatus.OK, OrderSchema(many=True), **api_docs.PAGE)
+@blueprint.arguments(schemas.OrdersQuerySchema(), location="query")
+@blueprint.response(HTTPStatus.OK, schemas.OrderSchema(many=True), **api_docs.PAGE)
 def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """List orders, newest first.
 

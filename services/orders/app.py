@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.orders.api import blueprint
+from services.orders.prefer_wait import start_settlement_listener
 from services.orders.problems import PROBLEMS
 from services.orders.service import SERVICE
-from services.orders.settlement_listener import start_settlement_listener
 from services.wiring import make_service_app, prepare_process
 
 if TYPE_CHECKING:

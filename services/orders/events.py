@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from services.orders.models import FAILURE_REASON_MAX
+from services.orders.models import FAILURE_REASON_MAX, Order
 from settle_outbox import Event
 from settle_outbox.event import format_time
 from shared.fields import Amount, CanonicalUUID, OpenSchema, Text, UserId
-
-if TYPE_CHECKING:
-    from services.orders.models import Order
 
 PAYMENT_SUCCEEDED = "payment.succeeded"
 PAYMENT_FAILED = "payment.failed"

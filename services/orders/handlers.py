@@ -25,7 +25,17 @@ _OUTCOMES = {
 
 def settle_orders(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
     """Give orders their final status from `payment.succeeded` and `payment.failed` events."""
-    refusals = settle(session, [_settlement(event) for event in events])
+    settlements = [
+        Settlement(
+            order_id=event.data["order_id"],
+            user_id=event.data["user_id"],
+            amount=event.data["amount"],
+            status=SUCCESS if event.type == PAYMENT_SUCCEEDED else FAILED,
+            failure_reason=event.data.get("reason"),
+        )
+        for event in events
+    ]
+    refusals = settle(session, settlements)
     return {
         event.id: Verdict(
             _OUTCOMES[refusal],
@@ -35,13 +45,3 @@ def settle_orders(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[
         for event, refusal in zip(events, refusals, strict=True)
         if refusal is not None
     }
-
-
-def _settlement(event: ReceivedEvent) -> Settlement:
-    return Settlement(
-        order_id=event.data["order_id"],
-        user_id=event.data["user_id"],
-        amount=event.data["amount"],
-        status=SUCCESS if event.type == PAYMENT_SUCCEEDED else FAILED,
-        failure_reason=event.data.get("reason"),
-    )

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, func, literal, or_, select, tuple_, union_all
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from services.orders.models import STATUSES, Order
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, FromClause, Select, Subquery
-    from sqlalchemy.orm import Session
 
 # Approximate size of an order in JSON without its description, in bytes.
 _ROW_BYTES = 256
@@ -26,12 +25,7 @@ _NEWEST_BY = ("created_at", "id")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of orders.
-
-    Args:
-        orders: newest first.
-        more: whether there is a next page.
-    """
+    """A page of orders, newest first, and whether there are more."""
 
     orders: Sequence[Order]
     more: bool
@@ -68,11 +62,9 @@ def read_page(
 # Built once for each combination of filters: building takes longer than executing.
 @cache
 def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int]:
-    """Make the query of a page. Its parameters have the names of the filters.
+    """Make the query of a page. Its parameters have the names of the filters that are used.
 
-    Args:
-        filters: names of the filters that are used.
-        is_first: whether it is the first page, without `after_at` and `after_id`.
+    Only further pages have the parameters `after_at` and `after_id`.
     """
     listed, order = _matching_orders(filters, is_first=is_first)
     # The database sums the sizes, so it returns no more than a page. Of a description it reads only
@@ -80,10 +72,7 @@ def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int
     size = func.octet_length(listed.c.description) + _ROW_BYTES
     total = func.sum(size).over(order_by=_newest_first(listed, order), rows=(None, 0))
     sized = select(
-        listed,
-        size.label("size"),
-        total.label("total"),
-        func.count().over().label("found"),
+        listed, size.label("size"), total.label("total"), func.count().over().label("found")
     ).subquery()
     fits = or_(sized.c.total <= bindparam("bytes_max"), sized.c.total == sized.c.size)
     query = select(aliased(Order, sized), sized.c.found).where(fits)
@@ -92,20 +81,16 @@ def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int
 
 def _matching_orders(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
     """Select the newest orders that pass the filters, and name the columns that order them."""
-    if "user_id" not in filters:
-        fixed: dict[str, ColumnElement[Any]] = {}
-        if "status" in filters:
-            fixed["status"] = bindparam("status")
+    fixed: dict[str, ColumnElement[Any]] = {
+        name: bindparam(name) for name in ("user_id", "status") if name in filters
+    }
+    if list(fixed) != ["user_id"]:
         return _index_range(fixed, filters, is_first=is_first).subquery(), (*fixed, *_NEWEST_BY)
-    # The index orders a user's orders by status first. Without a status in the filters, one range
-    # per status is read, and they are merged.
-    statuses: list[ColumnElement[str]] = (
-        [bindparam("status")] if "status" in filters else [literal(each) for each in STATUSES]
-    )
-    user_id: ColumnElement[UUID] = bindparam("user_id")
+    # The index orders a user's orders by status first. One range per status is read, and they are
+    # merged.
     runs = [
-        _index_range({"user_id": user_id, "status": status}, filters, is_first=is_first)
-        for status in statuses
+        _index_range(fixed | {"status": literal(status)}, filters, is_first=is_first)
+        for status in STATUSES
     ]
     merged = union_all(*runs).subquery()
     query = select(merged).order_by(*_newest_first(merged, _NEWEST_BY))
@@ -121,11 +106,6 @@ def _index_range(
     begins with the same columns. With `status = :status`, the planner could choose another index,
     such as the one by time, and filter row by row. With old statistics or uneven data it would then
     read most of the table.
-
-    Args:
-        fixed: the columns that have one value in the whole range, and their values.
-        filters: names of the filters that are used.
-        is_first: whether it is the first page, so that no order comes before it.
     """
 
     def columns(*further: str) -> ColumnElement[Any]:

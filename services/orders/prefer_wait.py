@@ -1,4 +1,4 @@
-"""Apply the header Prefer to the calls for one order.
+"""Apply the header Prefer to the calls for one order, and wake requests when orders are final.
 
 `wait=N` delays the answer until the order is final. `return=representation` asks for the whole
 order.
@@ -9,32 +9,59 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
-from flask import jsonify
+from flask import Flask, Response, jsonify
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+import settle_outbox as outbox
 from services.orders import orders
-from services.orders.models import CREATED
+from services.orders.models import CREATED, Order
 from services.orders.schemas import WholeOrderSchema
+from services.orders.settlements import SETTLED_CHANNEL
 from settle_outbox.storage.sqlstate import sqlstate_of
 from shared.web.idempotency.request_keys import created_id
-from shared.web.sessions import transaction
+from shared.web.sessions import session_factory, transaction
 from shared.web.waiting import prefer_header
-from shared.web.waiting.waiters import current_waiters
+from shared.web.waiting.waiters import current_waiters, register_waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
-    from flask import Response
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, sessionmaker
 
-    from services.orders.models import Order
+    from shared.settings import WebSettings
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 _WHOLE = WholeOrderSchema()
+
+
+def start_settlement_listener(app: Flask, settings: WebSettings) -> None:
+    """Allow requests of an app to wait for orders, and start the thread that wakes them.
+
+    At most half of a process's threads may wait. The others serve requests.
+    """
+    waiters = register_waiters(app, limit=settings.api_threads // 2)
+    sessions = session_factory(app)
+    listener = outbox.NotificationWatcher(
+        settings.database_url,
+        SETTLED_CHANNEL,
+        waiters,
+        lambda order_ids: find_final(sessions, order_ids),
+        name="orders-watch",
+    )
+    app.extensions["orders-watch"] = listener
+    listener.start()
+
+
+def find_final(sessions: sessionmaker[Session], order_ids: Sequence[UUID]) -> Sequence[UUID]:
+    """Return those of some orders that are final."""
+    query = select(Order.id).where(Order.id.in_(order_ids), Order.status != CREATED)
+    with sessions.begin() as session:
+        return session.scalars(query).all()
 
 
 def wait_for_status(order_id: UUID) -> tuple[str, int | None]:

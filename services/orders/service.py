@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from services.orders.events import (
-    PAYMENT_FAILED,
-    PAYMENT_SUCCEEDED,
-    PaymentFailedSchema,
-    PaymentSucceededSchema,
-)
+from services.orders import events
 from services.orders.handlers import settle_orders
 from settle_outbox import Service, Subscription
 from shared.web.idempotency.key_store import remove_expired_keys
@@ -18,14 +13,14 @@ SERVICE = Service(
     subscriptions=(
         Subscription(
             topic="payments.events",
-            type=PAYMENT_SUCCEEDED,
-            schema=PaymentSucceededSchema(),
+            type=events.PAYMENT_SUCCEEDED,
+            schema=events.PaymentSucceededSchema(),
             handle=settle_orders,
         ),
         Subscription(
             topic="payments.events",
-            type=PAYMENT_FAILED,
-            schema=PaymentFailedSchema(),
+            type=events.PAYMENT_FAILED,
+            schema=events.PaymentFailedSchema(),
             handle=settle_orders,
         ),
     ),

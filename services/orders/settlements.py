@@ -18,21 +18,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-
 # Notifications with the ids of the orders that became final.
 SETTLED_CHANNEL = "order_settled"
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The result of an order's payment.
+    """The result of an order's payment: its final status, and the reason if it failed.
 
-    Args:
-        order_id: the order.
-        user_id: the paying user.
-        amount: in minor units.
-        status: the final status, success or failed.
-        failure_reason: None on success.
+    The amount is in minor units.
     """
 
     order_id: UUID
@@ -74,7 +68,11 @@ def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal 
     Returns:
         For each settlement, in their order: None if it was applied, otherwise why not.
     """
-    known = _lock(session, {each.order_id for each in settlements})
+    query = _LOCK_ORDERS.where(Order.id.in_({each.order_id for each in settlements}))
+    known = {
+        order_id: _Order(user_id, amount, status)
+        for order_id, user_id, amount, status in session.execute(query)
+    }
     refusals: list[Refusal | None] = []
     applied = []
     for each in settlements:
@@ -95,11 +93,6 @@ def settle(session: Session, settlements: Sequence[Settlement]) -> list[Refusal 
         )
         outbox.announce(session, SETTLED_CHANNEL, [each.order_id for each in applied])
     return refusals
-
-
-def _lock(session: Session, order_ids: set[UUID]) -> dict[UUID, _Order]:
-    rows = session.execute(_LOCK_ORDERS.where(Order.id.in_(order_ids)))
-    return {order_id: _Order(user_id, amount, status) for order_id, user_id, amount, status in rows}
 
 
 def _refusal(settlement: Settlement, order: _Order | None) -> Refusal | None:

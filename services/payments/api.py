@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from services.payments import accounts, api_docs, statements
-from services.payments.problems import (
-    ACCOUNT_EXISTS,
-    BALANCE_OVERFLOW,
-    UNKNOWN_ACCOUNT,
-    USER_MISMATCH,
-)
-from services.payments.schemas import (
-    BalanceQuerySchema,
-    BalanceSchema,
-    DepositSchema,
-    MessageSchema,
-    NewAccountSchema,
-    StatementQuerySchema,
-    TransferSchema,
-)
+from services.payments import accounts, api_docs, problems, schemas, statements
 from shared.web.blueprint import Blueprint
 from shared.web.paging import read_paging
 from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
-    from typing import Any
     from uuid import UUID
 
 blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and balances")
 
 
 @blueprint.route("/accounts", methods=["POST"])
-@blueprint.arguments(NewAccountSchema(), example=api_docs.NEW_ACCOUNT)
+@blueprint.arguments(schemas.NewAccountSchema(), example=api_docs.NEW_ACCOUNT)
 @blueprint.idempotent
-@blueprint.response(HTTPStatus.CREATED, MessageSchema, **api_docs.CREATED)
-@blueprint.problem(ACCOUNT_EXISTS, api_docs.HAS_ACCOUNT)
+@blueprint.response(HTTPStatus.CREATED, schemas.MessageSchema, **api_docs.CREATED)
+@blueprint.problem(problems.ACCOUNT_EXISTS, api_docs.HAS_ACCOUNT)
 def create_account(body: dict[str, Any]) -> dict[str, str]:
     """Open a user's account.
 
@@ -50,12 +34,12 @@ def create_account(body: dict[str, Any]) -> dict[str, str]:
 @blueprint.route(
     "/accounts/<uuid:user_id>/deposit", methods=["POST"], parameters=[api_docs.USER_ID]
 )
-@blueprint.arguments(DepositSchema(), example=api_docs.NEW_DEPOSIT)
+@blueprint.arguments(schemas.DepositSchema(), example=api_docs.NEW_DEPOSIT)
 @blueprint.idempotent
-@blueprint.response(HTTPStatus.OK, MessageSchema, **api_docs.DEPOSITED)
-@blueprint.problem(UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
-@blueprint.problem(USER_MISMATCH, api_docs.OTHER_USER)
-@blueprint.problem(BALANCE_OVERFLOW, api_docs.TOO_MUCH)
+@blueprint.response(HTTPStatus.OK, schemas.MessageSchema, **api_docs.DEPOSITED)
+@blueprint.problem(problems.UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
+@blueprint.problem(problems.USER_MISMATCH, api_docs.OTHER_USER)
+@blueprint.problem(problems.BALANCE_OVERFLOW, api_docs.TOO_MUCH)
 def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
     """Deposit into a user's account.
 
@@ -72,9 +56,9 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
 
 
 @blueprint.route("/accounts/balance", methods=["GET"])
-@blueprint.arguments(BalanceQuerySchema(), location="query")
-@blueprint.response(HTTPStatus.OK, BalanceSchema, **api_docs.BALANCE)
-@blueprint.problem(UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
+@blueprint.arguments(schemas.BalanceQuerySchema(), location="query")
+@blueprint.response(HTTPStatus.OK, schemas.BalanceSchema, **api_docs.BALANCE)
+@blueprint.problem(problems.UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
 def get_balance(query: dict[str, Any]) -> dict[str, int]:
     """Return a user's balance.
 
@@ -87,9 +71,9 @@ def get_balance(query: dict[str, Any]) -> dict[str, int]:
 @blueprint.route(
     "/accounts/<uuid:user_id>/transfers", methods=["GET"], parameters=[api_docs.USER_ID]
 )
-@blueprint.arguments(StatementQuerySchema(), location="query")
-@blueprint.response(HTTPStatus.OK, TransferSchema(many=True), **api_docs.PAGE)
-@blueprint.problem(UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
+@blueprint.arguments(schemas.StatementQuerySchema(), location="query")
+@blueprint.response(HTTPStatus.OK, schemas.TransferSchema(many=True), **api_docs.PAGE)
+@blueprint.problem(problems.UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
 def list_transfers(query: dict[str, Any], user_id: UUID) -> tuple[object, dict[str, str]]:
     """Return an account's statement: its transfers, newest first, with the balance after each.
 

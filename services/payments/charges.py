@@ -31,14 +31,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An order to pay.
-
-    Args:
-        order_id: the order.
-        user_id: the paying user.
-        amount: in minor units.
-        trace: of the request that placed the order.
-    """
+    """An order to pay: its user, its amount in minor units, and the trace of its request."""
 
     order_id: UUID
     user_id: UUID
@@ -51,7 +44,7 @@ class ChargeResult:
     """The result of a charge.
 
     Args:
-        charge: the charge.
+        charge: the order to pay.
         balance: of the account after it, in minor units; None if there is no account.
         reason: why it failed; None if it succeeded.
         decided_now: False if the order was decided before, and nothing was done.
@@ -67,7 +60,6 @@ class ChargeResult:
 class _Account:
     id: int
     balance: int
-    charged: bool = False
 
 
 # NO KEY UPDATE: a transfer that refers to the account does not wait for the lock. Ordered by id, so
@@ -88,9 +80,16 @@ def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     Returns:
         A result for each charge, in their order.
     """
-    accounts_by_user = _lock_accounts(session, charges)
+    user_ids = {each.user_id for each in charges}
+    rows = session.execute(_LOCK_ACCOUNTS.where(Account.user_id.in_(user_ids)))
+    accounts_by_user = {
+        user_id: _Account(account_id, balance)
+        for user_id, account_id, balance in rows
+        if user_id is not None and balance is not None  # a system account has neither
+    }
     # Read after locking, so that the decisions of the locks' previous holder are visible.
-    decided = _decided_orders(session, charges)
+    order_ids = {each.order_id for each in charges}
+    decided = set(session.scalars(select(Payment.order_id).where(Payment.order_id.in_(order_ids))))
     results = []
     for each in charges:
         results.append(_decide(each, accounts_by_user.get(each.user_id), decided))
@@ -99,23 +98,6 @@ def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     _write(session, new, accounts_by_user)
     outbox.add_all(session, [payment_decided(result) for result in new])
     return results
-
-
-def _lock_accounts(session: Session, charges: Sequence[Charge]) -> dict[UUID, _Account]:
-    user_ids = {each.user_id for each in charges}
-    rows = session.execute(_LOCK_ACCOUNTS.where(Account.user_id.in_(user_ids)))
-    return {
-        user_id: _Account(account_id, balance)
-        for user_id, account_id, balance in rows
-        if user_id is not None and balance is not None  # a system account has neither
-    }
-
-
-def _decided_orders(session: Session, charges: Sequence[Charge]) -> set[UUID]:
-    order_ids = {each.order_id for each in charges}
-    return set(
-        session.execute(select(Payment.order_id).where(Payment.order_id.in_(order_ids))).scalars()
-    )
 
 
 def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> ChargeResult:
@@ -127,7 +109,6 @@ def _decide(charge: Charge, account: _Account | None, decided: set[UUID]) -> Cha
     if account.balance < charge.amount:
         return ChargeResult(charge, balance, Reason.INSUFFICIENT_FUNDS)
     account.balance -= charge.amount
-    account.charged = True
     return ChargeResult(charge, account.balance, None)
 
 
@@ -149,21 +130,16 @@ def _write(
     paid = [result.charge for result in results if result.reason is None]
     if not paid:
         return
+    accounts = [accounts_by_user[each.user_id] for each in paid]
     session.execute(
         INSERT_CHARGES,
         {
             "kind": CHARGE,
             "sales": SALES,
-            "account_ids": [accounts_by_user[each.user_id].id for each in paid],
+            "account_ids": [account.id for account in accounts],
             "amounts": [each.amount for each in paid],
             "order_ids": [str(each.order_id) for each in paid],
         },
     )
-    charged = [account for account in accounts_by_user.values() if account.charged]
-    session.execute(
-        UPDATE_BALANCES,
-        {
-            "ids": [account.id for account in charged],
-            "balances": [account.balance for account in charged],
-        },
-    )
+    balances = {account.id: account.balance for account in accounts}
+    session.execute(UPDATE_BALANCES, {"ids": [*balances], "balances": [*balances.values()]})

@@ -7,6 +7,8 @@ from marshmallow import fields
 from shared.fields import Amount, OpenSchema, Time, UserId
 from shared.web.paging import CursorField, Limit
 
+_INT64 = {"minimum": 0, "format": "int64"}
+
 
 class NewAccountSchema(OpenSchema):
     """A new account."""
@@ -34,11 +36,7 @@ class BalanceSchema(OpenSchema):
 
     balance = fields.Integer(
         required=True,
-        metadata={
-            "description": "In minor units, such as cents, from 0 to 2^63-1.",
-            "minimum": 0,
-            "format": "int64",
-        },
+        metadata={"description": "In minor units, such as cents, from 0 to 2^63-1.", **_INT64},
     )
 
 
@@ -75,11 +73,7 @@ class TransferSchema(OpenSchema):
     )
     balance = fields.Integer(
         required=True,
-        metadata={
-            "description": "The balance after the transfer, in minor units.",
-            "minimum": 0,
-            "format": "int64",
-        },
+        metadata={"description": "The balance after the transfer, in minor units.", **_INT64},
     )
     created_at = Time(
         required=True,

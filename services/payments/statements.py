@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, desc, select, true, tuple_, union_all
+from sqlalchemy import BindParameter, Select, bindparam, desc, select, true, tuple_, union_all
 
 from services.payments.accounts import UnknownAccountError
 from services.payments.models import AMOUNT_MAX, CHARGE, DEPOSIT, Account, Transfer
@@ -21,21 +21,14 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import BindParameter, Select
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A transfer into or out of a user's account.
+    """A transfer into or out of a user's account, and the account's balance after it.
 
-    Args:
-        id: later transfers of the account have higher ids.
-        kind: `deposit` into the account, or `charge` out of it.
-        amount: in minor units; positive for both kinds.
-        order_id: the order that was paid; None for a deposit.
-        balance: of the account after the transfer, in minor units.
-        created_at: time of the transfer.
+    Amounts are in minor units, and positive for both kinds. A deposit has no order.
     """
 
     id: int
@@ -53,12 +46,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a statement.
-
-    Args:
-        entries: the transfers, newest first.
-        more: whether there is a next page.
-    """
+    """A page of a statement, newest first, and whether there are more transfers."""
 
     entries: Sequence[Entry]
     more: bool
@@ -85,26 +73,23 @@ def _range_of(kind: str, account: InstrumentedAttribute[int]) -> Select[*tuple[A
     )
 
 
-def _page_query() -> Select[Any]:
-    """Make the query of a page.
-
-    The same statement reads the balance. Between two statements, a transfer could be made.
-    """
-    merged = union_all(
-        _range_of(DEPOSIT, Transfer.to_account_id), _range_of(CHARGE, Transfer.from_account_id)
-    )
-    newest = merged.order_by(desc("id")).limit(bindparam("read_limit")).subquery()
-    return (
-        select(Account.balance, newest)
-        .join_from(Account, newest, true(), isouter=True)
-        .where(Account.id == bindparam("account_id"))
-        .order_by(newest.c.id.desc())
-    )
-
-
 # Built once: building a statement costs as much as executing it (benchmarks/README.md).
 _ACCOUNT_ID = select(Account.id).where(Account.user_id == bindparam("owner"))
-_PAGE = _page_query()
+_NEWEST = (
+    union_all(
+        _range_of(DEPOSIT, Transfer.to_account_id), _range_of(CHARGE, Transfer.from_account_id)
+    )
+    .order_by(desc("id"))
+    .limit(bindparam("read_limit"))
+    .subquery()
+)
+# The same statement reads the balance. Between two statements, a transfer could be made.
+_PAGE = (
+    select(Account.balance, _NEWEST)
+    .join_from(Account, _NEWEST, true(), isouter=True)
+    .where(Account.id == bindparam("account_id"))
+    .order_by(_NEWEST.c.id.desc())
+)
 
 
 def read_page(
@@ -127,9 +112,8 @@ def read_page(
         raise UnknownAccountError(user_id)
     # All ids are below AMOUNT_MAX: they come from an identity column that starts at 1.
     before, balance = after or (AMOUNT_MAX, None)
-    rows = session.execute(
-        _PAGE, {"account_id": account_id, "before": before, "read_limit": limit + 1}
-    ).all()
+    parameters = {"account_id": account_id, "before": before, "read_limit": limit + 1}
+    rows = session.execute(_PAGE, parameters).all()
     entries: list[Entry] = []
     for row in rows[:limit]:
         if row.id is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flask import Flask
+from flask import Flask, Request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
@@ -25,7 +25,6 @@ from shared.web.problems import handlers, pages, problem_types
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flask import Request
     from sqlalchemy.orm import Session, sessionmaker
 
     from settle_outbox.errors import SettleError
@@ -98,6 +97,6 @@ def make_app(
         described.register_blueprint(blueprint)
     docs_pages.register(app, described, title=title, description=description)
     pages.register(app, {*problem_types.COMMON, *domain.values()})
-    handlers.register(app, domain)
+    handlers.register(app, request_keys.PROBLEMS | dict(domain))
     middleware.register(app)
     return app

@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from flask import Response
     from marshmallow import Schema
 
-    from shared.web.problems.problem_types import ProblemType
-
     View = Callable[..., Any]
     Decorator = Callable[[View], View]
-
 
 # Decorators of a view, from the view outwards. Each needs the result of the one before it: only
 # `response` makes the Response that `idempotent` stores, and only `arguments` loads the body that
@@ -84,14 +81,14 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         answer: Decorator = super().response(status_code, schema, **described)
         return lambda view: _applied("response", answer(view))
 
-    def problem(self, problem_type: ProblemType, *details: str) -> Decorator:
+    def problem(self, problem_type: problem_types.ProblemType, *details: str) -> Decorator:
         """Describe a problem document that the call can answer with, by an example of each detail.
 
         The problems that all calls can answer with are described without this.
         """
         return lambda view: _applied("problem", self._describe(view, problem_type, *details))
 
-    def _describe(self, view: View, problem_type: ProblemType, *details: str) -> View:
+    def _describe(self, view: View, problem_type: problem_types.ProblemType, *details: str) -> View:
         described: dict[str, Any] = view.__dict__.setdefault("_apidoc", {})
         responses = described.setdefault("response", {}).setdefault("responses", {})
         status = problem_type.status

@@ -9,19 +9,15 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from flask import after_this_request, request
+from flask import Response, after_this_request, request
 from werkzeug.http import parse_date, parse_set_header
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-    from flask import Response
-
 HEADER = "Cache-Control"
 NOT_STORED = "no-store"
 REVALIDATED = "no-cache"
-
-
 _DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE")
 
 

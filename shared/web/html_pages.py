@@ -1,16 +1,22 @@
-"""What the HTML pages have in common: when they are shown, and their headers."""
+"""What the HTML pages have in common: when they are shown, their frame, and their headers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from html import escape
 
-from flask import request
+from flask import Response, request
 
 from shared.web.caching import vary_by
 
-if TYPE_CHECKING:
-    from flask import Response
-
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<link rel="icon" href="{root}docs/files/favicon-32x32.png">
+{body}</html>
+"""
 _HEADERS = {
     # Load nothing from other origins, and allow no frames. Swagger UI needs inline styles, and its
     # icons are data: URLs.
@@ -27,6 +33,12 @@ def wants_page() -> bool:
     vary_by("Accept")
     offered = ["application/json", "text/html"]
     return request.accept_mimetypes.best_match(offered) == "text/html"
+
+
+def html_page(title: str, body: str, *, root: str = "") -> Response:
+    """Make a page from its title, its body in HTML, and the path from it to `/`."""
+    page = _PAGE.format(title=escape(title), body=body, root=root)
+    return Response(page, mimetype="text/html")
 
 
 def add_security_headers(response: Response) -> Response:

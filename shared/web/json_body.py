@@ -10,9 +10,9 @@ from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from flask import request
+from flask import Flask, Request, request
 from gunicorn.http.errors import ParseException
-from marshmallow import ValidationError
+from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
@@ -21,10 +21,7 @@ from shared.web.problems.documents import InvalidInputError, ProblemError
 from shared.web.server.request_reader import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from flask import Flask, Request
-    from marshmallow import Schema
+    from collections.abc import Iterable, Iterator
 
 # Maximum size of a body. The largest valid one is an order with a description of 10,000 characters,
 # each escaped as a surrogate pair (12 bytes).
@@ -35,8 +32,7 @@ NOT_JSON = "The body must be JSON, with Content-Type: application/json. The requ
 COMPRESSED = "The body must not be compressed: send it without Content-Encoding."
 TOO_DEEP = f"The body is nested too deeply: the maximum is {MAX_DEPTH} levels."
 
-# Limits of an answer that lists faults: number of faults, and characters of a JSON Pointer and of a
-# name.
+# Limits of an answer that lists faults: their number, and the characters of a pointer and a name.
 FAULTS_MAX = 20
 POINTER_MAX = 2_000
 NAME_MAX = 100
@@ -44,12 +40,10 @@ NAME_MAX = 100
 # A string, to its end or to the end of the body. No part is tried twice (the quantifiers are
 # possessive), so a search takes linear time.
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_CONTAINERS = (dict, list)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
-# gunicorn raises these if the chunks of a body are malformed or incomplete.
-_UNREADABLE = (OSError, ParseException)
+_REPEATED = "The object has this name more than once."
 
 
 class _ObjectWithRepeatedNames(dict[str, Any]):
@@ -60,9 +54,7 @@ class _ObjectWithRepeatedNames(dict[str, Any]):
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         counts = Counter(name for name, _ in pairs)
-        self.repeated = list(
-            islice((name for name, count in counts.items() if count > 1), FAULTS_MAX)
-        )
+        self.repeated = [name for name, count in counts.items() if count > 1]
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,9 +65,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parse_finite(text: str) -> float:
     number = float(text)
     if isinf(number):
-        raise InvalidInputError(
-            [{"pointer": "#", "detail": f"The number {text[:40]} is too large."}]
-        )
+        raise _invalid(f"The number {text[:40]} is too large.")
     return number
 
 
@@ -94,11 +84,12 @@ def read_json(incoming: Request) -> Any:  # anything that JSON can hold
     The parameter `charset` of the media type has no effect (section 11).
 
     Raises:
-        ProblemError: the body cannot be read, is not JSON, or is nested deeper than `MAX_DEPTH`.
+        ProblemError: the body cannot be read, is compressed, is not JSON, or is nested deeper than
+            `MAX_DEPTH`.
         InvalidInputError: an object has repeated names, for which parsers use different values (RFC
             8259, section 4). Or a number is too large for Python.
         RequestEntityTooLarge: the body is larger than `MAX_BYTES`.
-        UnsupportedMediaType: the media type is not JSON, or the body is compressed.
+        UnsupportedMediaType: the media type is not JSON.
     """
     _check_media_type(incoming)
     body = _read(incoming)
@@ -111,19 +102,19 @@ def read_json(incoming: Request) -> Any:  # anything that JSON can hold
         raise _not_json(f"{error.msg} (line {error.lineno}, column {error.colno}).") from error
     except ValueError as error:
         # Python limits the digits of an integer (sys.set_int_max_str_digits).
-        raise InvalidInputError(
-            [{"pointer": "#", "detail": "An integer has too many digits."}]
-        ) from error
-    faults: list[dict[str, str]] = []
-    if isinstance(data, _CONTAINERS):
-        _find_repeated_names(data, [], faults)
-    if faults:
-        raise InvalidInputError(faults[:FAULTS_MAX])
+        raise _invalid("An integer has too many digits.") from error
+    repeated = islice(_find_repeated_names(data, ()), FAULTS_MAX)
+    if faults := [{"pointer": pointer, "detail": _REPEATED} for pointer in repeated]:
+        raise InvalidInputError(faults)
     return data
 
 
 def _not_json(why: str) -> ProblemError:
     return ProblemError(problem_types.NOT_JSON, f"The body is not JSON: {why}")
+
+
+def _invalid(detail: str) -> InvalidInputError:
+    return InvalidInputError([{"pointer": "#", "detail": detail}])
 
 
 def _check_media_type(incoming: Request) -> None:
@@ -133,26 +124,13 @@ def _check_media_type(incoming: Request) -> None:
         raise UnsupportedMediaType(NOT_JSON.format(repr(received) if received else "none"))
     coding = incoming.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if coding not in {"", "identity"}:
-        raise _UnsupportedCodingError
-
-
-class _UnsupportedCodingError(UnsupportedMediaType):
-    """The body is compressed. The answer names the supported codings (RFC 9110, section 12.5.3)."""
-
-    description = COMPRESSED
-
-    def get_headers(self, *arguments: Any, **options: Any) -> list[tuple[str, str]]:
-        return [*super().get_headers(*arguments, **options), ("Accept-Encoding", "identity")]
+        # The answer names the supported codings (RFC 9110, section 12.5.3).
+        supported = {"Accept-Encoding": "identity"}
+        raise ProblemError(problem_types.UNSUPPORTED_MEDIA_TYPE, COMPRESSED, headers=supported)
 
 
 def _decode(body: bytes) -> str:
-    """Decode a body from UTF-8.
-
-    A byte order mark is refused, as RFC 8259 allows (section 8.1).
-
-    Raises:
-        ProblemError: the body is empty or in another encoding. The detail names the encoding.
-    """
+    """Decode a body from UTF-8. The error names another encoding."""
     if not body.strip(b" \t\r\n"):
         raise _not_json("it is only white space." if body else "it is empty.")
     encoding = json.detect_encoding(body)
@@ -179,36 +157,22 @@ def _depth(body: bytes) -> int:
     return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)
 
 
-def _find_repeated_names(
-    data: dict[str, Any] | list[Any], path: list[str | int], faults: list[dict[str, str]]
-) -> None:
-    """Collect the repeated names in a value of at most `MAX_DEPTH` levels, up to `FAULTS_MAX`.
-
-    Args:
-        data: an object or array.
-        path: names and indexes that lead to it. It is unchanged on return.
-        faults: the list to extend.
-    """
+def _find_repeated_names(data: object, path: tuple[str | int, ...]) -> Iterator[str]:
+    """Yield the pointers of the repeated names in a value, to which `path` leads."""
     if isinstance(data, _ObjectWithRepeatedNames):
-        faults += [
-            {
-                "pointer": _pointer([*path, name]),
-                "detail": "The object has this name more than once.",
-            }
-            for name in data.repeated
-        ]
-    pairs: Iterable[tuple[str | int, Any]]
-    pairs = data.items() if isinstance(data, dict) else enumerate(data)
-    for name, each in pairs:
-        if len(faults) >= FAULTS_MAX:
-            return
-        if each and isinstance(each, _CONTAINERS):
-            path.append(name)
-            _find_repeated_names(each, path, faults)
-            path.pop()
+        for name in data.repeated:
+            yield _pointer((*path, name))
+    pairs: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(data, dict):
+        pairs = data.items()
+    elif isinstance(data, list):
+        pairs = enumerate(data)
+    for key, each in pairs:
+        if each and isinstance(each, (dict, list)):
+            yield from _find_repeated_names(each, (*path, key))
 
 
-def _pointer(path: list[str | int]) -> str:
+def _pointer(path: tuple[str | int, ...]) -> str:
     """Make a JSON Pointer as a URI fragment (RFC 6901, section 6).
 
     Names are cut to `NAME_MAX` characters. A pointer that would be longer than `POINTER_MAX` ends
@@ -229,7 +193,7 @@ def _read(incoming: Request) -> bytes:
         body = incoming.get_data(cache=False)
     except RequestError as error:
         raise ProblemError(problem_types.problem_type_of(error.status), str(error)) from error
-    except _UNREADABLE as error:
+    except (OSError, ParseException) as error:  # malformed or incomplete chunks
         raise ProblemError(
             problem_types.MALFORMED_REQUEST, "The body cannot be read: its chunks are malformed."
         ) from error
@@ -254,7 +218,9 @@ class Parser(FlaskParser):
             InvalidInputError: the schema refuses a value, with the place of each fault.
         """
         is_body = location == "json"
-        data = _read_object(request) if is_body else request.args
+        data = read_json(request) if is_body else request.args
+        if is_body and not isinstance(data, dict):
+            raise _invalid("Must be a JSON object.")
         try:
             return argmap.load(data)
         except ValidationError as error:
@@ -264,13 +230,6 @@ class Parser(FlaskParser):
                 for detail in details
             ]
             raise InvalidInputError(faults) from error
-
-
-def _read_object(incoming: Request) -> dict[str, Any]:
-    data = read_json(incoming)
-    if not isinstance(data, dict):
-        raise InvalidInputError([{"pointer": "#", "detail": "Must be a JSON object."}])
-    return data
 
 
 def register(app: Flask) -> None:

@@ -29,11 +29,7 @@ def register(app: Flask) -> None:
 
 
 class RequestMiddleware:
-    """Traces and logs the requests of an app.
-
-    Args:
-        app: the app to wrap.
-    """
+    """Traces and logs the requests of an app."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app

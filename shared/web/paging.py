@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from flask import current_app, request
+from flask import Flask, current_app, request
 from itsdangerous import BadData, URLSafeSerializer
 from marshmallow import ValidationError, fields
 
@@ -24,8 +24,6 @@ from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from flask import Flask
 
     from shared.settings import WebSettings
 
@@ -67,16 +65,8 @@ class Limit(fields.Integer):
             },
         )
 
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> int:
-        if not isinstance(value, str) or not _DIGITS.fullmatch(value):
-            raise ValidationError(f"Must be an integer from 1 to {LIMIT_MAX}.")
-        limit = int(value)
+    def _deserialize(self, value: object, *_: object, **__: object) -> int:
+        limit = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else 0
         if not 1 <= limit <= LIMIT_MAX:
             raise ValidationError(f"Must be an integer from 1 to {LIMIT_MAX}.")
         return limit
@@ -86,10 +76,8 @@ class Limit(fields.Integer):
 class Paging:
     """The requested page of a list.
 
-    Args:
-        limit: maximum number of rows.
-        filters: the query without `limit` and `cursor`.
-        after: sort key of the last row of the previous page; None for the first page.
+    `filters` is the query without `limit` and `cursor`. `after` is the sort key of the last row of
+    the previous page, or None for the first page.
     """
 
     limit: int

@@ -6,20 +6,16 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flask import request
+from flask import Flask, Response, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from shared.settings import ANY_HOST, is_host, is_loopback
+from shared.settings import ANY_HOST, WebSettings, is_host, is_loopback
 from shared.web.problems import problem_types
 from shared.web.problems.documents import ProblemError
 from shared.web.tracing import REQUEST_ID, TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
-
-    from flask import Flask, Response
-
-    from shared.settings import WebSettings
 
 # Load balancers check these by IP address. They change nothing, and show only whether the service
 # is up and ready.
@@ -33,21 +29,15 @@ ALLOW_HOST = " If it should, add {} to ALLOWED_HOSTS (without the port) and rest
 
 # CORS (the Fetch standard, section 3.2): the request headers that scripts of another origin may
 # set, and the response headers that they may read.
-_ALLOWED_HEADERS = ("Content-Type", "Idempotency-Key", "Prefer", REQUEST_ID, TRACEPARENT)
-_EXPOSED_HEADERS = (
-    "Idempotent-Replayed",
-    "Link",
-    "Location",
-    "Preference-Applied",
-    "Retry-After",
-    REQUEST_ID,
-)
-_PREFLIGHT_MAX_AGE_S = 600
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": ", ".join(_ALLOWED_HEADERS),
-    "Access-Control-Max-Age": str(_PREFLIGHT_MAX_AGE_S),
+    "Access-Control-Allow-Headers": "Content-Type, Idempotency-Key, Prefer,"
+    f" {REQUEST_ID}, {TRACEPARENT}",
+    "Access-Control-Max-Age": "600",  # seconds
 }
+_EXPOSED_HEADERS = (
+    f"Idempotent-Replayed, Link, Location, Preference-Applied, Retry-After, {REQUEST_ID}"
+)
 
 
 def register(app: Flask, settings: WebSettings) -> None:
@@ -66,9 +56,9 @@ def register(app: Flask, settings: WebSettings) -> None:
 def _check_host(allowed: AbstractSet[str]) -> None:
     """Refuse a request whose Host is not allowed (RFC 9110, section 7.4).
 
-    It prevents DNS rebinding. An attacker points a host name to this service's address. A browser
-    then treats a page from that name as the same origin as this service, so the page can send and
-    read anything. Only the Host header shows the foreign name.
+    It prevents DNS rebinding. An attacker points a host name to this service's address. For a
+    browser, a page from that name then has this service's origin, and can send and read anything.
+    Only the Host header shows the foreign name.
 
     Behind trusted proxies, both the forwarded host and the received one are checked: a page that
     reaches the service directly can set X-Forwarded-Host. A request without Host (HTTP/1.0) is
@@ -81,18 +71,13 @@ def _check_host(allowed: AbstractSet[str]) -> None:
     for host in (environ.get("HTTP_HOST"), received):
         if host is None:
             continue
-        name = _name_of(host)
+        found = _HOST.fullmatch(host.lower())
+        name = found["name"].removesuffix(".") if found else ""
         if name not in allowed and not is_loopback(name):
             detail = WRONG_HOST.format(host[:_QUOTED_HOST_MAX])
             if is_host(name) and len(name) <= _QUOTED_HOST_MAX:
                 detail += ALLOW_HOST.format(name)
             raise ProblemError(problem_types.MISDIRECTED_REQUEST, detail)
-
-
-def _name_of(host: str) -> str:
-    """Return the name in a Host in lower case, without port and final dot; empty if invalid."""
-    found = _HOST.fullmatch(host.lower())
-    return found["name"].removesuffix(".") if found else ""
 
 
 def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response:
@@ -109,5 +94,5 @@ def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             response.headers.update(_PREFLIGHT)
         else:
-            response.headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED_HEADERS)
+            response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
     return response

@@ -6,18 +6,15 @@ unclear which value counts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flask import current_app, request
+from flask import Flask, current_app, request
 
 from shared.web.json_body import FAULTS_MAX, NAME_MAX
 from shared.web.problems.documents import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
-
-    from flask import Flask
 
     View = Callable[..., Any]
 

@@ -18,10 +18,8 @@ TRACEPARENT = "traceparent"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # W3C Trace Context, section 3.2.2: lowercase, no version ff, neither id all zeros; a version above
 # 00 may add fields.
-_TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
-_FUTURE_TRACEPARENT = re.compile(rf"(?!00){_TRACEPARENT.pattern}-[!-~]{{1,200}}")
+_FIELDS = r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"{_FIELDS}|(?!00){_FIELDS}-[!-~]{{1,200}}")
 
 
 def trace_of(environ: WSGIEnvironment) -> Trace:
@@ -32,10 +30,6 @@ def trace_of(environ: WSGIEnvironment) -> Trace:
     given = environ.get("HTTP_X_REQUEST_ID", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid4())
     traceparent = environ.get("HTTP_TRACEPARENT")
-    if traceparent is not None and not _is_valid(traceparent):
+    if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = None
     return Trace(request_id, traceparent)
-
-
-def _is_valid(traceparent: str) -> bool:
-    return bool(_TRACEPARENT.fullmatch(traceparent) or _FUTURE_TRACEPARENT.fullmatch(traceparent))

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from services.orders import orders as use_cases
-from services.orders import settlement_listener
+from services.orders import prefer_wait
 from support.settle_orders import settler
 from support.waiting import wait_until
 from support.web import problem_of
@@ -215,7 +215,7 @@ def test_a_notification_ends_the_wait(
     before = wait(other)
     finish(orders_url, other.removeprefix("/order/"))
     before.result()  # the listener is connected now
-    monkeypatch.setattr(settlement_listener, "find_final", find_nothing)
+    monkeypatch.setattr(prefer_wait, "find_final", find_nothing)
     waiters = orders.application.extensions["settle-waiters"]
     first, second = (place(orders).headers["Location"] for _ in range(2))
     waiting = {path: [wait(path), wait(path)] for path in (first, second)}
@@ -249,7 +249,7 @@ def test_an_order_settled_right_after_the_status_was_read_is_not_missed(
         before = wait(other)
         finish(orders_url, other.removeprefix("/order/"))
         before.result()
-        monkeypatch.setattr(settlement_listener, "find_final", find_nothing)
+        monkeypatch.setattr(prefer_wait, "find_final", find_nothing)
     path = place(orders).headers["Location"]
     read_status, was_read = use_cases.read_status, threading.Event()
 
@@ -273,7 +273,7 @@ def test_the_listener_continues_after_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = place(orders).headers["Location"]
-    find_final = settlement_listener.find_final
+    find_final = prefer_wait.find_final
     failed = threading.Event()
 
     def fail_once(*arguments: Any) -> Any:
@@ -282,7 +282,7 @@ def test_the_listener_continues_after_an_error(
             raise RuntimeError("unforeseen")
         return find_final(*arguments)
 
-    monkeypatch.setattr(settlement_listener, "find_final", fail_once)
+    monkeypatch.setattr(prefer_wait, "find_final", fail_once)
     waiting = wait(path)
     assert failed.wait(SOON_S)
     finish(orders_url, path.removeprefix("/order/"))

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from settle_outbox.errors import SettleError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
 # Keys deleted in one transaction, and maximum number of transactions in a row. The relay sends no
@@ -97,14 +96,10 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """The answer to a request.
+    """The answer to a request, as it was sent.
 
-    Args:
-        status: HTTP status.
-        headers: in their order.
-        body: as it was sent.
-        created_id: id of the thing that the request created, if it is needed after the commit. None
-            in an answer that an earlier release stored.
+    `created_id` is the id of the thing that the request created, if it is needed after the commit.
+    It is None in an answer that an earlier release stored.
     """
 
     status: int

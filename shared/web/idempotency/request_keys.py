@@ -14,27 +14,19 @@ from functools import partial, wraps
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, current_app, g, request
+from flask import Flask, Response, current_app, g, request
 
 from settle_outbox.runtime.failpoints import failpoint
-from shared.web.idempotency.key_store import (
-    KeyInUseError,
-    KeyReusedError,
-    Scope,
-    StoredAnswer,
-    claim_key,
-    store_answer,
-)
+from shared.web.idempotency import key_store
 from shared.web.problems import problem_types
-from shared.web.problems.documents import InvalidInputError, ProblemError
+from shared.web.problems.documents import InvalidInputError
 from shared.web.sessions import outer_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from uuid import UUID
 
-    from flask import Flask
-
+    from settle_outbox.errors import SettleError
     from shared.settings import WebSettings
 
     View = Callable[..., Response]
@@ -54,8 +46,10 @@ _ESCAPED = re.compile(r'\\(["\\])')
 # For the API description: the same, with the length.
 PATTERN = f'^(?:"{_QUOTED}{{1,{KEY_MAX}}}"|{_BARE}{{1,{KEY_MAX}}})$'
 
-# The framework sets it for each answer.
-_NOT_STORED = {"content-length"}
+PROBLEMS: dict[type[SettleError], problem_types.ProblemType] = {
+    key_store.KeyInUseError: problem_types.IDEMPOTENCY_KEY_IN_USE,
+    key_store.KeyReusedError: problem_types.IDEMPOTENCY_KEY_REUSED,
+}
 
 _EXTENSION = "settle-idempotency-retention"
 _CREATED_ID = "settle_created_id"
@@ -100,7 +94,7 @@ def note_created(created_id: UUID) -> None:
 
 
 def created_id() -> UUID | None:
-    """Return the id of the thing that this request, or the first one with its key, created."""
+    """Return the id that this request, or the first one with its key, noted."""
     found: UUID | None = g.get(_CREATED_ID)
     return found
 
@@ -138,25 +132,20 @@ def fingerprint_of(body: Mapping[str, Any]) -> bytes:
 
 
 def _run_once(key: str, body: Mapping[str, Any], run: Callable[[], Response]) -> Response:
-    scope = Scope(caller(), request.method, _path(), key)
-    try:
-        with outer_transaction() as session:
-            retention_s: int = current_app.extensions[_EXTENSION]
-            stored = claim_key(session, scope, fingerprint_of(body), retention_s=retention_s)
-            if stored is not None:
-                session.rollback()  # there is nothing to commit
-                return _replay(stored)
-            failpoint("web.claimed")
-            response = run()
-            if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
-                session.rollback()
-                return response
-            store_answer(session, scope, _to_store(response))
-            failpoint("web.kept")
-    except KeyInUseError as error:
-        raise ProblemError(problem_types.IDEMPOTENCY_KEY_IN_USE, str(error)) from error
-    except KeyReusedError as error:
-        raise ProblemError(problem_types.IDEMPOTENCY_KEY_REUSED, str(error)) from error
+    scope = key_store.Scope(caller(), request.method, _path(), key)
+    retention_s: int = current_app.extensions[_EXTENSION]
+    with outer_transaction() as session:
+        stored = key_store.claim_key(session, scope, fingerprint_of(body), retention_s=retention_s)
+        if stored is not None:
+            session.rollback()  # there is nothing to commit
+            return _replay(stored)
+        failpoint("web.claimed")
+        response = run()
+        if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            session.rollback()
+            return response
+        key_store.store_answer(session, scope, _to_store(response))
+        failpoint("web.kept")
     failpoint("web.committed")
     return response
 
@@ -169,12 +158,13 @@ def _path() -> str:
     return request.path if built is None else built[1]
 
 
-def _to_store(response: Response) -> StoredAnswer:
-    headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_STORED]
-    return StoredAnswer(response.status_code, headers, response.get_data(), created_id())
+def _to_store(response: Response) -> key_store.StoredAnswer:
+    # The framework sets Content-Length for each answer.
+    headers = [each for each in response.headers if each[0].lower() != "content-length"]
+    return key_store.StoredAnswer(response.status_code, headers, response.get_data(), created_id())
 
 
-def _replay(answer: StoredAnswer) -> Response:
+def _replay(answer: key_store.StoredAnswer) -> Response:
     response = Response(answer.body, answer.status, list(answer.headers))
     response.headers[REPLAYED] = "true"
     if answer.created_id is not None:

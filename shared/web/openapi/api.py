@@ -82,16 +82,12 @@ def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
             response.setdefault("headers", {})[REQUEST_ID] = REQUEST_ID
     doc.setdefault("parameters", []).extend(_PARAMETERS)
     if "idempotent" in info:
-        _describe_idempotency(doc)
+        doc["parameters"].append(request_keys.HEADER)
+        for status, response in responses.items():
+            if int(status) < HTTPStatus.MULTIPLE_CHOICES:
+                response["headers"][request_keys.REPLAYED] = request_keys.REPLAYED
+        responses[HTTPStatus.UNPROCESSABLE_ENTITY] = INVALID_OR_KEY_REUSED
     return doc
-
-
-def _describe_idempotency(doc: Doc) -> None:
-    doc["parameters"].append(request_keys.HEADER)
-    for status, response in doc["responses"].items():
-        if int(status) < HTTPStatus.MULTIPLE_CHOICES:
-            response["headers"][request_keys.REPLAYED] = request_keys.REPLAYED
-    doc["responses"][HTTPStatus.UNPROCESSABLE_ENTITY] = INVALID_OR_KEY_REUSED
 
 
 class OpenApi(Api):  # type: ignore[misc]  # it has no type information

@@ -7,25 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flask_swagger_ui
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Flask, Response, current_app, jsonify
 
 from shared.web.caching import revalidate
-from shared.web.html_pages import add_security_headers, wants_page
+from shared.web.html_pages import add_security_headers, html_page, wants_page
 
 if TYPE_CHECKING:
-    from flask import Flask
-
     from shared.web.openapi.api import OpenApi
 
 # Files of an installed package, so the pages work offline.
 _FILES = Path(flask_swagger_ui.__file__).parent / "dist"
 
 _INDEX = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{title}</title>
-<link rel="icon" href="docs/files/favicon-32x32.png">
 <h1>{title}</h1>
 <p>{description}</p>
 <ul>
@@ -34,48 +27,35 @@ _INDEX = """\
 <li><a href="problems">Problem types</a>
 <li><a href="readyz">Readiness</a>
 </ul>
-</html>
 """
 
 _DOCS = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
 <link rel="stylesheet" href="docs/files/swagger-ui.css">
-<link rel="icon" href="docs/files/favicon-32x32.png">
 <div id="docs"></div>
 <script src="docs/files/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
-</html>
 """
 
 # validatorUrl: null keeps Swagger UI from sending the description to an online validator.
 _START = """\
-SwaggerUIBundle({
-  url: "openapi.json",
-  dom_id: "#docs",
-  deepLinking: true,
-  validatorUrl: null,
-});
+SwaggerUIBundle({url: "openapi.json", dom_id: "#docs", deepLinking: true, validatorUrl: null});
 """
 
 
 def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
     """Add the pages to an app. The arguments are those of `shared.web.app.make_app`."""
     pages = Blueprint("docs", __name__, static_folder=_FILES, static_url_path="/docs/files")
-    texts = {"title": escape(title), "description": escape(description)}
+    body = _INDEX.format(title=escape(title), description=escape(description))
 
     @pages.get("/")
     def index() -> Response:
         if wants_page():
-            return Response(_INDEX.format_map(texts), mimetype="text/html")
+            return html_page(title, body)
         return jsonify(service=title, docs="/docs", openapi="/openapi.json")
 
     @pages.get("/docs")
     def docs() -> Response:
-        return Response(_DOCS.format_map(texts), mimetype="text/html")
+        return html_page(title, _DOCS)
 
     @pages.get("/docs/start.js")
     def start() -> Response:

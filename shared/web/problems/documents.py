@@ -14,8 +14,6 @@ from shared.web.problems import problem_types
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shared.web.problems.problem_types import ProblemType
-
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 INVALID = "The request is well-formed, but parts of it are invalid; see errors."
@@ -24,7 +22,9 @@ INVALID = "The request is well-formed, but parts of it are invalid; see errors."
 class ProblemError(HTTPException):
     """Ends a request with a problem document. The arguments are those of `problem`."""
 
-    def __init__(self, problem_type: ProblemType, detail: str, **members: Any) -> None:
+    def __init__(
+        self, problem_type: problem_types.ProblemType, detail: str, **members: Any
+    ) -> None:
         super().__init__(detail)
         self.code = problem_type.status
         self.problem_type = problem_type
@@ -45,7 +45,7 @@ class InvalidInputError(ProblemError):
 
 
 def problem(
-    problem_type: ProblemType,
+    problem_type: problem_types.ProblemType,
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
@@ -62,18 +62,16 @@ def problem(
     request_id = current_trace.get().request_id or ""
     document = document_of(problem_type, detail, request.path, request_id, **members)
     text = current_app.json.dumps(document)
-    response = Response(text, status=problem_type.status, mimetype=MEDIA_TYPE)
-    response.headers.update(headers or {})
-    return response
+    return Response(text, problem_type.status, headers, MEDIA_TYPE)
 
 
-def unavailable(problem_type: ProblemType, detail: str) -> Response:
+def unavailable(problem_type: problem_types.ProblemType, detail: str) -> Response:
     """Make an answer that asks the client to send the request again."""
     return problem(problem_type, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def document_of(
-    problem_type: ProblemType, detail: str, path: str, request_id: str, **members: Any
+    problem_type: problem_types.ProblemType, detail: str, path: str, request_id: str, **members: Any
 ) -> dict[str, Any]:
     """Return the members of a problem document. Path and id identify the occurrence (3.1.5)."""
     return {

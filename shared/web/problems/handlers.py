@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from flask import Flask, Response
 
     from settle_outbox.errors import SettleError
-    from shared.web.problems.problem_types import ProblemType
 
 # werkzeug's own sentences are about browsers and spelling.
 _DETAILS = {
@@ -58,7 +57,7 @@ _ROLLBACK = "40"
 log = structlog.get_logger(__name__)
 
 
-def register(app: Flask, domain: Mapping[type[SettleError], ProblemType]) -> None:
+def register(app: Flask, domain: Mapping[type[SettleError], problem_types.ProblemType]) -> None:
     """Answer every error of an app with a problem document.
 
     The text of an error of a use case, whose problem type `domain` names, becomes the detail.

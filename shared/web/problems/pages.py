@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from html import escape
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Flask, Response, jsonify
 from werkzeug.exceptions import NotFound
 
 from shared.web.caching import revalidate
-from shared.web.html_pages import add_security_headers, wants_page
+from shared.web.html_pages import add_security_headers, html_page, wants_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from flask import Flask
-
     from shared.web.problems.problem_types import ProblemType
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<link rel="icon" href="/docs/files/favicon-32x32.png">
-{body}</html>
-"""
 
 _PROBLEM_TYPE = """\
 <h1>{title}</h1>
@@ -49,7 +38,7 @@ def register(app: Flask, problem_types: Iterable[ProblemType]) -> None:
     @pages.get("/problems")
     def list_problem_types() -> Response:
         if wants_page():
-            return _page("Problems", _list(ordered))
+            return html_page("Problems", _list(ordered), root="/")
         return jsonify([_members(each) for each in ordered])
 
     @pages.get("/problems/<name>")
@@ -61,7 +50,8 @@ def register(app: Flask, problem_types: Iterable[ProblemType]) -> None:
             return jsonify(members)
         phrase = HTTPStatus(members["status"]).phrase
         escaped = {key: escape(str(value)) for key, value in members.items()}
-        return _page(members["title"], _PROBLEM_TYPE.format_map(escaped | {"phrase": phrase}))
+        body = _PROBLEM_TYPE.format_map(escaped | {"phrase": phrase})
+        return html_page(members["title"], body, root="/")
 
     pages.after_request(add_security_headers)
     pages.after_request(revalidate)
@@ -69,14 +59,7 @@ def register(app: Flask, problem_types: Iterable[ProblemType]) -> None:
 
 
 def _members(problem_type: ProblemType) -> dict[str, Any]:
-    return {
-        "type": problem_type.type,
-        "name": problem_type.name,
-        "status": int(problem_type.status),
-        "title": problem_type.title,
-        "meaning": problem_type.meaning,
-        "remedy": problem_type.remedy,
-    }
+    return {"type": problem_type.type, **asdict(problem_type)}
 
 
 def _list(problem_types: Iterable[ProblemType]) -> str:
@@ -85,7 +68,3 @@ def _list(problem_types: Iterable[ProblemType]) -> str:
         for each in problem_types
     )
     return f"<h1>Problems</h1>\n<ul>\n{entries}\n</ul>\n"
-
-
-def _page(title: str, body: str) -> Response:
-    return Response(_PAGE.format(title=escape(title), body=body), mimetype="text/html")

@@ -1,9 +1,9 @@
 """Sends answers without blocking a thread on a slow client.
 
-gunicorn sends an answer in the thread that made it. The thread waits until the client has received
-all of it. gunicorn's time-out applies to each write and not to the whole answer, so a slow client
-can hold a thread forever. Here the thread sends only what fits into the connection's send buffer.
-The worker's main thread sends the rest when there is room again, for at most `WRITE_S`.
+gunicorn sends an answer in the thread that made it. Its time-out applies to each write and not to
+the whole answer, so a slow client can hold a thread forever. Here the thread sends only what
+fits into the connection's send buffer. The worker's main thread sends the rest when there is room
+again, for at most `WRITE_S`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,15 @@ if TYPE_CHECKING:
 # Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0
 # Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
-# send buffers. Beyond it, the connection of the oldest answer is closed. A worker of about 70 MB
-# stays far below 200 MB. A page of a list is 512 KiB before JSON escapes it.
+# send buffers. Beyond it, the connection of the oldest answer is closed. A page of a list is
+# 512 KiB before JSON escapes it.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
 
 class AnswerSocket:
-    """A connection to which gunicorn writes one answer. Writing never blocks.
-
-    Args:
-        connection: to the client.
-        path: of the request.
-    """
+    """A connection to which gunicorn writes the answer to one request. Writing never blocks."""
 
     def __init__(self, connection: socket, path: str) -> None:
         self._connection = connection
@@ -78,12 +73,7 @@ def send_some(connection: socket, data: bytes | bytearray) -> int:
 
 
 class UnsentAnswers:
-    """The answers of a worker that are not completely sent. Only the main thread uses it.
-
-    Args:
-        waiting: the connections on which the worker waits.
-        close: closes a connection.
-    """
+    """The answers of a worker that are not completely sent. Only the main thread uses it."""
 
     def __init__(self, waiting: WaitingConnections, close: Callable[[TConn], None]) -> None:
         self._waiting = waiting

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gunicorn import __version__, util
 from gunicorn.http.body import Body, ChunkedReader, LengthReader
-from gunicorn.http.message import Message
+from gunicorn.http.message import Message, Request
 from gunicorn.http.parser import Parser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers import gthread
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
     from socket import socket
     from types import ModuleType
 
-    from gunicorn.http.message import Request
-
 VERSION = "27.0.1"
 
 IDLE_WHEN_STOPPING_S: float = gthread.STOP_KEEPALIVE_LINGER
 """How long a worker that stops keeps its idle connections, in seconds."""
-
 
 # By class or module: its methods and attributes. The tests of the server (test_api_connections,
 # test_api_early_answers, test_api_framing, test_api_server, test_waiting_server) fail if they work

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from shared.web.server.connections import WaitingConnections
 
 # Maximum memory of a worker for incomplete requests. Above it, the oldest request is refused.
-# Without such requests, a worker takes about 70 MB. A test allows it 200 MB.
 INCOMPLETE_MAX_BYTES = 16 * 1024 * 1024
 _NO_ROOM = "The server has too many incomplete requests. Send the request again."
 
@@ -25,11 +24,8 @@ _NO_ROOM = "The server has too many incomplete requests. Send the request again.
 class IncompleteRequests:
     """The incomplete requests of a worker. Only the main thread uses it.
 
-    Args:
-        waiting: the connections on which the worker waits.
-        start: hands a request to a thread.
-        refuse: answers a request with an error, and ends its connection. It calls `forget`.
-        close: closes a connection.
+    `start` hands a request to a thread. `refuse` answers it with an error, ends its connection, and
+    calls `forget`.
     """
 
     def __init__(

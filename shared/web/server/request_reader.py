@@ -1,9 +1,8 @@
 """Receives requests without blocking a thread on a slow client.
 
-gunicorn reads a request in the thread that answers it, and the thread waits for the client without
-end. A few clients that stop in the middle of a request, for example because their network failed,
-would hold all threads. Here the worker's main thread receives the requests of all clients, for at
-most `READ_S` each. A thread starts when the head of a request is complete. If it needs more
+gunicorn reads a request in the thread that answers it. A few clients that stop in the middle of a
+request would hold all threads. Here the worker's main thread receives the requests of all clients,
+for at most `READ_S` each. A thread starts when the head of a request is complete. If it needs more
 of the body than has arrived, it abandons the request (`RequestPending`) before anything is done.
 The same bytes are read again from the start when the body is complete.
 """
@@ -16,15 +15,13 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from gunicorn.http.body import LengthReader
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import ParseException
 from gunicorn.http.unreader import SocketUnreader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket
-
-    from gunicorn.http.body import ChunkedReader
 
 # Maximum time for a whole request to arrive, in seconds.
 READ_S = 10.0
@@ -56,12 +53,7 @@ class RequestPending(BaseException):
 
 
 class RequestError(ParseException):  # type: ignore[misc]  # it has no type information
-    """A request that is answered before it reaches the app, or while its body is read.
-
-    Args:
-        detail: a sentence for a person.
-        status: of the answer.
-    """
+    """A request that is answered before it reaches the app, or while its body is read."""
 
     def __init__(self, detail: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(detail)
@@ -79,11 +71,7 @@ class RequestTooSlowError(RequestError):
 
 
 class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type information
-    """Gives gunicorn the bytes of a connection, one request after the other. Never blocks.
-
-    Args:
-        connection: to the client.
-    """
+    """Gives gunicorn the bytes of a connection, one request after the other. Never blocks."""
 
     buf: io.BytesIO
     sock: socket
@@ -106,8 +94,8 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         """Let gunicorn read the request from its start.
 
         Args:
-            queued_s: how long the request has waited for a thread. The client's time for the
-                request is extended by it, because nobody read from the client meanwhile.
+            queued_s: how long it has waited for a thread. The client gets as much more time,
+                because nobody read from it meanwhile.
         """
         if self.deadline is not None:
             self.deadline += queued_s

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ
-from socket import SHUT_WR
+from socket import SHUT_WR, socket
 from typing import TYPE_CHECKING
 
 from gunicorn import http
 from gunicorn.http.errors import InvalidHTTPVersion
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from shared.web.server import gunicorn_internals
 from shared.web.server.answer_sender import AnswerSocket, UnsentAnswers
 from shared.web.server.connections import WaitingConnections
 from shared.web.server.error_responses import write_problem
-from shared.web.server.gunicorn_internals import (
-    IDLE_WHEN_STOPPING_S,
-    check,
-    replace_error_pages,
-    take_expectation,
-)
 from shared.web.server.http_rules import apply_rules, is_body_left, must_close
 from shared.web.server.incomplete_requests import IncompleteRequests
 from shared.web.server.request_reader import RequestError, RequestPending, Unreader
 from shared.web.waiting.waiters import end_waits
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from socket import socket
     from types import FrameType
 
     from gunicorn.config import Config
     from gunicorn.http.message import Request
-    from gunicorn.workers.gthread import TConn
 
 # Maximum time and bytes for which a connection is read after its last answer.
 LINGER_S = 2.0
@@ -57,17 +49,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     @classmethod
     def check_config(cls, cfg: Config, log: object) -> None:
-        """Check gunicorn itself. The master calls it before it starts a worker.
-
-        Raises:
-            GunicornVersionError: the worker does not fit the installed gunicorn.
-        """
-        check()
+        """Check gunicorn itself. The master calls it before it starts a worker."""
+        gunicorn_internals.check()
         super().check_config(cfg, log)
 
     def init_process(self) -> None:
         """Start the threads of a new worker process."""
-        replace_error_pages(write_problem)
+        gunicorn_internals.replace_error_pages(write_problem)
         self._liveness_thread = ThreadPoolExecutor(1)
         super().init_process()
 
@@ -102,9 +90,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def _expect_request(self, conn: TConn) -> None:
         """Wait for a request, or for the rest of one."""
-        self._incoming.expect(
-            conn, idle_s=self.cfg.keepalive if self.alive else IDLE_WHEN_STOPPING_S
-        )
+        idle_s = self.cfg.keepalive if self.alive else gunicorn_internals.IDLE_WHEN_STOPPING_S
+        self._incoming.expect(conn, idle_s=idle_s)
 
     def handle(self, conn: TConn) -> object:
         """Handle a request, in a thread."""
@@ -128,7 +115,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         conn.sock = conn.answer = AnswerSocket(connection, req.path)
         # An answer that does not need the body is sent at once: without waiting for the rest of the
         # body, and without inviting the client to send it.
-        invite = conn.answer.sendall if take_expectation(req) else None
+        invite = conn.answer.sendall if gunicorn_internals.take_expectation(req) else None
         conn.parser.unreader.expect_body(req.body.reader, invite)
         # Close the connection if the body is unread or unreadable, if the client asks for it, or
         # if the worker is nearly full. The answer announces it (RFC 9112, section 9.6).
@@ -184,9 +171,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def _linger(self, conn: TConn) -> None:
         """End a connection.
 
-        Close it for writing, and discard what the client still sends for a moment. Otherwise the
-        client might not receive its answer (RFC 9112, section 9.6). gunicorn does the same, but it
-        blocks its main thread meanwhile.
+        Close it for writing, and discard what the client still sends for a moment, so that it
+        receives its answer (RFC 9112, section 9.6). gunicorn blocks its main thread meanwhile.
         """
         try:
             conn.sock.shutdown(SHUT_WR)

@@ -7,13 +7,11 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from flask import current_app
+from flask import Flask, current_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
-
-    from flask import Flask
 
 T = TypeVar("T")
 
@@ -33,7 +31,7 @@ class Waiters:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._woken: dict[UUID, list[threading.Event]] = {}
+        self._waiting: set[tuple[UUID, threading.Event]] = set()
         self.ended = False
         """Whether all waits were ended for good."""
         self.has_waiters = threading.Event()
@@ -71,33 +69,31 @@ class Waiters:
     def _registered(self, key: UUID) -> Iterator[threading.Event | None]:
         """Register a waiter while the block runs. Yields None if there are too many."""
         with self._lock:
-            if self.ended or sum(map(len, self._woken.values())) >= self._limit:
-                woken = None
-            else:
+            woken = None
+            if not self.ended and len(self._waiting) < self._limit:
                 woken = threading.Event()
-                self._woken.setdefault(key, []).append(woken)
+                self._waiting.add((key, woken))
                 self.has_waiters.set()
         try:
             yield woken
         finally:
             if woken is not None:
                 with self._lock:
-                    self._woken[key].remove(woken)
-                    if not self._woken[key]:
-                        del self._woken[key]
-                    if not self._woken and not self.ended:
+                    self._waiting.remove((key, woken))
+                    if not self._waiting and not self.ended:
                         self.has_waiters.clear()
 
     def keys(self) -> list[UUID]:
         """Return the ids that are waited for."""
         with self._lock:
-            return list(self._woken)
+            return list({key for key, _ in self._waiting})
 
     def wake(self, keys: Iterable[UUID]) -> None:
         """Let the waiters for these ids read the state again."""
+        wanted = set(keys)
         with self._lock:
-            for key in keys:
-                for woken in self._woken.get(key, ()):
+            for key, woken in self._waiting:
+                if key in wanted:
                     woken.set()
 
     def end_all(self) -> None:
@@ -105,9 +101,8 @@ class Waiters:
         with self._lock:
             self.ended = True
             self.has_waiters.set()
-            for waiting in self._woken.values():
-                for woken in waiting:
-                    woken.set()
+            for _, woken in self._waiting:
+                woken.set()
 
 
 def register_waiters(app: Flask, *, limit: int) -> Waiters:
