@@ -9,6 +9,7 @@ again, for at most `WRITE_S`.
 from __future__ import annotations
 
 import time
+from functools import partial
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,8 @@ class UnsentAnswers:
         answer, then = self._rests[conn]
         try:
             sent = send_some(conn.sock, answer.unsent)
-        except OSError:  # the client is gone
-            self._waiting.remove(conn)
-            self._forget(conn)
-            self._close(conn)
-            return
+        except OSError:  # the client is gone, and gets no more
+            sent, then = len(answer.unsent), partial(self._close, conn)
         del answer.unsent[:sent]
         self._bytes -= sent
         if not answer.unsent:
