@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flask_swagger_ui
-from flask import Blueprint, Flask, Response, current_app, jsonify
+from flask import Blueprint, Flask, Response, jsonify
 
 from shared.web.caching import revalidate
 from shared.web.html_pages import add_security_headers, html_page, wants_page
@@ -63,8 +63,7 @@ def register(app: Flask, api: OpenApi, *, title: str, description: str) -> None:
 
     @pages.get("/openapi.json")
     def openapi() -> Response:
-        described = current_app.json.dumps(api.spec.to_dict())
-        return Response(described, mimetype="application/json")
+        return jsonify(api.spec.to_dict())
 
     pages.after_request(add_security_headers)
     pages.after_request(revalidate)
