@@ -42,8 +42,7 @@ _EXPOSED_HEADERS = (
 
 def register(app: Flask, settings: WebSettings) -> None:
     """Apply the settings for trusted proxies, allowed hosts and CORS."""
-    if settings.trusted_proxies:
-        hops = settings.trusted_proxies
+    if hops := settings.trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]  # Flask's way to add middleware
             app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_port=0, x_prefix=0
         )
