@@ -32,17 +32,20 @@ class BalanceOverflowError(SettleError):
 
 
 class UserMismatchError(SettleError):
-    """A deposit names two users."""
+    """The path and the body of a deposit name different users."""
 
 
 # Built once: building a statement costs as much as executing it (benchmarks/README.md).
 _OPEN_ACCOUNT = (
     insert(Account).on_conflict_do_nothing(index_elements=[Account.user_id]).returning(Account.id)
 )
-# Of the tables, not of the classes: the ORM would look for loaded objects to refresh.
+# These two use the tables. For the classes, the ORM would look for loaded objects to refresh.
 _CREDITED = (
     update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
-    .where(Account.user_id == bindparam("owner"), Account.balance <= bindparam("highest_balance"))
+    .where(
+        Account.user_id == bindparam("owner"),
+        Account.balance <= bindparam("highest_balance_before"),
+    )
     .values(balance=Account.balance + bindparam("amount"))
     .returning(Account.id)
     .cte("credited")
@@ -80,7 +83,7 @@ def deposit(session: Session, user_id: UUID, amount: int) -> None:
         UnknownAccountError: the user has no account.
         BalanceOverflowError: the balance would be above `AMOUNT_MAX`.
     """
-    parameters = {"owner": user_id, "highest_balance": AMOUNT_MAX - amount, "amount": amount}
+    parameters = {"owner": user_id, "highest_balance_before": AMOUNT_MAX - amount, "amount": amount}
     if session.scalar(_DEPOSIT, parameters) is None:
         balance = read_balance(session, user_id)
         raise BalanceOverflowError(

@@ -73,10 +73,12 @@ def _report(
         click.echo(f"  {count:3} x {kind}")
     statuses = system.delivery.statuses()
     summary = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    unsure = sum((account.unsure for account in clients.accounts), Counter[int]()).total()
+    maybe_ordered = sum(
+        (account.maybe_ordered for account in clients.accounts), Counter[int]()
+    ).total()
     click.echo(
         f"seed {seed}: {injector.counted.total()} faults; {clients.accepted} orders accepted, "
-        f"{unsure} without an answer; {summary}; all final {settled_s:.1f} s after healing"
+        f"{maybe_ordered} without an answer; {summary}; all final {settled_s:.1f} s after healing"
     )
 
 

@@ -1,6 +1,8 @@
-"""A broker that lost all its data must not acknowledge events that it does not store.
+"""A sender must not count an event as acknowledged that a broker without its data did not store.
 
-It gives producer ids from the start again, so two producers can have the same id.
+A broker that lost its data numbers producers from the start again. So an old and a new producer can
+have the same id. The broker would take the events of one for duplicates of the other's, and
+acknowledge them without storing them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
 
 
 @pytest.fixture(params=sorted({"embedded", chosen()[0]}))
-def emptied_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with BROKERS[request.param]() as broker:
         yield broker
 
@@ -59,23 +61,24 @@ def make_topics(settings: Settings) -> None:
     close_quietly(admin)
 
 
-def test_no_event_that_an_emptied_broker_dropped_counts_as_acknowledged(
-    emptied_broker: Broker, payments_url: str, orders_url: str
+def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
+    own_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    """One relay connects to the emptied broker first, and another continues with its producer."""
-    delivery = Delivery(payments_url, orders_url, emptied_broker.bootstrap)
+    """After the loss, a new sender sends first. Then the old one sends with its old producer."""
+    delivery = Delivery(payments_url, orders_url, own_broker.bootstrap)
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
+    # In another partition than the events of "key", so that those are the first in theirs.
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
-    emptied_broker.kill()
-    emptied_broker.delete_data()
-    emptied_broker.start()
+    own_broker.kill()
+    own_broker.delete_data()
+    own_broker.start()
     make_topics(settings)
     new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
-    # The old producer uses the same producer id and sequence numbers as the new one.
+    # The old producer has the same producer id, and counts its batches from the same number.
     second = events("key", 2)
     acknowledged = old.send(second).acknowledged
     new.close()
@@ -86,15 +89,15 @@ def test_no_event_that_an_emptied_broker_dropped_counts_as_acknowledged(
 
 
 def test_a_sender_ends_with_its_connection(
-    emptied_broker: Broker, payments_url: str, orders_url: str
+    own_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    settings = Delivery(payments_url, orders_url, emptied_broker.bootstrap).settings("orders")
+    settings = Delivery(payments_url, orders_url, own_broker.bootstrap).settings("orders")
     make_topics(settings)
     sender = Sender(settings, load_service("orders"))
     assert len(sender.send(events("key", 1)).acknowledged) == 1
     assert not sender.stopped
-    emptied_broker.kill()
+    own_broker.kill()
     wait_until(lambda: sender.stopped, what="the sender to notice that the connection ended")
-    emptied_broker.start()
+    own_broker.start()
     assert sender.send(events("key", 1)).acknowledged == []
     sender.close()

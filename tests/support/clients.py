@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from support.stack import Stack
 
-# A client gives up after this time, and does not know whether its request had an effect.
+# A client gives up an attempt after this time. It then does not know whether it had an effect.
 TIMEOUT_S = 10
 PAUSE_S = 0.05
 PAUSE_AFTER_ERROR_S = 0.3
@@ -32,10 +32,10 @@ class Account:
 
     Args:
         user_id: The user.
-        accepted: The orders that were answered with 202, in this order, and their amounts.
-        unsure: The amounts of orders without an answer, or with one that reports a database error.
+        accepted: By order id, the amount of each order that was answered with 202, oldest first.
+        maybe_ordered: The amounts of orders without a 202. Each may have had its effect.
         deposited: The amounts of deposits that were answered with 200.
-        maybe_deposited: The amounts of deposits without an answer.
+        maybe_deposited: The amounts of deposits without a 200. Each may have had its effect.
         final: By order, the final status that the client read.
         wrong: Answers that must never occur.
         waits_s: For each accepted order, the seconds until it was accepted.
@@ -44,7 +44,7 @@ class Account:
 
     user_id: str
     accepted: dict[str, int] = field(default_factory=dict)
-    unsure: Counter[int] = field(default_factory=Counter)
+    maybe_ordered: Counter[int] = field(default_factory=Counter)
     deposited: Counter[int] = field(default_factory=Counter)
     maybe_deposited: Counter[int] = field(default_factory=Counter)
     final: dict[str, str] = field(default_factory=dict)
@@ -93,11 +93,11 @@ class Client(threading.Thread):
             self.account.accepted[order_id] = amount
             self.account.waits_s.append(time.monotonic() - began)
             return True
-        self.account.unsure[amount] += 1
+        self.account.maybe_ordered[amount] += 1
         return False
 
     def _deposit(self) -> bool:
-        # A deposit is worth about ten orders, so some orders can be paid and some cannot.
+        # A deposit pays for about seven orders, but ten are placed for each. So some are not paid.
         amount = self._rng.randint(700, 1500)
         path = f"/accounts/{self.account.user_id}/deposit"
         answer = self._try("payments", path, {"amount": amount})
@@ -131,8 +131,8 @@ class Client(threading.Thread):
     def _try(self, service: str, path: str, body: dict[str, Any]) -> requests.Response | None:
         """Post, and return the answer, or None if it is unknown whether the request had an effect.
 
-        Every other request has an idempotency key. It is repeated until it gets an answer, and
-        has its effect once.
+        About half of the requests, at random, have an idempotency key. Such a request is repeated
+        until it succeeds or the client stops. It has its effect at most once.
         """
         base = {"orders": self._stack.orders, "payments": self._stack.payments}[service]
         headers = {"Idempotency-Key": str(uuid4())} if self._rng.random() < 0.5 else {}
@@ -152,7 +152,8 @@ class Client(threading.Thread):
             self.account.tries += 1
         if answer.status_code in {200, 202}:
             return answer
-        if not (headers and answer.status_code == 409):  # an earlier attempt is still running
+        # 409 for a request with a key means that an earlier attempt is still running.
+        if not (headers and answer.status_code == 409):
             self._expect_503(answer)
         return None
 

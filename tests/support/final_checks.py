@@ -79,7 +79,7 @@ def _check_orders(system: System, account: Account) -> list[str]:
         elif account.final.get(order_id, found[1]) != found[1]:
             violations.append(f"order {order_id} was {account.final[order_id]}, and is {found[1]}")
     unknown = {id_: amount for id_, (amount, _) in stored.items() if id_ not in account.accepted}
-    too_many = Counter(unknown.values()) - account.unsure
+    too_many = Counter(unknown.values()) - account.maybe_ordered
     if too_many:
         violations.append(f"user {account.user_id} has orders never placed, of {dict(too_many)}")
     return _first(violations)

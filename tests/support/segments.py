@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 # The layout of a record batch, from Kafka's documentation, "Implementation: Message Format".
-LENGTH_AT, MAGIC_AT, CRC_AT, ATTRIBUTES_AT = 8, 16, 17, 21
+BASE_OFFSET_AT, LENGTH_AT, MAGIC_AT, CRC_AT, ATTRIBUTES_AT = 0, 8, 16, 17, 21
 LAST_OFFSET_DELTA_AT, COUNT_AT, RECORDS_AT = 23, 57, 61
-_OVERHEAD = 12
+# The bytes of a batch that its length does not count: the base offset, and the length itself.
+_NOT_IN_LENGTH = 12
 # The header of snappy-java's framing.
 XERIAL = b"\x82SNAPPY\0" + b"\0\0\0\1" * 2
 
@@ -35,24 +36,25 @@ def batch_of(
     for value in values:
         builder.append(timestamp=1_000, key=key, value=value, headers=list(headers))
     builder.close()
-    return put(bytes(builder.buffer()), 0, ">q", offset)
+    return put(bytes(builder.buffer()), BASE_OFFSET_AT, ">q", offset)
 
 
 def batch_with(content: bytes, codec: str, count: int = 1) -> bytes:
-    """Return a batch with this compressed content, which may be invalid."""
+    """Return a batch whose header counts `count` records. `content` may be invalid."""
     header = batch_of(*[b""] * count)[:RECORDS_AT]
-    batch = put(header + content, LENGTH_AT, ">i", len(header) + len(content) - _OVERHEAD)
+    batch = put(header + content, LENGTH_AT, ">i", len(header) + len(content) - _NOT_IN_LENGTH)
     return with_checksum(put(batch, ATTRIBUTES_AT, ">h", CODECS[codec]))
 
 
 def record_bytes(key: bytes, value: bytes, *, offset_delta: int) -> bytes:
-    """Return a record without headers, as a batch has it after the record's length."""
-    found = bytearray()
-    for number in (0, 0, offset_delta, len(key)):
-        encode_varint(number, found.append)
-    found += key
-    encode_varint(len(value), found.append)
-    return bytes(found + value + b"\0")
+    """Return the bytes of a record without headers, and without the length that precedes it."""
+    record = bytearray()
+    attributes = timestamp_delta = 0
+    for number in (attributes, timestamp_delta, offset_delta, len(key)):
+        encode_varint(number, record.append)
+    record += key
+    encode_varint(len(value), record.append)
+    return bytes(record + value + b"\0")
 
 
 def put(batch: bytes, at: int, form: str, value: int) -> bytes:
@@ -79,24 +81,24 @@ def batches_in(log: bytes) -> list[bytes]:
         (length,) = struct.unpack_from(">i", log, position + LENGTH_AT)
         if length == 0:
             break  # the rest of the file is empty space
-        found.append(log[position : position + _OVERHEAD + length])
-        position += _OVERHEAD + length
+        found.append(log[position : position + _NOT_IN_LENGTH + length])
+        position += _NOT_IN_LENGTH + length
     return found
 
 
 def rewrite(
-    folder: Path, topic: str, partition: int, number: int, change: Callable[[bytes], bytes]
+    folder: Path, topic: str, partition: int, index: int, change: Callable[[bytes], bytes]
 ) -> bytes:
-    """Change one batch on the disk of a node, at its place.
+    """Change the batch of this index in the file of a partition.
 
     Returns:
         The changed batch.
     """
     (segment,) = folder.glob(f"data/{topic}-{partition}/*.log")
     found = batches_in(segment.read_bytes())
-    changed = change(found[number])
-    assert len(changed) == len(found[number])
+    changed = change(found[index])
+    assert len(changed) == len(found[index])
     with segment.open("r+b") as file:
-        file.seek(sum(len(batch) for batch in found[:number]))
+        file.seek(sum(len(batch) for batch in found[:index]))
         file.write(changed)
     return changed

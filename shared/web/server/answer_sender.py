@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0
 # Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
-# send buffers. Beyond it, the connection of the oldest answer is closed. A page of a list is
-# 512 KiB before JSON escapes it.
+# send buffers. Beyond it, the connection of the oldest answer is closed. For
+# comparison: a page of a list has at most 512 KiB, before JSON escapes it.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class AnswerSocket:
         self.unsent += memoryview(data)[sent:]
 
     def sendfile(self, file: BufferedReader, offset: int = 0, count: int | None = None) -> None:
-        """Send a file, or a part of it, as `sendall` does. The files of the docs are small."""
+        """Send a file, or a part of it. It is read whole: the files of the docs are small."""
         file.seek(offset)
         self.sendall(file.read(-1 if count is None else count))
 
@@ -80,21 +80,21 @@ class UnsentAnswers:
         self._waiting = waiting
         self._close = close
         # By connection: the answer, and what to do when it is sent. The oldest is first.
-        self._rests: dict[TConn, tuple[AnswerSocket, Callable[[], None]]] = {}
+        self._unsent: dict[TConn, tuple[AnswerSocket, Callable[[], None]]] = {}
         self._bytes = 0
 
     def add(self, conn: TConn, answer: AnswerSocket, then: Callable[[], None]) -> None:
-        """Send the rest of an answer; `then` is called when all of it is sent."""
+        """Keep an answer until its rest is sent, then call `then`."""
         deadline = time.monotonic() + WRITE_S
-        if not self._waiting.add(conn, EVENT_WRITE, self._send, self._give_up, deadline=deadline):
+        if not self._waiting.add(conn, EVENT_WRITE, self._send, self._given_up, deadline=deadline):
             return
-        self._rests[conn] = answer, then
+        self._unsent[conn] = answer, then
         self._bytes += len(answer.unsent)
         while self._bytes > UNSENT_MAX_BYTES:
-            self._waiting.give_up(next(iter(self._rests)))
+            self._waiting.give_up(next(iter(self._unsent)))  # calls `_given_up`
 
     def _send(self, conn: TConn) -> None:
-        answer, then = self._rests[conn]
+        answer, then = self._unsent[conn]
         try:
             sent = send_some(conn.sock, answer.unsent)
         except OSError:  # the client is gone, and gets no more
@@ -106,12 +106,12 @@ class UnsentAnswers:
             self._forget(conn)
             then()
 
-    def _give_up(self, conn: TConn) -> None:
+    def _given_up(self, conn: TConn) -> None:
         answer = self._forget(conn)
         log.warning("web.answer_not_taken", path=answer.path, unsent_bytes=len(answer.unsent))
         self._close(conn)
 
     def _forget(self, conn: TConn) -> AnswerSocket:
-        answer, _ = self._rests.pop(conn)
+        answer, _ = self._unsent.pop(conn)
         self._bytes -= len(answer.unsent)
         return answer

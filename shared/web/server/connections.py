@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gunicorn.workers.gthread import TConn
 
-# How often deadlines are checked, in seconds. A worker has up to 1,000 connections.
+# Seconds between two checks of the deadlines. Each check goes through all connections, up to 1,000.
 _CHECK_S = 0.25
 
 
@@ -34,7 +34,7 @@ class WaitingConnections:
     def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
         self._poller = poller
         self._close = close
-        self._waits: dict[TConn, _Wait] = {}  # the longest wait is first
+        self._waits: dict[TConn, _Wait] = {}  # the one that has waited longest is first
         self._next_check = 0.0
 
     def __contains__(self, conn: TConn) -> bool:
@@ -50,14 +50,14 @@ class WaitingConnections:
         deadline: float,
         is_idle: bool = False,
     ) -> bool:
-        """Wait for an event on a connection. If it is closed already, release it.
+        """Register a connection, to wait for an event on it. If it is closed, release it instead.
 
         Args:
             conn: the connection.
             event: `EVENT_READ` or `EVENT_WRITE`.
             resume: is called at each such event, until the connection is removed.
             give_up: is called after the deadline, or earlier to make room for another connection.
-                The connection was removed before.
+                The connection is already removed when it is called.
             deadline: value of `time.monotonic()`, in seconds.
             is_idle: whether there is no request on the connection.
 
@@ -96,14 +96,15 @@ class WaitingConnections:
             self.give_up(conn)
 
     def give_up_longest(self) -> None:
-        """Give up the connection that has waited longest, until it no longer waits."""
+        """Give up the connection that has waited longest, for good."""
         conn = next(iter(self._waits), None)
-        # A request that is given up gets an answer, and its connection is added again, to linger.
+        # A request that is given up gets an answer. Then its connection is added again, to wait
+        # until the client closes it. So it is given up once more.
         while conn in self._waits:
             self.give_up(conn)
 
     def shorten_idle(self, deadline: float) -> None:
-        """Lower the deadline of the connections without a request to this one."""
+        """Lower the deadline of each idle connection, which has no request, to `deadline`."""
         for wait in self._waits.values():
             if wait.is_idle:
                 wait.deadline = min(wait.deadline, deadline)
