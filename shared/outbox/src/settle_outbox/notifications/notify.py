@@ -122,7 +122,7 @@ class Notifier(threading.Thread):
         time.sleep(_PAUSE_S)
 
     def _send(self, requests: _Requests) -> None:
-        # Through the driver, which takes a third of the time that a Connection takes.
+        # Through the driver, which takes a third of a Connection's time (benchmarks/README.md).
         pooled = self._engine.raw_connection()
         try:
             with closing(pooled.cursor()) as cursor:
