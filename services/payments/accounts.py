@@ -39,7 +39,8 @@ class UserMismatchError(SettleError):
 _OPEN_ACCOUNT = (
     insert(Account).on_conflict_do_nothing(index_elements=[Account.user_id]).returning(Account.id)
 )
-# These two use the tables. For the classes, the ORM would look for loaded objects to refresh.
+# The next two statements are built on `__table__`, not on the mapped classes. With the classes, the
+# ORM would look in the session for loaded objects to refresh.
 _CREDITED = (
     update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
     .where(

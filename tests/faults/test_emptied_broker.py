@@ -1,4 +1,4 @@
-"""A sender must not count an event as acknowledged that a broker without its data did not store.
+"""If a broker that lost all its data does not store an event, it must not count as acknowledged.
 
 A broker that lost its data numbers producers from the start again. So an old and a new producer can
 have the same id. The broker would take the events of one for duplicates of the other's, and
@@ -69,7 +69,8 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
-    # In another partition than the events of "key", so that those are the first in theirs.
+    # It goes to another partition than "key". So, for the partition of "key", the first batch of the
+    # old producer comes after the loss, and has the same number as that of the new producer.
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
     own_broker.kill()
     own_broker.delete_data()
@@ -78,7 +79,7 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
-    # The old producer has the same producer id, and counts its batches from the same number.
+    # The old producer has the same id as the new one, and gives its batch the same number.
     second = events("key", 2)
     acknowledged = old.send(second).acknowledged
     new.close()
