@@ -45,7 +45,7 @@ _CREDITED = (
     update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
     .where(
         Account.user_id == bindparam("owner"),
-        Account.balance <= bindparam("highest_balance_before"),
+        Account.balance <= bindparam("max_balance_before"),
     )
     .values(balance=Account.balance + bindparam("amount"))
     .returning(Account.id)
@@ -78,13 +78,15 @@ def open_account(session: Session, user_id: UUID) -> None:
 
 
 def deposit(session: Session, user_id: UUID, amount: int) -> None:
-    """Move an amount, in minor units, from the world to a user's account.
+    """Move an amount, in minor units, from the account of the world to a user's account.
+
+    The account of the world stands for everything outside: all deposits come from it.
 
     Raises:
         UnknownAccountError: the user has no account.
         BalanceOverflowError: the balance would be above `AMOUNT_MAX`.
     """
-    parameters = {"owner": user_id, "highest_balance_before": AMOUNT_MAX - amount, "amount": amount}
+    parameters = {"owner": user_id, "max_balance_before": AMOUNT_MAX - amount, "amount": amount}
     if session.scalar(_DEPOSIT, parameters) is None:
         balance = read_balance(session, user_id)
         raise BalanceOverflowError(

@@ -69,8 +69,8 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
-    # It goes to another partition than "key". So, for the partition of "key", the first batch of the
-    # old producer comes after the loss, and has the same number as that of the new producer.
+    # It goes to another partition than "key". So the first batch of the old producer for the
+    # partition of "key" comes after the loss. It has the same number as that of the new producer.
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
     own_broker.kill()
     own_broker.delete_data()
@@ -89,7 +89,7 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     assert {str(event.id) for event in acknowledged} <= kept
 
 
-def test_a_sender_ends_with_its_connection(
+def test_a_sender_stops_when_its_connection_is_lost(
     own_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
     settings = Delivery(payments_url, orders_url, own_broker.bootstrap).settings("orders")

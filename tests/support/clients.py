@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from support.stack import Stack
 
-# A client gives up an attempt after this time. It then does not know whether it had an effect.
+# A client gives up an attempt after this time. Then nobody knows whether it had an effect.
 TIMEOUT_S = 10
 PAUSE_S = 0.05
 PAUSE_AFTER_ERROR_S = 0.3
@@ -97,7 +97,7 @@ class Client(threading.Thread):
         return False
 
     def _deposit(self) -> bool:
-        # A deposit pays for about seven orders, but ten are placed for each. So some are not paid.
+        # A deposit pays for about seven orders. There are ten orders for each deposit, so some fail.
         amount = self._rng.randint(700, 1500)
         path = f"/accounts/{self.account.user_id}/deposit"
         answer = self._try("payments", path, {"amount": amount})

@@ -40,7 +40,10 @@ def batch_of(
 
 
 def batch_with(content: bytes, codec: str, count: int = 1) -> bytes:
-    """Return a batch whose header counts `count` records. `content` may be invalid."""
+    """Return a batch whose header says `codec` and `count` records.
+
+    `content` follows the header as it is: already compressed, and perhaps invalid.
+    """
     header = batch_of(*[b""] * count)[:RECORDS_AT]
     batch = put(header + content, LENGTH_AT, ">i", len(header) + len(content) - _NOT_IN_LENGTH)
     return with_checksum(put(batch, ATTRIBUTES_AT, ">h", CODECS[codec]))
@@ -75,7 +78,7 @@ def flip(batch: bytes, at: int) -> bytes:
 
 
 def batches_in(log: bytes) -> list[bytes]:
-    """Return the batches of a segment, with their headers."""
+    """Return the batches of a segment, each with its batch header."""
     found, position = [], 0
     while position < len(log):
         (length,) = struct.unpack_from(">i", log, position + LENGTH_AT)

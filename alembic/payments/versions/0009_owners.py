@@ -16,7 +16,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Create `inbox_owners`: one row for each Kafka partition that a consumer holds."""
-    # Version 5 of the tables of settle_outbox.
+    # From version 4 of the tables of settle_outbox to version 5.
     migrations.create_v5()
 
 

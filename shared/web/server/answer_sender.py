@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WRITE_S = 60.0
 # Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
 # send buffers. Beyond it, the connection of the oldest answer is closed. For
-# comparison: a page of a list has at most 512 KiB, before JSON escapes it.
+# comparison: the data of a page of a list has at most 512 KiB. Its JSON may be longer.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class AnswerSocket:
         self.unsent += memoryview(data)[sent:]
 
     def sendfile(self, file: BufferedReader, offset: int = 0, count: int | None = None) -> None:
-        """Send a file, or a part of it. It is read whole: the files of the docs are small."""
+        """Send a file, or a part of it. It is read whole: the files of `/docs` are small."""
         file.seek(offset)
         self.sendall(file.read(-1 if count is None else count))
 
@@ -97,7 +97,7 @@ class UnsentAnswers:
         answer, then = self._unsent[conn]
         try:
             sent = send_some(conn.sock, answer.unsent)
-        except OSError:  # the client is gone, and gets no more
+        except OSError:  # the client is gone: drop the rest, and close
             sent, then = len(answer.unsent), partial(self._close, conn)
         del answer.unsent[:sent]
         self._bytes -= sent

@@ -50,7 +50,7 @@ class WaitingConnections:
         deadline: float,
         is_idle: bool = False,
     ) -> bool:
-        """Register a connection, to wait for an event on it. If it is closed, release it instead.
+        """Register a connection, to wait for an event on it. If it is already closed, call `close`.
 
         Args:
             conn: the connection.
@@ -96,10 +96,10 @@ class WaitingConnections:
             self.give_up(conn)
 
     def give_up_longest(self) -> None:
-        """Give up the connection that has waited longest, for good."""
+        """Give up the connection that has waited longest, until it no longer waits."""
         conn = next(iter(self._waits), None)
-        # A request that is given up gets an answer. Then its connection is added again, to wait
-        # until the client closes it. So it is given up once more.
+        # The first time, a request gets an answer, and its connection is added again, to wait until
+        # the client closes it. The second time, the connection is closed.
         while conn in self._waits:
             self.give_up(conn)
 
