@@ -97,7 +97,7 @@ class Client(threading.Thread):
         return False
 
     def _deposit(self) -> bool:
-        # A deposit pays for about seven orders. There are ten orders for each deposit, so some fail.
+        # A deposit pays for about seven orders. There are ten orders for each, so some orders fail.
         amount = self._rng.randint(700, 1500)
         path = f"/accounts/{self.account.user_id}/deposit"
         answer = self._try("payments", path, {"amount": amount})
