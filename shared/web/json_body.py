@@ -103,7 +103,7 @@ def read_json(incoming: Request) -> Any:  # anything that JSON can hold
     except ValueError as error:
         # Python limits the digits of an integer (sys.set_int_max_str_digits).
         raise _invalid("An integer has too many digits.") from error
-    repeated = islice(_find_repeated_names(data, ()), FAULTS_MAX)
+    repeated = islice(_find_repeated_names(data, []), FAULTS_MAX)
     if faults := [{"pointer": pointer, "detail": _REPEATED} for pointer in repeated]:
         raise InvalidInputError(faults)
     return data
@@ -157,11 +157,11 @@ def _depth(body: bytes) -> int:
     return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)
 
 
-def _find_repeated_names(data: object, path: tuple[str | int, ...]) -> Iterator[str]:
+def _find_repeated_names(data: object, path: list[str | int]) -> Iterator[str]:
     """Yield the pointers of the repeated names in a value, to which `path` leads."""
     if isinstance(data, _ObjectWithRepeatedNames):
         for name in data.repeated:
-            yield _pointer((*path, name))
+            yield _pointer([*path, name])
     pairs: Iterable[tuple[str | int, Any]] = ()
     if isinstance(data, dict):
         pairs = data.items()
@@ -169,10 +169,12 @@ def _find_repeated_names(data: object, path: tuple[str | int, ...]) -> Iterator[
         pairs = enumerate(data)
     for key, each in pairs:
         if each and isinstance(each, (dict, list)):
-            yield from _find_repeated_names(each, (*path, key))
+            path.append(key)
+            yield from _find_repeated_names(each, path)
+            path.pop()
 
 
-def _pointer(path: tuple[str | int, ...]) -> str:
+def _pointer(path: list[str | int]) -> str:
     """Make a JSON Pointer as a URI fragment (RFC 6901, section 6).
 
     Names are cut to `NAME_MAX` characters. A pointer that would be longer than `POINTER_MAX` ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import re
@@ -17,8 +18,10 @@ import zstandard
 from kafka import TopicPartition
 from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import UnsupportedCodecError
+from kafka.coordinator.consumer import ConsumerCoordinator
+from kafka.errors import KafkaConnectionError, UnsupportedCodecError
 from kafka.record import MemoryRecords
+from kafka.structs import MemberState
 
 from settle_outbox.kafka import record_stream
 from settle_outbox.kafka.internals import check, client, consumer
@@ -400,6 +403,22 @@ def test_each_private_part_has_a_test_that_guards_it(part: PrivateParts) -> None
     (path,) = TESTS.rglob(file)
 
     assert re.search(rf"^def {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kafka-python forgets it, because the reason to join vanished during the join."""
+
+    async def lose_connection(_: ConsumerCoordinator) -> None:
+        raise KafkaConnectionError
+
+    monkeypatch.setattr(consumer, "_original_join_and_sync", lose_connection)
+    coordinator = ConsumerCoordinator.__new__(ConsumerCoordinator)
+    coordinator.state = MemberState.STABLE
+    coordinator.rejoin_needed = False
+    with pytest.raises(KafkaConnectionError):
+        asyncio.run(consumer._join_once(coordinator))
+
+    assert coordinator.rejoin_needed
 
 
 @pytest.mark.parametrize("attribute", ["_cluster", "_metadata"])

@@ -14,9 +14,9 @@ The engine changes kafka-python 3.0.12 as follows:
 - A response to a fetch may exceed the limit of responses, because its first batch is too large. It
   is received without this batch (`fetch_response`), and `UnreadableBatchError` is raised.
   Unchanged, the connection ends, and the same fetch is sent again forever.
-- If a poll ends during a join, the next poll takes its result. Unchanged, a join because of new
-  partitions is forgotten: the consumer receives no records and sends no heartbeats. A join that
-  ends between two polls is repeated.
+- A join because of new partitions is repeated until it succeeds. If its poll ends earlier, the next
+  poll takes the result. Unchanged, the join is forgotten in both cases, and then the consumer
+  receives no records and sends no heartbeats.
 - A poll returns records of about `consumer.POLL_MAX_BYTES` at most.
 - Batches in the formats 0 and 1 are not read, because without headers they have no events.
 - A header name that is not UTF-8 is read, with escapes such as ``\xff`` for the invalid bytes.

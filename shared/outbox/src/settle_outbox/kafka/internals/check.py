@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from kafka import KafkaConsumer, KafkaProducer, __version__, codec
 from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.base import BaseCoordinator
-from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.net.compat import KafkaNetClient
 from kafka.net.connection import KafkaConnection
 from kafka.net.manager import KafkaConnectionManager
@@ -86,8 +85,11 @@ PRIVATE_PARTS = (
     PrivateParts(KafkaConsumer, ("_subscription",), _ABORTED_RECORDS),
     PrivateParts(Fetcher, ("_parse_fetched_data", "_subscriptions"), _DAMAGED_LOG),
     PrivateParts(Fetcher, ("_append",), _POLL_BYTES),
-    PrivateParts(BaseCoordinator, ("_join_task",), _JOIN_AWAITED),
-    PrivateParts(ConsumerCoordinator, ("_do_join_and_sync_async", "need_rejoin"), _JOIN_AWAITED),
+    PrivateParts(
+        BaseCoordinator,
+        ("_do_join_and_sync_async", "config", "request_rejoin", "state"),
+        _JOIN_AWAITED,
+    ),
     PrivateParts(
         Fetcher.PartitionRecords,
         ("_maybe_raise_next_inline_exception", "_next_inline_exception", "record_iterator", "take"),

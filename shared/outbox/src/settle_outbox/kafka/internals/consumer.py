@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +46,6 @@ _HEADER_OVERHEAD_BYTES = 100
 _original_unpack_records: Any = getattr(Fetcher.PartitionRecords, "_unpack_records", None)
 _original_parse_fetched_data: Any = getattr(Fetcher, "_parse_fetched_data", None)
 _original_append: Any = getattr(Fetcher, "_append", None)
-_original_need_rejoin: Any = getattr(ConsumerCoordinator, "need_rejoin", None)
 _original_join_and_sync: Any = getattr(ConsumerCoordinator, "_do_join_and_sync_async", None)
 _original_validate_frame_size: Any = getattr(KafkaProtocol, "_validate_frame_size", None)
 
@@ -60,7 +61,6 @@ def patch_consumers() -> None:
     Fetcher.PartitionRecords.bytes_left = POLL_MAX_BYTES
     Fetcher._append = _append_within_limit
     Fetcher._parse_fetched_data = _parse_partition_with_place
-    ConsumerCoordinator.need_rejoin = _needs_join
     ConsumerCoordinator._do_join_and_sync_async = _join_once
 
 
@@ -144,18 +144,21 @@ def _parse_partition_with_place(fetcher: Fetcher, completed: Any) -> Any:
     return part
 
 
-def _needs_join(coordinator: ConsumerCoordinator) -> bool:
-    """Return whether to join the group, or to wait for the result of a join."""
-    return coordinator._join_task is not None or bool(_original_need_rejoin(coordinator))
-
-
 async def _join_once(coordinator: ConsumerCoordinator) -> Any:
-    """Join the group, or return the assignment of a join that was completed between two polls."""
-    assignment = coordinator.__dict__.pop("last_assignment", None)
-    # Once a poll has used the assignment, the coordinator is stable until it joins again.
-    if assignment is None or coordinator.state is not MemberState.REBALANCING:
+    """Join the group, or return the assignment of a join that was completed between two polls.
+
+    The reason to join can vanish during the join. So only its success withdraws the request.
+    """
+    joined_at, assignment = coordinator.__dict__.pop("last_join", (-math.inf, None))
+    # A poll that uses the assignment makes the coordinator stable. Until then there are no
+    # heartbeats, and the broker removes the member after the session timeout.
+    is_unused = coordinator.state is MemberState.REBALANCING
+    age_ms = (time.monotonic() - joined_at) * 1000
+    if not is_unused or age_ms > coordinator.config["session_timeout_ms"]:
+        coordinator.request_rejoin()
         assignment = await _original_join_and_sync(coordinator)
-    coordinator.last_assignment = assignment
+        joined_at = time.monotonic()
+    coordinator.last_join = joined_at, assignment
     return assignment
 
 
