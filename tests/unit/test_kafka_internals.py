@@ -416,7 +416,7 @@ def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     coordinator.state = MemberState.STABLE
     coordinator.rejoin_needed = False
     with pytest.raises(KafkaConnectionError):
-        asyncio.run(consumer._join_once(coordinator))
+        asyncio.run(consumer._join_once(coordinator))  # noqa: SLF001
 
     assert coordinator.rejoin_needed
 
