@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from shared.settings import read_web_settings
+from shared.web import access_log
 from shared.web.waiting.waiters import end_waits
 from support.environ import environment
 from support.ports import free_port
@@ -51,6 +52,8 @@ def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]
     if "orders-watch" in app.extensions:
         app.extensions["orders-watch"].join()
     app.extensions["settle-sessions"].kw["bind"].dispose()
+    # Otherwise the log lines would come in the output of a later test.
+    access_log.writer()._write_all()  # noqa: SLF001
 
 
 def gunicorn(
