@@ -44,8 +44,9 @@ def test_a_notification_is_sent_after_the_connection_ended(
     listener.ensure()
     wait_until(notified, timeout_s=30, what="a notification")
     first_pids = pids()
-    wait_until(notified, timeout_s=30, what="another notification")
-    assert pids() == first_pids
+    for _ in range(2):  # several uses also cover the steps before a reuse
+        wait_until(notified, timeout_s=30, what="another notification")
+        assert pids() == first_pids
     ((pid,),) = first_pids
     assert postgres.execute(f"SELECT pg_terminate_backend({pid}, 5000)") == [(True,)]
     wait_until(notified, timeout_s=30, what="a notification on a new connection")

@@ -15,11 +15,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create `inbox_owners`: one row for each Kafka partition that a consumer holds."""
-    # From version 4 of the tables of settle_outbox to version 5.
+    """Create `inbox_owners`, the table of the partitions that consumers hold."""
     migrations.create_v5()
 
 
 def downgrade() -> None:
-    """Drop `inbox_owners`."""
+    """Drop `inbox_owners` and its rows."""
     migrations.drop_v5()
