@@ -212,9 +212,24 @@ NOT_READY = ProblemType(
 # All of the above.
 COMMON = tuple(each for each in tuple(globals().values()) if isinstance(each, ProblemType))
 
-# For errors of Flask and gunicorn, which have a status only: the first type with this status.
-# Several types share each of the statuses that are left out, and none of them is the general one.
-_BY_STATUS = {each.status: each for each in reversed(COMMON) if each.status not in {409, 422, 503}}
+# For errors of Flask and gunicorn, which have a status only.
+_BY_STATUS = {
+    each.status: each
+    for each in (
+        MALFORMED_REQUEST,
+        UNKNOWN_ADDRESS,
+        METHOD_NOT_ALLOWED,
+        REQUEST_TOO_SLOW,
+        BODY_TOO_LARGE,
+        URI_TOO_LONG,
+        UNSUPPORTED_MEDIA_TYPE,
+        EXPECTATION_FAILED,
+        HEADERS_TOO_LARGE,
+        INTERNAL_ERROR,
+        NOT_IMPLEMENTED,
+        HTTP_VERSION_NOT_SUPPORTED,
+    )
+}
 
 
 def problem_type_of(status: int) -> ProblemType:

@@ -9,7 +9,6 @@ again, for at most `WRITE_S`.
 from __future__ import annotations
 
 import time
-from functools import partial
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 # Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0
 # Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
-# send buffers. Beyond it, the connection of the oldest answer is closed. For
-# comparison: the data of a page of a list has at most 512 KiB. Its JSON may be longer.
+# send buffers. Beyond it, the connection of the oldest answer is closed. A worker of about 70 MB
+# stays far below 200 MB. The data of a page of a list has at most 512 KiB; its JSON may be longer.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -97,8 +96,11 @@ class UnsentAnswers:
         answer, then = self._unsent[conn]
         try:
             sent = send_some(conn.sock, answer.unsent)
-        except OSError:  # the client is gone: drop the rest, and close
-            sent, then = len(answer.unsent), partial(self._close, conn)
+        except OSError:  # the client is gone
+            self._waiting.remove(conn)
+            self._forget(conn)
+            self._close(conn)
+            return
         del answer.unsent[:sent]
         self._bytes -= sent
         if not answer.unsent:
