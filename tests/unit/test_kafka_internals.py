@@ -20,6 +20,7 @@ from kafka.cluster import ClusterMetadata
 from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import KafkaConnectionError, UnsupportedCodecError
+from kafka.net.transport import KafkaTCPTransport
 from kafka.record import MemoryRecords
 from kafka.structs import MemberState
 
@@ -419,6 +420,25 @@ def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(consumer._join_once(coordinator))  # noqa: SLF001
 
     assert coordinator.rejoin_needed
+
+
+@pytest.mark.parametrize("size", [0, 40_000_000])
+def test_a_connection_receives_a_limited_number_of_bytes(size: int) -> None:
+    """The broker sends faster than the client parses. Then it closes the connection."""
+    client.connect(Mock())
+    transport = KafkaTCPTransport(Mock(), Mock())
+    left = size
+
+    def receive(most: int) -> bytes:
+        nonlocal left
+        left -= (count := min(most, left))
+        return b"x" * count
+
+    transport._sock.recv = receive  # noqa: SLF001
+    data, error = transport._sock_recv()  # noqa: SLF001
+
+    assert len(data) == min(size, client.RECEIVE_BYTES)
+    assert (error is None) == bool(data)
 
 
 @pytest.mark.parametrize("attribute", ["_cluster", "_metadata"])

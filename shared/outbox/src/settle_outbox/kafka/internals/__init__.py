@@ -14,6 +14,8 @@ The engine changes kafka-python 3.0.12 as follows:
 - A response to a fetch may exceed the limit of responses, because its first batch is too large. It
   is received without this batch (`fetch_response`), and `UnreadableBatchError` is raised.
   Unchanged, the connection ends, and the same fetch is sent again forever.
+- A connection parses what it receives after `client.RECEIVE_BYTES` at most. Unchanged, it first
+  receives all that the broker can send meanwhile, in the worst case a whole response.
 - A join because of new partitions is repeated until it succeeds. If its poll ends earlier, the next
   poll takes the result. Unchanged, the join is forgotten in both cases, and then the consumer
   receives no records and sends no heartbeats.

@@ -10,6 +10,7 @@ from kafka.coordinator.base import BaseCoordinator
 from kafka.net.compat import KafkaNetClient
 from kafka.net.connection import KafkaConnection
 from kafka.net.manager import KafkaConnectionManager
+from kafka.net.transport import KafkaTCPTransport
 from kafka.producer.sender import Sender
 from kafka.protocol import parser
 from kafka.protocol.parser import KafkaProtocol
@@ -40,6 +41,7 @@ class PrivateParts(NamedTuple):
 
 # The tests that fail if a private part works differently.
 _NO_THREAD_LEFT = "test_clients.py::test_a_client_that_finds_no_broker_leaves_no_thread"
+_RECEIVED = "test_kafka_internals.py::test_a_connection_receives_a_limited_number_of_bytes"
 _NO_TOPIC_CREATED = "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics"
 _FENCE = "test_fence.py::test_the_fence_holds_when_the_producer_continues_after_a_failure"
 _CONNECTION_END = "test_emptied_broker.py::test_a_sender_stops_when_its_connection_is_lost"
@@ -67,6 +69,7 @@ _LARGE_BATCH = "test_fetch_response.py::test_a_too_large_batch_is_measured_while
 PRIVATE_PARTS = (
     # Every client
     PrivateParts(KafkaNetClient, ("close",), _NO_THREAD_LEFT),
+    PrivateParts(KafkaTCPTransport, ("_sock", "_sock_recv"), _RECEIVED),
     PrivateParts(KafkaConsumer, ("_cluster",), _NO_TOPIC_CREATED),
     PrivateParts(KafkaProducer, ("_metadata",), _NO_TOPIC_CREATED),
     # The producer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kafka.errors import KafkaError
+from kafka.errors import KafkaConnectionError, KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.net.transport import KafkaTCPTransport
 
 from settle_outbox.kafka.internals.check import check
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from kafka import KafkaConsumer, KafkaProducer
 
 _Client = TypeVar("_Client")
+
+# Maximum bytes that a connection receives before it parses them.
+RECEIVE_BYTES = 256 * 1024
 
 
 def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
@@ -27,6 +31,7 @@ def connect(client_class: Callable[..., _Client], **options: Any) -> _Client:
         KafkaError: no broker can be reached.
     """
     check()
+    KafkaTCPTransport._sock_recv = _receive
     nets: list[KafkaNetClient] = []
 
     def net_client(**net_options: Any) -> KafkaNetClient:
@@ -49,3 +54,18 @@ def disable_topic_creation(client: KafkaConsumer | KafkaProducer) -> None:
     """
     cluster = client._cluster if hasattr(client, "_cluster") else client._metadata
     cluster.config["allow_auto_create_topics"] = False
+
+
+def _receive(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
+    """Receive bytes, up to a limit. Return them, and the error that ends the connection.
+
+    kafka-python receives until there are no more bytes. A broker that sends faster than they are
+    received would fill the memory with one response.
+    """
+    try:
+        data = transport._sock.recv(RECEIVE_BYTES)
+    except (BlockingIOError, InterruptedError):
+        return b"", None
+    except OSError as error:
+        return b"", KafkaConnectionError(error)
+    return data, None if data else KafkaConnectionError("socket disconnected")
