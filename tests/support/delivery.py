@@ -238,12 +238,12 @@ class Delivery:
         admin.close()
 
     def produce(self, topic: str, *records: Record) -> list[int]:
-        """Write records to a topic, wait for their acknowledgement, and return their offsets."""
+        """Write records to a topic, one batch for each partition, and return their offsets."""
         settings = self.settings("orders")
         admin = make_admin(settings, "test")
         ensure_topics(admin, [topic], settings)
         admin.close()
-        producer = patient_producer(self.bootstrap)
+        producer = patient_producer(self.bootstrap, linger_s=PATIENCE_S / 3)
         try:
             futures = [
                 producer.send(
@@ -255,6 +255,7 @@ class Delivery:
                 )
                 for record in records
             ]
+            producer.flush(PATIENCE_S)
             return [future.get(PATIENCE_S).offset for future in futures]
         finally:
             producer.close()
@@ -284,10 +285,14 @@ class Delivery:
         return sum(max(0, each.offset) for group in offsets.values() for each in group.values())
 
 
-def patient_producer(bootstrap: str) -> KafkaProducer:
+def patient_producer(bootstrap: str, *, linger_s: float = 0) -> KafkaProducer:
     """Return a producer that waits long for the metadata of a new topic.
 
     The engine's producer gives up after 2 s, which can be too short on a loaded machine.
+
+    Args:
+        bootstrap: the address of the broker.
+        linger_s: for how long it collects the records of a batch that is not flushed.
     """
     return KafkaProducer(
         bootstrap_servers=bootstrap,
@@ -296,6 +301,7 @@ def patient_producer(bootstrap: str) -> KafkaProducer:
         max_block_ms=PATIENCE_S * 1000,
         delivery_timeout_ms=PATIENCE_S * 1000,
         request_timeout_ms=PATIENCE_S * 500,
+        linger_ms=int(linger_s * 1000),
     )
 
 
