@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 
 
 def main() -> None:
     """Run the command line. Report a missing package, or an interrupt while modules are loaded."""
-    # Nothing runs yet that must be stopped. Python may drop an exception that is raised meanwhile.
-    loading = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if loading:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, _interrupted)
     try:
-        from settle.cli import main as run  # noqa: PLC0415 - it may fail, and takes a while
+        from settle_outbox_commands import load  # noqa: PLC0415  # it may not be installed
+
+        run = load("settle.cli")
     except ModuleNotFoundError as error:
         sys.exit(f"Error: The package {error.name} is not installed: run make install.")
-    if loading:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
-
-
-def _interrupted(*_: object) -> None:
-    os.write(sys.stderr.fileno(), b"Error: Interrupted.\n")
-    os._exit(130)  # 128 + SIGINT, as shells report it

@@ -210,7 +210,10 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) 
     assert done.stderr == said.encode()
 
 
-def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["settle", "outbox-relay", "inbox-consumer", "outbox-doctor"])
+def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(
+    tmp_path: Path, command: str
+) -> None:
     press = (
         "import importlib.machinery as m, signal\n"
         "find = m.PathFinder.find_spec\n"
@@ -223,12 +226,8 @@ def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(tmp_path: Path
     (tmp_path / "sitecustomize.py").write_text(press, encoding="ascii")
 
     done = subprocess.run(
-        [
-            *("env", "--default-signal=INT", sys.executable),
-            *("-c", "from settle.entry import main; main()", "status"),
-        ],
+        ["env", "--default-signal=INT", f"{sysconfig.get_path('scripts')}/{command}", "--help"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         check=False,
         timeout=30,

@@ -1,0 +1,53 @@
+"""Start a command. An interrupt while its modules are loaded is reported in a sentence.
+
+This is a package beside `settle_outbox`, because importing that one takes most of the time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def relay() -> None:
+    """Run outbox-relay."""
+    load("settle_outbox.cli.relay")()
+
+
+def consumer() -> None:
+    """Run inbox-consumer."""
+    load("settle_outbox.cli.inbox")()
+
+
+def doctor() -> None:
+    """Run outbox-doctor."""
+    load("settle_outbox.cli.doctor")()
+
+
+def load(module: str) -> Callable[[], None]:
+    """Return the function `main` of a command's module.
+
+    Raises:
+        ModuleNotFoundError: the module, or one that it imports, is not installed.
+    """
+    # A shell may have set the signal to be ignored.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:
+        # Nothing runs yet that must be stopped. Python may drop an exception that is raised while
+        # a module is loaded.
+        signal.signal(signal.SIGINT, _end)
+    main = importlib.import_module(module).main
+    if is_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return cast("Callable[[], None]", main)
+
+
+def _end(*_: object) -> None:
+    os.write(sys.stderr.fileno(), b"Error: Interrupted.\n")
+    os._exit(130)  # 128 + SIGINT, as shells report it
