@@ -53,7 +53,7 @@ def check_members(
 
 
 def _state(admin: KafkaAdminClient, group: str) -> str | None:
-    states = {group["group_id"]: group["group_state"] for group in admin.list_groups()}
+    states = {each["group_id"]: each["group_state"] for each in admin.list_groups()}
     return states.get(group)
 
 
@@ -184,7 +184,7 @@ def _read_fronts(
 ) -> dict[TopicPartition, _Front]:
     """Read the first record and the end of each partition.
 
-    The records are fetched because the embedded broker answers other requests for them wrongly.
+    The records are fetched, because the embedded broker gives wrong answers to other requests.
     """
     fronts = {place: _Front(begin) for place, begin in begins.items()}
     reader = make_reader(settings)
@@ -217,6 +217,6 @@ def _read_on(reader: KafkaConsumer, fronts: Mapping[TopicPartition, _Front]) -> 
         end = reader.highwater(place)
         if end is not None:
             front.end = end
-            # Records behind an open transaction are not delivered; another check reports those.
+            # Records behind an open transaction are not delivered; see `topics.check_transactions`.
             readable = readable_end(reader, place)
             front.is_known |= front.first_ms is not None or reader.position(place) >= readable

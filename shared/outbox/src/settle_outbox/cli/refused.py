@@ -92,7 +92,7 @@ class _Selection(NamedTuple):
     """Which refused events a command is about.
 
     Args:
-        service: whose.
+        service: the service that published the events.
         database_url: its database; None reads the variable.
         ids: these events, unless `choose_all` is set.
         choose_all: all that are not discarded.
