@@ -70,18 +70,18 @@ def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, co
         connection.execute(_BEGIN)
         lock_topics(connection)
         lock_all_shards(connection)
-        lower = _topics_below(admin, service, count)
-        if lower:
-            _wait_until_read(connection, admin, lower, service.topic_prefix)
+        topics = _topics_below(admin, service, count)
+        if topics:
+            _wait_until_read(connection, admin, topics, service.topic_prefix)
         # Do this even if no topic needs partitions: an earlier command may have been killed here.
         record_change(connection, service.published_topics)
         try:
-            if lower:
-                admin.create_partitions(dict.fromkeys(lower, count), timeout_ms=CREATE_TIMEOUT_MS)
+            if topics:
+                admin.create_partitions(dict.fromkeys(topics, count), timeout_ms=CREATE_TIMEOUT_MS)
         finally:
             # Commit even after an error: the partitions may exist although the answer was lost.
             connection.commit()
-    log.info("topic.partitions_raised", topics=lower, partitions=count)
+    log.info("topic.partitions_raised", topics=topics, partitions=count)
 
 
 def _topics_below(admin: KafkaAdminClient, service: Service, count: int) -> list[str]:
