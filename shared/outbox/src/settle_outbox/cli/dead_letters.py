@@ -148,7 +148,7 @@ def list_dead_letters(
             if group
             else read_newest(connection, chosen, limit=limit)
         )
-        format_row = _group_line if group else _short
+        format_row = _group_line if group else _summary
         for row in rows:
             any_shown = True
             click.echo(json_line(row) if as_json else format_row(row))
@@ -182,7 +182,7 @@ def show_dead_letter(
             json.dumps(plain_row(row) | {"requests": [plain_row(each) for each in requests]})
         )
         return
-    click.echo(_short(row))
+    click.echo(_summary(row))
     plain = plain_row(row)
     for name in ("key", "headers", "value"):
         click.echo(f"    {name} {json.dumps(plain[name])}")
@@ -363,7 +363,7 @@ def _print_choice(engine: Engine, ids: Sequence[int], *, as_json: bool) -> None:
         click.echo(f"{len(ids)} dead letters. Nothing was done.")
 
 
-def _short(row: RowMapping) -> str:
+def _summary(row: RowMapping) -> str:
     state = "" if row["state"] == State.OPEN else f"  {row['state']}"
     place = f"{row['topic']}[{row['partition']}]@{row['offset']}"
     lines = [

@@ -66,9 +66,7 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @main.command("resume")
 @service_argument
 @database_url_option
-@click.option(
-    "--type", "event_type", help="Only the subscription to this type, such as order.created."
-)
+@click.option("--type", "event_type", help="Only of this event type, such as order.created.")
 @report_errors
 def resume_subscriptions(service: str, database_url: str | None, event_type: str | None) -> None:
     r"""Let stopped subscriptions of SERVICE go on.

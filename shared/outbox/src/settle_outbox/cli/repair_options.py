@@ -39,9 +39,7 @@ def _check_length(_: click.Context, __: click.Parameter, text: str) -> str:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, for programs."
 )
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Show what would be done, and do nothing."
-)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 confirm_option = click.option(
     "--confirm", type=int, metavar="N", help="With --all: how many you expect."
 )

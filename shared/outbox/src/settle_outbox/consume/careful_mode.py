@@ -253,8 +253,8 @@ def _groups(
 
 
 def _arrays(partitions: Collection[TopicPartition]) -> dict[str, object]:
-    places = sorted(partitions)
+    ordered = sorted(partitions)
     return {
-        "topics": [place.topic for place in places],
-        "partitions": [place.partition for place in places],
+        "topics": [partition.topic for partition in ordered],
+        "partitions": [partition.partition for partition in ordered],
     }

@@ -180,7 +180,7 @@ class FailureHandling:
             if not stopped:
                 reason = _park(session, item, error)
         if subscription is not None and stopped:
-            return self._schedule_probe(subscription, item, error)
+            return self._set_probe(subscription, item, error)
         log.error("consumer.dead_letter", **log_context(item), reason=reason, exc_info=error)
         return None
 
@@ -208,9 +208,7 @@ class FailureHandling:
         detail = f"event {event.id} waits for attempt {attempt + 1} of {limit}"
         return Pause(event.offset, wait_s, detail, None)
 
-    def _schedule_probe(
-        self, subscription: Subscription, item: Parsed, error: BaseException
-    ) -> Pause:
+    def _set_probe(self, subscription: Subscription, item: Parsed, error: BaseException) -> Pause:
         """Set the time of the next probe. The wait becomes longer each time."""
         # `may_probe` adds the entry. If it is missing, this failure has stopped the subscription.
         is_new = subscription.key not in self._probes
