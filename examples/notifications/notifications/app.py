@@ -13,11 +13,11 @@ from notifications.sending import send
 
 
 def create_app() -> Flask:
-    """Make the app, after fork."""
+    """Make the app. Call it after fork, because processes must not share connections."""
     app = Flask(__name__)
     url = os.environ["NOTIFICATIONS_DATABASE_URL"]
     sessions = sessionmaker(create_engine(url))
-    outbox.notify_after_commit(sessions, url)  # wakes the relay at once; it polls anyway
+    outbox.notify_after_commit(sessions, url)  # otherwise the relay waits for its next poll
 
     @app.post("/notifications")
     def post() -> tuple[dict[str, str], int]:

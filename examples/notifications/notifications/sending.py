@@ -12,7 +12,7 @@ def send(session: Session, user_id: UUID, text: str) -> Notification:
     """Store a notification, and publish `notification.sent` in the same transaction."""
     notification = Notification(user_id=user_id, text=text)
     session.add(notification)
-    session.flush()  # it has its id now
+    session.flush()  # sets notification.id
     outbox.add(
         session,
         outbox.Event(

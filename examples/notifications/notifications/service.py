@@ -12,7 +12,7 @@ from settle_outbox import ReceivedEvent, Service, Subscription, one_by_one
 
 @dataclass(frozen=True)
 class Payment:
-    """The data of both events, as far as this service needs them."""
+    """The data of payment.succeeded and payment.failed that this service needs."""
 
     order_id: UUID
     user_id: UUID
@@ -20,7 +20,7 @@ class Payment:
 
 
 def read_payment(data: dict[str, Any]) -> Payment:
-    """Check an event's data. What it raises makes the event a dead letter."""
+    """Check an event's data. If this raises an error, the event becomes a dead letter."""
     return Payment(UUID(data["order_id"]), UUID(data["user_id"]), data.get("reason"))
 
 

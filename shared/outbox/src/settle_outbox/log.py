@@ -90,7 +90,7 @@ def write_together(event: str, lines: Iterable[tuple[int, Mapping[str, object]]]
 def _json() -> list[structlog.typing.Processor]:
     return [
         structlog.processors.format_exc_info,
-        _bound,
+        _cut_long_values,
         structlog.processors.JSONRenderer(default=str),
     ]
 
@@ -99,7 +99,7 @@ def _console() -> list[structlog.typing.Processor]:
     return [
         _escape,
         structlog.processors.format_exc_info,
-        _bound,
+        _cut_long_values,
         structlog.dev.ConsoleRenderer(
             timestamp_key="at",
             colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
@@ -119,7 +119,7 @@ def _escape(
     }
 
 
-def _bound(
+def _cut_long_values(
     _: object, __: str, event_dict: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     """Cut long values."""
@@ -127,27 +127,27 @@ def _bound(
         value_type = type(value)
         if value_type in _SHORT or (value_type is str and len(value) <= VALUE_MAX):
             continue
-        event_dict[key] = _bound_lines(str(value)) if key in _TEXTS else _bound_value(value)
+        event_dict[key] = _cut_lines(str(value)) if key in _TEXTS else _cut_value(value)
     return event_dict
 
 
-def _bound_value(value: object) -> object:
+def _cut_value(value: object) -> object:
     """Cut a value to `VALUE_MAX` characters. Of a list, cut each item."""
     if type(value) in _SHORT:
         return value
     if isinstance(value, list | tuple):
-        return [_bound_value(item) for item in value]
+        return [_cut_value(item) for item in value]
     text = str(value)
     return text if len(text) <= VALUE_MAX else f"{text[: VALUE_MAX - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _bound_lines(text: str) -> str:
+def _cut_lines(text: str) -> str:
     """Keep the first and last lines of a text. A traceback has the cause first, the error last."""
     lines = text.split("\n")
     if len(lines) > LINES_MAX:
         half = LINES_MAX // 2
         lines = [*lines[:half], f"({len(lines) - 2 * half} lines left out)", *lines[-half:]]
-    return "\n".join(str(_bound_value(line)) for line in lines)
+    return "\n".join(str(_cut_value(line)) for line in lines)
 
 
 def _configure_libraries(

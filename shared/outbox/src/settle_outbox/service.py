@@ -98,9 +98,9 @@ class Handler(Protocol):
     `settle_outbox.consume.circuit_breaker`.
 
     **Its time.** A handler may take 10 s between two statements and 120 s in all; see
-    `settle_outbox.consume.failures.HandlerLimits`. An event that exceeds this alone, three times,
-    becomes a dead letter. So does an event with which alone the process dies, three times in a
-    row; see `settle_outbox.consume.careful_mode`.
+    `settle_outbox.consume.failures.HandlerLimits`. If one event alone exceeds a limit three
+    times, it becomes a dead letter. It also becomes one if the process dies three times in a row
+    with this event alone; see `settle_outbox.consume.careful_mode`.
 
     **Its trace.** While the handler iterates over the events, the current trace is the trace of
     the event at hand, and a new `Event` inherits it. A handler that first collects and then
@@ -273,7 +273,7 @@ class UnknownServiceError(SettleError):
 
 
 def topic_of(aggregatetype: str) -> str:
-    """Return the topic of an aggregatetype, without the prefix, as Debezium's EventRouter can."""
+    """Return the topic of an aggregatetype, without the prefix. Debezium can use the same name."""
     return f"{aggregatetype}.events"
 
 

@@ -168,7 +168,8 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
     transaction = session.get_transaction()
     try:
         verdicts = call_handler(session, subscription, [event], run)
-        # If the test runs everything in an outer savepoint, psycopg2 does not see the end.
+        # If the test runs everything in an outer savepoint, psycopg2 does not see that the handler
+        # ended the transaction.
         if session.get_transaction() is not transaction:
             run.refuse_end("commit(), rollback() or close() of its session")
     except Exception as error:

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _LATER = "try again when the system is less busy"
-_RIGHT = "grant the right to the role that runs the checks"
+_GRANT = "grant the right to the role that runs the checks"
 _MIGRATE = "run the migrations, then try again"
 # Errors that mean "could not check" (no permission, timeout, table not migrated yet), not "is
 # broken", and what to do about each.
 _NOT_CHECKED: dict[type[Exception], str] = {
-    psycopg2.errors.InsufficientPrivilege: _RIGHT,
+    psycopg2.errors.InsufficientPrivilege: _GRANT,
     psycopg2.errors.LockNotAvailable: _LATER,
     psycopg2.errors.QueryCanceled: _LATER,
     psycopg2.errors.UndefinedColumn: _MIGRATE,
     psycopg2.errors.UndefinedTable: _MIGRATE,
-    AuthorizationError: _RIGHT,
+    AuthorizationError: _GRANT,
     CoordinatorNotAvailableError: _LATER,
 }
 NOT_REPORTED = "not checked: this broker does not report it"
@@ -61,7 +61,7 @@ class Finding:
 
 
 NamedCheck = tuple[str, "Callable[[], Iterable[Finding]]"]
-"""A check, and the name to report an error of the check itself under."""
+"""A name and a check. If the check itself raises an error, the finding has this name."""
 
 
 def ok(name: str, found: str) -> Finding:

@@ -38,7 +38,8 @@ class Database:
         self.service = service
         self.url = url
         self._connection = connect_autocommit(url, application_name=APPLICATION_NAME)
-        # Set per transaction, not per session: behind a pooler, other clients use the session too.
+        # Read-only and the time limits apply to each transaction, not to the session: behind a
+        # pooler, other clients use the session too.
         self._connection.autocommit = False
         self._connection.readonly = True
 

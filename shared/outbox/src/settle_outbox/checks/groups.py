@@ -53,7 +53,7 @@ def check_members(
 
 
 def _state(admin: KafkaAdminClient, group: str) -> str | None:
-    states = {group["group_id"]: group["group_state"] for group in admin.list_groups()}
+    states = {each["group_id"]: each["group_state"] for each in admin.list_groups()}
     return states.get(group)
 
 
@@ -77,11 +77,11 @@ class _Unread:
 
 
 def check_lag(
-    admin: KafkaAdminClient, service: Service, settings: Settings, where: list[TopicPartition]
+    admin: KafkaAdminClient, service: Service, settings: Settings, partitions: list[TopicPartition]
 ) -> Iterator[Finding]:
     """Check how many records the group has not read, and how long the first has waited."""
     name = f"{service.name} lag"
-    unread = _unread(admin, settings, where)
+    unread = _unread(admin, settings, partitions)
     unreadable = [each.unreadable for each in unread if each.unreadable]
     records = sum(each.records for each in unread)
     lost = sum(each.lost for each in unread)
@@ -122,30 +122,34 @@ def check_lag(
 
 
 def _unread(
-    admin: KafkaAdminClient, settings: Settings, where: list[TopicPartition]
+    admin: KafkaAdminClient, settings: Settings, partitions: list[TopicPartition]
 ) -> list[_Unread]:
     starts = {
-        place: answer.offset
-        for place, answer in admin.list_partition_offsets(
-            dict.fromkeys(where, OffsetSpec.EARLIEST)
+        partition: answer.offset
+        for partition, answer in admin.list_partition_offsets(
+            dict.fromkeys(partitions, OffsetSpec.EARLIEST)
         ).items()
     }
     committed: dict[TopicPartition, int] = {}
     group = settings.consumer_group
     if _state(admin, group) is not None:
         answer = admin.list_group_offsets(group).get(group, {})
-        committed = {place: each.offset for place, each in answer.items() if each.offset >= 0}
-    begins = {place: max(starts[place], committed.get(place, 0)) for place in where}
+        committed = {
+            partition: each.offset for partition, each in answer.items() if each.offset >= 0
+        }
+    begins = {
+        partition: max(starts[partition], committed.get(partition, 0)) for partition in partitions
+    }
     fronts = _read_fronts(settings, begins)
     return [
         _Unread(
-            records=fronts[place].records,
-            lost=max(0, starts[place] - committed.get(place, starts[place])),
-            age_s=fronts[place].age_s,
-            is_ahead=committed.get(place, 0) > fronts[place].end,
-            unreadable=fronts[place].unreadable,
+            records=fronts[partition].records,
+            lost=max(0, starts[partition] - committed.get(partition, starts[partition])),
+            age_s=fronts[partition].age_s,
+            is_ahead=committed.get(partition, 0) > fronts[partition].end,
+            unreadable=fronts[partition].unreadable,
         )
-        for place in where
+        for partition in partitions
     ]
 
 
@@ -184,14 +188,14 @@ def _read_fronts(
 ) -> dict[TopicPartition, _Front]:
     """Read the first record and the end of each partition.
 
-    The records are fetched because the embedded broker answers other requests for them wrongly.
+    The records are fetched, because the embedded broker gives wrong answers to other requests.
     """
-    fronts = {place: _Front(begin) for place, begin in begins.items()}
+    fronts = {partition: _Front(begin) for partition, begin in begins.items()}
     reader = make_reader(settings)
     try:
         reader.assign(list(begins))
-        for place, offset in begins.items():
-            reader.seek(place, offset)
+        for partition, offset in begins.items():
+            reader.seek(partition, offset)
         deadline = time.monotonic() + READ_TIMEOUT_S
         while not all(front.is_known for front in fronts.values()):
             if time.monotonic() > deadline:
@@ -204,19 +208,19 @@ def _read_fronts(
 
 def _read_on(reader: KafkaConsumer, fronts: Mapping[TopicPartition, _Front]) -> None:
     try:
-        for place, records in reader.poll(timeout_ms=200).items():
-            if fronts[place].first_ms is None:
-                fronts[place].first_ms = records[0].timestamp
+        for partition, records in reader.poll(timeout_ms=200).items():
+            if fronts[partition].first_ms is None:
+                fronts[partition].first_ms = records[0].timestamp
     except UnreadablePartitionError as error:
         front = fronts[error.partition]
         if front.first_ms is None:
             front.unreadable = str(error)
         front.is_known = True
         reader.pause(error.partition)
-    for place, front in fronts.items():
-        end = reader.highwater(place)
+    for partition, front in fronts.items():
+        end = reader.highwater(partition)
         if end is not None:
             front.end = end
-            # Records behind an open transaction are not delivered; another check reports those.
-            readable = readable_end(reader, place)
-            front.is_known |= front.first_ms is not None or reader.position(place) >= readable
+            # Records behind an open transaction are not delivered; see `topics.check_transactions`.
+            readable = readable_end(reader, partition)
+            front.is_known |= front.first_ms is not None or reader.position(partition) >= readable

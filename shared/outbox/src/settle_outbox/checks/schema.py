@@ -149,14 +149,14 @@ def check_constraints(
     ]
     triggers = {trigger for (trigger,) in database.ask(_TRIGGERS)}
     missing += [f"trigger {each}" for each in sorted(expected.triggers - triggers)]
-    loose = [constraint for _, constraint, _, is_validated, _ in found if not is_validated]
+    unvalidated = [constraint for _, constraint, _, is_validated, _ in found if not is_validated]
     count = len(checks) + len(references)
     yield _judge(
         name,
         ("missing or off", missing, _AGAIN.format(database.service)),
         (
             "not validated",
-            loose,
+            unvalidated,
             "run ALTER TABLE ... VALIDATE CONSTRAINT; correct the rows that it refuses first",
         ),
         well=f"all {count} exist, history is protected"

@@ -159,30 +159,33 @@ def check_kafka(bootstrap: str, services: Sequence[str]) -> Iterator[Finding]:
 
 
 def _kafka_checks(
-    admin: KafkaAdminClient, settings: Mapping[str, Settings]
+    admin: KafkaAdminClient, settings_of: Mapping[str, Settings]
 ) -> Iterator[NamedCheck]:
     yield "cluster", partial(broker.check_cluster, admin)
     yield "broker disk", partial(broker.check_disk, admin)
     yield "session time-out", partial(broker.check_consumer_settings, admin)
-    services = {name: load_service(name, of.topic_prefix) for name, of in settings.items()}
+    services = {
+        name: load_service(name, settings.topic_prefix) for name, settings in settings_of.items()
+    }
     wanted = {
-        topic: settings[name]
+        topic: settings_of[name]
         for name, service in services.items()
         for topic in (*service.published_topics, *service.consumed_topics)
     }
     found = topics.describe(admin, wanted)
     brokers = len(admin.describe_cluster()["brokers"])
-    for topic, of in sorted(wanted.items()):
-        check = partial(topics.check_topic, topic, found.get(topic), of, brokers=brokers)
+    for topic, settings in sorted(wanted.items()):
+        check = partial(topics.check_topic, topic, found.get(topic), settings, brokers=brokers)
         yield f"topic {topic}", check
     for topic, description in sorted(found.items()):
-        of = wanted[topic]
-        yield f"retention {topic}", partial(topics.check_retention, admin, topic, of)
-        yield f"sending {topic}", partial(topics.check_sending, admin, description, of)
+        settings = wanted[topic]
+        yield f"retention {topic}", partial(topics.check_retention, admin, topic, settings)
+        yield f"sending {topic}", partial(topics.check_sending, admin, description, settings)
     for name, service in services.items():
         if not service.consumed_topics:
             continue
-        yield f"{name} consumers", partial(groups.check_members, admin, service, settings[name])
+        settings = settings_of[name]
+        yield f"{name} consumers", partial(groups.check_members, admin, service, settings)
         partitions = [
             partition
             for topic in service.consumed_topics
@@ -190,9 +193,8 @@ def _kafka_checks(
             for partition in topics.partitions_of(found[topic])
         ]
         if partitions:
-            lag = partial(groups.check_lag, admin, service, settings[name], partitions)
-            yield f"{name} lag", lag
-    # Last: the embedded broker closes the connection on them.
+            yield f"{name} lag", partial(groups.check_lag, admin, service, settings, partitions)
+    # These come last, because the embedded broker answers them by closing the connection.
     for topic, description in sorted(found.items()):
         yield f"transactions {topic}", partial(topics.check_transactions, admin, description)
         yield f"clock {topic}", partial(topics.check_newest, admin, description)

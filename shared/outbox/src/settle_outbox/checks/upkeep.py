@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # The engine's tables that change most.
 HOT_TABLES = ("outbox_pending", "outbox_shards")
-# At this many times the count that starts autovacuum, it does not keep up.
+# Autovacuum does not keep up if there are this many times the dead rows that start it.
 DEAD_WARN_TIMES = 10
 DEAD_MIN = 10_000
 # Relays and consumers drop expired partitions about every ten minutes.
@@ -92,8 +92,8 @@ def check_partitions(database: Database) -> Iterator[Finding]:
 
 def _check_table(database: Database, table: str, retention_s: int, keeper: str) -> Finding:
     name = f"{database.service} {table} parts"
-    there = read_partitions(database.ask, table)
-    if there.default is None:
+    partitions = read_partitions(database.ask, table)
+    if partitions.default is None:
         return fail(
             name,
             "no default partition: a row of a day without a partition is refused",
@@ -101,10 +101,12 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
         )
     now = _clock(database)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    foreign = "; ".join(f"{each}: {reason}" for each, reason in there.foreign.items())
-    missing = [partition_name(table, day) for day in (today, today + DAY) if day not in there.days]
+    foreign = "; ".join(f"{each}: {reason}" for each, reason in partitions.foreign.items())
+    missing = [
+        partition_name(table, day) for day in (today, today + DAY) if day not in partitions.days
+    ]
     if missing:
-        found = f"missing: {', '.join(missing)}; rows go to {there.default}"
+        found = f"missing: {', '.join(missing)}; rows go to {partitions.default}"
         return warn(
             name,
             f"{found}. {foreign}" if foreign else found,
@@ -119,19 +121,19 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
         )
     # Rows whose ids are not UUIDv7 stay in the default partition, and are counted, too.
     ((stray,),) = database.ask(
-        f"SELECT count(*) FROM (SELECT FROM {there.default} LIMIT {STRAY_LIMIT}) AS stray"  # noqa: S608
+        f"SELECT count(*) FROM (SELECT FROM {partitions.default} LIMIT {STRAY_LIMIT}) AS stray"  # noqa: S608
     )
     if stray:
         return warn(
             name,
-            f"{stray} rows in {there.default}",
+            f"{stray} rows in {partitions.default}",
             f"none: the {keeper} moves rows of known days; ids without a time stay there",
         )
     retained_at = retention_time(database.ask, table, now)
     expired = timedelta(seconds=retention_s) + EXPIRED_WARN_DAYS * DAY
     old = [
         partition_name(table, day)
-        for day in sorted(there.days)
+        for day in sorted(partitions.days)
         if retained_at is not None and day + DAY + expired <= retained_at
     ]
     if old:
@@ -140,7 +142,7 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
             f"past retention, but not dropped: {', '.join(old)}",
             f"look for partition.kept, partition.locked and partition.failed in the {keeper}'s log",
         )
-    return ok(name, f"{len(there.days)} days, up to tomorrow or later")
+    return ok(name, f"{len(partitions.days)} days, up to tomorrow or later")
 
 
 def check_horizon(database: Database) -> Iterator[Finding]:
@@ -155,11 +157,11 @@ def check_horizon(database: Database) -> Iterator[Finding]:
         return
     begins, now = moment_of(UUID(found[0][0])), _clock(database)
     shown = f"{begins:%Y-%m-%d %H:%M:%S} UTC"
-    late = timedelta(seconds=settings.topic_retention_s + settings.replay_window_s)
+    max_delay = timedelta(seconds=settings.topic_retention_s + settings.replay_window_s)
     remedy = "see docs/how-to/wrong-horizon.md"
     if begins > now:
         yield fail(name, f"{shown} is in the future: all events become dead letters", remedy)
-    elif begins > now - late:
+    elif begins > now - max_delay:
         yield warn(
             name,
             f"{shown}: older events become dead letters, and may still come by a replay",

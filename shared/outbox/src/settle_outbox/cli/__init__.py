@@ -1,1 +1,1 @@
-"""The commands of the engine: outbox-relay and inbox-consumer."""
+"""The commands of the engine: outbox-relay, inbox-consumer and outbox-doctor."""

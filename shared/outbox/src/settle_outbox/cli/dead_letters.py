@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 # Requests that one transaction writes.
 _REQUESTS_AT_ONCE = 10_000
-_STATES = {
+_STATE_BEFORE = {
     Action.RETRY: State.OPEN,
     Action.DISCARD: State.OPEN,
     Action.RESTORE: State.DISCARDED,
@@ -148,10 +148,10 @@ def list_dead_letters(
             if group
             else read_newest(connection, chosen, limit=limit)
         )
-        shown = _group_line if group else _short
+        format_row = _group_line if group else _summary
         for row in rows:
             any_shown = True
-            click.echo(json_line(row) if as_json else shown(row))
+            click.echo(json_line(row) if as_json else format_row(row))
     if not any_shown and not as_json:
         which = "" if state == "all" else f"{state} "
         click.echo(f"No {which}dead letters in {loaded.name} match.")
@@ -182,7 +182,7 @@ def show_dead_letter(
             json.dumps(plain_row(row) | {"requests": [plain_row(each) for each in requests]})
         )
         return
-    click.echo(_short(row))
+    click.echo(_summary(row))
     plain = plain_row(row)
     for name in ("key", "headers", "value"):
         click.echo(f"    {name} {json.dumps(plain[name])}")
@@ -257,7 +257,7 @@ def _repair_options(action: Action) -> Callable[[Callable[..., None]], Callable[
     return decorate
 
 
-_FORCE = "Retry although its reason, or an older one of its key, speaks against it."
+_FORCE = "Retry even if its reason forbids it, or an older dead letter of its key is open."
 
 
 def _repair_command(action: Action, help_text: str) -> None:
@@ -321,8 +321,8 @@ def _repair_command(action: Action, help_text: str) -> None:
 
 _repair_command(
     Action.RETRY,
-    "Try to apply dead letters of SERVICE, by the handler as it is now.\n\nNeeds the database of"
-    " SERVICE alone, and works whether its consumer runs or not. The oldest of a key goes first."
+    "Try to apply dead letters of SERVICE, with the current handler.\n\nNeeds only the database of"
+    " SERVICE, and works whether or not its consumer runs. The oldest of a key goes first."
     " A dead letter whose reason is a decision, such as older_than_inbox or unknown_order, needs"
     " --force.\n\n\b\nExample: inbox-consumer dead-letters retry payments 12"
     "\nExample: inbox-consumer dead-letters retry payments --all --reason handler_failed"
@@ -345,7 +345,7 @@ def _choose(engine: Engine, service: Service, action: Action, selection: _Select
     """Return the ids of the dead letters to act on, oldest first."""
     with engine.connect() as connection:
         if selection.all:
-            return read_ids(connection, replace(selection.chosen, state=_STATES[action]))
+            return read_ids(connection, replace(selection.chosen, state=_STATE_BEFORE[action]))
         known = read_ids(connection, DeadLetterFilter(ids=selection.ids))
     unknown = sorted(set(selection.ids) - set(known))
     if unknown:
@@ -363,7 +363,7 @@ def _print_choice(engine: Engine, ids: Sequence[int], *, as_json: bool) -> None:
         click.echo(f"{len(ids)} dead letters. Nothing was done.")
 
 
-def _short(row: RowMapping) -> str:
+def _summary(row: RowMapping) -> str:
     state = "" if row["state"] == State.OPEN else f"  {row['state']}"
     place = f"{row['topic']}[{row['partition']}]@{row['offset']}"
     lines = [

@@ -62,7 +62,7 @@ def print_findings(findings: Iterable[Finding], *, strict: bool, as_json: bool) 
     Args:
         findings: of the checks.
         strict: also end with 1 for a warning.
-        as_json: print one JSON list at the end, not a line for each when it is there.
+        as_json: print one JSON list at the end, instead of each finding at once.
     """
     seen = []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""inbox-consumer: takes events from Kafka into a service's inbox, and has them applied once."""
+"""inbox-consumer: reads events from Kafka, and applies each once with a service's handlers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from settle_outbox.consume.consumer import Consumer
 @click.group(cls=Group)
 @version_option("settle-outbox")
 def main() -> None:
-    r"""Take events from Kafka into a service's inbox, and have each applied exactly once.
+    r"""Read events from Kafka, and apply each exactly once with a service's handlers.
 
-    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. A hyphen
-    in the name of SERVICE is an underscore there.
+    Settings come from the environment: <SERVICE>_DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS. In names
+    of variables, write an underscore for a hyphen in the name of SERVICE.
     """
 
 
@@ -37,7 +37,7 @@ def main() -> None:
 def run(service: str, database_url: str | None) -> None:
     r"""Consume the events that SERVICE subscribes to, until SIGTERM or SIGINT.
 
-    Any number may run, up to one a partition. A batch under way is finished first.
+    Run up to one consumer per partition. On a signal, a consumer finishes its current batch.
 
     \b
     Example: inbox-consumer run payments
@@ -51,11 +51,11 @@ def run(service: str, database_url: str | None) -> None:
 @max_age_option
 @report_errors
 def healthcheck(service: str, max_age_s: float) -> None:
-    r"""Check that the main loop of each consumer of SERVICE runs: exit 1 when one is stuck.
+    r"""Check that the main loop of each consumer of SERVICE runs.
 
-    For supervisors and containers. Reads the files that the consumers write to HEALTH_DIR. A
-    consumer passes that waits for the database or Kafka, or that stopped because of a handler's
-    error: a restart would not help. Exit 1 also when no consumer runs.
+    For supervisors and containers. It reads the files that the consumers write to HEALTH_DIR. Exit
+    code 1: a consumer is stuck, or no consumer runs. A consumer that waits for the database or
+    Kafka, or that stopped because of a handler's error, is healthy: a restart would not help.
 
     \b
     Example: inbox-consumer healthcheck orders
@@ -66,7 +66,7 @@ def healthcheck(service: str, max_age_s: float) -> None:
 @main.command("resume")
 @service_argument
 @database_url_option
-@click.option("--type", "event_type", help="Of this subscription alone, such as order.created.")
+@click.option("--type", "event_type", help="Only of this event type, such as order.created.")
 @report_errors
 def resume_subscriptions(service: str, database_url: str | None, event_type: str | None) -> None:
     r"""Let stopped subscriptions of SERVICE go on.

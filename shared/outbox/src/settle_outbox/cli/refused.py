@@ -59,7 +59,7 @@ def list_refused(
     with transaction(settings, _NAME) as connection:
         for row in read_refused(connection, limit=limit, discarded=discarded):
             any_shown = True
-            click.echo(json_line(row) if as_json else _short(row))
+            click.echo(json_line(row) if as_json else _summary(row))
     if not any_shown and not as_json:
         click.echo(f"No refused events in {loaded.name}.")
 
@@ -84,7 +84,7 @@ def show_refused(service: str, event_id: UUID, database_url: str | None, *, as_j
     if as_json:
         click.echo(json_line(row))
         return
-    click.echo(_short(row))
+    click.echo(_summary(row))
     click.echo(f"    payload {json.dumps(plain_row(row)['payload'])}")
 
 
@@ -92,7 +92,7 @@ class _Selection(NamedTuple):
     """Which refused events a command is about.
 
     Args:
-        service: whose.
+        service: the service that published the events.
         database_url: its database; None reads the variable.
         ids: these events, unless `choose_all` is set.
         choose_all: all that are not discarded.
@@ -198,7 +198,7 @@ def _change(
 _NOT_DONE = "not done: it is discarded already, or gone from the outbox"
 
 
-def _short(row: RowMapping) -> str:
+def _summary(row: RowMapping) -> str:
     state = f"  discarded by {row['discarded_by']}" if row["discarded_at"] else ""
     event = f"{row['aggregatetype']} {row['aggregate_id']}  type {row['type']}"
     lines = (

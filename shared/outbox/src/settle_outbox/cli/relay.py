@@ -65,7 +65,9 @@ def run(service: str, database_url: str | None) -> None:
     help="Not older than 90s, 30m, 2h, 7d.",
 )
 @click.option("--until", type=read_duration, metavar="AGE", help="Older than this.")
-@click.option("--id", "ids", type=UUID, multiple=True, metavar="EVENT_ID", help="Only this; many.")
+@click.option(
+    "--id", "ids", type=UUID, multiple=True, metavar="EVENT_ID", help="Only this event; repeatable."
+)
 @click.option("--key", help="Only events with this aggregateid.")
 @click.option("--type", "type_", metavar="TYPE", help="Only events of this type.")
 @dry_run_option

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _user_name() -> str:
-    """Return the name of the operating system's user. A container's may have none."""
+    """Return the name of the operating system's user. In a container, the user may have no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -39,9 +39,9 @@ def _check_length(_: click.Context, __: click.Parameter, text: str) -> str:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, for programs."
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Show which, and do nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 confirm_option = click.option(
-    "--confirm", type=int, metavar="N", help="With --all: how many these are."
+    "--confirm", type=int, metavar="N", help="With --all: how many you expect."
 )
 note_option = click.option("--note", help="Why; kept with the answer.")
 by_option = click.option(
@@ -57,11 +57,11 @@ def confirm_count(action: str, count: int, confirmed: int | None) -> None:
 
     Args:
         action: what is done, such as ``retry``.
-        count: with how many.
+        count: the number of rows.
         confirmed: the operator's number; None asks for it on a terminal.
 
     Raises:
-        click.UsageError: it is another number.
+        click.UsageError: the operator's number is not `count`.
     """
     if confirmed is None and sys.stdin.isatty():
         confirmed = click.prompt(f"Write the number to {action} all {count}", type=int, err=True)

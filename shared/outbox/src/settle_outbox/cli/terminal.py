@@ -1,4 +1,4 @@
-"""Print text of others to a terminal that it must not control."""
+"""Print text from outside, such as a client's, without letting it control the terminal."""
 
 from __future__ import annotations
 

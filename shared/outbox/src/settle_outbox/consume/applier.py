@@ -1,4 +1,4 @@
-"""Apply records, each event exactly once, whatever some of them do to the handler.
+"""Apply records, each event exactly once, even if the handler fails for some of them.
 
 All records that a poll returns are tried in one transaction (`batch_transaction`). If the handler
 fails, the batch is split into halves until one event fails alone. `failures` decides about that

@@ -3,7 +3,7 @@
 1. Write dead letters for invalid records. Record all events in the inbox; those that it already has
    are duplicates and are left out.
 2. Call the handlers with the new events: one call for each run of events of one subscription. Write
-   dead letters for the events that a handler does not take.
+   dead letters for the events that a handler parks.
 3. Count events of other types.
 4. Commit.
 """
@@ -254,7 +254,7 @@ class BatchTransaction:
 
 
 def _raise_failure(items: Sequence[Parsed]) -> None:
-    """Raise the error that stands in place of a call, so that it counts as the subscription's."""
+    """Raise the error of an item instead of calling the handler. It counts as the handler's."""
     for item in items:
         if item.failure is not None:
             raise item.failure

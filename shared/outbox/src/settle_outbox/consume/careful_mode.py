@@ -57,7 +57,7 @@ _PARTITIONS = """
     unnest(CAST(:topics AS text[]), CAST(:partitions AS integer[])) AS wanted (topic, partition)
 """
 
-# The last owner died with these records in hand. Others than before start the count at 1.
+# The last owner died with `in_hand`. If these are not the known suspects, the count starts at 1.
 _TAKE_OVER = text(
     f"""
     UPDATE inbox_owners AS held SET
@@ -176,7 +176,7 @@ class CarefulApplier:
     def _claim(
         self, first_offsets: Mapping[TopicPartition, int], end_of: Callable[..., int | None]
     ) -> None:
-        """Record this process as the owner of partitions. Be careful if their owner has died."""
+        """Record this process as the owner of partitions. If an owner died, start careful mode."""
         parameters = _arrays(first_offsets) | {"owner": self._owner}
         with self._sessions.begin() as session:
             left_behind = session.execute(_TAKE_OVER, parameters).all()
@@ -253,8 +253,8 @@ def _groups(
 
 
 def _arrays(partitions: Collection[TopicPartition]) -> dict[str, object]:
-    places = sorted(partitions)
+    ordered = sorted(partitions)
     return {
-        "topics": [place.topic for place in places],
-        "partitions": [place.partition for place in places],
+        "topics": [partition.topic for partition in ordered],
+        "partitions": [partition.partition for partition in ordered],
     }

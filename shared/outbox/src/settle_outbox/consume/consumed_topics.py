@@ -94,7 +94,9 @@ class ConsumedTopics:
             consumer.seek_to_beginning(*stale)
             log.info(
                 "consumer.stale_offsets_skipped",
-                partitions=sorted(f"{place.topic}[{place.partition}]" for place in stale),
+                partitions=sorted(
+                    f"{partition.topic}[{partition.partition}]" for partition in stale
+                ),
             )
 
     def start_new_group_at_end(self, admin: KafkaAdminClient, engine: Engine) -> None:
@@ -129,13 +131,13 @@ class ConsumedTopics:
         results = admin.alter_group_offsets(
             group,
             {
-                place: OffsetAndMetadata(end.offset, str(self.ids[place.topic] or ""), -1)
-                for place, end in ends.items()
+                partition: OffsetAndMetadata(end.offset, str(self.ids[partition.topic] or ""), -1)
+                for partition, end in ends.items()
             },
         )
-        for place, error in results.items():
+        for partition, error in results.items():
             if error is not NoError:
-                raise error(f"the start of {group} in {place.topic}[{place.partition}]")
+                raise error(f"the start of {group} in {partition.topic}[{partition.partition}]")
         log.info("consumer.group_starts_at_end", group=group, topics=sorted(counts))
 
     def check_retention(self, admin: KafkaAdminClient) -> None:

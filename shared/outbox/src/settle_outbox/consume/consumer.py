@@ -65,11 +65,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# It is also the maximum delay until a SIGTERM is noticed.
+# Maximum time of a poll, and so the maximum delay until a SIGTERM is noticed.
 POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
-# Interval in which a consumer looks for a topic that does not exist yet.
+# Interval at which a consumer looks for a topic that does not exist yet.
 TOPIC_WAIT_S = 1.0
 # Maximum time of a join on the embedded broker. A join takes half of SESSION_TIMEOUT_MS there, or
 # up to 9 s after a member died. It is safe to end a join too early: the topic is only read again.
@@ -203,8 +203,8 @@ class Consumer:
     def _repair_if_due(self) -> None:
         """Carry out requests to repair dead letters. Kafka is not needed for that.
 
-        Repairs take at most a fifth of the time, so that new events go on. While the database
-        cannot be reached, the consumer goes on polling, as for its batches.
+        Repairs take at most a fifth of the time, so that new events are applied meanwhile. If the
+        database cannot be reached, the consumer still polls; see `_apply_and_commit`.
         """
         began = time.monotonic()
         if began < self._repairs_due_at:

@@ -268,7 +268,7 @@ def text_or_base64(value: bytes | None) -> str | dict[str, str] | None:
 
 
 def bytes_of(kept: str | dict[str, str] | None) -> bytes | None:
-    """Return the bytes of which `text_or_base64` made a value for JSON."""
+    """Reverse `text_or_base64`."""
     if isinstance(kept, dict):
         return base64.b64decode(kept["base64"])
     return None if kept is None else kept.encode()

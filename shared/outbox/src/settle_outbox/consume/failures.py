@@ -93,7 +93,7 @@ class ProcessDiedError(SettleError):
 
 
 class TransientDatabaseError(SettleError):
-    """The database failed in a way that a later attempt can succeed without a change."""
+    """The database failed, but a later attempt can succeed without a change."""
 
 
 class KeyCollisionError(TransientDatabaseError):
@@ -180,12 +180,12 @@ class FailureHandling:
             if not stopped:
                 reason = _park(session, item, error)
         if subscription is not None and stopped:
-            return self._stop(subscription, item, error)
+            return self._set_probe(subscription, item, error)
         log.error("consumer.dead_letter", **log_context(item), reason=reason, exc_info=error)
         return None
 
     def _next_attempt(self, session: Session, item: Parsed, error: BaseException) -> Pause | None:
-        """Count a failed attempt. Return the pause before the next one, or None without one."""
+        """Count a failed attempt. Return the pause before the next one; None if there is none."""
         if isinstance(error, Retry):
             limit, first_s = self._limits.retry_attempts, _wait_of(error)
         elif isinstance(error, HandlerTimeoutError):
@@ -208,7 +208,7 @@ class FailureHandling:
         detail = f"event {event.id} waits for attempt {attempt + 1} of {limit}"
         return Pause(event.offset, wait_s, detail, None)
 
-    def _stop(self, subscription: Subscription, item: Parsed, error: BaseException) -> Pause:
+    def _set_probe(self, subscription: Subscription, item: Parsed, error: BaseException) -> Pause:
         """Set the time of the next probe. The wait becomes longer each time."""
         # `may_probe` adds the entry. If it is missing, this failure has stopped the subscription.
         is_new = subscription.key not in self._probes
@@ -281,7 +281,7 @@ def raise_if_key_collision(session: Session, error: BaseException) -> None:
     except DBAPIError as failure:
         if is_unreachable(failure):
             raise
-        return  # it cannot be checked, for lack of a right or a table; so the event is to blame
+        return  # no permission, or no such table: the event counts as the cause
     if behind:
         raise KeyCollisionError(
             f"A generated key of {diagnostics.table_name} already exists"

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from settle_outbox.event import ReceivedEvent
     from settle_outbox.service import Outcome, Verdict
 
-# The topic of another publisher may have any number of types, each of up to 4,000 bytes. So at most
-# this number of types is counted. A type is cut to this length, because an entry of the table's
-# index can have at most 2,704 bytes.
+# The topic of another publisher may have any number of types, each of up to 4,000 bytes. So the
+# number of types that are counted is limited. The length of a type is limited, because an entry of
+# the table's index can have at most 2,704 bytes.
 SKIPPED_TYPES_MAX = 1_000
 SKIPPED_TYPE_MAX_LENGTH = 200
 # A key of another publisher may have a megabyte.
@@ -99,8 +99,8 @@ def record_new(
         outcomes: the outcome of each event, by id. A verdict may change it later.
 
     Returns:
-        The ids that were not in the inbox. If another transaction is recording one of them, this
-        waits for its end.
+        The ids that were not in the inbox. If another transaction is recording one of them, the
+        call waits for the end of that transaction.
     """
     if not events:
         return set()
@@ -136,7 +136,7 @@ def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) ->
     """Count a failed attempt at an event.
 
     Args:
-        session: of a new transaction, because that of the attempt was rolled back.
+        session: of a new transaction, because the attempt's transaction was rolled back.
         event_id: of the event.
         reason: of the failure. Another reason than the last one starts the count at 1.
         detail: a sentence about the failure.

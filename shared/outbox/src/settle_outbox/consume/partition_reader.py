@@ -1,9 +1,9 @@
 """Poll a consumer so that a problem with one partition affects only that partition.
 
-A corrupt batch is fetched again over new connections. If that does not help, a record with its
-bytes takes its place. A record or batch that is too large is replaced by a record with its size and
-digest. If a codec is missing or the broker cannot serve a partition, the partition is paused and
-tried again without limit.
+A corrupt batch is fetched again over new connections. If that does not help, a record with the
+batch's bytes takes its place. A record or batch that is too large is replaced by a record with its
+size and digest. If a codec is missing or the broker cannot serve a partition, the partition is
+paused and tried again without limit.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class PartitionReader:
     def __init__(self, *, skips_missing_codec: bool = False) -> None:
         self._skips_missing_codec = skips_missing_codec
         self._failures: dict[TopicPartition, _ReadFailure] = {}
-        # For each partition with unread records: its position, and since when it has this one.
+        # For each partition with unread records: its position, and since when it is there.
         self._positions: dict[TopicPartition, tuple[int, float]] = {}
 
     def poll(

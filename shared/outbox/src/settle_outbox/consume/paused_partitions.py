@@ -46,7 +46,7 @@ class PausedPartitions:
     def pause_again(
         self, consumer: KafkaConsumer, batch: dict[TopicPartition, list[ConsumerRecord]]
     ) -> None:
-        """Remove records from a batch whose partitions must still wait, and pause these again.
+        """Remove partitions that must still wait from a batch, and pause them again.
 
         After a rebalance, Kafka returns such a partition unpaused, at the committed offset.
         """

@@ -1,8 +1,8 @@
 """Requests to repair dead letters: rows that an operator or a console writes, and their answers.
 
-A request is claimed in one transaction and carried out in another (`repairs`). So each is tried
-once: one whose process died, perhaps because of the record, is answered as failed. The operator
-may ask again.
+A request is claimed in one transaction and carried out in another (`repairs`). So each request is
+tried once. If its process dies, perhaps because of the record, the request is answered as failed.
+The operator may ask again.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Repair(NamedTuple):
         action: what to do.
         requested_by: who asks.
         note: why, in the operator's words.
-        force: retry even where the dead letter's reason, or an older one of its key, speaks
-            against it.
+        force: retry even if the dead letter's reason forbids it, or an older dead letter of its key
+            is open.
     """
 
     action: Action
@@ -78,7 +78,7 @@ _ADD = text(
     """
 )
 
-# An arbitrary key, of a lock that lasts as long as the claim.
+# The key is arbitrary. The lock lasts until the transaction that claims a request ends.
 _CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(7310022)")
 
 # The oldest request, if no process is at work on another: requests are carried out in their order.
@@ -190,8 +190,8 @@ def write_answer(
     """Answer a request.
 
     Returns:
-        The answer that it has. It is another one if the process gave the request up, or if a commit
-        took effect whose response was lost.
+        The stored answer. It is not the given one if the request was answered before: by another
+        process as abandoned, or by this one in a commit whose response was lost.
     """
     given = {"id": request.id, "answer": answer, "detail": storable(detail)}
     row = session.execute(_ANSWER, given).one_or_none()

@@ -78,8 +78,8 @@ _GIVE_UP_EARLY = text("SET LOCAL statement_timeout = '1s'")
 
 _KEY_OF_LETTER = text("SELECT topic, key, event_id FROM dead_letters WHERE id = :id")
 
-# No index has the keys: one would cost each event more than these sentences are worth. The inbox is
-# partitioned by day, so the condition on the id reads the event's day and later ones.
+# There is no index of keys: it would cost each event more than this warning is worth. The inbox is
+# partitioned by day, so with the condition on the id only the event's and later days are read.
 _LATER_APPLIED = text(
     """
     SELECT count(*) FROM inbox
@@ -129,7 +129,7 @@ class Repairs:
         sessions: makes sessions of its database; the engine was made with
             `handler.guard.GUARDABLE`.
         retention_s: how long closed dead letters are kept, in seconds.
-        beat: gives a sign of life; called from another thread during a repair.
+        beat: writes a heartbeat; called from another thread during a repair.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Repairs:
         self._delete_closed_if_due()
 
     def carry_out(self, dead_letter_id: int, repair: Repair) -> Repaired:
-        """Do what an operator wants with one dead letter; a request row keeps what came of it.
+        """Repair one dead letter as an operator wants, and keep the result in a request row.
 
         Raises:
             SQLAlchemyError: the database cannot be reached.
@@ -239,7 +239,7 @@ class Repairs:
         return f" {later} later events of its key were applied before it." if later else ""
 
     def _beat_while_repairing(self, now: float) -> None:
-        """Give a sign of life during a repair; one that takes too long gives none."""
+        """Write a heartbeat during a repair, until its time is over."""
         if now < self._repairing_until:
             self._beat()
 
@@ -300,7 +300,7 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
         verdict = call_handler(session, subscription, [event], run).get(event.id)
     except (Exception, KeyboardInterrupt):
         raise
-    except BaseException as error:  # as of asyncio: it must not end the consumer
+    except BaseException as error:  # such as asyncio.CancelledError: it must not end the consumer
         raise _FailedError(describe_error(error)) from error
     if verdict is None:
         return "Applied."
@@ -313,8 +313,8 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
 def _refuse_unless_safe(session: Session, letter: RowMapping) -> None:
     """Refuse a retry that may do harm.
 
-    It is safe if the record was invalid or the handler failed. All other reasons are decisions: the
-    inbox's, that the event is too old, or the handler's, by its verdict.
+    It is safe if the record was invalid or the handler failed. All other reasons are decisions: of
+    the inbox (the event is too old), or of the handler (its verdict).
     """
     reason = letter["reason"]
     was_failure = reason == INVALID_DATA or reason in FAILURE_REASONS

@@ -33,7 +33,7 @@ MAX_POLL_INTERVAL_MS = 420_000
 # A producer must not send a record that is too large for a consumer of this project.
 MAX_REQUEST_BYTES = RECORD_MAX_BYTES
 
-# Of one partition in one fetch. The broker sends the first batch completely, even if it is larger.
+# Maximum of one partition in one fetch. The broker sends the first batch whole, even if larger.
 _PARTITION_FETCH_BYTES = RECORD_MAX_BYTES
 
 # A larger response ends the connection.

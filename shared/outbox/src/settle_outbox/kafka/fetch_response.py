@@ -38,7 +38,7 @@ FETCH_VERSION = 12
 # The requested size of a fetch. In a response that is too large, a batch over this size is
 # replaced.
 FETCH_MAX_BYTES = 4 * RECORD_MAX_BYTES
-# The header of a batch, which has its offsets. It is kept of a replaced batch.
+# The header of a batch, which has its offsets. The replacement of a batch keeps it.
 _HEADER_BYTES = 61
 # The start of every batch: its offset and its length.
 _BATCH_START = struct.Struct(">qi")

@@ -2,8 +2,8 @@
 
 A business transaction must not contain NOTIFY, which takes a global lock at the commit
 (benchmarks/README.md). So a thread of the process sends it after the commit, on a separate
-connection, once for all commits since the last one. If the process dies between the two, nothing is
-lost, because listeners also poll.
+connection, once for all commits since the last one. If the process dies between the commit and
+the NOTIFY, nothing is lost, because listeners also poll.
 """
 
 from __future__ import annotations

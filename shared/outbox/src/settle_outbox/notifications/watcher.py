@@ -60,8 +60,8 @@ class NotificationWatcher(threading.Thread):
         database_url: where the notifications come from.
         channel: the channel of `announce`.
         waiters: the threads to wake.
-        poll: returns those of some ids whose change has happened. A database error is logged, and
-            the next poll tries again.
+        poll: gets ids, and returns those whose change has happened. A database error is logged,
+            and the next poll tries again.
         name: of the thread, and of its connection in ``pg_stat_activity``.
     """
 

@@ -70,18 +70,18 @@ def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, co
         connection.execute(_BEGIN)
         lock_topics(connection)
         lock_all_shards(connection)
-        lower = _topics_below(admin, service, count)
-        if lower:
-            _wait_until_read(connection, admin, lower, service.topic_prefix)
+        topics = _topics_below(admin, service, count)
+        if topics:
+            _wait_until_read(connection, admin, topics, service.topic_prefix)
         # Do this even if no topic needs partitions: an earlier command may have been killed here.
         record_change(connection, service.published_topics)
         try:
-            if lower:
-                admin.create_partitions(dict.fromkeys(lower, count), timeout_ms=CREATE_TIMEOUT_MS)
+            if topics:
+                admin.create_partitions(dict.fromkeys(topics, count), timeout_ms=CREATE_TIMEOUT_MS)
         finally:
             # Commit even after an error: the partitions may exist although the answer was lost.
             connection.commit()
-    log.info("topic.partitions_raised", topics=lower, partitions=count)
+    log.info("topic.partitions_raised", topics=topics, partitions=count)
 
 
 def _topics_below(admin: KafkaAdminClient, service: Service, count: int) -> list[str]:
@@ -98,9 +98,9 @@ def _topics_below(admin: KafkaAdminClient, service: Service, count: int) -> list
 def _wait_until_read(
     connection: Connection, admin: KafkaAdminClient, topics: list[str], topic_prefix: str
 ) -> None:
-    ids = find_topics(admin, topics)
+    topic_ids = find_topics(admin, topics)
     deadline = time.monotonic() + READ_TIMEOUT_S
-    while unread := _unread_or_error(admin, ids, topic_prefix):
+    while unread := _unread_or_error(admin, topic_ids, topic_prefix):
         if time.monotonic() > deadline:
             raise PartitionsError(
                 f"{'; '.join(unread)}. Nothing was changed. Start the consumers, wait until they "
@@ -112,10 +112,10 @@ def _wait_until_read(
 
 
 def _unread_or_error(
-    admin: KafkaAdminClient, ids: Mapping[str, UUID | None], topic_prefix: str
+    admin: KafkaAdminClient, topic_ids: Mapping[str, UUID | None], topic_prefix: str
 ) -> list[str]:
     try:
-        return list(_find_unread(admin, ids, topic_prefix))
+        return list(_find_unread(admin, topic_ids, topic_prefix))
     except KafkaError as error:
         if not error.retriable:
             raise
@@ -124,14 +124,14 @@ def _unread_or_error(
 
 
 def _find_unread(
-    admin: KafkaAdminClient, ids: Mapping[str, UUID | None], topic_prefix: str
+    admin: KafkaAdminClient, topic_ids: Mapping[str, UUID | None], topic_prefix: str
 ) -> Iterator[str]:
     """Describe each consumer group that has unread records of these topics.
 
     A group counts if it has committed an offset of the topic, or if it belongs to an installed
     service that consumes the topic.
     """
-    counts = count_partitions(admin, ids)
+    counts = count_partitions(admin, topic_ids)
     partitions = [TopicPartition(topic, n) for topic, count in counts.items() for n in range(count)]
     starts = _offsets(admin, partitions, OffsetSpec.EARLIEST)
     ends = _offsets(admin, partitions, OffsetSpec.LATEST)
@@ -142,13 +142,13 @@ def _find_unread(
     groups = {group["group_id"] for group in admin.list_groups()}
     for group in sorted(groups | consumers.keys()):
         committed = admin.list_group_offsets(group).get(group, {}) if group in groups else {}
-        stale = find_stale(committed, ids)
+        stale = find_stale(committed, topic_ids)
         read_to = {
             partition: offset.offset
             for partition, offset in committed.items()
             if offset.offset >= 0 and partition not in stale
         }
-        for topic in ids:
+        for topic in topic_ids:
             reads_topic = any(partition.topic == topic for partition in committed)
             if not reads_topic and topic not in consumers.get(group, ()):
                 continue

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # Maximum size of a batch in memory, in bytes of payloads, keys and headers.
 BATCH_MAX_BYTES = 4 * 1024 * 1024
-# Maximum size that is read of a payload. `outbox.add` accepts no such payload, but SQL may have
-# added one. The producer then raises an error, because it accepts no record of this size.
+# Maximum bytes that are read of a payload. `outbox.add` accepts no payload of this size, but SQL
+# may have added one. The producer then raises an error, because it accepts no such record.
 _PAYLOAD_READ_BYTES = MAX_REQUEST_BYTES + 1
 
 # A character has up to 4 bytes. Three headers have a text of the publisher.
@@ -57,7 +57,7 @@ _LOCK_SHARDS = text(
 
 # Reads the oldest events of each shard by the index, however many are pending. It returns no events
 # if a topic was recorded after the relay made its producer. That producer may be connected to
-# another cluster, or may know another topic or fewer partitions.
+# another cluster, or may know the topic from before it was replaced, or fewer partitions.
 _READ = text(
     """
     SELECT id, seq, shard, aggregatetype, aggregateid, type,

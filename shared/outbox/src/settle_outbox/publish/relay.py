@@ -3,8 +3,8 @@
 How it works: `Loop` calls `_relay_or_wait` again and again. One such step does this:
 
 1. Run the cleanup jobs of the service, if they are due.
-2. Connect to Kafka, if necessary: create missing topics (`kafka.topics`), and queue events again
-   whose topic was replaced (`lost_topics`).
+2. Connect to Kafka, if necessary: create missing topics (`kafka.topics`), and queue the events
+   of a replaced topic again (`lost_topics`).
 3. In one short transaction (`pending`): lock some shards, read their oldest events, send them
    (`sender`), and mark those that Kafka acknowledged. Events that can never be sent go to
    ``outbox_refused`` (`refused_events`).

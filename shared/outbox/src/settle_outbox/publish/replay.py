@@ -76,7 +76,7 @@ def queue_again(
 ) -> int:
     """Make published events pending again, except those in ``outbox_refused``.
 
-    The transaction locks all shards, or that of the key, until its end. Otherwise a relay could
+    The transaction locks all shards, or the key's shard, until its end. Otherwise a relay could
     send later events of a key before earlier ones. Each statement reads a limited number of events.
     So a long replay never leaves the transaction idle, and can write heartbeats.
 

@@ -164,18 +164,18 @@ def _collect_acknowledged(
     sent: Sent, events: Sequence[PendingEvent], futures: Sequence[FutureRecordMetadata]
 ) -> None:
     """For each key, collect the events before the first one that was not acknowledged."""
-    gaps: set[tuple[str, str]] = set()
+    blocked_keys: set[tuple[str, str]] = set()
     for position, event in enumerate(events):
         key = (event.aggregatetype, event.aggregateid)
         future = futures[position] if position < len(futures) else None
         if future is not None and future.succeeded():
-            if key not in gaps:
+            if key not in blocked_keys:
                 sent.acknowledged.append(event)
             continue
-        gaps.add(key)
+        blocked_keys.add(key)
         if future is not None and future.failed():
             sent.error = _clearer_error(sent.error, future.exception)
-    if gaps and sent.error is None:
+    if blocked_keys and sent.error is None:
         sent.error = KafkaError("not acknowledged in time")
 
 

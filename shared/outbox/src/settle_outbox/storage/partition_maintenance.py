@@ -49,7 +49,7 @@ LOCK_TIMEOUT_MS = 500
 # Rows are moved out of the default partition in pieces, with a heartbeat between two of them.
 MOVE_ROWS = 10_000
 SKEW_WARN_S = 60.0
-# Of the advisory lock that lets one process at a time change the partitions of a database.
+# Key of the advisory lock that lets one process at a time change the partitions of a database.
 _ADVISORY_KEY = 7_310_021
 
 

@@ -27,7 +27,6 @@ log = structlog.get_logger(__name__)
 SAMPLE_ROWS = 100
 CHECK_TIMEOUT_MS = 5_000
 
-# outbox.seq has no index. So its maximum is estimated from this many newest rows of each partition.
 # Descending and cyclic sequences are skipped, because a maximum does not limit their next value.
 _GENERATED = """
     WITH generated AS (
@@ -133,9 +132,9 @@ class SequenceBehindError(FatalError):
 def find_behind(run_query: RunQuery, schema: str | None = None) -> list[SequenceBehind]:
     """Return the sequences of a schema that are behind their columns.
 
-    It is fast on large tables, because it reads each maximum from an index. That of ``outbox.seq``
-    comes from `outbox_pending` and a sample of the outbox. Columns without an index, or that the
-    role may not read, are skipped.
+    It is fast on large tables, because it reads each maximum from an index. The maximum of
+    ``outbox.seq`` comes from `outbox_pending` and a sample of the outbox. Columns without an index,
+    or that the role may not read, are skipped.
 
     Args:
         run_query: on the service's database.
@@ -154,7 +153,7 @@ def find_behind(run_query: RunQuery, schema: str | None = None) -> list[Sequence
 
 
 def check_sequences(engine: Engine) -> None:
-    """Log the sequences that are behind their columns. Raise an error if it is that of outbox.seq.
+    """Log each sequence that is behind its column. Raise an error if outbox.seq is behind.
 
     Raises:
         SequenceBehindError: ``outbox.seq`` is behind.

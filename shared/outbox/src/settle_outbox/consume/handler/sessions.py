@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
 # PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the next
-# consumer of its partitions waits for its inbox rows, and deposits wait for its account rows.
+# consumer of its partitions waits for its inbox rows, and other transactions for its other rows.
 IDLE_MS = 10_000
 # Maximum wait for a row lock. After that the batch is tried again.
 LOCK_WAIT_MS = 30_000

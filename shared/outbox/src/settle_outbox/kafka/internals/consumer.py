@@ -74,8 +74,8 @@ class _Dropped(dict[TopicPartition, Any]):
 def drop_fetched_when_paused(consumer: KafkaConsumer) -> None:
     """Make a consumer drop the fetched records of paused partitions.
 
-    Otherwise it keeps those of one fetch for each partition. They are useless here, because after a
-    pause reading starts at an earlier offset.
+    Otherwise it keeps the records of one fetch for each paused partition. They are useless here,
+    because after a pause reading starts at an earlier offset.
     """
     fetcher = consumer._fetcher
     fetcher._paused_completed_fetches = _Dropped()
