@@ -9,7 +9,7 @@ from shared.migrations import upgrade
 if TYPE_CHECKING:
     from support.postgres import PostgresServer
 
-# The orders are of a thousand users. They are a minute apart, and the last one is of now.
+# The orders belong to a thousand users. They are a minute apart, and the last one is placed now.
 _ORDERS = """
 INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
 SELECT gen_random_uuid(), CAST(md5((number % 1000)::text) AS uuid), 1 + number % 10000,

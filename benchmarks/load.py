@@ -32,7 +32,7 @@ class Load:
     status: bytes
 
     def rate(self, seconds: float) -> float:
-        """Send requests over `CONNECTIONS` at once, and return how many are answered in a second.
+        """Send requests on `CONNECTIONS` connections, and return how many are answered a second.
 
         Raises:
             RuntimeError: An answer had another status, or there was none.
@@ -54,7 +54,7 @@ class Load:
 
         def run(number: int) -> None:
             try:
-                counts[number] = self._connection(end)
+                counts[number] = self._send_until(end)
             except (OSError, RuntimeError) as error:
                 failures.append(str(error))
 
@@ -65,7 +65,7 @@ class Load:
             thread.join()
         sender.send(failures[0] if failures else sum(counts) / seconds)
 
-    def _connection(self, end: float) -> int:
+    def _send_until(self, end: float) -> int:
         count = 0
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as opened:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

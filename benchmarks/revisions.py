@@ -143,7 +143,7 @@ class Bench:
         self._databases = 0
         self._users = [str(uuid4()) for _ in range(USERS)]
         records = [order_created(UUID(self._users[n % USERS]), 1) for n in range(events)]
-        # To write records needs no database, so the URLs lead nowhere.
+        # Writing records needs no database, so the URLs lead nowhere.
         nowhere = "postgresql+psycopg2://127.0.0.1:9/none"
         Delivery(nowhere, nowhere, broker.bootstrap).produce("orders.events", *records)
 

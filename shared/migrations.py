@@ -111,8 +111,8 @@ def run(target_metadata: Sequence[MetaData]) -> None:
 
     Each revision is a transaction. A revision that meets a lock is rolled back and tried again,
     for `RETRY_FOR_S` in all. A relative target, such as -2, is not tried again after a revision was
-    applied. Only one process at a time migrates a database: of two, the second waits, and
-    finds nothing left to do.
+    applied. Only one process at a time migrates a database. A second process waits, and then finds
+    nothing left to do.
 
     Args:
         target_metadata: the tables as the code knows them.
@@ -174,8 +174,8 @@ def _turn(engine: Engine, service: str) -> Iterator[None]:
     """Hold the lock that only one migration of a database can have.
 
     The lock belongs to a transaction, because a session's lock does not survive a connection
-    pooler. That transaction has a separate connection: CREATE INDEX CONCURRENTLY cannot run in a
-    transaction. It holds no snapshot, so the build of an index does not wait for it.
+    pooler. The transaction has a separate connection, because CREATE INDEX CONCURRENTLY cannot run
+    in a transaction. The lock's transaction holds no snapshot, so the build does not wait for it.
     """
     with engine.begin() as connection:
         connection.execute(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-# Orders get different statuses and reasons, so one UPDATE needs a table of them. The clock may have
-# been set back since the order was placed.
+# Orders get different statuses and reasons, so one UPDATE needs a table of them. It uses
+# `greatest` because the clock may have been set back since the order was placed.
 UPDATE_STATUSES = text(
     """
     UPDATE orders

@@ -64,11 +64,12 @@ def read_page(
 def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int]:
     """Make the query of a page. Its parameters have the names of the filters that are used.
 
-    Only further pages have the parameters `after_at` and `after_id`.
+    `is_first` is for the first page. Only further pages have the parameters `after_at` and
+    `after_id`.
     """
     listed, order = _matching_orders(filters, is_first=is_first)
-    # The database sums the sizes, so it returns no more than a page. Of a description it reads only
-    # the length.
+    # The database sums the sizes, so it returns no more than a page. It reads only the length of a
+    # description, not its text.
     size = func.octet_length(listed.c.description) + _ROW_BYTES
     total = func.sum(size).over(order_by=_newest_first(listed, order), rows=(None, 0))
     sized = select(
@@ -102,7 +103,7 @@ def _index_range(
 ) -> Select[Any]:
     """Select one contiguous range of the index that begins with the fixed columns.
 
-    The conditions compare rows, such as (status, created_at) < (:status, :before), and the order
+    The conditions compare rows, such as (status, created_at) < (:status, :before), and ORDER BY
     begins with the same columns. With `status = :status`, the planner could choose another index,
     such as the one by time, and filter row by row. With old statistics or uneven data it would then
     read most of the table.
@@ -120,7 +121,7 @@ def _index_range(
     elif fixed:
         conditions.append(columns() >= values())
     if not is_first:
-        # `created_before` would add nothing: the order before the first is earlier.
+        # `created_before` would add nothing: the previous page ended before it.
         conditions.append(columns(*_NEWEST_BY) < values("after_at", "after_id"))
     elif "created_before" in filters:
         conditions.append(columns("created_at") < values("created_before"))

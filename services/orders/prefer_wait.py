@@ -58,7 +58,7 @@ def start_settlement_listener(app: Flask, settings: WebSettings) -> None:
 
 
 def find_final(sessions: sessionmaker[Session], order_ids: Sequence[UUID]) -> Sequence[UUID]:
-    """Return those of some orders that are final."""
+    """Return which of these orders are final."""
     query = select(Order.id).where(Order.id.in_(order_ids), Order.status != CREATED)
     with sessions.begin() as session:
         return session.scalars(query).all()
@@ -68,7 +68,7 @@ def wait_for_status(order_id: UUID) -> tuple[str, int | None]:
     """Read the status of an order. If the request prefers to wait, wait until it is final.
 
     Returns:
-        The status, and the wait that was asked for, in seconds, if it was honoured.
+        The status, and the requested wait in seconds; None if no wait was honoured.
 
     Raises:
         UnknownOrderError: there is no such order.

@@ -88,7 +88,7 @@ def deposit(session: Session, user_id: UUID, amount: int) -> None:
     """
     parameters = {"owner": user_id, "max_balance_before": AMOUNT_MAX - amount, "amount": amount}
     if session.scalar(_DEPOSIT, parameters) is None:
-        balance = read_balance(session, user_id)
+        balance = read_balance(session, user_id)  # raises UnknownAccountError without an account
         raise BalanceOverflowError(
             f"A deposit of {amount} would raise the balance of user {user_id}, {balance}, above"
             f" {AMOUNT_MAX}."

@@ -45,8 +45,8 @@ class ChargeResult:
 
     Args:
         charge: the order to pay.
-        balance: of the account after it, in minor units; None if there is no account.
-        reason: why it failed; None if it succeeded.
+        balance: of the account after the charge, in minor units; None if there is no account.
+        reason: why the charge failed; None if it succeeded.
         decided_now: False if the order was decided before, and nothing was done.
     """
 

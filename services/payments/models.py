@@ -1,9 +1,9 @@
-"""The tables of accounts, transfers and payments. `alembic/payments` creates them; a test compares.
+"""The tables of payments. `alembic/payments` creates them; a test compares the two.
 
 Money is double entry: each transfer moves an amount from one account to another, so the sum over
 all accounts is always zero. A user's balance is the stored sum of their transfers. The system
 accounts `WORLD` (source of deposits) and `SALES` (target of charges) have no stored balance,
-because every transaction would wait for that row.
+because every transaction would wait for its row.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Transfer(Base):
     )
 
 
-# The statement of an account reads both.
+# The statement of an account reads both indexes.
 Index(
     "transfers_deposits_of_account",
     Transfer.to_account_id,

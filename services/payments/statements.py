@@ -55,9 +55,9 @@ class Page:
 def _range_of(kind: str, account: InstrumentedAttribute[int]) -> Select[*tuple[Any, ...]]:
     """Select an account's newest transfers of one kind, from one contiguous range of an index.
 
-    The order begins with the account. With an order by id alone, the planner could read the primary
-    key instead: for an account that had most transfers in the past, through all later ones of
-    others.
+    ORDER BY begins with the account. If it had the id alone, the planner could read the primary key
+    instead. For an account whose transfers are old, it would then read all later transfers of other
+    accounts.
     """
     account_id: BindParameter[int] = bindparam("account_id")
     before: BindParameter[int] = bindparam("before")

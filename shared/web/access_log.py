@@ -28,26 +28,26 @@ class AccessLogWriter:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[int, datetime, dict[str, object]]] = deque(maxlen=_WAITING_MAX)
-        self._wanted = threading.Event()
-        self._writing = threading.Lock()
-        writing = partial(repeat, self._write_next, failed_event="web.access_log_failed")
-        threading.Thread(target=writing, name="access-log", daemon=True).start()
+        self._has_lines = threading.Event()
+        self._write_lock = threading.Lock()
+        write_lines = partial(repeat, self._write_next, failed_event="web.access_log_failed")
+        threading.Thread(target=write_lines, name="access-log", daemon=True).start()
         atexit.register(self._write_all)
 
     def write(self, level: int, values: dict[str, object]) -> None:
         """Write a line within `_GATHER_S`."""
         self._waiting.append((level, datetime.now(UTC), values))
-        if not self._wanted.is_set():
-            self._wanted.set()
+        if not self._has_lines.is_set():
+            self._has_lines.set()
 
     def _write_next(self) -> None:
-        self._wanted.wait()
+        self._has_lines.wait()
         time.sleep(_GATHER_S)
-        self._wanted.clear()
+        self._has_lines.clear()
         self._write_all()
 
     def _write_all(self) -> None:
-        with self._writing:
+        with self._write_lock:
             taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
             write_together(
                 "web.request",

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from shared.settings import WebSettings
     from shared.web.blueprint import Blueprint
 
-# Bounds the time of a request. Behind a lock whose holder is frozen, it ends with 503. The last
-# setting frees the locks of a frozen worker.
+# These limits bound the time of a request. A request that waits for a lock of a frozen process ends
+# with 503. The last setting frees the locks of a frozen worker.
 SESSION_SETTINGS = {
     "lock_timeout": "2s",
     "statement_timeout": "5s",

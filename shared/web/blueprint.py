@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     View = Callable[..., Any]
     Decorator = Callable[[View], View]
 
-# Decorators of a view, from the view outwards. Each needs the result of the one before it: only
-# `response` makes the Response that `idempotent` stores, and only `arguments` loads the body that
-# `idempotent` compares. In another order they would silently do the wrong thing.
+# Decorators of a view, from the view outwards. `idempotent` stores the Response that `response`
+# makes, and compares the body that `arguments` loads. In another order, the decorators would
+# silently do the wrong thing.
 _ORDER = ("problem", "response", "idempotent", "after_commit", "arguments", "route")
 _OUTERMOST = "_outermost_decorator"
 
@@ -59,7 +59,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         """Parse the body or the query by a schema into the view's first argument.
 
         Args:
-            schema: an instance, because webargs would create one for each request from a class.
+            schema: an instance. From a class, webargs would create an instance for each request.
             location: ``json`` for the body, or ``query``. Other query parameters are refused.
             options: of flask-smorest, such as ``example``.
         """

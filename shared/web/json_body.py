@@ -130,7 +130,7 @@ def _check_media_type(incoming: Request) -> None:
 
 
 def _decode(body: bytes) -> str:
-    """Decode a body from UTF-8. The error names another encoding."""
+    """Decode a body from UTF-8. If it has another encoding, the error names that encoding."""
     if not body.strip(b" \t\r\n"):
         raise _not_json("it is only white space." if body else "it is empty.")
     encoding = json.detect_encoding(body)
@@ -151,7 +151,7 @@ def _depth(body: bytes) -> int:
 
     If the body is not JSON, the depth is correct up to the first error, where the parser stops.
     """
-    # As text with one byte per character, because joining bytes takes ten times the memory.
+    # `sub` works on text with one byte per character: for bytes, it takes ten times the memory.
     rest = _STRING.sub("", body.decode("latin-1")).encode("latin-1")
     brackets = rest.translate(None, _NOT_BRACKETS)
     return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # is up and ready.
 PROBES = frozenset({"/livez", "/readyz"})
 
-# RFC 9110, section 7.2, over RFC 3986, section 3.2: a port may be empty.
+# RFC 9110, section 7.2, and RFC 3986, section 3.2: a port may be empty.
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]*)?")
 _QUOTED_HOST_MAX = 100
 WRONG_HOST = "This service does not accept the host {!r}."
@@ -84,8 +84,8 @@ def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response
 
     Origins are compared as strings, because browsers write each origin in only one way.
     """
-    # Also without an allowed origin, or caches would mix up the answers (the Fetch standard, "CORS
-    # protocol and HTTP caches").
+    # Also if the origin is not allowed. Otherwise caches would mix up the answers (the Fetch
+    # standard, "CORS protocol and HTTP caches").
     response.vary.add("Origin")
     origin = request.headers.get("Origin")
     if origin in origins:

@@ -1,7 +1,7 @@
 """compose.yaml and the image, as far as they can be proven without a Docker engine.
 
-The file is read by the parser that Docker Compose uses itself; the image's steps are carried out
-in a clean folder; and what the file says is run from there, against a real PostgreSQL and broker.
+Docker Compose's own parser reads the file. The steps of the Dockerfile are carried out in a clean
+folder. The services' commands run in that folder, with a real PostgreSQL and broker.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ PASSWORDS = {
     "ORDERS_DB_PASSWORD": "three",
 }
 MIGRATIONS = {"migrate-payments", "migrate-orders"}
-OWN = {*MIGRATIONS, "image", "payments", "orders", "settle"}
+OWN_SERVICES = {*MIGRATIONS, "image", "payments", "orders", "settle"}
 # Settings that the file itself decides, or that only `settle up` reads.
 NOT_FROM_ENV = {
     *("PAYMENTS_DATABASE_URL", "ORDERS_DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"),
     *("BIND_ADDRESS", "HEALTH_DIR", "PAYMENTS_PORT", "ORDERS_PORT"),
     *("BROKER", "POSTGRES_PORT", "KAFKA_PORT", "KAFKA_CONTROLLER_PORT", "SETTLE_HOME"),
 }
-API_ALONE = {
+API_SETTINGS = {
     *("ALLOWED_HOSTS", "TRUSTED_PROXIES", "CORS_ORIGINS", "CURSOR_SECRET"),
     *("API_WORKERS", "API_THREADS"),
 }
@@ -83,7 +83,7 @@ def services() -> dict[str, Any]:
 
 
 def _settings() -> set[str]:
-    """The names in the table of settings of the README."""
+    """Return the names in the table of settings of the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`[A-Z].*?) \|", text.partition("## Settings")[2], re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
@@ -97,7 +97,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def test_no_password_is_in_the_file_and_none_is_made_up() -> None:
-    """Without its variables the file is refused, naming them."""
+    """Without its variables the file is refused, and the error names them."""
     missing = _parse(**dict.fromkeys(PASSWORDS, ""))
     assert missing.returncode == 1
     for name in PASSWORDS:
@@ -124,10 +124,10 @@ def test_one_service_builds_the_image_and_the_others_wait_for_it(
     builders = [name for name, service in services.items() if "build" in service]
 
     assert builders == ["image"]
-    for name in OWN:
+    for name in OWN_SERVICES:
         assert services[name]["image"] == "settle:latest"
         assert services[name]["pull_policy"] == "never"
-    for name in OWN - {"image"}:
+    for name in OWN_SERVICES - {"image"}:
         waits_for = services[name]["depends_on"]["image"]
         assert waits_for["condition"] == "service_completed_successfully"
 
@@ -163,15 +163,15 @@ def test_the_tools_know_both_databases_and_start_with_nothing_else(
 def test_each_setting_of_the_environment_reaches_the_services(services: dict[str, Any]) -> None:
     given = {name: f"given-{name}" for name in _settings() - NOT_FROM_ENV}
 
-    told = {name: service["environment"] for name, service in _services(**given).items()}
+    received = {name: service["environment"] for name, service in _services(**given).items()}
 
     for name, value in given.items():
         prefix = name.partition("_")[0].lower()
         users = {prefix} if prefix in {"payments", "orders"} else {"payments", "orders"}
-        users |= set() if name in API_ALONE else {"settle"}
+        users |= set() if name in API_SETTINGS else {"settle"}
         for user in users:
-            assert told[user].get(name) == value, (user, name)
-        if value not in told["payments"].values():
+            assert received[user].get(name) == value, (user, name)
+        if value not in received["payments"].values():
             assert name.startswith("ORDERS_")
     unset = given.keys() - {"ALLOWED_HOSTS", "LOG_FORMAT"}
     for name in ("payments", "orders", "settle"):
@@ -191,12 +191,12 @@ def test_the_example_of_the_environment_names_each_setting() -> None:
 def test_ports_are_published_to_this_machine_unless_told_otherwise(
     services: dict[str, Any],
 ) -> None:
-    told = _services(PUBLISH_ADDRESS="0.0.0.0", ORDERS_PORT="9081")
+    changed = _services(PUBLISH_ADDRESS="0.0.0.0", ORDERS_PORT="9081")
 
     (by_default,) = services["orders"]["ports"]
     assert (by_default["host_ip"], by_default["published"]) == ("127.0.0.1", "8081")
     assert services["orders"]["environment"]["ALLOWED_HOSTS"] == "localhost"
-    (asked_for,) = told["orders"]["ports"]
+    (asked_for,) = changed["orders"]["ports"]
     assert (asked_for["host_ip"], asked_for["published"]) == ("0.0.0.0", "9081")
     assert asked_for["target"] == by_default["target"] == 8081
     assert "ports" not in services["postgres"]
@@ -243,7 +243,7 @@ def test_every_variable_is_one_that_the_project_reads(services: dict[str, Any]) 
         text = path.read_text(encoding="utf-8")
         known |= set(re.findall(r"ENV_([A-Z_]+)", text))
         known |= set(re.findall(r"environ(?:\.get\(|\[)['\"]([A-Z_]+)", text))
-    for name in OWN:
+    for name in OWN_SERVICES:
         assert set(services[name]["environment"]) <= known, name
 
 
@@ -269,7 +269,7 @@ def test_the_image_runs_as_an_unprivileged_user(image: Build, services: dict[str
     uid, gid = image.user.split(":")
     assert f"groupadd --system --gid {gid} settle " in step
     assert f"useradd --system --uid {uid} --gid settle --home-dir /srv/settle" in step
-    for name in OWN:
+    for name in OWN_SERVICES:
         assert "user" not in services[name], "the image's user is the one that is meant"
     for name in ("payments", "orders"):
         assert f"/run/settle:uid={uid},gid={gid},mode=0700" in services[name]["tmpfs"]
@@ -277,7 +277,7 @@ def test_the_image_runs_as_an_unprivileged_user(image: Build, services: dict[str
 
 @pytest.fixture
 def environ(payments_url: str, orders_url: str, broker: Broker) -> dict[str, str]:
-    """Real neighbours in place of those that the file names."""
+    """Return the addresses of a real PostgreSQL and broker, to replace those of the file."""
     return {
         "PAYMENTS_DATABASE_URL": payments_url,
         "ORDERS_DATABASE_URL": orders_url,
@@ -285,8 +285,8 @@ def environ(payments_url: str, orders_url: str, broker: Broker) -> dict[str, str
     }
 
 
-def _told(service: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
-    """A service's environment as the file gives it, its neighbours' addresses replaced."""
+def _environment(service: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
+    """Return the environment that the file gives a service, with these addresses replaced."""
     return {name: environ.get(name, value) for name, value in service["environment"].items()}
 
 
@@ -296,31 +296,31 @@ def test_the_one_shot_services_do_their_work_twice(
     for name in sorted(MIGRATIONS):
         command = shlex.join(services[name]["command"])
         for _ in range(2):
-            image.shell(command, **_told(services[name], environ))
+            image.shell(command, **_environment(services[name], environ))
 
 
 @pytest.mark.parametrize("name", ["payments", "orders"])
 def test_a_service_becomes_healthy(
     image: Build, services: dict[str, Any], environ: dict[str, str], name: str
 ) -> None:
-    """What the image runs, told what the file says, passes the health check that the file has."""
+    """The image's command runs in the file's environment, and passes the file's health check."""
     service = services[name]
     port, run = str(free_port()), image.root / "run"
     run.mkdir(exist_ok=True)
     inside = str(service["ports"][0]["target"])
-    told = {
+    environment = {
         variable: value.replace("/run/settle", str(run)).replace("0.0.0.0", "127.0.0.1")
-        for variable, value in _told(service, environ).items()
+        for variable, value in _environment(service, environ).items()
     }
-    assert told[f"{name.upper()}_PORT"] == inside
-    told[f"{name.upper()}_PORT"] = port
+    assert environment[f"{name.upper()}_PORT"] == inside
+    environment[f"{name.upper()}_PORT"] = port
     kind, *words = service["healthcheck"]["test"]
     assert kind == "CMD"
     assert inside in words
     check = shlex.join(port if word == inside else word for word in words)
-    for _ in _running(image, told):
+    for _ in _running(image, environment):
         wait_until(
-            lambda: _passes(image, check, told),
+            lambda: _passes(image, check, environment),
             timeout_s=60,
             what=f"{name} to be healthy",
         )
@@ -379,11 +379,11 @@ def test_a_broker_is_healthy_when_it_answers(services: dict[str, Any], broker: B
     assert is_healthy(int(port))
 
 
-def _running(image: Build, told: dict[str, str]) -> Iterator[None]:
+def _running(image: Build, environment: dict[str, str]) -> Iterator[None]:
     process = subprocess.Popen(
         [str(image.here("/opt/settle/bin") / image.command[0]), *image.command[1:]],
         cwd=image.here(image.workdir),
-        env=image.environment() | told,
+        env=image.environment() | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -395,9 +395,9 @@ def _running(image: Build, told: dict[str, str]) -> Iterator[None]:
         assert process.wait(60) == 0
 
 
-def _passes(image: Build, check: str, told: dict[str, str]) -> bool:
+def _passes(image: Build, check: str, environment: dict[str, str]) -> bool:
     try:
-        image.shell(check, **told)
+        image.shell(check, **environment)
     except AssertionError:
         return False
     return True

@@ -108,21 +108,21 @@ def test_the_wheel_has_its_types_and_its_licence(wheel: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def app_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(ROOT, tmp_path_factory.mktemp("application"))
 
 
 @pytest.fixture(scope="module")
-def operated(installed: Path, application: Path) -> Path:
+def installed_app(installed: Path, app_wheel: Path) -> Path:
     """Return the programs of an environment with engine and application, but without a checkout."""
     python, pins = installed / "python", ROOT / "constraints.txt"
-    run(UV, "pip", "install", "--python", python, "--constraint", pins, application, cwd=installed)
+    run(UV, "pip", "install", "--python", python, "--constraint", pins, app_wheel, cwd=installed)
     return installed
 
 
 @pytest.mark.acceptance
 def test_the_operators_commands_work_without_a_checkout(
-    operated: Path, delivery: Delivery, tmp_path: Path
+    installed_app: Path, delivery: Delivery, tmp_path: Path
 ) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "orders-relay.log").write_text("relay.started\n", encoding="utf-8")
@@ -131,7 +131,7 @@ def test_the_operators_commands_work_without_a_checkout(
 
     def settle(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [operated / "settle", *arguments],
+            [installed_app / "settle", *arguments],
             cwd=tmp_path,
             env=environ,
             capture_output=True,
@@ -154,8 +154,8 @@ def test_the_operators_commands_work_without_a_checkout(
     )
 
 
-def test_the_applications_wheel_does_not_hold_the_engine(application: Path) -> None:
-    found = names(application)
+def test_the_applications_wheel_does_not_hold_the_engine(app_wheel: Path) -> None:
+    found = names(app_wheel)
 
     assert "services/orders/events.py" in found
     assert not [name for name in found if "outbox" in name]

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: what the manifests say, and that it runs, without a cluster.
+"""The manifests in deploy/kubernetes are valid, and their containers run, without a cluster.
 
 kustomize makes the manifests. They are compared with the schemas of the Kubernetes API, and then
 started as containers in Linux namespaces.
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-# It has the OpenAPI documents of Kubernetes 1.23 to 1.30. The newest one here is the oldest that
-# the manifests are for.
+# This Go module has the OpenAPI documents of Kubernetes 1.23 to 1.30. The test uses the newest.
 SCHEMAS = "sigs.k8s.io/kubectl-validate@v0.0.4"
 SCHEMAS_SUM = "h1:tGKuv0awYHn11Cb6KPsZKxUmHgavF46K3NvVH0Nse9U="
 SERVICES = ("orders", "payments")
@@ -57,13 +56,13 @@ def _go(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, dict[str, Any]]:
-    """What `kubectl apply -k` sends, by kind and name."""
+    """Return what `kubectl apply -k` sends, by kind and name."""
     made = json.loads(_go("run", ".", str(MANIFESTS)))
     return {f"{each['kind']} {_name(each)}": each for each in made}
 
 
 def _name(manifest: dict[str, Any]) -> str:
-    name: str = manifest["metadata"]["name"]
+    name: str = manifest["metadata"]["name"]  # of a ConfigMap, with a hash that kustomize adds
     return name.split("-", maxsplit=1)[0] if manifest["kind"] == "ConfigMap" else name
 
 
@@ -141,9 +140,9 @@ def test_each_pod_is_locked_down(manifests: dict[str, dict[str, Any]]) -> None:
 
 def test_no_secret_is_in_a_manifest(manifests: dict[str, dict[str, Any]]) -> None:
     """Each service mounts its own Secret as files. Only an API gets more than the URL."""
-    told = manifests["ConfigMap settle"]["data"]
+    settings = manifests["ConfigMap settle"]["data"]
 
-    assert not {name for name in told if "URL" in name or "SECRET" in name}
+    assert not {name for name in settings if "URL" in name or "SECRET" in name}
     assert "Secret" not in {manifest["kind"] for manifest in manifests.values()}
     for name, pod in _pods(manifests).items():
         (container,) = pod["containers"]
@@ -157,11 +156,11 @@ def test_no_secret_is_in_a_manifest(manifests: dict[str, dict[str, Any]]) -> Non
 
 
 def test_each_setting_is_one_that_the_project_reads(manifests: dict[str, dict[str, Any]]) -> None:
-    settings = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Settings")[2]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Settings")[2]
 
-    told = manifests["ConfigMap settle"]["data"].keys() - {"PORT"}
+    settings = manifests["ConfigMap settle"]["data"].keys() - {"PORT"}
 
-    assert {name for name in told if f"`{name}`" not in settings} == set()
+    assert {name for name in settings if f"`{name}`" not in table} == set()
 
 
 def test_the_grace_period_is_longer_than_what_happens_in_it(
@@ -219,7 +218,7 @@ class _System:
         return started
 
     def audit(self) -> int:
-        """Run the Job of the CronJob; its exit code."""
+        """Run the Job of the CronJob, and return its exit code."""
         secrets = self._folder / "both"
         secrets.mkdir()
         for service in SERVICES:

@@ -23,14 +23,14 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# It installs the copy, from the index or pip's cache.
+# The recipe installs the copy of the project, from the package index or pip's cache.
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## A new service\n")[2]
 FILES = re.findall(r"`([\w/]+\.py)`[^`]*:\n\n   ```python\n(   .*?)\n   ```", RECIPE, re.DOTALL)
 WIRE, RUN, TRY = re.findall(r"   ```sh\n(.*?)\n   ```", RECIPE, re.DOTALL)
-# What only reads topics needs no database.
+# Reading topics needs no database.
 NOWHERE = "postgresql+psycopg2://127.0.0.1:9/none"
 
 
@@ -49,7 +49,7 @@ class Reader:
     """A reader of the recipe, with a copy of the project."""
 
     def __init__(self) -> None:
-        # Not pytest's tmp_path: run by root, that one is closed to PostgreSQL's user.
+        # Not pytest's tmp_path: if root runs the tests, PostgreSQL's user cannot reach that folder.
         self.folder = Path(tempfile.mkdtemp(prefix="settle-test-"))
         self.folder.chmod(0o755)
         self.copy = self.folder / "settle"
@@ -60,7 +60,7 @@ class Reader:
         self.supervisor_socket = ""
 
     def paste(self, commands: str) -> str:
-        """Run commands of the recipe, with free ports; returns what they print."""
+        """Run commands of the recipe, with free ports, and return what they print."""
         done = subprocess.run(
             ["bash", "-euc", dedent(commands).replace("8082", str(self.port))],
             cwd=self.copy,
@@ -87,7 +87,7 @@ class Reader:
             return False
 
     def stamps(self, user_id: str) -> int:
-        """Return what the new service counts for a user."""
+        """Return how many stamps the new service counts for a user."""
         answer = requests.get(f"{self.url}/stamps", {"user_id": user_id}, timeout=10)
         stamps: int = answer.json()["stamps"]
         return stamps

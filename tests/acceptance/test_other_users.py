@@ -1,4 +1,4 @@
-"""The secrets that other users, and programs under an attacker's control, can read."""
+"""Other users can read no secret, and each program only the secrets that it needs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_each_process_gets_only_its_secrets(stack: Stack) -> None:
     values = {CURSOR_SECRET, *(password_of(stored[name]) for name in DATABASE_URLS.values())}
     for program, environment in found:
         assert SECRETS & set(environment) == KNOWN[program], program
-        known = [value for value in values if any(value in it for it in environment.values())]
+        known = [value for value in values if any(value in text for text in environment.values())]
         assert len(known) == len(KNOWN[program]), program
 
 
@@ -114,7 +114,7 @@ def test_no_command_line_holds_a_secret(stack: Stack) -> None:
 
 
 def test_the_folder_is_closed_to_others(stack: Stack) -> None:
-    """PostgreSQL's user may pass through the folder if root runs it, but cannot list files."""
+    """If root runs the stack, PostgreSQL's user may pass through the folder, but not list it."""
     passed = {".", "postgres"} if os.geteuid() == 0 else set[str]()
 
     for path in (stack.home, *stack.home.iterdir()):

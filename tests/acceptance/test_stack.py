@@ -129,7 +129,7 @@ def test_a_killed_process_comes_back_and_every_accepted_order_settles(
     statuses = stack.wait_settled(load.accepted)
 
     assert set(statuses) == {"success"}
-    # Each is charged once. An order without an answer may be stored, and counts too.
+    # Each order is charged once. An order whose answer was lost may be stored and charged, too.
     charges, rest = divmod(deposit - stack.balance(user_id), price)
     assert rest == 0
     assert charges >= len(load.accepted)

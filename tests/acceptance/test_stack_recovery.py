@@ -202,9 +202,9 @@ def other(checkout: Path) -> Iterator[Stack]:
 def test_two_concurrent_ups_and_a_stack_of_another_checkout(first: Stack, other: Stack) -> None:
     """Of two commands in one folder, one starts the stack and one waits. Other stacks go on."""
     started = [first.start("up"), first.start("up"), other.start("up")]
-    message = [ended(process) for process in started]
-    assert all("Settle is up" in each for each in message)
-    assert ["running already" in each for each in message].count(True) == 1
+    outputs = [ended(process) for process in started]
+    assert all("Settle is up" in each for each in outputs)
+    assert ["running already" in each for each in outputs].count(True) == 1
     first.open_account(100)
     path = other.place_order(first.open_account(100), 10)
     assert path is not None

@@ -98,10 +98,10 @@ def test_a_head_is_read_when_it_is_too_large(
     monkeypatch.setattr(request_reader, "HEAD_MAX_BYTES", 10)
     client.unreader.expect_request()
 
-    is_due = client.send_each(b"x" * 11)
+    is_ready = client.send_each(b"x" * 11)
     client.unreader.rewind(queued_s=0.0)
 
-    assert is_due == [False] * 10 + [True]
+    assert is_ready == [False] * 10 + [True]
     assert client.unreader.read() == b"x" * 11
     with pytest.raises(RequestError, match="The headers have more than"):
         client.unreader.read()
@@ -141,10 +141,10 @@ def test_a_body_of_known_length_is_read_once_when_it_is_complete(client: Client)
     with pytest.raises(RequestPending):
         client.unreader.read(4)
 
-    is_due = client.send_each(b"bcd")
+    is_ready = client.send_each(b"bcd")
     client.read_head()
 
-    assert is_due == [False, False, True]
+    assert is_ready == [False, False, True]
     assert client.unreader.read(4) == b"abcd"
 
 
@@ -155,9 +155,9 @@ def test_a_body_in_chunks_is_read_once_when_it_is_complete(client: Client, trail
     client.send(HEAD)
     client.expect_body(None)
 
-    is_due = client.send_each(chunks)
+    is_ready = client.send_each(chunks)
 
-    assert is_due == [False] * (len(chunks) - 1) + [True]
+    assert is_ready == [False] * (len(chunks) - 1) + [True]
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_invalid_chunks_are_read_at_once(client: Client, chunks: bytes) -> None:
     client.expect_body(None)
 
     client.sock.sendall(chunks)
-    is_due = any(client.unreader.receive() for _ in range(2))
+    is_ready = any(client.unreader.receive() for _ in range(2))
 
-    assert is_due
+    assert is_ready
 
 
 def test_100_continue_is_sent_once_and_only_before_the_body_arrives(client: Client) -> None:
@@ -194,7 +194,7 @@ def test_a_pipelined_request_is_kept_for_later(client: Client) -> None:
 
     client.unreader.expect_request()
 
-    assert not client.unreader.is_due()
+    assert not client.unreader.is_ready()
     assert client.send(b"\n")
     assert client.unreader.size == len(HEAD)
 

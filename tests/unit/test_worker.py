@@ -26,7 +26,7 @@ def worker() -> Any:
 
 def connection(request: bytes) -> Any:
     """Return a connection on which a whole request has arrived."""
-    unreader = Mock(starts_with=request.startswith, is_due=lambda: True)
+    unreader = Mock(starts_with=request.startswith, is_ready=lambda: True)
     return SimpleNamespace(parser=Mock(unreader=unreader), answer=None)
 
 

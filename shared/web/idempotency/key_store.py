@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-# Keys deleted in one transaction, and maximum number of transactions in a row. The relay sends no
-# events meanwhile.
+# Keys deleted in one transaction, and maximum number of transactions in a row. Both are small,
+# because the relay sends no events meanwhile.
 BATCH = 500
 BATCHES_MAX = 4
 
@@ -135,7 +135,7 @@ def claim_key(
         raise KeyInUseError(scope.key) from error
     if claimed:
         return None
-    # A second statement: its snapshot is newer than the wait.
+    # A second statement, because its snapshot is taken after the wait of the first one.
     found = connection.exec_driver_sql(_READ, scope).one()
     if bytes(found.fingerprint) != fingerprint:
         raise KeyReusedError(scope.key)

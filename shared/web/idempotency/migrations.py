@@ -54,7 +54,7 @@ def drop_v1() -> None:
 
 
 def create_v2() -> None:
-    """Store the id of the thing that a request created with its answer."""
+    """Add a column for the id of the thing that a request created."""
     op.execute(_CREATED_IDS_V2)
 
 

@@ -37,7 +37,7 @@ KEY_MAX = 255
 _VARIABLE = "HTTP_IDEMPOTENCY_KEY"  # of WSGI
 
 # A string (RFC 9651, section 3.3.3), as the draft requires, or the same without quotes, as many
-# clients send it. Without a comma: two headers in one request are joined by one.
+# clients send it. Without quotes, it has no comma: a comma joins two headers of one request.
 _QUOTED = r'(?:[ !#-\[\]-~]|\\["\\])'
 _BARE = r"[!#-+\--~]"
 _FORM = re.compile(f'"{_QUOTED}+"|{_BARE}+')

@@ -60,7 +60,7 @@ log = structlog.get_logger(__name__)
 def register(app: Flask, domain: Mapping[type[SettleError], problem_types.ProblemType]) -> None:
     """Answer every error of an app with a problem document.
 
-    The text of an error of a use case, whose problem type `domain` names, becomes the detail.
+    `domain` has the problem type of each error of the use cases. The error's text is the detail.
     """
 
     def on_domain_error(error: Exception) -> Response:
@@ -96,8 +96,8 @@ def _on_http_error(error: HTTPException) -> Response:
 def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     sqlstate = sqlstate_of(error)
     # The use cases handle the duplicates that requests can cause. Any other duplicate comes from a
-    # sequence that was set back. It passes when the sequence is above the existing ids, so clients
-    # may try again.
+    # sequence that was set back. The error ends when the sequence is above the existing ids, so
+    # clients may try again.
     if not is_transient(error) and sqlstate != UNIQUE_VIOLATION:
         return _on_defect(error)
     log.warning(

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 # Maximum time for a client to receive a whole answer, in seconds.
 WRITE_S = 60.0
-# Maximum memory of a worker for answers that clients have not received yet, beside the kernel's
-# send buffers. Beyond it, the connection of the oldest answer is closed. A worker of about 70 MB
-# stays far below 200 MB. The data of a page of a list has at most 512 KiB; its JSON may be longer.
+# Maximum memory of a worker for answers that clients have not received yet, in addition to the
+# kernel's send buffers. Above it, the connection of the oldest answer is closed. Without such
+# answers, a worker takes about 70 MB. A test allows it 200 MB. The largest answers are pages of
+# lists: their data has at most 512 KiB, and their JSON may be longer.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)

@@ -50,25 +50,27 @@ class WaitingConnections:
         deadline: float,
         is_idle: bool = False,
     ) -> bool:
-        """Register a connection, to wait for an event on it. If it is already closed, call `close`.
+        """Register a connection, to wait for an event on it.
+
+        If gunicorn has already closed its socket, the `close` of the constructor is called instead.
 
         Args:
             conn: the connection.
             event: `EVENT_READ` or `EVENT_WRITE`.
             resume: is called at each such event, until the connection is removed.
             give_up: is called after the deadline, or earlier to make room for another connection.
-                The connection is already removed when it is called.
+                The connection is removed before this call.
             deadline: value of `time.monotonic()`, in seconds.
             is_idle: whether there is no request on the connection.
 
         Returns:
-            Whether the connection is open.
+            Whether the connection was registered.
         """
         wait = _Wait(resume, give_up, deadline, is_idle)
         try:
             conn.sock.settimeout(0)
             self._poller.register(conn.sock, event, partial(self._resume, conn, wait))
-        except (OSError, ValueError):  # gunicorn has closed it after an error
+        except (OSError, ValueError):  # gunicorn has closed the socket after an error
             self._close(conn)
             return False
         self._waits[conn] = wait
@@ -80,7 +82,7 @@ class WaitingConnections:
         del self._waits[conn]
 
     def give_up(self, conn: TConn) -> None:
-        """Give a connection up, if it still waits."""
+        """Stop waiting for a connection, and call its `give_up`. Ignore one that does not wait."""
         wait = self._waits.get(conn)
         if wait is not None:
             self.remove(conn)
@@ -96,10 +98,10 @@ class WaitingConnections:
             self.give_up(conn)
 
     def give_up_longest(self) -> None:
-        """Give up the connection that has waited longest, until it no longer waits."""
+        """Give up the connection that has waited longest, so that it is closed."""
         conn = next(iter(self._waits), None)
-        # The first time, a request gets an answer, and its connection is added again, to wait until
-        # the client closes it. The second time, the connection is closed.
+        # Its callback may answer an incomplete request with an error, and add the connection again,
+        # to wait until the client closes it. In this case, the second call closes it.
         while conn in self._waits:
             self.give_up(conn)
 

@@ -28,7 +28,7 @@ def write_problem(client: socket, status: int, reason: str, detail: str) -> None
 
     The arguments are those of gunicorn's `write_error`: `reason` is the phrase of the status.
     """
-    request_id = str(uuid4())  # no request was parsed, so it has none
+    request_id = str(uuid4())  # no request was parsed, so its id is unknown
     detail = (detail or reason)[:_DETAIL_MAX]
     log.warning("web.request_rejected", status=status, error=detail, request_id=request_id)
     body = json.dumps(document_of(problem_type_of(status), detail, "", request_id))

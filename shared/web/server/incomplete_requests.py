@@ -72,14 +72,14 @@ class IncompleteRequests:
         unreader = conn.parser.unreader
         is_first = unreader.deadline is None
         try:
-            is_due = unreader.receive()
+            is_ready = unreader.receive()
         except BlockingIOError:
             return
         except OSError:
             self._waiting.remove(conn)
             self._close(conn)
             return
-        if is_due:
+        if is_ready:
             self._waiting.remove(conn)
             self._start(conn)
         elif is_first:

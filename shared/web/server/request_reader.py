@@ -28,8 +28,8 @@ READ_S = 10.0
 # Maximum size of a request's first line and headers together. gunicorn's own limit is 100 headers
 # of 8 kB.
 HEAD_MAX_BYTES = 64 * 1024
-# Maximum size of a request's body with the framing of its chunks. A chunk of one byte costs the
-# processor as much as one of a thousand.
+# Maximum size of a request's body with the framing of its chunks. A chunk of one byte takes as much
+# processor time as a chunk of 1,000 bytes.
 BODY_MAX_BYTES = 160 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -94,8 +94,8 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         """Let gunicorn read the request from its start.
 
         Args:
-            queued_s: how long it has waited for a thread. The client gets as much more time,
-                because nobody read from it meanwhile.
+            queued_s: how long the request has waited for a thread. The client gets this time in
+                addition, because nothing was received from it meanwhile.
         """
         if self.deadline is not None:
             self.deadline += queued_s
@@ -109,8 +109,8 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         """Go on from the head of a request to its body.
 
         Args:
-            reader: of the body.
-            invite: sends `100 Continue`; None if the client does not wait for it. It is called at
+            reader: gunicorn's reader of the body.
+            invite: sends `100 Continue`; None if the client does not wait for that. It is called at
                 most once, when the app reads a body that has not arrived (RFC 9110, section
                 10.1.1).
         """
@@ -139,7 +139,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         """
         missing = 0 if self._is_head or self._end is None else self._end - len(self._received)
         wanted = max(_RECEIVE_BYTES, min(missing, _BODY_RECEIVE_BYTES))
-        # Not beyond the limit: a head over it must not become complete.
+        # At most one byte above the limit, so that a head above it cannot arrive completely.
         received = self.sock.recv(min(wanted, self._max_bytes + 1 - len(self._received)))
         if not received:
             if not self._received:
@@ -148,9 +148,9 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         if self.deadline is None:
             self.deadline = time.monotonic() + READ_S
         self._received += received
-        return self.is_due()
+        return self.is_ready()
 
-    def is_due(self) -> bool:
+    def is_ready(self) -> bool:
         """Return whether a thread can read on: to the end of the head or body, or to an error."""
         if len(self._received) > self._max_bytes:
             return True

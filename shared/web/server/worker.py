@@ -154,8 +154,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         result = done.result()
         if not result:
             self._linger(conn)
-        elif result is not _PENDING and conn.parser.unreader.is_due():
-            # A pipelined request. Not in the liveness thread, which many of them would block.
+        elif result is not _PENDING and conn.parser.unreader.is_ready():
+            # A pipelined request. It does not get the liveness thread: many would block it.
             self._submit(conn, self.tpool)
         else:
             self._expect_request(conn)
@@ -171,8 +171,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
     def _linger(self, conn: TConn) -> None:
         """End a connection.
 
-        Close it for writing, and discard what the client still sends for a moment, so that it
-        receives its answer (RFC 9112, section 9.6). gunicorn blocks its main thread meanwhile.
+        Close it for writing. Then discard for a moment what the client still sends, so that the
+        client receives its answer (RFC 9112, section 9.6). gunicorn would block the main thread.
         """
         try:
             conn.sock.shutdown(SHUT_WR)
@@ -202,15 +202,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             self._waiting.give_up_longest()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Close the port, and idle connections soon, because the worker stops.
+        """Close the port now, and idle connections soon, because the worker stops.
 
         gunicorn would close the port last. Until then, clients could connect, but nobody would
-        answer. The connections that wait for a worker are taken first.
+        answer. Before the port closes, the connections in its queue are accepted.
         """
         for listener in self.sockets:
-            taken = -1
-            while taken < self.nr_conns < self.worker_connections:
-                taken = self.nr_conns
+            before = -1
+            while before < self.nr_conns < self.worker_connections:
+                before = self.nr_conns
                 self.accept(listener)
             listener.close()
         self._waiting.shorten_idle(deadline)

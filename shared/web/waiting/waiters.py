@@ -50,7 +50,7 @@ class Waiters:
 
         Returns:
             The state as it was read last, and whether the wait was honoured: the state is final, or
-            the time is over. It is False if there were too many waiters, or `end_all` ended it.
+            the time is over. False if there were too many waiters, or `end_all` ended the wait.
         """
         deadline = time.monotonic() + seconds
         with self._registered(key) as woken:
