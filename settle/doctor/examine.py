@@ -55,7 +55,7 @@ class _Target:
     def is_local(self) -> bool:
         """Whether this machine's stack is checked, running or not.
 
-        It is not if other servers are named for all that is checked, as in a container.
+        False if the environment names servers for all that is checked, as in a container.
         """
         return self.stack is not None or not read_embedded().isdisjoint({*self.services, BROKER})
 
@@ -82,7 +82,7 @@ def configured_services(state: StateFolder) -> list[str]:
 def examine(
     state: StateFolder, *, quick: bool, services: Sequence[str] = SERVICES
 ) -> Iterator[Finding]:
-    """Run the checks, and yield each finding when it is there. Nothing is changed.
+    """Run the checks, and yield each finding as soon as it is known. Nothing is changed.
 
     Args:
         state: the folder of this machine's stack.

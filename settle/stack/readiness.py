@@ -58,7 +58,7 @@ def _ask_broker(stack: Stack) -> str | None:
 
 
 def _ask_api(stack: Stack, process: Process) -> str | None:
-    if _read_file(stack, process.name).get("pid") != process.pid:
+    if _read_api_health(stack, process.name).get("pid") != process.pid:
         return STARTING  # even if /readyz answers: the workers of a killed master may do so
     service = process.name.removesuffix("-api")
     try:
@@ -86,7 +86,7 @@ def _read_health(stack: Stack, process: Process) -> str | None:
     return None if sign.age_s < STALE_AFTER_S else f"no sign of life for {sign.age_s:.0f} s"
 
 
-def _read_file(stack: Stack, name: str) -> dict[str, Any]:
+def _read_api_health(stack: Stack, name: str) -> dict[str, Any]:
     """Return the content of an API's health file; empty if it cannot be read."""
     try:
         content: dict[str, Any] = json.loads((stack.state.health / f"{name}.json").read_bytes())
