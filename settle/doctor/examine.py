@@ -140,7 +140,7 @@ def _all_checks(target: _Target) -> Iterator[NamedCheck]:
         yield from _local_checks(target)
     reachable = target.reachable
     if target.bootstrap is None or len(reachable) < len(target.services):
-        yield "stack", partial(_report_unknown, target)
+        yield "stack", partial(_report_left_out, target)
     for service in reachable:
         yield service, partial(check_service, service, quick=False)
     yield "clocks", lambda: check_clocks({name: read_database_url(name) for name in reachable})
@@ -148,7 +148,7 @@ def _all_checks(target: _Target) -> Iterator[NamedCheck]:
         yield BROKER, partial(check_kafka, target.bootstrap, reachable)
 
 
-def _report_unknown(target: _Target) -> Iterator[Finding]:
+def _report_left_out(target: _Target) -> Iterator[Finding]:
     missing = [
         service_variable(service, "DATABASE_URL")
         for service in target.services
