@@ -12,11 +12,11 @@ INSTALLED := $(VENV)/.installed
 # The engine comes from this checkout, never by its name from an index.
 ENGINE := shared/outbox
 
-# The first Python that fits and can make a virtual environment; PYTHON=... names another.
-# Each job has a PostgreSQL and a broker, about 1 GB; a file's tests stay together. One job more than
-# cores, because tests wait for processes that start; in the order that tests/conftest.py gives.
+# Each job has a PostgreSQL and a broker, about 1 GB. One job more than cores, because tests wait for
+# processes that start. A file's tests stay in one job; tests/conftest.py gives the order of files.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 PYTEST := $(BIN)/pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# The first Python that fits and can make a virtual environment; PYTHON=... names another.
 FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	if $$python -c '$(FITS)' >/dev/null 2>&1; then echo $$python; break; fi; done)
@@ -43,7 +43,7 @@ $(RUNTIME): setup.cfg pyproject.toml constraints.txt $(ENGINE)/pyproject.toml
 	@{ $(IS_HERE) && $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing what runs Settle into $(VENV) (230 MB, about a minute) ..."
-	@# The engine last: pip takes away the commands of an earlier application, which are its now.
+	@# The engine last: an earlier application had the same commands, and pip removes them with it.
 	@for packages in '.[embedded]' $(ENGINE); do \
 		$(PIP_INSTALL) --editable "$$packages" || exit 1; done
 	@touch $(RUNTIME)
@@ -98,7 +98,7 @@ check: lint ## What to run before a commit: lint, and the tests that are quick; 
 	@$(PYTEST) -m "not slow" $(or $(ARGS),tests/unit tests/integration tests/model)
 
 .PHONY: faults
-faults: $(INSTALLED) ## Kill, freeze and poison what delivers, under load; minutes
+faults: $(INSTALLED) ## Kill and freeze processes and send invalid records, under load; minutes
 	@$(PYTEST) tests/faults $(ARGS)
 
 .PHONY: chaos
@@ -110,7 +110,7 @@ model: $(INSTALLED) ## Compare the services with a plain model, in random steps;
 	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/pytest tests/model $(ARGS)
 
 .PHONY: prove
-prove: $(INSTALLED) ## Before a release, for hours: long chaos and model, fuzzing, the targets of speed
+prove: $(INSTALLED) ## Before a release, for hours: long chaos and model, fuzzing, the benchmarks
 	@$(MAKE) model MODEL_EXAMPLES=20000
 	@$(MAKE) chaos ARGS="--seconds 3600"
 	@$(MAKE) fuzz ARGS="--max-examples 1000"
@@ -140,7 +140,7 @@ release: $(INSTALLED) ## Build the files of a release from the last commit into 
 screenshots: $(INSTALLED) ## Renew the pictures of docs/images; needs Chromium and the default ports
 	@PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
-# The last of it is what builds the package itself: a release builds with nothing but what is listed.
+# sed adds the build tool that pyproject.toml requires: a release builds only with what is listed.
 .PHONY: requirements
 requirements: $(INSTALLED) ## Renew requirements.txt by constraints.txt, with hashes, and the licences' list
 	@sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | $(BIN)/uv pip compile --quiet \
@@ -155,7 +155,7 @@ requirements: $(INSTALLED) ## Renew requirements.txt by constraints.txt, with ha
 		} >THIRD-PARTY-NOTICES.md
 
 .PHONY: fuzz
-fuzz: $(INSTALLED) ## Hold both APIs to their descriptions with many requests; ARGS="--max-examples 1000"
+fuzz: $(INSTALLED) ## Compare both APIs with their descriptions; ARGS="--max-examples 1000"
 	@PYTHONPATH=tests $(BIN)/python -m contract $(ARGS)
 
 .PHONY: clean

@@ -80,8 +80,8 @@ def on_reload(server: Any) -> None:
     So the master starts again in the same process, with the same pid and the same open port. The
     old workers serve until a new one is ready.
 
-    A SIGHUP is ignored until the new master has its handlers. Its default action would end the
-    master, and the exec keeps only "ignored". SIGTERM has its default action, and ends the master.
+    Until the new master has its handlers, SIGHUP is ignored, because its default action would end
+    the master. An exec keeps no other setting of a signal, so a SIGTERM ends the master meanwhile.
     """
     (listener,) = server.LISTENERS
     os.environ[SOCKET] = f"fd://{listener.fileno()}"

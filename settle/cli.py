@@ -252,7 +252,7 @@ def _complete_process(_: click.Context, __: click.Parameter, incomplete: str) ->
 def logs(process: str | None, lines: int, *, following: bool) -> None:
     r"""Show the log of PROCESS, or of all processes, merged by time.
 
-    PROCESS is a name that settle status shows, as it does the folder of the files.
+    PROCESS is a name that settle status shows. It also shows the folder of the files.
 
     \b
     Example: settle logs orders-relay --follow

@@ -27,7 +27,7 @@ CHUNK = 2_000
 # The headers of a dead letter may take a megabyte.
 DEAD_LETTERS_PER_CHUNK = 10
 
-# One snapshot for everything that is read. Readers block nothing but the drop of a partition, which
+# One snapshot for everything that is read. Readers block only the drop of a partition, which
 # relays and consumers try again later.
 _BEGIN = text(
     """
@@ -114,26 +114,26 @@ def snapshot(settings: Settings) -> Iterator[Snapshot]:
         engine.dispose()
 
 
-def read_orders(found: Snapshot, scratch: Scratch, step: Step) -> None:
+def read_orders(database: Snapshot, scratch: Scratch, step: Step) -> None:
     """Read all orders."""
-    for rows in found.stream(_ORDERS):
+    for rows in database.stream(_ORDERS):
         scratch.add("INSERT INTO orders VALUES (?, ?, ?, ?, NULL)", rows)
         step.add(len(rows))
 
 
-def read_outbox(found: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> set[datetime]:
+def read_outbox(database: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> set[datetime]:
     """Read all events of a service's outbox, sent or not.
 
     Returns:
         The days that have a partition in the outbox.
     """
-    ((tracked,),) = found.rows("SELECT current_setting('track_commit_timestamp')")
+    ((tracked,),) = database.rows("SELECT current_setting('track_commit_timestamp')")
     sql = _OUTBOX.format(
-        # The key of a payment result is the order; the key of an order is the user.
+        # The key of a payment result is the order's id; the key of order.created is the user's id.
         payload="o.payload" if flow.source == "orders" else "NULL",
         committed_us=_COMMITTED_US if tracked == "on" else "NULL",
     )
-    for rows in found.stream(sql):
+    for rows in database.stream(sql):
         scratch.add(
             "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -142,7 +142,7 @@ def read_outbox(found: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> se
             ),
         )
         step.add(len(rows))
-    return existing_days(found.connection, "outbox")
+    return existing_days(database.connection, "outbox")
 
 
 def _order_id(key: str, payload: Any) -> bytes | None:
@@ -154,21 +154,21 @@ def _order_id(key: str, payload: Any) -> bytes | None:
         return None  # an event that names no order
 
 
-def read_payments(found: Snapshot, scratch: Scratch, step: Step) -> None:
+def read_payments(database: Snapshot, scratch: Scratch, step: Step) -> None:
     """Read the decision on each order, and the charges."""
-    for rows in found.stream(_PAYMENTS):
+    for rows in database.stream(_PAYMENTS):
         scratch.add("INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         step.add(len(rows))
 
 
-def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> int:
+def read_inbox(database: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> int:
     """Read the events that a service has received, and its dead letters.
 
     Returns:
         The number of events from other sources.
     """
     foreign = 0
-    for rows in found.stream(_INBOX):
+    for rows in database.stream(_INBOX):
         known = [row for row in rows if row[1] == flow.ce_source]
         foreign += len(rows) - len(known)
         scratch.add(
@@ -176,26 +176,26 @@ def read_inbox(found: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> int
             ((flow.source, id_, type_, outcome) for id_, _, type_, outcome in known),
         )
         step.add(len(rows))
-    topic = f"{found.topic_prefix}{flow.topic}"
-    for rows in found.stream(_DEAD, chunk=DEAD_LETTERS_PER_CHUNK, topic=topic):
+    topic = f"{database.topic_prefix}{flow.topic}"
+    for rows in database.stream(_DEAD, chunk=DEAD_LETTERS_PER_CHUNK, topic=topic):
         ids = (_dead_id(*row) for row in rows)
         scratch.add(
             "INSERT OR IGNORE INTO dead VALUES (?, ?)",
             ((flow.source, id_) for id_ in ids if id_ is not None),
         )
-    for row in found.rows(_HORIZON):
+    for row in database.rows(_HORIZON):
         scratch.add("INSERT INTO horizon VALUES (?, ?)", [(flow.source, *row)])
     return foreign
 
 
 def _dead_id(event_id: str | None, headers: list[list[Any]]) -> bytes | None:
-    """Return the event id of a dead letter. A record that is not a valid event may have one."""
+    """Return the event id of a dead letter. Even the headers of an invalid event may have one."""
     ids = [value for name, value in headers if name == "ce_id"]
     return parse_uuid(event_id or (ids[0] if ids else None))
 
 
-def read_latest_statuses(found: Snapshot, scratch: Scratch) -> None:
-    """Read the status of orders again that were not final before."""
+def read_latest_statuses(database: Snapshot, scratch: Scratch) -> None:
+    """Read again the status of the orders that were not final before."""
     last = b""
     while True:
         query = (
@@ -204,6 +204,6 @@ def read_latest_statuses(found: Snapshot, scratch: Scratch) -> None:
         ids = [id_ for (id_,) in scratch.rows(query, last=last)]
         if not ids:
             return
-        rows = found.rows(_STATUSES, ids=as_uuids(ids))
+        rows = database.rows(_STATUSES, ids=as_uuids(ids))
         scratch.add("UPDATE orders SET latest = ? WHERE id = ?", map(tuple, rows))
         last = ids[-1]

@@ -51,22 +51,22 @@ WHERE NOT CASE t.kind
 """
 
 
-def check_money(found: Snapshot, check: Check) -> None:
+def check_money(database: Snapshot, check: Check) -> None:
     """Add a violation to the check for each wrong sum in the database of payments."""
-    check.seen = found.count("accounts", "transfers")
-    for violation in _wrong(found):
+    check.seen = database.count("accounts", "transfers")
+    for violation in _violations(database):
         check.add(violation)
 
 
-def _wrong(found: Snapshot) -> Iterator[Violation]:
-    for rows in found.stream(_WRONG_BALANCES):
+def _violations(database: Snapshot) -> Iterator[Violation]:
+    for rows in database.stream(_WRONG_BALANCES):
         for account, balance, amount in rows:
             detail = f"The balance is {balance}, the transfers sum to {amount or 0}"
             yield Violation("wrong balance", account, detail)
-    ((total,),) = found.rows(_TOTAL)
+    ((total,),) = database.rows(_TOTAL)
     if total:
         yield Violation("not zero", "all accounts", f"Their sum is {total}")
-    for rows in found.stream(_MISDIRECTED):
+    for rows in database.stream(_MISDIRECTED):
         for transfer, kind, giver, taker in rows:
             detail = f"A {kind} from {giver} to {taker}"
             yield Violation("misdirected transfer", f"transfer {transfer}", detail)

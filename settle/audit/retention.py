@@ -41,7 +41,7 @@ def add_retention_functions(scratch: Scratch, days: Days) -> None:
 
     def id_dropped(source: str, id_: bytes) -> bool:
         moment = time_of(UUID(bytes=id_))
-        # Another form of id is in the default partition, which is never dropped.
+        # An id that is not a UUIDv7 is in the default partition, which is never dropped.
         return moment is not None and dropped(source, moment)
 
     def time_dropped(source: str, began_us: int) -> bool:
@@ -65,7 +65,7 @@ def add_retention_functions(scratch: Scratch, days: Days) -> None:
 
 
 def _begins(scratch: Scratch) -> dict[str, dict[int, tuple[bool, int | None]]]:
-    """Return, by source and partition, if it was truncated and the sequence of its first event."""
+    """Return whether each topic partition was truncated, and the sequence of its first event."""
     begins: dict[str, dict[int, tuple[bool, int | None]]] = {}
     for source, number, first_offset in scratch.rows(
         "SELECT source, number, first_offset FROM partition ORDER BY source, number"

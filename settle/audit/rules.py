@@ -50,7 +50,7 @@ class Rule:
         kind: the kind of the violation.
         sql: returns the id and a detail of each suspect; it may use ``:source``.
         source: the service whose events are checked.
-        second_looks: queries that clear suspects. Empty if reading at different times causes none.
+        second_looks: queries that clear suspects. Empty if the rule is exact.
     """
 
     check: str

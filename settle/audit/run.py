@@ -1,10 +1,10 @@
 """Run an audit, from the first query to the report.
 
 Two databases and two topics have no common snapshot. They are read in the order in which an order
-passes through them. An event that had passed one place when that was read must therefore be found
-in the next. Only the status of orders is read first, and again at the end. An event that arrived
-while the audit ran is unknown to the places that were read before. Such events are suspects: the
-audit looks them up again by id, in the place that they must have come from.
+passes through them. So an event that had passed a place when that place was read must be found in
+the next place. The statuses of orders are read twice: first, and again at the end. An event that
+arrived while the audit ran is unknown to the places that were read before. Such events are
+suspects: the audit looks them up again by id, in the place that they must have come from.
 """
 
 from __future__ import annotations
@@ -91,26 +91,26 @@ class _Audit:
         """Read everything, upstream first."""
         scratch = self._scratch
         with (
-            snapshot(self._settings["orders"]) as found,
+            snapshot(self._settings["orders"]) as database,
             self._steps.step("orders: orders and outbox") as step,
         ):
-            read_orders(found, scratch, step)
-            self._days["orders"] = read_outbox(found, scratch, ORDERS, step)
+            read_orders(database, scratch, step)
+            self._days["orders"] = read_outbox(database, scratch, ORDERS, step)
         self._read_topic(ORDERS)
-        with snapshot(self._settings["payments"]) as found:
+        with snapshot(self._settings["payments"]) as database:
             with self._steps.step("payments: payments, outbox and inbox") as step:
-                read_payments(found, scratch, step)
-                self._days["payments"] = read_outbox(found, scratch, RESULTS, step)
-                self._foreign["orders"] = read_inbox(found, scratch, ORDERS, step)
+                read_payments(database, scratch, step)
+                self._days["payments"] = read_outbox(database, scratch, RESULTS, step)
+                self._foreign["orders"] = read_inbox(database, scratch, ORDERS, step)
             with self._steps.step("payments: balances and transfers"):
-                check_money(found, self.checks[MONEY])
+                check_money(database, self.checks[MONEY])
         self._read_topic(RESULTS)
         with (
-            snapshot(self._settings["orders"]) as found,
+            snapshot(self._settings["orders"]) as database,
             self._steps.step("orders: inbox") as step,
         ):
-            self._foreign["payments"] = read_inbox(found, scratch, RESULTS, step)
-            read_latest_statuses(found, scratch)
+            self._foreign["payments"] = read_inbox(database, scratch, RESULTS, step)
+            read_latest_statuses(database, scratch)
 
     def _read_topic(self, flow: Flow) -> None:
         with self._steps.step(f"{flow.topic}: records") as step:
@@ -134,9 +134,9 @@ class _Audit:
         with self._steps.step("comparing"):
             add_retention_functions(self._scratch, self._days)
             self._read_subscriptions()
-            self._scratch.place_events()
+            self._scratch.compute_places()
             for rule in RULES:
-                self._scratch.suspect(rule.check, rule.kind, rule.sql, source=rule.source)
+                self._scratch.add_suspects(rule.check, rule.kind, rule.sql, source=rule.source)
             for flow in FLOWS:
                 check_order(self._scratch, flow, self.checks[order_check(flow)])
         with self._steps.step("second look"):

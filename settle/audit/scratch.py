@@ -132,7 +132,7 @@ class Scratch:
         """Run a statement for each row."""
         self.connection.executemany(sql, rows)
 
-    def place_events(self) -> None:
+    def compute_places(self) -> None:
         """Compute the place of each event, when everything is read and the functions are added."""
         self.connection.executescript(_PLACES)
 
@@ -140,7 +140,7 @@ class Scratch:
         """Yield the rows of a query."""
         return iter(self.connection.execute(sql, parameters))
 
-    def suspect(self, name: str, kind: str, sql: str, *, source: str) -> None:
+    def add_suspects(self, name: str, kind: str, sql: str, *, source: str) -> None:
         """Store the ids and details that a query finds as suspects of a check."""
         self.connection.execute(
             f"INSERT OR IGNORE INTO suspect SELECT :name, :kind, * FROM ({sql})",  # noqa: S608 - constants

@@ -27,7 +27,7 @@ _BATCH = 1_000
 
 
 def drop_cleared(scratch: Scratch, settings: Mapping[str, Settings], within_s: float) -> None:
-    """Remove suspects that are no violations, for a given time or until none is left.
+    """Look suspects up repeatedly, and remove those that are no violations.
 
     Args:
         scratch: the scratch database with the suspects.

@@ -6,11 +6,11 @@ a transaction may take a low number and commit late. So B before A is a violatio
 transaction had certainly ended when B's began:
 
 - With ``track_commit_timestamp = on`` PostgreSQL knows when A committed. It takes that time before
-  the commit is on disk and visible, for which `VISIBLE_AFTER_S` is added.
-- Without it, or for rows older than it keeps, A is assumed to have lasted `LONGEST_S`: a request
-  has 5 s per statement, and its transaction may be idle for 10 s (shared/web/app.py).
+  the commit is on disk and visible, so `VISIBLE_AFTER_S` is added.
+- Otherwise, or if PostgreSQL has dropped that time, A is assumed to have lasted `LONGEST_S`: a
+  request has 5 s per statement, and its transaction may be idle for 10 s (shared/web/app.py).
 
-All times are of the clock of one database. Pairs that prove nothing are noted as concurrent.
+All times are from the clock of one database. Pairs that prove nothing are noted as concurrent.
 """
 
 from __future__ import annotations
@@ -75,4 +75,4 @@ def check_order(scratch: Scratch, flow: Flow, check: Check) -> None:
 
 
 def _detail(newest_id: bytes, key: str) -> str:
-    return f"Of key {key}, {show_uuid(newest_id)} comes before it, and was added after its commit"
+    return f"It was committed before {show_uuid(newest_id)} of key {key} was added, but comes later"

@@ -25,7 +25,7 @@ def is_environment_set() -> bool:
 def find_settings() -> dict[str, Settings]:
     """Return the settings of both services: of the environment, or of the stack that runs here.
 
-    With the environment, the state folder is not opened: it may belong to another user.
+    If the environment names all servers, the state folder is not opened: another user may own it.
 
     Raises:
         SettingsError: a variable is wrong.

@@ -55,7 +55,7 @@ class _Target:
     def is_local(self) -> bool:
         """Whether this machine's stack is checked, running or not.
 
-        It is not if other servers are named for all that is checked, as in a container.
+        False if the environment names servers for all that is checked, as in a container.
         """
         return self.stack is not None or not read_embedded().isdisjoint({*self.services, BROKER})
 
@@ -82,7 +82,7 @@ def configured_services(state: StateFolder) -> list[str]:
 def examine(
     state: StateFolder, *, quick: bool, services: Sequence[str] = SERVICES
 ) -> Iterator[Finding]:
-    """Run the checks, and yield each finding when it is there. Nothing is changed.
+    """Run the checks, and yield each finding as soon as it is known. Nothing is changed.
 
     Args:
         state: the folder of this machine's stack.
@@ -140,7 +140,7 @@ def _all_checks(target: _Target) -> Iterator[NamedCheck]:
         yield from _local_checks(target)
     reachable = target.reachable
     if target.bootstrap is None or len(reachable) < len(target.services):
-        yield "stack", partial(_report_unknown, target)
+        yield "stack", partial(_report_left_out, target)
     for service in reachable:
         yield service, partial(check_service, service, quick=False)
     yield "clocks", lambda: check_clocks({name: read_database_url(name) for name in reachable})
@@ -148,7 +148,7 @@ def _all_checks(target: _Target) -> Iterator[NamedCheck]:
         yield BROKER, partial(check_kafka, target.bootstrap, reachable)
 
 
-def _report_unknown(target: _Target) -> Iterator[Finding]:
+def _report_left_out(target: _Target) -> Iterator[Finding]:
     missing = [
         service_variable(service, "DATABASE_URL")
         for service in target.services

@@ -59,7 +59,7 @@ def check_folder(state: StateFolder) -> Iterator[Finding]:
         yield fail(name, f"{state.nearest}: {error.strerror}", remedy)
         return
     yield ok(name, f"{state.home} is writable")
-    free_mb, where = min((disk_usage(each).free // 1024**2, each) for each in _kept_in(state))
+    free_mb, where = min((disk_usage(each).free // 1024**2, each) for each in _data_folders(state))
     found = f"{free_mb} MB free in {where}"
     if free_mb < LEAST_FREE_MB:
         yield fail("disk", found, f"free some space: at least {LEAST_FREE_MB} MB are needed")
@@ -70,7 +70,7 @@ def check_folder(state: StateFolder) -> Iterator[Finding]:
 
 
 def check_user(state: StateFolder) -> Iterator[Finding]:
-    """Check that the stack does not run as root. It runs as its folder's owner, this user."""
+    """Check that the stack does not run as root. It runs as this user, who owns its folder."""
     name = "user"
     if os.geteuid() == 0:
         first = " ".join(how_to_leave_root(state)).removesuffix(".")
@@ -80,8 +80,8 @@ def check_user(state: StateFolder) -> Iterator[Finding]:
         yield ok(name, "an ordinary user")
 
 
-def _kept_in(state: StateFolder) -> Iterator[Path]:
-    """Return the state folder, and the folder of its PostgreSQL if that is elsewhere."""
+def _data_folders(state: StateFolder) -> Iterator[Path]:
+    """Yield the state folder, and the folder of its PostgreSQL if that is elsewhere."""
     yield state.nearest
     try:
         cluster = open_cluster(state.postgres)

@@ -57,7 +57,7 @@ def check_service(service: str, *, quick: bool) -> Iterator[Finding]:
     """Check the settings and the database of a service.
 
     Args:
-        service: the service's name; another one than this system's gets the engine's checks.
+        service: the service's name. A service of another system gets only the engine's checks.
         quick: only run the checks of what keeps the stack from starting.
     """
     if service not in SCHEMAS:

@@ -24,7 +24,7 @@ NAME = "settle"
 
 # Names that need no quotes, except for the hyphen, which a service's name may have.
 _DATABASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_TAKEN = {*SERVICES, SUPERUSER, "template0", "template1"}
+_RESERVED = {*SERVICES, SUPERUSER, "template0", "template1"}
 
 
 class DatabaseNameError(SettleError):
@@ -81,10 +81,10 @@ def create_database(cluster: Cluster, port: int, name: str) -> str:
     Raises:
         DatabaseNameError: the name is reserved, or would need quotes.
     """
-    if name in _TAKEN or not _DATABASE_NAME.fullmatch(name):
+    if name in _RESERVED or not _DATABASE_NAME.fullmatch(name):
         raise DatabaseNameError(
             f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', with a letter"
-            f" first. Reserved: {', '.join(sorted(_TAKEN))}."
+            f" first. Reserved: {', '.join(sorted(_RESERVED))}."
         )
     _create_each(cluster, port, [name])
     return cluster.url(port, name, name)

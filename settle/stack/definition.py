@@ -52,7 +52,8 @@ SETTINGS = frozenset(
     }
     - {"SERVICE", "DATABASE_URL", BOOTSTRAP, "CONSUMER_GROUP", "HEALTH_DIR"}
 )
-# Names the embedded servers: a shell that has read `.settle/env` has all the variables set.
+# Names the embedded servers. The URLs do not show them: a shell that has read `.settle/env` has
+# the URLs of embedded servers set, too.
 EMBEDDED = "SETTLE_EMBEDDED"
 
 # The variables of the user's environment that the programs get beside the settings: any program
@@ -220,7 +221,7 @@ def read_broker() -> BrokerKind | None:
     """Return the broker to run; None if the environment names a running one.
 
     Raises:
-        SettingsError: the requested broker does not exist, or another one is named, too.
+        SettingsError: the requested broker does not exist, or a running one is named as well.
     """
     asked = os.environ.get(BROKER_KIND, "")
     if asked and asked not in set(BrokerKind):

@@ -58,7 +58,7 @@ def _ask_broker(stack: Stack) -> str | None:
 
 
 def _ask_api(stack: Stack, process: Process) -> str | None:
-    if _read_file(stack, process.name).get("pid") != process.pid:
+    if _read_api_health(stack, process.name).get("pid") != process.pid:
         return STARTING  # even if /readyz answers: the workers of a killed master may do so
     service = process.name.removesuffix("-api")
     try:
@@ -75,18 +75,18 @@ def _ask_api(stack: Stack, process: Process) -> str | None:
 
 def _read_health(stack: Stack, process: Process) -> str | None:
     service, _, part = process.name.partition("-")
-    signs = read_heartbeats(stack.state.health, f"{HEALTH_NAMES[part]}-{service}").values()
-    sign = next(
-        (sign for sign in signs if sign and sign.is_local and sign.pid == process.pid), None
+    found = read_heartbeats(stack.state.health, f"{HEALTH_NAMES[part]}-{service}").values()
+    beat = next(
+        (each for each in found if each and each.is_local and each.pid == process.pid), None
     )
-    if sign is None or sign.has_ended:
+    if beat is None or beat.has_ended:
         return STARTING
-    if sign.state != "ready":
-        return f"{sign.state}: {sign.detail}" if sign.detail else sign.state
-    return None if sign.age_s < STALE_AFTER_S else f"no sign of life for {sign.age_s:.0f} s"
+    if beat.state != "ready":
+        return f"{beat.state}: {beat.detail}" if beat.detail else beat.state
+    return None if beat.age_s < STALE_AFTER_S else f"no heartbeat for {beat.age_s:.0f} s"
 
 
-def _read_file(stack: Stack, name: str) -> dict[str, Any]:
+def _read_api_health(stack: Stack, name: str) -> dict[str, Any]:
     """Return the content of an API's health file; empty if it cannot be read."""
     try:
         content: dict[str, Any] = json.loads((stack.state.health / f"{name}.json").read_bytes())

@@ -157,7 +157,7 @@ class StateFolder:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             self.refuse_unsafe()
-            # Run by root, PostgreSQL runs as another user, who may pass through but not list it.
+            # If root runs the stack, PostgreSQL's user may pass through the folder, not list it.
             take_folder(self.home.resolve(), 0o711 if os.geteuid() == 0 else 0o700)
             for folder in (self.logs, self.run, self.health):
                 take_folder(folder, 0o700)
@@ -238,7 +238,7 @@ class StateFolder:
         self.create()
         try:
             lock.acquire()
-            # Others could lock a file that they can open (flock(2)); an earlier version allowed it.
+            # An earlier version let other users open the file, and so lock it (flock(2)).
             take_file(self.lock)
         except Timeout:
             return False

@@ -144,7 +144,7 @@ class Supervisor:
         """
         found = self.processes()
         for name in names:
-            self._order("startProcess", found[name], unless=ALREADY_STARTED)
+            self._start_or_stop("startProcess", found[name], already=ALREADY_STARTED)
 
     def stop(self, names: Iterable[str], *, timeout_s: float) -> None:
         """Stop programs at the same time, and wait until they have ended.
@@ -160,7 +160,7 @@ class Supervisor:
         wanted = [name for name in names if name in found]
         for name in wanted:
             if not found[name].stopped:
-                self._order("stopProcess", found[name], unless=NOT_RUNNING)
+                self._start_or_stop("stopProcess", found[name], already=NOT_RUNNING)
 
         def all_stopped() -> bool:
             now = self.processes()
@@ -172,12 +172,12 @@ class Supervisor:
                 "them."
             )
 
-    def _order(self, call: str, process: Process, *, unless: int) -> None:
+    def _start_or_stop(self, call: str, process: Process, *, already: int) -> None:
         name = f"{process.group}:{process.name}"
         try:
             self._call(call, name, False)  # noqa: FBT003 - wait=False; the protocol has no names
         except xmlrpc.client.Fault as fault:
-            if fault.faultCode != unless:
+            if fault.faultCode != already:
                 raise SupervisorError(
                     f"supervisord refuses to {call.removesuffix('Process')} {name} "
                     f"({fault.faultString}): see settle logs supervisord."

@@ -43,7 +43,7 @@ def trace(given: str, *, as_json: bool) -> None:
     \b
     Example: settle trace 01980000-0000-7000-8000-000000000000
     """
-    with _both() as (orders, payments, tracer, env):
+    with _connect() as (orders, payments, tracer, env):
         order_ids = queries.find_orders(orders, payments, given)
         timelines = [found for found in map(tracer.trace, order_ids) if found is not None]
     if not timelines:
@@ -77,7 +77,7 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
     \b
     Example: settle orders stuck
     """
-    with _both() as (orders_database, _, tracer, env):
+    with _connect() as (orders_database, _, tracer, env):
         order_ids = queries.read_stuck(orders_database, age_s=age_s, limit=limit)
         traced = map(tracer.trace, order_ids)
         timelines = [each for each in traced if each is not None and each.wait.reason != FINAL]
@@ -90,13 +90,13 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _both() -> Iterator[tuple[Connection, Connection, Tracer, Path | None]]:
-    """Connect to both databases, read only. The path is that of the local system's environment."""
+def _connect() -> Iterator[tuple[Connection, Connection, Tracer, Path | None]]:
+    """Connect to orders and payments. The path is the local stack's environment file."""
     env = None if is_environment_set() else find_state().env
     settings = find_settings()
     engines = {
-        service: make_engine(of.database_url, application_name=_NAME, pool_size=1)
-        for service, of in settings.items()
+        service: make_engine(each.database_url, application_name=_NAME, pool_size=1)
+        for service, each in settings.items()
     }
     with (
         engines["orders"].connect() as orders_database,
@@ -130,7 +130,7 @@ def _shown_time(at: datetime) -> str:
 
 
 def _seconds(before: datetime, after: datetime) -> str:
-    # In one millisecond, the steps keep the order of the flow.
+    # Not below 0: the steps of one millisecond are in the order of the flow.
     return f"{max(0.0, (after - before).total_seconds()):+.3f} s"
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, RowMapping
 
-# An event is added in the transaction of its row. Its id has the time of the process's clock, the
-# row that of the database's. The first window is for clocks that agree, the second for clocks that
-# differ by minutes.
+# An event is added in the same transaction as the row it is about. Its id has the
+# time of the process's clock, the row that of the database's clock. The first window is for clocks
+# that agree, the second for clocks that differ by minutes.
 _WINDOWS = (timedelta(seconds=10), timedelta(hours=1))
 MAX_ORDERS_PER_REQUEST = 20
 

@@ -1,4 +1,4 @@
-"""When Kafka got a record."""
+"""Read the time when Kafka received a record."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class Tracer:
                 f"outbox-relay refused show {publisher} {event['id']}",
             )
         if event["unsent"]:
-            # Kafka is not asked for this. It is known if a record's time was read before.
+            # Kafka is not asked here, but RecordTimes may have asked it before.
             cause = " Kafka does not answer." if self._times.is_away else ""
             return Wait(
                 "unsent",
