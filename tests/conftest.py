@@ -10,12 +10,10 @@ import pytest
 import structlog
 
 from shared.migrations import upgrade
-from support import broker as brokers
 from support import oldest_postgres
-from support import postgres as postgresqls
-from support.broker import Broker, EmbeddedBroker, make_broker
+from support.broker import Broker, EmbeddedBroker, chosen_broker, make_broker
 from support.delivery import Delivery
-from support.postgres import OLDEST, WHEEL, PostgresServer, open_postgres
+from support.postgres import OLDEST, WHEEL, PostgresServer, chosen_postgres, open_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> list[str]:
     return [
-        "broker: {} ({})".format(*brokers.chosen()),
-        "PostgreSQL: {} ({})".format(*postgresqls.chosen()),
+        "broker: {} ({})".format(*chosen_broker()),
+        "PostgreSQL: {} ({})".format(*chosen_postgres()),
     ]
 
 

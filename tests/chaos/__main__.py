@@ -15,7 +15,7 @@ import click
 
 from chaos.faults import Injector
 from chaos.schedule import plan
-from support.broker import chosen
+from support.broker import chosen_broker
 from support.clients import Clients
 from support.final_checks import audit, check_accounts, wait_final
 from support.system import System
@@ -39,7 +39,7 @@ def main(seed: int | None, seconds: float, users: int, dry_run: bool) -> None:  
             click.echo(str(fault))
         return
     click.echo(f"seed {seed}: {len(faults)} faults in {seconds:g} s, {users} users")
-    click.echo(f"broker: {' - '.join(chosen())}")
+    click.echo(f"broker: {' - '.join(chosen_broker())}")
     with System() as system:
         violations = _run(system, seed, seconds, users)
         if violations:

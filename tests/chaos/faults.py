@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from chaos.schedule import BROKER, POSTGRES, Fault, Kind
 from support.delivery import Record
-from support.system import NAMES, children, family, send
+from support.system import CLIENT_NAMES, children, family, send
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -147,21 +147,21 @@ class Injector:
 
     def _reset(self, fault: Fault) -> None:
         who, server = fault.target.split(">")
-        self._system.wires[server].reset(*NAMES[who])
+        self._system.wires[server].reset(*CLIENT_NAMES[who])
 
     def _cut(self, fault: Fault) -> None:
         who, server = fault.target.split(">")
-        with self._system.wires[server].cut(*NAMES[who]):
+        with self._system.wires[server].cut(*CLIENT_NAMES[who]):
             time.sleep(fault.duration_s)
 
     def _delay(self, fault: Fault) -> None:
         who, server = fault.target.split(">")
-        with self._system.wires[server].delayed(*NAMES[who], delay_s=DELAY_S):
+        with self._system.wires[server].delayed(*CLIENT_NAMES[who], delay_s=DELAY_S):
             time.sleep(fault.duration_s)
 
     def _stall(self, fault: Fault) -> None:
         who, server = fault.target.split(">")
-        with self._system.wires[server].stalled(*NAMES[who]):
+        with self._system.wires[server].stalled(*CLIENT_NAMES[who]):
             time.sleep(fault.duration_s)
 
     # Additional relays and consumers.

@@ -1,4 +1,4 @@
-// Prints a Compose file as Docker Compose understands it: this is the parser that it uses itself.
+// Prints a Compose file as Docker Compose understands it, with the parser of Docker Compose.
 package main
 
 import (

@@ -26,8 +26,8 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
     Nobody settles the orders here, so a request that waits for one would wait long.
 
     An idempotency key belongs to one request, and is not sent with another body. A cursor is signed
-    by the service, so it cannot be generated. In JSON Schema 5.0 is an integer, but not for the
-    services.
+    by the service, so it cannot be generated. JSON Schema counts 5.0 as an integer, but the
+    services do not.
     """
     if PREFER in (case.headers or {}):
         case.headers[PREFER] = _WAIT.sub("wait=0", str(case.headers[PREFER]))

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from settle_outbox.publish.lost_topics import ClusterLeftError, Destination, record_topics
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, Delivery, first_appearances
 from support.waiting import wait_until
 
@@ -107,7 +107,9 @@ def test_the_embedded_broker_between_two_others_is_not_a_move(engine: Engine) ->
     assert record_cluster(engine, "first", one) == {ORDERS: 0}
 
 
-@pytest.mark.skipif(chosen()[0] != KAFKA, reason="the test needs two clusters of Apache Kafka")
+@pytest.mark.skipif(
+    chosen_broker().kind != KAFKA, reason="the test needs two clusters of Apache Kafka"
+)
 def test_of_two_relays_on_two_clusters_the_first_one_ends(
     delivery: Delivery, own_broker: Broker
 ) -> None:

@@ -18,7 +18,7 @@ from settle_outbox.kafka.topics import close_quietly, ensure_topics
 from settle_outbox.publish.pending import PendingEvent
 from settle_outbox.publish.sender import Sender
 from settle_outbox.service import load_service
-from support.broker import EmbeddedBroker, KafkaBroker, chosen
+from support.broker import EmbeddedBroker, KafkaBroker, chosen_broker
 from support.delivery import ORDERS, Delivery
 from support.waiting import wait_until
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
 
 
-@pytest.fixture(params=sorted({"embedded", chosen()[0]}))
+@pytest.fixture(params=sorted({"embedded", chosen_broker().kind}))
 def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with BROKERS[request.param]() as broker:
         yield broker

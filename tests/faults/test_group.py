@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from settle_outbox.consume import consumer
 from settle_outbox.kafka.clients import make_consumer
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, Record, order_created
 from support.waiting import wait_until
 
@@ -45,7 +45,7 @@ def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
 
 
 @pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="a consumer deletes the group on the embedded broker"
+    chosen_broker().kind != KAFKA, reason="a consumer deletes the group on the embedded broker"
 )
 @pytest.mark.parametrize("answered", [0, 1], ids=["the member id", "the assignment"])
 def test_a_lost_answer_to_a_join_ends_in_another_join_and_keeps_the_offsets(

@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 
 from services.orders import orders
 from settle_outbox.kafka.clients import make_admin
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import (
     ORDERS,
     PARTITIONS,
@@ -29,7 +29,7 @@ from support.delivery import (
     headers,
     patient_producer,
 )
-from support.poison import headers_of_no_event, values_that_are_no_order
+from support.poison import invalid_headers, invalid_values
 from support.traffic import PRICE, Traffic, relays_and_consumers
 from support.waiting import wait_until
 
@@ -48,11 +48,11 @@ def poison(type_: str) -> list[tuple[str, Record]]:
     Each comes with the reason that its dead letter must have.
     """
     data = {"order_id": str(uuid7()), "user_id": str(uuid7()), "amount": 5}
-    values = {**values_that_are_no_order(data), "1 MB": ("not_json", b"x" * 1_000_000)}
+    values = {**invalid_values(data), "1 MB": ("not_json", b"x" * 1_000_000)}
     bad = [(reason, Record(value, headers(type_))) for reason, value in values.values()]
     bad += [
         (reason, Record(json.dumps(data).encode(), wrong))
-        for reason, wrong in headers_of_no_event(type_).values()
+        for reason, wrong in invalid_headers(type_).values()
     ]
     return [
         (reason, replace(record, key=str(uuid7()).encode(), partition=number % PARTITIONS))
@@ -218,7 +218,9 @@ def test_results_that_are_early_or_unknown_or_contradict_an_earlier_one(
     assert delivery.inbox("orders")["anomaly"] == 3
 
 
-@pytest.mark.skipif(chosen()[0] != KAFKA, reason="a topic of the embedded broker has no size limit")
+@pytest.mark.skipif(
+    chosen_broker().kind != KAFKA, reason="a topic of the embedded broker has no size limit"
+)
 def test_a_batch_with_one_event_that_the_broker_rejects(delivery: Delivery) -> None:
     """Whole batches exceed the limit too. They are split, and keep their order."""
     delivery.produce(ORDERS)  # makes the topic

@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from settle_outbox.kafka.clients import make_admin
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, Delivery, headers, order_created
 from support.peak_memory import PEAK_MAX_MB, PRINT_STATUS, peak_in, peak_mb
 from support.waiting import wait_until
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 pytestmark = [
-    pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker decompresses each batch"),
+    pytest.mark.skipif(
+        chosen_broker().kind != KAFKA, reason="the embedded broker decompresses each batch"
+    ),
     pytest.mark.timeout(240),
 ]
 

@@ -16,7 +16,7 @@ import pytest
 from settle.audit.report import VIOLATIONS_MAX
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, find_topics
-from support.audit_data import found, look
+from support.audit_data import run_audit, violations_in
 from support.delivery import ORDERS, PAYMENTS, header
 from support.traffic import SERVICES, Traffic
 from support.waiting import wait_until
@@ -117,7 +117,7 @@ def test_unread_events_that_are_older_than_the_window_are_replayed_by_hand(
 
     outbox = delivery.query(publisher, "SELECT id::text, aggregateid FROM outbox")
     behind = {id_ for id_, key in outbox if id_ not in kept and key.encode() in kept.values()}
-    violations = found(look(delivery))
+    violations = violations_in(run_audit(delivery))
     # Each order is decided and charged once. Those that were lost may be decided after newer ones
     # of their user, which no repair can change.
     assert {each[:2] for each in violations} == (
@@ -132,6 +132,6 @@ def waiting_for_a_lost_event(delivery: Delivery) -> set[str]:
     """Return the orders that the audit calls hanging, once it finds no other violation than those
     and their lost events.
     """
-    violations = found(look(delivery))
+    violations = violations_in(run_audit(delivery))
     assert {kind for _, kind, _ in violations} == {"hanging", "lost"}
     return {order for _, kind, order in violations if kind == "hanging"}

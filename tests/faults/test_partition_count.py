@@ -20,7 +20,7 @@ from settle_outbox.publish.lost_topics import Destination, record_change, record
 from settle_outbox.publish.partition_count import PartitionsError, add_partitions
 from settle_outbox.publish.pending import lock_shards, read_pending
 from settle_outbox.service import load_service
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, PARTITIONS, Delivery, order_created
 from support.waiting import wait_until
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOUR = timedelta(hours=1)
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker cannot add partitions"
+    chosen_broker().kind != KAFKA, reason="the embedded broker cannot add partitions"
 )
 
 

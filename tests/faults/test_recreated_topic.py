@@ -14,7 +14,7 @@ from settle_outbox.consume import consumed_topics
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.offsets import find_stale
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_topics
-from support.broker import KAFKA, EmbeddedBroker, KafkaBroker, chosen
+from support.broker import KAFKA, EmbeddedBroker, KafkaBroker, chosen_broker
 from support.delivery import ORDERS, PARTITIONS, Delivery, Record, order_created
 from support.waiting import wait_until
 
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker does not store the metadata of a commit"
+    chosen_broker().kind != KAFKA,
+    reason="the embedded broker does not store the metadata of a commit",
 )
 
 
-@pytest.fixture(params=sorted({"embedded", chosen()[0]}))
+@pytest.fixture(params=sorted({"embedded", chosen_broker().kind}))
 def each_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with BROKERS[request.param]() as broker:
         yield broker

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url
 
-from support.audit_data import found, look
+from support.audit_data import run_audit, violations_in
 from support.delivery import ORDERS, PAYMENTS
 from support.waiting import wait_until
 
@@ -93,7 +93,7 @@ def test_orders_restored(delivery: Delivery, back_up: Callable[[str], str]) -> N
         id=str(lost),
     )
 
-    violations = found(look(restored))
+    violations = violations_in(run_audit(restored))
 
     assert [each.reason for each in restored.dead_letters("orders")] == ["unknown_order"]
     assert restored.balance(user) == 93
@@ -122,7 +122,7 @@ def test_payments_restored(delivery: Delivery, back_up: Callable[[str], str]) ->
         )
     ((event,),) = delivery.query("orders", "SELECT id FROM inbox ORDER BY id DESC LIMIT 1 OFFSET 1")
 
-    violations = found(look(restored))
+    violations = violations_in(run_audit(restored))
 
     assert restored.statuses() == {"success": 2}
     # The order's first result is in the topic and in the orders database, but payments lost it.

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 import pytest
 import requests
 
-from support.audit_data import found, look
+from support.audit_data import run_audit, violations_in
 from support.ports import free_port
 from support.traffic import SERVICES
 from support.waiting import wait_until
@@ -181,7 +181,7 @@ def test_old_and_new_code_deliver_each_others_orders(delivery: Delivery, old: Ol
     assert Counter(delivery.charges()).most_common(1)[0][1] == 1
     assert (balance, delivery.balance(UUID(poor))) == ({"balance": 96}, 0)
     assert [delivery.dead_letters(service) for service in SERVICES] == [[], []]
-    assert found(look(delivery)) == set()
+    assert violations_in(run_audit(delivery)) == set()
 
 
 def test_a_key_of_either_code_is_known_to_the_other(delivery: Delivery, old: OldCode) -> None:

@@ -17,7 +17,7 @@ from settle.stack.definition import WORKERS
 from settle_outbox.kafka.clients import MAX_BLOCK_MS
 from support.clients import Clients
 from support.final_checks import audit, check_accounts, wait_final
-from support.system import APIS, NAMES, System, send
+from support.system import APIS, CLIENT_NAMES, System, send
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def test_a_database_that_is_killed_and_comes_back(system: System) -> None:
     ],
 )
 def test_connections_that_are_reset_delayed_and_cut(system: System, who: str, server: str) -> None:
-    wire, names = system.wires[server], NAMES[who]
+    wire, names = system.wires[server], CLIENT_NAMES[who]
     with load(system) as clients:
         wait_settled(system, 10)
         assert wire.reset(*names) > 0

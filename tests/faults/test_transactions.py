@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 
 from settle.audit.run import audit
 from settle_outbox.consume import partition_reader
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, Delivery, order_created, read_health
 from support.doctor import Doctor
 from support.waiting import wait_until
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 pytestmark = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker has no transactions"
+    chosen_broker().kind != KAFKA, reason="the embedded broker has no transactions"
 )
 
 EVENTS = f"{ORDERS}: outbox, topic and inbox agree"

@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaProducer
 
 from settle.audit.run import audit
-from support.broker import KAFKA, KafkaBroker, chosen
+from support.broker import KAFKA, KafkaBroker, chosen_broker
 from support.delivery import ORDERS, PARTITIONS, Delivery, order_created, read_health
 from support.doctor import Doctor
 from support.ports import free_port
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 pytestmark = [
-    pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker keeps no files"),
+    pytest.mark.skipif(chosen_broker().kind != KAFKA, reason="the embedded broker keeps no files"),
     pytest.mark.timeout(240),
 ]
 

@@ -8,12 +8,19 @@ import pytest
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.orm import Session
 
+from support.logs import log_plain_tracebacks
 from support.web import open_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask.testing import FlaskClient
+
+
+@pytest.fixture
+def plain_logs() -> None:
+    """Log tracebacks without variables, which is faster."""
+    log_plain_tracebacks()
 
 
 @pytest.fixture

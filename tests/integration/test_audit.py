@@ -17,8 +17,17 @@ from uuid_utils.compat import uuid7
 from settle.audit.rules import CHARGES, FINAL
 from settle.progress import Step, Steps
 from settle_outbox.kafka.clients import make_admin
-from support.audit_data import Settled, add_event, add_order, break_it, found, ids_of, look, traffic
-from support.broker import KAFKA, chosen
+from support.audit_data import (
+    Settled,
+    add_event,
+    add_order,
+    break_it,
+    ids_of,
+    run_audit,
+    traffic,
+    violations_in,
+)
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, PAYMENTS, Delivery, Record, headers, order_created
 
 if TYPE_CHECKING:
@@ -63,7 +72,7 @@ def test_an_audit_during_traffic_is_clean(settled: Settled) -> None:
     assert unsent.check(FINAL).notes["open: order.created pending"] > 0
     assert unread.check(FINAL).notes["open: order.created unread"] > 0
     with settled.copy() as delivery:
-        report = look(delivery)
+        report = run_audit(delivery)
         assert report.clean, report
         orders = sum(delivery.statuses().values())
         assert report.check(FINAL).seen == orders
@@ -223,8 +232,8 @@ def test_each_kind_of_damage_is_reported_with_its_id(settled: Settled) -> None:
             (EVENTS[ORDERS], "more than one event", ids["order"]),
             (EFFECTS[ORDERS], "applied more than once", ids["order"]),
         }
-        report = look(delivery)
-    assert {each for each in found(report) if each[0] != MONEY} == expected
+        report = run_audit(delivery)
+    assert {each for each in violations_in(report) if each[0] != MONEY} == expected
     assert not report.clean
 
 
@@ -243,8 +252,8 @@ def test_wrong_balances_are_reported_with_the_account(settled: Settled) -> None:
             """,
         )
         ((transfer,),) = delivery.query("payments", "SELECT max(id) FROM transfers")
-        report = look(delivery)
-    assert found(report) == {
+        report = run_audit(delivery)
+    assert violations_in(report) == {
         (MONEY, "wrong balance", str(more)),
         (MONEY, "wrong balance", str(less)),
         (MONEY, "not zero", "all accounts"),
@@ -281,14 +290,14 @@ def test_a_suspect_that_is_correct_at_the_second_look_is_not_reported(settled: S
             sql = f"INSERT INTO inbox ({columns}) VALUES ({values})"
             delivery.query("payments", sql, **kept._asdict())
 
-        reported = found(look(delivery))
+        reported = violations_in(run_audit(delivery))
         assert (EVENTS[ORDERS], "not received", str(ids.event)) in reported
         # A contradiction inside one database is not checked again, because no event was on its way.
-        assert found(look(delivery, steps=ActBeforeSecondLook(restore_row))) == {
+        assert violations_in(run_audit(delivery, steps=ActBeforeSecondLook(restore_row))) == {
             (EFFECTS[ORDERS], "effect without event", str(ids.order))
         }
         break_it(delivery, "orders", created)
-        reported = found(look(delivery))
+        reported = violations_in(run_audit(delivery))
         assert (FINAL, "hanging", str(ids.order)) in reported
 
 
@@ -317,7 +326,7 @@ def test_an_open_order_is_explained_by_the_state_of_its_event(settled: Settled) 
             "INSERT INTO outbox_refused (seq, id, reason) SELECT seq, id, '' FROM outbox"
             f" WHERE id = '{refused.result}'",
         )
-        report = look(delivery)
+        report = run_audit(delivery)
         assert report.clean, report
         assert report.check(FINAL).notes == {
             "open: order.created pending": 1,
@@ -335,7 +344,7 @@ def test_an_event_that_its_target_does_not_subscribe_to_is_not_missing(settled: 
             f" VALUES ('{uuid7()}', 'orders', 'a', 'order.archived', '{{}}')",
         )
 
-        report = look(delivery)
+        report = run_audit(delivery)
 
         assert report.clean, report
         assert report.check(EVENTS[ORDERS]).notes["skipped"] == 1
@@ -383,8 +392,8 @@ def test_wrong_records_of_a_topic_are_reported(settled: Settled) -> None:
             order_created(user_id, 1),
         )
         ((_, unknown_id), *_) = [pair for pair in unknown.headers if pair[0] == "ce_id"]
-        report = look(delivery)
-        assert found(report) == {
+        report = run_audit(delivery)
+        assert violations_in(report) == {
             (ORDER, "too late", str(first)),
             (EVENTS[ORDERS], "unknown in the topic", (unknown_id or b"").decode()),
         }
@@ -393,7 +402,7 @@ def test_wrong_records_of_a_topic_are_reported(settled: Settled) -> None:
         assert report.check(EVENTS[ORDERS]).notes["foreign in the topic"] == 3
 
 
-@pytest.mark.skipif(chosen()[0] != KAFKA, reason="the embedded broker has no retention")
+@pytest.mark.skipif(chosen_broker().kind != KAFKA, reason="the embedded broker has no retention")
 def test_an_event_deleted_by_retention_is_not_reported_as_lost(settled: Settled) -> None:
     with settled.copy() as delivery:
         records = delivery.records(ORDERS)
@@ -409,7 +418,7 @@ def test_an_event_deleted_by_retention_is_not_reported_as_lost(settled: Settled)
         admin.delete_records({TopicPartition(ORDERS, n): end for n, end in ends.items()})
         admin.close()
         break_it(delivery, "payments", f"DELETE FROM inbox WHERE id = '{before}'")
-        report = look(delivery)
+        report = run_audit(delivery)
         notes = report.check(EVENTS[ORDERS]).notes
         assert notes["beyond retention"] == 1
-        assert not {kind for _, kind, _ in found(report)} & {"lost", "not received"}
+        assert not {kind for _, kind, _ in violations_in(report)} & {"lost", "not received"}

@@ -19,7 +19,7 @@ from settle_outbox import Service, Subscription
 from settle_outbox.uuid7 import time_of
 from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, Record, headers, order_created
 from support.peak_memory import PEAK_MAX_MB, PRINT_STATUS, peak_in
-from support.poison import RawName, headers_of_no_event, values_that_are_no_order
+from support.poison import RawName, invalid_headers, invalid_values
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ def test_every_kind_of_invalid_record_becomes_a_dead_letter(
 
     data = {"order_id": str(uuid7()), "user_id": str(user), "amount": 5}
     bad = [
-        (reason, Record(value, headers(type_)))
-        for reason, value in values_that_are_no_order(data).values()
+        (reason, Record(value, headers(type_))) for reason, value in invalid_values(data).values()
     ] + [
         (reason, Record(json.dumps(data).encode(), wrong))
-        for reason, wrong in headers_of_no_event(type_).values()
+        for reason, wrong in invalid_headers(type_).values()
     ]
     unknown = Record(b"not even JSON", headers("order.eaten"))
     odd = Record(good(after).value, [*headers(type_), (RawName("odd\udcff"), b"\xff")])

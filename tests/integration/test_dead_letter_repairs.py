@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import structlog
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from settle_outbox import ReceivedEvent
+
+pytestmark = pytest.mark.usefixtures("plain_logs")
 
 DAY_S = 86_400
 
@@ -109,14 +110,6 @@ class RepairHarness:
 
     def states(self) -> list[str]:
         return self.ask("SELECT state FROM dead_letters ORDER BY id")
-
-
-@pytest.fixture(autouse=True)
-def plain_logs() -> None:
-    """Use plain tracebacks: structlog's default takes seconds to format one."""
-    structlog.configure(
-        processors=[structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer()]
-    )
 
 
 @pytest.fixture

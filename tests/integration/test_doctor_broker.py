@@ -19,7 +19,7 @@ from settle_outbox.checks import broker as broker_checks
 from settle_outbox.checks import groups, topics
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import ensure_topics
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, PAYMENTS, Delivery, order_created, patient_producer
 from support.doctor import UNDURABLE, Doctor
 from support.environ import environment
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 SERVICES = ("payments", "orders")
 AS_CREATED = {"retention.ms": str(7 * 86_400_000), "message.timestamp.type": "LogAppendTime"}
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker does not show its settings and groups"
+    chosen_broker().kind != KAFKA,
+    reason="the embedded broker does not show its settings and groups",
 )
 
 

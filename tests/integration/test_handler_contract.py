@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-import structlog
 from kafka import TopicPartition
 from marshmallow import Schema, fields, post_load
 from psycopg2.extras import DictCursor
@@ -45,15 +44,9 @@ if TYPE_CHECKING:
     from settle_outbox import ReceivedEvent
     from settle_outbox.service import Handler
 
+pytestmark = pytest.mark.usefixtures("plain_logs")
+
 PLACE = TopicPartition(TOPIC, 0)
-
-
-@pytest.fixture(autouse=True)
-def plain_logs() -> None:
-    """Use plain tracebacks: structlog's default takes seconds to format one."""
-    structlog.configure(
-        processors=[structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer()]
-    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from settle.audit.rules import events_check
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.settings import read_database_url
 from shared.migrations import upgrade
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, PAYMENTS, Delivery, order_created, read_health
 from support.doctor import Doctor
 from support.environ import environment
@@ -34,7 +34,8 @@ NAMES = {"TOPIC_PREFIX": PREFIX} | {
     f"{service.upper()}_CONSUMER_GROUP": group for service, group in GROUPS.items()
 }
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker supports groups and topics only in part"
+    chosen_broker().kind != KAFKA,
+    reason="the embedded broker supports groups and topics only in part",
 )
 
 

@@ -15,7 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from settle_outbox.kafka.clients import make_admin, make_consumer
 from settle_outbox.kafka.topics import close_quietly, count_partitions, ensure_topics, find_topics
 from settle_outbox.service import Subscription, load_service
-from support.broker import KAFKA, chosen
+from support.broker import KAFKA, chosen_broker
 from support.delivery import ORDERS, PARTITIONS, PAYMENTS, Delivery, order_created
 from support.waiting import wait_until
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CALLERS, ROUNDS = 4, 10
 DAY_MS = 24 * 60 * 60 * 1000
 needs_kafka = pytest.mark.skipif(
-    chosen()[0] != KAFKA, reason="the embedded broker does not show a topic's settings"
+    chosen_broker().kind != KAFKA, reason="the embedded broker does not show a topic's settings"
 )
 
 

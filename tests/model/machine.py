@@ -33,7 +33,7 @@ SERVICES = ("payments", "orders")
 CONSUMED = {"payments": ORDERS, "orders": PAYMENTS}
 
 SPELLINGS = {"lower": str.lower, "upper": str.upper, "mixed": str.title}
-NO_USERS: list[Any] = [
+BAD_USERS: list[Any] = [
     "00000000-0000-0000-0000-000000000000",
     "8f14e45f",
     "{8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a}",
@@ -42,19 +42,19 @@ NO_USERS: list[Any] = [
     None,
     ["8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"],
 ]
-NO_AMOUNTS: list[Any] = [0, -1, 1.0, 1.5, "1", True, None, [], INT64_MAX + 1, -INT64_MAX, 10**30]
-NO_DESCRIPTIONS: list[Any] = [7, None, "a\0b", "x" * 10_001, "\ud800"]
+BAD_AMOUNTS: list[Any] = [0, -1, 1.0, 1.5, "1", True, None, [], INT64_MAX + 1, -INT64_MAX, 10**30]
+BAD_DESCRIPTIONS: list[Any] = [7, None, "a\0b", "x" * 10_001, "\ud800"]
 ANOTHER = "8f14e45f-ceea-167f-a0e6-4a3e2c1b5d7a"  # version 1, which no drawn user has
 
 # Service, path, the invalid part of the body, and the status of the answer.
 REFUSED: list[tuple[str, str, dict[str, Any], int]] = [
-    *[("payments", "/accounts", {"user_id": user}, 422) for user in NO_USERS],
-    *[("payments", "/accounts/{user}/deposit", {"amount": each}, 422) for each in NO_AMOUNTS],
+    *[("payments", "/accounts", {"user_id": user}, 422) for user in BAD_USERS],
+    *[("payments", "/accounts/{user}/deposit", {"amount": each}, 422) for each in BAD_AMOUNTS],
     ("payments", "/accounts/{user}/deposit", {"amount": 1, "user_id": ANOTHER}, 409),
     ("payments", "/accounts/8f14e45f/deposit", {"amount": 1}, 404),
-    *[("orders", "/orders", {"user_id": user, "amount": 1}, 422) for user in NO_USERS],
-    *[("orders", "/orders", {"amount": each}, 422) for each in NO_AMOUNTS],
-    *[("orders", "/orders", {"amount": 1, "description": each}, 422) for each in NO_DESCRIPTIONS],
+    *[("orders", "/orders", {"user_id": user, "amount": 1}, 422) for user in BAD_USERS],
+    *[("orders", "/orders", {"amount": each}, 422) for each in BAD_AMOUNTS],
+    *[("orders", "/orders", {"amount": 1, "description": each}, 422) for each in BAD_DESCRIPTIONS],
 ]
 # An id of 2001, which is older than all events that the inbox remembers.
 ID_OF_LONG_AGO = "00e40000-0000-7000-8000-000000000000"

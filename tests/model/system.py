@@ -45,7 +45,7 @@ LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=10, brake_failure
 # The inboxes remember no event with an id below this one.
 BEGINS_AT = lowest_id(datetime.now(UTC) - timedelta(days=1))
 
-# Triggers are disabled, so that the tables can be emptied for the next example.
+# The tables that are emptied for the next example, while triggers are disabled.
 _ENGINE_TABLES = (
     "outbox",
     "outbox_pending",

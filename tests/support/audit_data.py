@@ -36,7 +36,9 @@ MAX_OPEN_ORDERS = 60
 _copies = count(1)
 
 
-def look(delivery: Delivery, *, second_look_s: float = 0, steps: Steps | None = None) -> Report:
+def run_audit(
+    delivery: Delivery, *, second_look_s: float = 0, steps: Steps | None = None
+) -> Report:
     return audit(
         delivery.settings("payments"),
         delivery.settings("orders"),
@@ -45,7 +47,8 @@ def look(delivery: Delivery, *, second_look_s: float = 0, steps: Steps | None = 
     )
 
 
-def found(report: Report) -> set[tuple[str, str, str]]:
+def violations_in(report: Report) -> set[tuple[str, str, str]]:
+    """Return the check, the kind and the id of each violation."""
     return {
         (check.name, each.kind, each.id) for check in report.checks for each in check.violations
     }
@@ -94,16 +97,16 @@ def traffic(settled: Settled) -> None:
         with ExitStack() as engine:
             # The first audit runs without relays, the second without consumers, and the others with
             # both.
-            settled.meanwhile.append(look(delivery, second_look_s=30))
+            settled.meanwhile.append(run_audit(delivery, second_look_s=30))
             for service in ("orders", "payments"):
                 engine.enter_context(delivery.relay(service))
             wait_until(lambda: is_first_event_sent(delivery), timeout_s=60)
-            settled.meanwhile.append(look(delivery, second_look_s=30))
+            settled.meanwhile.append(run_audit(delivery, second_look_s=30))
             for service in ("orders", "payments"):
                 engine.enter_context(delivery.consumer(service))
             wait_until(lambda: delivery.statuses().get("failed", 0) > 0, timeout_s=60)
             for _ in range(3):
-                settled.meanwhile.append(look(delivery, second_look_s=30))
+                settled.meanwhile.append(run_audit(delivery, second_look_s=30))
             enough.set()
             wait_until(lambda: "created" not in delivery.statuses(), timeout_s=60)
     finally:
@@ -198,7 +201,7 @@ class Ids:
 
 
 def ids_of(delivery: Delivery, status: str) -> list[Ids]:
-    """Return the ids of all orders of a status, except the old one."""
+    """Return the ids of all orders with this status, except those of `place_old_order`."""
     orders = delivery.query(
         "orders", "SELECT id, user_id FROM orders WHERE status = :status", status=status
     )

@@ -11,7 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
@@ -32,16 +32,25 @@ KAFKA, EMBEDDED = "kafka", "embedded"
 STOP_TIMEOUT_S = 30
 
 
+class ChosenBroker(NamedTuple):
+    """The kind of broker that the tests run on, and the reason for the choice."""
+
+    kind: str
+    reason: str
+
+
 @cache
-def chosen() -> tuple[str, str]:
-    """Return the name of the broker that the tests run on, and the reason for the choice."""
+def chosen_broker() -> ChosenBroker:
+    """Return the broker that BROKER_VARIABLE names, otherwise Apache Kafka if it can run."""
     forced = os.environ.get(BROKER_VARIABLE)
     if forced:
         if forced not in {KAFKA, EMBEDDED}:
             raise ValueError(f"{BROKER_VARIABLE} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
-        return forced, f"{BROKER_VARIABLE} is set"
+        return ChosenBroker(forced, f"{BROKER_VARIABLE} is set")
     obstacle = apache_kafka.missing()
-    return (KAFKA, "Apache Kafka can run here") if obstacle is None else (EMBEDDED, obstacle)
+    if obstacle is not None:
+        return ChosenBroker(EMBEDDED, obstacle)
+    return ChosenBroker(KAFKA, "Apache Kafka can run here")
 
 
 def make_broker(advertised_port: int | None = None) -> Broker:
@@ -50,7 +59,8 @@ def make_broker(advertised_port: int | None = None) -> Broker:
     Args:
         advertised_port: The port that clients are to use, for example the port of a proxy.
     """
-    return KafkaBroker(advertised_port) if chosen()[0] == KAFKA else EmbeddedBroker(advertised_port)
+    make = KafkaBroker if chosen_broker().kind == KAFKA else EmbeddedBroker
+    return make(advertised_port)
 
 
 class Broker(ABC):
@@ -229,7 +239,7 @@ def delete_groups(admin: KafkaAdminClient) -> bool:
 
 
 def _remove_members(admin: KafkaAdminClient, group: str, members: list[dict[str, Any]]) -> None:
-    """Remove the members. Those of killed consumers would stay until they time out."""
+    """Remove the members. A killed consumer would stay a member until it times out."""
     ids = [MemberToRemove(member_id=member["member_id"]) for member in members]
     if ids:
         admin.remove_group_members(group, ids)

@@ -187,9 +187,9 @@ class Clients:
     def tries(self) -> int:
         return sum(account.tries for account in self.accounts)
 
-    def wait_tried(self, more: int, *, timeout_s: float = 60) -> None:
-        """Wait until `more` further requests were sent, and have an answer or were given up."""
-        wanted = self.tries + more
+    def wait_tried(self, count: int, *, timeout_s: float = 60) -> None:
+        """Wait until `count` more requests were answered or given up."""
+        wanted = self.tries + count
         wait_until(lambda: self.tries >= wanted, timeout_s=timeout_s, what="requests")
 
     def __enter__(self) -> Self:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 USER = ["setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "--no-new-privs"]
 USER += ["--bounding-set=-all", "--inh-caps=-all"]
-# Arguments: the checkout, which is the image's workdir; the folder of Python; that of the secrets.
+# Arguments: the checkout, which is the image's workdir; Python's folder; the folder of the secrets.
 # Root's home is closed to others, and /tmp is empty. The checkout and Python may be in one of
 # these, so they are mounted again where they were.
 SETUP = """
@@ -56,7 +56,7 @@ class Container:
     """One container of a manifest, started.
 
     Args:
-        manifest: a Deployment, or what has a Pod's template, too.
+        manifest: a Deployment, or another manifest with the template of a Pod.
         settings: the variables of its ConfigMap.
         secrets: the folder of its Secret.
         log: the file for what it writes.
@@ -126,11 +126,11 @@ class Container:
         send(children(self._process.pid), signal.SIGTERM)
 
     def wait(self) -> int:
-        """Return the exit code. Fail after the grace period, by default that of Kubernetes."""
+        """Wait for the end, and return the exit code. Fail after the Pod's grace period."""
         return self._process.wait(self.pod.get("terminationGracePeriodSeconds", 30))
 
 
 def require_namespaces() -> None:
-    """Skip a test that needs them."""
+    """Skip the test if Linux namespaces cannot be created here."""
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("containers are simulated with unshare, by root")

@@ -1,7 +1,7 @@
-"""A consumer of orders that handles numbers and dies at some: a program, for the tests.
+"""A program for tests: a consumer of orders that handles numbers, and dies at some of them.
 
-It dies by `os._exit` at each number in the variable FATAL, in the handler, or with IN_SCHEMA while
-the record's data is read.
+It calls `os._exit` at each number in the environment variable FATAL. It does so in the handler, or,
+if IN_SCHEMA is set, while it reads the record's data.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy import create_engine, text
@@ -32,6 +31,7 @@ from settle_outbox.runtime.process import Stop
 from settle_outbox.service import Service, load_service
 from settle_outbox.settings import Settings, read_settings
 from support.environ import environment
+from support.logs import log_plain_tracebacks
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Record:
 def headers(type_: str, event_id: UUID | None = None, **changed: Any) -> list[tuple[str, Any]]:
     """Return the headers of a valid event.
 
-    `changed` replaces headers by their names without ``ce_``. None leaves a header out.
+    `changed` gives headers other values. Names are without ``ce_``; None leaves a header out.
     """
     good = {
         "id": str(event_id or uuid7()),
@@ -417,10 +417,7 @@ def _read_to_end(reader: KafkaConsumer, places: list[TopicPartition]) -> list[Co
 
 @contextmanager
 def _in_thread(runner: Relay | Consumer, stop: Stop) -> Iterator[None]:
-    # By default, structlog prints tracebacks with every variable, which takes seconds each.
-    structlog.configure(
-        processors=[structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer()]
-    )
+    log_plain_tracebacks()
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(runner.run)
         try:

@@ -44,7 +44,7 @@ class World:
 
     Attributes:
         stop: The stop of the running process.
-        is_over: Called when the process has nothing to do. The process is stopped if it is true.
+        is_over: Called when the process has nothing to do. If it returns True, the process stops.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def wait_final(system: System, *, timeout_s: float) -> list[str]:
     def all_final() -> bool:
         # Wait also for orders whose client got no answer, because they may still be charged.
         open_orders[:] = [
-            f"order {order_id} is {status} still"
+            f"order {order_id} is still {status}"
             for (order_id, status) in system.delivery.query(
                 "orders", "SELECT id, status FROM orders WHERE status = 'created'"
             )
@@ -71,9 +71,9 @@ def _check_orders(system: System, account: Account) -> list[str]:
     for order_id, amount in account.accepted.items():
         found = stored.get(order_id)
         if found is None:
-            violations.append(f"order {order_id} was accepted, and is not there")
+            violations.append(f"order {order_id} was accepted, but is not stored")
         elif found[0] != amount:
-            violations.append(f"order {order_id} was of {amount}, and is of {found[0]}")
+            violations.append(f"order {order_id} has amount {found[0]} instead of {amount}")
         elif found[1] not in FINAL:
             violations.append(f"order {order_id} is {found[1]}")
         elif account.final.get(order_id, found[1]) != found[1]:
@@ -81,7 +81,7 @@ def _check_orders(system: System, account: Account) -> list[str]:
     unknown = {id_: amount for id_, (amount, _) in stored.items() if id_ not in account.accepted}
     too_many = Counter(unknown.values()) - account.maybe_ordered
     if too_many:
-        violations.append(f"user {account.user_id} has orders never placed, of {dict(too_many)}")
+        violations.append(f"user {account.user_id} has unknown orders, by amount: {dict(too_many)}")
     return _first(violations)
 
 
@@ -132,7 +132,10 @@ def _sum(amounts: Counter[int]) -> int:
 
 
 def _check_order_of_effect(system: System, account: Account) -> list[str]:
-    """Check that a client's orders were charged in order, because it waits for each answer."""
+    """Check that orders were charged in the order in which the client placed them.
+
+    The client waits for each answer before it places the next order.
+    """
     charged = [
         str(order_id)
         for (order_id,) in system.delivery.query(
@@ -149,7 +152,7 @@ def _check_order_of_effect(system: System, account: Account) -> list[str]:
         return []
     at = next(n for n in range(1, len(places)) if places[n] < places[n - 1])
     ids = list(account.accepted)
-    return [f"order {ids[places[at]]} was charged after {ids[places[at - 1]]}, placed after it"]
+    return [f"order {ids[places[at]]} was charged after order {ids[places[at - 1]]}, a later one"]
 
 
 def audit(system: System) -> list[str]:

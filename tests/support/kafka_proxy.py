@@ -78,11 +78,11 @@ class Proxy:
                 thread.start()
 
     def lose_answer(self, api_key: int, *, after: int) -> None:
-        """Drop one answer to a request of this API, after `after` answers were passed on."""
+        """Pass on `after` answers to requests of this API, and drop the next one."""
         self._answered[api_key] = after
 
     def has_lost(self, api_key: int) -> bool:
-        """Return whether that answer was dropped."""
+        """Return whether `lose_answer` has dropped its answer."""
         return api_key not in self._answered
 
     def how(self, api_key: int) -> str | None:

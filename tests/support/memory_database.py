@@ -1,7 +1,7 @@
 """The engine's tables in memory, to test the logic of relay, consumer and applier.
 
-It recognizes each statement of the engine by a part of its text, and does the same for one process
-at a time. The tests in `tests/integration` show what the statements do on PostgreSQL.
+It recognizes each statement of the engine by a part of its text, and imitates it for one process at
+a time. The tests in `tests/integration` show what the statements do on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ def _give_up(tables: Tables, *, topics: list[str], partitions: list[int], owner:
             del tables.owners[place]
 
 
-# Each part of a text occurs in no other statement. The first match counts.
+# What to do for a statement that contains this part. The first match counts.
 _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "SET TRANSACTION": _nothing,
     "SET LOCAL": _nothing,

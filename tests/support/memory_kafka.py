@@ -197,8 +197,7 @@ class Connection:
 class _SendingThread:
     """Sends batches within `flush`, without a thread.
 
-    Like that of kafka-python, it continues with the next batch after a failure until it is told to
-    stop.
+    Like kafka-python's thread, it sends the next batch after a failure, until it is stopped.
     """
 
     def __init__(self, cluster: Cluster) -> None:

@@ -31,8 +31,8 @@ def is_available() -> bool:
 
 @cache
 def binaries() -> Path:
-    """Unpack it for this process; returns the folder of `postgres` and `initdb`."""
-    # Not below the home folder: run by root, that one is closed to the server's user.
+    """Unpack it for this process, and return the folder of `postgres` and `initdb`."""
+    # Not below the home folder: root's is closed to the server's user.
     folder = Path(tempfile.mkdtemp(prefix="settle-test-postgres-"))
     folder.chmod(0o755)
     atexit.register(shutil.rmtree, folder)

@@ -23,8 +23,8 @@ class RawName(str):
         return super().encode("utf-8", "surrogateescape")
 
 
-def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes | None]]:
-    """Return a reason and a value by name, each valid data with one fault."""
+def invalid_values(data: dict[str, Any]) -> dict[str, tuple[str, bytes | None]]:
+    """Return by name the expected reason and a value, which is `data` with one fault."""
 
     def changed_data(**changed: Any) -> bytes:
         return json.dumps(data | changed).encode()
@@ -63,8 +63,8 @@ def values_that_are_no_order(data: dict[str, Any]) -> dict[str, tuple[str, bytes
     }
 
 
-def headers_of_no_event(type_: str) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
-    """Return a reason and headers by name, each valid headers with one fault."""
+def invalid_headers(type_: str) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
+    """Return by name the expected reason and headers, which are valid but for one fault."""
     good = headers(type_)
     return {
         "none": ("missing_header", []),

@@ -29,22 +29,24 @@ FAST = {
     "shared_buffers": "64MB",
 }
 STOP_TIMEOUT_S = 20
-# Selects one of the two: the PostgreSQL of `settle up`, or the oldest supported version.
-WHICH = "SETTLE_TEST_POSTGRES"
+# The environment variable that selects the PostgreSQL: the one of `settle up`, which a wheel
+# contains, or the oldest supported version.
+POSTGRES_VARIABLE = "SETTLE_TEST_POSTGRES"
 WHEEL, OLDEST = "wheel", "oldest"
 
 
-def chosen() -> tuple[str, str]:
-    """Return the PostgreSQL that the tests run on, and the reason for the choice."""
-    forced = os.environ.get(WHICH)
+def chosen_postgres() -> tuple[str, str]:
+    """Return the PostgreSQL of the tests, WHEEL or OLDEST, and the reason for the choice."""
+    forced = os.environ.get(POSTGRES_VARIABLE)
     if forced and forced not in {WHEEL, OLDEST}:
-        raise ValueError(f"{WHICH} is {forced!r}: set it to {WHEEL} or {OLDEST}.")
-    return (forced, f"{WHICH} is set") if forced else (WHEEL, "the one of settle up")
+        raise ValueError(f"{POSTGRES_VARIABLE} is {forced!r}: set it to {WHEEL} or {OLDEST}.")
+    return (forced, f"{POSTGRES_VARIABLE} is set") if forced else (WHEEL, "the one of settle up")
 
 
 def open_postgres() -> PostgresServer:
     """Return the chosen PostgreSQL. It is not started yet."""
-    return PostgresServer(oldest_postgres.binaries() if chosen()[0] == OLDEST else None)
+    version, _ = chosen_postgres()
+    return PostgresServer(oldest_postgres.binaries() if version == OLDEST else None)
 
 
 class PostgresServer:

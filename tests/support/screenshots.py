@@ -1,4 +1,4 @@
-"""The pictures of docs/images, of a system that runs: ``make screenshots``.
+"""Take the pictures of docs/images from a running system: ``make screenshots``.
 
 It needs Chromium, and the default ports free.
 """
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _take_all(stack: Stack, browser: Chrome) -> None:
     up = stack.up().partition("\nTry next")[0].replace(str(stack.home), ".settle")
-    up = up[up.index("  Settings") :]  # without the warning of one who is root
+    up = up[up.index("  Settings") :]  # without the warning that root gets
     demo = stack.settle("demo").stdout
     _take_terminal(browser, "running", f"$ make up\n{up}\n$ make demo\n{demo}")
     newest = requests.get(f"{ORDERS}/orders", {"limit": 1}, timeout=10).json()[0]["ID"]

@@ -33,7 +33,7 @@ def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
     Args:
         orders_url: The URL of the database of orders.
         notifies: Whether to notify after the commit, as the consumer does. False acts like a
-            consumer that died before.
+            consumer that died before it notified.
     """
     sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
     if notifies:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # By part of the system, the names of its clients at a server. At one server, no name is the
 # beginning of another.
-NAMES = {
+CLIENT_NAMES = {
     "api": ("orders-api", "payments-api", "outbox-notifier"),
     "relay": ("outbox-relay", "outbox-listener"),
     "consumer": ("inbox-consumer",),

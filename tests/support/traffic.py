@@ -29,7 +29,7 @@ RICH, POOR = 1_000_000, 10 * PRICE
 class Traffic:
     """Clients that each place one order after the other for one user.
 
-    The first user can pay only ten orders, which shows the order in which they took effect.
+    The first user can pay for ten orders only, which shows in which order they took effect.
 
     Args:
         delivery: The delivery of the orders.

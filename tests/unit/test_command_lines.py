@@ -164,7 +164,7 @@ def test_make_status_shows_that_nothing_runs_and_succeeds(tmp_path: Path) -> Non
 
 
 def test_make_up_installs_what_runs_and_make_test_the_rest() -> None:
-    # These tests may be run by make, which tells an inner make of itself.
+    # If make runs these tests, it sets variables that would change this inner make.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 
     up, test = (
@@ -189,7 +189,7 @@ def test_make_up_installs_what_runs_and_make_test_the_rest() -> None:
 
 @pytest.mark.parametrize("package", ["rich", "settle_outbox"])
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) -> None:
-    """A pull added the package, or the engine was not installed with the application."""
+    """A `git pull` added the package, or the engine was not installed with the application."""
     hide = (
         "import importlib.machinery as m\n"
         "find = m.PathFinder.find_spec\n"

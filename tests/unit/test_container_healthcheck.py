@@ -1,4 +1,4 @@
-"""deploy/healthcheck, which containers run: what it calls healthy."""
+"""Containers run deploy/healthcheck, which reports whether their process is healthy."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_process_must_be_healthy(tmp_path: Path) -> None:
 
 @pytest.fixture
 def api(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Serve /readyz with a status; the port."""
+    """Serve /readyz with a status, and return the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

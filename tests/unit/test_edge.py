@@ -107,17 +107,17 @@ OTHERS = [
 ]
 # An empty label, or one of more than 63 characters (RFC 1035, section 2.3.4). werkzeug rejects
 # these.
-NO_NAMES = ["localhost..", ".localhost", "x" * 64, "x" * 8000]
+INVALID_NAMES = ["localhost..", ".localhost", "x" * 64, "x" * 8000]
 
 
 def status_of(
-    asked: FlaskClient, host: str, path: str = "/varied", *, forwarded: str | None = None
+    api: FlaskClient, host: str, path: str = "/varied", *, forwarded: str | None = None
 ) -> int:
     """Return the status of a request to a host. A proxy may have forwarded it for another host."""
     environ = {"HTTP_HOST": host}
     if forwarded is not None:
         environ["HTTP_X_FORWARDED_HOST"] = forwarded
-    return asked.get(path, environ_overrides=environ).status_code
+    return api.get(path, environ_overrides=environ).status_code
 
 
 @pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
@@ -127,7 +127,7 @@ def test_this_machines_own_names_are_always_allowed(host: str, variables: dict[s
 
 
 @pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
-@pytest.mark.parametrize("host", OTHERS + NO_NAMES)
+@pytest.mark.parametrize("host", OTHERS + INVALID_NAMES)
 def test_a_page_whose_host_resolves_to_this_machine_is_refused(
     host: str, variables: dict[str, str]
 ) -> None:
@@ -139,9 +139,9 @@ def test_a_page_whose_host_resolves_to_this_machine_is_refused(
     "host", ["pay.example", "PAY.example:443", "pay.example.", "[2001:db8::7]"]
 )
 def test_a_host_that_is_configured_is_allowed(host: str) -> None:
-    asked = client(ALLOWED_HOSTS="pay.example,[2001:db8::7]", BIND_ADDRESS="0.0.0.0")
+    api = client(ALLOWED_HOSTS="pay.example,[2001:db8::7]", BIND_ADDRESS="0.0.0.0")
 
-    assert status_of(asked, host) == 200
+    assert status_of(api, host) == 200
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_an_invalid_host_cannot_be_allowed() -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "sub.pay.example", "xpay.example", "pay.exampl"])
 def test_a_similar_host_is_refused(host: str) -> None:
-    asked = client(ALLOWED_HOSTS="pay.example", BIND_ADDRESS="0.0.0.0")
+    api = client(ALLOWED_HOSTS="pay.example", BIND_ADDRESS="0.0.0.0")
 
-    assert status_of(asked, host) == 421
+    assert status_of(api, host) == 421
 
 
 @pytest.mark.parametrize(
@@ -185,23 +185,23 @@ def test_any_host_is_allowed_if_the_services_names_are_unknown(
     assert status_of(client(**variables), host) == 200
 
 
-@pytest.mark.parametrize("host", NO_NAMES)
+@pytest.mark.parametrize("host", INVALID_NAMES)
 def test_an_invalid_host_is_a_bad_request(host: str) -> None:
     assert status_of(client(ALLOWED_HOSTS="*"), host) == 400
 
 
 def test_behind_a_proxy_both_hosts_are_compared() -> None:
     """A page that reaches the service without the proxy can send any X-Forwarded-Host."""
-    asked = client(ALLOWED_HOSTS="pay.example,orders", TRUSTED_PROXIES="1")
+    api = client(ALLOWED_HOSTS="pay.example,orders", TRUSTED_PROXIES="1")
 
-    assert status_of(asked, "pay.example") == 200
-    assert status_of(asked, "pay.example", forwarded="pay.example") == 200
-    assert status_of(asked, "orders:8081", forwarded="pay.example") == 200
-    assert status_of(asked, "127.0.0.1:8081", forwarded="pay.example") == 200
-    assert status_of(asked, "127.0.0.1:8081", forwarded="evil.example, pay.example") == 200
-    assert status_of(asked, "evil.example:8081", forwarded="pay.example") == 421
-    assert status_of(asked, "pay.example", forwarded="evil.example") == 421
-    assert status_of(asked, "pay.example", forwarded="pay.example, evil.example") == 421
+    assert status_of(api, "pay.example") == 200
+    assert status_of(api, "pay.example", forwarded="pay.example") == 200
+    assert status_of(api, "orders:8081", forwarded="pay.example") == 200
+    assert status_of(api, "127.0.0.1:8081", forwarded="pay.example") == 200
+    assert status_of(api, "127.0.0.1:8081", forwarded="evil.example, pay.example") == 200
+    assert status_of(api, "evil.example:8081", forwarded="pay.example") == 421
+    assert status_of(api, "pay.example", forwarded="evil.example") == 421
+    assert status_of(api, "pay.example", forwarded="pay.example, evil.example") == 421
 
 
 def test_a_forwarded_host_without_a_trusted_proxy_is_ignored() -> None:
@@ -223,10 +223,10 @@ def test_a_request_without_a_host_is_allowed() -> None:
 
 @pytest.mark.parametrize("path", ["/seen", "/nothing", "/livez/", "//livez", "/livez/x"])
 def test_no_other_path_may_use_any_host(path: str) -> None:
-    asked = client(CORS_ORIGINS=SHOP)
+    api = client(CORS_ORIGINS=SHOP)
 
     for method in ("GET", "POST", "OPTIONS", "FOO"):
-        answer = asked.open(path, method=method, environ_overrides={"HTTP_HOST": "evil.example"})
+        answer = api.open(path, method=method, environ_overrides={"HTTP_HOST": "evil.example"})
         assert answer.status_code == 421
 
 
@@ -234,8 +234,8 @@ def cors_headers(response: TestResponse) -> dict[str, str]:
     return {name: value for name, value in response.headers if name.startswith(CORS_PREFIX)}
 
 
-def preflight(asked: FlaskClient, origin: str) -> TestResponse:
-    return asked.options(
+def preflight(api: FlaskClient, origin: str) -> TestResponse:
+    return api.options(
         "/seen",
         headers={
             "Origin": origin,
@@ -246,21 +246,21 @@ def preflight(asked: FlaskClient, origin: str) -> TestResponse:
 
 
 def test_no_other_origin_is_allowed_unless_configured() -> None:
-    asked = client()
-    assert cors_headers(asked.post("/seen", headers={"Origin": SHOP})) == {}
-    assert cors_headers(preflight(asked, SHOP)) == {}
+    api = client()
+    assert cors_headers(api.post("/seen", headers={"Origin": SHOP})) == {}
+    assert cors_headers(preflight(api, SHOP)) == {}
 
 
 def test_a_configured_origin_is_allowed() -> None:
-    asked = client(CORS_ORIGINS=f"http://localhost:3000,{SHOP}")
-    allowed = preflight(asked, SHOP)
+    api = client(CORS_ORIGINS=f"http://localhost:3000,{SHOP}")
+    allowed = preflight(api, SHOP)
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == SHOP
     assert "POST" in allowed.headers["Access-Control-Allow-Methods"]
     named = allowed.headers["Access-Control-Allow-Headers"].lower()
     assert "content-type" in named
     assert "idempotency-key" in named
-    answer = asked.post("/seen", headers={"Origin": SHOP})
+    answer = api.post("/seen", headers={"Origin": SHOP})
     assert answer.headers["Access-Control-Allow-Origin"] == SHOP
     assert "Location" in answer.headers["Access-Control-Expose-Headers"]
     assert "Origin" in answer.headers["Vary"]
@@ -286,10 +286,10 @@ def test_a_configured_origin_can_read_errors_too() -> None:
     ],
 )
 def test_a_similar_origin_is_not_allowed(origin: str) -> None:
-    asked = client(CORS_ORIGINS=SHOP)
-    assert "Access-Control-Allow-Origin" not in preflight(asked, origin).headers
+    api = client(CORS_ORIGINS=SHOP)
+    assert "Access-Control-Allow-Origin" not in preflight(api, origin).headers
     assert (
-        "Access-Control-Allow-Origin" not in asked.post("/seen", headers={"Origin": origin}).headers
+        "Access-Control-Allow-Origin" not in api.post("/seen", headers={"Origin": origin}).headers
     )
 
 
@@ -307,24 +307,24 @@ def test_a_similar_origin_is_not_allowed(origin: str) -> None:
 )
 def test_origins_are_compared_as_strings(configured: str, others: list[str]) -> None:
     """In a pattern, the brackets of an IPv6 address would be a set of characters."""
-    asked = client(CORS_ORIGINS=configured)
+    api = client(CORS_ORIGINS=configured)
 
-    allowed = asked.post("/seen", headers={"Origin": configured})
+    allowed = api.post("/seen", headers={"Origin": configured})
     assert allowed.headers["Access-Control-Allow-Origin"] == configured
     for origin in [*others, f"{configured}, {configured}", f" {configured}", f"{configured}/", ""]:
-        assert cors_headers(asked.post("/seen", headers={"Origin": origin})) == {}
-        assert cors_headers(preflight(asked, origin)) == {}
+        assert cors_headers(api.post("/seen", headers={"Origin": origin})) == {}
+        assert cors_headers(preflight(api, origin)) == {}
 
 
 @pytest.mark.parametrize("headers", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
 def test_an_answer_varies_by_origin(headers: dict[str, str]) -> None:
-    """This holds without allowed origins and with a single one too (Fetch standard, 3.2.5)."""
-    asked = client(CORS_ORIGINS=SHOP)
+    """Even if a request has no origin, or a single one is allowed (Fetch standard, 3.2.5)."""
+    api = client(CORS_ORIGINS=SHOP)
 
-    assert asked.post("/seen", headers=headers).headers["Vary"] == "Origin"
-    assert asked.get("/nothing", headers=headers).headers["Vary"] == "Origin"
-    assert asked.options("/seen", headers=headers).headers["Vary"] == "Origin"
-    assert asked.get("/varied", headers=headers).headers["Vary"] == "Prefer, Origin"
+    assert api.post("/seen", headers=headers).headers["Vary"] == "Origin"
+    assert api.get("/nothing", headers=headers).headers["Vary"] == "Origin"
+    assert api.options("/seen", headers=headers).headers["Vary"] == "Origin"
+    assert api.get("/varied", headers=headers).headers["Vary"] == "Prefer, Origin"
 
 
 def test_browsers_must_not_guess_content_types() -> None:

@@ -99,7 +99,7 @@ def test_a_changed_clock_has_no_effect(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         health, "time", SimpleNamespace(time=lambda: time.time() + 4000, monotonic=time.monotonic)
     )
-    Health(str(tmp_path), RELAY).beat("ready")  # written after the clock goes back
+    Health(str(tmp_path), RELAY).beat("ready")  # written before the clock goes back
     monkeypatch.undo()
 
     assert "is ready" in check_health(str(tmp_path), RELAY, 30)
@@ -168,7 +168,7 @@ def test_processes_of_other_containers_are_judged_by_their_age(
 def test_a_silent_process_of_another_container_does_not_fail_the_check_of_this_one(
     tmp_path: Path,
 ) -> None:
-    """A restart of this container would not help it."""
+    """A restart of this container would not help the other process."""
     write(tmp_path, pid_namespace="pid:[1]", pid=1, monotonic=time.monotonic() - 60)
     Health(str(tmp_path), RELAY).beat("ready")
 
@@ -242,12 +242,12 @@ def test_the_next_beat_after_a_full_disk_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is written at once, without the usual pause, because a check may read the old file."""
-    signs = Health(str(tmp_path), RELAY)
+    own = Health(str(tmp_path), RELAY)
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", no_space)
-        signs.beat("ready")
+        own.beat("ready")
 
-    signs.beat("ready")
+    own.beat("ready")
 
     assert "is ready" in check_health(str(tmp_path), RELAY, max_age_s=1)
 

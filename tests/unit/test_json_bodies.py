@@ -11,7 +11,7 @@ from werkzeug.test import EnvironBuilder
 
 from shared.web.json_body import MAX_BYTES, read_json
 
-# Measured: 26 bytes per byte, for empty objects. Each is a dict of 64 bytes and an entry in a list.
+# Measured: 26 bytes per byte of the body, for empty objects: each is a dict of 64 bytes in a list.
 BYTES_PER_BYTE = 32
 NAME = b'{"' + "\U0001f600".encode() * 100 + b'":'
 
@@ -45,7 +45,7 @@ def test_a_body_costs_memory_in_proportion_to_its_length(name: str) -> None:
     try:
         read_json(request)
     except HTTPException as error:
-        assert error.code in {400, 422}  # noqa: PT017 - some of them are taken
+        assert error.code in {400, 422}  # noqa: PT017 - some bodies are accepted
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()

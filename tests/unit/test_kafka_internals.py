@@ -407,7 +407,7 @@ def test_each_private_part_has_a_test_that_guards_it(part: PrivateParts) -> None
 
 
 def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """kafka-python forgets it, because the reason to join vanished during the join."""
+    """kafka-python forgets the join, because the reason to join vanished during the join."""
 
     async def lose_connection(_: ConsumerCoordinator) -> None:
         raise KafkaConnectionError
@@ -424,7 +424,7 @@ def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [0, 40_000_000])
 def test_a_connection_receives_a_limited_number_of_bytes(size: int) -> None:
-    """The broker sends faster than the client parses. Then it closes the connection."""
+    """The broker sends faster than the client parses, or has closed the connection."""
     client.connect(Mock())
     transport = KafkaTCPTransport(Mock(), Mock())
     left = size

@@ -63,7 +63,7 @@ def test_a_stop_waits_for_descriptors_above_1023() -> None:
         assert stop.wait(30, readable) == [readable]
         os.close(write)
         os.read(high, 1)
-        assert stop.wait(30, readable) == [readable]  # its end can be read
+        assert stop.wait(30, readable) == [readable]  # the end of a pipe is readable
 
     os.close(read)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

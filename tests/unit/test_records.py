@@ -125,7 +125,7 @@ def test_the_detail_of_invalid_data_has_no_values_of_the_data() -> None:
     assert "4111" not in parsed.invalid.detail
 
 
-def test_a_method_errors_of_another_library_is_not_called() -> None:
+def test_a_method_named_errors_of_another_library_is_not_called() -> None:
     error = LibraryError("no number")
     error.errors = lambda: ["no number"]  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""What a release says of itself is the same everywhere (RELEASING.md)."""
+"""All files of a release state the same version and packages (RELEASING.md)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_changelog_has_the_version_below_what_is_unreleased(name: str) -> None
 
 
 def test_the_notices_name_each_package_of_a_release() -> None:
-    """The setuptools that build it are not installed for development, and are no part of it."""
+    """Except setuptools, which only builds the release."""
     installed = re.findall(r"^([\w.-]+)==", read("requirements.txt"), re.MULTILINE)
     named = re.findall(r"^\| ([\w.-]+) +\|", read("THIRD-PARTY-NOTICES.md"), re.MULTILINE)
 

@@ -18,7 +18,7 @@ GOOD = {
 
 
 REPLICATION = "a whole number from 1 to 100, or -1 for the broker's default.replication.factor"
-# One setting that only APIs read, and one that only relays and consumers read.
+# Invalid values of settings that only APIs read, and of those that only the engine reads.
 WRONG_WEB = {
     "TRUSTED_PROXIES": "-1",
     "CORS_ORIGINS": "*",
@@ -45,7 +45,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_defaults_hold_the_windows_in_order() -> None:
+def test_the_default_retention_times_fit_together() -> None:
     settings = read_settings("orders")
     assert settings.kafka_bootstrap_servers == ("a:9092", "b:9092")
     assert settings.outbox_shards is None

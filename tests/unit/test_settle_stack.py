@@ -42,7 +42,7 @@ GIVEN = {
     "ALLOWED_HOSTS": "pay.example",
     "CURSOR_SECRET": f"{SECRET} and 'quoted'\n",
 }
-# These two identify the stack. `settle up` sets the folder for health files.
+# SETTLE_HOME identifies the stack, and `settle up` sets HEALTH_DIR.
 NOT_COMPARED = {"SETTLE_HOME", "HEALTH_DIR"}
 COMPARED = {*PORTS, BIND_ADDRESS, *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND, *SETTINGS}
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 TIME_LIMIT_S = 60
 WOKEN_WITHIN_S = 30
 AWAITED_ID = uuid4()
-# The second part of what `wait` returns. A wait that reaches its time limit was honoured, too. It
-# was not if there were too many waiters, or if `end_all` ended it.
+# The second part of what `wait` returns. With too many waiters, or after `end_all`, a wait is not
+# honoured. A wait that reaches its time limit is honoured.
 HONOURED, NOT_HONOURED = True, False
 
 

@@ -1,4 +1,4 @@
-"""The thread of a worker that answers a request."""
+"""Which thread of a worker answers a request."""
 
 from __future__ import annotations
 

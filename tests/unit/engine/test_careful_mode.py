@@ -1,7 +1,6 @@
 """After a consumer's process died, the next one finds the record that killed it.
 
-A process dies here at the first commit after a handler asked for it: from then on, the database
-takes nothing from that process.
+A process dies here at the commit that follows a fatal number. Nothing of that batch is committed.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ FIRST, SECOND = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 
 
 class Mortal:
-    """A service whose process dies at some numbers, and what it did before.
+    """A service whose process dies at some numbers, and a record of what it did.
 
     Attributes:
-        fatal: the numbers.
+        fatal: the numbers at which it dies.
         batches: the numbers of each call of the handler.
-        stops_at: a number that waits for another attempt, and at which the process is stopped.
+        stops_at: a number at which the handler asks for a retry, and the process is stopped.
         fails_once_at: a number at which the database fails, once.
     """
 
@@ -122,7 +121,7 @@ def statements_on_owners(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_record_that_kills_the_process_becomes_a_dead_letter(
     world: World, *, in_schema: bool
 ) -> None:
-    """Once in a batch, once in a group, and three times alone."""
+    """It kills the process five times: in a batch, in a group, and three times alone."""
     mortal = Mortal(world, 2, in_schema=in_schema)
     mortal.publish(1, 2, 3)
 
@@ -149,7 +148,7 @@ def test_records_that_kill_the_process_in_two_partitions_are_both_found(world: W
     assert held(world) == []
 
 
-def test_careful_mode_ends_behind_what_the_dead_process_can_have_had_in_hand(
+def test_careful_mode_ends_after_all_records_that_can_have_killed_the_process(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Suspects are applied alone, and others in groups."""
@@ -168,7 +167,7 @@ def test_careful_mode_ends_behind_what_the_dead_process_can_have_had_in_hand(
 
 
 def test_kills_at_other_places_count_against_no_record(world: World) -> None:
-    """Those of an operator: in a batch, and each time at another record."""
+    """An operator kills the process: in a batch, and then each time at another record."""
     mortal = Mortal(world)
     mortal.publish(1, 2, 3, 4, 5)
 
@@ -183,7 +182,7 @@ def test_kills_at_other_places_count_against_no_record(world: World) -> None:
 
 
 def test_a_clean_stop_between_the_deaths_keeps_the_count(world: World) -> None:
-    """As by a deploy, or by a rebalance."""
+    """A deploy and a rebalance are clean stops."""
     mortal = Mortal(world, 2)
     mortal.publish(1, 2)
     for _ in range(4):

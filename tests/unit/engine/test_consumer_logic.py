@@ -239,7 +239,7 @@ def test_a_failed_commit_makes_no_dead_letters(world: World) -> None:
     assert committed(world) == {FIRST: 3}
 
 
-def test_a_broker_that_goes_before_the_offsets_are_committed_is_waited_for(world: World) -> None:
+def test_a_broker_that_stops_before_the_offsets_are_committed_is_waited_for(world: World) -> None:
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         world.cluster.is_down = True
         write_numbers(session, events)

@@ -68,9 +68,9 @@ class Process:
 
     def _note_health(self) -> None:
         (path,) = self._directory.iterdir()
-        sign = json.loads(path.read_text(encoding="utf-8"))
-        if not self.health or self.health[-1] != (sign["state"], sign["detail"]):
-            self.health.append((sign["state"], sign["detail"]))
+        beat = json.loads(path.read_text(encoding="utf-8"))
+        if not self.health or self.health[-1] != (beat["state"], beat["detail"]):
+            self.health.append((beat["state"], beat["detail"]))
 
     def _dispose(self) -> None:
         self.disposed += 1
