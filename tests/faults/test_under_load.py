@@ -32,7 +32,7 @@ LANES = [(program, service) for program in POINTS for service in SERVICES]
 def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
     """A relay dies between sending and marking, and a consumer between its two commits."""
     stop = threading.Event()
-    last = threading.Barrier(len(LANES) + 1)
+    successors_run = threading.Barrier(len(LANES) + 1)
 
     def run(program: str, service: str) -> None:
         for point in POINTS[program]:
@@ -42,7 +42,7 @@ def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
             ) as victim:
                 assert victim.wait(timeout_s=60) == -signal.SIGKILL, victim.lines
         with delivery.process(program, "run", service) as successor:
-            last.wait(timeout=200)
+            successors_run.wait(timeout=200)
             stop.wait(200)
             successor.signal(signal.SIGTERM)
             assert successor.wait() == 0
@@ -50,13 +50,13 @@ def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
     with ThreadPoolExecutor(len(LANES)) as lanes, Traffic(delivery) as traffic:
         running = [lanes.submit(run, *lane) for lane in LANES]
         try:
-            last.wait(timeout=200)
+            successors_run.wait(timeout=200)
             traffic.end()
             traffic.wait_settled()
         except threading.BrokenBarrierError:
             pass  # a lane has failed, and its result raises the reason
         finally:
-            last.abort()
+            successors_run.abort()
             stop.set()
         for lane in running:
             lane.result(60)
