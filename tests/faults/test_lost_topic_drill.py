@@ -107,7 +107,7 @@ def test_unread_events_that_are_older_than_the_window_are_replayed_by_hand(
         with delivery.consumer(READERS[topic]):
             traffic.wait_more(20)
             traffic.end()
-            hanging = wait_until(lambda: waiting_for_a_lost_event(delivery), what="the audit")
+            hanging = wait_until(lambda: hanging_orders(delivery), what="the audit")
             kept = {header(record, "ce_id"): record.key for record in delivery.records(topic)}
             assert 0 < len(hanging) == min(delivery.statuses()["created"], VIOLATIONS_MAX)
 
@@ -128,7 +128,7 @@ def test_unread_events_that_are_older_than_the_window_are_replayed_by_hand(
     assert len(delivery.charges()) == len(set(delivery.charges()))
 
 
-def waiting_for_a_lost_event(delivery: Delivery) -> set[str]:
+def hanging_orders(delivery: Delivery) -> set[str]:
     """Return the orders that the audit calls hanging. Fail if it finds anything other
     than hanging orders and lost events.
     """

@@ -72,10 +72,10 @@ def test_a_relay_killed_midway_through_a_batch(
     # All orders are of one user, so they go to one partition and need more than one request.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    # A relay gives each shard an equal share of a turn. Here, one share holds the whole batch. The
+    # A relay divides RELAY_BATCH equally among shards. Here, one share holds the whole batch. The
     # clients start later, so that the first request holds events of the batch.
-    turn = str(SHARDS_PER_BATCH * len(batch))
-    with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
+    relay_batch = str(SHARDS_PER_BATCH * len(batch))
+    with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=relay_batch) as victim:
 
         def kill_at_the_second(number: int) -> str | None:
             if number == 1:
