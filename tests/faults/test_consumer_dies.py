@@ -73,11 +73,11 @@ def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: 
         with delivery.process("inbox-consumer", "run", "payments") as other:
             wait_until(lambda: len(delivery.charges()) == 10, timeout_s=60, what="the charges")
             frozen.signal(signal.SIGCONT)
-            # The server has ended its transaction.
+            # The server has ended the transaction of this consumer.
             frozen.wait_logged("consumer.database_down")
             other.signal(signal.SIGTERM)
             assert other.wait() == 0
-        # It connects again and continues normally.
+        # The consumer that was frozen connects again and continues normally.
         delivery.place(user, 1)
         with delivery.relay("orders"):
             wait_until(lambda: len(delivery.charges()) == 11, timeout_s=60, what="the last")

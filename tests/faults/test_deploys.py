@@ -97,12 +97,12 @@ class Clients:
         answer = session.post(f"{self._orders}/orders", json=body, timeout=TIMEOUT_S)
         answer.raise_for_status()
         order_id = answer.headers["Location"].removeprefix("/order/")
-        # An answer that waited for the outcome came after it.
+        # `slowest_s` adds the time until the outcome, which an answer that waited includes.
         waited = "Prefer" in session.headers
         self.answered_s[order_id] = 0 if waited else monotonic() - began
 
     def wait_more(self, count: int) -> None:
-        """Wait until so many more orders are accepted."""
+        """Wait until `count` more orders are accepted."""
         enough = len(self.answered_s) + count
         wait_until(lambda: len(self.answered_s) >= enough, what=f"{count} more orders")
 
@@ -230,7 +230,7 @@ def test_a_second_reload_ends_the_old_workers_if_those_of_the_first_did_not_star
 def test_sighup_does_not_end_an_api_that_starts(
     delivery: Delivery, tmp_path: Path, service: str
 ) -> None:
-    """Its command in deploy/programs makes it ignore the signal until gunicorn handles it."""
+    """With its command in deploy/programs, the API ignores SIGHUP until gunicorn handles it."""
     parser = ConfigParser(interpolation=None)
     parser.read(ROOT / f"deploy/programs/{service}.conf")
     command = shlex.split(parser[f"program:{service}-api"]["command"])
@@ -274,7 +274,7 @@ def test_sigterm_stops_an_api_while_it_reloads(orders_url: str, tmp_path: Path) 
 
 @contextmanager
 def running(delivery: Delivery, health: Path, program: str, service: str) -> Iterator[Process]:
-    """Run a relay or consumer; yields it once it does its work."""
+    """Run a relay or consumer, and yield its process once it is ready."""
     with delivery.process(program, "run", service, HEALTH_DIR=str(health)) as process:
 
         def ready() -> bool:
@@ -285,9 +285,9 @@ def running(delivery: Delivery, health: Path, program: str, service: str) -> Ite
         yield process
 
 
-def slowest_s(delivery: Delivery, clients: Clients, since: set[str]) -> float:
-    """Wait for the orders placed since then; return the longest time from request to outcome."""
-    placed = sorted(set(clients.answered_s) - since)
+def slowest_s(delivery: Delivery, clients: Clients, earlier: set[str]) -> float:
+    """Wait for all orders that are not in `earlier`. Return the longest time until an outcome."""
+    placed = sorted(set(clients.answered_s) - earlier)
 
     def times() -> dict[str, float]:
         rows = delivery.query(
@@ -305,10 +305,10 @@ def slowest_s(delivery: Delivery, clients: Clients, since: set[str]) -> float:
 def measure_delay_s(
     delivery: Delivery, clients: Clients, restart: Callable[[], None], *, attempts: int = 3
 ) -> float:
-    """Return by how much the slowest order takes longer while a process is restarted.
+    """Return how much longer the slowest order takes while a process is restarted.
 
-    The orders just before are the measure, while a process that takes no part starts. Something
-    else on the machine may hold up an order, but not in each attempt.
+    It is compared with the slowest order just before, while an unrelated process starts. The
+    machine may delay an order for another reason, but not in each attempt.
     """
     before = set(clients.answered_s)
     delivery.run("outbox-relay", "run", "--help")
@@ -365,7 +365,7 @@ def test_a_restart_of_each_process_in_turn_delays_no_order(
 def test_an_api_that_stops_refuses_new_connections_and_answers_the_request_it_has(
     orders_url: str, tmp_path: Path
 ) -> None:
-    """A proxy sends a refused request to another API. It must not repeat one without an answer."""
+    """A proxy can send a refused request to another API, but not one that got no answer."""
     body = json.dumps({"user_id": str(uuid4()), "amount": 1}).encode()
     with api("orders", orders_url, tmp_path / "log") as (process, address):
         host, port = address.removeprefix("http://").split(":")

@@ -1,8 +1,8 @@
-"""If a broker that lost all its data does not store an event, it must not count as acknowledged.
+"""Only stored events count as acknowledged, even if the broker has lost all its data.
 
 A broker that lost its data numbers producers from the start again. So an old and a new producer can
-have the same id. The broker would take the events of one for duplicates of the other's, and
-acknowledge them without storing them.
+have the same id. The broker would take the events of one producer for duplicates of the other's,
+and acknowledge them without storing them.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def make_topics(settings: Settings) -> None:
 def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     own_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    """After the loss, a new sender sends first. Then the old one sends with its old producer."""
+    """The old sender is asked to send after the loss, although its connection has ended."""
     delivery = Delivery(payments_url, orders_url, own_broker.bootstrap)
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
-    # It goes to another partition than "key". So the first batch of the old producer for the
-    # partition of "key" comes after the loss. It has the same number as that of the new producer.
+    # This event goes to another partition than the later ones. In the partition of the later ones,
+    # the first batches of both producers have the same number.
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
     own_broker.kill()
     own_broker.delete_data()
@@ -79,7 +79,8 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
-    # The old producer has the same id as the new one, and gives its batch the same number.
+    # The old sender should send nothing. If it still sent, its producer id and batch number would
+    # be those of the first batch of the new sender.
     second = events("key", 2)
     acknowledged = old.send(second).acknowledged
     new.close()

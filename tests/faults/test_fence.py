@@ -1,4 +1,4 @@
-"""When produce requests fail between others, the events of each key still arrive in order.
+"""When some produce requests fail and others succeed, events of a key still arrive in order.
 
 A repeated event is allowed. The order of the first appearances counts.
 """

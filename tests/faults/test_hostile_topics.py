@@ -124,7 +124,7 @@ class Repeater:
                     for record in records:
                         event_id = header(record, "ce_id")
                         if event_id in self.repeated:
-                            continue  # a repeater has sent this copy
+                            continue  # this record is a copy
                         producer.send(
                             self._topic,
                             value=record.value,

@@ -33,7 +33,7 @@ READERS = {ORDERS: "payments", PAYMENTS: "orders"}
 
 @contextmanager
 def all_but_a_consumer(delivery: Delivery, stopped: str, **settings: Any) -> Iterator[None]:
-    """Run the relays of both services, and the consumer of the other one."""
+    """Run the relays of both services, and the consumer of the service that is not `stopped`."""
     with ExitStack() as stack:
         for service in SERVICES:
             stack.enter_context(delivery.relay(service, **settings))
@@ -43,7 +43,7 @@ def all_but_a_consumer(delivery: Delivery, stopped: str, **settings: Any) -> Ite
 
 
 def wait_unread(delivery: Delivery, topic: str, count: int) -> None:
-    """Wait until so many records of a topic wait for their consumer."""
+    """Wait until at least `count` records of a topic wait for their consumer."""
     wait_until(
         lambda: len(delivery.records(topic)) >= delivery.received(READERS[topic]) + count,
         timeout_s=60,
@@ -107,7 +107,7 @@ def test_unread_events_that_are_older_than_the_window_are_replayed_by_hand(
         with delivery.consumer(READERS[topic]):
             traffic.wait_more(20)
             traffic.end()
-            hanging = wait_until(lambda: waiting_for_a_lost_event(delivery), what="the audit")
+            hanging = wait_until(lambda: hanging_orders(delivery), what="the audit")
             kept = {header(record, "ce_id"): record.key for record in delivery.records(topic)}
             assert 0 < len(hanging) == min(delivery.statuses()["created"], VIOLATIONS_MAX)
 
@@ -116,21 +116,21 @@ def test_unread_events_that_are_older_than_the_window_are_replayed_by_hand(
             delivery.wait_sent(publisher)
 
     outbox = delivery.query(publisher, "SELECT id::text, aggregateid FROM outbox")
-    behind = {id_ for id_, key in outbox if id_ not in kept and key.encode() in kept.values()}
+    may_be_late = {id_ for id_, key in outbox if id_ not in kept and key.encode() in kept.values()}
     violations = violations_in(run_audit(delivery))
-    # Each order is decided and charged once. Those that were lost may be decided after newer ones
-    # of their user, which no repair can change.
+    # Each order is decided and charged once. An order whose event was lost may be decided after
+    # newer orders of its user. No repair can change that.
     assert {each[:2] for each in violations} == (
         {(f"{ORDERS}: first appearances in order", "too late")} if topic == ORDERS else set()
     )
-    assert {event for _, _, event in violations} <= behind
+    assert {event for _, _, event in violations} <= may_be_late
     assert run(delivery, "settle audit").returncode == (1 if violations else 0)
     assert len(delivery.charges()) == len(set(delivery.charges()))
 
 
-def waiting_for_a_lost_event(delivery: Delivery) -> set[str]:
-    """Return the orders that the audit calls hanging, once it finds no other violation than those
-    and their lost events.
+def hanging_orders(delivery: Delivery) -> set[str]:
+    """Return the orders that the audit calls hanging. Fail if it finds anything other
+    than hanging orders and lost events.
     """
     violations = violations_in(run_audit(delivery))
     assert {kind for _, kind, _ in violations} == {"hanging", "lost"}

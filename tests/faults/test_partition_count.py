@@ -67,15 +67,15 @@ def test_events_keep_their_order_while_partitions_are_added(
             delivery.place(user, 1, count=20)
         delivery.wait_sent("orders", timeout_s=60)
 
-        raising = running.enter_context(ThreadPoolExecutor(1)).submit(
+        adding = running.enter_context(ThreadPoolExecutor(1)).submit(
             add_partitions_up_to, delivery, admin, 12
         )
         wait_until(lambda: not free_shards(delivery), what="the command to hold all shards")
         for user in users:
             delivery.place(user, 1, count=20)
-        assert not raising.done()
+        assert not adding.done()
         running.enter_context(delivery.consumer("payments"))
-        raising.result(90)
+        adding.result(90)
 
         delivery.wait_sent("orders", timeout_s=60)
         wait_until(
@@ -86,7 +86,7 @@ def test_events_keep_their_order_while_partitions_are_added(
 
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
     assert order_ids_by_user(delivery, "payments") == order_ids_by_user(delivery, "orders")
-    # The relays connected before the change, and use the new partitions.
+    # The relays connected before the change, but use the new partitions as well.
     assert delivery.query("payments", "SELECT max(partition) FROM inbox")[0][0] >= PARTITIONS
 
 
@@ -182,7 +182,7 @@ def test_fewer_partitions_are_refused_by_the_command(
 
 @needs_kafka
 def test_the_present_count_changes_nothing(delivery: Delivery, admin: KafkaAdminClient) -> None:
-    """Unread records do not matter then."""
+    """Unread records matter only if the count changes."""
     delivery.produce(ORDERS, order_created(uuid4(), 1))
 
     add_partitions_up_to(delivery, admin, PARTITIONS)
@@ -226,11 +226,11 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
     destination = Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"})
     with engine.begin() as connection:
         record_topics(connection, destination, window=_HOUR)
-    seen: list[object] = []
+    locked: list[object] = []
 
     def try_as_relay(*_: object) -> list[str]:
         with engine.begin() as relay:
-            seen.append(lock_shards(relay, 16))
+            locked.append(lock_shards(relay, 16))
             relay.execute(text("SET LOCAL lock_timeout = 100"))
             with pytest.raises(OperationalError, match="lock timeout"):
                 record_topics(relay, destination, window=_HOUR)
@@ -241,5 +241,5 @@ def test_no_relay_connects_or_sends_while_partitions_are_added(
 
     add_partitions(engine, None, load_service("orders"), 12)
 
-    assert seen == [[]]
+    assert locked == [[]]
     engine.dispose()

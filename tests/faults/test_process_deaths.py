@@ -1,4 +1,4 @@
-"""A record that kills the consumer's process becomes a dead letter, and those behind it go on."""
+"""A record that kills the consumer's process becomes a dead letter. Later records are applied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from support.delivery import Delivery, Process
 
 PROGRAM = ("python", deadly_consumer.__file__)
-# Once with the whole batch in hand, once with a group of it, and three times alone.
+# A process dies once with the whole batch in hand, once with a group of records, and three times
+# with only this record.
 DEATHS = 5
 
 
@@ -73,7 +74,7 @@ def test_a_record_that_kills_the_process_is_passed(
 
 @pytest.mark.timeout(240)
 def test_a_record_that_kills_each_process_of_a_group_is_passed(delivery: Delivery) -> None:
-    """Its partition moves to the other process, which dies, too. Other partitions go on."""
+    """The partition moves to the other process, which dies, too. Other partitions go on."""
     delivery.produce(ORDERS, *numbers(1, 2, 3), *numbers(11, 12, 13, partition=5))
     died: list[Process] = []
     with ExitStack() as running:
@@ -102,7 +103,7 @@ def test_a_record_that_kills_each_process_of_a_group_is_passed(delivery: Deliver
 @pytest.mark.timeout(240)
 def test_a_retry_that_kills_the_process_again_is_tried_once(delivery: Delivery) -> None:
     delivery.produce(ORDERS, *numbers(1))
-    for _ in range(DEATHS - 1):  # the group is this one record
+    for _ in range(DEATHS - 1):  # the batch is this one record
         with consumer(delivery, "1") as process:
             wait_for_death(process)
     with consumer(delivery, "1") as process:

@@ -38,7 +38,7 @@ def each_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 
 def spread_orders(count: int) -> list[Record]:
-    """Return events of new orders, spread_orders evenly over the partitions."""
+    """Return events of new orders, spread evenly over the partitions."""
     return [
         Record(order.value, order.headers, order.key, partition=number % PARTITIONS)
         for number in range(count)
@@ -77,7 +77,7 @@ def wait_received(delivery: Delivery, count: int) -> None:
 def test_running_members_read_the_new_topic_from_its_start(
     each_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    """Their positions exist in the new topic too, and they are frozen while it is replaced."""
+    """They are frozen while the topic is replaced. Their positions exist in the new topic too."""
     delivery = Delivery(payments_url, orders_url, each_broker.bootstrap)
     delivery.produce(ORDERS, *spread_orders(120))
     with (
@@ -121,7 +121,7 @@ def test_a_consumer_that_was_away_reads_the_new_topic_from_its_start(delivery: D
 def test_offsets_of_the_old_topic_are_not_used_when_a_frozen_consumer_commits_them(
     delivery: Delivery,
 ) -> None:
-    """The new owner of its partitions has already committed offsets of the new topic."""
+    """Here, `commit` stands for a consumer that was frozen while the topic was replaced."""
     delivery.produce(ORDERS, *spread_orders(6))
     with delivery.consumer("payments"):
         wait_until(lambda: delivery.committed("payments") == 6, what="the offsets")
@@ -137,6 +137,7 @@ def test_offsets_of_the_old_topic_are_not_used_when_a_frozen_consumer_commits_th
 
 @needs_kafka
 def test_offsets_of_an_earlier_release_count_as_right(delivery: Delivery) -> None:
+    """An earlier release stored no topic id with an offset."""
     delivery.produce(ORDERS, *spread_orders(60))
 
     commit(delivery, 9, "")

@@ -34,11 +34,11 @@ def check_records(delivery: Delivery, count: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("failpoint", "sent_twice"),
+    ("failpoint", "sent_twice_max"),
     [("relay.locked", 0), ("relay.sent", 20), ("relay.marked", 0)],
 )
 def test_a_relay_killed_anywhere_loses_nothing(
-    delivery: Delivery, failpoint: str, sent_twice: int
+    delivery: Delivery, failpoint: str, sent_twice_max: int
 ) -> None:
     # A batch holds the events of one shard. The relay dies in its second batch.
     add_events(delivery, 0, COUNT)
@@ -53,7 +53,7 @@ def test_a_relay_killed_anywhere_loses_nothing(
         delivery.wait_sent("orders", timeout_s=30)
     times = check_records(delivery, COUNT)
     twice = sum(1 for count in times.values() if count == 2)
-    assert (twice > 0) is (sent_twice > 0)
+    assert (twice > 0) is (sent_twice_max > 0)
     assert twice <= 20
 
 
@@ -76,7 +76,7 @@ def test_a_relay_frozen_past_its_lease_loses_it_and_recovers(
             sent_while_frozen = check_records(delivery, 2 * COUNT)
 
             frozen.signal(signal.SIGCONT)
-            # The server has ended its transaction. It connects again and continues normally.
+            # The server has ended this relay's transaction. The relay connects again and continues.
             frozen.wait_logged("relay.database_down")
             frozen.wait_logged("relay.database_up")
             other.signal(signal.SIGTERM)
@@ -85,7 +85,7 @@ def test_a_relay_frozen_past_its_lease_loses_it_and_recovers(
         delivery.wait_sent("orders")
         assert len(frozen.logged("relay.sent")) > 1
         times = check_records(delivery, 3 * COUNT)
-    # Both relays sent the events that the first one held when it froze.
+    # Both relays sent the events that the frozen relay held.
     twice = {event_id for event_id, count in times.items() if count == 2}
     assert twice
     assert twice <= set(sent_while_frozen)

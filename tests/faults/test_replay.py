@@ -32,8 +32,8 @@ NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 
 
 @pytest.fixture
-def sent(orders_url: str) -> Delivery:
-    """Return a delivery whose outbox holds only events that were sent."""
+def sent_delivery(orders_url: str) -> Delivery:
+    """Return a delivery in whose outbox all events count as sent."""
     delivery = Delivery("", orders_url, "")
     delivery.add("a", *range(EVENTS // 2))
     delivery.add("b", *range(EVENTS // 2))
@@ -49,7 +49,7 @@ def engine(orders_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]
     made.dispose()
 
 
-def test_a_long_replay_is_made_of_short_statements(sent: Delivery, engine: Engine) -> None:
+def test_a_long_replay_is_made_of_short_statements(sent_delivery: Delivery, engine: Engine) -> None:
     pieces: list[int] = []
 
     with engine.begin() as connection:
@@ -57,14 +57,14 @@ def test_a_long_replay_is_made_of_short_statements(sent: Delivery, engine: Engin
             connection, ["orders"], ReplayFilter(since=DAY), lambda: pieces.append(1)
         )
 
-    assert queued == sent.pending("orders") == EVENTS
+    assert queued == sent_delivery.pending("orders") == EVENTS
     assert len(pieces) == EVENTS // PIECE + 1
 
 
-def test_no_relay_sends_between_two_pieces(sent: Delivery, engine: Engine) -> None:
+def test_no_relay_sends_between_two_pieces(sent_delivery: Delivery, engine: Engine) -> None:
     """Such a relay would send a later event of a key before an earlier one."""
-    sent.add("a", "later")
-    other = create_engine(sent.orders_url)
+    sent_delivery.add("a", "later")
+    other = create_engine(sent_delivery.orders_url)
     locked: list[list[int]] = []
 
     def lock_as_relay() -> None:
@@ -82,7 +82,7 @@ def test_no_relay_sends_between_two_pieces(sent: Delivery, engine: Engine) -> No
 
 
 def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
-    sent: Delivery, engine: Engine
+    sent_delivery: Delivery, engine: Engine
 ) -> None:
     first, second = (Destination(None, {ORDERS: uuid4()}, {ORDERS: "orders"}) for _ in range(2))
     pieces = iter(range(EVENTS))
@@ -95,7 +95,7 @@ def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(
         record_topics(connection, first, DAY)
     with pytest.raises(ConnectionError), engine.begin() as connection:
         record_topics(connection, second, DAY, fail_at_piece_5)
-    assert sent.pending("orders") == 0
+    assert sent_delivery.pending("orders") == 0
 
     with engine.begin() as connection:
         assert record_topics(connection, second, DAY).queued == {ORDERS: EVENTS}
@@ -137,8 +137,8 @@ def test_a_relay_writes_heartbeats_between_the_pieces_and_stops_when_asked(
 
 @pytest.mark.parametrize("since", ["30000d", "999999999d"])
 def test_a_replay_of_more_days_than_a_date_holds_is_a_replay_of_everything(
-    sent: Delivery, since: str
+    sent_delivery: Delivery, since: str
 ) -> None:
-    done = sent.run("outbox-relay", "replay", "orders", "--since", since, **NOWHERE)
+    done = sent_delivery.run("outbox-relay", "replay", "orders", "--since", since, **NOWHERE)
 
     assert done.stdout == f"{EVENTS} events of orders are queued to be sent again.\n", done.stderr

@@ -107,7 +107,7 @@ class OldCode:
 
 @pytest.fixture
 def old(tmp_path: Path, delivery: Delivery) -> OldCode:
-    """Check the old revision out. Its code is found before this one's."""
+    """Check out the old revision. Python finds its code before the current code."""
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", REVISION],
         capture_output=True,
@@ -118,11 +118,11 @@ def old(tmp_path: Path, delivery: Delivery) -> OldCode:
             f"this clone has no commit {REVISION}; run `git fetch --unshallow`: {archive.stderr!r}"
         )
     subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)
-    described = tmp_path / "settle-0.1.0.dist-info"
-    described.mkdir()
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: settle\nVersion: 0.1.0\n")
-    (described / "entry_points.txt").write_text(ENTRY_POINTS)
-    # It is not installed any more, and is used with CORS_ORIGINS only.
+    dist_info = tmp_path / "settle-0.1.0.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle\nVersion: 0.1.0\n")
+    (dist_info / "entry_points.txt").write_text(ENTRY_POINTS)
+    # The old code imports flask_cors, which is not installed, and uses it with CORS_ORIGINS only.
     (tmp_path / "flask_cors.py").write_text("CORS = None\n")
     return OldCode(tmp_path, delivery)
 
@@ -148,7 +148,7 @@ def place(address: str, user_id: str, **headers: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(240)
 def test_old_and_new_code_deliver_each_others_orders(delivery: Delivery, old: OldCode) -> None:
-    """First orders is rolled back, then payments. Each phase has orders of both APIs."""
+    """First, the old code delivers for orders, then for payments. Old and new code place orders."""
     rich, poor = str(uuid4()), str(uuid4())
     with old.api("payments") as payments, old.api("orders") as orders:
         for user, amount in ((rich, 100), (poor, 1)):
@@ -176,7 +176,7 @@ def test_old_and_new_code_deliver_each_others_orders(delivery: Delivery, old: Ol
             f"{payments}/accounts/balance?user_id={rich}", timeout=TIMEOUT_S
         ).json()
 
-    # The poor user can pay for one.
+    # The poor user can pay for one order.
     assert delivery.statuses() == {"success": 5, "failed": 3}
     assert Counter(delivery.charges()).most_common(1)[0][1] == 1
     assert (balance, delivery.balance(UUID(poor))) == ({"balance": 96}, 0)

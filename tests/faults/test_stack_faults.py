@@ -109,10 +109,10 @@ def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: S
 
 def test_a_broker_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        noticed = notice_waiter(system, "orders-relay", "relay.broker_down")
+        wait_noticed = notice_waiter(system, "orders-relay", "relay.broker_down")
         with stopped_server(system.broker, system.broker.kill):
             clients.wait_tried(30)
-            noticed()
+            wait_noticed()
         wait_settled(system, 50)
 
 
@@ -135,10 +135,10 @@ def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(syste
 
 def test_a_database_that_is_killed_and_comes_back(system: System) -> None:
     with load(system) as clients:
-        noticed = notice_waiter(system, "orders-relay", "relay.database_down")
+        wait_noticed = notice_waiter(system, "orders-relay", "relay.database_down")
         with stopped_server(system.postgres, system.postgres.kill):
             clients.wait_tried(10)
-            noticed()
+            wait_noticed()
         wait_settled(system, 50)
 
 

@@ -1,4 +1,4 @@
-"""The stack on Apache Kafka, the broker of production, which keeps its records in a restart."""
+"""The stack on Apache Kafka, the broker of production, which keeps its records over a restart."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ LANES = [(program, service) for program in POINTS for service in SERVICES]
 def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
     """A relay dies between sending and marking, and a consumer between its two commits."""
     stop = threading.Event()
-    last = threading.Barrier(len(LANES) + 1)
+    successors_run = threading.Barrier(len(LANES) + 1)
 
     def run(program: str, service: str) -> None:
         for point in POINTS[program]:
@@ -42,7 +42,7 @@ def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
             ) as victim:
                 assert victim.wait(timeout_s=60) == -signal.SIGKILL, victim.lines
         with delivery.process(program, "run", service) as successor:
-            last.wait(timeout=200)
+            successors_run.wait(timeout=200)
             stop.wait(200)
             successor.signal(signal.SIGTERM)
             assert successor.wait() == 0
@@ -50,13 +50,13 @@ def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
     with ThreadPoolExecutor(len(LANES)) as lanes, Traffic(delivery) as traffic:
         running = [lanes.submit(run, *lane) for lane in LANES]
         try:
-            last.wait(timeout=200)
+            successors_run.wait(timeout=200)
             traffic.end()
             traffic.wait_settled()
         except threading.BrokenBarrierError:
             pass  # a lane has failed, and its result raises the reason
         finally:
-            last.abort()
+            successors_run.abort()
             stop.set()
         for lane in running:
             lane.result(60)
@@ -72,10 +72,10 @@ def test_a_relay_killed_midway_through_a_batch(
     # All orders are of one user, so they go to one partition and need more than one request.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    # A relay gives each shard an equal share of a turn. Here, one share holds the whole batch. The
+    # A relay divides RELAY_BATCH equally among shards. Here, one share holds the whole batch. The
     # clients start later, so that the first request holds events of the batch.
-    turn = str(SHARDS_PER_BATCH * len(batch))
-    with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=turn) as victim:
+    relay_batch = str(SHARDS_PER_BATCH * len(batch))
+    with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=relay_batch) as victim:
 
         def kill_at_the_second(number: int) -> str | None:
             if number == 1:

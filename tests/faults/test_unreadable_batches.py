@@ -69,7 +69,7 @@ def node() -> Iterator[KafkaBroker]:
 
 
 @pytest.fixture
-def topic(payments_url: str, orders_url: str, node: KafkaBroker) -> Delivery:
+def delivery(payments_url: str, orders_url: str, node: KafkaBroker) -> Delivery:
     """Empty the node, and return a delivery with both databases and the node."""
     node.empty()
     return Delivery(payments_url, orders_url, node.bootstrap)
@@ -85,7 +85,7 @@ def put_orders(delivery: Delivery, user: UUID, partition: int, *counts: int) -> 
 
 
 def corrupt(node: KafkaBroker, number: int, change: Callable[[bytes], bytes]) -> bytes:
-    """Change a batch of partition 0 on the node's disk."""
+    """Change batch `number` of partition 0 on the node's disk, and return the changed batch."""
     node.stop()
     changed = rewrite(node.folder, ORDERS, 0, number, change)
     node.start()
@@ -94,20 +94,20 @@ def corrupt(node: KafkaBroker, number: int, change: Callable[[bytes], bytes]) ->
 
 @pytest.mark.parametrize("kind", CORRUPT)
 def test_a_corrupt_batch_is_kept_whole_and_everything_else_is_applied(
-    node: KafkaBroker, topic: Delivery, kind: str
+    node: KafkaBroker, delivery: Delivery, kind: str
 ) -> None:
-    user = topic.open_account(1000)
-    put_orders(topic, user, 0, 2, 1, 2)
-    put_orders(topic, user, 1, 3)
+    user = delivery.open_account(1000)
+    put_orders(delivery, user, 0, 2, 1, 2)
+    put_orders(delivery, user, 1, 3)
     batch = corrupt(node, 1, CORRUPT[kind])
 
-    with topic.process("inbox-consumer", "run", "payments") as consumer:
-        wait_until(lambda: topic.committed("payments") == 8, timeout_s=60, what="all to be read")
+    with delivery.process("inbox-consumer", "run", "payments") as consumer:
+        wait_until(lambda: delivery.committed("payments") == 8, timeout_s=60, what="all to be read")
         held = consumer.logged("consumer.partition_held")
         down = consumer.logged("consumer.broker_down")
 
-    assert len(topic.charges()) == 7
-    (letter,) = topic.dead_letters("payments")
+    assert len(delivery.charges()) == 7
+    (letter,) = delivery.dead_letters("payments")
     assert (letter.reason, letter.topic, letter.partition, letter.offset) == (
         "unreadable_batch",
         ORDERS,
@@ -123,23 +123,23 @@ def test_a_corrupt_batch_is_kept_whole_and_everything_else_is_applied(
 
 @pytest.mark.parametrize("failpoint", ["consumer.applied", "consumer.committed"])
 def test_a_consumer_killed_at_a_corrupt_batch_keeps_it_once(
-    node: KafkaBroker, topic: Delivery, failpoint: str
+    node: KafkaBroker, delivery: Delivery, failpoint: str
 ) -> None:
-    user = topic.open_account(1000)
-    put_orders(topic, user, 0, 3, 1)
+    user = delivery.open_account(1000)
+    put_orders(delivery, user, 0, 3, 1)
     corrupt(node, 0, CORRUPT["checksum"])
 
-    with topic.process(
+    with delivery.process(
         "inbox-consumer", "run", "payments", FAILPOINTS=f"{failpoint}=kill"
     ) as consumer:
         assert consumer.wait(timeout_s=40) == -signal.SIGKILL
-    kept = len(topic.dead_letters("payments"))
-    with topic.process("inbox-consumer", "run", "payments"):
-        wait_until(lambda: topic.committed("payments") == 4, timeout_s=60, what="all to be read")
+    kept = len(delivery.dead_letters("payments"))
+    with delivery.process("inbox-consumer", "run", "payments"):
+        wait_until(lambda: delivery.committed("payments") == 4, timeout_s=60, what="all to be read")
 
     assert kept == 1
-    assert len(topic.dead_letters("payments")) == 1
-    assert len(topic.charges()) == 1
+    assert len(delivery.dead_letters("payments")) == 1
+    assert len(delivery.charges()) == 1
 
 
 def test_a_damaged_connection_is_replaced_and_nothing_is_given_up(
@@ -173,33 +173,33 @@ def put_compressed(delivery: Delivery, user: UUID, codec: str, partition: int) -
     producer.close()
 
 
-def test_every_codec_of_kafka_is_read(topic: Delivery) -> None:
-    user = topic.open_account(1000)
+def test_every_codec_of_kafka_is_read(delivery: Delivery) -> None:
+    user = delivery.open_account(1000)
     codecs = [codec for codec in CODECS if codec != "none"]
     for partition, codec in enumerate(codecs):
-        put_compressed(topic, user, codec, partition)
+        put_compressed(delivery, user, codec, partition)
 
-    with topic.consumer("payments"):
-        wait_until(lambda: len(topic.charges()) == 4, timeout_s=40, what="all four charges")
+    with delivery.consumer("payments"):
+        wait_until(lambda: len(delivery.charges()) == 4, timeout_s=40, what="all four charges")
 
-    assert topic.dead_letters("payments") == []
+    assert delivery.dead_letters("payments") == []
 
 
 def test_a_missing_codec_stops_its_partition_until_it_is_installed(
-    topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user = topic.open_account(1000)
-    put_compressed(topic, user, "snappy", 0)
-    put_orders(topic, user, 0, 1)
+    user = delivery.open_account(1000)
+    put_compressed(delivery, user, "snappy", 0)
+    put_orders(delivery, user, 0, 1)
     for partition in range(1, PARTITIONS):
-        put_orders(topic, user, partition, 1)
+        put_orders(delivery, user, partition, 1)
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
     with monkeypatch.context() as without_snappy:
         without_snappy.setattr(kafka.codec, "snappy", None)
-        with topic.consumer("payments", health_dir=str(tmp_path)):
+        with delivery.consumer("payments", health_dir=str(tmp_path)):
             wait_until(
-                lambda: len(topic.charges()) == PARTITIONS - 1,
+                lambda: len(delivery.charges()) == PARTITIONS - 1,
                 timeout_s=60,
                 what="the other partitions",
             )
@@ -212,54 +212,58 @@ def test_a_missing_codec_stops_its_partition_until_it_is_installed(
                 timeout_s=20,
                 what="the health file to name the partition",
             )
-            put_orders(topic, user, 1, 1)
+            put_orders(delivery, user, 1, 1)
             wait_until(
-                lambda: len(topic.charges()) == PARTITIONS, timeout_s=20, what="one more charge"
+                lambda: len(delivery.charges()) == PARTITIONS, timeout_s=20, what="one more charge"
             )
             without_snappy.undo()
             wait_until(
-                lambda: len(topic.charges()) == PARTITIONS + 2, timeout_s=30, what="the held ones"
+                lambda: len(delivery.charges()) == PARTITIONS + 2,
+                timeout_s=30,
+                what="the held ones",
             )
             wait_until(lambda: '"ready"' in health(), timeout_s=20)
 
-    assert topic.dead_letters("payments") == []
+    assert delivery.dead_letters("payments") == []
 
 
 def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
-    node: KafkaBroker, topic: Delivery, tmp_path: Path
+    node: KafkaBroker, delivery: Delivery, tmp_path: Path
 ) -> None:
     """Behind a batch with a wrong length, the broker finds no batch."""
-    user = topic.open_account(1000)
-    put_orders(topic, user, 0, 1, 1, 1)
-    put_orders(topic, user, 1, 1)
+    user = delivery.open_account(1000)
+    put_orders(delivery, user, 0, 1, 1, 1)
+    put_orders(delivery, user, 1, 1)
     # The file is changed while the node runs, because a node does not start on such a file.
     rewrite(node.folder, ORDERS, 0, 1, lambda batch: put(batch, LENGTH_AT, ">i", 5))
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
-    with topic.process("inbox-consumer", "run", "payments", HEALTH_DIR=str(tmp_path)) as consumer:
-        wait_until(lambda: len(topic.charges()) == 2, timeout_s=60, what="the other partition")
+    with delivery.process(
+        "inbox-consumer", "run", "payments", HEALTH_DIR=str(tmp_path)
+    ) as consumer:
+        wait_until(lambda: len(delivery.charges()) == 2, timeout_s=60, what="the other partition")
         wait_until(lambda: f"{ORDERS}-0 at 1" in health(), timeout_s=20, what="the health file")
-        put_orders(topic, user, 1, 1)
-        wait_until(lambda: len(topic.charges()) == 3, timeout_s=20, what="one more charge")
+        put_orders(delivery, user, 1, 1)
+        wait_until(lambda: len(delivery.charges()) == 3, timeout_s=20, what="one more charge")
         assert consumer.logged("consumer.broker_down") == []
 
-    assert topic.dead_letters("payments") == []
+    assert delivery.dead_letters("payments") == []
 
 
 def test_audit_and_doctor_continue_after_unreadable_batches(
-    node: KafkaBroker, topic: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: KafkaBroker, delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user = topic.open_account(1000)
-    put_orders(topic, user, 0, 1, 1)
-    put_orders(topic, user, 1, 1)
-    put_compressed(topic, user, "snappy", 1)
-    put_orders(topic, user, 1, 1)
+    user = delivery.open_account(1000)
+    put_orders(delivery, user, 0, 1, 1)
+    put_orders(delivery, user, 1, 1)
+    put_compressed(delivery, user, "snappy", 1)
+    put_orders(delivery, user, 1, 1)
     corrupt(node, 0, CORRUPT["checksum"])
     monkeypatch.setattr(kafka.codec, "snappy", None)
-    doctor = Doctor(tmp_path, {"payments": topic.payments_url}, topic.bootstrap)
+    doctor = Doctor(tmp_path, {"payments": delivery.payments_url}, delivery.bootstrap)
 
     verdict, found = doctor.verdict("payments lag")
-    report = audit(topic.settings("payments"), topic.settings("orders"), second_look_s=0)
+    report = audit(delivery.settings("payments"), delivery.settings("orders"), second_look_s=0)
 
     assert verdict == "fail"
     assert found.startswith("5 records")

@@ -125,7 +125,7 @@ def many_open_files() -> Iterator[None]:
 def test_clients_that_pause_in_a_request_hold_no_thread(
     port: int, request_: bytes, sent: int
 ) -> None:
-    """The server keeps what they sent, and answers each client after it has sent the rest."""
+    """The server keeps what the clients sent, and answers each one after the rest has arrived."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(3 * WORKERS * THREADS)]
         for client in clients:

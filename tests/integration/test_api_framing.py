@@ -1,7 +1,7 @@
 """The deployed server refuses requests that violate HTTP/1.1 (RFC 9112), rule by rule.
 
-An order follows each of them on the same connection. The server must not execute it, because it
-cannot know where the next request starts.
+An order follows each of them on the same connection. The server must not execute this order,
+because it cannot know where the next request starts.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def orders(database_url: str) -> Iterator[Orders]:
 
 
 class Orders:
-    """Counts the orders that were stored since it was made."""
+    """Count the orders that were stored since this object was made."""
 
     def __init__(self, database_url: str) -> None:
         self.engine = create_engine(database_url)

@@ -92,7 +92,7 @@ def health_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(
     database_url: str, health_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Start the API in gunicorn, and yield its URL. It writes its process id to a health file."""
+    """Start the API in gunicorn, and yield its URL. Its process id is in a health file."""
     log = tmp_path_factory.mktemp("gunicorn") / "orders-api.log"
     process_name = {"HEALTH_DIR": str(health_dir), "SUPERVISOR_PROCESS_NAME": "orders-api"}
     with serve("orders", database_url, log, **process_name) as address:

@@ -180,7 +180,7 @@ def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) ->
                 b"",
             )
         ]
-        # It sends a preflight for other requests.
+        # The browser sends a preflight before other requests.
         preflight = requests.options(
             f"{url}/accounts/{USER}/deposit",
             headers={

@@ -283,12 +283,12 @@ def test_writes_succeed_after_the_database_is_writable_again(
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with open_app("payments", payments_url) as app:
         client = app.test_client()
-        refused = client.post("/accounts", json={"user_id": str(uuid4())})
+        during = client.post("/accounts", json={"user_id": str(uuid4())})
         postgres.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
 
-        taken = client.post("/accounts", json={"user_id": str(uuid4())})
+        after = client.post("/accounts", json={"user_id": str(uuid4())})
 
-    assert (refused.status_code, taken.status_code) == (503, 201)
+    assert (during.status_code, after.status_code) == (503, 201)
 
 
 def test_a_duplicate_key_from_a_sequence_is_answered_with_retry_after(

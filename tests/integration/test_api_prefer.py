@@ -146,7 +146,7 @@ def test_a_new_order_is_answered_when_it_is_settled(
 def test_a_replay_applies_the_preferences_of_the_repeated_request(
     orders: FlaskClient, orders_url: str
 ) -> None:
-    """The stored answer says only that the order was accepted. It does not hold its status."""
+    """The stored answer says only that the order was accepted, and not the order's status."""
     body = {"user_id": str(uuid4()), "amount": 100}
 
     def send(prefer: str | None) -> TestResponse:

@@ -46,7 +46,7 @@ def test_a_client_that_sends_10_mb_receives_the_answer(
 ) -> None:
     """The server reads the rest of the body, so the connection is not reset.
 
-    Unlike requests, this client reads no answer after it failed to send.
+    Unlike the library requests, `http.client` reads no answer after it failed to send.
     """
     client = HTTPConnection("127.0.0.1", port, timeout=30)
     with closing(client):

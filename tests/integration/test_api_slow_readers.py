@@ -95,7 +95,7 @@ def test_clients_that_do_not_read_use_little_memory_and_no_threads(
 
     with ExitStack() as stack:
         for number in range(1, CLIENTS + 1):
-            ask(stack.enter_context(connect(url)), address)
+            send_get(stack.enter_context(connect(url)), address)
             is_generated = partial(has_generated, log, address, before + number)
             wait_until(is_generated, what="the answer to be generated")
             if number % 10 == 0:
@@ -113,7 +113,7 @@ def test_many_clients_that_do_not_read_at_once_use_little_memory(url: str, log: 
 
     with ExitStack() as stack:
         for _ in range(24):
-            ask(stack.enter_context(connect(url)), LIST)
+            send_get(stack.enter_context(connect(url)), LIST)
         began = time.monotonic()
         assert requests.get(f"{url}/livez", timeout=10).ok
         took_s = time.monotonic() - began
@@ -145,7 +145,7 @@ def test_the_time_limit_is_for_the_whole_answer(
 ) -> None:
     """A client that reads small parts slowly is disconnected as well."""
     with connect(short_timeout_url) as client:
-        ask(client, BUNDLE)
+        send_get(client, BUNDLE)
         began = time.monotonic()
         wait_until(
             lambda: client.recv(1024) and "web.answer_not_taken" in short_timeout_log.read_text(),
@@ -181,7 +181,7 @@ def connect(url: str) -> socket.socket:
     return client
 
 
-def ask(client: socket.socket, address: str) -> None:
+def send_get(client: socket.socket, address: str) -> None:
     client.sendall(f"GET {address} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
 

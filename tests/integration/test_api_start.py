@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def start(**environ: str) -> subprocess.CompletedProcess[str]:
-    """Start the orders API with invalid settings, and wait until it ends."""
+    """Start the orders API with settings that make it end, and wait for its end."""
     return subprocess.run(
         [
             sys.executable,
@@ -44,7 +44,7 @@ def test_an_api_starts_without_supervisord(tmp_path: Path, health_dir: str) -> N
 
 
 def test_workers_and_threads_are_settings() -> None:
-    """A worker has a connection for each thread, and two more."""
+    """A worker has a database connection for each thread, and two more."""
     size = {"API_WORKERS": "3", "API_THREADS": "5"}
 
     printed = start(GUNICORN_CMD_ARGS="--print-config", **size).stdout

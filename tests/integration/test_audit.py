@@ -239,7 +239,7 @@ def test_each_kind_of_damage_is_reported_with_its_id(settled: Settled) -> None:
 
 def test_wrong_balances_are_reported_with_the_account(settled: Settled) -> None:
     with settled.copy() as delivery:
-        more, less, given = (delivery.open_account(100) for _ in range(3))
+        more, less, correct = (delivery.open_account(100) for _ in range(3))
         break_it(
             delivery,
             "payments",
@@ -259,7 +259,7 @@ def test_wrong_balances_are_reported_with_the_account(settled: Settled) -> None:
         (MONEY, "not zero", "all accounts"),
         (MONEY, "misdirected transfer", f"transfer {transfer}"),
     }
-    assert str(given) not in str(report)
+    assert str(correct) not in str(report)
 
 
 class ActBeforeSecondLook(Steps):
@@ -280,23 +280,23 @@ class ActBeforeSecondLook(Steps):
 def test_a_suspect_that_is_correct_at_the_second_look_is_not_reported(settled: Settled) -> None:
     with settled.copy() as delivery:
         ids, *_ = ids_of(delivery, "success")
-        created = f"UPDATE orders SET status = 'created' WHERE id = '{ids.order}'"
-        received = f"DELETE FROM inbox WHERE id = '{ids.event}' RETURNING *"
-        kept = delivery.query("payments", received)[0]
+        reopen_order = f"UPDATE orders SET status = 'created' WHERE id = '{ids.order}'"
+        delete_inbox_row = f"DELETE FROM inbox WHERE id = '{ids.event}' RETURNING *"
+        deleted = delivery.query("payments", delete_inbox_row)[0]
 
         def restore_row() -> None:
-            columns = ", ".join(f'"{name}"' for name in kept._fields)
-            values = ", ".join(f":{name}" for name in kept._fields)
+            columns = ", ".join(f'"{name}"' for name in deleted._fields)
+            values = ", ".join(f":{name}" for name in deleted._fields)
             sql = f"INSERT INTO inbox ({columns}) VALUES ({values})"
-            delivery.query("payments", sql, **kept._asdict())
+            delivery.query("payments", sql, **deleted._asdict())
 
         reported = violations_in(run_audit(delivery))
         assert (EVENTS[ORDERS], "not received", str(ids.event)) in reported
-        # A contradiction inside one database is not checked again, because no event was on its way.
+        # A contradiction inside one database is not checked again: no late event can explain it.
         assert violations_in(run_audit(delivery, steps=ActBeforeSecondLook(restore_row))) == {
             (EFFECTS[ORDERS], "effect without event", str(ids.order))
         }
-        break_it(delivery, "orders", created)
+        break_it(delivery, "orders", reopen_order)
         reported = violations_in(run_audit(delivery))
         assert (FINAL, "hanging", str(ids.order)) in reported
 
@@ -408,7 +408,7 @@ def test_an_event_deleted_by_retention_is_not_reported_as_lost(settled: Settled)
         records = delivery.records(ORDERS)
         ends = {record.partition: record.offset for record in records}
         known = {str(ids.event) for ids in ids_of(delivery, "success")}
-        before = next(
+        deleted_event = next(
             event_id
             for record in records
             if (event_id := dict(record.headers).get("ce_id", b"").decode()) in known
@@ -417,7 +417,7 @@ def test_an_event_deleted_by_retention_is_not_reported_as_lost(settled: Settled)
         admin = make_admin(delivery.settings("orders"), "test")
         admin.delete_records({TopicPartition(ORDERS, n): end for n, end in ends.items()})
         admin.close()
-        break_it(delivery, "payments", f"DELETE FROM inbox WHERE id = '{before}'")
+        break_it(delivery, "payments", f"DELETE FROM inbox WHERE id = '{deleted_event}'")
         report = run_audit(delivery)
         notes = report.check(EVENTS[ORDERS]).notes
         assert notes["beyond retention"] == 1

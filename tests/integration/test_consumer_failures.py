@@ -119,10 +119,10 @@ def test_an_operator_resumes_a_stopped_subscription(
 
 
 def test_a_retry_pauses_only_its_own_partition(delivery: Delivery, tmp_path: Path) -> None:
-    closed = {"is": True}
+    bank = {"is_closed": True}
 
     def handle(_: Session, events: Sequence[ReceivedEvent]) -> None:
-        if closed["is"] and any(event.data["number"] == 1 for event in events):
+        if bank["is_closed"] and any(event.data["number"] == 1 for event in events):
             raise Retry("the bank is closed", after_s=0.1)
 
     waiting = numbers(3)
@@ -137,7 +137,7 @@ def test_a_retry_pauses_only_its_own_partition(delivery: Delivery, tmp_path: Pat
         wait_until(lambda: "waits for attempt" in health(tmp_path)["detail"])
         assert health(tmp_path)["state"] == "waiting"
         assert delivery.committed("orders") == 4
-        closed["is"] = False
+        bank["is_closed"] = False
         wait_until(lambda: delivery.received("orders") == 6, timeout_s=30)
         wait_until(lambda: delivery.committed("orders") == 6)
     assert delivery.inbox("orders") == {"applied": 6}

@@ -59,13 +59,13 @@ class RepairHarness:
     """A service, its database and its repairs. The handler fails until it is fixed.
 
     Attributes:
-        defect: Called with each number before the handler stores it.
+        before_write: Called with each number before the handler stores it.
         verdict: The verdict that the handler returns for each event.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.defect: Callable[[int], None] = self._fail
+        self.before_write: Callable[[int], None] = self._fail
         self.verdict: Verdict | None = None
         self.service = number_service(self._handle)
         self.applier = make_applier(self.service, engine)
@@ -83,12 +83,12 @@ class RepairHarness:
         self, session: Session, events: Sequence[ReceivedEvent]
     ) -> Mapping[UUID, Verdict] | None:
         for event in events:
-            self.defect(event.data["number"])
+            self.before_write(event.data["number"])
             write_down(session, event.data["number"])
         return {event.id: self.verdict for event in events if self.verdict}
 
     def fix_handler(self) -> None:
-        self.defect = lambda _: None
+        self.before_write = lambda _: None
 
     def receive(self, *records: ConsumerRecord) -> None:
         self.applier.apply(records)
@@ -349,7 +349,7 @@ def test_consumers_carry_out_requests_one_after_another(harness: RepairHarness) 
                     )
                 )
 
-        harness.defect = meanwhile
+        harness.before_write = meanwhile
         with harness.engine.begin() as connection:
             add_requests(connection, [1, 2], Repair(Action.RETRY, "console", force=True))
         harness.repairs.carry_out_unclaimed()
@@ -363,7 +363,7 @@ def test_a_cancelled_error_of_a_handler_does_not_end_the_process(harness: Repair
         raise asyncio.CancelledError("cancelled")
 
     harness.receive(number_record(1))
-    harness.defect = cancel
+    harness.before_write = cancel
 
     repaired = harness.repair(Action.RETRY)
 
@@ -379,7 +379,7 @@ def test_heartbeats_continue_during_a_repair(harness: RepairHarness) -> None:
         has_beaten.set()
 
     harness.receive(number_record(1))
-    harness.defect = lambda _: None if has_beaten.wait(30) else pytest.fail("no heartbeat")
+    harness.before_write = lambda _: None if has_beaten.wait(30) else pytest.fail("no heartbeat")
     sessions = make_sessions(harness.engine)
     harness.repairs = Repairs(harness.service, sessions, retention_s=DAY_S, beat=beat)
 
@@ -406,7 +406,7 @@ def test_a_repair_request_can_be_written_during_a_repair(harness: RepairHarness)
             "INSERT INTO dead_letter_requests (dead_letter_id, action) VALUES (1, 'discard')"
         )
 
-    harness.defect = write
+    harness.before_write = write
 
     repaired = harness.repair(Action.RETRY)
 
@@ -417,7 +417,7 @@ def test_a_repair_request_can_be_written_during_a_repair(harness: RepairHarness)
 def test_concurrent_requests_for_one_dead_letter_apply_it_once(harness: RepairHarness) -> None:
     harness.receive(number_record(1))
     both_ready = threading.Barrier(2)
-    harness.defect = lambda _: None
+    harness.before_write = lambda _: None
     found: list[Repaired] = []
 
     def retry(engine: Engine) -> None:
@@ -449,7 +449,7 @@ def test_an_event_that_arrives_during_its_retry_is_applied_once(harness: RepairH
             thread.start()
             receiving.append(thread)
 
-        harness.defect = receive_meanwhile
+        harness.before_write = receive_meanwhile
         repaired = harness.repair(Action.RETRY)
         receiving[0].join(30)
 

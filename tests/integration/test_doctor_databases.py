@@ -70,7 +70,7 @@ def test_a_new_database_has_no_problems(doctor: Doctor, orders_url: str) -> None
 
 
 # Statements that damage a service's database, the check that reports it, its verdict, and a part
-# of its text. All statements of a service run before one check.
+# of its text. All statements of a service run before the doctor does.
 MISSING = {
     "orders": [
         ("DROP INDEX orders_by_user", "indexes", "fail", "orders_by_user"),
@@ -169,22 +169,22 @@ INVALID = {
 
 
 @pytest.mark.parametrize(
-    ("service", "done"), [*MISSING.items(), *INVALID.items()], ids=["orders", "payments", "half"]
+    ("service", "damages"), [*MISSING.items(), *INVALID.items()], ids=["orders", "payments", "half"]
 )
 def test_damage_is_reported(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     service: str,
-    done: list[tuple[str, str, str, str]],
+    damages: list[tuple[str, str, str, str]],
 ) -> None:
     url = request.getfixturevalue(f"{service}_url")
     opened = connect_autocommit(url, application_name="test")
     with opened.cursor() as cursor:
-        for statement, *_ in done:
+        for statement, *_ in damages:
             cursor.execute(statement)
     opened.close()
     seen = Doctor(tmp_path, {service: url}).examine(service)
-    for _, name, verdict, found in done:
+    for _, name, verdict, found in damages:
         check = seen[f"{service} {name}"]
         assert (check.verdict, found in check.found) == (verdict, True), check
         assert check.remedy
@@ -205,7 +205,7 @@ def test_missing_and_invalid_indexes_are_both_reported(
 
 @pytest.fixture
 def older_url(postgres: PostgresServer) -> Iterator[str]:
-    """Yield the URL of an orders database before its last migration."""
+    """Yield the URL of an orders database at revision 0004, which is not the newest."""
     url = postgres.create_database("doctor_older")
     config = config_of("orders")
     config.attributes["database_url"] = url

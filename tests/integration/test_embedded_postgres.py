@@ -38,7 +38,7 @@ TOUCH = ["/usr/bin/env", "touch"]
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
+def reachable() -> Iterator[Path]:
     """Make a folder that the server's user can reach. It cannot reach root's pytest folders."""
     folder = Path(tempfile.mkdtemp(prefix="settle-test-cluster-"))
     folder.chmod(0o755)
@@ -47,9 +47,9 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def made(place: Path) -> Cluster:
+def cluster(reachable: Path) -> Cluster:
     """Make a cluster once. Tests undo their changes to it."""
-    cluster = open_cluster(place / "postgres")
+    cluster = open_cluster(reachable / "postgres")
     cluster.initialise(durable=False)
     return cluster
 
@@ -60,55 +60,55 @@ def owner_and_mode(path: Path) -> tuple[int, int]:
     return found.st_uid, stat.S_IMODE(found.st_mode)
 
 
-def test_each_file_belongs_to_the_user_that_needs_it(made: Cluster) -> None:
+def test_each_file_belongs_to_the_user_that_needs_it(cluster: Cluster) -> None:
     me, passable = os.geteuid(), 0o711 if os.geteuid() == 0 else 0o700
 
-    assert owner_and_mode(made.folder) == (me, passable)
-    assert owner_and_mode(made.folder / "password") == (me, 0o600)
-    assert owner_and_mode(made.data) == (made.owner.uid, 0o700)
-    assert sorted(path.name for path in made.folder.iterdir()) == ["data", "password"]
+    assert owner_and_mode(cluster.folder) == (me, passable)
+    assert owner_and_mode(cluster.folder / "password") == (me, 0o600)
+    assert owner_and_mode(cluster.data) == (cluster.owner.uid, 0o700)
+    assert sorted(path.name for path in cluster.folder.iterdir()) == ["data", "password"]
 
 
-def test_a_link_in_the_data_is_not_followed(made: Cluster, tmp_path: Path) -> None:
+def test_a_link_in_the_data_is_not_followed(cluster: Cluster, tmp_path: Path) -> None:
     """PostgreSQL's user could otherwise make root read or remove files for it."""
     secret = tmp_path / "secret"
     secret.write_text("a secret of root's")
-    version = made.data / "PG_VERSION"
-    (made.data / "postmaster.pid").symlink_to(secret)
-    version.rename(made.data / "kept")
+    version = cluster.data / "PG_VERSION"
+    (cluster.data / "postmaster.pid").symlink_to(secret)
+    version.rename(cluster.data / "kept")
     version.symlink_to(secret)
 
     try:
         with pytest.raises(UnsafeFolderError, match=r"PG_VERSION is a symbolic link") as refused:
-            made.initialise()
+            cluster.initialise()
         with pytest.raises(UnsafeFolderError, match=r"postmaster\.pid is a symbolic link"):
-            made.running_pid()
+            cluster.running_pid()
     finally:
-        (made.data / "kept").rename(version)
-        (made.data / "postmaster.pid").unlink()
+        (cluster.data / "kept").rename(version)
+        (cluster.data / "postmaster.pid").unlink()
 
     assert "a secret" not in str(refused.value)
     assert secret.read_text() == "a secret of root's"
 
 
-def test_another_process_is_not_mistaken_for_the_server(made: Cluster) -> None:
+def test_another_process_is_not_mistaken_for_the_server(cluster: Cluster) -> None:
     """Otherwise, `settle down` would end that process."""
-    lock = made.data / "postmaster.pid"
+    lock = cluster.data / "postmaster.pid"
     lock.write_text(f"{os.getpid()}\n")
 
-    assert made.running_pid() is None
+    assert cluster.running_pid() is None
     assert not lock.exists()
 
 
-def test_a_missing_password_is_named(made: Cluster) -> None:
-    password = made.folder / "password"
-    password.rename(made.folder / "kept")
+def test_a_missing_password_is_named(cluster: Cluster) -> None:
+    password = cluster.folder / "password"
+    password.rename(cluster.folder / "kept")
 
     try:
         with pytest.raises(EmbeddedPostgresError, match="password is missing"):
-            made.initialise()
+            cluster.initialise()
     finally:
-        (made.folder / "kept").rename(password)
+        (cluster.folder / "kept").rename(password)
 
 
 def test_the_environment_of_the_server_has_no_secrets() -> None:
@@ -123,9 +123,9 @@ def test_the_environment_of_the_server_has_no_secrets() -> None:
 if os.geteuid() == 0:  # only root runs the server as another user
 
     @pytest.fixture
-    def elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def elsewhere(reachable: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """Replace ``/var/lib/settle``, which takes folders that the server's user cannot reach."""
-        monkeypatch.setattr(postgres, "SYSTEM_FOLDER", place / "elsewhere")
+        monkeypatch.setattr(postgres, "SYSTEM_FOLDER", reachable / "elsewhere")
         return postgres.SYSTEM_FOLDER
 
     def test_a_check_of_a_cluster_creates_no_folder(tmp_path: Path, elsewhere: Path) -> None:
@@ -174,39 +174,41 @@ if os.geteuid() == 0:  # only root runs the server as another user
         assert not elsewhere.exists()
         assert not state.home.exists()
 
-    def run_as_the_servers_user(*command: str, owner: Cluster) -> int:
+    def run_as_the_servers_user(*command: str, cluster: Cluster) -> int:
         return subprocess.run(
-            command, cwd="/", capture_output=True, check=False, **owner.owner.run_as
+            command, cwd="/", capture_output=True, check=False, **cluster.owner.run_as
         ).returncode
 
-    def test_the_servers_user_can_write_only_to_its_data(made: Cluster) -> None:
-        beside, inside = str(made.folder / "password.new"), str(made.data / "mine")
+    def test_the_servers_user_can_write_only_to_its_data(cluster: Cluster) -> None:
+        beside, inside = str(cluster.folder / "password.new"), str(cluster.data / "mine")
 
-        assert run_as_the_servers_user(*TOUCH, beside, owner=made) != 0
-        assert run_as_the_servers_user("/usr/bin/env", "cat", f"{made.folder}/password", owner=made)
-        assert run_as_the_servers_user(*TOUCH, inside, owner=made) == 0
-        (made.data / "mine").unlink()
+        assert run_as_the_servers_user(*TOUCH, beside, cluster=cluster) != 0
+        assert run_as_the_servers_user(
+            "/usr/bin/env", "cat", f"{cluster.folder}/password", cluster=cluster
+        )
+        assert run_as_the_servers_user(*TOUCH, inside, cluster=cluster) == 0
+        (cluster.data / "mine").unlink()
 
-    def test_the_folder_of_an_earlier_version_is_taken_over(made: Cluster) -> None:
+    def test_the_folder_of_an_earlier_version_is_taken_over(cluster: Cluster) -> None:
         """That folder and its password file belonged to the server's user."""
-        password = made.password("orders")
-        for path in (made.folder, made.folder / "password"):
-            os.chown(path, made.owner.uid, made.owner.gid)
-        made.folder.chmod(0o700)
+        password = cluster.password("orders")
+        for path in (cluster.folder, cluster.folder / "password"):
+            os.chown(path, cluster.owner.uid, cluster.owner.gid)
+        cluster.folder.chmod(0o700)
 
-        made.initialise()
+        cluster.initialise()
 
-        assert made.password("orders") == password
-        test_each_file_belongs_to_the_user_that_needs_it(made)
+        assert cluster.password("orders") == password
+        test_each_file_belongs_to_the_user_that_needs_it(cluster)
 
     @pytest.mark.parametrize("name", ["password", "data.new"])
     def test_a_link_made_by_the_servers_user_is_not_followed(
-        place: Path, tmp_path: Path, name: str
+        reachable: Path, tmp_path: Path, name: str
     ) -> None:
         """The server's user owns the folder, as in an earlier version, and there is no data yet."""
         victim = tmp_path / "victim"
         victim.write_text("whole")
-        cluster = open_cluster(place / f"planted-{name}")
+        cluster = open_cluster(reachable / f"planted-{name}")
         cluster.folder.mkdir()
         (cluster.folder / name).symlink_to(victim)
         os.chown(cluster.folder, cluster.owner.uid, cluster.owner.gid)
@@ -222,19 +224,19 @@ if os.geteuid() == 0:  # only root runs the server as another user
         assert owner_and_mode(victim) == before
 
     def test_root_gets_commands_that_give_all_files_to_another_user(
-        place: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+        reachable: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        scripts = place / "bin"
+        scripts = reachable / "bin"
         scripts.mkdir()
         (scripts / "settle").touch(mode=0o755)
         monkeypatch.setattr(sysconfig, "get_path", lambda _: str(scripts))
         monkeypatch.setattr(sys, "executable", "/usr/bin/env")
-        state = StateFolder(place / "closed" / "with spaces")
+        state = StateFolder(reachable / "closed" / "with spaces")
         state.create()
-        (place / "closed").chmod(0o700)
+        (reachable / "closed").chmod(0o700)
         cluster = open_cluster(state.postgres)
         cluster.initialise(durable=False)
-        (place / "closed").chmod(0o711)
+        (reachable / "closed").chmod(0o711)
 
         down, add, chown, up = " ".join(how_to_leave_root(state)).split(" && ")
         subprocess.run(shlex.split(chown.replace("settle:", "nobody:")), check=True)
@@ -246,7 +248,7 @@ if os.geteuid() == 0:  # only root runs the server as another user
         assert owners == {pwd.getpwnam("nobody").pw_uid}
         assert shlex.split(up)[:4] == ["su", "-", "settle", "--command"]
         assert shlex.split(shlex.split(up)[4]) == [*settle, "up"]
-        shutil.rmtree(place / "closed")
+        shutil.rmtree(reachable / "closed")
         shutil.rmtree(elsewhere)
 
     def test_root_is_warned_about_files_that_another_user_cannot_reach(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("plain_logs")
 
-PLACE = TopicPartition(TOPIC, 0)
+PARTITION = TopicPartition(TOPIC, 0)
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_a_retry_without_a_wait_waits_one_second(engine: Engine) -> None:
     def act(_: Session, __: int) -> None:
         raise OddRetry
 
-    assert apply(engine, handler(act), 0)[PLACE].wait_s == 1.0
+    assert apply(engine, handler(act), 0)[PARTITION].wait_s == 1.0
 
 
 def test_a_handler_may_change_the_data_of_an_event(
@@ -355,7 +355,7 @@ def test_a_schema_that_raises_counts_as_a_failure_of_the_subscription(
 
     held = applier.apply([number_record(number) for number in range(10)])
 
-    assert held[PLACE].offset == 4
+    assert held[PARTITION].offset == 4
     assert ask("SELECT reason FROM dead_letters") == ["invalid_data"] * 4
     assert "ZeroDivisionError: division by zero" in ask("SELECT detail FROM dead_letters")
     assert ask("SELECT count(*) FROM inbox") == [0]
@@ -403,7 +403,7 @@ def test_an_outage_of_another_database_is_retried_for_its_event_only(
         except psycopg2.OperationalError as error:
             raise Retry("the other database is away") from error
 
-    assert apply(engine, handler(act), 0)[PLACE].offset == 0
+    assert apply(engine, handler(act), 0)[PARTITION].offset == 0
     assert ask("SELECT attempts FROM inbox_attempts") == [1]
 
 
@@ -541,13 +541,13 @@ def test_retry_waits_and_becomes_a_dead_letter_after_the_last_attempt(
     elsewhere = number_record(7, partition=1)
 
     first = applier.apply([*records, elsewhere])
-    assert (first[PLACE].offset, first[PLACE].wait_s) == (1, 2)
-    assert first.keys() == {PLACE}
+    assert (first[PARTITION].offset, first[PARTITION].wait_s) == (1, 2)
+    assert first.keys() == {PARTITION}
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 7]
     assert ask("SELECT attempts FROM inbox_attempts") == [1]
 
     second = applier.apply(records[1:])
-    assert (second[PLACE].offset, second[PLACE].wait_s) == (1, 4)
+    assert (second[PARTITION].offset, second[PARTITION].wait_s) == (1, 4)
     assert ask("SELECT count(*) FROM dead_letters") == [0]
 
     assert applier.apply(records[1:]) == {}
@@ -608,7 +608,7 @@ def test_an_event_whose_handler_takes_too_long_three_times_is_a_dead_letter(
             assert ask("SELECT number FROM effects") == [0]
             held += [applier.apply(records[1:]) for _ in range(2)]
 
-    assert [each.get(PLACE) and each[PLACE].offset for each in held] == [1, 1, None]
+    assert [each.get(PARTITION) and each[PARTITION].offset for each in held] == [1, 1, None]
     assert ask("SELECT reason FROM dead_letters") == ["handler_timeout"]
     assert ask("SELECT number FROM effects ORDER BY 1") == [0, 2]
     waits = [line for line in lines if line["event"] == "consumer.event_waits"]
@@ -688,7 +688,7 @@ def test_a_duplicate_key_chosen_by_the_handler_is_its_failure(
 def test_an_event_older_than_a_partition_dropped_during_its_batch_is_not_applied(
     engine: Engine, ask: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The horizon changes after the ids are inserted and before it is read."""
+    """The horizon changes after the ids are inserted, and before the horizon is read."""
     record = number_record(0)
 
     def drop(_name: str) -> None:
@@ -726,18 +726,18 @@ def test_a_defect_that_fails_every_event_stops_the_subscription(
     with capture_logs() as lines:
         held = make_applier(service, engine, EARLY_BREAKER).apply(records)
 
-    assert held[PLACE].offset == 4
-    assert held[PLACE].subscription == (TOPIC, "number")
-    assert "stopped" in held[PLACE].detail
+    assert held[PARTITION].offset == 4
+    assert held[PARTITION].subscription == (TOPIC, "number")
+    assert "stopped" in held[PARTITION].detail
     assert ask("SELECT count(*) FROM dead_letters") == [4]
     assert [line["event"] for line in lines].count("consumer.subscription_stopped") == 1
 
     # A restarted process tries one event, and makes no dead letter.
     restarted = make_applier(service, engine, EARLY_BREAKER)
     with capture_logs() as lines:
-        assert restarted.apply(records[4:])[PLACE].offset == 4
+        assert restarted.apply(records[4:])[PARTITION].offset == 4
         assert (
-            restarted.apply(records[4:])[PLACE].offset == 4
+            restarted.apply(records[4:])[PARTITION].offset == 4
         )  # no further attempt before the next probe is due
     assert [line["event"] for line in lines].count("consumer.probe_failed") == 1
     assert ask("SELECT count(*) FROM dead_letters") == [4]
@@ -814,7 +814,7 @@ def test_exhausted_retries_count_for_the_circuit_breaker(
 
     held = apply(engine, handler(act), *range(20), limits=EARLY_BREAKER)
 
-    assert held[PLACE].offset == 4
+    assert held[PARTITION].offset == 4
     assert ask("SELECT count(*) FROM dead_letters") == [4]
 
 
@@ -942,7 +942,7 @@ def test_a_count_of_skipped_events_is_committed_with_its_batch(
     assert ask(COUNTS) == ["number.lost 3"]
 
 
-def test_a_skipped_event_is_applied_again_after_its_type_is_subscribed(
+def test_a_skipped_event_is_applied_by_a_replay_after_its_type_is_subscribed(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     records = [number_record(n, type_="number.found") for n in range(2)]

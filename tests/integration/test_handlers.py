@@ -52,7 +52,7 @@ def user_id(payments_session: Session) -> UUID:
     return new
 
 
-def statuses(session: Session, events: Sequence[ReceivedEvent]) -> list[str | None]:
+def failure_reasons(session: Session, events: Sequence[ReceivedEvent]) -> list[str | None]:
     found = dict(session.execute(select(Payment.order_id, Payment.reason)).all())
     return [found[each.data["order_id"]] for each in events]
 
@@ -107,7 +107,7 @@ def test_the_orders_of_a_batch_are_decided_one_after_another(
     batch = [created(user_id, amount) for amount in (400, 700, 600, 1)]
     assert charge_orders(payments_session, batch) == {}
     short = "insufficient_funds"
-    assert statuses(payments_session, batch) == [None, short, None, short]
+    assert failure_reasons(payments_session, batch) == [None, short, None, short]
     assert [data.get("balance") for _, _, data in outbox_events(payments_session)] == [
         600,
         None,
@@ -122,7 +122,7 @@ def test_ten_of_fifty_orders_are_paid_when_the_balance_covers_ten(
 ) -> None:
     batch = [created(user_id, 100) for _ in range(50)]
     assert charge_orders(payments_session, batch) == {}
-    assert statuses(payments_session, batch) == [None] * 10 + ["insufficient_funds"] * 40
+    assert failure_reasons(payments_session, batch) == [None] * 10 + ["insufficient_funds"] * 40
     charged = select(Transfer.order_id).where(Transfer.kind == "charge")
     assert payments_session.scalars(charged.order_by(Transfer.id)).all() == [
         order.data["order_id"] for order in batch[:10]
@@ -137,7 +137,7 @@ def test_each_user_of_a_batch_has_a_separate_balance(
     accounts.deposit(payments_session, other, 50)
     batch = [created(user_id, 300), created(other, 50), created(user_id, 300), created(other, 1)]
     assert charge_orders(payments_session, batch) == {}
-    assert statuses(payments_session, batch) == [None, None, None, "insufficient_funds"]
+    assert failure_reasons(payments_session, batch) == [None, None, None, "insufficient_funds"]
     balances = select(Account.user_id, Account.balance)
     found = dict(payments_session.execute(balances).all())
     assert (found[user_id], found[other]) == (400, 0)

@@ -264,7 +264,7 @@ def lock_waits(url: str) -> bool:
 def start_request(
     orders: FlaskClient, orders_url: str
 ) -> Iterator[Callable[[], Callable[[], TestResponse]]]:
-    """Return a function that sends the order in a thread, and returns when it waits for the key."""
+    """Return a function that sends the order in a thread, and waits until it is blocked."""
     with ThreadPoolExecutor(1) as pool:
 
         def start() -> Callable[[], TestResponse]:
@@ -283,8 +283,8 @@ def test_a_request_waits_at_most_two_seconds_for_another_with_its_key(
     assert document["type"] == "/problems/idempotency-key-in-use"
     assert "k-1" in document["detail"]
     orders_session.rollback()
-    settings = orders.application.extensions["settle-sessions"].kw["bind"]
-    with settings.connect() as connection:  # this setting limits the wait
+    engine = orders.application.extensions["settle-sessions"].kw["bind"]
+    with engine.connect() as connection:  # this setting limits the wait
         assert connection.scalar(text("SHOW lock_timeout")) == "2s"
     assert place(orders).status_code == 202
 
@@ -369,8 +369,8 @@ def fill(session: Session, rows: int, age_s: int) -> None:
 def test_expired_keys_are_removed_in_bounded_batches(
     orders_session: Session, orders_url: str
 ) -> None:
-    most = BATCH * BATCHES_MAX
-    fill(orders_session, most + 2, DAY_S)
+    limit = BATCH * BATCHES_MAX
+    fill(orders_session, limit + 2, DAY_S)
     fill(orders_session, 5, DAY_S - 60)
     engine = create_engine(orders_url)
     assert remove_expired_keys(engine)

@@ -149,7 +149,7 @@ def test_a_concurrent_migration_waits_and_finds_nothing_to_do(engine: Engine, se
 
 @contextmanager
 def recorded_strong_locks() -> Iterator[set[str]]:
-    """Collect the relations that a transaction at its commit has locked against writers."""
+    """Collect the relations that are locked against writers when a transaction commits."""
     found: set[str] = set()
 
     def record(connection: Connection) -> None:
@@ -172,10 +172,10 @@ def recorded_strong_locks() -> Iterator[set[str]]:
 # PostgreSQL adds a column without a default, or with a constant default, without a rewrite of the
 # table. Only dead_letters is read once, for its checks. LOCK_TIMEOUT_MS limits the wait for the
 # lock. After that, the revision is tried again.
-_REPAIRED = {"dead_letters", "inbox", "inbox_default", "outbox_refused"}
+_REPAIR_TABLES = {"dead_letters", "inbox", "inbox_default", "outbox_refused"}
 ADDED_COLUMNS = {
-    ("orders", "0009"): _REPAIRED,
-    ("payments", "0008"): _REPAIRED,
+    ("orders", "0009"): _REPAIR_TABLES,
+    ("payments", "0008"): _REPAIR_TABLES,
     ("orders", "0006"): {"idempotency_keys"},
     ("payments", "0005"): {"idempotency_keys"},
 }

@@ -44,7 +44,7 @@ def test_a_notification_is_sent_after_the_connection_ended(
     listener.ensure()
     wait_until(notified, timeout_s=30, what="a notification")
     first_pids = pids()
-    for _ in range(2):  # several uses also cover the steps before a reuse
+    for _ in range(2):  # the connection is used again
         wait_until(notified, timeout_s=30, what="another notification")
         assert pids() == first_pids
     ((pid,),) = first_pids

@@ -37,7 +37,7 @@ def ask(orders_url: str) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def events(orders_url: str, ask: Callable[..., list[Any]]) -> list[UUID]:
-    """Add events of four orders as sent, and return their ids. The third has another type."""
+    """Add four events, mark them as sent, and return their ids. The third has another type."""
     engine = make_engine(orders_url, application_name="test", pool_size=1)
     with make_sessions(engine).begin() as session:
         for number, key in enumerate(KEYS):
@@ -78,7 +78,7 @@ def pending(ask: Callable[..., list[Any]]) -> list[UUID]:
 def test_a_replay_queues_the_events_of_its_filters(
     events: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
-    chosen = {
+    expected = {
         ("--since", "1h"): events,
         ("--since", "1h", "--key", "a"): [events[0], events[2]],
         ("--since", "1h", "--type", "order.created"): [events[0], events[1], events[3]],
@@ -89,7 +89,7 @@ def test_a_replay_queues_the_events_of_its_filters(
     }
 
     found, dry, output = {}, {}, {}
-    for options in chosen:
+    for options in expected:
         output[options] = command("replay", "orders", *options, "--dry-run").stdout
         dry[options] = pending(ask)
         done = command("replay", "orders", *options)
@@ -97,10 +97,10 @@ def test_a_replay_queues_the_events_of_its_filters(
         found[options] = pending(ask)
         ask("DELETE FROM outbox_pending")
 
-    assert found == chosen
+    assert found == expected
     assert all(not ids for ids in dry.values())
     assert {options: int(text.split()[0]) for options, text in output.items()} == {
-        options: len(ids) for options, ids in chosen.items()
+        options: len(ids) for options, ids in expected.items()
     }
 
 

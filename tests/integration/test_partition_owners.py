@@ -1,4 +1,4 @@
-"""The rows of the partitions that consumers hold, on PostgreSQL."""
+"""The table inbox_owners: which consumer holds a partition, and which records it has in hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-PLACE = TopicPartition(TOPIC, 0)
+PARTITION = TopicPartition(TOPIC, 0)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def new_consumer(engine: Engine, *, batch_limit: int = 100) -> CarefulApplier:
 
 
 def apply(consumer: CarefulApplier, *numbers: int) -> None:
-    consumer.apply({PLACE: [number_record(number) for number in numbers]}, lambda _: 1_000)
+    consumer.apply({PARTITION: [number_record(number) for number in numbers]}, lambda _: 1_000)
 
 
 def rows(engine: Engine) -> list[Any]:
@@ -63,7 +63,7 @@ def test_an_owner_that_was_frozen_leaves_the_row_of_the_next(engine: Engine) -> 
 def test_an_owner_that_was_frozen_in_careful_mode_leaves_the_record_in_hand(
     engine: Engine,
 ) -> None:
-    """The next one has a record in hand when the first one wakes and puts down its own."""
+    """The next owner has a record in hand when the frozen one continues with its own records."""
     apply(new_consumer(engine), 1)
     frozen = new_consumer(engine)
     apply(frozen, 2)

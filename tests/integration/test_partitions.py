@@ -126,16 +126,16 @@ def test_days_are_created_ahead_and_get_the_rows_of_the_default_partition(
     table = partitioned.table
     put = add if table == "outbox" else receive
     foreign = UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")
-    kept = [id_at(NOON, 1), id_at(NOON - 3 * DAY, 2), id_at(NOON + 2 * DAY, 3)]
+    moved = [id_at(NOON, 1), id_at(NOON - 3 * DAY, 2), id_at(NOON + 2 * DAY, 3)]
     left = [id_at(NOON - 30 * DAY, 4), id_at(NOON + 30 * DAY, 5), foreign]
-    put(engine, *kept, *left)  # there is no partition yet, and the insert succeeds
+    put(engine, *moved, *left)  # there is no partition yet, and the insert succeeds
     assert len(query(engine, f"SELECT id FROM {table}_default")) == 6
 
     maintain(engine, partitioned, NOON)
     assert days(engine, table) == ["20310307", "20310310", "20310311", "20310312", "20310313"]
     assert set(query(engine, f"SELECT id FROM {table}_default")) == set(left)
-    assert set(query(engine, f"SELECT id FROM {table}")) == {*kept, *left}
-    assert query(engine, f"SELECT id FROM {table}_p20310307") == [kept[1]]
+    assert set(query(engine, f"SELECT id FROM {table}")) == {*moved, *left}
+    assert query(engine, f"SELECT id FROM {table}_p20310307") == [moved[1]]
     put(engine, id_at(NOON + DAY, 6))
     assert query(engine, f"SELECT id FROM {table}_p20310311") == [id_at(NOON + DAY, 6)]
     if table == "outbox":

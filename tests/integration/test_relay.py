@@ -88,7 +88,7 @@ def test_only_committed_events_are_sent_even_if_they_commit_late(delivery: Deliv
         records = delivery.records(ORDERS)
     engine.dispose()
     assert first_appearances(records) == {"a": [{"n": "early"}, {"n": "late"}]}
-    # The late event has the lower number. A relay that only remembers the highest would miss it.
+    # The late event has the lower number. A relay that only looks for higher ones would miss it.
     assert int(header(records[0], "ce_sequence")) > int(header(records[1], "ce_sequence"))
 
 
@@ -153,11 +153,11 @@ def test_a_broker_outage_is_logged_once_and_waited_for(
         own_broker.kill()
         delivery.add("a", 2)
         wait_until(lambda: len(relay.logged("relay.broker_down")) == 2, what="the second outage")
-        tries = len(relay.lines)
+        lines_before = len(relay.lines)
         own_broker.start()
         wait_until(lambda: len(relay.logged("relay.broker_up")) == 2, what="the end of the outage")
         delivery.wait_sent("orders")
-        assert len(relay.lines) - tries < 10
+        assert len(relay.lines) - lines_before < 10
         assert len(relay.logged("relay.broker_down")) == len(relay.logged("relay.broker_up")) == 2
         relay.signal(signal.SIGTERM)
         assert relay.wait() == 0
@@ -379,10 +379,10 @@ def test_a_relay_with_another_number_of_shards_does_not_start(
 
 def test_add_refuses_an_event_that_is_too_large_for_the_broker(delivery: Delivery) -> None:
     with delivery.session("orders") as session:
-        most = "x" * (PAYLOAD_MAX_BYTES - len('{"n":""}'))
-        outbox.add(session, Event("orders", "a", "order.created", {"n": most}))
+        largest = "x" * (PAYLOAD_MAX_BYTES - len('{"n":""}'))
+        outbox.add(session, Event("orders", "a", "order.created", {"n": largest}))
         with pytest.raises(EventTooLargeError, match="900001 bytes"):
-            outbox.add(session, Event("orders", "a", "order.created", {"n": most + "x"}))
+            outbox.add(session, Event("orders", "a", "order.created", {"n": largest + "x"}))
     with delivery.relay("orders"):
         delivery.wait_sent("orders")
     assert len(delivery.records(ORDERS)) == 1
@@ -435,7 +435,7 @@ def test_another_sequence_that_is_behind_is_logged_and_events_are_sent(delivery:
 def test_events_are_sent_although_partitions_cannot_be_maintained(
     delivery: Delivery, tmp_path: Path
 ) -> None:
-    """There is a foreign partition that overlaps a day, and a table with the name of a day."""
+    """There is a foreign partition that overlaps a day, and a table with a partition's name."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     low, high = lowest_id(today - timedelta(days=1)), lowest_id(today + timedelta(hours=1))
     delivery.query(

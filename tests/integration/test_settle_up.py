@@ -42,7 +42,7 @@ def run(url: str, statements: str) -> None:
 
 @pytest.fixture
 def older_url(postgres: PostgresServer) -> Iterator[str]:
-    """Yield the URL of an orders database before its last migration."""
+    """Yield the URL of an orders database at revision 0004, which is not the newest."""
     url = postgres.create_database("up_older")
     config = config_of("orders")
     config.attributes["database_url"] = url

@@ -124,7 +124,7 @@ def is_known(delivery: Delivery, group: str) -> bool:
 
 @needs_kafka
 def test_a_group_whose_offsets_expired_is_not_new(delivery: Delivery) -> None:
-    """Kafka deletes the offsets of an inactive group. The inbox still shows that it is not new."""
+    """Kafka deletes the offsets of an inactive group. The inbox shows that the group is not new."""
     user = delivery.open_account(100)
     with delivery.consumer("payments"):
         delivery.produce(ORDERS, order_created(user, 1))

@@ -1,4 +1,4 @@
-"""A stop of a container or of a server: of supervisord's programs, and of an API by itself."""
+"""The stop of all programs of supervisord, on a server or in a container, and of one API."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sysconfig.get_path("scripts")
 SERVICES = ("orders", "payments")
 PARTS = {"api": "gunicorn", "relay": "outbox-relay", "consumer": "inbox-consumer"}
-NEEDS_S = 2
+STOP_TAKES_S = 2
 
-# Stands for a program whose last request or batch takes a while. Only its own pid is in its name.
+# Stands for a program whose last request or batch takes a while.
 PROGRAM = f"""\
 #!/bin/bash
 note() {{ date +%s.%N > "$NOTES/$SUPERVISOR_PROCESS_NAME.$1"; }}
-trap 'note stopping; sleep {NEEDS_S}; note ended; exit 0' TERM
+trap 'note stopping; sleep {STOP_TAKES_S}; note ended; exit 0' TERM
 note started
 while :; do sleep 0.05; done
 """
@@ -92,7 +92,7 @@ def test_the_programs_of_a_service_stop_at_the_same_time(
 
 
 def test_an_api_that_stops_is_not_ready(database_url: str, tmp_path: Path) -> None:
-    """A load balancer that keeps its connection sees it, too. A new connection is refused."""
+    """A load balancer sees this on its open connection, too. New connections are refused."""
     port = free_port()
     server = gunicorn("orders", database_url, port, tmp_path / "log")
     seen: list[tuple[int, str]] = []

@@ -38,7 +38,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """Yield a session in which a row was inserted before."""
+    """Yield a session that has inserted a row in its open transaction."""
     with Session(engine) as session:
         write_down(session, ARRANGED)
         yield session

@@ -41,7 +41,7 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
 
 
 def test_concurrent_callers_of_ensure_topics_get_the_same_topic_id(delivery: Delivery) -> None:
-    """With another id, a topic that another process created would look like a lost topic later."""
+    """A relay that got another id would later take the topic for one that was replaced."""
     settings = delivery.settings("orders")
     all_ready = Barrier(CALLERS)
     with ThreadPoolExecutor(CALLERS) as pool, ExitStack() as stack:
@@ -122,7 +122,7 @@ def test_a_consumer_reads_existing_topics_and_new_ones_later(
 
 @needs_kafka
 def test_a_join_outlasts_the_poll_that_began_it(delivery: Delivery) -> None:
-    """Its first member learns of the partitions after the join, and has to join once more."""
+    """A group's first member learns of the partitions after its join, and has to join again."""
     delivery.produce(ORDERS, order_created(uuid4(), 1))
     for poll_ms in range(5, 15):
         consumer = make_consumer(delivery.settings("payments"), f"group-{poll_ms}")

@@ -53,7 +53,7 @@ def names(trace: dict[str, Any]) -> list[str]:
 
 
 def settle_order(delivery: Delivery, *, dead_letter_first: bool = False) -> UUID:
-    """Place an order, settle it, and return its id. Its event may have been a dead letter."""
+    """Place an order, settle it, and return its id. Its event can become a dead letter first."""
     (order_id,) = delivery.place(delivery.open_account(100), 7)
     if dead_letter_first:
         with delivery.relay("orders"):

@@ -91,9 +91,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def fill_waiting_threads(pool: ThreadPoolExecutor, url: str, order_id: str) -> list[Future[Answer]]:
-    """Send a waiting request from every thread, and return those that wait.
+    """Send as many waiting requests as the server has threads, and return those that wait.
 
-    Half of the threads may wait. The other requests are answered at once.
+    Half of the server's threads may wait. The other requests are answered at once.
     """
     asked = [pool.submit(send, "GET", f"{url}/order/{order_id}") for _ in range(THREADS)]
     wait_until(
