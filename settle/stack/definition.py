@@ -246,7 +246,7 @@ def refuse_missing_broker(broker: BrokerKind, state: StateFolder) -> None:
     if broker is BrokerKind.EMBEDDED:
         find_binary()
         return
-    problem = kafka.missing() or kafka.path_problem(state.kafka)
+    problem = kafka.why_missing() or kafka.path_problem(state.kafka)
     if problem is not None:
         raise kafka.KafkaUnavailableError(problem)
 

@@ -61,7 +61,7 @@ class Clients:
     def __init__(self, orders: str, payments: str, users: list[str]) -> None:
         self.failures: list[str] = []
         self.answered_s: dict[str, float] = {}
-        """How long each accepted order waited for its answer, by its id."""
+        """Time until the answer to each accepted order, by its id; 0 with `Prefer: wait`."""
         self._orders, self._payments = orders, payments
         self._stop = threading.Event()
         self._users = cycle(users)
@@ -97,9 +97,10 @@ class Clients:
         answer = session.post(f"{self._orders}/orders", json=body, timeout=TIMEOUT_S)
         answer.raise_for_status()
         order_id = answer.headers["Location"].removeprefix("/order/")
-        # `slowest_s` adds the time until the outcome, which an answer that waited includes.
-        waited = "Prefer" in session.headers
-        self.answered_s[order_id] = 0 if waited else monotonic() - began
+        # `slowest_s` adds the time until the order's outcome. With `Prefer: wait`, the answer comes
+        # after the outcome, so its time would count twice.
+        includes_outcome = "Prefer" in session.headers
+        self.answered_s[order_id] = 0 if includes_outcome else monotonic() - began
 
     def wait_more(self, count: int) -> None:
         """Wait until `count` more orders are accepted."""
@@ -130,7 +131,10 @@ def api(service: str, url: str, log: Path) -> Iterator[tuple[Popen[bytes], str]]
 
 
 def reload(process: Popen[bytes]) -> None:
-    """Reload an API, and wait until its old workers have ended."""
+    """Reload an API, and wait until its old workers have ended.
+
+    The master executes gunicorn again, in the same process.
+    """
     old = set(children(process.pid))
     process.send_signal(signal.SIGHUP)
     wait_until(
@@ -159,14 +163,14 @@ def test_a_reload_of_an_api_runs_new_processes_and_fails_no_request(
 
 
 def handles_sighup(process: Popen[bytes]) -> bool:
-    """Return whether a process has a handler for SIGHUP. It has none while it starts."""
+    """Return whether the master handles SIGHUP. After a reload, it does so when it has started."""
     status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     (caught,) = (line.split()[1] for line in status if line.startswith("SigCgt"))
     return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
 
 def wait_reloaded(process: Popen[bytes], log: Path, old: set[int], *, starts: int) -> None:
-    """Wait until each master has started two workers, and only the last two are left."""
+    """Wait until each of the master's starts had two workers, and only the last two are left."""
     wait_until(
         lambda: (
             not old & set(children(process.pid))
@@ -190,7 +194,7 @@ def test_a_sighup_is_ignored_while_a_reload_starts_the_master(
     ):
         old = set(children(process.pid))
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the master to restart")
 
         process.send_signal(signal.SIGHUP)
 
@@ -200,7 +204,7 @@ def test_a_sighup_is_ignored_while_a_reload_starts_the_master(
     assert clients.failures == []
 
 
-def test_a_second_reload_ends_the_old_workers_if_those_of_the_first_did_not_start(
+def test_a_second_reload_ends_the_old_workers_if_the_workers_of_the_first_are_killed(
     delivery: Delivery, tmp_path: Path
 ) -> None:
     log = tmp_path / "orders.log"
@@ -211,15 +215,19 @@ def test_a_second_reload_ends_the_old_workers_if_those_of_the_first_did_not_star
     ):
         old = set(children(process.pid))
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
-        wait_until(lambda: handles_sighup(process), timeout_s=60, what="its handlers")
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the master to restart")
+        wait_until(
+            lambda: handles_sighup(process), timeout_s=60, what="the master to handle signals"
+        )
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the next master")
+        wait_until(
+            lambda: not handles_sighup(process), timeout_s=60, what="the master to restart again"
+        )
 
         send([pid for pid in children(process.pid) if pid not in old], signal.SIGKILL)
 
         wait_reloaded(process, log, old, starts=3)
-        # The killed workers may have had requests.
+        # The killed workers may have been processing requests.
         failures = list(clients.failures)
         clients.wait_more(10)
 
@@ -262,7 +270,7 @@ def test_sigterm_stops_an_api_while_it_reloads(orders_url: str, tmp_path: Path) 
     with api("orders", orders_url, tmp_path / "log") as (process, address):
         old = children(process.pid)
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the new master")
+        wait_until(lambda: not handles_sighup(process), timeout_s=60, what="the master to restart")
 
         process.terminate()
 
@@ -365,7 +373,10 @@ def test_a_restart_of_each_process_in_turn_delays_no_order(
 def test_an_api_that_stops_refuses_new_connections_and_answers_the_request_it_has(
     orders_url: str, tmp_path: Path
 ) -> None:
-    """A proxy can send a refused request to another API, but not one that got no answer."""
+    """A proxy can try another instance of the API if the connection is refused.
+
+    It cannot if the request was sent but got no answer: the request may have had its effect.
+    """
     body = json.dumps({"user_id": str(uuid4()), "amount": 1}).encode()
     with api("orders", orders_url, tmp_path / "log") as (process, address):
         host, port = address.removeprefix("http://").split(":")

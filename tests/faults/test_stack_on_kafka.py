@@ -30,7 +30,7 @@ def topics(stack: Stack) -> dict[str, Any]:
     return {topic["name"]: topic["topic_id"] for topic in described}
 
 
-@pytest.mark.skipif(kafka.missing() is not None, reason=f"{kafka.missing()}")
+@pytest.mark.skipif(kafka.why_missing() is not None, reason=f"{kafka.why_missing()}")
 @pytest.mark.timeout(600)
 def test_the_stack_runs_on_apache_kafka_which_keeps_its_topics() -> None:
     stack = Stack(BROKER="kafka")

@@ -10,7 +10,7 @@ import requests
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from support.browser import missing, open_browser
+from support.browser import open_browser, why_missing
 from support.web import serve
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ CALLS = {
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
     """Start Chromium with a new profile."""
-    if missing():
-        pytest.skip(missing())
+    if why_missing():
+        pytest.skip(why_missing())
     with open_browser(tmp_path / "profile") as opened:
         yield opened
 

@@ -47,7 +47,7 @@ def chosen_broker() -> ChosenBroker:
         if forced not in {KAFKA, EMBEDDED}:
             raise ValueError(f"{BROKER_VARIABLE} is {forced!r}: set it to {KAFKA} or {EMBEDDED}.")
         return ChosenBroker(forced, f"{BROKER_VARIABLE} is set")
-    obstacle = apache_kafka.missing()
+    obstacle = apache_kafka.why_missing()
     if obstacle is not None:
         return ChosenBroker(EMBEDDED, obstacle)
     return ChosenBroker(KAFKA, "Apache Kafka can run here")

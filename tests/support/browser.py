@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 _PROGRAMS = ("chromium", "chromedriver")
 
 
-def missing() -> str:
-    """Return what is missing for a browser, as a sentence; empty if nothing is."""
+def why_missing() -> str:
+    """Return how to install the browser if it is missing, and otherwise an empty string."""
     if all(map(shutil.which, _PROGRAMS)):
         return ""
-    return "needs Chromium: apt-get install chromium chromium-driver"
+    return "Chromium is missing: apt-get install chromium chromium-driver"
 
 
 @contextmanager
 def open_browser(profile: Path) -> Iterator[Chrome]:
-    """Open a browser that asks for nothing by itself.
+    """Open a browser that sends no requests but those of its pages.
 
     Args:
         profile: the folder of its profile.

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from settle.stack.definition import PORTS
-from support.browser import missing, open_browser
+from support.browser import open_browser, why_missing
 from support.stack import Stack
 from support.web import ROOT
 
@@ -37,8 +37,8 @@ _TERMINAL = """\
 
 def main() -> None:
     """Start the system, take every picture, and remove the system."""
-    if missing():
-        sys.exit(f"make screenshots {missing()}")
+    if why_missing():
+        sys.exit(f"Error: {why_missing()}")
     stack = Stack(**{name: str(port) for name, port in PORTS.items()})
     try:
         with tempfile.TemporaryDirectory() as profile, open_browser(Path(profile)) as browser:
@@ -67,7 +67,7 @@ def _take_terminal(browser: Chrome, name: str, shown: str) -> None:
 
 
 def _take_page(browser: Chrome, name: str, url: str, selector: str) -> None:
-    """Store a picture of a page, from its top left corner to the last of some elements."""
+    """Store a picture of a page, down to the last element that the CSS selector matches."""
     browser.set_window_size(*WINDOW)
     browser.get(url)
     elements = WebDriverWait(browser, WAIT_S).until(

@@ -42,10 +42,10 @@ def test_the_first_request_of_a_connection_is_assigned_by_its_path(
 
 def test_a_pipelined_request_never_takes_the_liveness_thread(worker: Any) -> None:
     """Otherwise clients that pipeline /livez could delay the load balancer's probe."""
-    done: Future[object] = Future()
-    done.set_result(True)
+    first_request: Future[object] = Future()
+    first_request.set_result(True)  # the connection stays open
 
-    worker.finish_request(connection(LIVEZ), done)
+    worker.finish_request(connection(LIVEZ), first_request)
 
     assert worker.tpool.submit.called
     assert not worker._liveness_thread.submit.called  # noqa: SLF001

@@ -56,7 +56,7 @@ class KafkaUnavailableError(SettleError):
     """Apache Kafka cannot run here."""
 
 
-def missing() -> str | None:
+def why_missing() -> str | None:
     """Return why Apache Kafka cannot run here, as a sentence; None if it can."""
     java = shutil.which("java")
     if java is None:
@@ -103,9 +103,9 @@ def fetch() -> Path:
         KafkaUnavailableError: Java or Maven is missing, or Maven failed.
         UnsafeFolderError: another user could replace the jars.
     """
-    lacking = missing()
-    if lacking is not None:
-        raise KafkaUnavailableError(lacking)
+    why = why_missing()
+    if why is not None:
+        raise KafkaUnavailableError(why)
     jars = _cache()
     jars.parent.mkdir(parents=True, exist_ok=True)
     refuse_unsafe(jars.parent, variable="XDG_CACHE_HOME")  # it contains code

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 WRITE_S = 60.0
 # Maximum memory of a worker for answers that clients have not received yet, in addition to the
 # kernel's send buffers. Above it, the connection of the oldest answer is closed. Without such
-# answers, a worker takes about 70 MB. A test allows it 200 MB. The largest answers are pages of
-# lists: their data has at most 512 KiB, and their JSON may be longer.
+# answers, a worker takes about 70 MB; with them, it must stay below 200 MB. The largest answers are
+# pages of lists, whose rows have at most 512 KiB before they become JSON.
 UNSENT_MAX_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -87,7 +87,7 @@ class UnsentAnswers:
         """Keep an answer until its rest is sent, then call `then`."""
         deadline = time.monotonic() + WRITE_S
         if not self._waiting.add(conn, EVENT_WRITE, self._send, self._given_up, deadline=deadline):
-            return
+            return  # it is closed already
         self._unsent[conn] = answer, then
         self._bytes += len(answer.unsent)
         while self._bytes > UNSENT_MAX_BYTES:
