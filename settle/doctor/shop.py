@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from services.orders import models as orders
 from services.payments import models as payments
-from settle.stack.databases import revision
 from settle_outbox.checks.check import duration, fail, grade, ok
 from settle_outbox.checks.delivery import (
     COUNT_LIMIT,
@@ -22,6 +21,7 @@ from settle_outbox.checks.service import check_database, database_checks
 from settle_outbox.checks.upkeep import HOT_TABLES
 from settle_outbox.errors import SettleError
 from settle_outbox.storage import tables as outbox
+from shared import cursor_secrets
 from shared.migrations import head
 from shared.settings import read_web_settings
 from shared.web.idempotency import tables as idempotency
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from settle_outbox.checks.check import Finding, NamedCheck
     from settle_outbox.checks.database import Database
 
+_SHARED = (outbox.metadata, idempotency.metadata, cursor_secrets.metadata)
 SCHEMAS = {
     "orders": ExpectedSchema(
-        (orders.Base.metadata, outbox.metadata, idempotency.metadata),
+        (orders.Base.metadata, *_SHARED),
         frozenset({"orders.orders_final"}),
     ),
     "payments": ExpectedSchema(
-        (payments.Base.metadata, outbox.metadata, idempotency.metadata),
+        (payments.Base.metadata, *_SHARED),
         frozenset({"transfers.transfers_append_only", "payments.payments_append_only"}),
     ),
 }
@@ -82,15 +83,22 @@ def _checks(database: Database, *, quick: bool) -> Iterator[NamedCheck]:
 
 
 def _expected_schema(database: Database) -> ExpectedSchema:
-    is_migrated = revision(database.url) == head(database.service)
+    is_migrated = revision(database) == head(database.service)
     return SCHEMAS[database.service] if is_migrated else ExpectedSchema()
+
+
+def revision(database: Database) -> str | None:
+    """Return the migration that a database is at; None before the first one."""
+    ((is_there,),) = database.ask("SELECT to_regclass('alembic_version') IS NOT NULL")
+    rows = database.ask("SELECT version_num FROM alembic_version") if is_there else []
+    return str(rows[0][0]) if rows else None
 
 
 def check_migrations(database: Database) -> Iterator[Finding]:
     """Check that the database is at the code's revision."""
     service = database.service
     name = f"{service} migrations"
-    found, needed = revision(database.url), head(service)
+    found, needed = revision(database), head(service)
     if found == needed:
         yield ok(name, f"at revision {found}")
         return

@@ -1,8 +1,9 @@
-"""Create the services' databases in the embedded PostgreSQL, and query a database's state."""
+"""Create the services' databases in the embedded PostgreSQL, and connect to a database."""
 
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -40,31 +41,15 @@ def connection_error(url: str) -> str | None:
     return None
 
 
-def revision(url: str) -> str | None:
-    """Return the migration that a database is at; None before the first one.
-
-    Raises:
-        psycopg2.Error: the query failed.
-    """
-    opened = connect_autocommit(url, application_name=NAME)
-    try:
-        with opened.cursor() as run:
-            run.execute("SELECT to_regclass('alembic_version') IS NOT NULL")
-            if run.fetchone() != (True,):
-                return None
-            run.execute("SELECT version_num FROM alembic_version")
-            found = run.fetchone()
-            return str(found[0]) if found else None
-    finally:
-        opened.close()
-
-
-def create_databases(cluster: Cluster, port: int) -> None:
+def create_databases(cluster: Cluster, port: int, names: Sequence[str] = SERVICES) -> None:
     """Create the missing role and database of each service.
 
     Each role owns its database, and cannot connect to another one.
     """
-    _create_each(cluster, port, SERVICES)
+    url = cluster.url(port, "postgres")
+    with closing(connect_autocommit(url, application_name=NAME)) as opened, opened.cursor() as run:
+        for name in names:
+            _create(run, name, cluster.password(name))
 
 
 def create_database(cluster: Cluster, port: int, name: str) -> str:
@@ -86,18 +71,8 @@ def create_database(cluster: Cluster, port: int, name: str) -> str:
             f"A database cannot have the name {name!r}: use a-z, 0-9, '_' and '-', with a letter"
             f" first. Reserved: {', '.join(sorted(_RESERVED))}."
         )
-    _create_each(cluster, port, [name])
+    create_databases(cluster, port, [name])
     return cluster.url(port, name, name)
-
-
-def _create_each(cluster: Cluster, port: int, names: Sequence[str]) -> None:
-    opened = connect_autocommit(cluster.url(port, "postgres"), application_name=NAME)
-    try:
-        with opened.cursor() as run:
-            for name in names:
-                _create(run, name, cluster.password(name))
-    finally:
-        opened.close()
 
 
 def _create(run: cursor, service: str, password: str) -> None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from settle.stack.databases import revision
+from settle.doctor.shop import revision
 from settle.stack.state import StateFolder
+from settle_outbox.checks.database import Database
 from support.stack import COMMAND_TIMEOUT_S, Stack
 from support.waiting import wait_until
 
@@ -213,12 +214,17 @@ def test_two_concurrent_ups_and_a_stack_of_another_checkout(first: Stack, other:
 
 
 def test_up_after_a_pull_migrates_and_runs_the_new_code(other: Stack, checkout: Path) -> None:
-    database = settings(other)["ORDERS_DATABASE_URL"]
+    url = settings(other)["ORDERS_DATABASE_URL"]
+
+    def orders_revision() -> str | None:
+        with Database("orders", url) as database:
+            return revision(database)
+
     pulled = checkout / "alembic" / "orders" / "versions" / "0002_pulled.py"
-    pulled.write_text(MIGRATION.format(before=revision(database)))
+    pulled.write_text(MIGRATION.format(before=orders_revision()))
     assert "orders migrations" in failing(other)
     assert "with older code stopped" in other.up()
-    assert revision(database) == "0002_pulled"
+    assert orders_revision() == "0002_pulled"
     assert other.status()["status"] == "up"
 
 

@@ -144,6 +144,10 @@ MISSING = {
             *("constraints", "fail", "trigger transfers.transfers_append_only"),
         ),
         (
+            "ALTER TABLE cursor_secrets DROP CONSTRAINT cursor_secrets_length",
+            *("constraints", "fail", "cursor_secrets_length"),
+        ),
+        (
             "ALTER TABLE accounts SET (autovacuum_enabled = false)",
             *("autovacuum", "fail", "off for accounts"),
         ),
