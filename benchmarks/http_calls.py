@@ -20,14 +20,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from data import orders_database, payments_database
 from load import Load, get, post
 from servers import BARE, BARE_ORM, ORDERS, PAYMENTS, served
 
+from shared.migrations import upgrade
 from support.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# The orders belong to a thousand users. They are a minute apart, and the last one is placed now.
+_FILL_ORDERS = """
+INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
+SELECT gen_random_uuid(), CAST(md5((number % 1000)::text) AS uuid), 1 + number % 10000,
+    'Order ' || number, 'success', moment, moment
+FROM generate_series(1, {count}) AS number,
+    LATERAL (SELECT now() - ({count} - number) * interval '1 minute' AS moment) AS placed
+"""
+
+# Empty accounts, each of another user.
+_FILL_ACCOUNTS = """
+INSERT INTO accounts (user_id, balance)
+SELECT CAST(md5(number::text) AS uuid), 0 FROM generate_series(1, {count}) AS number
+"""
 
 ROWS = 1_000
 MANY_ROWS = 1_000_000
@@ -80,7 +95,7 @@ class Bench:
 
     def orders(self) -> list[Result]:
         """Place an order, without and with a key, and read one."""
-        url = orders_database(self._server, "orders", ROWS)
+        url = self._filled("orders", "orders", _FILL_ORDERS, ROWS)
         rows = self._server.execute("SELECT id FROM orders", database="orders")
         paths = [f"/order/{order_id}" for (order_id,) in rows]
         with ExitStack() as stack:
@@ -103,7 +118,7 @@ class Bench:
 
     def deposits(self) -> list[Result]:
         """Deposit into one of many accounts. With one account, requests would wait for its lock."""
-        url = payments_database(self._server, "payments", ROWS)
+        url = self._filled("payments", "payments", _FILL_ACCOUNTS, ROWS)
         rows = self._server.execute(
             "SELECT user_id FROM accounts WHERE user_id IS NOT NULL", database="payments"
         )
@@ -125,7 +140,7 @@ class Bench:
         with ExitStack() as stack:
             few, many = (
                 stack.enter_context(
-                    served(ORDERS, orders_database(self._server, f"orders{n}", n), self._log)
+                    served(ORDERS, self._filled("orders", f"orders{n}", _FILL_ORDERS, n), self._log)
                 )
                 for n in (ROWS, MANY_ROWS)
             )
@@ -143,6 +158,14 @@ class Bench:
                     0.95,
                 ),
             )
+
+    def _filled(self, service: str, name: str, statement: str, count: int) -> str:
+        """Create a database of a service with this number of rows, and return its URL."""
+        url = self._server.create_database(name)
+        upgrade(service, url)
+        self._server.execute(statement.format(count=count), database=name)
+        self._server.execute("VACUUM ANALYZE", database=name)
+        return url
 
     def _served(self, stack: ExitStack, url: str, service: str) -> list[int]:
         """Start both baselines and the service on one database, and return their ports."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,22 +48,12 @@ class Load:
         return float(outcome)
 
     def _drive(self, sender: Connection, seconds: float) -> None:
-        counts = [0] * CONNECTIONS
-        failures: list[str] = []
-        end = time.monotonic() + seconds
-
-        def run(number: int) -> None:
-            try:
-                counts[number] = self._send_until(end)
-            except (OSError, RuntimeError) as error:
-                failures.append(str(error))
-
-        threads = [threading.Thread(target=run, args=(n,)) for n in range(CONNECTIONS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        sender.send(failures[0] if failures else sum(counts) / seconds)
+        ends = [time.monotonic() + seconds] * CONNECTIONS
+        try:
+            with ThreadPoolExecutor(CONNECTIONS) as threads:
+                sender.send(sum(threads.map(self._send_until, ends)) / seconds)
+        except (OSError, RuntimeError) as error:
+            sender.send(str(error))
 
     def _send_until(self, end: float) -> int:
         count = 0

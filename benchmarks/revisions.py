@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -65,38 +65,25 @@ class Side:
     programs: Path
 
     def run(self, *command: str, **environ: str) -> None:
-        """Run a command to its end.
-
-        Raises:
-            RuntimeError: The command failed.
-        """
-        done = subprocess.run(
-            [str(self.programs / command[0]), *command[1:]],
-            cwd=self.root,
-            env=os.environ | environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed in {self.root}:\n{done.stderr}")
+        """Run a command to its end. Raise an error if it fails; its own message is above it."""
+        program = str(self.programs / command[0])
+        subprocess.run([program, *command[1:]], cwd=self.root, env=os.environ | environ, check=True)
 
     @contextmanager
     def running(self, *command: str, **environ: str) -> Iterator[None]:
         """Run a command until the context ends."""
-        with TemporaryFile() as output:
-            process = subprocess.Popen(
-                [str(self.programs / command[0]), *command[1:]],
-                cwd=self.root,
-                env=os.environ | environ,
-                stdout=output,
-                stderr=output,
-            )
-            try:
-                yield
-            finally:
-                process.terminate()
-                process.wait(_TIMEOUT_S)
+        process = subprocess.Popen(
+            [str(self.programs / command[0]), *command[1:]],
+            cwd=self.root,
+            env=os.environ | environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(_TIMEOUT_S)
 
 
 def checked_out(revision: str, folder: Path) -> Side:

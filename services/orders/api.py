@@ -12,7 +12,7 @@ from flask import Response, jsonify
 from services.orders import api_docs, listing, orders, prefer_wait, problems, schemas
 from shared.web.blueprint import Blueprint
 from shared.web.idempotency.request_keys import note_created
-from shared.web.paging import PAGE_BYTES_MAX, read_paging
+from shared.web.paging import read_paging
 from shared.web.sessions import transaction
 from shared.web.waiting.prefer_header import response_headers
 
@@ -82,11 +82,7 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
         page = listing.read_page(
-            session,
-            limit=paging.limit,
-            bytes_max=PAGE_BYTES_MAX,
-            filters=paging.filters,
-            after=paging.after,
+            session, limit=paging.limit, filters=paging.filters, after=paging.after
         )
     if not page.more:
         return page.orders, {}

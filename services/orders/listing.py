@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, FromClause, Select, Subquery
 
-# Approximate size of an order in JSON without its description, in bytes.
+# Maximum size of a page. It ends before the order that would exceed it, but it has at least one.
+PAGE_BYTES_MAX = 512 * 1024
+# What an order counts in addition to its description in UTF-8: its approximate size in JSON.
 _ROW_BYTES = 256
 _NEWEST_BY = ("created_at", "id")
 
@@ -35,7 +37,6 @@ def read_page(
     session: Session,
     *,
     limit: int,
-    bytes_max: int,
     filters: Mapping[str, Any],
     after: tuple[datetime, UUID] | None = None,
 ) -> Page:
@@ -44,14 +45,12 @@ def read_page(
     Args:
         session: reads them.
         limit: maximum number of orders.
-        bytes_max: maximum size of the page. An order counts `_ROW_BYTES` and the length of its
-            description in UTF-8. The first order is always returned.
         filters: any of `user_id`, `status`, `created_from` (inclusive) and `created_before`
             (exclusive).
         after: created_at and id of the last order of the previous page with these filters; None
             for the first page.
     """
-    values = {**filters, "bytes_max": bytes_max, "limit": limit, "read_limit": limit + 1}
+    values = {**filters, "bytes_max": PAGE_BYTES_MAX, "limit": limit, "read_limit": limit + 1}
     if after is not None:
         values["after_at"], values["after_id"] = after
     query = _page_query(frozenset(filters), is_first=after is None)

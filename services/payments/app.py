@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def create_app(settings: WebSettings | None = None) -> Flask:
     """Make the app. Call this after the fork, because it opens connections and starts threads.
 
-    Args:
-        settings: if they are None, `prepare_process` reads them from the environment, and sets up
-            logging.
+    Without settings, `prepare_process` reads them from the environment, and sets up logging.
     """
     return make_service_app(
         SERVICE,

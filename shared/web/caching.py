@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from flask import Response, after_this_request, request
-from werkzeug.http import parse_date, parse_set_header
+from werkzeug.http import parse_date
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -19,13 +19,6 @@ HEADER = "Cache-Control"
 NOT_STORED = "no-store"
 REVALIDATED = "no-cache"
 _DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE")
-
-
-def merge_vary(headers: list[tuple[str, str]]) -> None:
-    """Replace the headers `Vary` of an answer by one."""
-    given = ", ".join(value for name, value in headers if name.lower() == "vary")
-    headers[:] = [each for each in headers if each[0].lower() != "vary"]
-    headers.append(("Vary", parse_set_header(given).to_header()))
 
 
 def ignore_unreadable_dates(environ: WSGIEnvironment) -> None:

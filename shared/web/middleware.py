@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from settle_outbox.trace import current_trace
 from shared.web.access_log import writer
-from shared.web.caching import HEADER, NOT_STORED, ignore_unreadable_dates, merge_vary
+from shared.web.caching import HEADER, NOT_STORED, ignore_unreadable_dates
 from shared.web.proxy_and_cors import PROBES
 from shared.web.tracing import REQUEST_ID, trace_of
 
@@ -44,11 +44,8 @@ class RequestMiddleware:
         path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
-            names = [name.lower() for name, _ in headers]
-            if "cache-control" not in names:
+            if not any(name.lower() == "cache-control" for name, _ in headers):
                 headers.append((HEADER, NOT_STORED))
-            if names.count("vary") > 1:
-                merge_vary(headers)
             # Browsers must not guess another content type.
             headers.append(("X-Content-Type-Options", "nosniff"))
             headers.append((REQUEST_ID, request_id))

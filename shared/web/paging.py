@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 1000
 LIMIT_DEFAULT = 100
-# Maximum size of a page whose rows hold text from clients. A page ends before the row that would
-# exceed it, but it has at least one row.
-PAGE_BYTES_MAX = 512 * 1024
 
 _DIGITS = re.compile(r"[0-9]{1,4}")
 # The format of itsdangerous: the payload, after a dot if it is compressed, and the HMAC-SHA256.

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import text
 
 from services.orders.listing import read_page
-from shared.web.paging import PAGE_BYTES_MAX
 from support.plans import most_rows
 from support.settle_orders import finish
 from support.web import pages, problem_of
@@ -345,7 +344,7 @@ def test_a_list_of_a_rare_status_reads_only_its_orders(
     wanted = {"status": status} | ({"user_id": UUID(USER)} if of_user else {})
 
     def read() -> None:
-        page = read_page(orders_session, limit=100, bytes_max=PAGE_BYTES_MAX, filters=wanted)
+        page = read_page(orders_session, limit=100, filters=wanted)
         assert (len(page.orders), page.more) == (1, False)
 
     assert most_rows(orders_session, read) <= 2

@@ -18,8 +18,8 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
+from services.orders.listing import PAGE_BYTES_MAX
 from shared.settings import DEFAULT_THREADS as THREADS
-from shared.web.paging import PAGE_BYTES_MAX
 from shared.web.problems.documents import MEDIA_TYPE
 from support.small_limits import PATIENCE_S
 from support.waiting import wait_until

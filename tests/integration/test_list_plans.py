@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 
 from services.orders.listing import read_page
 from services.orders.models import STATUSES
-from shared.web.paging import PAGE_BYTES_MAX
 from support.plans import most_rows
 
 if TYPE_CHECKING:
@@ -103,9 +102,7 @@ def test_a_list_reads_one_page_from_an_index(
     for _ in range(2):
 
         def read(after: tuple[datetime, UUID] | None = after) -> Any:
-            return read_page(
-                session, limit=LIMIT, bytes_max=PAGE_BYTES_MAX, filters=filters, after=after
-            )
+            return read_page(session, limit=LIMIT, filters=filters, after=after)
 
         page = read()
         assert most_rows(session, read) <= scans * (LIMIT + 1)
@@ -124,7 +121,6 @@ def test_the_orders_of_a_user_are_newest_first_across_statuses(session: Session)
     page = read_page(
         session,
         limit=20,
-        bytes_max=PAGE_BYTES_MAX,
         filters={"user_id": CURRENT, "created_before": before},
     )
 

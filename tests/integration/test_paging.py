@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import NullPool, create_engine, event, text
 
-from services.orders import api
-from shared.web.paging import PAGE_BYTES_MAX
+from services.orders import listing
+from services.orders.listing import PAGE_BYTES_MAX
 from support.web import open_app, pages, problem_of
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def test_a_page_has_a_size_limit_and_a_link_to_the_rest(
     orders_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each order comes once. An order above the limit has a separate page."""
-    monkeypatch.setattr(api, "PAGE_BYTES_MAX", 20_000)
+    monkeypatch.setattr(listing, "PAGE_BYTES_MAX", 20_000)
     lengths = [10, 9_000, 9_000, 9_000, 10, 10_000, 10_000, 10]
     with open_app("orders", orders_url) as app:
         client = app.test_client()
