@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from settle.audit import audit as run_audit
 from settle.audit.print_report import print_report
 from settle.audit.run import SECOND_LOOK_S
+from settle.audit.run import audit as run_audit
 from settle.audit.targets import find_settings
 from settle.demo import Demo
 from settle.doctor.examine import configured_services, examine

@@ -79,11 +79,6 @@ def _text(text: str, step: Step) -> str:
     return f"{text}: {step.count:,}" if step.count else text
 
 
-def silent_steps() -> Steps:
-    """Return steps that show nothing."""
-    return Steps(lambda _: None)
-
-
 class _Took(ProgressColumn):
     def render(self, task: Task) -> Text:
         took_s = task.finished_time if task.finished_time is not None else task.elapsed

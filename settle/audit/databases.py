@@ -196,14 +196,6 @@ def _dead_id(event_id: str | None, headers: list[list[Any]]) -> bytes | None:
 
 def read_latest_statuses(database: Snapshot, scratch: Scratch) -> None:
     """Read again the status of the orders that were not final before."""
-    last = b""
-    while True:
-        query = (
-            "SELECT id FROM orders WHERE status = 'created' AND id > :last ORDER BY id LIMIT 1000"
-        )
-        ids = [id_ for (id_,) in scratch.rows(query, last=last)]
-        if not ids:
-            return
+    for ids in scratch.id_batches("SELECT id FROM orders WHERE status = 'created' AND id > :last"):
         rows = database.rows(_STATUSES, ids=as_uuids(ids))
         scratch.add("UPDATE orders SET latest = ? WHERE id = ?", map(tuple, rows))
-        last = ids[-1]

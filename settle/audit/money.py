@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from settle.audit.report import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from settle.audit.databases import Snapshot
     from settle.audit.report import Check
 
@@ -54,19 +52,14 @@ WHERE NOT CASE t.kind
 def check_money(database: Snapshot, check: Check) -> None:
     """Add a violation to the check for each wrong sum in the database of payments."""
     check.seen = database.count("accounts", "transfers")
-    for violation in _violations(database):
-        check.add(violation)
-
-
-def _violations(database: Snapshot) -> Iterator[Violation]:
     for rows in database.stream(_WRONG_BALANCES):
         for account, balance, amount in rows:
             detail = f"The balance is {balance}, the transfers sum to {amount or 0}"
-            yield Violation("wrong balance", account, detail)
+            check.add(Violation("wrong balance", account, detail))
     ((total,),) = database.rows(_TOTAL)
     if total:
-        yield Violation("not zero", "all accounts", f"Their sum is {total}")
+        check.add(Violation("not zero", "all accounts", f"Their sum is {total}"))
     for rows in database.stream(_MISDIRECTED):
         for transfer, kind, giver, taker in rows:
             detail = f"A {kind} from {giver} to {taker}"
-            yield Violation("misdirected transfer", f"transfer {transfer}", detail)
+            check.add(Violation("misdirected transfer", f"transfer {transfer}", detail))

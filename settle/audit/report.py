@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from settle_outbox.errors import SettleError
@@ -47,7 +46,7 @@ class Check:
     seen: int = 0
     wrong: int = 0
     violations: list[Violation] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def add(self, violation: Violation) -> None:
         """Count a violation, and keep it if it is among the first."""
@@ -58,20 +57,7 @@ class Check:
     def note(self, name: str, count: int) -> None:
         """Add to the count of a note. A count of 0 leaves no note."""
         if count:
-            self.notes[name] += count
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content as JSON."""
-        return {
-            "name": self.name,
-            "seen": self.seen,
-            "wrong": self.wrong,
-            "violations": [
-                {"kind": each.kind, "id": each.id, "detail": each.detail}
-                for each in self.violations
-            ],
-            "notes": dict(self.notes),
-        }
+            self.notes[name] = self.notes.get(name, 0) + count
 
 
 @dataclass(slots=True)
@@ -101,7 +87,7 @@ class Report:
         return {
             "clean": self.clean,
             "took_s": round(self.took_s, 3),
-            "checks": [check.as_json() for check in self.checks],
+            "checks": [asdict(check) for check in self.checks],
         }
 
     def __str__(self) -> str:

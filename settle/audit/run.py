@@ -30,14 +30,13 @@ from settle.audit.scratch import open_scratch
 from settle.audit.second_look import drop_cleared
 from settle.audit.sequence import check_order, order_check
 from settle.audit.topics import TopicContent, read_topic
-from settle.progress import silent_steps
+from settle.progress import Steps
 from settle_outbox.service import load_service
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from settle.audit.scratch import Scratch
-    from settle.progress import Steps
     from settle_outbox.settings import Settings
 
 SECOND_LOOK_S = 10.0
@@ -68,7 +67,7 @@ def audit(
     began = time.monotonic()
     with open_scratch() as scratch:
         settings = {"payments": payments, "orders": orders}
-        audit = _Audit(scratch, settings, steps or silent_steps())
+        audit = _Audit(scratch, settings, steps or Steps(lambda _: None))
         audit.read()
         audit.judge(second_look_s)
         return Report(list(audit.checks.values()), time.monotonic() - began)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 CACHE_KIB = 16 * 1024
+_BATCH = 1_000
 
 # `source` is the service that publishes the event, in every table.
 _TABLES = f"""
@@ -139,6 +140,14 @@ class Scratch:
     def rows(self, sql: str, **parameters: Any) -> Iterator[Any]:
         """Yield the rows of a query."""
         return iter(self.connection.execute(sql, parameters))
+
+    def id_batches(self, sql: str, **parameters: Any) -> Iterator[list[bytes]]:
+        """Yield the ids above ``:last`` that a query finds. Its rows may change meanwhile."""
+        last = b""
+        limited = f"{sql} ORDER BY id LIMIT {_BATCH}"
+        while ids := [id_ for (id_,) in self.rows(limited, last=last, **parameters)]:
+            yield ids
+            last = ids[-1]
 
     def add_suspects(self, name: str, kind: str, sql: str, *, source: str) -> None:
         """Store the ids and details that a query finds as suspects of a check."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
 REPEAT_EVERY_S = 0.5
-_BATCH = 1_000
 
 
 def drop_cleared(scratch: Scratch, settings: Mapping[str, Settings], within_s: float) -> None:
@@ -69,21 +68,8 @@ def _has_suspects(scratch: Scratch, engines: Mapping[str, Engine], rule: Rule) -
 
 def _suspects(scratch: Scratch, rule: Rule) -> Iterator[list[bytes]]:
     """Yield the suspects of a rule in batches. They may be removed meanwhile."""
-    last = b""
-    while True:
-        rows = scratch.rows(
-            "SELECT id FROM suspect WHERE name = :name AND kind = :kind AND id > :last"
-            " ORDER BY id LIMIT :limit",
-            name=rule.check,
-            kind=rule.kind,
-            last=last,
-            limit=_BATCH,
-        )
-        ids = [id_ for (id_,) in rows]
-        if not ids:
-            return
-        yield ids
-        last = ids[-1]
+    sql = "SELECT id FROM suspect WHERE name = :name AND kind = :kind AND id > :last"
+    return scratch.id_batches(sql, name=rule.check, kind=rule.kind)
 
 
 def _cleared(connection: Connection, sql: str, ids: list[bytes]) -> list[bytes]:

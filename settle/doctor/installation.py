@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import distributions, requires, version
 from pathlib import Path
 from re import match
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def check_python() -> Iterator[Finding]:
         yield ok("python", found)
     else:
         yield fail("python", found, "install 3.11 to 3.14, and run make install PYTHON=/path/to/it")
-    missing = [name for name in _required() if not _installed(name)]
+    missing = [name for name in _required() if not any(distributions(name=name))]
     scripts = Path(sysconfig.get_path("scripts"))
     missing += [name for name in PROGRAMS if not os.access(scripts / name, os.X_OK)]
     if missing:
@@ -43,11 +43,3 @@ def _required() -> Iterator[str]:
         name = match(r"[\w.-]+", requirement)
         if name and ";" not in requirement:  # a package of an extra is optional
             yield name[0]
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -21,7 +21,7 @@ from settle.stack.definition import (
     read_ports,
     refuse_missing_broker,
 )
-from settle.stack.embedded.postgres import Cluster, open_cluster
+from settle.stack.embedded.postgres import open_cluster
 from settle.stack.leftovers import find_leftovers
 from settle.stack.logs import last_error
 from settle.stack.ports import port_conflict
@@ -165,10 +165,6 @@ def _check_cluster(state: StateFolder) -> Finding:
             return ok(name, f"its data is in {cluster.data}")
     except (SettleError, OSError) as error:
         return fail_with(name, error)
-    return _not_initialised(name, cluster)
-
-
-def _not_initialised(name: str, cluster: Cluster) -> Finding:
     if cluster.building.exists():
         found = f"its first start was interrupted ({cluster.building})"
         return warn(name, found, "nothing: settle up creates it again")

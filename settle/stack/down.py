@@ -6,6 +6,8 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import psutil
+
 from settle.stack.definition import APIS, BROKER, POSTGRES, WORKERS, running_stack
 from settle.stack.leftovers import end_leftovers
 from settle.stack.supervisor import Supervisor, SupervisorError, wait_for
@@ -55,13 +57,5 @@ def _stop_by(supervisor: Supervisor, pid: int) -> None:
         supervisor.shutdown()
     except SupervisorError:
         pass  # it hangs or has died; the caller ends what is left
-    if not wait_for(lambda: not _alive(pid), timeout_s=SHUTDOWN_TIMEOUT_S):
+    if not wait_for(lambda: not psutil.pid_exists(pid), timeout_s=SHUTDOWN_TIMEOUT_S):
         os.kill(pid, signal.SIGKILL)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import shlex
-import shutil
 import tempfile
 import time
 from contextlib import contextmanager
@@ -111,11 +110,6 @@ class StateFolder:
     def nearest(self) -> Path:
         """The folder, or the nearest parent that exists."""
         return next(path for path in (self.home, *self.home.parents) if path.exists())
-
-    @property
-    def free_mb(self) -> int:
-        """The free disk space in MB."""
-        return shutil.disk_usage(self.nearest).free // 1024**2
 
     def refuse_unsafe(self) -> None:
         """Refuse a folder in which another user could replace its content.

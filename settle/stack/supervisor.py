@@ -65,11 +65,7 @@ class _Connection(HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CALL_TIMEOUT_S)
-        try:
-            self.sock.connect(str(self._path))
-        except OSError:
-            self.sock.close()  # the base class does not know it yet
-            raise
+        self.sock.connect(str(self._path))
 
 
 class _Transport(xmlrpc.client.Transport):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from shutil import disk_usage
 from typing import TYPE_CHECKING
 
 from alembic.util.exc import CommandError
@@ -52,8 +53,7 @@ if TYPE_CHECKING:
     from settle.stack.definition import Stack
     from settle.stack.state import StateFolder
 
-SERVER_TIMEOUT_S = 60.0
-PROGRAMS_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 60.0
 TOPICS_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 40.0  # above the stopwaitsecs in deploy/programs
 
@@ -159,7 +159,7 @@ def refuse_full_disk(state: StateFolder) -> None:
     Raises:
         UpError: less than `LEAST_FREE_MB` is free.
     """
-    free_mb = state.free_mb
+    free_mb = disk_usage(state.nearest).free // 1024**2
     if free_mb < LEAST_FREE_MB:
         raise UpError(
             f"Only {free_mb} MB are free in {state.home}, and a database needs {LEAST_FREE_MB}: "
@@ -188,7 +188,7 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
     if stack.cluster is not None:
         serving = f"PostgreSQL serves on {stack.address(POSTGRES)}"
         with steps.step("Starting PostgreSQL", serving) as step:
-            _start_programs(stack, supervisor, (POSTGRES,), SERVER_TIMEOUT_S, step)
+            _start_programs(stack, supervisor, (POSTGRES,), step)
             create_databases(stack.cluster, stack.ports["POSTGRES_PORT"])
     with steps.step("Migrating both databases", "Both databases are migrated"):
         migrate()
@@ -197,31 +197,25 @@ def _start_all(stack: Stack, supervisor: Supervisor, steps: Steps) -> None:
         starting = "Starting Apache Kafka" if is_kafka else "Starting the broker"
         serving = "Apache Kafka serves" if is_kafka else "The broker serves"
         with steps.step(starting, f"{serving} on {stack.address(BROKER)}") as step:
-            _start_programs(stack, supervisor, (BROKER,), SERVER_TIMEOUT_S, step)
+            _start_programs(stack, supervisor, (BROKER,), step)
     with steps.step("Creating the topics", "The topics exist"):
         _create_topics()
     starting = "Starting APIs, relays and consumers"
     with steps.step(starting, "APIs, relays and consumers are ready") as step:
-        _start_programs(stack, supervisor, (*WORKERS, *APIS), PROGRAMS_TIMEOUT_S, step)
+        _start_programs(stack, supervisor, (*WORKERS, *APIS), step)
 
 
-def _start_stopped(stack: Stack, supervisor: Supervisor, names: Iterable[str]) -> None:
+def _start_programs(stack: Stack, supervisor: Supervisor, names: Sequence[str], step: Step) -> None:
     processes = supervisor.processes()
     stopped = [name for name in names if processes[name].stopped]
     refuse_taken_ports(stack, stopped)
     supervisor.start(stopped)
-
-
-def _start_programs(
-    stack: Stack, supervisor: Supervisor, names: Sequence[str], timeout_s: float, step: Step
-) -> None:
-    _start_stopped(stack, supervisor, names)
-    missing = wait_ready(stack, supervisor, names, timeout_s=timeout_s, step=step)
+    missing = wait_ready(stack, supervisor, names, timeout_s=READY_TIMEOUT_S, step=step)
     if missing:
         name, reason = next(iter(missing.items()))
         logged = last_error(stack.state.logs / f"{name}.log")
         raise UpError(
-            f"{name} is not ready after {timeout_s:.0f} s ({reason}); "
+            f"{name} is not ready after {READY_TIMEOUT_S:.0f} s ({reason}); "
             f"{f'its log says: {logged}' if logged else 'its log has no error'}. "
             f"Run settle logs {name} and settle doctor --quick; settle down stops the rest."
         )

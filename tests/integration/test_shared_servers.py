@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from settle.audit import audit
 from settle.audit.flow import FLOWS
 from settle.audit.rules import events_check
+from settle.audit.run import audit
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.settings import read_database_url
 from shared.migrations import upgrade

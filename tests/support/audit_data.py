@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, text
 from uuid_utils.compat import uuid7
 
-from settle.audit import Report, audit
+from settle.audit.run import audit
 from settle_outbox.storage.partition_maintenance import maintain
 from settle_outbox.storage.partitions import DAY, outbox_partitions
 from settle_outbox.uuid7 import lowest_id
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
+    from settle.audit.report import Report
     from settle.progress import Steps
     from support.postgres import PostgresServer
 

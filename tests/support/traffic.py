@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from services.orders import orders
-from settle.audit import audit
+from settle.audit.run import audit
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
