@@ -86,7 +86,9 @@ class World:
         no_requests = SimpleNamespace(carry_out_unclaimed=lambda **_: None)
         monkeypatch.setattr(consumer, "Repairs", lambda *_, **__: no_requests)
         monkeypatch.setattr(
-            batch_transaction, "ActiveClock", lambda _: SimpleNamespace(now=self.clock.monotonic)
+            batch_transaction,
+            "ActiveClock",
+            lambda _: SimpleNamespace(now=self.clock.monotonic, beating=lambda _: nullcontext()),
         )
         monkeypatch.setattr(handler_call, "guarded", lambda *_: nullcontext())
 

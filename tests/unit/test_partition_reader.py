@@ -12,7 +12,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import CorruptRecordError, UnknownError, UnsupportedCodecError
 
 from settle_outbox.consume import partition_reader
-from settle_outbox.consume.partition_reader import PartitionReader, TooLargeRecord, UnreadableBatch
+from settle_outbox.consume.partition_reader import PartitionReader, Unreadable, UnreadableBatch
 from settle_outbox.kafka.internals.unreadable import UnreadableBatchError, UnreadablePartitionError
 from settle_outbox.kafka.record_stream import TooLarge, TooLargeError
 from settle_outbox.log import VALUE_MAX
@@ -199,7 +199,7 @@ def test_a_too_large_record_is_reported_with_its_size_and_digest() -> None:
 
     kept, refused = batch[GOOD]
     assert kept is RECORD
-    assert isinstance(refused, TooLargeRecord)
+    assert isinstance(refused, Unreadable)
     assert (refused.reason, refused.offset, refused.value) == ("too_large", 3, None)
     assert f"2000000 bytes with the SHA-256 {'ab' * 32}" in refused.detail
 
@@ -208,9 +208,12 @@ def test_a_too_large_record_is_reported_with_its_size_and_digest() -> None:
 def test_a_log_line_contains_the_whole_digest(cause: Exception) -> None:
     measure = TooLarge.measured(10**10, "ab" * 32)
     error = UnreadableBatchError(BAD, 2**63 - 2, cause, last_offset=2**63 - 1, value=measure)
+    consumer = FakeConsumer(None)
     record = RECORD._replace(offset=2**63 - 1, value=measure)
 
-    refused = [UnreadableBatch.of(error), TooLargeRecord.of(record)]
+    with patch.object(consumer, "poll", return_value={GOOD: [record]}):
+        (too_large,) = PartitionReader().poll(consumer, timeout_ms=0)[GOOD]
+    refused = [UnreadableBatch.of(error), too_large]
 
     assert all(f"SHA-256 {'ab' * 32}" in each.detail[:VALUE_MAX] for each in refused)
 

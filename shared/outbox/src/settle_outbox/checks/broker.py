@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResourceType
 
 from settle_outbox.checks.check import NOT_REPORTED, fail, ok, size, warn
 from settle_outbox.kafka.clients import SESSION_TIMEOUT_MS
+from settle_outbox.kafka.topics import read_settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +90,7 @@ def check_consumer_settings(admin: KafkaAdminClient) -> Iterator[Finding]:
     """Check that the brokers accept our consumers' session time-out. If not, none can join."""
     name = "session time-out"
     for broker in admin.describe_cluster()["brokers"]:
-        settings = settings_of(admin, ConfigResourceType.BROKER, str(broker["broker_id"]))
+        settings = read_settings_of(admin, ConfigResourceType.BROKER, str(broker["broker_id"]))
         minimum = int(settings.get("group.min.session.timeout.ms", 0))
         maximum = int(settings.get("group.max.session.timeout.ms", SESSION_TIMEOUT_MS))
         if not minimum <= SESSION_TIMEOUT_MS <= maximum:
@@ -104,12 +105,3 @@ def check_consumer_settings(admin: KafkaAdminClient) -> Iterator[Finding]:
             yield ok(name, NOT_REPORTED)
             return
     yield ok(name, f"{SESSION_TIMEOUT_MS} ms, accepted by every broker")
-
-
-def settings_of(admin: KafkaAdminClient, kind: ConfigResourceType, name: str) -> dict[str, str]:
-    """Return the settings of a topic or a broker by name; empty if it does not report them."""
-    answer = admin.describe_configs([ConfigResource(kind, name)], config_filter="all")
-    found = answer.get(kind.name.lower(), {}).get(name, {})
-    return {
-        setting: entry["value"] for setting, entry in found.items() if entry["value"] is not None
-    }

@@ -85,11 +85,6 @@ def unreachable(service: str, error: psycopg2.Error) -> Finding:
     )
 
 
-def check_version(database: Database) -> Iterator[Finding]:
-    """Check that the server has a supported version."""
-    yield judge_version(f"{database.service} db", database.version)
-
-
 def judge_version(name: str, version: int) -> Finding:
     """Judge a server's version, as PostgreSQL counts it: 180006 is 18.6."""
     major, minor = divmod(version, 10_000)

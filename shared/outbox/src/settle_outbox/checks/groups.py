@@ -16,7 +16,7 @@ from settle_outbox.kafka.internals.unreadable import UnreadablePartitionError
 from settle_outbox.kafka.topics import close_quietly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
@@ -57,35 +57,16 @@ def _state(admin: KafkaAdminClient, group: str) -> str | None:
     return states.get(group)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unread:
-    """The part of a partition that a group has not read.
-
-    Args:
-        records: the number of records.
-        lost: the number of records that were deleted before the group read them.
-        age_s: the age of the first record by its timestamp; 0 without a record.
-        is_ahead: whether the committed offset is beyond the partition's end.
-        unreadable: why the first record cannot be read; empty if it can.
-    """
-
-    records: int
-    lost: int
-    age_s: float
-    is_ahead: bool
-    unreadable: str
-
-
 def check_lag(
     admin: KafkaAdminClient, service: Service, settings: Settings, partitions: list[TopicPartition]
 ) -> Iterator[Finding]:
     """Check how many records the group has not read, and how long the first has waited."""
     name = f"{service.name} lag"
-    unread = _unread(admin, settings, partitions)
-    unreadable = [each.unreadable for each in unread if each.unreadable]
-    records = sum(each.records for each in unread)
-    lost = sum(each.lost for each in unread)
-    oldest_s = max(each.age_s for each in unread)
+    fronts = _read_fronts(settings, _find_fronts(admin, settings, partitions))
+    unreadable = [front.unreadable for front in fronts if front.unreadable]
+    records = sum(front.records for front in fronts)
+    lost = sum(front.lost for front in fronts)
+    oldest_s = max(front.age_s for front in fronts)
     late = f"{records} records, the first for {duration(oldest_s)}"
     if unreadable:
         yield fail(
@@ -101,7 +82,7 @@ def check_lag(
             "send them again with outbox-relay replay on the publishing side, and raise the"
             f" retention of {', '.join(service.consumed_topics)}",
         )
-    elif any(each.is_ahead for each in unread):
+    elif any(front.is_ahead for front in fronts):
         yield warn(
             name,
             "committed offsets are beyond the end: a topic was created again",
@@ -121,9 +102,9 @@ def check_lag(
         )
 
 
-def _unread(
+def _find_fronts(
     admin: KafkaAdminClient, settings: Settings, partitions: list[TopicPartition]
-) -> list[_Unread]:
+) -> dict[TopicPartition, _Front]:
     starts = {
         partition: answer.offset
         for partition, answer in admin.list_partition_offsets(
@@ -137,20 +118,9 @@ def _unread(
         committed = {
             partition: each.offset for partition, each in answer.items() if each.offset >= 0
         }
-    begins = {
-        partition: max(starts[partition], committed.get(partition, 0)) for partition in partitions
+    return {
+        partition: _Front(starts[partition], committed.get(partition)) for partition in partitions
     }
-    fronts = _read_fronts(settings, begins)
-    return [
-        _Unread(
-            records=fronts[partition].records,
-            lost=max(0, starts[partition] - committed.get(partition, starts[partition])),
-            age_s=fronts[partition].age_s,
-            is_ahead=committed.get(partition, 0) > fronts[partition].end,
-            unreadable=fronts[partition].unreadable,
-        )
-        for partition in partitions
-    ]
 
 
 @dataclass(slots=True)
@@ -158,18 +128,35 @@ class _Front:
     """The place in a partition where a group continues to read.
 
     Args:
-        begin: the offset.
+        start: the offset of the partition's oldest record.
+        committed: the offset that the group has committed, or None.
         end: the offset of the partition's end.
         first_ms: the timestamp of the first record there; None until one was read.
         unreadable: why the first record cannot be read.
         is_known: whether the other fields are final.
     """
 
-    begin: int
+    start: int
+    committed: int | None
     end: int = 0
     first_ms: int | None = None
     unreadable: str = ""
     is_known: bool = False
+
+    @property
+    def begin(self) -> int:
+        """The offset at which the group continues."""
+        return max(self.start, self.committed or 0)
+
+    @property
+    def lost(self) -> int:
+        """The number of records that were deleted before the group read them."""
+        return 0 if self.committed is None else max(0, self.start - self.committed)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the committed offset is beyond the partition's end."""
+        return (self.committed or 0) > self.end
 
     @property
     def records(self) -> int:
@@ -183,19 +170,16 @@ class _Front:
         return 0.0 if self.first_ms is None else max(0.0, time.time() - self.first_ms / 1000)
 
 
-def _read_fronts(
-    settings: Settings, begins: Mapping[TopicPartition, int]
-) -> dict[TopicPartition, _Front]:
+def _read_fronts(settings: Settings, fronts: Mapping[TopicPartition, _Front]) -> Collection[_Front]:
     """Read the first record and the end of each partition.
 
     The records are fetched, because the embedded broker gives wrong answers to other requests.
     """
-    fronts = {partition: _Front(begin) for partition, begin in begins.items()}
     reader = make_reader(settings)
     try:
-        reader.assign(list(begins))
-        for partition, offset in begins.items():
-            reader.seek(partition, offset)
+        reader.assign(list(fronts))
+        for partition, front in fronts.items():
+            reader.seek(partition, front.begin)
         deadline = time.monotonic() + READ_TIMEOUT_S
         while not all(front.is_known for front in fronts.values()):
             if time.monotonic() > deadline:
@@ -203,7 +187,7 @@ def _read_fronts(
             _read_on(reader, fronts)
     finally:
         close_quietly(reader)
-    return fronts
+    return fronts.values()
 
 
 def _read_on(reader: KafkaConsumer, fronts: Mapping[TopicPartition, _Front]) -> None:

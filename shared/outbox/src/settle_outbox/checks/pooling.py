@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import select
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -28,23 +29,19 @@ DIRECTLY = "connect relays and consumers to PostgreSQL directly, or through a se
 
 def check_connections(database: Database) -> Iterator[Finding]:
     """Check for a transaction pooler, and that a notification arrives."""
-    one = connect_autocommit(database.url, application_name=APPLICATION_NAME)
-    try:
-        other = connect_autocommit(database.url, application_name=APPLICATION_NAME)
-        try:
-            mode = _pool_mode(one, other)
-            yield _judge_pool(f"{database.service} pooler", mode)
-            notify = f"{database.service} notify"
-            if mode == "transaction":
-                # Not tried: the LISTEN would stay on a session that another client gets next.
-                found = "does not arrive through this pooler; relays poll instead"
-                yield warn(notify, found, DIRECTLY)
-            else:
-                yield check_notify(notify, one, other)
-        finally:
-            other.close()
-    finally:
-        one.close()
+    with (
+        closing(connect_autocommit(database.url, application_name=APPLICATION_NAME)) as one,
+        closing(connect_autocommit(database.url, application_name=APPLICATION_NAME)) as other,
+    ):
+        mode = _pool_mode(one, other)
+        yield _judge_pool(f"{database.service} pooler", mode)
+        notify = f"{database.service} notify"
+        if mode == "transaction":
+            # Not tried: the LISTEN would stay on a session that another client gets next.
+            found = "does not arrive through this pooler; relays poll instead"
+            yield warn(notify, found, DIRECTLY)
+        else:
+            yield check_notify(notify, one, other)
 
 
 def _pool_mode(one: connection, other: connection) -> str | None:

@@ -82,7 +82,7 @@ def check_database(
         yield database.unreachable(service, error)
         return
     with opened:
-        yield from database.check_version(opened)
+        yield database.judge_version(f"{service} db", opened.version)
         for check in checks_of(opened):
             yield from run_each([check])
             if opened.is_lost:

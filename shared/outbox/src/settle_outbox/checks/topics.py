@@ -9,11 +9,11 @@ from kafka import TopicPartition
 from kafka.admin import ConfigResourceType, OffsetSpec
 from kafka.errors import KafkaConnectionError
 
-from settle_outbox.checks.broker import settings_of
 from settle_outbox.checks.check import NOT_REPORTED, duration, fail, grade, ok, warn
 from settle_outbox.checks.clocks import REMEDY, SKEW_FAIL_S, SKEW_WARN_S
 from settle_outbox.checks.delivery import LATE_FAIL_S, LATE_WARN_S
 from settle_outbox.kafka.clients import MAX_REQUEST_BYTES
+from settle_outbox.kafka.topics import read_settings_of
 from settle_outbox.publish.outbox import PAYLOAD_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def check_topic(
 def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> Iterator[Finding]:
     """Check that the topic keeps events long enough, and no longer than the inbox knows them."""
     name = f"retention {topic}"
-    found = settings_of(admin, ConfigResourceType.TOPIC, topic)
+    found = read_settings_of(admin, ConfigResourceType.TOPIC, topic)
     if "retention.ms" not in found:
         yield ok(name, NOT_REPORTED)
         return
@@ -152,7 +152,7 @@ def check_sending(
 ) -> Iterator[Finding]:
     """Check that the topic accepts what the relay sends: 1 MiB, acknowledged by all copies."""
     name = f"sending {topic['name']}"
-    found = settings_of(admin, ConfigResourceType.TOPIC, topic["name"])
+    found = read_settings_of(admin, ConfigResourceType.TOPIC, topic["name"])
     if not {"min.insync.replicas", "max.message.bytes"} <= found.keys():
         yield ok(name, NOT_REPORTED)
         return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kafka import TopicPartition
 from sqlalchemy.exc import SQLAlchemyError
@@ -43,18 +43,6 @@ if TYPE_CHECKING:
 
 # After this time, the rest of the records waits for the next poll.
 APPLY_MAX_S = 60.0
-
-
-class _Segment(NamedTuple):
-    """Records that are applied in one transaction.
-
-    Args:
-        items: the records, in their order.
-        is_probe: whether events of stopped subscriptions may be handled.
-    """
-
-    items: Sequence[Parsed]
-    is_probe: bool = False
 
 
 class Applier:
@@ -125,10 +113,10 @@ class Applier:
         self, parsed: Sequence[Parsed], deadline: float
     ) -> dict[TopicPartition, Pause]:
         pauses: dict[TopicPartition, Pause] = {}
-        segments: deque[_Segment] = deque([_Segment(parsed)])
-        while segments:
-            segment = segments.popleft()
-            items = [item for item in segment.items if not _is_paused(item, pauses)]
+        batches = deque([Batch(parsed)])
+        while batches:
+            batch = batches.popleft()
+            batch.items = items = [item for item in batch.items if not _is_paused(item, pauses)]
             if not items:
                 continue
             self._beat()
@@ -137,9 +125,9 @@ class Applier:
                     _add_pause(pauses, item, Pause(item.record.offset, 0.0, "", None))
                 continue
             try:
-                self._apply(Batch(items, segment.is_probe))
+                self._apply(batch)
             except SubscriptionStoppedError as stopped:
-                segments.extendleft(reversed(self._split_at_stopped(items, stopped, pauses)))
+                batches.extendleft(reversed(self._split_at_stopped(items, stopped, pauses)))
             except (SQLAlchemyError, TransientDatabaseError):
                 raise
             except Exception as error:  # noqa: BLE001 - kept with the event, or stops the subscription
@@ -147,7 +135,7 @@ class Applier:
                     # Parse again, because the handler may have changed the events' data.
                     again = [parse(item.record, self._subscriptions) for item in items]
                     middle = len(again) // 2
-                    segments.extendleft([_Segment(again[middle:]), _Segment(again[:middle])])
+                    batches.extendleft([Batch(again[middle:]), Batch(again[:middle])])
                     continue
                 cause = error.cause if isinstance(error, HandlerFailedError) else error
                 pause = self._failures.decide(items[0], cause)
@@ -169,7 +157,7 @@ class Applier:
         items: list[Parsed],
         stop: SubscriptionStoppedError,
         pauses: dict[TopicPartition, Pause],
-    ) -> list[_Segment]:
+    ) -> list[Batch]:
         """Split a batch at an event of a stopped subscription, to probe it or to let it wait."""
         subscription = stop.subscription
         candidates = [
@@ -183,11 +171,11 @@ class Applier:
         )
         if self._failures.may_probe(subscription):
             first, rest = items[position], items[position + 1 :]
-            return [_Segment(items[:position]), _Segment([first], is_probe=True), _Segment(rest)]
+            return [Batch(items[:position]), Batch([first], is_probe=True), Batch(rest)]
         item = items[position]
         pause = self._failures.pause_until_probe(item, subscription, stop.breaker.error)
         _add_pause(pauses, item, pause)
-        return [_Segment(items)]
+        return [Batch(items)]
 
 
 def _is_paused(item: Parsed, pauses: Mapping[TopicPartition, Pause]) -> bool:

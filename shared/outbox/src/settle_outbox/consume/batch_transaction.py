@@ -83,7 +83,7 @@ class Batch:
     """The records of one transaction, and the results of applying them.
 
     Args:
-        items: the records.
+        items: the records, in their order.
         is_probe: whether events of stopped subscriptions may be handled.
         runs: the runs of handlers, each with its subscription.
         new: the events that were not in the inbox, of types with a subscription.
@@ -93,7 +93,7 @@ class Batch:
     """
 
     items: Sequence[Parsed]
-    is_probe: bool
+    is_probe: bool = False
     runs: list[tuple[Subscription, HandlerRun]] = field(default_factory=list)
     new: list[Parsed] = field(default_factory=list)
     skipped: list[ReceivedEvent] = field(default_factory=list)
@@ -109,9 +109,7 @@ class BatchTransaction:
     ) -> None:
         self._sessions = sessions
         self._limits = limits
-        self._beat = beat
-        self._handler_until = 0.0
-        self._clock = ActiveClock(self._beat_for_handler)
+        self._clock = ActiveClock(beat)
 
     def run(self, batch: Batch) -> None:
         """Apply a batch.
@@ -130,7 +128,16 @@ class BatchTransaction:
             raise
         for write_line in batch.log_lines:
             write_line()
-        _log_received(batch)
+        log.info(
+            "consumer.received",
+            records=len(batch.items),
+            new=len(batch.new),
+            requests=[
+                item.event.trace.request_id
+                for item in batch.new
+                if item.event and item.event.trace.request_id
+            ],
+        )
 
     def _transact(self, session: Session, batch: Batch) -> None:
         with self._data_errors_as_failures(session):
@@ -164,11 +171,7 @@ class BatchTransaction:
                 batch.skipped.append(event_of(item))
             else:
                 items.setdefault(event_of(item).id, item)
-        new_ids = record_new(
-            session,
-            [event_of(item) for item in items.values()],
-            dict.fromkeys(items, Outcome.APPLIED),
-        )
+        new_ids = record_new(session, [event_of(item) for item in items.values()], Outcome.APPLIED)
         failpoint("consumer.recorded")
         state = circuit_breaker.read_state(session)
         batch.new = [item for event_id, item in items.items() if event_id in new_ids]
@@ -189,23 +192,17 @@ class BatchTransaction:
         """
         run = HandlerRun(self._clock.now)
         batch.runs.append((subscription, run))
-        try:
-            self._handler_until = self._clock.now() + self._limits.total_s
-            _raise_failure(items)
-            verdicts = call_handler(session, subscription, [event_of(item) for item in items], run)
-        except BaseException as error:
-            if run.ended_by is None:
-                raise_if_database_failed(error, run)
-                raise_if_key_collision(session, error)
-            raise HandlerFailedError(error) from error
-        finally:
-            self._handler_until = 0.0
+        events = [event_of(item) for item in items]
+        with self._clock.beating(self._limits.total_s):
+            try:
+                _raise_failure(items)
+                verdicts = call_handler(session, subscription, events, run)
+            except BaseException as error:
+                if run.ended_by is None:
+                    raise_if_database_failed(error, run)
+                    raise_if_key_collision(session, error)
+                raise HandlerFailedError(error) from error
         _record_verdicts(session, batch, items, verdicts)
-
-    def _beat_for_handler(self, now: float) -> None:
-        """Write a heartbeat while a handler runs, until its time is over."""
-        if now < self._handler_until:
-            self._beat()
 
     def _raise_handler_timeout(
         self, runs: Sequence[tuple[Subscription, HandlerRun]], error: Exception
@@ -306,17 +303,4 @@ def _park(session: Session, batch: Batch, item: Parsed, reason: str, detail: str
         partial(
             log.warning, "consumer.dead_letter", **log_context(item), reason=reason, detail=detail
         )
-    )
-
-
-def _log_received(batch: Batch) -> None:
-    log.info(
-        "consumer.received",
-        records=len(batch.items),
-        new=len(batch.new),
-        requests=[
-            item.event.trace.request_id
-            for item in batch.new
-            if item.event and item.event.trace.request_id
-        ],
     )

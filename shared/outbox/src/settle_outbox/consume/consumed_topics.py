@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from kafka import OffsetAndMetadata, TopicPartition
-from kafka.admin import OffsetSpec
+from kafka.admin import ConfigResourceType, OffsetSpec
 from kafka.errors import BrokerResponseError, GroupIdNotFoundError, NoError
 from sqlalchemy import text
 
@@ -15,7 +15,7 @@ from settle_outbox.kafka.offsets import find_stale
 from settle_outbox.kafka.topics import (
     count_partitions,
     find_topics,
-    read_topic_settings,
+    read_settings_of,
     retention_problem,
 )
 
@@ -148,7 +148,7 @@ class ConsumedTopics:
         """
         for topic in self.ids:
             try:
-                topic_settings = read_topic_settings(admin, topic)
+                topic_settings = read_settings_of(admin, ConfigResourceType.TOPIC, topic)
             except BrokerResponseError as error:
                 # The right to read settings may be missing. The horizon still protects the inbox.
                 log.debug("consumer.retention_unknown", topic=topic, error=str(error))

@@ -57,8 +57,8 @@ from settle_outbox.storage.partitions import inbox_partitions
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-    from kafka.consumer.fetcher import ConsumerRecord
 
+    from settle_outbox.consume.partition_reader import Batch
     from settle_outbox.runtime.process import Stop
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
@@ -121,8 +121,6 @@ REPAIR_EVENTS = OutageEvents(
     refused="consumer.repairs_refused",
     still_refused="consumer.repairs_still_refused",
 )
-
-_Batch = dict["TopicPartition", list["ConsumerRecord"]]
 
 
 class Consumer:
@@ -191,7 +189,7 @@ class Consumer:
             return
         self._paused.resume_due(consumer)
         self._resume_released(consumer)
-        batch: _Batch = self._reader.poll(
+        batch = self._reader.poll(
             consumer, timeout_ms=POLL_MS, max_records=self._settings.consumer_batch
         )
         if batch:
@@ -219,7 +217,7 @@ class Consumer:
             wait_s = max(REPAIR_CHECK_INTERVAL_S, 4 * (time.monotonic() - began))
         self._repairs_due_at = time.monotonic() + wait_s
 
-    def _apply_and_commit(self, consumer: KafkaConsumer, batch: _Batch) -> None:
+    def _apply_and_commit(self, consumer: KafkaConsumer, batch: Batch) -> None:
         """Apply a batch, and commit the offsets of the applied records.
 
         The partitions of the other records are paused and read again later. The consumer still
@@ -245,7 +243,7 @@ class Consumer:
         failpoint("consumer.committed")
 
     def _commit(
-        self, consumer: KafkaConsumer, batch: _Batch, pauses: dict[TopicPartition, Pause]
+        self, consumer: KafkaConsumer, batch: Batch, pauses: dict[TopicPartition, Pause]
     ) -> None:
         applied = {}
         for partition, records in batch.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -246,14 +246,9 @@ def fingerprint(record: ConsumerRecord) -> bytes:
 
 def _parameters(chosen: DeadLetterFilter) -> dict[str, Any]:
     return {
+        **asdict(chosen),
         "ids": None if chosen.ids is None else list(chosen.ids),
-        "state": chosen.state,
-        "reason": chosen.reason,
-        "type": chosen.type,
         "key": None if chosen.key is None else chosen.key.encode(),
-        "since": chosen.since,
-        "until": chosen.until,
-        "error": chosen.error,
     }
 
 

@@ -301,7 +301,7 @@ def _park(session: Session, item: Parsed, error: BaseException) -> str:
     schema_failed = item.failure is not None and not isinstance(item.failure, ProcessDiedError)
     reason = INVALID_DATA if schema_failed else reason_of(error)
     if not schema_failed and item.event is not None:
-        record_new(session, [item.event], {item.event.id: Outcome.PARKED})
+        record_new(session, [item.event], Outcome.PARKED)
         delete_attempts(session, [item.event.id])
     write_dead_letter(session, item.record, item.event, reason, describe_error(error))
     return reason

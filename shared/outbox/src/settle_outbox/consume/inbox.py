@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
 from settle_outbox.uuid7 import time_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from uuid import UUID
 
     from sqlalchemy.orm import Session
@@ -81,22 +81,13 @@ _COUNT_SKIPPED = text(
 _RECORD_VERDICT = text("UPDATE inbox SET outcome = :outcome, detail = :detail WHERE id = :id")
 
 
-class SkippedType(NamedTuple):
-    """A type of events in a consumed topic to which the service does not subscribe."""
-
-    topic: str
-    type: str  # its first SKIPPED_TYPE_MAX_LENGTH characters
-
-
-def record_new(
-    session: Session, events: Sequence[ReceivedEvent], outcomes: Mapping[UUID, Outcome]
-) -> set[UUID]:
+def record_new(session: Session, events: Sequence[ReceivedEvent], outcome: Outcome) -> set[UUID]:
     """Record events in the inbox.
 
     Args:
         session: of the transaction that also writes the effects.
         events: each id once.
-        outcomes: the outcome of each event, by id. A verdict may change it later.
+        outcome: of all of them. A verdict may change it later.
 
     Returns:
         The ids that were not in the inbox. If another transaction is recording one of them, the
@@ -115,7 +106,7 @@ def record_new(
             "offsets": [event.offset for event in events],
             "keys": [key_text(event.key) for event in events],
             "requestids": [event.trace.request_id for event in events],
-            "outcomes": [str(outcomes[event.id]) for event in events],
+            "outcomes": [str(outcome)] * len(events),
         },
     )
     return set(rows.scalars())
@@ -151,7 +142,7 @@ def count_attempt(session: Session, event_id: UUID, reason: str, detail: str) ->
     return attempts
 
 
-def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[SkippedType]:
+def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[tuple[str, str]]:
     """Count events of types without a subscription, by topic and type.
 
     An event that is delivered twice is counted twice, because it has no inbox row. Call it last in
@@ -162,21 +153,19 @@ def count_skipped(session: Session, events: Sequence[ReceivedEvent]) -> list[Ski
         events: the events.
 
     Returns:
-        The types that were not counted before.
+        The topics and types that were not counted before.
     """
-    counts = Counter(
-        SkippedType(event.topic, event.type[:SKIPPED_TYPE_MAX_LENGTH]) for event in events
-    )
+    counts = Counter((event.topic, event.type[:SKIPPED_TYPE_MAX_LENGTH]) for event in events)
     rows = session.execute(
         _COUNT_SKIPPED,
         {
-            "topics": [skipped.topic for skipped in counts],
-            "types": [skipped.type for skipped in counts],
+            "topics": [topic for topic, _ in counts],
+            "types": [event_type for _, event_type in counts],
             "counts": list(counts.values()),
             "types_max": SKIPPED_TYPES_MAX,
         },
     )
-    return [SkippedType(topic, type_) for topic, type_, is_new in rows if is_new]
+    return [(topic, event_type) for topic, event_type, is_new in rows if is_new]
 
 
 def record_verdict(session: Session, event: ReceivedEvent, verdict: Verdict) -> None:

@@ -40,30 +40,21 @@ Batch = dict["TopicPartition", list[ConsumerRecord]]
 
 
 class Unreadable(ConsumerRecord):  # type: ignore[misc]  # kafka-python is untyped
-    """A record in the place of something that cannot be read.
-
-    Args:
-        reason: of its dead letter.
-        detail: of its dead letter, a sentence.
-    """
+    """A record in the place of something that cannot be read, with the texts of its dead letter."""
 
     reason: str
     detail: str
 
 
-class TooLargeRecord(Unreadable):
-    """A record that is too large, without its key, value and headers."""
-
-    @classmethod
-    def of(cls, record: ConsumerRecord) -> TooLargeRecord:
-        """Return the replacement of a record whose value is a `TooLarge`."""
-        replacement = cls(*record._replace(value=None))
-        replacement.reason = TOO_LARGE
-        replacement.detail = (
-            f"The record at offset {record.offset} has {record.value.describe()}."
-            f" At most {RECORD_MAX_BYTES} bytes and {HEADERS_MAX} headers are read."
-        )
-        return replacement
+def _without_value(record: ConsumerRecord) -> Unreadable:
+    """Return the replacement of a record whose value is a `TooLarge`."""
+    replacement = Unreadable(*record._replace(value=None))
+    replacement.reason = TOO_LARGE
+    replacement.detail = (
+        f"The record at offset {record.offset} has {record.value.describe()}."
+        f" At most {RECORD_MAX_BYTES} bytes and {HEADERS_MAX} headers are read."
+    )
+    return replacement
 
 
 class UnreadableBatch(Unreadable):
@@ -104,19 +95,12 @@ class UnreadableBatch(Unreadable):
 
 @dataclass(slots=True)
 class _ReadFailure:
-    """The failed attempts to read a partition at an offset.
-
-    Args:
-        offset: the offset.
-        reason: of the last failure.
-        attempts: number of failures.
-        retry_at: time of the next attempt, by the monotonic clock.
-    """
+    """The failed attempts to read a partition at an offset, with the reason of the last one."""
 
     offset: int
     reason: str
     attempts: int = 0
-    retry_at: float = 0.0
+    retry_at: float = 0.0  # by the monotonic clock
 
 
 class PartitionReader:
@@ -154,7 +138,7 @@ class PartitionReader:
         self._record_positions(consumer)
         return {
             partition: [
-                TooLargeRecord.of(record) if isinstance(record.value, TooLarge) else record
+                _without_value(record) if isinstance(record.value, TooLarge) else record
                 for record in records
             ]
             for partition, records in batch.items()

@@ -143,13 +143,7 @@ _OF_DEAD_LETTER = text(
 
 
 def add_claimed_request(session: Session, dead_letter_id: int, repair: Repair) -> Request:
-    """Add a request that the caller carries out.
-
-    Args:
-        session: in a transaction.
-        dead_letter_id: a dead letter that exists.
-        repair: what to do.
-    """
+    """Add a request, which the caller carries out, for a dead letter that exists."""
     row = session.execute(_ADD, {"dead_letter_id": dead_letter_id, **repair._asdict()}).one()
     return Request(row.id, row.dead_letter_id, Action(row.action), row.force, row.requested_by)
 

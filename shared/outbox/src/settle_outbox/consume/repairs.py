@@ -100,13 +100,7 @@ _PARTICIPLES = {Action.RETRY: "retried", Action.DISCARD: "discarded"}
 
 
 class Repaired(NamedTuple):
-    """What came of a request.
-
-    Args:
-        dead_letter_id: the dead letter.
-        answer: done, failed or refused.
-        detail: a sentence.
-    """
+    """What came of a request."""
 
     dead_letter_id: int
     answer: Answer
@@ -141,9 +135,7 @@ class Repairs:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._sessions = sessions
-        self._beat = beat
-        self._repairing_until = 0.0
-        self._clock = ActiveClock(self._beat_while_repairing)
+        self._clock = ActiveClock(beat)
         self._retention_s = retention_s
         self._deletes_at = 0.0
         self._subscriptions = {each.key: each for each in service.subscriptions}
@@ -188,17 +180,15 @@ class Repairs:
     def _carry_out(self, request: Request) -> Repaired:
         """Carry out a claimed request; its answer is committed with its effects."""
         failpoint("repair.claimed")
-        self._repairing_until = self._clock.now() + TRANSACTION_S
         try:
-            answer, detail = self._attempt(request, self._warn_of_later_events(request))
+            with self._clock.beating(TRANSACTION_S):
+                answer, detail = self._attempt(request, self._warn_of_later_events(request))
         except _RefusedError as error:
             answer, detail = Answer.REFUSED, str(error)
         except _FailedError as error:
             answer, detail = Answer.FAILED, str(error)
         except Exception as error:  # noqa: BLE001 - the operator reads it in the answer
             answer, detail = Answer.FAILED, describe_error(error)
-        finally:
-            self._repairing_until = 0.0
         if answer is not Answer.DONE:
             with self._sessions.begin() as session:
                 answer, detail = repair_requests.write_answer(session, request, answer, detail)
@@ -238,11 +228,6 @@ class Repairs:
             return ""
         return f" {later} later events of its key were applied before it." if later else ""
 
-    def _beat_while_repairing(self, now: float) -> None:
-        """Write a heartbeat during a repair, until its time is over."""
-        if now < self._repairing_until:
-            self._beat()
-
     def _act(self, session: Session, request: Request) -> str:
         """Do what a request asks for; return what was done.
 
@@ -279,7 +264,7 @@ class Repairs:
         was_parked = session.execute(_DELETE_PARKED_ROW, {"id": event.id}).one_or_none() is not None
         if not was_parked and not force:
             _refuse_older_than_inbox(session, event.id)
-        if not record_new(session, [event], {event.id: Outcome.APPLIED}):
+        if not record_new(session, [event], Outcome.APPLIED):
             outcome = session.execute(_OUTCOME, {"id": event.id}).scalar_one_or_none()
             if outcome == Outcome.PARKED:
                 raise _FailedError("Meanwhile, another record of the event became a dead letter.")

@@ -80,23 +80,24 @@ def is_embedded(admin: KafkaAdminClient) -> bool:
     return bool(admin.describe_cluster()["cluster_id"] == _EMBEDDED_CLUSTER)
 
 
-def read_topic_settings(admin: KafkaAdminClient, topic: str) -> dict[str, str]:
-    """Return the settings of a topic by name. The embedded broker returns none.
+def read_settings_of(
+    admin: KafkaAdminClient, kind: ConfigResourceType, name: str
+) -> dict[str, str]:
+    """Return the settings of a topic or a broker by name. The embedded broker returns none.
 
     Raises:
         KafkaError: the broker cannot be reached.
     """
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    configs = admin.describe_configs([resource], config_filter="all")
-    entries = configs.get("topic", {}).get(topic, {})
-    return {name: entry["value"] for name, entry in entries.items() if entry["value"] is not None}
+    configs = admin.describe_configs([ConfigResource(kind, name)], config_filter="all")
+    entries = configs.get(kind.name.lower(), {}).get(name, {})
+    return {key: entry["value"] for key, entry in entries.items() if entry["value"] is not None}
 
 
 def retention_problem(topic_settings: Mapping[str, str], settings: Settings) -> str | None:
     """Return why a topic keeps events longer than the inbox remembers them, or None.
 
     Args:
-        topic_settings: from `read_topic_settings`.
+        topic_settings: from `read_settings_of`.
         settings: of the consuming service.
     """
     if "compact" in topic_settings.get("cleanup.policy", ""):

@@ -198,7 +198,8 @@ def read_refused(
         ids: only these events.
         discarded: whether to return discarded ones as well.
     """
-    parameters = {"limit": limit, "ids": _texts(ids), "discarded": discarded}
+    wanted = None if ids is None else list(ids)
+    parameters = {"limit": limit, "ids": wanted, "discarded": discarded}
     one_by_one = _READ_REFUSED.execution_options(yield_per=1)
     yield from connection.execute(one_by_one, parameters).mappings()
 
@@ -211,7 +212,7 @@ def retry_refused(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
     Returns:
         Those that are pending now. The others are not refused, or gone from the outbox.
     """
-    return set(connection.execute(_RETRY_REFUSED, {"ids": _texts(ids)}).scalars())
+    return set(connection.execute(_RETRY_REFUSED, {"ids": list(ids)}).scalars())
 
 
 def discard_refused(
@@ -222,9 +223,5 @@ def discard_refused(
     Returns:
         Those that are discarded now. The others are not refused, or discarded already.
     """
-    parameters = {"ids": _texts(ids), "discarded_by": discarded_by, "note": note}
+    parameters = {"ids": list(ids), "discarded_by": discarded_by, "note": note}
     return set(connection.execute(_DISCARD_REFUSED, parameters).scalars())
-
-
-def _texts(ids: Sequence[UUID] | None) -> list[str] | None:
-    return None if ids is None else [str(each) for each in ids]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from settle_outbox.runtime.threads import repeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _TICK_S = 0.2
 # A tick that is late by more than this may mean that the process was frozen. A busy machine delays
@@ -24,12 +25,13 @@ class ActiveClock(threading.Thread):
     time, the process was frozen.
 
     Args:
-        on_tick: called by the thread at each tick, with the time.
+        beat: writes a heartbeat; see `beating`.
     """
 
-    def __init__(self, on_tick: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="active-clock", daemon=True)
-        self._on_tick = on_tick
+        self._beat = beat
+        self._beat_until = 0.0
         self._lock = threading.Lock()
         self._frozen_s = 0.0
         self._ticked_at = time.monotonic()
@@ -42,6 +44,15 @@ class ActiveClock(threading.Thread):
         if now - self._ticked_at < _FROZEN_S:
             return now - self._frozen_s
         return self._record_tick()
+
+    @contextmanager
+    def beating(self, limit_s: float) -> Iterator[None]:
+        """Write heartbeats while the block runs, but not for longer than a time."""
+        self._beat_until = self.now() + limit_s
+        try:
+            yield
+        finally:
+            self._beat_until = 0.0
 
     def _record_tick(self) -> float:
         with self._lock:
@@ -58,4 +69,5 @@ class ActiveClock(threading.Thread):
 
     def _tick(self) -> None:
         time.sleep(_TICK_S)
-        self._on_tick(self._record_tick())
+        if self._record_tick() < self._beat_until:
+            self._beat()

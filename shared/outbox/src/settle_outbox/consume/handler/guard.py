@@ -154,7 +154,7 @@ class _GuardedCursor(cursor):
         self._guard(sql, super().copy_expert, sql, file, size)
 
     def _guard(self, query: Any, call: Callable[..., None], *arguments: Any) -> None:
-        run = _run_of(self.connection)
+        run: HandlerRun | None = getattr(self.connection, "run", None)
         if run is None:
             call(*arguments)
             return
@@ -220,10 +220,6 @@ class _GuardedConnection(connection):
     def _refuse(self, how: str) -> None:
         if self.run is not None:
             self.run.refuse_end(how)
-
-
-def _run_of(guarded: connection) -> HandlerRun | None:
-    return guarded.run if isinstance(guarded, _GuardedConnection) else None
 
 
 # Options of psycopg2.connect for an engine whose transactions can be guarded.
