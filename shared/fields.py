@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
 from settle_outbox.event import format_time
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 INT64_MAX = 2**63 - 1
 
@@ -67,13 +64,7 @@ class Amount(fields.Integer):
 class CanonicalUUID(fields.UUID):
     """A UUID of 36 characters with hyphens, in any case (RFC 9562, section 4)."""
 
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> UUID:
+    def _deserialize(self, value: object, *_: object, **__: object) -> UUID:
         if not isinstance(value, str) or not _CANONICAL_UUID.fullmatch(value):
             raise ValidationError("Must be a UUID such as 8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a.")
         return UUID(value)
@@ -90,10 +81,8 @@ class UserId(CanonicalUUID):
         }
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
 
-    def _deserialize(
-        self, value: object, attr: str | None, data: Mapping[str, Any] | None, **options: object
-    ) -> UUID:
-        user_id = super()._deserialize(value, attr, data, **options)
+    def _deserialize(self, value: object, *_: object, **__: object) -> UUID:
+        user_id = super()._deserialize(value)
         if user_id == _NIL:
             raise ValidationError("Must not be the nil UUID.")
         return user_id
@@ -113,13 +102,7 @@ class Text(fields.String):
         self._max_length = max_length
         self._min_length = min_length
 
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> str:
+    def _deserialize(self, value: object, *_: object, **__: object) -> str:
         if not isinstance(value, str):
             raise ValidationError("Must be a string.")
         if not self._min_length <= len(value) <= self._max_length:
@@ -162,22 +145,10 @@ class Time(fields.DateTime):
         metadata = {"format": "date-time", "examples": ["2025-06-17T20:55:35.806222Z"]}
         super().__init__(metadata=metadata | options.pop("metadata", {}), **options)
 
-    def _serialize(
-        self,
-        value: datetime | None,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        obj: object,  # noqa: ARG002
-        **_: object,
-    ) -> str | None:
+    def _serialize(self, value: datetime | None, *_: object, **__: object) -> str | None:
         return None if value is None else format_time(value)
 
-    def _deserialize(
-        self,
-        value: object,
-        attr: str | None,  # noqa: ARG002  # the signature is marshmallow's
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **_: object,
-    ) -> datetime:
+    def _deserialize(self, value: object, *_: object, **__: object) -> datetime:
         try:
             return parse_time(value if isinstance(value, str) else "")
         except ValueError as error:

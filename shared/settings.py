@@ -6,10 +6,9 @@ not stop a relay or a consumer, and the reverse. An empty variable counts as uns
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
-
-from environs import Env, EnvError
 
 from settle_outbox.settings import (
     DAY_S,
@@ -76,26 +75,22 @@ def read_web_settings(service: str) -> WebSettings:
     Raises:
         SettingsError: naming the variable and what is wrong with it.
     """
-    env = Env()
     log_level, log_format = read_log_settings()
-    trusted_proxies = read_whole(env, "TRUSTED_PROXIES", 0, minimum=0, maximum=10)
+    trusted_proxies = read_whole("TRUSTED_PROXIES", 0, minimum=0, maximum=10)
     api_workers, api_threads = read_server_size()
-    try:
-        return WebSettings(
-            service=service,
-            database_url=read_database_url(service),
-            idempotency_retention_s=read_idempotency_retention_s(),
-            cursor_secret=_cursor_secret(env),
-            trusted_proxies=trusted_proxies,
-            allowed_hosts=_allowed_hosts(env, is_proxied=trusted_proxies > 0),
-            cors_origins=_origins(env, "CORS_ORIGINS"),
-            api_workers=api_workers,
-            api_threads=api_threads,
-            log_level=log_level,
-            log_format=log_format,
-        )
-    except EnvError as error:
-        raise SettingsError(str(error)) from error
+    return WebSettings(
+        service=service,
+        database_url=read_database_url(service),
+        idempotency_retention_s=read_idempotency_retention_s(),
+        cursor_secret=_cursor_secret(),
+        trusted_proxies=trusted_proxies,
+        allowed_hosts=_allowed_hosts(is_proxied=trusted_proxies > 0),
+        cors_origins=_cors_origins(),
+        api_workers=api_workers,
+        api_threads=api_threads,
+        log_level=log_level,
+        log_format=log_format,
+    )
 
 
 def read_idempotency_retention_s() -> int:
@@ -104,7 +99,7 @@ def read_idempotency_retention_s() -> int:
     Raises:
         SettingsError: naming the variable and what is wrong with it.
     """
-    return read_whole(Env(), "IDEMPOTENCY_RETENTION_S", DAY_S, minimum=60)
+    return read_whole("IDEMPOTENCY_RETENTION_S", DAY_S, minimum=60)
 
 
 def read_server_size() -> tuple[int, int]:
@@ -113,10 +108,9 @@ def read_server_size() -> tuple[int, int]:
     Raises:
         SettingsError: naming the variable and what is wrong with it.
     """
-    env = Env()
     return (
-        read_whole(env, "API_WORKERS", DEFAULT_WORKERS, minimum=1, maximum=256),
-        read_whole(env, "API_THREADS", DEFAULT_THREADS, minimum=1, maximum=256),
+        read_whole("API_WORKERS", DEFAULT_WORKERS, minimum=1, maximum=256),
+        read_whole("API_THREADS", DEFAULT_THREADS, minimum=1, maximum=256),
     )
 
 
@@ -126,18 +120,17 @@ def read_listen_address() -> str:
     Raises:
         SettingsError: naming the variable and what is wrong with it.
     """
-    env = Env()
-    host = _bind_address(env).strip("[]")
-    port = read_whole(env, "PORT", DEFAULT_PORT, minimum=1, maximum=_PORT_MAX)
+    host = _bind_address().strip("[]")
+    port = read_whole("PORT", DEFAULT_PORT, minimum=1, maximum=_PORT_MAX)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _bind_address(env: Env) -> str:
-    return env.str("BIND_ADDRESS", "") or "127.0.0.1"
+def _bind_address() -> str:
+    return os.environ.get("BIND_ADDRESS") or "127.0.0.1"
 
 
-def _cursor_secret(env: Env) -> str | None:
-    given: str = env.str("CURSOR_SECRET", "")
+def _cursor_secret() -> str | None:
+    given = os.environ.get("CURSOR_SECRET")
     if not given:
         return None
     if len(given) < CURSOR_SECRET_MIN:
@@ -158,13 +151,13 @@ def is_host(text: str) -> bool:
     return _HOST.fullmatch(text) is not None
 
 
-def _allowed_hosts(env: Env, *, is_proxied: bool) -> tuple[str, ...]:
+def _allowed_hosts(*, is_proxied: bool) -> tuple[str, ...]:
     """Return the setting, or its default.
 
     By default only loopback names are allowed. If the API listens on another address, or is behind
     a proxy, its names are unknown, and all hosts are allowed.
     """
-    hosts = tuple(host.lower() for host in read_list(env, "ALLOWED_HOSTS"))
+    hosts = tuple(host.lower() for host in read_list("ALLOWED_HOSTS"))
     for host in hosts:
         if host != ANY_HOST and not is_host(host):
             raise SettingsError(
@@ -173,17 +166,17 @@ def _allowed_hosts(env: Env, *, is_proxied: bool) -> tuple[str, ...]:
             )
     if hosts:
         return hosts
-    is_exposed = not is_loopback(_bind_address(env).lower())
+    is_exposed = not is_loopback(_bind_address().lower())
     return (ANY_HOST,) if is_exposed or is_proxied else ()
 
 
-def _origins(env: Env, name: str) -> tuple[str, ...]:
+def _cors_origins() -> tuple[str, ...]:
     """Read origins as browsers write them (RFC 6454, section 6.2; WHATWG URL, section 4.5)."""
-    origins = read_list(env, name)
+    origins = read_list("CORS_ORIGINS")
     for origin in origins:
         if not _is_origin(origin):
             raise SettingsError(
-                f"{name} has {origin!r}, which is not an origin as browsers write it:"
+                f"CORS_ORIGINS has {origin!r}, which is not an origin as browsers write it:"
                 " expected https://shop.example or http://localhost:3000, separated by commas"
             )
     return origins

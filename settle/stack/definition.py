@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from environs import Env
-
 from settle.stack.embedded import kafka
 from settle.stack.embedded.broker import find_binary
 from settle.stack.embedded.postgres import Cluster, open_cluster
@@ -268,10 +266,8 @@ def read_ports() -> dict[str, int]:
     Raises:
         SettingsError: a port is not valid, or two are equal.
     """
-    env = Env()
     ports = {
-        name: read_whole(env, name, default, minimum=1, maximum=65535)
-        for name, default in PORTS.items()
+        name: read_whole(name, default, minimum=1, maximum=65535) for name, default in PORTS.items()
     }
     names: dict[int, str] = {}
     for name, port in ports.items():

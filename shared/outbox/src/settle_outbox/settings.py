@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import psycopg2
@@ -90,50 +89,46 @@ def read_settings(
     Raises:
         SettingsError: a setting is invalid. The message names its variable.
     """
-    env = Env()
-    whole = partial(read_whole, env)
-    try:
-        settings = Settings(
-            service=service,
-            database_url=_database_url(env, service, database_url),
-            kafka_bootstrap_servers=_bootstrap_servers(env, is_needed=needs_kafka),
-            topic_prefix=_topic_prefix(env),
-            consumer_group=read_consumer_group(service),
-            new_group_start=_one_of(env, "NEW_GROUP_START", EARLIEST, [EARLIEST, LATEST]),
-            topic_partitions=whole("TOPIC_PARTITIONS", 6, minimum=1, maximum=10_000),
-            topic_replication=_read(
-                env.int,
-                "TOPIC_REPLICATION",
-                1,
-                validate.OneOf([BROKER_DEFAULT, *range(1, 101)]),
-                "a whole number from 1 to 100, or -1 for the broker's default.replication.factor",
-            ),
-            topic_retention_s=whole("TOPIC_RETENTION_S", 7 * DAY_S, minimum=60),
-            outbox_shards=(
-                whole("OUTBOX_SHARDS", 1, minimum=1, maximum=1024)
-                if env.str("OUTBOX_SHARDS", "")
-                else None
-            ),
-            outbox_retention_s=whole("OUTBOX_RETENTION_S", 7 * DAY_S, minimum=DAY_S),
-            inbox_retention_s=whole("INBOX_RETENTION_S", 30 * DAY_S, minimum=DAY_S),
-            replay_window_s=whole("REPLAY_WINDOW_S", 7 * DAY_S, minimum=60),
-            relay_batch=whole("RELAY_BATCH", 500, minimum=1, maximum=10_000),
-            relay_poll_s=_read(
-                env.float,
-                "RELAY_POLL_S",
-                1.0,
-                validate.Range(min=0.01, max=60.0),
-                "a number from 0.01 to 60",
-            ),
-            consumer_batch=whole("CONSUMER_BATCH", 500, minimum=1, maximum=500),
-            retry_attempts=whole("RETRY_ATTEMPTS", 10, minimum=1, maximum=1000),
-            brake_failures=whole("BRAKE_FAILURES", 20, minimum=1, maximum=1_000_000),
-            health_dir=env.str("HEALTH_DIR", "") or None,
-            log_level=_log_level(env),
-            log_format=_log_format(env),
-        )
-    except EnvError as error:
-        raise SettingsError(str(error)) from error
+    log_level, log_format = read_log_settings()
+    settings = Settings(
+        service=service,
+        database_url=read_database_url(service, database_url),
+        kafka_bootstrap_servers=_bootstrap_servers(is_needed=needs_kafka),
+        topic_prefix=_topic_prefix(),
+        consumer_group=read_consumer_group(service),
+        new_group_start=_one_of("NEW_GROUP_START", EARLIEST, [EARLIEST, LATEST]),
+        topic_partitions=read_whole("TOPIC_PARTITIONS", 6, minimum=1, maximum=10_000),
+        topic_replication=_read(
+            Env().int,
+            "TOPIC_REPLICATION",
+            1,
+            validate.OneOf([BROKER_DEFAULT, *range(1, 101)]),
+            "a whole number from 1 to 100, or -1 for the broker's default.replication.factor",
+        ),
+        topic_retention_s=read_whole("TOPIC_RETENTION_S", 7 * DAY_S, minimum=60),
+        outbox_shards=(
+            read_whole("OUTBOX_SHARDS", 1, minimum=1, maximum=1024)
+            if os.environ.get("OUTBOX_SHARDS")
+            else None
+        ),
+        outbox_retention_s=read_whole("OUTBOX_RETENTION_S", 7 * DAY_S, minimum=DAY_S),
+        inbox_retention_s=read_whole("INBOX_RETENTION_S", 30 * DAY_S, minimum=DAY_S),
+        replay_window_s=read_whole("REPLAY_WINDOW_S", 7 * DAY_S, minimum=60),
+        relay_batch=read_whole("RELAY_BATCH", 500, minimum=1, maximum=10_000),
+        relay_poll_s=_read(
+            Env().float,
+            "RELAY_POLL_S",
+            1.0,
+            validate.Range(min=0.01, max=60.0),
+            "a number from 0.01 to 60",
+        ),
+        consumer_batch=read_whole("CONSUMER_BATCH", 500, minimum=1, maximum=500),
+        retry_attempts=read_whole("RETRY_ATTEMPTS", 10, minimum=1, maximum=1000),
+        brake_failures=read_whole("BRAKE_FAILURES", 20, minimum=1, maximum=1_000_000),
+        health_dir=os.environ.get("HEALTH_DIR") or None,
+        log_level=log_level,
+        log_format=log_format,
+    )
     _check_windows(settings)
     return settings
 
@@ -153,26 +148,12 @@ def read_consumer_group(service: str) -> str:
         SettingsError: the name is invalid.
     """
     name = service_variable(service, "CONSUMER_GROUP")
-    group = Env().str(name, "") or service
+    group = os.environ.get(name) or service
     if not KAFKA_NAME.fullmatch(group):
         raise SettingsError(
             f"{name} is {group!r}: use 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"
         )
     return group
-
-
-def read_database_url(service: str) -> str:
-    """Read the URL of a service's database, without requiring other settings.
-
-    It starts with ``postgresql+psycopg2://``, and sets the service's schema if there is one.
-
-    Raises:
-        SettingsError: the URL is missing or invalid.
-    """
-    try:
-        return _database_url(Env(), service)
-    except EnvError as error:
-        raise SettingsError(str(error)) from error
 
 
 def read_log_settings() -> tuple[str, str]:
@@ -181,40 +162,29 @@ def read_log_settings() -> tuple[str, str]:
     Raises:
         SettingsError: one of them is invalid.
     """
-    env = Env()
-    try:
-        return _log_level(env), _log_format(env)
-    except EnvError as error:
-        raise SettingsError(str(error)) from error
+    return (
+        _one_of("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"]),
+        _one_of("LOG_FORMAT", "auto", ["auto", "json", "console"]),
+    )
 
 
-def _log_level(env: Env) -> str:
-    return _one_of(env, "LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
+def _one_of(name: str, default: str, values: list[str]) -> str:
+    return _read(Env().str, name, default, validate.OneOf(values), " or ".join(values))
 
 
-def _log_format(env: Env) -> str:
-    return _one_of(env, "LOG_FORMAT", "auto", ["auto", "json", "console"])
-
-
-def _one_of(env: Env, name: str, default: str, values: list[str]) -> str:
-    return _read(env.str, name, default, validate.OneOf(values), " or ".join(values))
-
-
-def read_whole(
-    env: Env, name: str, default: int, *, minimum: int, maximum: int = 3650 * DAY_S
-) -> int:
+def read_whole(name: str, default: int, *, minimum: int, maximum: int = 3650 * DAY_S) -> int:
     """Read a whole number within limits.
 
     Raises:
         SettingsError: it is not a number, or exceeds a limit.
     """
     within = validate.Range(min=minimum, max=maximum)
-    return _read(env.int, name, default, within, f"a whole number from {minimum} to {maximum}")
+    return _read(Env().int, name, default, within, f"a whole number from {minimum} to {maximum}")
 
 
-def read_list(env: Env, name: str) -> tuple[str, ...]:
+def read_list(name: str) -> tuple[str, ...]:
     """Read items that are separated by commas. Spaces around items and empty items are ignored."""
-    items = (item.strip() for item in env.str(name, "").split(","))
+    items = (item.strip() for item in os.environ.get(name, "").split(","))
     return tuple(item for item in items if item)
 
 
@@ -235,16 +205,16 @@ def _read(
         raise SettingsError(f"{name} is {value!r}: expected {expected}") from error
 
 
-def _bootstrap_servers(env: Env, *, is_needed: bool) -> tuple[str, ...]:
+def _bootstrap_servers(*, is_needed: bool) -> tuple[str, ...]:
     name = "KAFKA_BOOTSTRAP_SERVERS"
-    servers = read_list(env, name)
+    servers = read_list(name)
     if is_needed and not servers:
         raise SettingsError(f"{name} is not set: expected HOST:PORT, separated by commas")
     return servers
 
 
-def _topic_prefix(env: Env) -> str:
-    prefix: str = env.str("TOPIC_PREFIX", "")
+def _topic_prefix() -> str:
+    prefix = os.environ.get("TOPIC_PREFIX", "")
     if prefix and not KAFKA_NAME.fullmatch(prefix):
         raise SettingsError(
             f"TOPIC_PREFIX is {prefix!r}: use the characters a-z, A-Z, 0-9, '.', '_' and '-' alone,"
@@ -253,9 +223,20 @@ def _topic_prefix(env: Env) -> str:
     return prefix
 
 
-def _database_url(env: Env, service: str, given: str | None = None) -> str:
+def read_database_url(service: str, given: str | None = None) -> str:
+    """Read the URL of a service's database, without requiring other settings.
+
+    It starts with ``postgresql+psycopg2://``, and sets the service's schema if there is one.
+
+    Args:
+        service: the service's name.
+        given: a URL that is used in place of the variable.
+
+    Raises:
+        SettingsError: the URL is missing or invalid.
+    """
     name = service_variable(service, "DATABASE_URL") if given is None else "--database-url"
-    text: str = env.str(name, "") if given is None else given
+    text = os.environ.get(name, "") if given is None else given
     if not text:
         raise SettingsError(
             f"{name} is not set: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE; relays and"
@@ -283,13 +264,13 @@ def _database_url(env: Env, service: str, given: str | None = None) -> str:
         parse_dsn(url.set(drivername="postgresql").render_as_string(hide_password=False))
     except psycopg2.ProgrammingError:
         raise malformed from None
-    return _in_schema(env, service, url).render_as_string(hide_password=False)
+    return _in_schema(service, url).render_as_string(hide_password=False)
 
 
-def _in_schema(env: Env, service: str, url: URL) -> URL:
+def _in_schema(service: str, url: URL) -> URL:
     """Add the service's schema to the URL. Its connections use and create tables there."""
     name = service_variable(service, "DATABASE_SCHEMA")
-    schema = env.str(name, "")
+    schema = os.environ.get(name, "")
     if not schema:
         return url
     if not _SCHEMA.fullmatch(schema):

@@ -46,42 +46,32 @@ def version_option(distribution: str) -> Callable[[Callable[..., None]], Callabl
     return click.version_option(package_name=distribution, message="%(prog)s %(version)s")
 
 
-def _with_exit_codes(options: dict[str, Any]) -> dict[str, Any]:
-    """Add the exit codes to click's options for the help of a command."""
+def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Add the exit codes, -h and NO_COLOR (no-color.org) to click's options for a command."""
+    context: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+    if os.environ.get("NO_COLOR"):  # click itself checks only whether there is a terminal
+        context["color"] = False
     # click keeps the lines of a paragraph after a backspace. In a raw docstring, this is a
     # backslash and a b.
     text = (options.get("help") or "").replace("\\b\n", "\b\n")
-    return {"epilog": EXIT_CODES, **options, "help": text}
+    return {"epilog": EXIT_CODES, "context_settings": context, **options, "help": text}
 
 
 class Command(click.Command):
-    """A command whose help ends with its exit codes."""
+    """A command with -h, whose help ends with its exit codes. It obeys NO_COLOR."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **_with_exit_codes(kwargs))
+        super().__init__(*args, **_with_defaults(kwargs))
 
 
 class Group(click.Group):
-    """Commands with -h and exit codes in their help. They obey NO_COLOR (no-color.org)."""
+    """Commands with -h, and exit codes in their help. They obey NO_COLOR."""
 
     command_class = Command
     group_class = type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
-        super().__init__(*args, **_with_exit_codes(kwargs))
-
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        """Omit colors if NO_COLOR is set. click itself checks only whether there is a terminal."""
-        if os.environ.get("NO_COLOR"):
-            extra["color"] = False
-        return super().make_context(info_name, args, parent, **extra)
+        super().__init__(*args, **_with_defaults(kwargs))
 
 
 def report_errors(command: Callable[P, None]) -> Callable[P, None]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -195,24 +195,8 @@ def show_dead_letter(
         click.echo(printable(line.rstrip()))
 
 
-class _Selection(NamedTuple):
-    """Which dead letters a command is about.
-
-    Args:
-        ids: the given ids; empty with --all.
-        all: whether --all was given.
-        chosen: the filter for --all.
-        confirm: how many the operator expects; None asks.
-    """
-
-    ids: tuple[int, ...]
-    all: bool
-    chosen: DeadLetterFilter
-    confirm: int | None
-
-
 def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument and options of `_Selection`; it gets one as `selection`."""
+    """Give a command ids, or --all with filters. It gets either as `chosen`."""
 
     @click.argument("ids", nargs=-1, type=_ID, metavar="[ID]...")
     @click.option(
@@ -225,18 +209,13 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
     @confirm_option
     @wraps(command)
     def wrapper(
-        *,
-        ids: tuple[int, ...],
-        choose_all: bool,
-        chosen: DeadLetterFilter,
-        confirm: int | None,
-        **options: Any,
+        *, ids: tuple[int, ...], choose_all: bool, chosen: DeadLetterFilter, **options: Any
     ) -> None:
         if bool(ids) == choose_all:
             raise click.UsageError("Give either the ids of dead letters, or --all.")
         if ids and chosen != DeadLetterFilter():
             raise click.UsageError("Filters need --all. They cannot be combined with ids.")
-        command(selection=_Selection(ids, choose_all, chosen, confirm), **options)
+        command(chosen=replace(chosen, ids=ids or None), **options)
 
     return wrapper
 
@@ -279,7 +258,8 @@ def _repair_command(action: Action, help_text: str) -> None:
     def repair(
         service: str,
         database_url: str | None,
-        selection: _Selection,
+        chosen: DeadLetterFilter,
+        confirm: int | None,
         repair: Repair,
         *,
         dry_run: bool,
@@ -288,7 +268,7 @@ def _repair_command(action: Action, help_text: str) -> None:
     ) -> None:
         loaded, settings = start(service, database_url)
         engine, sessions = make_handler_sessions(loaded, settings)
-        ids = _choose(engine, loaded, repair.action, selection)
+        ids = _choose(engine, loaded, action, chosen)
         if dry_run:
             _print_choice(engine, ids, as_json=as_json)
             return
@@ -296,8 +276,8 @@ def _repair_command(action: Action, help_text: str) -> None:
             if not as_json:
                 click.echo("No dead letter matches. Nothing was done.")
             return
-        if selection.all:
-            confirm_count(repair.action, len(ids), selection.confirm)
+        if chosen.ids is None:
+            confirm_count(action, len(ids), confirm)
         if by_consumer:
             for first in range(0, len(ids), _REQUESTS_AT_ONCE):
                 with engine.begin() as connection:
@@ -341,13 +321,15 @@ _repair_command(
 )
 
 
-def _choose(engine: Engine, service: Service, action: Action, selection: _Selection) -> list[int]:
+def _choose(
+    engine: Engine, service: Service, action: Action, chosen: DeadLetterFilter
+) -> list[int]:
     """Return the ids of the dead letters to act on, oldest first."""
+    if chosen.ids is None:
+        chosen = replace(chosen, state=_STATE_BEFORE[action])
     with engine.connect() as connection:
-        if selection.all:
-            return read_ids(connection, replace(selection.chosen, state=_STATE_BEFORE[action]))
-        known = read_ids(connection, DeadLetterFilter(ids=selection.ids))
-    unknown = sorted(set(selection.ids) - set(known))
+        known = read_ids(connection, chosen)
+    unknown = sorted(set(chosen.ids or ()) - set(known))
     if unknown:
         missing = ", ".join(str(each) for each in unknown)
         fail(f"There is no dead letter {missing} in {service.name}. Nothing was done.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -30,14 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 strict_option = click.option("--strict", is_flag=True, help="Exit with 1 for a warning, too.")
 
 
-@click.command(
-    cls=Command,
-    epilog=EXIT_CODES,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "color": False if os.environ.get("NO_COLOR") else None,
-    },
-)
+@click.command(cls=Command, epilog=EXIT_CODES)
 @version_option("settle-outbox")
 @service_argument
 @strict_option

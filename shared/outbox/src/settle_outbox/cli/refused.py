@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -159,11 +159,7 @@ def discard(selection: _Selection, note: str | None, by: str) -> None:
     \b
     Example: outbox-relay refused discard orders --all --confirm 3 --note "a test"
     """
-
-    def change(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
-        return discard_refused(connection, ids, discarded_by=by, note=note)
-
-    _change("discard", selection, change)
+    _change("discard", selection, partial(discard_refused, discarded_by=by, note=note))
 
 
 def _change(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kafka.errors import InvalidReceiveError
 
@@ -51,26 +51,14 @@ _PIECE_BYTES = 64 * 1024
 _REST_MAX_BYTES = 1024 * 1024
 
 
-class ReplacedBatch(NamedTuple):
-    """A batch that was replaced.
-
-    Args:
-        header: its first bytes.
-        measure: its size and digest.
-    """
-
-    header: bytes
-    measure: TooLarge
-
-
-def replaced_batch(batch: bytes | memoryview) -> ReplacedBatch | None:
-    """Parse the replacement of a batch. Return None for a batch of a broker."""
+def replaced_batch(batch: bytes | memoryview) -> tuple[bytes, TooLarge] | None:
+    """Return the header and the measure of a replaced batch, or None for a batch of a broker."""
     if len(batch) != _REPLACED.size + _HEADER_BYTES:
         return None
     mark, _, size, digest = _REPLACED.unpack_from(batch)
     if mark != _NO_OFFSET:
         return None
-    return ReplacedBatch(bytes(batch[_REPLACED.size :]), TooLarge.measured(size, digest.hex()))
+    return bytes(batch[_REPLACED.size :]), TooLarge.measured(size, digest.hex())
 
 
 class LargeFetchResponse:

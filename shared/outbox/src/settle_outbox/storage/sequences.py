@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +18,7 @@ from settle_outbox.storage.catalog import RunQuery, query_runner
 from settle_outbox.storage.sqlstate import is_unreachable
 
 if TYPE_CHECKING:
+    from psycopg2.extensions import Diagnostics
     from sqlalchemy import Connection, Engine
 
 log = structlog.get_logger(__name__)
@@ -73,15 +74,6 @@ _KEY_COLUMNS = """
 
 
 _KEY_DETAIL = re.compile(r"\((.+)\)=\((.+)\)")
-
-
-class Diagnostics(Protocol):
-    """PostgreSQL's description of a violated constraint: ``error.diag`` of psycopg2."""
-
-    schema_name: str | None
-    table_name: str | None
-    constraint_name: str | None
-    message_detail: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +186,7 @@ def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool
 
     Args:
         connection: the connection that had the violation, in a new transaction.
-        violation: the diagnostics of the error.
+        violation: ``error.diag`` of psycopg2.
 
     Raises:
         DBAPIError: the role may not read the sequence or the column, or there is no such table.
