@@ -18,6 +18,7 @@ from services.orders import orders
 from services.orders.models import CREATED, Order
 from services.orders.schemas import WholeOrderSchema
 from services.orders.settlements import SETTLED_CHANNEL
+from settle_outbox.errors import first_line
 from settle_outbox.storage.sqlstate import sqlstate_of
 from shared.web.idempotency.request_keys import created_id
 from shared.web.sessions import session_factory, transaction
@@ -119,7 +120,7 @@ def apply_preferences(response: Response) -> Response:
                 log.warning(
                     "orders.preference_dropped",
                     order_id=str(order_id),
-                    error=str(error).partition("\n")[0],
+                    error=first_line(error),
                     sqlstate=sqlstate_of(error),
                 )
         if order is None:

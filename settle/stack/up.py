@@ -38,7 +38,7 @@ from settle.stack.readiness import wait_ready
 from settle.stack.root_user import AS_ROOT, how_to_leave_root
 from settle.stack.state import CHECKOUT, LEAST_FREE_MB
 from settle.stack.supervisor import Supervisor, start_supervisor
-from settle_outbox.errors import SettleError
+from settle_outbox.errors import SettleError, first_line
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import close_quietly, ensure_topics
 from settle_outbox.service import load_service
@@ -253,7 +253,7 @@ def _database_message(error: SQLAlchemyError) -> str:
     """Return the database's message and its hint."""
     diag = getattr(getattr(error, "orig", None), "diag", None)
     sentences = [diag.message_primary, diag.message_hint] if diag is not None else []
-    return " ".join(each for each in sentences if each) or str(error).partition("\n")[0]
+    return " ".join(each for each in sentences if each) or first_line(error)
 
 
 def _create_topics() -> None:

@@ -10,6 +10,7 @@ from marshmallow import fields
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from settle_outbox.errors import first_line
 from settle_outbox.storage.sqlstate import UNDEFINED_TABLE, sqlstate_of
 from shared.fields import OpenSchema
 from shared.web.blueprint import Blueprint
@@ -79,7 +80,7 @@ def make_blueprint(revision: str) -> Blueprint:
         except SQLAlchemyError as error:
             sqlstate = sqlstate_of(error)
             if sqlstate != UNDEFINED_TABLE:
-                log.warning("web.not_ready", error=str(error).partition("\n")[0], sqlstate=sqlstate)
+                log.warning("web.not_ready", error=first_line(error), sqlstate=sqlstate)
                 return unavailable(problem_types.NOT_READY, _UNREADABLE)
             found = "no revision"
         if found == f"revision {revision}":

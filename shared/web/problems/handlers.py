@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
+from settle_outbox.errors import first_line
 from settle_outbox.storage.sqlstate import (
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
@@ -102,7 +103,7 @@ def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
         return _on_defect(error)
     log.warning(
         "web.database_unavailable",
-        error=str(error).partition("\n")[0],
+        error=first_line(error),
         sqlstate=sqlstate,
         request_id=current_trace.get().request_id,
     )
