@@ -76,7 +76,11 @@ def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int
     ).subquery()
     fits = or_(sized.c.total <= bindparam("bytes_max"), sized.c.total == sized.c.size)
     query = select(aliased(Order, sized), sized.c.found).where(fits)
-    return query.order_by(*_newest_first(sized, order)).limit(bindparam("limit"))
+    query = query.order_by(*_newest_first(sized, order)).limit(bindparam("limit"))
+    # The first use of an aliased class fills an index of columns (`_init_proxy_index` in SQLAlchemy
+    # 2.1). Another thread that uses it meanwhile misses columns, and then every later request does.
+    query.compile()
+    return query
 
 
 def _matching_orders(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
