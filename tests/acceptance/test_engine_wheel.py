@@ -104,7 +104,10 @@ def test_the_wheel_has_its_types_and_its_licence(wheel: Path) -> None:
 
     assert "settle_outbox/py.typed" in found
     assert any(name.endswith("licenses/LICENSE") for name in found)
-    assert {name.partition("/")[0].partition("-")[0] for name in found} == {"settle_outbox"}
+    assert {name.partition("/")[0].partition("-")[0] for name in found} == {
+        "settle_outbox",
+        "settle_outbox_commands",
+    }
 
 
 @pytest.fixture(scope="module")
