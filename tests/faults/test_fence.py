@@ -1,6 +1,8 @@
 """When some produce requests fail and others succeed, events of a key still arrive in order.
 
-A repeated event is allowed. The order of the first appearances counts.
+A repeated event is allowed. The order of the first appearances counts. The fence of
+`settle_outbox.publish.sender` ensures it: the first failed batch stops the producer before it sends
+the next one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ FAILURES = {
 def test_failed_requests_leave_neither_gap_nor_disorder(
     proxied_delivery: Delivery, proxied: Proxied, failures: str
 ) -> None:
-    """After an out-of-order error, a producer takes a new epoch and sends the next batches."""
+    """The fence must also stop a producer that would take a new epoch and send the next batches."""
     relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
 
@@ -63,7 +65,7 @@ def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaPro
 
 
 def relay_through_failures(delivery: Delivery, proxied: Proxied, fails: dict[int, str]) -> None:
-    # Several batches of a partition are in flight at once, so later ones can overtake a failed one.
+    # A partition gets several batches, so later ones could arrive although an earlier one failed.
     writers = Writers(delivery.orders_url, keys=4, threads=1, each=300, padding=20_000)
     writers.run()
     with proxied.failing(fails.get) as proxy:

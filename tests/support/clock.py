@@ -9,12 +9,13 @@ from settle_outbox.runtime.process import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The limit of one test. A longer wait is for something that does not happen.
-LONGEST_S = 3600.0
+# Maximum time by which the clock of a test advances. After that, what the test waits for never
+# happens.
+MAX_ADVANCE_S = 3600.0
 
 
 class TimeIsUpError(BaseException):
-    """The test's time is over. It is a BaseException, so no loop of the engine catches it."""
+    """The test's time is over. It is a BaseException, so no loop of `settle_outbox` catches it."""
 
 
 class Clock:
@@ -29,7 +30,7 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Advance the clock by `seconds`."""
         self._now += seconds
-        if self._now > self._began + LONGEST_S:
+        if self._now > self._began + MAX_ADVANCE_S:
             raise TimeIsUpError("the test waited too long")
 
 

@@ -1,4 +1,4 @@
-"""Give orders their final status without a broker, with or without a notification."""
+"""Give orders their final status without a broker. Wake the requests that wait for them, or not."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
 
     Args:
         orders_url: The URL of the database of orders.
-        notifies: Whether to notify after the commit, as the consumer does. False acts like a
-            consumer that died before it notified.
+        notifies: Whether to wake the requests after the commit, as the consumer does. False acts
+            like a consumer that died before it notified.
     """
     sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
     if notifies:
