@@ -41,6 +41,7 @@ class Load:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=self._drive, args=(sender, seconds))
         process.start()
+        sender.close()  # so that `recv` ends if the process dies
         outcome = receiver.recv()
         process.join()
         if isinstance(outcome, str):

@@ -187,7 +187,7 @@ def test_make_up_installs_what_runs_and_make_test_the_rest() -> None:
     assert "test,dev" not in up
 
 
-@pytest.mark.parametrize("package", ["rich", "settle_outbox"])
+@pytest.mark.parametrize("package", ["rich", "settle_outbox", "settle_outbox_commands"])
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str) -> None:
     """A `git pull` added the package, or the engine was not installed with the application."""
     hide = (

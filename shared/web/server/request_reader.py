@@ -139,7 +139,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         """
         missing = 0 if self._is_head or self._end is None else self._end - len(self._received)
         wanted = max(_RECEIVE_BYTES, min(missing, _BODY_RECEIVE_BYTES))
-        # At most one byte above the limit, so that a head above it cannot arrive completely.
+        # At most one byte above the limit: more of a head that is too large is not received.
         received = self.sock.recv(min(wanted, self._max_bytes + 1 - len(self._received)))
         if not received:
             if not self._received:
