@@ -238,7 +238,10 @@ class Delivery:
         admin.close()
 
     def produce(self, topic: str, *records: Record) -> list[int]:
-        """Write records to a topic, one batch for each partition, and return their offsets."""
+        """Write records to a topic, and return their offsets.
+
+        The records of a partition are one batch, unless they exceed 16 KiB.
+        """
         settings = self.settings("orders")
         admin = make_admin(settings, "test")
         ensure_topics(admin, [topic], settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -49,5 +48,7 @@ def load(module: str) -> Callable[[], None]:
 
 
 def _end(*_: object) -> None:
-    os.write(sys.stderr.fileno(), b"Error: Interrupted.\n")
-    os._exit(130)  # 128 + SIGINT, as shells report it
+    try:
+        os.write(2, b"Error: Interrupted.\n")  # standard error, which may be closed
+    finally:
+        os._exit(130)  # 128 + SIGINT, as shells report it
