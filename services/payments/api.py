@@ -5,6 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from flask import jsonify
+
 from services.payments import accounts, api_docs, problems, schemas, statements
 from shared.web.blueprint import Blueprint
 from shared.web.paging import read_paging
@@ -12,6 +14,8 @@ from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from flask import Response
 
 blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and balances")
 
@@ -21,14 +25,14 @@ blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and 
 @blueprint.idempotent
 @blueprint.response(HTTPStatus.CREATED, schemas.MessageSchema, **api_docs.CREATED)
 @blueprint.problem(problems.ACCOUNT_EXISTS, api_docs.HAS_ACCOUNT)
-def create_account(body: dict[str, Any]) -> dict[str, str]:
+def create_account(body: dict[str, Any]) -> tuple[Response, int]:
     """Open a user's account.
 
     A user has at most one account.
     """
     with transaction() as session:
         accounts.open_account(session, body["user_id"])
-    return {"message": "Account created"}
+    return jsonify(message="Account created"), HTTPStatus.CREATED
 
 
 @blueprint.route(
@@ -40,7 +44,7 @@ def create_account(body: dict[str, Any]) -> dict[str, str]:
 @blueprint.problem(problems.UNKNOWN_ACCOUNT, api_docs.NO_ACCOUNT)
 @blueprint.problem(problems.USER_MISMATCH, api_docs.OTHER_USER)
 @blueprint.problem(problems.BALANCE_OVERFLOW, api_docs.TOO_MUCH)
-def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
+def deposit(body: dict[str, Any], user_id: UUID) -> Response:
     """Deposit into a user's account.
 
     Two identical requests make two deposits. To repeat a request safely, send an Idempotency-Key:
@@ -52,7 +56,7 @@ def deposit(body: dict[str, Any], user_id: UUID) -> dict[str, str]:
         )
     with transaction() as session:
         accounts.deposit(session, user_id, body["amount"])
-    return {"message": "Balance refilled"}
+    return jsonify(message="Balance refilled")
 
 
 @blueprint.route("/accounts/balance", methods=["GET"])

@@ -44,7 +44,7 @@ class RequestMiddleware:
         path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
-            if not any(name.lower() == "cache-control" for name, _ in headers):
+            if HEADER not in [name for name, _ in headers]:
                 headers.append((HEADER, NOT_STORED))
             # Browsers must not guess another content type.
             headers.append(("X-Content-Type-Options", "nosniff"))

@@ -101,7 +101,8 @@ class Notifier(threading.Thread):
         """Request notifications. Requests that come together are sent as one."""
         with self._lock:
             _merge(self._requests, requests)
-        self._has_requests.set()
+        if not self._has_requests.is_set():
+            self._has_requests.set()
 
     def run(self) -> None:
         """Send notifications until the process ends."""

@@ -118,30 +118,29 @@ def _row(session: Session, event: Event) -> dict[str, str | bytes | None]:
 
 def _check(session: Session, event: Event) -> None:
     """Raise an error for an event that no relay could send."""
-    name = _name(event)
     if not isinstance(event.id, UUID):
-        raise InvalidEventError(f"{name} cannot be added: its id is not a UUID.")
+        raise InvalidEventError(f"{_refused(event)} its id is not a UUID.")
     for field in ("aggregatetype", "aggregateid", "type"):
         text: object = getattr(event, field)
         if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
             raise InvalidEventError(
-                f"{name} cannot be added: its {field} is {text!r}. It must be a str without NUL"
+                f"{_refused(event)} its {field} is {text!r}. It must be a str without NUL"
                 " characters and lone surrogates."
             )
     if not HEADER_TEXT.fullmatch(event.type):
         raise InvalidEventError(
-            f"{name} cannot be added: its type must have 1 to {HEADER_MAX_LENGTH} characters and"
-            " no control characters."
+            f"{_refused(event)} its type must have 1 to {HEADER_MAX_LENGTH} characters and no"
+            " control characters."
         )
     if len(event.aggregateid) > KEY_MAX_LENGTH:
         raise EventTooLargeError(
-            f"{name} cannot be added: its aggregateid has more than {KEY_MAX_LENGTH} characters."
+            f"{_refused(event)} its aggregateid has more than {KEY_MAX_LENGTH} characters."
         )
     declared: frozenset[str] | None = session.info.get(AGGREGATETYPES)
     if declared is not None and event.aggregatetype not in declared:
         raise UndeclaredAggregateTypeError(
-            f"{name} has the aggregatetype {event.aggregatetype!r}, which its service does not"
-            " declare, so no relay would send it. Add it to Service.aggregatetypes. Declared:"
+            f"{_name(event)} has the aggregatetype {event.aggregatetype!r}, which its service does"
+            " not declare, so no relay would send it. Add it to Service.aggregatetypes. Declared:"
             f" {', '.join(sorted(declared)) or 'none'}."
         )
 
@@ -157,10 +156,10 @@ def encode_data(event: Event) -> bytes:
         payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     except RecursionError as error:
         raise InvalidEventError(
-            f"{_name(event)} cannot be added: its data is nested too deeply, or contains itself."
+            f"{_refused(event)} its data is nested too deeply, or contains itself."
         ) from error
     except ValueError as error:
-        raise InvalidEventError(f"{_name(event)} cannot be added: {error}.") from error
+        raise InvalidEventError(f"{_refused(event)} {error}.") from error
     if len(payload) > PAYLOAD_MAX_BYTES:
         raise EventTooLargeError(
             f"{_name(event)} has a payload of {len(payload)} bytes. The maximum is"
@@ -174,6 +173,10 @@ def header_or_none(text: str | None) -> str | None:
     return text if text is not None and HEADER_TEXT.fullmatch(text) else None
 
 
+def _refused(event: Event) -> str:
+    return f"{_name(event)} cannot be added:"
+
+
 def _name(event: Event) -> str:
     return f"Event {event.id} ({str(event.type)[:100]!r}, key {str(event.aggregateid)[:100]!r})"
 
@@ -185,7 +188,7 @@ def _json_value(value: object, place: str) -> object:
         ValueError: the value has no form in JSON. The message names its place in the data.
     """
     if isinstance(value, str):
-        return _json_text(value, place)
+        return value if value.isascii() else _json_text(value, place)
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, Mapping):
@@ -202,7 +205,7 @@ def _json_value(value: object, place: str) -> object:
 
 def _json_key(key: object, place: str) -> str:
     if isinstance(key, str):
-        return _json_text(key, f"a key of {place}")
+        return key if key.isascii() else _json_text(key, f"a key of {place}")
     raise ValueError(f"{place} has the key {key!r}; the keys of a JSON object are of type str")
 
 
