@@ -1,4 +1,4 @@
-"""The calls of orders: parse, call a use case, map the result."""
+"""The API of orders. Each view parses a request, runs a use case, and maps its result."""
 
 from __future__ import annotations
 
@@ -77,8 +77,10 @@ def get_whole_order(order_id: UUID) -> tuple[object, dict[str, str]]:
 def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     """List orders, newest first.
 
-    Follow the links to read the next pages. Orders that are placed meanwhile do not change them.
+    Follow the links to read the next pages. Orders that are placed after the first page was read do
+    not change the next pages.
     """
+    # A cursor has the time and the id of the page's last order.
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
         page = listing.read_page(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-# Orders get different statuses and reasons, so one UPDATE needs a table of them. It uses
-# `greatest` because the clock may have been set back since the order was placed.
+# Each order gets its own status and reason. `unnest` makes a row for each order from the arrays, so
+# that one UPDATE sets them all. `greatest` keeps `updated_at` from being before `created_at` if the
+# clock was set back since the order was placed.
 UPDATE_STATUSES = text(
     """
     UPDATE orders

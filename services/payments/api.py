@@ -1,4 +1,4 @@
-"""The calls of payments: parse, call a use case, map the result."""
+"""The API of payments. Each view parses a request, runs a use case, and maps its result."""
 
 from __future__ import annotations
 
@@ -81,8 +81,10 @@ def get_balance(query: dict[str, Any]) -> dict[str, int]:
 def list_transfers(query: dict[str, Any], user_id: UUID) -> tuple[object, dict[str, str]]:
     """Return an account's statement: its transfers, newest first, with the balance after each.
 
-    Follow the links to read the next pages. Transfers that are made meanwhile do not change them.
+    Follow the links to read the next pages. Transfers that are made after the first page was read
+    do not change the next pages.
     """
+    # A cursor has two integers: the id of the page's last transfer, and the balance before it.
     paging = read_paging(query, int, int)
     with transaction() as session:
         page = statements.read_page(session, user_id, limit=paging.limit, after=paging.after)

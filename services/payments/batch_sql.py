@@ -34,7 +34,8 @@ INSERT_CHARGES = text(
     """
 )
 
-# Each account gets another balance, so one UPDATE needs a table of them.
+# Each account gets its own balance. `unnest` makes a row for each account from the arrays, so that
+# one UPDATE sets them all.
 UPDATE_BALANCES = text(
     """
     UPDATE accounts SET balance = charged.balance

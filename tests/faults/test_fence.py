@@ -14,22 +14,23 @@ from kafka import KafkaProducer
 
 from settle_outbox.publish import sender
 from support.delivery import ORDERS, Delivery
-from support.kafka_proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, REFUSE
+from support.kafka_proxy import CUT_AFTER, CUT_BEFORE, OUT_OF_ORDER, UNKNOWN_ERROR
 from support.writers import Writers
 
 if TYPE_CHECKING:
     from settle_outbox.settings import Settings
     from support.kafka_proxy import Proxied
 
-# The numbers of the produce requests that fail, from 1. The requests between them succeed.
+# The numbers of the produce requests that fail, from 1. The requests between them succeed. A failed
+# request is answered with an error, or the connection is cut before or after the broker has it.
 FAILURES = {
-    "one refused": {3: REFUSE},
-    "some refused": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), REFUSE),
-    "one out of order": {3: OUT_OF_ORDER},
-    "some out of order": dict.fromkeys((2, 5, 9, 16, 25), OUT_OF_ORDER),
-    "cut before": dict.fromkeys((3, 12), CUT_BEFORE),
-    "cut after": dict.fromkeys((3, 12), CUT_AFTER),
-    "mixed": {3: CUT_AFTER, 8: REFUSE, 14: CUT_BEFORE, 20: OUT_OF_ORDER},
+    "one error": {3: UNKNOWN_ERROR},
+    "some errors": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), UNKNOWN_ERROR),
+    "one out-of-order error": {3: OUT_OF_ORDER},
+    "some out-of-order errors": dict.fromkeys((2, 5, 9, 16, 25), OUT_OF_ORDER),
+    "cut before the request": dict.fromkeys((3, 12), CUT_BEFORE),
+    "cut before the answer": dict.fromkeys((3, 12), CUT_AFTER),
+    "mixed": {3: CUT_AFTER, 8: UNKNOWN_ERROR, 14: CUT_BEFORE, 20: OUT_OF_ORDER},
 }
 
 
@@ -37,15 +38,21 @@ FAILURES = {
 def test_failed_requests_leave_neither_gap_nor_disorder(
     proxied_delivery: Delivery, proxied: Proxied, failures: str
 ) -> None:
-    """The fence must also stop a producer that would take a new epoch and send the next batches."""
+    """After an out-of-order error, kafka-python's producer would send the next batches.
+
+    It would take a new epoch for them. The fence must stop it before that.
+    """
     relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
 
-@pytest.mark.parametrize("failures", ["one refused", "some refused"])
+@pytest.mark.parametrize("failures", ["one error", "some errors"])
 def test_the_fence_holds_when_the_producer_continues_after_a_failure(
     proxied_delivery: Delivery, proxied: Proxied, failures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A producer without idempotence continues after any failure, on any broker."""
+    """After an unknown error, an idempotent producer ends by itself, with or without the fence.
+
+    A producer without idempotence would continue. Only the fence stops it.
+    """
     monkeypatch.setattr(sender, "make_producer", make_producer_that_continues)
     relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
@@ -56,8 +63,9 @@ def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaPro
         client_id=client_id,
         acks="all",
         enable_idempotence=False,
-        # A broker rejects the batches behind a failed one by their sequence numbers. This producer
-        # has no sequence numbers, so only one request may be in flight.
+        # The fence cannot take back a request that is in flight when an earlier one fails. Of an
+        # idempotent producer, the broker rejects it by its sequence number. This producer has no
+        # sequence numbers, so only one request may be in flight.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,
@@ -71,6 +79,6 @@ def relay_through_failures(delivery: Delivery, proxied: Proxied, fails: dict[int
     with proxied.failing(fails.get) as proxy:
         with delivery.relay("orders"):
             delivery.wait_sent("orders", timeout_s=60)
-        assert proxy.failed, "the proxy failed nothing"
+        assert proxy.failed, "no request failed"
         records = delivery.records(ORDERS)
     writers.check(records)

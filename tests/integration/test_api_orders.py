@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from services.orders.listing import read_page
 from support.plans import most_rows
-from support.settle_orders import finish
+from support.settle_orders import settle_one
 from support.web import pages, problem_of
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def test_a_single_order_shows_its_failure_reason(
     ]
     whole = orders.get(f"/orders/{placed.upper()}")
     assert list(whole.get_json().items()) == [*listed.items(), ("FailureReason", None)]
-    finish(orders_session, placed, "failed")
+    settle_one(orders_session, placed, "failed")
     failed = orders.get(f"/orders/{placed}").get_json()
     assert (failed["Status"], failed["FailureReason"]) == ("failed", "insufficient_funds")
     assert failed["UpdatedAt"] > failed["CreatedAt"]
@@ -255,8 +255,8 @@ def test_a_list_is_filtered_by_status_and_user(
     placed = [id_of(place(orders, user_id=user_id)) for _ in range(6)]
     other = id_of(place(orders))
     for order_id in (*placed[:3], other):
-        finish(orders_session, order_id, "failed")
-    finish(orders_session, placed[3], "success")
+        settle_one(orders_session, order_id, "failed")
+    settle_one(orders_session, placed[3], "success")
     assert ids(orders, status="failed") == [other, *placed[2::-1]]
     assert ids(orders, status="failed", user_id=user_id) == placed[2::-1]
     assert ids(orders, status="success") == [placed[3]]

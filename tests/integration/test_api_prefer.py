@@ -51,7 +51,7 @@ def applied(response: TestResponse) -> str | None:
     return response.headers.get("Preference-Applied")
 
 
-def finish(orders_url: str, order_id: str, *, status: str = "success", notify: bool = True) -> None:
+def settle(orders_url: str, order_id: str, *, status: str = "success", notify: bool = True) -> None:
     settler(orders_url, notifies=notify)(order_id, status)
 
 
@@ -111,7 +111,7 @@ def test_a_final_or_unknown_order_is_answered_without_a_wait(
     orders: FlaskClient, orders_url: str
 ) -> None:
     order_id = id_of(place(orders))
-    finish(orders_url, order_id)
+    settle(orders_url, order_id)
     began = time.monotonic()
     found = orders.get(f"/order/{order_id}", headers={"Prefer": "wait=3600"})
     assert (found.get_json()["status"], applied(found)) == ("success", f"wait={WAIT_S}")
@@ -128,7 +128,7 @@ def test_a_new_order_is_answered_when_it_is_settled(
     def settle_it() -> None:
         query = text("SELECT id FROM orders")
         order_id = wait_until(lambda: orders_session.scalar(query), what="the order to be stored")
-        finish(orders_url, str(order_id), status="failed")
+        settle(orders_url, str(order_id), status="failed")
 
     with ThreadPoolExecutor(1) as pool:
         settling = pool.submit(settle_it)
@@ -155,7 +155,7 @@ def test_a_replay_applies_the_preferences_of_the_repeated_request(
 
     first = send("return=representation")
     order_id = id_of(first)
-    finish(orders_url, order_id)
+    settle(orders_url, order_id)
     again = send("return=representation, wait=30")
     plain = send(None)
     assert (first.get_json()["Status"], again.get_json()["Status"]) == ("created", "success")
@@ -213,7 +213,7 @@ def test_a_notification_ends_the_wait(
     """Polls find nothing here. A notification wakes only the waiters of its order."""
     other = place(orders).headers["Location"]
     before = wait(other)
-    finish(orders_url, other.removeprefix("/order/"))
+    settle(orders_url, other.removeprefix("/order/"))
     before.result()  # the listener is connected now
     monkeypatch.setattr(prefer_wait, "find_final", find_nothing)
     waiters = orders.application.extensions["settle-waiters"]
@@ -223,7 +223,7 @@ def test_a_notification_ends_the_wait(
     connections = orders.application.extensions["settle-sessions"].kw["bind"].pool
     wait_until(lambda: connections.checkedout() == 0, what="all connections to be in the pool")
     for path in (first, second):
-        finish(orders_url, path.removeprefix("/order/"))
+        settle(orders_url, path.removeprefix("/order/"))
         for each in waiting.pop(path):
             response, took_s = each.result()
             assert (response.get_json()["status"], applied(response)) == (
@@ -247,7 +247,7 @@ def test_an_order_settled_right_after_the_status_was_read_is_not_missed(
     if listening:
         other = place(orders).headers["Location"]
         before = wait(other)
-        finish(orders_url, other.removeprefix("/order/"))
+        settle(orders_url, other.removeprefix("/order/"))
         before.result()
         monkeypatch.setattr(prefer_wait, "find_final", find_nothing)
     path = place(orders).headers["Location"]
@@ -257,7 +257,7 @@ def test_an_order_settled_right_after_the_status_was_read_is_not_missed(
         found = read_status(*arguments)
         if not was_read.is_set():
             was_read.set()
-            finish(orders_url, path.removeprefix("/order/"))
+            settle(orders_url, path.removeprefix("/order/"))
         return found
 
     monkeypatch.setattr(use_cases, "read_status", read_then_settle)
@@ -285,7 +285,7 @@ def test_the_listener_continues_after_an_error(
     monkeypatch.setattr(prefer_wait, "find_final", fail_once)
     waiting = wait(path)
     assert failed.wait(SOON_S)
-    finish(orders_url, path.removeprefix("/order/"))
+    settle(orders_url, path.removeprefix("/order/"))
 
     response, took_s = waiting.result()
     assert response.get_json()["status"] == "success"
@@ -302,7 +302,7 @@ def test_a_poll_ends_the_wait_without_a_notification(
     waiting = wait(path)
     waiters = orders.application.extensions["settle-waiters"]
     wait_until(waiters.keys)
-    finish(orders_url, path.removeprefix("/order/"), notify=False)
+    settle(orders_url, path.removeprefix("/order/"), notify=False)
     response, took_s = waiting.result()
     assert response.get_json()["status"] == "success"
     assert took_s < SOON_S

@@ -9,8 +9,8 @@ from settle_outbox.runtime.process import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Maximum time by which the clock of a test advances. After that, what the test waits for never
-# happens.
+# Maximum time by which a test may advance its clock. If it needs more, what it waits for does not
+# happen, and the test fails.
 MAX_ADVANCE_S = 3600.0
 
 
@@ -19,7 +19,7 @@ class TimeIsUpError(BaseException):
 
 
 class Clock:
-    """Take the place of the module `time`."""
+    """A replacement for the module `time`, of which the engine uses only `monotonic`."""
 
     def __init__(self) -> None:
         self._began = self._now = 1_000.0
@@ -34,8 +34,8 @@ class Clock:
             raise TimeIsUpError("the test waited too long")
 
 
-class InstantStop(Stop):
-    """A stop whose waits return at once and advance a clock.
+class StopWithClock(Stop):
+    """A `Stop` whose `wait` returns at once, and advances a clock by the time of the wait.
 
     Attributes:
         on_wait: Called with the seconds of each wait.
@@ -46,7 +46,7 @@ class InstantStop(Stop):
         self._clock = clock
         self.on_wait: Callable[[float], object] = lambda _: None
 
-    def wait(self, seconds: float, *_others: Any) -> list[Any]:
+    def wait(self, seconds: float, *_files: Any) -> list[Any]:
         self.on_wait(seconds)
         self._clock.advance(seconds)
-        return []
+        return []  # no file can be read

@@ -19,7 +19,7 @@ from settle_outbox.consume import (
 )
 from settle_outbox.consume.handler import call as handler_call
 from settle_outbox.publish import relay, sender
-from support.clock import Clock, InstantStop
+from support.clock import Clock, StopWithClock
 from support.delivery import Delivery
 from support.memory_database import MemoryDatabase
 from support.memory_kafka import Admin, Cluster, Consumer, Producer
@@ -51,7 +51,7 @@ class World:
         self.clock = Clock()
         self.cluster = Cluster(self.clock)
         self.database = MemoryDatabase()
-        self.stop = InstantStop(self.clock)
+        self.stop = StopWithClock(self.clock)
         self.is_over: Callable[[], bool] = lambda: True
         self.cluster.when_idle = self._idle
         self._patch(monkeypatch)
@@ -97,12 +97,12 @@ class World:
 
     def relay(self, **changed: Any) -> relay.Relay:
         """Return a relay of a service that publishes orders."""
-        self.stop = InstantStop(self.clock)
+        self.stop = StopWithClock(self.clock)
         return relay.Relay(Service("orders", ("orders",), ()), self._settings(**changed), self.stop)
 
     def consumer(self, service: Service, **changed: Any) -> consumer.Consumer:
         """Return a consumer of a service."""
-        self.stop = InstantStop(self.clock)
+        self.stop = StopWithClock(self.clock)
         return consumer.Consumer(service, self._settings(**changed), self.stop)
 
     def _idle(self) -> None:

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from support.broker import Broker
 
-# How a produce request fails. After REFUSE, an idempotent producer ends. After OUT_OF_ORDER, it
-# takes a new epoch and continues. CUT_BEFORE cuts the connection before the broker has the request.
-# CUT_AFTER cuts it after that, so that the answer is lost.
-REFUSE, OUT_OF_ORDER = "refuse", "out of order"
+# How a produce request fails. The first two are answers with an error: after UNKNOWN_ERROR, an
+# idempotent producer ends; after OUT_OF_ORDER, it takes a new epoch and continues. CUT_BEFORE cuts
+# the connection before the broker has the request. CUT_AFTER cuts it after that, so that the answer
+# is lost.
+UNKNOWN_ERROR, OUT_OF_ORDER = "unknown error", "out of order"
 CUT_BEFORE, CUT_AFTER = "cut before", "cut after"
 # Only the answer is lost. The connection stays open.
 NO_ANSWER = "no answer"
-_ERRORS = {REFUSE: UnknownError, OUT_OF_ORDER: OutOfOrderSequenceNumberError}
+_ERRORS = {UNKNOWN_ERROR: UnknownError, OUT_OF_ORDER: OutOfOrderSequenceNumberError}
 
 
 class Proxy:

@@ -1,4 +1,4 @@
-"""Give orders their final status without a broker. Wake the requests that wait for them, or not."""
+"""Settle orders without a broker. A test chooses whether this wakes the requests that wait."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 REASON = "insufficient_funds"
 
 
-def finish(session: Session, order_id: str, status: str) -> None:
+def settle_one(session: Session, order_id: str, status: str) -> None:
     """Give an order its final status, and commit."""
     user_id, amount = session.execute(
         text("SELECT user_id, amount FROM orders WHERE id = :id"), {"id": order_id}
     ).one()
     reason = REASON if status == "failed" else None
-    assert settle(session, [Settlement(UUID(order_id), user_id, amount, status, reason)]) == [None]
+    (refusal,) = settle(session, [Settlement(UUID(order_id), user_id, amount, status, reason)])
+    assert refusal is None
     session.commit()
 
 
@@ -32,15 +33,15 @@ def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
 
     Args:
         orders_url: The URL of the database of orders.
-        notifies: Whether to wake the requests after the commit, as the consumer does. False acts
-            like a consumer that died before it notified.
+        notifies: Whether to wake the requests that wait for the order after the commit, as the
+            consumer does. False acts like a consumer that died before it notified.
     """
     sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
     if notifies:
         outbox.notify_after_commit(sessions, orders_url)
 
-    def finish_order(order_id: str, status: str) -> None:
+    def settle_order(order_id: str, status: str) -> None:
         with sessions() as session:
-            finish(session, order_id, status)
+            settle_one(session, order_id, status)
 
-    return finish_order
+    return settle_order

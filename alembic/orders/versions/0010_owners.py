@@ -15,7 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create `inbox_owners`, the table of the partitions that consumers hold."""
+    """Create `inbox_owners`, which the engine's tables have from their fifth version on."""
     migrations.create_v5()
 
 

@@ -29,7 +29,12 @@ class _Wait:
 
 
 class WaitingConnections:
-    """The waiting connections of a worker. Only the main thread uses it, with its selector."""
+    """The waiting connections of a worker. Only the main thread uses it.
+
+    Args:
+        poller: the main thread's selector.
+        close: closes a connection.
+    """
 
     def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
         self._poller = poller
@@ -52,14 +57,14 @@ class WaitingConnections:
     ) -> bool:
         """Register a connection, to wait for an event on it.
 
-        If gunicorn has already closed its socket, the `close` of the constructor is called instead.
+        If gunicorn has already closed the socket, the connection is closed instead.
 
         Args:
             conn: the connection.
             event: `EVENT_READ` or `EVENT_WRITE`.
             resume: is called at each such event, until the connection is removed.
-            give_up: is called after the deadline, or earlier to make room for another connection.
-                The connection is removed before this call.
+            give_up: is called after the deadline, or earlier to free memory or to make room for
+                another connection. The connection is removed before this call.
             deadline: value of `time.monotonic()`, in seconds.
             is_idle: whether there is no request on the connection.
 
@@ -100,8 +105,9 @@ class WaitingConnections:
     def give_up_longest(self) -> None:
         """Give up the connection that has waited longest, so that it is closed."""
         conn = next(iter(self._waits), None)
-        # Its callback may answer an incomplete request with an error, and add the connection again,
-        # to wait until the client closes it. In this case, the second call closes it.
+        # If its request is incomplete, `give_up` answers with an error, and adds the connection
+        # again with another `give_up`, so that the client can read the answer. The second turn of
+        # the loop calls that one, which closes the connection.
         while conn in self._waits:
             self.give_up(conn)
 
@@ -112,6 +118,7 @@ class WaitingConnections:
                 wait.deadline = min(wait.deadline, deadline)
 
     def _resume(self, conn: TConn, wait: _Wait, _: object) -> None:
-        # The poller may report a connection that another event has just removed.
+        # The poller reports several connections at once. The callback of an earlier one may have
+        # removed this one, or added it again with another wait.
         if self._waits.get(conn) is wait:
             wait.resume(conn)

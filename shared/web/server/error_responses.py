@@ -1,4 +1,4 @@
-"""Answers the requests that gunicorn refuses before they reach the app."""
+"""Answers the requests that the server refuses before they reach the app."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = structlog.get_logger(__name__)
 
 
 def write_problem(client: socket, status: int, reason: str, detail: str) -> None:
-    """Answer with a problem document, and announce the end of the connection.
+    """Answer with a problem document and `Connection: close`. The caller closes the connection.
 
     The arguments are those of gunicorn's `write_error`: `reason` is the phrase of the status.
     """
-    request_id = str(uuid4())  # no request was parsed, so its id is unknown
+    request_id = str(uuid4())  # the client's X-Request-ID is not known here
     detail = (detail or reason)[:_DETAIL_MAX]
     log.warning("web.request_rejected", status=status, error=detail, request_id=request_id)
-    body = json.dumps(document_of(problem_type_of(status), detail, "", request_id))
+    body = json.dumps(document_of(problem_type_of(status), detail, path="", request_id=request_id))
     util.write_nonblock(
         client,
         (

@@ -14,7 +14,7 @@ from settle_outbox.publish.relay import EVENTS
 from settle_outbox.runtime.health import Health
 from settle_outbox.runtime.loop import Loop
 from settle_outbox.runtime.process import FatalError, StoppedError
-from support.clock import Clock, InstantStop
+from support.clock import Clock, StopWithClock
 from support.logs import events
 from support.memory_database import unreachable
 
@@ -31,7 +31,7 @@ class Process:
     def __init__(
         self, directory: Path, *, checks: tuple[Callable[[Engine], None], ...] = ()
     ) -> None:
-        self.stop = InstantStop(Clock())
+        self.stop = StopWithClock(Clock())
         self.disposed = 0
         self.maintained = 0
         self.errors: list[Exception | None] = []
