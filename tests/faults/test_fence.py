@@ -49,7 +49,7 @@ def test_failed_requests_leave_neither_gap_nor_disorder(
 def test_the_fence_holds_when_the_producer_continues_after_a_failure(
     proxied_delivery: Delivery, proxied: Proxied, failures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an unknown error, an idempotent producer ends by itself, with or without the fence.
+    """After an unknown error, an idempotent producer sends nothing more, even without the fence.
 
     A producer without idempotence would continue. Only the fence stops it.
     """
@@ -63,9 +63,9 @@ def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaPro
         client_id=client_id,
         acks="all",
         enable_idempotence=False,
-        # The fence cannot take back a request that is in flight when an earlier one fails. Of an
-        # idempotent producer, the broker rejects it by its sequence number. This producer has no
-        # sequence numbers, so only one request may be in flight.
+        # The fence cannot take back a request that is in flight when an earlier one fails. If the
+        # producer is idempotent, the broker rejects that request by its sequence number. This
+        # producer has no sequence numbers, so only one request may be in flight.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,

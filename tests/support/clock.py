@@ -19,7 +19,7 @@ class TimeIsUpError(BaseException):
 
 
 class Clock:
-    """A replacement for the module `time`, of which the engine uses only `monotonic`."""
+    """A replacement for the module `time`, for modules that use only `monotonic` of it."""
 
     def __init__(self) -> None:
         self._began = self._now = 1_000.0

@@ -33,8 +33,8 @@ def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
 
     Args:
         orders_url: The URL of the database of orders.
-        notifies: Whether to wake the requests that wait for the order after the commit, as the
-            consumer does. False acts like a consumer that died before it notified.
+        notifies: Whether to wake, after the commit, the requests that wait for the order. The
+            consumer does so. False acts like a consumer that died before it notified.
     """
     sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
     if notifies:

@@ -15,7 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create `inbox_owners`, which the engine's tables have from their fifth version on."""
+    """Create the table `inbox_owners`, which version 5 of the engine's tables adds."""
     migrations.create_v5()
 
 

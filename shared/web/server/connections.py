@@ -105,9 +105,9 @@ class WaitingConnections:
     def give_up_longest(self) -> None:
         """Give up the connection that has waited longest, so that it is closed."""
         conn = next(iter(self._waits), None)
-        # If its request is incomplete, `give_up` answers with an error, and adds the connection
-        # again with another `give_up`, so that the client can read the answer. The second turn of
-        # the loop calls that one, which closes the connection.
+        # If its request is incomplete, its `give_up` answers with an error, and adds the connection
+        # again, so that the client has time to read the answer. Here there is no time: the second
+        # turn of the loop gives up that wait too, which closes the connection.
         while conn in self._waits:
             self.give_up(conn)
 
