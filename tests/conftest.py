@@ -30,13 +30,13 @@ LONGEST = (
     "test_stack_recovery.py",
     "test_compose.py",
     "test_relay.py",
+    "test_model.py",
     "test_other_users.py",
     "test_library.py",
     "test_doctor_broker.py",
     "test_api_outages.py",
     "test_client_examples.py",
     "test_partitions.py",
-    "test_model.py",
 )
 
 _numbers = count(1)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 # Maximum time for an answer while other clients hold resources. An incomplete request may
 # wait longer than this.
@@ -164,7 +166,6 @@ def test_a_request_whose_body_comes_late_is_logged_once(port: int, log: Path) ->
     assert [line["request_id"] for line in placed].count(request_id) == 1
 
 
-@pytest.mark.slow
 def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: Path) -> None:
     """The oldest requests are refused. The server still waits for the others."""
     log = tmp_path / "log"

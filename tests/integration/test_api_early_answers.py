@@ -25,6 +25,8 @@ from support.web import serve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 BODY = json.dumps({"user_id": str(uuid4()), "amount": 5}).encode()
 JSON = b"Content-Type: application/json\r\n"

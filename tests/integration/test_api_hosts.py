@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 LIST = "/orders?limit=1"
 

@@ -18,6 +18,8 @@ from support.web import serve
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hunter2"
 USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 

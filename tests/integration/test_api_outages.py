@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 # Below the time-outs of usual clients. The longest wait in the API is a statement's, 5 s.
 TIMEOUT_S = 15
 UNAVAILABLE = "web.database_unavailable"
@@ -138,7 +140,6 @@ def test_an_api_without_a_broker_is_ready_and_accepts_orders(
         assert requests.post(f"{api}/orders", json=body, timeout=TIMEOUT_S).status_code == 202
 
 
-@pytest.mark.slow
 def test_requests_end_while_the_database_is_frozen(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from support.web import serve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 
 CHUNKS = {True: {"Transfer-Encoding": "chunked"}, False: {}}
 BODY = b"x" * 10_000_000

@@ -27,6 +27,8 @@ from support.web import ROOT, serve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 # 40 MB, in descriptions of 10,000 characters.
 ROWS = 1000
 WORKER_MAX_KB = 200_000
@@ -84,7 +86,6 @@ def worker(name: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("address", [LIST, BUNDLE])
 def test_clients_that_do_not_read_use_little_memory_and_no_threads(
     url: str, log: Path, address: str

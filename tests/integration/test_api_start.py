@@ -16,6 +16,8 @@ from support.web import NO_DATABASE, ROOT, gunicorn, open_app, serve
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 def start(**environ: str) -> subprocess.CompletedProcess[str]:
     """Start the orders API with settings that make it end, and wait for its end."""

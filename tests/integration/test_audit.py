@@ -42,7 +42,7 @@ ORDER = f"{ORDERS}: first appearances in order"
 EFFECTS = {topic: f"{topic}: each applied exactly once" for topic in (ORDERS, PAYMENTS)}
 
 # The first test includes the start of the servers and the traffic of all tests.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from kafka import KafkaAdminClient
 
+pytestmark = pytest.mark.slow
+
 SERVICES = ("payments", "orders")
 AS_CREATED = {"retention.ms": str(7 * 86_400_000), "message.timestamp.type": "LogAppendTime"}
 needs_kafka = pytest.mark.skipif(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 DAY_S = 86_400
 SERVICES = ("payments", "orders")
 

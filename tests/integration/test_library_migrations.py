@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "library-migrations.md"
 DATABASE = "library_migrations"
 TABLE = "CREATE TABLE notifications (id serial PRIMARY KEY, text varchar NOT NULL)"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from support.broker import Broker
     from support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 SERVICES = ("payments", "orders")
 PREFIX = "staging."
 GROUPS = {service: f"staging-{service}" for service in SERVICES}

@@ -22,6 +22,8 @@ from support.web import gunicorn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sysconfig.get_path("scripts")
 SERVICES = ("orders", "payments")

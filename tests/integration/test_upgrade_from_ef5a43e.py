@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from support.broker import Broker
     from support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 DUMPS = Path(__file__).parent / "databases"
 SERVICES = ("payments", "orders")
 TEN_YEARS_S = str(3650 * 24 * 60 * 60)

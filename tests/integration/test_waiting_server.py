@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from support.delivery import Delivery
 
+pytestmark = pytest.mark.slow
+
 ONE_WORKER = {"GUNICORN_CMD_ARGS": "--workers 1"}
 THREADS = 8
 # A wait that nothing wakes takes WAIT_S. A wait that is woken must end well before that.
