@@ -15,7 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table `inbox_owners`, which version 5 of the engine's tables adds."""
+    """Create `inbox_owners`, the table of the partitions that consumers hold."""
     migrations.create_v5()
 
 
