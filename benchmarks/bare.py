@@ -1,7 +1,7 @@
-"""The baseline: bare Flask handlers that do the work of each call with one statement.
+"""The baseline: bare Flask handlers that read or write the rows of a call with one statement.
 
-They have no validation beyond JSON, no problem documents, no documentation and no log. Only Flask,
-psycopg2 and the rows are left.
+They check only that a body is JSON. They have no problem documents, no documentation and no log.
+Only Flask, psycopg2 and the rows are left.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def create_app() -> Flask:
     def status(order_id: str) -> Response:
         with _transaction() as cursor:
             cursor.execute(STATUS, (order_id,))
-            (found,) = cursor.fetchone()  # type: ignore[misc]  # the order is there
+            (found,) = cursor.fetchone()  # type: ignore[misc]  # the order exists
         answer = json.dumps({"id": order_id, "status": found})
         return Response(answer, content_type="application/json")
 

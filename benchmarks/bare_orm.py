@@ -1,7 +1,7 @@
 """The second baseline: bare Flask handlers on the services' ORM models.
 
-They send the same statements as the services, through a Session of SQLAlchemy. The rest is as in
-[bare.py](bare.py): no validation beyond JSON, no problem documents, no documentation, no log.
+They send the same statements as the services, through a Session of SQLAlchemy. Nothing else differs
+from [bare.py](bare.py): no validation beyond JSON, no problem documents, no documentation, no log.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A minimal handler reads or writes the same rows, events included, but does not validate, log or take
 idempotency keys. One kind uses psycopg2, the other the ORM. All servers have the same gunicorn
-settings and share one PostgreSQL. Each round loads them one after another.
+settings and share one PostgreSQL. In each round, they get requests one server after another.
 Only the ratios count, because the machine's speed drifts. See README.md.
 """
 
@@ -29,7 +29,7 @@ from support.postgres import PostgresServer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The orders belong to a thousand users. They are a minute apart, and the last one is placed now.
+# The orders belong to a thousand users. They were placed a minute apart, the last one just now.
 _FILL_ORDERS = """
 INSERT INTO orders (id, user_id, amount, description, status, created_at, updated_at)
 SELECT gen_random_uuid(), CAST(md5((number % 1000)::text) AS uuid), 1 + number % 10000,
@@ -38,7 +38,7 @@ FROM generate_series(1, {count}) AS number,
     LATERAL (SELECT now() - ({count} - number) * interval '1 minute' AS moment) AS placed
 """
 
-# Empty accounts, each of another user.
+# Accounts with the balance 0, each of another user.
 _FILL_ACCOUNTS = """
 INSERT INTO accounts (user_id, balance)
 SELECT CAST(md5(number::text) AS uuid), 0 FROM generate_series(1, {count}) AS number
@@ -59,7 +59,7 @@ class Comparison:
 
     Args:
         call: The call's name in the table.
-        target: The ratio to reach, measured to baseline.
+        target: The lowest accepted ratio of the measured rate to the baseline's rate.
     """
 
     call: str
@@ -70,7 +70,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a comparison: medians over the rounds, in requests a second."""
+    """The result of a comparison: median requests per second, and the ratio of each round."""
 
     call: str
     measured: float
@@ -230,7 +230,8 @@ def main() -> None:
                 for result in part():
                     _show(result)
                     results.append(result)
-    shutil.rmtree(log.parent)  # an error skips this line, because its message names the log
+    # After an error, this line is not reached: the message of the error names the log.
+    shutil.rmtree(log.parent)
     if given.check and any(result.ratio < result.target for result in results):
         sys.exit(1)
 

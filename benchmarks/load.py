@@ -1,4 +1,4 @@
-"""A small load generator: keep-alive connections with one thread each, in a separate process."""
+"""A small load generator: a process with several connections, each with a thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Load:
     Args:
         port: The server's port on this machine.
         request: Returns the bytes of the next request. Any thread may call it.
-        status: The expected status line of each answer. Any other answer is an error.
+        status: The expected status code of each answer, such as ``b"200"``. Others are errors.
     """
 
     port: int
@@ -41,7 +41,7 @@ class Load:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=self._drive, args=(sender, seconds))
         process.start()
-        sender.close()  # so that `recv` ends if the process dies
+        sender.close()  # now only the process can send, so `recv` ends if the process dies
         outcome = receiver.recv()
         process.join()
         if isinstance(outcome, str):

@@ -1,7 +1,8 @@
 """How fast relay, consumer and `POST /orders` are, compared with another revision of this project.
 
-`make bench-revisions BASE=v0.1.0`. Both sides run as programs, on one PostgreSQL and one broker.
-They take turns, round after round. Only the ratios count, because the machine's speed drifts.
+`make bench-revisions BASE=v0.1.0`. The programs of both revisions run on one PostgreSQL and one
+broker. In each round, each revision is measured once. Only the ratios count, because the machine's
+speed drifts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ USERS = 50
 _POLL_S = 0.02
 _TIMEOUT_S = 300
 
-# The same statement as in `settle_outbox.add_all`.
+# The statement of `settle_outbox.add_all`, without the columns of the trace.
 _FILL = """
 WITH added AS (
     INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
@@ -65,7 +66,7 @@ class Side:
     programs: Path
 
     def run(self, *command: str, **environ: str) -> None:
-        """Run a command to its end. Raise an error if it fails; its own message is above it."""
+        """Run a command to its end. Raise an error if it fails; the command prints the cause."""
         program = str(self.programs / command[0])
         subprocess.run([program, *command[1:]], cwd=self.root, env=os.environ | environ, check=True)
 
@@ -129,8 +130,8 @@ class Bench:
         self._events = events
         self._databases = 0
         self._users = [str(uuid4()) for _ in range(USERS)]
-        records = [order_created(UUID(self._users[n % USERS]), 1) for n in range(events)]
-        # Writing records needs no database, so the URLs lead nowhere.
+        records = [order_created(UUID(self._users[n % USERS]), amount=1) for n in range(events)]
+        # `produce` uses no database, so the URLs lead nowhere.
         nowhere = "postgresql+psycopg2://127.0.0.1:9/none"
         Delivery(nowhere, nowhere, broker.bootstrap).produce("orders.events", *records)
 
@@ -230,7 +231,7 @@ def main() -> None:
         ):
             rates: dict[str, list[float]] = {side: [] for side in sides}
             for number in range(given.rounds):
-                # The two sides take turns to begin.
+                # The side that begins changes from round to round.
                 for side in sorted(sides, reverse=bool(number % 2)):
                     rates[side].append(measure(sides[side]))
             ratios = [here / there for here, there in zip(*rates.values(), strict=True)]

@@ -15,7 +15,7 @@ from shared.settings import ANY_HOST, read_listen_address, read_server_size, rea
 
 log = structlog.get_logger(__name__)
 
-# A reload passes these to the new master: the file descriptor of the port, and the old workers.
+# Variables by which a reload passes the open port and the old workers' pids to the new master.
 SOCKET = "SETTLE_API_SOCKET"
 OLD_WORKERS = "SETTLE_API_OLD_WORKERS"
 
@@ -24,14 +24,14 @@ try:
     workers, threads = read_server_size()
 except SettingsError as error:
     sys.exit(str(error))
-# Its answers are problem documents.
+# This worker's own answers are problem documents.
 worker_class = "shared.web.server.worker.Worker"
 # gunicorn's lines obey LOG_LEVEL and LOG_FORMAT. The app logs the requests.
 logger_class = "shared.web.server.logger.Logger"
-# Connections that wait for a worker. They are not refused.
+# Maximum number of connections that wait until a worker accepts them.
 backlog = 2048
 
-# The app handles X-Forwarded-* (TRUSTED_PROXIES). gunicorn must not trust them.
+# The app handles X-Forwarded-* (TRUSTED_PROXIES). gunicorn must not trust these headers.
 forwarded_allow_ips = ""
 
 # Maximum bytes of the first line and of a header, and maximum number of headers. Beyond them the
@@ -41,14 +41,16 @@ limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190
 
-# Seconds. At a stop, requests in progress may end; supervisord waits longer than this.
+# In seconds. At a stop, requests in progress have `graceful_timeout` to end; supervisord waits
+# longer (stopwaitsecs).
 graceful_timeout = 20
 timeout = 30
 keepalive = 5
 
-# The default path is per user, so the second of two masters would fail.
+# The control socket has one path per user, so the second of a user's two masters would fail.
 control_socket_disable = True
-# A worker updates a file to show that it is alive. On a busy disk that can block.
+# A worker updates a file to show that it is alive. On a busy disk that can block, so the file is in
+# memory.
 if Path("/dev/shm").is_dir():  # noqa: S108 - gunicorn creates its own folder in it
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 
@@ -81,7 +83,8 @@ def on_reload(server: Any) -> None:
     old workers serve until a new one is ready.
 
     Until the new master has its handlers, SIGHUP is ignored, because its default action would end
-    the master. An exec keeps no other setting of a signal, so a SIGTERM ends the master meanwhile.
+    the master. An exec resets the handlers of all other signals, so a SIGTERM in this time ends the
+    master.
     """
     (listener,) = server.LISTENERS
     os.environ[SOCKET] = f"fd://{listener.fileno()}"
@@ -96,7 +99,7 @@ def post_worker_init(worker: Any) -> None:
     old = os.environ.get(OLD_WORKERS, "").split()
     if not old:
         return
-    # Another process may have the pid of a worker that has ended.
+    # Only children of the master: another process may have the pid of a worker that has ended.
     for pid in set(old) & set(read_children(worker.ppid)):
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGTERM)

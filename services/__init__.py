@@ -1,1 +1,1 @@
-"""The two services, payments and orders. They exchange only events."""
+"""The two services, payments and orders. They communicate only by events."""

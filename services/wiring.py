@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shared.web.blueprint import Blueprint
     from shared.web.problems.problem_types import ProblemType
 
-# A thread uses at most one connection. These are spare.
+# Connections beyond one for each thread: a thread uses at most one.
 SPARE_CONNECTIONS = 2
 
 

@@ -84,7 +84,7 @@ def up() -> None:
     r"""Start everything, and return when all of it is ready.
 
     On a running stack, start what has stopped, and restart what runs older code than the files.
-    Migrates both databases. If you interrupt it, it stops what it has started.
+    Migrates both databases. If you interrupt it, it stops a stack that did not run before.
 
     \b
     Example: settle up

@@ -29,7 +29,7 @@ class Demo:
     """A run of the demo, with a new user."""
 
     def __init__(self, stack: Stack, say: Say) -> None:
-        """Send nothing yet.
+        """Prepare a run. Nothing is sent yet.
 
         Args:
             stack: the running stack.

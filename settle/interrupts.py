@@ -23,7 +23,7 @@ def interrupts_heard() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
-        yield  # interrupts are ignored, as a shell does for a background job
+        yield  # SIGINT is ignored, as in a background job of a shell, or has another handler
         return
     heard = False
 

@@ -50,7 +50,7 @@ def refuse_unsafe(folder: Path, *, variable: str) -> None:
                 f"{folder} cannot be used: {path} belongs to the user {_user_name(found.st_uid)}. "
                 f"Run settle as that user, or set {variable} to a folder of your own."
             )
-        is_link = stat.S_ISLNK(found.st_mode)  # a link has no mode
+        is_link = stat.S_ISLNK(found.st_mode)  # the mode of a link has no meaning
         is_sticky = bool(found.st_mode & stat.S_ISVTX) and not is_last
         if not is_link and not is_sticky and _others_may_write(found):
             is_own = found.st_uid == os.geteuid()
@@ -90,7 +90,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
         rest = [*target.parts, *rest]
         if target.is_absolute():
             here, rest = Path("/"), rest[1:]
-    # The last one is only known now: a path, or the target of a link, may end in "..".
+    # Only now is the last folder known: a path, or the target of a link, may end in "..".
     yield here, here.lstat(), True
 
 
@@ -117,7 +117,7 @@ def _user_name(uid: int) -> str:
 
 
 def take_folder(path: Path, mode: int) -> None:
-    """Create a folder, or make an existing one this user's. Set its mode.
+    """Create a folder, or make this user the owner of an existing one. Set its mode.
 
     The parent folder must be safe.
 
@@ -134,7 +134,7 @@ def take_folder(path: Path, mode: int) -> None:
 
 
 def take_file(path: Path) -> None:
-    """Make a file this user's, and unreadable for others. The parent folder must be safe.
+    """Make this user the owner and the only reader of a file. The parent folder must be safe.
 
     Raises:
         UnsafeFolderError: the path is a link.

@@ -1,1 +1,1 @@
-"""What the services have in common: the web layer, its settings, the idempotency keys."""
+"""What the services have in common: the web layer, its settings, fields, and migrations."""

@@ -22,7 +22,8 @@ cursor_secrets = Table(
 )
 
 # Two random UUIDs: 244 bits of PostgreSQL's cryptographic generator (pg_strong_random in its
-# src/backend/utils/adt/uuid.c). Frozen: a migration must not change with the table above.
+# src/backend/utils/adt/uuid.c). This SQL is frozen: a migration must not change with
+# the table above.
 _CREATE = """
 CREATE TABLE cursor_secrets (
     id     smallint PRIMARY KEY DEFAULT 1,

@@ -1,4 +1,4 @@
-"""Strict fields of the wire formats of HTTP bodies and events.
+"""Strict fields for HTTP bodies and events.
 
 By default, marshmallow converts values: ``"12"`` and ``12.0`` become integers, and many spellings
 become one UUID. Amounts and ids must be exact.
@@ -120,7 +120,8 @@ def parse_time(text: str) -> datetime:
     """Parse a time of RFC 3339, rounded up to a microsecond.
 
     The times in the database are whole microseconds, so rounding up does not change which of them
-    are before it. A time outside the years 1 to 9999 in UTC becomes the first or last one inside.
+    are before the parsed time. A time outside the years 1 to 9999 in UTC becomes the first or last
+    time of these years.
 
     Raises:
         ValueError: the text has another format, or there is no such time.

@@ -44,8 +44,8 @@ _STATEMENT_TIMEOUT_MS = 60_000
 # Maximum time for all retries of a run, in seconds, and the pause between two.
 RETRY_FOR_S = 120.0
 _RETRY_PAUSE_S = 1.0
-# The time-outs of a statement outside of a transaction: the build of an index beside writers. It
-# waits for older transactions to end, and blocks no writer.
+# The time-outs of a statement outside of a transaction, which builds an index while others write.
+# The build waits for older transactions to end, and blocks no writer.
 _BUILD_TIMEOUTS = {"lock_timeout": "10min", "statement_timeout": "6h"}
 # The time to wait for another migration of the database, in seconds.
 TURN_TIMEOUT_S = 120
@@ -212,7 +212,7 @@ def _run_with_retries(
             target_metadata=list(target_metadata),
             include_object=include_object,
             compare_server_default=True,
-            # Only the migrations contain the comments on tables and columns.
+            # Comments on tables and columns are only in the migrations, so they are not compared.
             autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.comments"],
         )
         try:
@@ -221,7 +221,7 @@ def _run_with_retries(
         except OperationalError as error:
             if sqlstate_of(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
                 raise
-            # After a revision was applied, a target such as -2 would mean another one.
+            # After a revision was applied, a target such as -2 would mean another revision.
             if applied and {"+", "-"} & set(context.get_revision_argument() or ""):
                 raise
             connection.rollback()
@@ -232,7 +232,7 @@ def _run_with_retries(
 
 
 def _set_timeouts(connection: Connection) -> None:
-    """Set the time-outs of the new transaction. They end with it, also behind a pooler."""
+    """Set the time-outs of a new transaction. They end with it, even behind a pooler."""
     # By the driver's cursor: Connection.execute() would begin a transaction again.
     cursor = connection.connection.cursor()
     cursor.execute(

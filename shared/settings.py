@@ -48,7 +48,7 @@ class WebSettings:
     `cursor_secret` signs the cursors of lists. None means the secret in the service's database.
 
     `allowed_hosts` are the accepted hosts in addition to loopback names, in lower case. `ANY_HOST`
-    among them allows all.
+    among them allows all hosts.
 
     `api_threads` is the number of requests that a worker handles at the same time.
     """
@@ -115,7 +115,7 @@ def read_server_size() -> tuple[int, int]:
 
 
 def read_listen_address() -> str:
-    """Read the address on which an API listens, in gunicorn's form.
+    """Read the address on which an API listens, as gunicorn's setting `bind`.
 
     Raises:
         SettingsError: naming the variable and what is wrong with it.

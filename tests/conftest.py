@@ -1,4 +1,7 @@
-"""Fixtures of all tests: real servers on free ports. tests/README.md says which one to take."""
+"""Fixtures that all tests share: real servers on free ports.
+
+tests/README.md says which fixture to take.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 # If this variable is set, a skipped test fails the session.
 REQUIRE_ALL = "SETTLE_REQUIRE_ALL"
 
-# The files that take longest, in this order: they are started first, so that none of them runs
-# alone at the end, beside idle jobs (see `--durations`).
+# The files that take longest, the longest first (`--durations` shows them). They start before all
+# others: a long file that starts last would run alone, while all other jobs are idle.
 LONGEST = (
     "test_stack.py",
     "test_stack_faults.py",
@@ -57,7 +60,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Restore the configuration of the log after each test."""
+    """Restore the configuration of structlog after each test."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)
@@ -65,7 +68,7 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """Start the PostgreSQL that the session shares. To stop one, take `own_postgres`."""
+    """Start the PostgreSQL that the session shares. A test that stops it takes `own_postgres`."""
     with open_postgres() as server:
         yield server
 
@@ -75,7 +78,7 @@ def postgres() -> Iterator[PostgresServer]:
     params=[WHEEL, *([OLDEST] if oldest_postgres.is_available() else [])],
 )
 def any_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    """Run the test on the wheel's PostgreSQL, and on the oldest one."""
+    """Run the test on the shared PostgreSQL, and on the oldest supported one if it is available."""
     if request.param == WHEEL:
         yield request.getfixturevalue("postgres")
         return
@@ -92,14 +95,14 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[Broker]:
-    """Start the broker that the session shares. Take `broker`, which is empty."""
+    """Start the broker that the session shares. Tests take `broker`, which is empty."""
     with make_broker() as server:
         yield server
 
 
 @pytest.fixture
 def broker(shared_broker: Broker) -> Broker:
-    """Empty the shared broker, and return it. To stop one, take `own_broker`."""
+    """Empty the shared broker, and return it. A test that stops it takes `own_broker`."""
     shared_broker.empty()
     return shared_broker
 
@@ -113,14 +116,14 @@ def own_broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def own_embedded_broker() -> Iterator[Broker]:
-    """Start an embedded broker, for tests of its own behaviour."""
+    """Start an embedded broker, for tests of what only this broker does."""
     with EmbeddedBroker() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def databases(postgres: PostgresServer) -> Callable[[str], str]:
-    """Return a function from a service's name to its migrated template database."""
+    """Return a function that returns the name of a service's migrated template database."""
     made: dict[str, str] = {}
 
     def template(service: str) -> str:
@@ -141,7 +144,7 @@ def _fresh(service: str, postgres: PostgresServer, template: str) -> Iterator[st
 
 @pytest.fixture(scope="module")
 def database_url(postgres: PostgresServer, databases: Callable[[str], str]) -> Iterator[str]:
-    """Create a database of orders for a server that runs for all tests of a module."""
+    """Create a migrated database of orders, for a server that runs for all tests of a module."""
     yield from _fresh("orders", postgres, databases("orders"))
 
 

@@ -1,4 +1,4 @@
-"""Runs the migrations of orders: ``alembic -n orders upgrade head``."""
+"""Run the migrations of orders: ``alembic -n orders upgrade head``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the migrations of payments: ``alembic -n payments upgrade head``."""
+"""Run the migrations of payments: ``alembic -n payments upgrade head``."""
 
 from __future__ import annotations
 

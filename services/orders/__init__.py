@@ -1,1 +1,1 @@
-"""The orders service: places orders. They are final when the payments service has decided."""
+"""The orders service: places orders, and settles them when payments has decided."""

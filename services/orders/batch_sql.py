@@ -9,8 +9,8 @@ from __future__ import annotations
 from sqlalchemy import text
 
 # Each order gets its own status and reason. `unnest` makes a row for each order from the arrays, so
-# that one UPDATE sets them all. `greatest` keeps `updated_at` from being before `created_at` if the
-# clock was set back since the order was placed.
+# that one UPDATE sets them all. `created_at` is from the API's clock. `greatest` keeps `updated_at`
+# from being before it if the database's clock is behind.
 UPDATE_STATUSES = text(
     """
     UPDATE orders

@@ -26,7 +26,7 @@ class PaymentFailedSchema(PaymentSucceededSchema):
 
 
 def order_created(order: Order) -> Event:
-    """Return the event of a new order. Its key is the user, so their orders are paid in order."""
+    """Return the event of a new order. Its key is the user: one user's orders are paid in order."""
     return Event(
         aggregatetype="orders",
         aggregateid=str(order.user_id),

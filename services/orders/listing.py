@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, FromClause, Select, Subquery
 
-# Maximum size of a page. It ends before the order that would exceed it, but it has at least one.
+# Maximum size of a page. A page ends before the order that would exceed it, but has at least one.
 PAGE_BYTES_MAX = 512 * 1024
-# What an order counts in addition to its description in UTF-8: its approximate size in JSON.
+# An order counts as its description's bytes plus this: about the size of its other fields in JSON.
 _ROW_BYTES = 256
 _NEWEST_BY = ("created_at", "id")
 
@@ -78,20 +78,21 @@ def _page_query(filters: frozenset[str], *, is_first: bool) -> Select[Order, int
     query = select(aliased(Order, sized), sized.c.found).where(fits)
     query = query.order_by(*_newest_first(sized, order)).limit(bindparam("limit"))
     # The first use of an aliased class fills an index of columns (`_init_proxy_index` in SQLAlchemy
-    # 2.1). Another thread that uses it meanwhile misses columns, and then every later request does.
+    # 2.1). If another thread used the class at that moment, that and all later requests would miss
+    # columns. So the first use is here, before other threads get the query.
     query.compile()
     return query
 
 
 def _matching_orders(filters: frozenset[str], *, is_first: bool) -> tuple[Subquery, Sequence[str]]:
-    """Select the newest orders that pass the filters, and name the columns that order them."""
+    """Select the newest orders that pass the filters. Return also the columns that sort them."""
     fixed: dict[str, ColumnElement[Any]] = {
         name: bindparam(name) for name in ("user_id", "status") if name in filters
     }
     if list(fixed) != ["user_id"]:
         return _index_range(fixed, filters, is_first=is_first).subquery(), (*fixed, *_NEWEST_BY)
-    # The index orders a user's orders by status first. One range per status is read, and they are
-    # merged.
+    # The index sorts a user's orders by status first. One range per status is read, and the ranges
+    # are merged.
     runs = [
         _index_range(fixed | {"status": literal(status)}, filters, is_first=is_first)
         for status in STATUSES

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-# Notifications with the ids of the orders that became final.
+# The channel of the notifications with the ids of the orders that became final.
 SETTLED_CHANNEL = "order_settled"
 
 

@@ -62,8 +62,8 @@ class _Account:
     balance: int
 
 
-# NO KEY UPDATE: a transfer that refers to the account does not wait for the lock. Ordered by id, so
-# that two transactions that lock several accounts cannot deadlock.
+# `key_share=True` is FOR NO KEY UPDATE, which does not block the foreign-key checks of transfers.
+# Ordered by id, so that two transactions that lock several accounts cannot deadlock.
 _LOCK_ACCOUNTS = (
     select(Account.user_id, Account.id, Account.balance)
     .order_by(Account.id)
@@ -74,7 +74,7 @@ _LOCK_ACCOUNTS = (
 def charge(session: Session, charges: Sequence[Charge]) -> list[ChargeResult]:
     """Charge users for orders, one after the other, and publish each result.
 
-    An order is paid if the balance covers its amount when it is its turn. Each order is decided
+    An order is paid if the balance covers its amount when its turn comes. Each order is decided
     once: a later deposit does not revive a failed order, and a paid order is not paid again.
 
     Returns:

@@ -2,8 +2,8 @@
 
 Money is double entry: each transfer moves an amount from one account to another, so the sum over
 all accounts is always zero. A user's balance is the stored sum of their transfers. The system
-accounts `WORLD` (source of deposits) and `SALES` (target of charges) have no stored balance,
-because every transaction would wait for its row.
+accounts `WORLD` (source of deposits) and `SALES` (target of charges) have no stored balance: all
+deposits or charges would wait for one row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# The range of an amount and of a balance, in minor units: a positive int64.
+# Maximum of an amount and of a balance, in minor units: the maximum of an int64.
 AMOUNT_MAX = 2**63 - 1
 
 WORLD = "world"
@@ -105,7 +105,7 @@ Index(
 class Payment(Base):
     """The decision on an order. It is made once.
 
-    An order that comes again, also with another event id, is neither charged again nor revived.
+    An order that comes again, even with another event id, is neither charged again nor revived.
     Append-only like the transfers.
     """
 

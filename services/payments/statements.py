@@ -56,8 +56,8 @@ def _range_of(kind: str, account: InstrumentedAttribute[int]) -> Select[*tuple[A
     """Select an account's newest transfers of one kind, from one contiguous range of an index.
 
     ORDER BY begins with the account. If it had the id alone, the planner could read the primary key
-    instead. For an account whose transfers are old, it would then read all later transfers of other
-    accounts.
+    instead of this index. For an account whose transfers are old, it would read all later transfers
+    of other accounts.
     """
     account_id: BindParameter[int] = bindparam("account_id")
     before: BindParameter[int] = bindparam("before")
@@ -116,7 +116,7 @@ def read_page(
     rows = session.execute(_PAGE, parameters).all()
     entries: list[Entry] = []
     for row in rows[:limit]:
-        if row.id is None:
+        if row.id is None:  # no transfer: the outer join gives one row
             break
         if balance is None:
             balance = row.balance

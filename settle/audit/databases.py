@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
 CHUNK = 2_000
-# The headers of a dead letter may take a megabyte.
+# Few, because the headers of a dead letter may take a megabyte.
 DEAD_LETTERS_PER_CHUNK = 10
 
-# One snapshot for everything that is read. Readers block only the drop of a partition, which
-# relays and consumers try again later.
+# One snapshot for everything that is read. It blocks no writer. It blocks a migration, and the drop
+# of a partition, which relays and consumers try again later.
 _BEGIN = text(
     """
     SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
@@ -129,7 +129,8 @@ def read_outbox(database: Snapshot, scratch: Scratch, flow: Flow, step: Step) ->
     """
     ((tracked,),) = database.rows("SELECT current_setting('track_commit_timestamp')")
     sql = _OUTBOX.format(
-        # The key of a payment result is the order's id; the key of order.created is the user's id.
+        # The key of a payment result is the order's id. The key of order.created is the user's id,
+        # so the order's id is read from the payload.
         payload="o.payload" if flow.source == "orders" else "NULL",
         committed_us=_COMMITTED_US if tracked == "on" else "NULL",
     )
@@ -189,7 +190,7 @@ def read_inbox(database: Snapshot, scratch: Scratch, flow: Flow, step: Step) -> 
 
 
 def _dead_id(event_id: str | None, headers: list[list[Any]]) -> bytes | None:
-    """Return the event id of a dead letter. Even the headers of an invalid event may have one."""
+    """Return the event id of a dead letter. For an invalid event, it may be in the headers."""
     ids = [value for name, value in headers if name == "ce_id"]
     return parse_uuid(event_id or (ids[0] if ids else None))
 

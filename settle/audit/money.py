@@ -50,7 +50,7 @@ WHERE NOT CASE t.kind
 
 
 def check_money(database: Snapshot, check: Check) -> None:
-    """Add a violation to the check for each wrong sum in the database of payments."""
+    """Add a violation to the check for each wrong balance, wrong total and misdirected transfer."""
     check.seen = database.count("accounts", "transfers")
     for rows in database.stream(_WRONG_BALANCES):
         for account, balance, amount in rows:

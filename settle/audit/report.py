@@ -7,7 +7,7 @@ from typing import Any
 
 from settle_outbox.errors import SettleError
 
-# Of each check, this many violations are kept with their ids; the rest is counted.
+# Of each check, this many violations are kept with their ids; the rest is only counted.
 VIOLATIONS_MAX = 100
 
 
@@ -21,7 +21,7 @@ class Violation:
 
     Args:
         kind: a stable short name, such as ``lost``.
-        id: the id of the order, the event or the user.
+        id: the id of an order, event or user, or a name such as ``all accounts``.
         detail: a sentence.
     """
 
@@ -74,7 +74,7 @@ class Report:
 
     @property
     def violations(self) -> list[Violation]:
-        """The violations of all checks that were kept."""
+        """The kept violations of all checks."""
         return [violation for check in self.checks for violation in check.violations]
 
     def check(self, name: str) -> Check:

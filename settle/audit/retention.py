@@ -26,8 +26,8 @@ def add_retention_functions(scratch: Scratch, days: Days) -> None:
     """Add SQL functions to the scratch database that know what was dropped.
 
     ``id_dropped(source, id)`` and ``time_dropped(source, microseconds)``: whether the outbox has
-    dropped the day of an event. ``before_begin(source, key, seq)``: whether an event was in a part
-    of its topic partition that was deleted.
+    dropped the day of an event. ``before_begin(source, key, seq)``: whether an event was in the
+    deleted part of its topic partition.
 
     Args:
         scratch: the scratch database; everything has been read.
@@ -65,7 +65,7 @@ def add_retention_functions(scratch: Scratch, days: Days) -> None:
 
 
 def _begins(scratch: Scratch) -> dict[str, dict[int, tuple[bool, int | None]]]:
-    """Return whether each topic partition was truncated, and the sequence of its first event."""
+    """Return whether each topic partition was truncated, and the `seq` of its first event."""
     begins: dict[str, dict[int, tuple[bool, int | None]]] = {}
     for source, number, first_offset in scratch.rows(
         "SELECT source, number, first_offset FROM partition ORDER BY source, number"

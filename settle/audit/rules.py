@@ -46,7 +46,7 @@ class Rule:
     """A query that finds one kind of violation.
 
     Args:
-        check: the name of the check that it belongs to.
+        check: the name of the check that the rule belongs to.
         kind: the kind of the violation.
         sql: returns the id and a detail of each suspect; it may use ``:source``.
         source: the service whose events are checked.
@@ -64,7 +64,8 @@ _ASKED = "= ANY(CAST(:ids AS uuid[]))"
 _PLACED = SecondLook("orders", f"SELECT id FROM orders WHERE id {_ASKED}")  # noqa: S608
 _SETTLED = SecondLook("orders", f"{_PLACED.sql} AND status <> 'created'")
 
-# An open order waits for one of two events. The place of that event explains the wait, or not.
+# An open order waits for one of two events. Only some places of that event explain the wait
+# (`_EXPLAINED`).
 OPEN_ORDERS = """
     SELECT o.id, 'order.created' AS awaited, coalesce(
         (SELECT place FROM place e WHERE e.source = 'orders' AND e.order_id = o.id), 'missing'

@@ -56,7 +56,7 @@ def audit(
     Args:
         payments: the settings of payments.
         orders: the settings of orders; they name the broker.
-        second_look_s: the time until a suspect counts as a violation.
+        second_look_s: the time until a suspect counts as a violation, in seconds.
         steps: shows the progress; None shows nothing.
 
     Raises:

@@ -2,7 +2,7 @@
 
 An audit matches millions of rows of four sources by id, in little memory. SQLite comes with
 Python, keeps its B-trees on disk behind a cache of a fixed size, and sorts on disk. So the checks
-are joins in SQL. Nothing in it outlives the audit, so it needs no journal and no flush to disk.
+are joins in SQL. The file does not outlive the audit, so it needs no journal and no flush to disk.
 
 Ids are UUIDv7 and arrive almost in order, which suits a B-tree.
 """
@@ -53,7 +53,7 @@ CREATE TABLE topic (
 ) WITHOUT ROWID;
 
 -- `first_offset`: the first offset. `committed`: the consumers' committed offset; 0 if unknown.
--- `open_from`: the start of an open transaction, behind which nothing was read; NULL without one.
+-- `open_from`: the start of an open transaction, after which nothing was read; NULL without one.
 CREATE TABLE partition (
     source TEXT, number INTEGER, first_offset INTEGER, first_ms INTEGER, committed INTEGER,
     open_from INTEGER, PRIMARY KEY (source, number)
@@ -68,7 +68,7 @@ CREATE TABLE subscribed (source TEXT, type TEXT, PRIMARY KEY (source, type)) WIT
 
 CREATE TABLE dead (source TEXT, id BLOB, PRIMARY KEY (source, id)) WITHOUT ROWID;
 
--- The inbox that receives the source's events has forgotten the ids below it.
+-- The inbox that receives the source's events has forgotten the ids below `before`.
 CREATE TABLE horizon (source TEXT PRIMARY KEY, before BLOB) WITHOUT ROWID;
 
 CREATE TABLE suspect (
@@ -89,13 +89,13 @@ SELECT source, id, order_id, place FROM (
         WHEN i.id IS NOT NULL THEN i.outcome
         WHEN d.id IS NOT NULL THEN 'dead letter'
         WHEN e.state <> 'sent' THEN e.state
-        -- Its target counts it, and stores nothing else about it.
+        -- The target only counts such an event.
         WHEN NOT EXISTS (
             SELECT 1 FROM subscribed s WHERE s.source = e.source AND s.type = e.type
         ) THEN 'skipped'
         WHEN e.id < (SELECT before FROM horizon h WHERE h.source = e.source) THEN 'forgotten'
         WHEN t.id IS NULL AND before_begin(e.source, e.key, e.seq) THEN 'beyond retention'
-        -- It may be behind the open transaction, in any partition that has one.
+        -- It may be after the start of an open transaction, in any partition that has one.
         WHEN t.id IS NULL AND EXISTS (
             SELECT 1 FROM partition o WHERE o.source = e.source AND o.open_from IS NOT NULL
         ) THEN 'unread'
@@ -124,7 +124,7 @@ class Scratch:
     """
 
     def __init__(self, path: Path) -> None:
-        # One transaction that is never committed: no other process reads it.
+        # One transaction for all rows that are read. `compute_places` commits it.
         self.connection = sqlite3.connect(path, isolation_level=None)
         self.connection.executescript(_TABLES)
         self.connection.execute("BEGIN")
@@ -142,7 +142,7 @@ class Scratch:
         return iter(self.connection.execute(sql, parameters))
 
     def id_batches(self, sql: str, **parameters: Any) -> Iterator[list[bytes]]:
-        """Yield the ids above ``:last`` that a query finds. Its rows may change meanwhile."""
+        """Yield the ids that a query finds above ``:last``, in batches. Rows may change."""
         last = b""
         limited = f"{sql} ORDER BY id LIMIT {_BATCH}"
         while ids := [id_ for (id_,) in self.rows(limited, last=last, **parameters)]:

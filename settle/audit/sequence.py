@@ -1,14 +1,15 @@
 """Check that first appearances in a topic are in the promised order.
 
-The promise, per key: if A's transaction committed before B's row was added, A appears before B.
-Events added at the same time may appear in either order. Their sequence numbers do not show which:
-a transaction may take a low number and commit late. So B before A is a violation only if A's
-transaction had certainly ended when B's began:
+The promise for two events of a key: if A's transaction committed before B's row was added, A
+appears before B. Events added at the same time may appear in either order. Their sequence numbers
+do not show which event was first: a transaction may take a low number and commit late. So B before
+A is a violation only if A's transaction had certainly ended when B's began:
 
 - With ``track_commit_timestamp = on`` PostgreSQL knows when A committed. It takes that time before
   the commit is on disk and visible, so `VISIBLE_AFTER_S` is added.
-- Otherwise, or if PostgreSQL has dropped that time, A is assumed to have lasted `LONGEST_S`: a
-  request has 5 s per statement, and its transaction may be idle for 10 s (shared/web/app.py).
+- Otherwise, or if PostgreSQL has dropped that time, A is assumed to have lasted `LONGEST_S`. A
+  transaction of the API takes less: it has 5 s per statement, and may be idle for 10 s
+  (shared/web/app.py). A key of payments has only one event, so there are no pairs.
 
 All times are from the clock of one database. Pairs that prove nothing are noted as concurrent.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 VISIBLE_AFTER_S = 1
 LONGEST_S = 60
-# Between the clock of the database and that of the relay, which gives records their time.
+# Maximum difference between the database's clock and the relay's, which gives records their time.
 CLOCK_SKEW_S = 5
 _US = 1_000_000
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
 SILENCE_S = 30.0
-# This many unreadable batches are named; the others are counted.
+# This many unreadable batches are named; the others are only counted.
 PLACES_MAX = 20
 _POLL_MS = 500
 _RETRY_S = 0.2
 
-# Keep the first record of each event. One of another partition may have been read before.
+# Keep the first record of each event. A later one of another partition may have been read before.
 _FIRST_APPEARANCE = """
 INSERT INTO topic VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (source, id) DO UPDATE SET
@@ -52,7 +52,7 @@ class TopicContent:
         foreign: the number of records that are not events of the topic's service.
         unreadable: the number of batches that could not be read.
         places: the first of these, with the reason.
-        behind_open: the number of offsets behind open transactions.
+        behind_open: the number of unread offsets, after the start of open transactions.
     """
 
     records: int = 0
@@ -68,14 +68,14 @@ def read_topic(settings: Settings, scratch: Scratch, flow: Flow, step: Step) -> 
     A topic that does not exist counts as empty.
 
     Args:
-        settings: the settings of the service that consumes it.
+        settings: the settings of the service that consumes the topic.
         scratch: the database to store the events in.
         flow: the events of the topic.
         step: counts the records.
 
     Raises:
         KafkaError: the broker cannot be reached, or refuses a request.
-        AuditError: the broker has returned nothing for `SILENCE_S`, and there is more.
+        AuditError: the broker has returned nothing for `SILENCE_S`, and there are more records.
     """
     reader = make_reader(settings)
     try:

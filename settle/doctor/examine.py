@@ -43,7 +43,7 @@ class _Target:
         state: the folder of this machine's stack.
         stack: the running stack; None if none runs, or if the environment names other servers.
         services: the services to check.
-        bootstrap: the broker's addresses; None if it is the embedded one and does not run.
+        bootstrap: the broker's addresses; None if the broker is embedded and does not run.
     """
 
     state: StateFolder
@@ -61,7 +61,7 @@ class _Target:
 
     @property
     def reachable(self) -> list[str]:
-        """The services whose database is named or runs here."""
+        """The services whose database the environment names, or whose database runs here."""
         embedded = frozenset[str]() if self.stack is not None else read_embedded()
         return [service for service in self.services if service not in embedded]
 
@@ -69,7 +69,8 @@ class _Target:
 def configured_services(state: StateFolder) -> list[str]:
     """Return this system's services, and other installed ones whose database URL is set.
 
-    A container, or a machine without a stack, may run one service: then only that one is returned.
+    If the environment names a broker, and there is no stack here, only services with a database URL
+    are returned: a container may run one service.
     """
     named = [
         name for name in service_names() if os.environ.get(service_variable(name, "DATABASE_URL"))

@@ -44,7 +44,7 @@ def connection_error(url: str) -> str | None:
 def create_databases(cluster: Cluster, port: int, names: Sequence[str] = SERVICES) -> None:
     """Create the missing role and database of each service.
 
-    Each role owns its database, and cannot connect to another one.
+    Each role owns its database, and cannot connect to the database of another service.
     """
     url = cluster.url(port, "postgres")
     with closing(connect_autocommit(url, application_name=NAME)) as opened, opened.cursor() as run:
@@ -83,5 +83,5 @@ def _create(run: cursor, service: str, password: str) -> None:
     run.execute("SELECT FROM pg_database WHERE datname = %s", (service,))
     if run.fetchone() is None:
         run.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
-    # Also for an existing database: its creation may have been interrupted before this.
+    # Even for an existing database: an earlier run may have been interrupted before this statement.
     run.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))

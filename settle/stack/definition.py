@@ -50,12 +50,12 @@ SETTINGS = frozenset(
     }
     - {"SERVICE", "DATABASE_URL", BOOTSTRAP, "CONSUMER_GROUP", "HEALTH_DIR"}
 )
-# Names the embedded servers. The URLs do not show them: a shell that has read `.settle/env` has
-# the URLs of embedded servers set, too.
+# The variable that names the embedded servers. That a URL is set does not show that its server is
+# not embedded: `.settle/env` sets the URLs of embedded servers in a shell.
 EMBEDDED = "SETTLE_EMBEDDED"
 
-# The variables of the user's environment that the programs get beside the settings: any program
-# needs them to run. Others, such as keys of other systems, are not passed on.
+# The variables of the user's environment that the programs get beside the settings: programs need
+# them to run. Others, such as keys of other systems, are not passed on.
 INHERITED = {
     *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
     *("LD_LIBRARY_PATH", "JAVA_HOME", "XDG_CACHE_HOME"),
@@ -219,7 +219,7 @@ def read_broker() -> BrokerKind | None:
     """Return the broker to run; None if the environment names a running one.
 
     Raises:
-        SettingsError: the requested broker does not exist, or a running one is named as well.
+        SettingsError: the requested broker does not exist, or a running broker is named as well.
     """
     asked = os.environ.get(BROKER_KIND, "")
     if asked and asked not in set(BrokerKind):
@@ -333,7 +333,8 @@ def port_variables(program: str, broker: BrokerKind | None) -> tuple[str, ...]:
 def running_stack(state: StateFolder) -> Stack | None:
     """Return the stack that was started last and not stopped; None if there is none.
 
-    An environment file of another version, or one that was edited, counts as none.
+    An environment file that lacks a variable or has an invalid value, such as the file of another
+    version, counts as none.
     """
     kept = state.read_env()
     try:
@@ -357,8 +358,8 @@ def refuse_other_settings(running: Stack) -> None:
     """Refuse settings that differ from those of the running stack.
 
     Raises:
-        AlreadyRunningError: settings differ. It names the variables, but no values: they may be
-            secrets.
+        AlreadyRunningError: settings differ. The message names the variables without their values,
+            which may be secrets.
         SettingsError: a variable is wrong.
     """
     current = running.environment
@@ -380,7 +381,7 @@ def refuse_other_settings(running: Stack) -> None:
 def _requested_settings(running: Stack) -> dict[str, str]:
     """Return the settings of the environment, in the form of `Stack.environment`.
 
-    A database or broker that it does not name is embedded, as in the running stack.
+    A database or broker that the environment does not name is embedded, as in the running stack.
     """
     variables = {**DATABASE_URLS, BROKER: BOOTSTRAP}
     embedded = {variables[name]: running.environment[variables[name]] for name in running.embedded}

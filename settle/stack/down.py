@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from settle.progress import Say
     from settle.stack.state import StateFolder
 
-# Above each program's stopwaitsecs in deploy/programs, after which supervisord kills it.
+# With time-outs in seconds, above each program's stopwaitsecs in deploy/programs. After the
+# stopwaitsecs, supervisord kills the program.
 STAGES = (((*APIS, *WORKERS), 40.0), ((BROKER,), 40.0), ((POSTGRES,), 70.0))
 SHUTDOWN_TIMEOUT_S = 20.0
 
@@ -44,7 +45,7 @@ def stop_all(state: StateFolder) -> bool:
     pid = supervisor.pid()
     if pid is not None:
         _stop_by(supervisor, pid)
-    # Always: the workers of a killed gunicorn may run for another moment.
+    # Even if supervisord ran: the workers of a killed gunicorn may run for another moment.
     left = end_leftovers(state, stack.cluster if stack is not None else None)
     state.env.unlink(missing_ok=True)
     return pid is not None or left > 0

@@ -37,7 +37,7 @@ def _is_of_stack(process: psutil.Process, state: StateFolder) -> bool:
         environment = process.environ()
         if process.pid == os.getpid() or environment.get("SETTLE_HOME") != str(state.home):
             return False
-        # supervisord by its command, not its pid file: that may be stale, or not be written yet.
+        # supervisord by its command: its pid file may be stale, or not be written yet.
         return environment.get("SUPERVISOR_PROCESS_NAME") in PROGRAMS or any(
             word.endswith("deploy/supervisord.conf") for word in process.cmdline()
         )

@@ -33,7 +33,7 @@ _ROUTINE = re.compile(r'"level": "(debug|info)"|\[(debug|info) *\]|\b(DEBUG|INFO
 
 
 class LogError(SettleError):
-    """The log does not exist."""
+    """There is no such log."""
 
 
 class Line(NamedTuple):
@@ -85,7 +85,7 @@ def follow(logs: dict[str, Path]) -> Iterator[Line]:
 def last_error(log: Path) -> str | None:
     """Return the last line with an error, or the last line that is not routine; None without one.
 
-    A program that cannot start may report it in an unknown form.
+    A program that cannot start may report the reason in an unknown form.
     """
     try:
         lines = [line for line in _tail(log, 200) if line.strip()]

@@ -13,7 +13,7 @@ def address_family(host: str) -> socket.AddressFamily:
 
 
 def port_conflict(host: str, port: int) -> str | None:
-    """Return why nothing can listen on a port, and the process that does; None if it is free."""
+    """Return why a port cannot be used, and which process listens on it; None if it is free."""
     try:
         with socket.socket(address_family(host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from settle.stack.supervisor import Process, Supervisor
 
 ASK_TIMEOUT_S = 2.0
-# A relay or consumer writes its file about every second, except during a long batch.
+# A relay or consumer writes its health file about every second, except during a long batch.
 STALE_AFTER_S = 15.0
 STARTING = "starting"
 HEALTH_NAMES = {"relay": "outbox-relay", "consumer": "inbox-consumer"}
@@ -59,7 +59,7 @@ def _ask_broker(stack: Stack) -> str | None:
 
 def _ask_api(stack: Stack, process: Process) -> str | None:
     if _read_api_health(stack, process.name).get("pid") != process.pid:
-        return STARTING  # even if /readyz answers: the workers of a killed master may do so
+        return STARTING  # even if /readyz answers: the workers of a killed master may answer it
     service = process.name.removesuffix("-api")
     try:
         answer = requests.get(f"{stack.base_url(service)}/readyz", timeout=ASK_TIMEOUT_S)

@@ -28,7 +28,7 @@ def how_to_leave_root(state: StateFolder) -> list[str]:
         state: the stack's folder.
 
     Returns:
-        Lines to print. Joined by spaces, they are one command or the steps, too.
+        Lines to print. Joined by spaces, they are still one command, or the steps.
     """
     settle = Path(sysconfig.get_path("scripts"), "settle")
     data = kept_elsewhere(state.postgres)[0]

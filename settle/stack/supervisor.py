@@ -39,7 +39,7 @@ class Process:
 
     Args:
         name: the program's name.
-        group: the programs that supervisord stops together with it.
+        group: the name of the group of programs that supervisord stops together.
         state: RUNNING, STARTING, BACKOFF, STOPPED, ...
         pid: None without a process.
         uptime_s: None without a process.
@@ -85,7 +85,7 @@ class Supervisor:
     """A supervisord, reached through its control socket."""
 
     def __init__(self, path: Path) -> None:
-        """Send nothing yet.
+        """Prepare the connection. Nothing is sent yet.
 
         Args:
             path: the control socket.

@@ -68,7 +68,8 @@ class UpError(SettleError):
 def bring_up(state: StateFolder, steps: Steps) -> Stack:
     """Start what does not run yet, and wait until all of it is ready.
 
-    If it is interrupted, it stops what it has started.
+    If the start of a stack is interrupted, the whole stack is stopped. If the stack was running
+    before, what was started continues to run.
 
     Args:
         state: the stack's folder.
@@ -94,7 +95,7 @@ def bring_up(state: StateFolder, steps: Steps) -> Stack:
             with interrupts_heard():
                 return _bring_up_new(state, steps)
         except KeyboardInterrupt:
-            # A second interrupt must not leave half of it running.
+            # A second interrupt must not leave half of the stack running.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             stop_all(state)
             steps.say("Stopped what had been started. Run settle up to start again.")

@@ -91,7 +91,7 @@ def stuck(age_s: float, limit: int, *, as_json: bool) -> None:
 
 @contextmanager
 def _connect() -> Iterator[tuple[Connection, Connection, Tracer, Path | None]]:
-    """Connect to orders and payments. The path is the local stack's environment file."""
+    """Connect to orders and payments. The path is the local stack's environment file, if used."""
     env = None if is_environment_set() else find_state().env
     settings = find_settings()
     engines = {

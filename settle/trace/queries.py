@@ -1,6 +1,7 @@
 """What both databases know of an order.
 
-Each query reads by an index, or in few partitions. Only the dead letters have no index.
+Most queries read by an index, or in few partitions. No index has the request ids of events, nor the
+events of dead letters.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, RowMapping
 
-# An event is added in the same transaction as the row it is about. Its id has the
-# time of the process's clock, the row that of the database's clock. The first window is for clocks
-# that agree, the second for clocks that differ by minutes.
+# An event is added in the same transaction as the row that it is about. But their times may be from
+# two clocks: the process's and the database's. The first window is for clocks that agree, the
+# second for clocks that differ by minutes.
 _WINDOWS = (timedelta(seconds=10), timedelta(hours=1))
 MAX_ORDERS_PER_REQUEST = 20
 
@@ -159,7 +160,7 @@ def read_dead_letters(consumer: Connection, event_id: UUID) -> list[RowMapping]:
 
 
 def read_attempts(consumer: Connection, event_id: UUID) -> RowMapping | None:
-    """Return the failed attempts at an event that is tried again."""
+    """Return the failed attempts at an event; None if it is not tried again."""
     return consumer.execute(_ATTEMPTS, {"id": event_id}).mappings().one_or_none()
 
 
@@ -169,7 +170,7 @@ def is_stopped(consumer: Connection, event_type: str) -> bool:
 
 
 def read_anomalies(orders: Connection, order_id: UUID) -> list[RowMapping]:
-    """Return the results of payments that contradicted a final order."""
+    """Return the payment results that came when the order was already final."""
     return list(orders.execute(_ANOMALIES, {"order_id": str(order_id)}).mappings())
 
 

@@ -19,7 +19,7 @@ _TIMEOUT_MS = 2_000
 
 
 class RecordTimes:
-    """Reads the times of records. A broker that is away is asked once.
+    """Reads the times of records. A broker that does not answer is not asked again.
 
     Args:
         settings: with the addresses of the brokers.

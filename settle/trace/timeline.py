@@ -65,7 +65,7 @@ class Timeline:
     steps: list[Step] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the timeline in types that JSON can hold."""
         return {
             "order_id": str(self.order["id"]),
             "user_id": str(self.order["user_id"]),
@@ -144,7 +144,7 @@ class Tracer:
         """Add the steps of an event from one service to the other.
 
         Returns:
-            What the event waits for; None if the inbox has it, and it is no dead letter.
+            What the event waits for; None if the inbox has it, and it was not parked.
         """
         publisher, consumer = flow
         event = queries.read_event(self._databases[publisher], order["id"], key=key, at=at)
@@ -238,7 +238,7 @@ _UNDECIDED = Wait(
 
 
 def _by_time(steps: list[Step]) -> list[Step]:
-    """Sort steps by time. A step without a time stays behind the step before it.
+    """Sort steps by time. A step without a time stays after the step before it.
 
     Kafka's times are in milliseconds, so the steps of a millisecond keep the order of the flow.
     """
@@ -250,7 +250,7 @@ def _by_time(steps: list[Step]) -> list[Step]:
 
 
 def _final_wait(order: RowMapping, payment: RowMapping | None) -> Wait:
-    """Return the wait of a final order. Only an audit explains one that contradicts its payment."""
+    """Return the wait of a final order. An order that contradicts its payment needs an audit."""
     status = order["status"]
     if payment is None or (payment["status"] == "succeeded") == (status == "success"):
         return Wait(FINAL, f"The order is final: {status}.")

@@ -18,7 +18,8 @@ from settle_outbox.event import format_time
 from settle_outbox.log import write_together
 from settle_outbox.runtime.threads import repeat
 
-# Maximum delay of a line, and maximum number of lines that wait. The oldest are dropped.
+# Maximum delay of a line, and maximum number of lines that wait. If there are more, the oldest are
+# dropped.
 _GATHER_S = 0.1
 _WAITING_MAX = 10_000
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from shared.web.blueprint import Blueprint
 
 # These limits bound the time of a request. A request that waits for a lock of a frozen process ends
-# with 503. The last setting frees the locks of a frozen worker.
+# with an error: 503, or 409 for the lock of an Idempotency-Key. The last setting ends the
+# transaction of a frozen worker, which frees its locks.
 SESSION_SETTINGS = {
     "lock_timeout": "2s",
     "statement_timeout": "5s",
@@ -40,7 +41,8 @@ SESSION_SETTINGS = {
 }
 
 # Maximum time of a transaction when the database server is frozen and ends nothing itself. It is
-# longer than statement_timeout, so that the server ends a statement that is only slow.
+# longer than statement_timeout, so that the server ends a statement that is only slow before this
+# limit is reached.
 TRANSACTION_S = 8.0
 
 

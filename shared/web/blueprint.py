@@ -60,7 +60,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
 
         Args:
             schema: an instance. From a class, webargs would create an instance for each request.
-            location: ``json`` for the body, or ``query``. Other query parameters are refused.
+            location: ``json`` for the body, or ``query``. Query parameters that the schema does not
+                have are refused.
             options: of flask-smorest, such as ``example``.
         """
         parse: Decorator = super().arguments(schema, location=location, **options)
@@ -93,7 +94,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         responses = described.setdefault("response", {}).setdefault("responses", {})
         status = problem_type.status
         cases = view.__dict__.setdefault("_problems", {}).setdefault(status, [])
-        cases[:0] = [(problem_type, detail) for detail in details]  # the lowest decorator is first
+        # Prepended, because the lowest decorator runs first.
+        cases[:0] = [(problem_type, detail) for detail in details]
         responses[status] = [{"content_type": None, **problem_response(*cases)}]
         return view
 
@@ -110,7 +112,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
     def after_commit(self, complete: Callable[[Response], Response]) -> Decorator:
         """Complete the answer after the commit, for example after a wait.
 
-        The stored answer of an Idempotency-Key is completed as well.
+        When a request with an Idempotency-Key is repeated, its stored answer is completed again.
         """
 
         def decorate(view: View) -> View:
@@ -127,7 +129,7 @@ def _applied(name: str, view: View) -> View:
     """Note that a decorator was applied to a view.
 
     Raises:
-        DecoratorOrderError: a decorator that belongs around it was applied before.
+        DecoratorOrderError: a decorator that belongs around this one was applied before.
     """
     outermost: str = getattr(view, _OUTERMOST, name)
     if _ORDER.index(name) < _ORDER.index(outermost):

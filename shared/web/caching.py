@@ -22,9 +22,9 @@ _DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE")
 
 
 def ignore_unreadable_dates(environ: WSGIEnvironment) -> None:
-    """Ignore conditions with an invalid date (RFC 9110, section 13.1.3).
+    """Remove conditions whose date makes werkzeug fail: they are ignored (RFC 9110, 13.1.3).
 
-    werkzeug ignores them too, but it raises an error if the year, hour or zone is out of range.
+    werkzeug ignores most invalid dates, but raises an error if a number in the date is too large.
     """
     for name in _DATES:
         if name in environ:
@@ -47,7 +47,7 @@ def revalidate(response: Response) -> Response:
     """Let caches store a page and revalidate it each time (RFC 9110, section 13)."""
     if response.status_code != HTTPStatus.OK or request.method == "OPTIONS":
         return response
-    if "ETag" not in response.headers:  # files have one
+    if "ETag" not in response.headers:  # Flask has set all of this for files
         response.headers[HEADER] = REVALIDATED
         response.add_etag()
         response.make_conditional(request)

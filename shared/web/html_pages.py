@@ -36,7 +36,10 @@ def wants_page() -> bool:
 
 
 def html_page(title: str, body: str, *, root: str = "") -> Response:
-    """Make a page from its title, its body in HTML, and the path from it to `/`."""
+    """Make a page from its title and its body in HTML.
+
+    `root` is the beginning of the icon's path: `/`, or empty for a path relative to the page.
+    """
     page = _PAGE.format(title=escape(title), body=body, root=root)
     return Response(page, mimetype="text/html")
 

@@ -87,7 +87,7 @@ def read_json(incoming: Request) -> Any:  # anything that JSON can hold
         ProblemError: the body cannot be read, is compressed, is not JSON, or is nested deeper than
             `MAX_DEPTH`.
         InvalidInputError: an object has repeated names, for which parsers use different values (RFC
-            8259, section 4). Or a number is too large for Python.
+            8259, section 4). Or a number is too large for Python to parse.
         RequestEntityTooLarge: the body is larger than `MAX_BYTES`.
         UnsupportedMediaType: the media type is not JSON.
     """
@@ -150,16 +150,17 @@ def _decode(body: bytes) -> str:
 def _depth(body: bytes) -> int:
     """Return the nesting depth of a body without parsing it.
 
-    If the body is not JSON, the depth is correct up to the first error, where the parser stops.
+    If the body is not JSON, the depth may be too large. It is never too small for the part that the
+    parser reads, which ends at the first error.
     """
-    # `sub` works on text with one byte per character: for bytes, it takes ten times the memory.
+    # `sub` gets text with one byte per character, because for bytes it takes ten times the memory.
     rest = _STRING.sub("", body.decode("latin-1")).encode("latin-1")
     brackets = rest.translate(None, _NOT_BRACKETS)
     return max(accumulate(map(_DEPTH_CHANGES.__getitem__, brackets)), default=0)
 
 
 def _find_repeated_names(data: object, path: list[str | int]) -> Iterator[str]:
-    """Yield the pointers of the repeated names in a value, to which `path` leads."""
+    """Yield a pointer to each repeated name in `data`. `path` leads to `data`."""
     if isinstance(data, _ObjectWithRepeatedNames):
         for name in data.repeated:
             yield _pointer([*path, name])

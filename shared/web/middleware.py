@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def register(app: Flask) -> None:
-    """Wrap an app. Call it after fork, because the log has a thread, and after other middleware."""
+    """Wrap an app. Call it after fork, because the log has a thread.
+
+    Call it after other middleware is added, because this one must be the outermost.
+    """
     app.wsgi_app = RequestMiddleware(app.wsgi_app)  # type: ignore[method-assign]  # Flask documents this assignment
 
 
@@ -40,7 +43,7 @@ class RequestMiddleware:
         began = time.perf_counter()
         trace = trace_of(environ)
         request_id = trace.request_id or ""
-        # Before the app changes it.
+        # Read now, because the app changes the environ.
         path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:

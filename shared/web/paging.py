@@ -92,8 +92,8 @@ class Paging:
         query["limit"] = str(self.limit)
         query["cursor"] = _serializer(self.filters).dumps([str(part) for part in last])
         address = request.root_path + request.path
-        # Not werkzeug's `base_url`, which decodes Punycode, or fails. An invalid Host (RFC 3986),
-        # for example with an underscore, is empty here; the address is then relative.
+        # Not werkzeug's `base_url`, which decodes Punycode, or fails. For an invalid Host (RFC
+        # 3986), for example with an underscore, `request.host` is empty: the address is relative.
         if request.host and request.scheme in {"http", "https"}:
             address = f"{request.scheme}://{request.host}{address}"
         return {"Link": f'<{address}?{urlencode(query)}>; rel="next"'}
@@ -146,7 +146,7 @@ def _serializer(filters: Mapping[str, Any]) -> URLSafeSerializer:
 
 
 def _secret() -> str:
-    """Return the secret. The one in the database is read once per process."""
+    """Return the secret. If it is in the database, it is read once per process."""
     secret: str | None = current_app.extensions[_EXTENSION]
     if secret is None:
         with transaction() as session:

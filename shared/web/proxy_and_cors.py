@@ -17,8 +17,8 @@ from shared.web.tracing import REQUEST_ID, TRACEPARENT
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-# Load balancers check these by IP address. They change nothing, and show only whether the service
-# is up and ready.
+# Load balancers call these probes by IP address, so their host is not checked. The probes change
+# nothing, and show only whether the service is up and ready.
 PROBES = frozenset({"/livez", "/readyz"})
 
 # RFC 9110, section 7.2, and RFC 3986, section 3.2: a port may be empty.
@@ -84,8 +84,8 @@ def _add_cors_headers(origins: AbstractSet[str], response: Response) -> Response
 
     Origins are compared as strings, because browsers write each origin in only one way.
     """
-    # Also if the origin is not allowed. Otherwise caches would mix up the answers (the Fetch
-    # standard, "CORS protocol and HTTP caches").
+    # Even if the origin is not allowed: without Vary, a cache would give one origin's answer to
+    # another origin (the Fetch standard, "CORS protocol and HTTP caches").
     response.vary.add("Origin")
     origin = request.headers.get("Origin")
     if origin in origins:

@@ -1,7 +1,7 @@
 """Refuses query parameters that are unknown or repeated.
 
-Otherwise a misspelt filter would return the rows of all users. For a repeated parameter it is
-unclear which value counts.
+If a misspelt filter were ignored, a list would return the rows of all users. For a repeated
+parameter it is unclear which value counts.
 """
 
 from __future__ import annotations

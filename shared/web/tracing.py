@@ -16,8 +16,8 @@ REQUEST_ID = "X-Request-ID"
 TRACEPARENT = "traceparent"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# W3C Trace Context, section 3.2.2: lowercase, no version ff, neither id all zeros; a version above
-# 00 may add fields.
+# W3C Trace Context, section 3.2.2: in lower case. The version ff and an id of only zeros are
+# invalid. A version above 00 may add fields.
 _FIELDS = r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"{_FIELDS}|(?!00){_FIELDS}-[!-~]{{1,200}}")
 

@@ -40,7 +40,7 @@ def drop_first_answer(port: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{wire.port}"
 
 
-def orders_of(stack: Stack, user_id: str) -> list[str]:
+def order_statuses(stack: Stack, user_id: str) -> list[str]:
     listed = requests.get(f"{stack.orders}/orders?user_id={user_id}", timeout=10)
     return [order["Status"] for order in listed.json()]
 
@@ -63,7 +63,7 @@ def test_the_script_places_one_order_if_its_first_answer_is_lost(
             for _ in range(2)
         ]
     assert [words[1:] for words in results] == [["success"], ["failed", "insufficient_funds"]]
-    assert orders_of(stack, user_id) == ["failed", "success"]
+    assert order_statuses(stack, user_id) == ["failed", "success"]
     assert stack.balance(user_id) == 1100
 
 
@@ -79,4 +79,4 @@ def test_the_commands_place_one_order_if_its_first_answer_is_lost(stack: Stack) 
             check=True,
         ).stdout
     assert '"Status":"success"' in output
-    assert orders_of(stack, user_id) == ["success"]
+    assert order_statuses(stack, user_id) == ["success"]

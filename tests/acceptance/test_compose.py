@@ -1,4 +1,4 @@
-"""compose.yaml and the image, as far as they can be proven without a Docker engine.
+"""compose.yaml and the image, as far as they can be tested without a Docker engine.
 
 Docker Compose's own parser reads the file. The steps of the Dockerfile are carried out in a clean
 folder. The services' commands run in that folder, with a real PostgreSQL and broker.
@@ -96,8 +96,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return built
 
 
-def test_no_password_is_in_the_file_and_none_is_made_up() -> None:
-    """Without its variables the file is refused, and the error names them."""
+def test_the_file_has_no_password_and_no_default_for_one() -> None:
+    """Without the variables of the passwords, the file is refused, and the error names them."""
     missing = _parse(**dict.fromkeys(PASSWORDS, ""))
     assert missing.returncode == 1
     for name in PASSWORDS:
@@ -133,7 +133,7 @@ def test_one_service_builds_the_image_and_the_others_wait_for_it(
 
 
 def test_the_start_order(services: dict[str, Any]) -> None:
-    """No service waits for Kafka, nor for the other service's database."""
+    """No service waits for Kafka, or for the migrations of the other service."""
 
     def waits_for(name: str) -> dict[str, str]:
         others = services[name]["depends_on"].items()
@@ -144,13 +144,13 @@ def test_the_start_order(services: dict[str, Any]) -> None:
         assert waits_for(f"migrate-{name}") == {"postgres": "service_healthy"}
 
 
-def test_a_service_knows_its_own_database_alone(services: dict[str, Any]) -> None:
+def test_a_service_has_only_the_url_of_its_own_database(services: dict[str, Any]) -> None:
     for mine, other in (("payments", "ORDERS"), ("orders", "PAYMENTS")):
         assert f"{other}_DATABASE_URL" not in services[mine]["environment"]
         assert f"{other}_DATABASE_URL" not in services[f"migrate-{mine}"]["environment"]
 
 
-def test_the_tools_know_both_databases_and_start_with_nothing_else(
+def test_the_tools_have_both_urls_and_start_only_when_asked(
     services: dict[str, Any],
 ) -> None:
     tool = services["settle"]
@@ -270,7 +270,7 @@ def test_the_image_runs_as_an_unprivileged_user(image: Build, services: dict[str
     assert f"groupadd --system --gid {gid} settle " in step
     assert f"useradd --system --uid {uid} --gid settle --home-dir /srv/settle" in step
     for name in OWN_SERVICES:
-        assert "user" not in services[name], "the image's user is the one that is meant"
+        assert "user" not in services[name], "the container must run as the image's user"
     for name in ("payments", "orders"):
         assert f"/run/settle:uid={uid},gid={gid},mode=0700" in services[name]["tmpfs"]
 
@@ -290,7 +290,7 @@ def _environment(service: dict[str, Any], environ: dict[str, str]) -> dict[str, 
     return {name: environ.get(name, value) for name, value in service["environment"].items()}
 
 
-def test_the_one_shot_services_do_their_work_twice(
+def test_the_migrations_can_run_twice(
     image: Build, services: dict[str, Any], environ: dict[str, str]
 ) -> None:
     for name in sorted(MIGRATIONS):
@@ -329,7 +329,7 @@ def test_a_service_becomes_healthy(
 def test_a_database_is_healthy_when_its_initialisation_is_complete(
     services: dict[str, Any], own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    """PostgreSQL runs the script at the first start only, even if that start was interrupted."""
+    """PostgreSQL's image runs the script at its first start only, even if that is interrupted."""
     url = make_url(own_postgres.url())
     binaries = own_postgres.cluster.binaries
     environ = {
@@ -345,7 +345,7 @@ def test_a_database_is_healthy_when_its_initialisation_is_complete(
         "PGPASSWORD": str(url.password),
     }
     script = (ROOT / "deploy" / "postgres" / "create-databases.sh").read_text(encoding="utf-8")
-    # Killed in the middle of the last database.
+    # Leaves each database as if the script were killed before its last statement.
     interrupted = script.replace("ALTER DATABASE", "\\q\n")
     _, *check = services["postgres"]["healthcheck"]["test"]
     check[check.index("127.0.0.1")] = str(url.host)

@@ -1,7 +1,7 @@
 """The manifests in deploy/kubernetes are valid, and their containers run, without a cluster.
 
-kustomize makes the manifests. They are compared with the schemas of the Kubernetes API, and then
-started as containers in Linux namespaces.
+kustomize makes the manifests. They are compared with the schemas of the Kubernetes API. Their
+containers run in Linux namespaces.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def manifests() -> dict[str, dict[str, Any]]:
 
 
 def _name(manifest: dict[str, Any]) -> str:
-    name: str = manifest["metadata"]["name"]  # of a ConfigMap, with a hash that kustomize adds
+    name: str = manifest["metadata"]["name"]  # kustomize adds a hash to a ConfigMap's name
     return name.split("-", maxsplit=1)[0] if manifest["kind"] == "ConfigMap" else name
 
 
@@ -114,6 +114,7 @@ def test_both_services_are_deployed_in_the_same_way() -> None:
 
 
 def _without_head(text: str) -> str:
+    """Leave out the comments, because the first ones name the service."""
     return "\n".join(line for line in text.splitlines() if not line.startswith("# "))
 
 
@@ -122,14 +123,15 @@ def test_each_pod_is_locked_down(manifests: dict[str, dict[str, Any]]) -> None:
     (user,) = re.findall(r"^USER (\d+):(\d+)$", image, re.MULTILINE)
     pods = _pods(manifests)
 
-    assert len(pods) == 9
+    # API, relay, consumer and migrations of both services, and the audit.
+    assert len(pods) == 4 * len(SERVICES) + 1
     for name, pod in pods.items():
         (container,) = pod["containers"]
         context = pod["securityContext"]
         assert context["runAsNonRoot"], name
         assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user
         assert not pod["automountServiceAccountToken"], name
-        # It would set ORDERS_PORT=tcp://... for a Service that is named orders.
+        # With service links, ORDERS_PORT would be tcp://..., because a Service is named orders.
         assert not pod["enableServiceLinks"], name
         locked = container["securityContext"]
         assert locked["readOnlyRootFilesystem"], name
@@ -259,7 +261,7 @@ def test_containers_that_are_stopped_under_load_lose_nothing(
             try:
                 answer = requests.post(f"{system.url('orders')}/orders", json=body, timeout=30)
             except requests.ConnectionError:
-                continue  # the API has stopped: not accepted
+                continue  # the API has stopped, so the client has no answer
             if answer.status_code == 202:
                 accepted.append(answer.headers["Location"].rpartition("/")[2])
 

@@ -36,7 +36,7 @@ EXAMPLE = ROOT / "examples" / "notifications"
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 INSTALL, MIGRATE, RELAY, CONSUMER, API, TRY, DOCTOR = SHELL.findall(PAGE)
 ORDERS = 60
-# A command that only handles topics reads no database.
+# The test itself uses only topics, so its Delivery needs no database.
 NOWHERE = "postgresql+psycopg2://127.0.0.1:9/none"
 
 
@@ -138,7 +138,7 @@ def test_the_example_is_small() -> None:
     assert len(lines) <= 120
 
 
-def test_the_engine_is_installed_without_the_example(newcomer: Newcomer) -> None:
+def test_the_engine_is_installed_without_the_application(newcomer: Newcomer) -> None:
     listed = newcomer.run(".venv/bin/pip list --format json")
 
     names = {each["name"].lower() for each in json.loads(listed)}
@@ -153,7 +153,7 @@ def test_autogenerate_proposes_nothing(newcomer: Newcomer) -> None:
 def test_each_payment_is_notified_once_if_the_consumer_is_killed(
     newcomer: Newcomer, shared_broker: Broker
 ) -> None:
-    users = {uuid4(): uuid4() for _ in range(ORDERS)}  # by order
+    users = {uuid4(): uuid4() for _ in range(ORDERS)}  # user ids by order id
     topics = Delivery(NOWHERE, NOWHERE, shared_broker.bootstrap)
     with ExitStack() as stack:
         stack.enter_context(newcomer.running(RELAY))

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's recipe for a new service, pasted into a copy of the project."""
+"""The recipe of CONTRIBUTING.md for a new service works in a copy of the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other users can read no secret, and each program only the secrets that it needs."""
+"""Other users can read no secret, and each program gets only the secrets that it needs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def stack() -> Iterator[Stack]:
 
 
 def environments(stack: Stack) -> list[tuple[str, dict[str, str]]]:
-    """Return each process's program and its environment, as the system shows it."""
+    """Return the program and the environment of each process, as /proc shows them."""
     found = []
     for pid in stack.running():
         strings = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -83,7 +83,7 @@ def test_each_process_gets_only_its_secrets(stack: Stack) -> None:
     found = environments(stack)
 
     assert {program for program, _ in found} == {SUPERVISOR, POSTGRES, BROKER, *APIS, *WORKERS}
-    assert len(found) == len(KNOWN) + 2 * len(APIS)  # and the workers of the APIs
+    assert len(found) == len(KNOWN) + 2 * len(APIS)  # each API has two worker processes
     values = {CURSOR_SECRET, *(password_of(stored[name]) for name in DATABASE_URLS.values())}
     for program, environment in found:
         assert SECRETS & set(environment) == KNOWN[program], program

@@ -51,7 +51,7 @@ def test_up_changes_nothing_if_the_stack_runs(stack: Stack) -> None:
     assert {name: process["pid"] for name, process in stack.processes().items()} == before
 
 
-def test_up_refuses_other_settings_than_it_runs_with(stack: Stack) -> None:
+def test_up_refuses_other_settings_than_the_stack_runs_with(stack: Stack) -> None:
     refused = stack.settle("up", ORDERS_PORT="1", ALLOWED_HOSTS="pay.example")
 
     assert refused.returncode == 1
@@ -92,7 +92,7 @@ def test_fifty_concurrent_orders_are_paid_until_the_balance_is_used_up(stack: St
     assert stack.balance(user_id) == 0
 
 
-def test_orders_are_accepted_while_the_broker_is_down_and_settle_after(stack: Stack) -> None:
+def test_orders_are_accepted_while_the_broker_is_down_and_settle_afterwards(stack: Stack) -> None:
     user_id = stack.open_account(1000)
     stack.supervise("stop", BROKER)
     took_s = []
@@ -104,7 +104,7 @@ def test_orders_are_accepted_while_the_broker_is_down_and_settle_after(stack: St
     assert {requests.get(f"{stack.orders}/readyz", timeout=30).status_code} == {200}
     stack.supervise("start", BROKER)
     assert None not in accepted
-    # An answer that waited for the broker would take at least its time-out of 2 s.
+    # An answer that waited for the broker would take at least 2 s (MAX_BLOCK_MS of the producer).
     assert median(took_s) < 1
     assert set(stack.wait_settled([path for path in accepted if path])) == {"success"}
     assert stack.balance(user_id) == 800
@@ -129,7 +129,7 @@ def test_a_killed_process_comes_back_and_every_accepted_order_settles(
     statuses = stack.wait_settled(load.accepted)
 
     assert set(statuses) == {"success"}
-    # Each order is charged once. An order whose answer was lost may be stored and charged, too.
+    # An order whose answer was lost may be stored and charged, but is not in load.accepted.
     charges, rest = divmod(deposit - stack.balance(user_id), price)
     assert rest == 0
     assert charges >= len(load.accepted)
@@ -154,7 +154,7 @@ def test_orders_in_flight_settle_after_down_and_up(stack: Stack) -> None:
 
 def test_up_repairs_a_stack_whose_supervisor_was_killed(stack: Stack) -> None:
     os.kill(stack.processes()["supervisord"]["pid"], signal.SIGKILL)
-    wait_until(lambda: stack.settle("status").returncode == 1, what="status to report it")
+    wait_until(lambda: stack.settle("status").returncode == 1, what="status to report the error")
     assert "a killed supervisord had left" in stack.up()
     assert stack.settle("demo").returncode == 0
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.acceptance
 
-# In the order of the processes. payments-api does not handle orders.
+# In the order in which they handle an order. payments-api handles none.
 PROCESSES = (
     "orders-api",
     "orders-relay",

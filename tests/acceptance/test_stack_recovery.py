@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_to(stack: Stack) -> None:
 
 @contextmanager
 def closed(folder: Path) -> Iterator[None]:
-    """Make a folder read-only, for root too."""
+    """Make a folder read-only, even for root."""
     if os.geteuid() == 0:
         with mounted(folder, "ro"):
             yield
@@ -140,14 +140,14 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-if os.geteuid() == 0:  # only root can make a disk that is full
+if os.geteuid() == 0:  # only root can mount a small disk
 
     @pytest.mark.parametrize(
         ("options", "reason"),
         [("size=52m", "free some space"), ("nr_inodes=3", "No space left on device")],
     )
     def test_a_full_disk(stack: Stack, options: str, reason: str) -> None:
-        """The disk has too little space for a database, or for any file."""
+        """The disk has too little space for a database, or too few inodes for any file."""
         with mounted(stack.home, f"{options},mode=755"):
             assert reason in error_message(stack.settle("up"))
             assert not {"disk", "folder"}.isdisjoint(failing(stack))
@@ -155,6 +155,7 @@ if os.geteuid() == 0:  # only root can make a disk that is full
 
 
 def test_an_interrupted_up_leaves_nothing_running(stack: Stack) -> None:
+    # Interrupt it while it runs initdb, and after each of these lines of its output.
     for last in (None, "Settings", "The topics exist"):
         up = stack.start("up")
         assert up.stdout is not None
@@ -180,7 +181,7 @@ def first() -> Iterator[Stack]:
     (building / "PG_VERSION").write_text("18\n")
     run = made.home / "run"
     run.mkdir()
-    # The pid of a supervisord that has ended. It now belongs to another process.
+    # The pid of a supervisord that has ended now belongs to another process.
     (run / "supervisord.pid").write_text(str(os.getpid()))
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(run / "supervisor.sock"))
@@ -201,7 +202,7 @@ def other(checkout: Path) -> Iterator[Stack]:
 
 
 def test_two_concurrent_ups_and_a_stack_of_another_checkout(first: Stack, other: Stack) -> None:
-    """Of two commands in one folder, one starts the stack and one waits. Other stacks go on."""
+    """Of two commands in one folder, one starts the stack and one waits. The other stack starts."""
     started = [first.start("up"), first.start("up"), other.start("up")]
     outputs = [ended(process) for process in started]
     assert all("Settle is up" in each for each in outputs)
@@ -209,7 +210,7 @@ def test_two_concurrent_ups_and_a_stack_of_another_checkout(first: Stack, other:
     first.open_account(100)
     path = other.place_order(first.open_account(100), 10)
     assert path is not None
-    # the other stack does not know the first one's account
+    # The other stack does not have this account.
     assert other.wait_settled([path]) == ["failed"]
 
 
@@ -246,7 +247,7 @@ def test_up_after_a_crash_and_on_a_database_that_was_never_migrated(first: Stack
 
 
 def test_concurrent_up_and_down(first: Stack) -> None:
-    """They run one after the other, in either order."""
+    """The commands run one after the other, in either order."""
     both = [first.start("up"), first.start("down")]
     for process in both:
         ended(process)

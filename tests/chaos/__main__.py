@@ -1,7 +1,7 @@
 """Cause random faults on the whole stack under load, and then check all results.
 
-`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule. Its effects depend
-on the moment, so it may take some runs to see a violation again.
+`make chaos ARGS="--seed 7 --seconds 60"`. The same seed gives the same schedule. The effect of a
+fault depends on its exact moment, so it may take some runs to see a violation again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _run(system: System, seed: int, seconds: float, users: int) -> list[str]:
     injector = Injector(system, seed, click.echo)
     with Clients(system.stack, count=users, seed=seed) as clients:
         injector.run(plan(seed, seconds), seconds)
-    system.stack.up()  # start what a fault has killed
+    system.stack.up()  # start what is not running after the faults
     click.echo(f"healed; {clients.accepted} orders were accepted")
     began = time.monotonic()
     violations = [f"fault failed: {failed}" for failed in injector.failed]

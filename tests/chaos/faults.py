@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from support.system import System
 
 DELAY_S = 0.15
-REPLAYED = "1m"
+REPLAY_SINCE = "1m"  # the events of the last minute
 MAX_DUPLICATED = 300
 END_TIMEOUT_S = 40
 
 
 class Injector:
     """Cause each fault in a separate thread, so that two can happen at once.
+
+    Only faults of the whole stack happen alone.
 
     Args:
         system: The system.
@@ -45,18 +47,18 @@ class Injector:
         self._rng = random.Random(seed)
         self._say = say
         self._threads: list[threading.Thread] = []
-        # Two faults of one server must not both start it.
-        self._servers = {POSTGRES: threading.Lock(), BROKER: threading.Lock()}
+        # While a fault interrupts a server, no other fault may interrupt or need it.
+        self._server_locks = {POSTGRES: threading.Lock(), BROKER: threading.Lock()}
 
     def run(self, faults: Sequence[Fault], seconds: float) -> None:
         """Cause each fault at its time, and wait until the whole time has passed.
 
-        While everything is restarted, the schedule is paused.
+        The schedule is paused during a fault of the whole stack.
         """
         began = time.monotonic()
         for fault in faults:
             time.sleep(max(0.0, began + fault.at_s - time.monotonic()))
-            # the same form of time as in the logs
+            # in UTC, as in the logs
             self._say(f"{datetime.now(UTC):%H:%M:%S} {fault}")
             if fault.kind in {Kind.RESTART, Kind.KILL_SUPERVISOR}:
                 # A start needs all servers, so all running faults must first be repaired.
@@ -102,7 +104,7 @@ class Injector:
         except Exception as error:  # noqa: BLE001 - reported; the other faults go on
             self.failed.append(f"{fault}: {type(error).__name__}: {error}")
 
-    # Programs. A method returns False if another fault has just ended the program.
+    # Programs. A method returns False if the program is not running, so there was no fault.
 
     def _kill(self, fault: Fault) -> bool:
         return self._signal(fault.target, signal.SIGKILL)
@@ -132,13 +134,13 @@ class Injector:
         self._interrupt(fault, self._server(fault.target).stop)
 
     def _interrupt(self, fault: Fault, end: Callable[[], None]) -> None:
-        with self._servers[fault.target]:
+        with self._server_locks[fault.target]:
             end()
             time.sleep(fault.duration_s)
             self._server(fault.target).start()
 
     def _freeze_server(self, fault: Fault) -> bool:
-        with self._servers[fault.target]:
+        with self._server_locks[fault.target]:
             pid = self._server(fault.target).pid
             _freeze(family(pid) if pid else [], fault.duration_s)
             return pid is not None
@@ -191,7 +193,7 @@ class Injector:
     def _duplicate(self, fault: Fault) -> bool:
         """Append copies of some of a topic's records to the topic."""
         delivery, topic = self._system.delivery, f"{fault.target}.events"
-        with self._servers[BROKER]:
+        with self._server_locks[BROKER]:
             try:
                 found = delivery.records(topic)
             except AssertionError:
@@ -204,8 +206,8 @@ class Injector:
         return bool(records)
 
     def _replay(self, fault: Fault) -> None:
-        command = ("outbox-relay", "replay", fault.target, "--since", REPLAYED)
-        with self._servers[POSTGRES], self._servers[BROKER]:
+        command = ("outbox-relay", "replay", fault.target, "--since", REPLAY_SINCE)
+        with self._server_locks[POSTGRES], self._server_locks[BROKER]:
             done = self._system.delivery.run(*command)
         assert done.returncode == 0, done.stderr
 

@@ -11,38 +11,38 @@ POSTGRES, BROKER = "postgres", "broker"
 RELAYS = tuple(f"{service}-relay" for service in SERVICES)
 CONSUMERS = tuple(f"{service}-consumer" for service in SERVICES)
 APIS = tuple(f"{service}-api" for service in SERVICES)
-# One of an API's two worker processes, instead of their master.
+# One of an API's two worker processes, whereas `APIS` means their master.
 API_WORKERS = tuple(f"{service}-api worker" for service in SERVICES)
 # The connections through a proxy: a client and a server.
 PAIRS = ("api>postgres", "relay>postgres", "consumer>postgres", "relay>broker", "consumer>broker")
 EVERYTHING = "everything"
 
 FIRST_AT_S = 2.0
-# The leases: after 10 s, a frozen relay loses its shards. After 6 s, a frozen consumer loses its
-# partitions.
+# After this time, a frozen relay loses its shards. A frozen consumer loses its partitions earlier,
+# after 6 s.
 LEASE_S = 10.0
 
 
 class Kind(StrEnum):
     """A kind of fault."""
 
-    KILL = "kill"  # SIGKILL; supervisord or gunicorn's master starts it again
-    TERMINATE = "terminate"  # SIGTERM; it is started again
-    FREEZE = "freeze"  # SIGSTOP, and SIGCONT after the duration
+    KILL = "kill"  # SIGKILL to a program, which is then started again
+    TERMINATE = "terminate"  # SIGTERM to a program, which is then started again
+    FREEZE = "freeze"  # SIGSTOP to a program, and SIGCONT after the duration
     FREEZE_PAST_LEASE = "freeze past the lease"
-    KILL_SERVER = "kill the server"  # SIGKILL, and a start after the duration
+    KILL_SERVER = "kill the server"  # SIGKILL to a server, and a start after the duration
     STOP_SERVER = "stop the server"  # as an operator does, and a start after the duration
     FREEZE_SERVER = "freeze the server"  # all its processes
     RESET = "reset connections"
     CUT = "cut connections"
     DELAY = "delay connections"
     STALL = "stall connections"
-    JOIN_AND_LEAVE = "join and leave"  # one more relay or consumer, for the duration
-    JOIN_AND_DIE = "join and die"
+    JOIN_AND_LEAVE = "join and leave"  # one more relay or consumer, stopped after the duration
+    JOIN_AND_DIE = "join and die"  # one more relay or consumer, killed after the duration
     DUPLICATE = "duplicate records"  # append copies of records to a topic
     REPLAY = "replay an outbox"  # outbox-relay replay
     RESTART = "restart everything"  # settle down, settle up
-    KILL_SUPERVISOR = "kill supervisord"  # and settle up
+    KILL_SUPERVISOR = "kill supervisord"  # SIGKILL to supervisord, settle up
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Fault:
     Args:
         at_s: The seconds after the beginning.
         kind: The kind of fault.
-        target: A program, a server, a client and a server, or the service of an outbox.
+        target: A program, a server, a connection of `PAIRS`, a service, or `EVERYTHING`.
         duration_s: The duration, or 0 for a fault without one.
     """
 

@@ -2,8 +2,9 @@
 
     make fuzz ARGS="--max-examples 1000 --seed 7"
 
-The arguments are those of ``schemathesis run``. At the end, it prints the number of requests and
-the statuses of their answers. The exit code is 1 if a check failed or an answer was 5xx.
+The arguments are those of ``schemathesis run``. At the end, the command prints for each service the
+number of requests and the statuses of the answers. The exit code is 1 if a check failed or an
+answer was 5xx.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _fuzz(service: str, url: str, log: Path, options: list[str]) -> bool:
     """Test one service, and print the result.
 
     Returns:
-        Whether it failed.
+        Whether a check failed or an answer was 5xx.
     """
     with serve(service, url, log, LOG_FORMAT="json", LOG_LEVEL="INFO") as api:
         found = run(api, *options)

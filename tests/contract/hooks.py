@@ -21,13 +21,13 @@ _WAIT = re.compile(r"wait\s*=\s*\"?[0-9]+\"?", re.IGNORECASE)
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Change a request that is meant to be valid, where the schema allows more than the service.
+    """Change a request where the schema allows more than the service.
 
-    Nobody settles the orders here, so a request that waits for one would wait long.
+    No request waits for an order to become final, because nothing settles the orders here.
 
-    An idempotency key belongs to one request, and is not sent with another body. A cursor is signed
-    by the service, so it cannot be generated. JSON Schema counts 5.0 as an integer, but the
-    services do not.
+    The other changes are for requests that are meant to be valid. A generated idempotency key is
+    replaced, because a key may be used with one body only. A cursor is removed, because only the
+    service can sign one. 5.0 is sent as 5, because only JSON Schema counts 5.0 as an integer.
     """
     if PREFER in (case.headers or {}):
         case.headers[PREFER] = _WAIT.sub("wait=0", str(case.headers[PREFER]))
@@ -42,22 +42,22 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
 
 
 @cache
-def _kinds(service: str) -> dict[str, dict[str, Any]]:
-    listed = requests.get(f"{service}/problems", timeout=60).json()
-    return {kind["type"]: kind for kind in listed}
+def _problem_types(url: str) -> dict[str, dict[str, Any]]:
+    listed = requests.get(f"{url}/problems", timeout=60).json()
+    return {problem_type["type"]: problem_type for problem_type in listed}
 
 
 @schemathesis.check
-def problem_is_of_a_known_kind(
+def problem_has_a_listed_type(
     ctx: CheckContext, response: Response, case: Case[Any]
 ) -> bool | None:
-    """Check that a problem leads to its page, has the status of its type and names the request."""
+    """Check that a problem has a listed type with its status and title, and names the request."""
     if PROBLEM not in response.headers.get("content-type", [""])[0]:
         assert response.status_code < 400, "the error is not a problem document"
         return None
     document = response.json()
-    kind = _kinds(case.operation.base_url)[document["type"]]
-    assert response.status_code == document["status"] == kind["status"]
-    assert document["title"] == kind["title"]
+    problem_type = _problem_types(case.operation.base_url)[document["type"]]
+    assert response.status_code == document["status"] == problem_type["status"]
+    assert document["title"] == problem_type["title"]
     assert [document["request_id"]] == response.headers["x-request-id"]
     return None

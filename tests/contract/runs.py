@@ -1,4 +1,4 @@
-"""Run schemathesis against a service as it is deployed."""
+"""Run schemathesis against a running service, and count the answers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def statuses(log: Path) -> Counter[int]:
-    """Count the statuses of a service's answers in its JSON log, without probes."""
+    """Count the statuses of a service's answers in its JSON log, which has no probes at INFO."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return Counter(line["status"] for line in lines if line.get("event") == "web.request")

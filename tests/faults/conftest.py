@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def shared_proxied() -> Iterator[Proxied]:
     """Start a broker behind a proxy.
 
-    Earlier tests may have left records in it. Tests use the fixture `proxied`.
+    The broker may have records of earlier tests, so tests use `proxied`, which empties the broker.
     """
     port = free_port()
     with make_broker(advertised_port=port) as broker:
@@ -28,7 +28,7 @@ def shared_proxied() -> Iterator[Proxied]:
 
 @pytest.fixture
 def proxied(shared_proxied: Proxied) -> Proxied:
-    """Return an empty broker behind a proxy."""
+    """Return an empty broker that is reachable while a test runs its proxy (`failing`)."""
     with shared_proxied.failing(lambda _: None):
         shared_proxied.broker.empty()
     return shared_proxied

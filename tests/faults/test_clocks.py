@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from support.delivery import Delivery
 
-# Python runs this before all other code. Every way to read the clock then returns the wrong time.
+# Python runs this before all other code. time.time() and datetime.now() then return a wrong time.
 CLOCK = """
 import datetime, time
 AHEAD = {ahead_s}
@@ -42,7 +42,7 @@ def test_processes_whose_clock_is_wrong_by_days_drop_nothing(
     user = delivery.open_account(100)
     with delivery.relay("orders"), delivery.relay("payments"), delivery.consumer("payments"):
         delivery.place(user, 1, count=3)
-        wait_until(lambda: delivery.received("payments") == 3, timeout_s=30, what="the first")
+        wait_until(lambda: delivery.received("payments") == 3, timeout_s=30, what="three orders")
         delivery.wait_sent("payments")
     before = delivery.query("payments", PARTITIONS)
     (tmp_path / "sitecustomize.py").write_text(CLOCK.format(ahead_s=days * 86_400))
@@ -54,7 +54,7 @@ def test_processes_whose_clock_is_wrong_by_days_drop_nothing(
         delivery.relay("orders"),
     ):
         delivery.place(user, 1)
-        wait_until(lambda: delivery.received("payments") == 4, timeout_s=60, what="the next")
+        wait_until(lambda: delivery.received("payments") == 4, timeout_s=60, what="the next order")
         for process in (relay, consumer):
             process.wait_logged("clock.skew")
             (skew,) = process.logged("clock.skew")

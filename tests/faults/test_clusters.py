@@ -1,4 +1,4 @@
-"""An outbox has one current Kafka cluster. A relay ends if its cluster is an earlier one."""
+"""An outbox has one current Kafka cluster. A relay ends if it is connected to an earlier one."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def engine(orders_url: str) -> Iterator[Engine]:
 
 
 def record_cluster(engine: Engine, cluster_id: str | None, topic_id: UUID) -> dict[str, int]:
-    """Record the topics, as a relay does when it connects.
+    """Record the cluster and the topics, as a relay does when it connects.
 
     Returns:
-        By topic, how many events are queued again.
+        By topic, how many events became pending again.
     """
     destination = Destination(cluster_id, {ORDERS: topic_id}, {ORDERS: "orders"})
     with engine.begin() as connection:
@@ -46,7 +46,8 @@ def test_a_new_cluster_is_recorded_and_gets_the_events(engine: Engine, orders_ur
     Delivery("", orders_url, "").add("a", 1, 2)
 
     assert record_cluster(engine, "first", uuid4()) == {}
-    assert record_cluster(engine, "second", uuid4()) == {ORDERS: 0}  # they are already pending
+    # Both events are still pending, so no event becomes pending again.
+    assert record_cluster(engine, "second", uuid4()) == {ORDERS: 0}
 
 
 def test_an_earlier_cluster_is_refused_and_nothing_is_changed(
@@ -98,8 +99,8 @@ def test_the_newest_cluster_is_the_current_one_after_the_clock_went_back(
     assert record_cluster(engine, "second", two) == {}
 
 
-def test_the_embedded_broker_between_two_others_is_not_a_move(engine: Engine) -> None:
-    """Every embedded broker has the same cluster id, and starts empty."""
+def test_using_the_embedded_broker_for_a_time_is_not_a_move(engine: Engine) -> None:
+    """All embedded brokers have the same cluster id, so a relay does not record it."""
     one = uuid4()
     record_cluster(engine, "first", one)
 
@@ -127,7 +128,7 @@ def test_of_two_relays_on_two_clusters_the_first_one_ends(
 
             # The first relay may have sent events to the old cluster until it ended. The new
             # cluster must still have all events, in order.
-            wait_until(lambda: len(moved.records(ORDERS)) >= 60, what="the records")
+            wait_until(lambda: len(moved.records(ORDERS)) >= 60, what="all events")
             assert first_appearances(moved.records(ORDERS)) == {"a": list(range(60))}
             assert len(second.logged("relay.topic_lost")) == 1
             assert second.running

@@ -18,16 +18,11 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("failpoint", "applied", "delivered_again"),
     [
-        (
-            "consumer.recorded",
-            0,
-            10,
-        ),  # nothing is committed, so the next consumer applies the events
-        (
-            "consumer.applied",
-            10,
-            10,
-        ),  # the offsets are not committed, so the next consumer drops the duplicates
+        # Nothing is committed, so the next consumer applies the events.
+        ("consumer.recorded", 0, 10),
+        # The offsets are not committed, so the next consumer drops the duplicates.
+        ("consumer.applied", 10, 10),
+        # Everything is committed.
         ("consumer.committed", 10, 0),
     ],
 )
@@ -49,10 +44,10 @@ def test_a_consumer_killed_anywhere_charges_once(
     with delivery.relay("orders"):
         delivery.wait_sent("orders")
     with delivery.process("inbox-consumer", "run", "payments") as consumer:
-        wait_until(lambda: delivery.received("payments") == 11, timeout_s=40, what="the last")
+        wait_until(lambda: delivery.received("payments") == 11, timeout_s=40, what="the last event")
         wait_until(lambda: delivery.committed("payments") == 11, timeout_s=30, what="its offset")
         received = consumer.logged("consumer.received")
-    # More records are read again if the consumer had to delete the group on the embedded broker.
+    # If the consumer had to delete its group on the embedded broker, all records are read again.
     assert sum(line["records"] for line in received) >= delivered_again + 1
     assert sum(line["new"] for line in received) == 11 - applied
     assert delivery.balance(user) == 89
@@ -60,8 +55,10 @@ def test_a_consumer_killed_anywhere_charges_once(
     assert delivery.query("payments", "SELECT count(*) FROM outbox") == [(11,)]
 
 
-def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: Delivery) -> None:
-    """The next consumer waits for the inbox rows until the frozen transaction is ended."""
+def test_a_frozen_consumer_loses_its_transaction_and_the_next_one_continues(
+    delivery: Delivery,
+) -> None:
+    """The next consumer waits for the inbox rows until the server ends the frozen transaction."""
     user = delivery.open_account(100)
     delivery.place(user, 1, count=10)
     with delivery.relay("orders"):
@@ -80,7 +77,7 @@ def test_a_consumer_frozen_in_a_transaction_does_not_hold_up_the_next(delivery: 
         # The consumer that was frozen connects again and continues normally.
         delivery.place(user, 1)
         with delivery.relay("orders"):
-            wait_until(lambda: len(delivery.charges()) == 11, timeout_s=60, what="the last")
+            wait_until(lambda: len(delivery.charges()) == 11, timeout_s=60, what="the last charge")
         frozen.wait_logged("consumer.database_up")
     assert delivery.balance(user) == 89
     assert delivery.dead_letters("payments") == []
@@ -104,7 +101,7 @@ def test_a_database_killed_under_load_is_waited_for(
             for command in commands
         }
         delivery.place(user, 1)
-        wait_until(lambda: delivery.statuses() == {"success": 1}, timeout_s=40, what="the first")
+        wait_until(lambda: delivery.statuses() == {"success": 1}, timeout_s=40, what="one order")
         for _ in range(20):
             delivery.place(user, 1, count=10)
         wait_until(lambda: len(delivery.charges()) > 20, timeout_s=20, what="some charges")
@@ -115,11 +112,11 @@ def test_a_database_killed_under_load_is_waited_for(
         own_postgres.start()
         for relay in relays:
             relay.wait_logged("relay.database_up")
-        wait_until(lambda: delivery.statuses() == {"success": 201}, timeout_s=60, what="all")
+        wait_until(lambda: delivery.statuses() == {"success": 201}, timeout_s=60, what="all orders")
         for (program, _, _), process in processes.items():
             name = program.rpartition("-")[2]
             down, up = (process.logged(f"{name}.database_{state}") for state in ("down", "up"))
-            # An idle consumer does not notice the outage.
+            # A process logs the outage once, or not at all: an idle consumer does not notice it.
             assert len(down) == len(up) <= 1
             process.signal(signal.SIGTERM)
         assert [process.wait() for process in processes.values()] == [0, 0, 0, 0]

@@ -82,7 +82,7 @@ def test_a_transaction_past_its_deadline_is_cut_and_the_next_one_works(
 
 
 def test_the_deadline_covers_the_whole_transaction(postgres: PostgresServer) -> None:
-    """The deadline limits the sum of all statements, because a request waits for all of them."""
+    """Each statement is shorter than the deadline, but a request waits for all of them."""
     nap = text("SELECT pg_sleep(0.4)")
 
     def take_naps(engine: Engine) -> None:
@@ -118,13 +118,13 @@ def destination_with_new_topic() -> Destination:
 def test_work_that_takes_longer_on_larger_tables_has_no_deadline(orders_url: str) -> None:
     """Two examples: making the events of a lost topic pending again, and dropping a partition."""
     window = timedelta(days=7)
-    # record_topics also makes the events of a topic pending again, if the topic has a new id.
+    # If a topic has a new id, record_topics makes the topic's events pending again.
     with open_engine(orders_url) as engine:
         with engine.begin() as connection:
             record_topics(connection, destination_with_new_topic(), window)
         with ThreadPoolExecutor(1) as thread, engine.begin() as requeue_connection:
-            # While these rows are locked, record_topics waits. So it is still running at its
-            # deadline, as it would be with many events.
+            # While these rows are locked, record_topics waits. So it runs for longer than the
+            # deadline of the engine, as it would with many events.
             with engine.begin() as lock_connection:
                 lock_connection.execute(text("SELECT FROM outbox_shards FOR UPDATE"))
                 without_deadline(lock_connection)
@@ -135,7 +135,8 @@ def test_work_that_takes_longer_on_larger_tables_has_no_deadline(orders_url: str
                 assert not requeueing.done()
             assert requeueing.result(timeout=30).queued == {ORDERS: 0}
 
-        # The query takes 2.5 s, as it might on a large table. It returns false: drop the partition.
+        # The query takes 2.5 s, as it might on a large table. Its result is false, so the partition
+        # is not kept.
         slow = Partitioned("outbox", retention=DAY, keep_if="SELECT pg_sleep(2.5) IS NULL")
         maintain(engine, slow)
         with engine.connect() as connection:
@@ -154,10 +155,10 @@ def test_work_that_takes_longer_on_larger_tables_has_no_deadline(orders_url: str
             assert oldest_day not in existing_days(connection, "outbox")
 
 
-def test_a_connection_that_was_returned_in_time_is_not_cut_from_its_next_transaction(
+def test_a_connection_that_was_returned_in_time_is_not_cut_in_its_next_transaction(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another transaction takes the connection between the check of the deadline and the cut."""
+    """The next transaction takes the connection between the check of the deadline and the cut."""
     current: list[Connection] = []
     cut = DeadlineWatcher.cut
     attempted = threading.Event()
@@ -243,7 +244,7 @@ def test_closed_connections_leave_no_file_open(postgres: PostgresServer) -> None
 
 
 def test_while_a_server_is_silent_one_attempt_waits_and_the_others_fail_soon() -> None:
-    """The server is a listener that never answers. The kernel accepts connections to it."""
+    """The server is a socket that listens and never answers. The kernel accepts connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         port = silent.getsockname()[1]
         with open_engine(f"postgresql+psycopg2://x@127.0.0.1:{port}/x") as engine:
@@ -264,7 +265,7 @@ def test_while_a_server_is_silent_one_attempt_waits_and_the_others_fail_soon() -
 
 
 def test_a_server_that_answers_again_is_used_at_once(own_postgres: PostgresServer) -> None:
-    """As soon as one thread has connected, all may connect."""
+    """When one thread has connected, all threads may connect."""
     with open_engine(own_postgres.url()) as engine, ThreadPoolExecutor(5) as threads:
         with frozen(own_postgres), pytest.raises(OperationalError):
             run_statement(engine)
@@ -278,7 +279,7 @@ def test_relays_and_consumers_give_up_on_a_frozen_server(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They close the connection and open another one, as they must after a failover."""
+    """They close their connections and open new ones, as they must after a failover."""
     for module in (relay, handler_sessions):
         monkeypatch.setattr(module, "TRANSACTION_S", DEADLINE_S)
     delivery = own_postgres_delivery

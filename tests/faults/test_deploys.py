@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30
 DELAY_MAX_S = 1.0
-# Enough for each partition to have some user's orders.
+# Enough users for most partitions to have orders.
 USERS = 20
 PROGRAMS = [
     (program, service) for program in ("outbox-relay", "inbox-consumer") for service in SERVICES
@@ -47,10 +47,10 @@ PROGRAMS = [
 
 
 class Clients:
-    """Clients that place orders and read a balance, and keep account of each failure.
+    """Three clients that place orders and read balances, and record each failure.
 
-    The first closes its connection after each request. The second keeps it. The third keeps it, and
-    waits for the outcome of each order.
+    The first client closes its connection after each request. The second one keeps its connection.
+    The third one keeps its connection, and waits for the outcome of each order.
 
     Args:
         orders: URL of the API of orders.
@@ -61,7 +61,7 @@ class Clients:
     def __init__(self, orders: str, payments: str, users: list[str]) -> None:
         self.failures: list[str] = []
         self.answered_s: dict[str, float] = {}
-        """Time until the answer to each accepted order, by its id; 0 with `Prefer: wait`."""
+        """By id of each accepted order, the time until the answer; 0 with `Prefer: wait`."""
         self._orders, self._payments = orders, payments
         self._stop = threading.Event()
         self._users = cycle(users)
@@ -118,7 +118,7 @@ def is_ready(address: str) -> bool:
 
 @contextmanager
 def api(service: str, url: str, log: Path) -> Iterator[tuple[Popen[bytes], str]]:
-    """Run an API; yields its process and its address, once it is ready."""
+    """Run an API. Yield its process and its address when it is ready."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     process = gunicorn(service, url, port, log)
@@ -131,9 +131,9 @@ def api(service: str, url: str, log: Path) -> Iterator[tuple[Popen[bytes], str]]
 
 
 def reload(process: Popen[bytes]) -> None:
-    """Reload an API, and wait until its old workers have ended.
+    """Reload an API with SIGHUP, and wait until its old workers have ended.
 
-    The master executes gunicorn again, in the same process.
+    The master process stays the same: it executes gunicorn again.
     """
     old = set(children(process.pid))
     process.send_signal(signal.SIGHUP)
@@ -163,14 +163,14 @@ def test_a_reload_of_an_api_runs_new_processes_and_fails_no_request(
 
 
 def handles_sighup(process: Popen[bytes]) -> bool:
-    """Return whether the master handles SIGHUP. After a reload, it does so when it has started."""
+    """Return whether the master has a handler for SIGHUP. During a reload, it has none."""
     status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     (caught,) = (line.split()[1] for line in status if line.startswith("SigCgt"))
     return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
 
 def wait_reloaded(process: Popen[bytes], log: Path, old: set[int], *, starts: int) -> None:
-    """Wait until each of the master's starts had two workers, and only the last two are left."""
+    """Wait until the master, after `starts` starts with two workers each, has only the last two."""
     wait_until(
         lambda: (
             not old & set(children(process.pid))
@@ -178,7 +178,7 @@ def wait_reloaded(process: Popen[bytes], log: Path, old: set[int], *, starts: in
             and log.read_text().count("Booting worker") == 2 * starts
         ),
         timeout_s=60,
-        what="the workers of the last reload alone",
+        what="the workers of earlier starts to end",
     )
     assert log.read_text().count("Starting gunicorn") == starts
 
@@ -282,7 +282,7 @@ def test_sigterm_stops_an_api_while_it_reloads(orders_url: str, tmp_path: Path) 
 
 @contextmanager
 def running(delivery: Delivery, health: Path, program: str, service: str) -> Iterator[Process]:
-    """Run a relay or consumer, and yield its process once it is ready."""
+    """Run a relay or consumer, and yield its process when it is ready."""
     with delivery.process(program, "run", service, HEALTH_DIR=str(health)) as process:
 
         def ready() -> bool:
@@ -315,8 +315,9 @@ def measure_delay_s(
 ) -> float:
     """Return how much longer the slowest order takes while a process is restarted.
 
-    It is compared with the slowest order just before, while an unrelated process starts. The
-    machine may delay an order for another reason, but not in each attempt.
+    The comparison is with the slowest order just before, while an unrelated process starts. If the
+    delay is too long, measure up to `attempts` times: a busy machine does not delay an order in
+    each attempt.
     """
     before = set(clients.answered_s)
     delivery.run("outbox-relay", "run", "--help")
@@ -337,7 +338,7 @@ def measure_delay_s(
 def test_a_restart_of_each_process_in_turn_delays_no_order(
     delivery: Delivery, tmp_path: Path
 ) -> None:
-    """The successor of a relay or consumer works before the old one gets SIGTERM."""
+    """A relay or consumer gets SIGTERM only when its successor is ready."""
     with ExitStack() as stack:
         apis = {
             service: stack.enter_context(
@@ -373,9 +374,9 @@ def test_a_restart_of_each_process_in_turn_delays_no_order(
 def test_an_api_that_stops_refuses_new_connections_and_answers_the_request_it_has(
     orders_url: str, tmp_path: Path
 ) -> None:
-    """A proxy can try another instance of the API if the connection is refused.
+    """If the connection is refused, a proxy can safely send the request to another instance.
 
-    It cannot if the request was sent but got no answer: the request may have had its effect.
+    If the request was sent and got no answer, it cannot: the request may have had an effect.
     """
     body = json.dumps({"user_id": str(uuid4()), "amount": 1}).encode()
     with api("orders", orders_url, tmp_path / "log") as (process, address):

@@ -1,8 +1,8 @@
 """Only stored events count as acknowledged, even if the broker has lost all its data.
 
-A broker that lost its data numbers producers from the start again. So an old and a new producer can
-have the same id. The broker would take the events of one producer for duplicates of the other's,
-and acknowledge them without storing them.
+A broker that has lost its data assigns producer ids from the start again, so an old and a new
+producer can have the same id. The broker would take the events of one of them for duplicates of the
+other one's events, and acknowledge them without storing them.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
-    # This event goes to another partition than the later ones. In the partition of the later ones,
-    # the first batches of both producers have the same number.
+    # This event goes to another partition than the later events. So in the partition of the later
+    # events, the next batch of the old producer and the first of the new one have the same number.
     assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
     own_broker.kill()
     own_broker.delete_data()
@@ -79,8 +79,8 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
-    # The old sender should send nothing. If it still sent, its producer id and batch number would
-    # be those of the first batch of the new sender.
+    # The old sender must send nothing. Its batch would have the producer id and the number of the
+    # new sender's first batch, and the broker would drop it as a duplicate.
     second = events("key", 2)
     acknowledged = old.send(second).acknowledged
     new.close()

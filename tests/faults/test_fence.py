@@ -1,8 +1,8 @@
 """When some produce requests fail and others succeed, events of a key still arrive in order.
 
-A repeated event is allowed. The order of the first appearances counts. The fence of
-`settle_outbox.publish.sender` ensures it: the first failed batch stops the producer before it sends
-the next one.
+Events may be repeated; the order of their first appearances counts. The fence of
+`settle_outbox.publish.sender` ensures this order: after the first failed batch, or the end of a
+connection, the producer takes no further batch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
     from support.kafka_proxy import Proxied
 
-# The numbers of the produce requests that fail, from 1. The requests between them succeed. A failed
-# request is answered with an error, or the connection is cut before or after the broker has it.
+# By the number of a produce request, from 1: how it fails. All other requests succeed. A request
+# that fails is answered with an error, or the connection is cut before or after the broker has it.
 FAILURES = {
     "one error": {3: UNKNOWN_ERROR},
     "some errors": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), UNKNOWN_ERROR),
@@ -38,9 +38,9 @@ FAILURES = {
 def test_failed_requests_leave_neither_gap_nor_disorder(
     proxied_delivery: Delivery, proxied: Proxied, failures: str
 ) -> None:
-    """After an out-of-order error, kafka-python's producer would send the next batches.
+    """After an out-of-order error, kafka-python's producer would take a new epoch and continue.
 
-    It would take a new epoch for them. The fence must stop it before that.
+    The fence must stop the producer before it sends the next batches.
     """
     relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
@@ -51,7 +51,7 @@ def test_the_fence_holds_when_the_producer_continues_after_a_failure(
 ) -> None:
     """After an unknown error, an idempotent producer sends nothing more, even without the fence.
 
-    A producer without idempotence would continue. Only the fence stops it.
+    The producer of this test is not idempotent, so only the fence stops it.
     """
     monkeypatch.setattr(sender, "make_producer", make_producer_that_continues)
     relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
@@ -63,9 +63,9 @@ def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaPro
         client_id=client_id,
         acks="all",
         enable_idempotence=False,
-        # The fence cannot take back a request that is in flight when an earlier one fails. If the
-        # producer is idempotent, the broker rejects that request by its sequence number. This
-        # producer has no sequence numbers, so only one request may be in flight.
+        # The fence cannot take back a request that is in flight when an earlier one fails. From an
+        # idempotent producer, the broker would reject that request because of its sequence number.
+        # This producer has no sequence numbers, so only one request may be in flight.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,
@@ -73,7 +73,7 @@ def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaPro
 
 
 def relay_through_failures(delivery: Delivery, proxied: Proxied, fails: dict[int, str]) -> None:
-    # A partition gets several batches, so later ones could arrive although an earlier one failed.
+    # A partition gets several batches, so a later one could arrive although an earlier one failed.
     writers = Writers(delivery.orders_url, keys=4, threads=1, each=300, padding=20_000)
     writers.run()
     with proxied.failing(fails.get) as proxy:

@@ -1,4 +1,4 @@
-"""A consumer joins its group even if another member ends or an answer of the broker is lost."""
+"""A consumer joins its group even if a member ends while it joins, or an answer is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
     embedded_delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The embedded broker would wait for such a member forever, and block all later members."""
+    """The embedded broker waits for such a member forever, which blocks all later members.
+
+    So the next consumer deletes the group.
+    """
     delivery = embedded_delivery
     monkeypatch.setattr(consumer, "EMBEDDED_JOIN_TIMEOUT_S", 5.0)
     delivery.produce("orders.events", Record(b"{}", headers=[]))
@@ -47,14 +50,17 @@ def test_a_consumer_that_ends_while_joining_does_not_block_its_group(
 @pytest.mark.skipif(
     chosen_broker().kind != KAFKA, reason="a consumer deletes the group on the embedded broker"
 )
-@pytest.mark.parametrize("answered", [0, 1], ids=["the member id", "the assignment"])
+# A join takes two answers of the broker. The ids name the answer that is lost.
+@pytest.mark.parametrize("answers_before", [0, 1], ids=["the member id", "the assignment"])
 def test_a_lost_answer_to_a_join_ends_in_another_join_and_keeps_the_offsets(
-    proxied: Proxied, proxied_delivery: Delivery, monkeypatch: pytest.MonkeyPatch, answered: int
+    proxied: Proxied,
+    proxied_delivery: Delivery,
+    monkeypatch: pytest.MonkeyPatch,
+    answers_before: int,
 ) -> None:
     delivery = proxied_delivery
-    monkeypatch.setattr(
-        consumer, "EMBEDDED_JOIN_TIMEOUT_S", 0.5
-    )  # used with the embedded broker only
+    # This must have no effect on Apache Kafka, where JOIN_TIMEOUT_S counts.
+    monkeypatch.setattr(consumer, "EMBEDDED_JOIN_TIMEOUT_S", 0.5)
     monkeypatch.setattr(consumer, "JOIN_TIMEOUT_S", 8.0)
     with proxied.failing(lambda _: None) as proxy:
         delivery.produce(ORDERS, *[order_created(uuid4(), 1) for _ in range(20)])
@@ -62,7 +68,7 @@ def test_a_lost_answer_to_a_join_ends_in_another_join_and_keeps_the_offsets(
             wait_until(lambda: delivery.committed("payments") == 20, what="the offsets")
         delivery.produce(ORDERS, order_created(uuid4(), 1))
 
-        proxy.lose_answer(JoinGroupRequest.API_KEY, after=answered)
+        proxy.lose_answer(JoinGroupRequest.API_KEY, after=answers_before)
         with delivery.consumer("payments"), capture_logs() as logs:
             wait_until(
                 lambda: delivery.received("payments") == 21, timeout_s=40, what="the new record"

@@ -34,7 +34,8 @@ def check(process: str, directory: Path | None, max_age_s: float = 3) -> tuple[i
 def test_a_frozen_process_fails_its_check_and_passes_it_after_it_continues(
     delivery: Delivery, tmp_path: Path, process: str
 ) -> None:
-    assert delivery.run("outbox-relay", "topics", "payments").returncode == 0  # orders consumes it
+    # The consumer of orders is ready only if the topic of payments exists.
+    assert delivery.run("outbox-relay", "topics", "payments").returncode == 0
     with delivery.process(process, "run", "orders", HEALTH_DIR=str(tmp_path)) as running:
         wait_until(lambda: "is ready" in check(process, tmp_path)[1], timeout_s=30)
         assert check(process, tmp_path)[0] == 0
@@ -73,7 +74,7 @@ def test_of_two_relays_the_frozen_or_killed_one_is_reported(
 
 
 def test_a_relay_that_waits_for_its_broker_is_healthy(delivery: Delivery, tmp_path: Path) -> None:
-    """A restart would not help."""
+    """A restart would not help, so a supervisor must not restart the relay."""
     nowhere = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", "HEALTH_DIR": str(tmp_path)}
     with delivery.process("outbox-relay", "run", "orders", **nowhere):
         wait_until(lambda: "waiting, broker" in check("outbox-relay", tmp_path, 15)[1])

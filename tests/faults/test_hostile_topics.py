@@ -1,4 +1,4 @@
-"""Topics that hold records of other programs, among the orders that clients place."""
+"""Invalid, repeated and forged records of other programs, among the events of real orders."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ CONSUMED = {"payments": (ORDERS, "order.created"), "orders": (PAYMENTS, "payment
 
 
 def poison(type_: str) -> list[tuple[str, Record]]:
-    """Return bad records of every kind, spread over the partitions.
+    """Return invalid records of every kind, spread over the partitions.
 
-    Each comes with the reason that its dead letter must have.
+    Each record comes with the reason that its dead letter must have.
     """
     data = {"order_id": str(uuid7()), "user_id": str(uuid7()), "amount": 5}
     values = {**invalid_values(data), "1 MB": ("not_json", b"x" * 1_000_000)}
@@ -71,26 +71,26 @@ def test_poison_of_every_kind_on_both_topics(delivery: Delivery) -> None:
             wait_until(
                 lambda: len(delivery.dead_letters(service)) >= len(records),  # noqa: B023
                 timeout_s=30,
-                what=f"the poison of {service} to be parked",
+                what=f"the dead letters of {service}",
             )
         traffic.wait_more(50)
         traffic.end()
         traffic.wait_settled()
         traffic.check()
     for service, records in bad.items():
-        parked = delivery.dead_letters(service)
-        assert Counter(each.reason for each in parked) == Counter(reason for reason, _ in records)
+        letters = delivery.dead_letters(service)
+        assert Counter(each.reason for each in letters) == Counter(reason for reason, _ in records)
         assert delivery.inbox(service) == {"applied": traffic.count}
         assert delivery.skipped(service) == {"order.eaten": 1}
 
 
 class Repeater:
-    """Send each event of a topic once more, to another partition of the topic.
+    """Write a copy of each event of a topic to another partition of the topic.
 
     Args:
         delivery: The delivery that has the topic.
         topic: The topic's name.
-        shift: The distance to the other partition, or 0 for the same partition.
+        shift: The distance to the other partition; 0 writes the copy to the same partition.
     """
 
     def __init__(self, delivery: Delivery, topic: str, shift: int) -> None:
@@ -101,7 +101,7 @@ class Repeater:
 
     @contextmanager
     def running(self) -> Iterator[Repeater]:
-        """Repeat events in a thread until the context ends."""
+        """Copy events in a thread until the context ends."""
         self._thread.start()
         try:
             yield self
@@ -139,7 +139,9 @@ class Repeater:
 
 
 @pytest.mark.timeout(180)
-def test_every_message_three_times_more_across_partitions_and_at_once(delivery: Delivery) -> None:
+def test_three_copies_of_every_event_in_several_partitions_change_nothing(
+    delivery: Delivery,
+) -> None:
     with ExitStack() as running, Traffic(delivery, pause_s=0.3) as traffic:
         running.enter_context(relays_and_consumers(delivery, consumers=2))
         traffic.wait_more(1)
@@ -155,7 +157,7 @@ def test_every_message_three_times_more_across_partitions_and_at_once(delivery: 
             wait_until(
                 lambda: len(each.repeated) == traffic.count,  # noqa: B023
                 timeout_s=60,
-                what="each event to be repeated",
+                what="each event to be copied",
             )
         for service in CONSUMED:
             wait_until(
@@ -209,7 +211,7 @@ def test_results_that_are_early_or_unknown_or_contradict_an_earlier_one(
         traffic.wait_settled()
         traffic.check()
     engine.dispose()
-    # Each status is the decision of payments. No forged result changed one.
+    # Payments decided each status. No forged result changed one.
     assert dict(
         delivery.query("orders", "SELECT id, status FROM orders WHERE user_id = :user", user=user)
     ) == {paid: "success", unpaid: "failed", early: "failed"}
@@ -222,8 +224,8 @@ def test_results_that_are_early_or_unknown_or_contradict_an_earlier_one(
     chosen_broker().kind != KAFKA, reason="a topic of the embedded broker has no size limit"
 )
 def test_a_batch_with_one_event_that_the_broker_rejects(delivery: Delivery) -> None:
-    """Whole batches exceed the limit too. They are split, and keep their order."""
-    delivery.produce(ORDERS)  # makes the topic
+    """Even batches of valid events exceed the limit. They are sent in parts, and in order."""
+    delivery.produce(ORDERS)  # without records: only creates the topic
     admin = make_admin(delivery.settings("orders"), "test")
     limit = {"max.message.bytes": "100000"}
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, limit)])

@@ -1,4 +1,4 @@
-"""Records and batches that would use all memory become dead letters. All others are applied."""
+"""Records and batches that would take too much memory become dead letters. Others are applied."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_peak(delivery: Delivery, module: str, *arguments: str) -> float:
 
 
 class Sender:
-    """Another program that writes records of any kind to a partition of the topic of orders."""
+    """Another program. It writes records to partition 0 of the topic of orders."""
 
     def __init__(self, delivery: Delivery, user: UUID) -> None:
         self._delivery, self._user = delivery, user
@@ -137,7 +137,7 @@ def test_a_batch_that_expands_to_more_than_the_memory_is_a_dead_letter(
 
 def raise_limit(delivery: Delivery, limit: int) -> None:
     """Set the largest batch, in bytes, that the topic of orders accepts."""
-    delivery.produce(ORDERS)  # makes the topic
+    delivery.produce(ORDERS)  # without records: only creates the topic
     admin = make_admin(delivery.settings("orders"), "test")
     admin.alter_configs(
         [ConfigResource(ConfigResourceType.TOPIC, ORDERS, {"max.message.bytes": str(limit)})]

@@ -1,7 +1,7 @@
 """A topic is deleted under load, with events that its consumer has not read.
 
-Each drill follows docs/how-to/broker-came-back-empty.md, with the commands of that page. It ends in
-a clean audit, or in exactly the list of what a person must decide.
+Each drill follows docs/how-to/broker-came-back-empty.md, with the commands of that page. At the
+end, the audit finds nothing, or only what no repair can change.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def wait_unread(delivery: Delivery, topic: str, count: int) -> None:
 
 
 def delete(delivery: Delivery, topic: str) -> None:
-    """Delete a topic, and wait until its relay has created it again."""
+    """Delete a topic, and wait until its relay has created the topic again."""
     admin = make_admin(delivery.settings("orders"), "test")
     try:
         old = find_topics(admin, [topic])[topic]
@@ -129,9 +129,7 @@ def test_unread_events_that_are_older_than_the_window_are_replayed_by_hand(
 
 
 def hanging_orders(delivery: Delivery) -> set[str]:
-    """Return the orders that the audit calls hanging. Fail if it finds anything other
-    than hanging orders and lost events.
-    """
+    """Return the hanging orders. Fail if the audit finds anything but them and lost events."""
     violations = violations_in(run_audit(delivery))
     assert {kind for _, kind, _ in violations} == {"hanging", "lost"}
     return {order for _, kind, order in violations if kind == "hanging"}

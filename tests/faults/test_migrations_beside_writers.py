@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 DATABASE = "migrations_beside_writers"
 ROWS = 200_000
-# The longest that a writer may wait for a lock. The server measures it, so a slow test machine
-# does not fail the test.
+# Maximum time for which a writer may wait for a lock. PostgreSQL counts only the wait for the lock,
+# so a slow test machine does not fail the test.
 WRITER_LOCK_TIMEOUT_MS = 500
 
 # For each table that grows with the traffic, the statement that inserts :count rows.
@@ -97,7 +97,7 @@ SMALL = {
 
 @pytest.fixture
 def engine(postgres: PostgresServer) -> Iterator[Engine]:
-    """Return an engine of an empty database in which an index takes long to build."""
+    """Create an empty database in which it takes long to build an index."""
     engine = create_engine(postgres.create_database(DATABASE), poolclass=NullPool)
     postgres.execute(f"ALTER DATABASE {DATABASE} SET maintenance_work_mem = '1MB'")
     postgres.execute(f"ALTER DATABASE {DATABASE} SET max_parallel_maintenance_workers = 0")
@@ -112,9 +112,11 @@ def fill(engine: Engine, tables: set[str]) -> None:
 
 
 class Writer:
-    """Write to each table in turn, in one transaction each, until stopped.
+    """Writes to each table in turn, in a transaction that it rolls back, until stopped.
 
-    It records the tables for which it waited too long.
+    Attributes:
+        written: How many times the writer has written to all tables.
+        held_up: The tables for which it waited too long, once for each time.
     """
 
     def __init__(self, engine: Engine, tables: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Partitions are added only when no event of a moved key can overtake an earlier one."""
+"""Partitions are added only when no event can overtake an earlier one of its key."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def add_partitions_up_to(delivery: Delivery, admin: KafkaAdminClient, count: int
 def test_events_keep_their_order_while_partitions_are_added(
     delivery: Delivery, admin: KafkaAdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the events are unread and half are pending, while relays and a consumer run."""
+    """Half of the events are unread, and half are pending, until a consumer starts."""
     monkeypatch.setattr(partition_count, "READ_TIMEOUT_S", 60.0)
     users = [delivery.open_account(10**9) for _ in range(24)]
     with ExitStack() as running:
@@ -70,7 +70,7 @@ def test_events_keep_their_order_while_partitions_are_added(
         adding = running.enter_context(ThreadPoolExecutor(1)).submit(
             add_partitions_up_to, delivery, admin, 12
         )
-        wait_until(lambda: not free_shards(delivery), what="the command to hold all shards")
+        wait_until(lambda: not free_shards(delivery), what="all shards to be locked")
         for user in users:
             delivery.place(user, 1, count=20)
         assert not adding.done()
@@ -86,12 +86,12 @@ def test_events_keep_their_order_while_partitions_are_added(
 
     assert count_partitions(admin, [ORDERS]) == {ORDERS: 12}
     assert order_ids_by_user(delivery, "payments") == order_ids_by_user(delivery, "orders")
-    # The relays connected before the change, but use the new partitions as well.
+    # The relays connected before the change. They have noticed it, and use the new partitions.
     assert delivery.query("payments", "SELECT max(partition) FROM inbox")[0][0] >= PARTITIONS
 
 
 def free_shards(delivery: Delivery) -> list[int]:
-    """Return the shards that no transaction holds."""
+    """Return the shards whose rows no transaction has locked."""
     return [
         row.shard
         for row in delivery.query(
@@ -145,7 +145,8 @@ def test_unread_records_prevent_the_change(
 
 
 @needs_kafka
-@pytest.mark.parametrize("metadata", ["", str(uuid4())], ids=["behind", "of a former topic"])
+# A consumer of settle_outbox commits an offset with the id of its topic as metadata.
+@pytest.mark.parametrize("metadata", ["", str(uuid4())], ids=["no topic id", "another topic id"])
 def test_an_unknown_group_counts_after_its_first_commit(
     delivery: Delivery,
     admin: KafkaAdminClient,

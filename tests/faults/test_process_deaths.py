@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from support.delivery import Delivery, Process
 
 PROGRAM = ("python", deadly_consumer.__file__)
-# A process dies once with the whole batch in hand, once with a group of records, and three times
-# with only this record.
+# Processes die once in normal mode, once with a group of records in hand, and three times with only
+# this record in hand.
 DEATHS = 5
 
 
@@ -54,8 +54,8 @@ def dead_letters(delivery: Delivery) -> list[tuple[str, int, int, str]]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("place", [{}, {"IN_SCHEMA": "1"}], ids=["in its handler", "as it is read"])
-def test_a_record_that_kills_the_process_is_passed(
+@pytest.mark.parametrize("place", [{}, {"IN_SCHEMA": "1"}], ids=["in the handler", "in the schema"])
+def test_a_record_that_kills_the_process_becomes_a_dead_letter(
     delivery: Delivery, place: dict[str, str]
 ) -> None:
     delivery.produce(ORDERS, *numbers(1, 2, 3))
@@ -64,7 +64,7 @@ def test_a_record_that_kills_the_process_is_passed(
             wait_for_death(process)
 
     with consumer(delivery, "2", **place) as process:
-        wait_until(lambda: delivery.committed("orders") == 3, timeout_s=60, what="the last")
+        wait_until(lambda: delivery.committed("orders") == 3, timeout_s=60, what="all offsets")
         terminate(process)
 
     assert dead_letters(delivery) == [("process_died", 0, 1, "open")]
@@ -73,8 +73,10 @@ def test_a_record_that_kills_the_process_is_passed(
 
 
 @pytest.mark.timeout(240)
-def test_a_record_that_kills_each_process_of_a_group_is_passed(delivery: Delivery) -> None:
-    """The partition moves to the other process, which dies, too. Other partitions go on."""
+def test_a_record_that_kills_each_process_of_a_group_becomes_a_dead_letter(
+    delivery: Delivery,
+) -> None:
+    """The partition moves to the other process, which dies, too. Another partition goes on."""
     delivery.produce(ORDERS, *numbers(1, 2, 3), *numbers(11, 12, 13, partition=5))
     died: list[Process] = []
     with ExitStack() as running:
@@ -103,11 +105,11 @@ def test_a_record_that_kills_each_process_of_a_group_is_passed(delivery: Deliver
 @pytest.mark.timeout(240)
 def test_a_retry_that_kills_the_process_again_is_tried_once(delivery: Delivery) -> None:
     delivery.produce(ORDERS, *numbers(1))
-    for _ in range(DEATHS - 1):  # the batch is this one record
+    for _ in range(DEATHS - 1):  # a group of one record already counts as only this record
         with consumer(delivery, "1") as process:
             wait_for_death(process)
     with consumer(delivery, "1") as process:
-        wait_until(lambda: delivery.committed("orders") == 1, timeout_s=60, what="the letter")
+        wait_until(lambda: delivery.committed("orders") == 1, timeout_s=60, what="the dead letter")
         ask_for_retry(delivery)
         wait_for_death(process)
 

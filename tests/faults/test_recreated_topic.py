@@ -77,7 +77,10 @@ def wait_received(delivery: Delivery, count: int) -> None:
 def test_running_members_read_the_new_topic_from_its_start(
     each_broker: Broker, payments_url: str, orders_url: str
 ) -> None:
-    """They are frozen while the topic is replaced. Their positions exist in the new topic too."""
+    """The members are frozen while the topic is replaced.
+
+    The new topic has more records than the old one, so their positions exist in it, too.
+    """
     delivery = Delivery(payments_url, orders_url, each_broker.bootstrap)
     delivery.produce(ORDERS, *spread_orders(120))
     with (
@@ -121,7 +124,7 @@ def test_a_consumer_that_was_away_reads_the_new_topic_from_its_start(delivery: D
 def test_offsets_of_the_old_topic_are_not_used_when_a_frozen_consumer_commits_them(
     delivery: Delivery,
 ) -> None:
-    """Here, `commit` stands for a consumer that was frozen while the topic was replaced."""
+    """Such a consumer was frozen while the topic was replaced. Here, `commit` stands for it."""
     delivery.produce(ORDERS, *spread_orders(6))
     with delivery.consumer("payments"):
         wait_until(lambda: delivery.committed("payments") == 6, what="the offsets")
@@ -129,7 +132,7 @@ def test_offsets_of_the_old_topic_are_not_used_when_a_frozen_consumer_commits_th
     recreate_topic(delivery)
     delivery.produce(ORDERS, *spread_orders(60))
 
-    commit(delivery, 9, str(old_id))
+    commit(delivery, offset=9, metadata=str(old_id))
 
     with delivery.consumer("payments"):
         wait_received(delivery, 66)
@@ -140,13 +143,14 @@ def test_offsets_of_an_earlier_release_count_as_right(delivery: Delivery) -> Non
     """An earlier release stored no topic id with an offset."""
     delivery.produce(ORDERS, *spread_orders(60))
 
-    commit(delivery, 9, "")
+    commit(delivery, offset=9, metadata="")
 
+    # Each of the 6 partitions has 10 records, and the consumer reads the last one.
     with delivery.consumer("payments"):
         wait_received(delivery, 6)
 
 
-def commit(delivery: Delivery, offset: int, metadata: str) -> None:
+def commit(delivery: Delivery, *, offset: int, metadata: str) -> None:
     """Commit an offset for every partition, as a member of the group would."""
     client = KafkaConsumer(
         bootstrap_servers=delivery.bootstrap, group_id="payments", enable_auto_commit=False

@@ -34,26 +34,26 @@ def check_records(delivery: Delivery, count: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("failpoint", "sent_twice_max"),
-    [("relay.locked", 0), ("relay.sent", 20), ("relay.marked", 0)],
+    ("failpoint", "sends_twice"),
+    [("relay.locked", False), ("relay.sent", True), ("relay.marked", False)],
 )
 def test_a_relay_killed_anywhere_loses_nothing(
-    delivery: Delivery, failpoint: str, sent_twice_max: int
+    delivery: Delivery, failpoint: str, *, sends_twice: bool
 ) -> None:
-    # A batch holds the events of one shard. The relay dies in its second batch.
+    # The relay dies in its first batch, which has at most RELAY_BATCH events.
     add_events(delivery, 0, COUNT)
     before = delivery.pending("orders")
     with delivery.process(
         "outbox-relay", "run", "orders", FAILPOINTS=f"{failpoint}=kill@1", RELAY_BATCH="20"
     ) as relay:
         assert relay.wait() == -signal.SIGKILL
-    # Fewer events are pending only if the relay committed that they are sent.
+    # Fewer events are pending only if the relay died after its commit, which marks them as sent.
     assert (delivery.pending("orders") < before) is (failpoint == "relay.marked")
     with delivery.process("outbox-relay", "run", "orders") as relay:
         delivery.wait_sent("orders", timeout_s=30)
     times = check_records(delivery, COUNT)
     twice = sum(1 for count in times.values() if count == 2)
-    assert (twice > 0) is (sent_twice_max > 0)
+    assert (twice > 0) is sends_twice
     assert twice <= 20
 
 
@@ -64,8 +64,9 @@ def test_a_relay_frozen_past_its_lease_loses_it_and_recovers(
     with delivery.process(
         "outbox-relay", "run", "orders", FAILPOINTS=f"{failpoint}=stop@2"
     ) as frozen:
-        # The relay sends one event first, so that it is connected. If it froze during its first
-        # requests, they would be overdue when it continues, and its producer would stop.
+        # First, the relay sends one event, so that it is connected when it freezes. If it froze
+        # during its first requests, they would be overdue when it continues, and its producer
+        # would stop.
         add_events(delivery, 0, 1)
         frozen.wait_logged("relay.sent")
         add_events(delivery, 1, COUNT - 1)

@@ -58,11 +58,11 @@ def test_a_long_replay_is_made_of_short_statements(sent_delivery: Delivery, engi
         )
 
     assert queued == sent_delivery.pending("orders") == EVENTS
-    assert len(pieces) == EVENTS // PIECE + 1
+    assert len(pieces) == EVENTS // PIECE + 1  # the last piece is empty
 
 
 def test_no_relay_sends_between_two_pieces(sent_delivery: Delivery, engine: Engine) -> None:
-    """Such a relay would send a later event of a key before an earlier one."""
+    """A relay between two pieces would send a later event of a key before an earlier one."""
     sent_delivery.add("a", "later")
     other = create_engine(sent_delivery.orders_url)
     locked: list[list[int]] = []
@@ -78,7 +78,7 @@ def test_no_relay_sends_between_two_pieces(sent_delivery: Delivery, engine: Engi
     other.dispose()
 
     assert locked == [[]] * (EVENTS // PIECE + 1)
-    assert len(after) == 2
+    assert len(after) == 2  # the shards of the keys a and b
 
 
 def test_a_replay_that_was_cut_off_leaves_nothing_and_begins_again(

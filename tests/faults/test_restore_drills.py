@@ -1,6 +1,6 @@
 """Restore a database to an earlier moment, with the steps of docs/how-to/restore.md.
 
-Each drill ends with a clean audit, or with exactly the findings that a person must decide on.
+Each drill ends with exactly the findings that a person must decide on.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def test_orders_restored(delivery: Delivery, back_up: Callable[[str], str]) -> N
 
     assert [each.reason for each in restored.dead_letters("orders")] == ["unknown_order"]
     assert restored.balance(user) == 93
-    # The user has paid for an order that is lost. Nothing else changed.
+    # The user has paid for an order that is lost. Everything else agrees.
     assert violations == {
         ("one charge per success, none per failure", "charge without order", str(lost)),
         (AGREE.format(ORDERS), "unknown in the topic", str(event)),

@@ -1,7 +1,7 @@
 """The code of an earlier revision runs on the newest tables, beside the newest code.
 
-So a release can be rolled back without touching the databases (docs/how-to/roll-back.md). The old
-code runs with the libraries of this environment.
+So a release can be rolled back without a change of the databases (docs/how-to/roll-back.md). The
+old code runs with the libraries of this environment.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class OldCode:
 
     @contextmanager
     def running(self, *command: str, **environ: str) -> Iterator[None]:
-        """Run Python with these arguments. It must end with exit code 0."""
+        """Run Python with these arguments, and terminate it. Its exit code must be 0."""
         log = self.root / f"{uuid4()}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -80,7 +80,7 @@ class OldCode:
 
     @contextmanager
     def api(self, service: str) -> Iterator[str]:
-        """Run an API; yields its address, once it answers."""
+        """Run an API, and yield its address when it answers."""
         port = free_port()
         command = ("-m", "gunicorn", "--config", "deploy/gunicorn.conf.py", "--workers", "1")
         address = f"http://127.0.0.1:{port}"
@@ -107,7 +107,7 @@ class OldCode:
 
 @pytest.fixture
 def old(tmp_path: Path, delivery: Delivery) -> OldCode:
-    """Check out the old revision. Python finds its code before the current code."""
+    """Check out the old revision. Its processes find this code before the current code."""
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", REVISION],
         capture_output=True,
@@ -122,20 +122,20 @@ def old(tmp_path: Path, delivery: Delivery) -> OldCode:
     dist_info.mkdir()
     (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle\nVersion: 0.1.0\n")
     (dist_info / "entry_points.txt").write_text(ENTRY_POINTS)
-    # The old code imports flask_cors, which is not installed, and uses it with CORS_ORIGINS only.
+    # The old code imports flask_cors, which is not installed. Only CORS_ORIGINS needs its content.
     (tmp_path / "flask_cors.py").write_text("CORS = None\n")
     return OldCode(tmp_path, delivery)
 
 
 @contextmanager
 def delivering(delivery: Delivery, service: str) -> Iterator[None]:
-    """Run this code's relay and consumer of a service."""
+    """Run the relay and the consumer of a service with the current code."""
     with delivery.relay(service), delivery.consumer(service):
         yield
 
 
 def place(address: str, user_id: str, **headers: str) -> dict[str, Any]:
-    """Place an order of 1; returns the headers of the answer."""
+    """Place an order with the amount 1, and return the headers of the answer."""
     answer = requests.post(
         f"{address}/orders",
         json={"user_id": user_id, "amount": 1},
@@ -148,7 +148,10 @@ def place(address: str, user_id: str, **headers: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(240)
 def test_old_and_new_code_deliver_each_others_orders(delivery: Delivery, old: OldCode) -> None:
-    """First, the old code delivers for orders, then for payments. Old and new code place orders."""
+    """First, the old code delivers for orders and the new code for payments, then the reverse.
+
+    In both phases, old and new code place orders.
+    """
     rich, poor = str(uuid4()), str(uuid4())
     with old.api("payments") as payments, old.api("orders") as orders:
         for user, amount in ((rich, 100), (poor, 1)):
@@ -178,14 +181,14 @@ def test_old_and_new_code_deliver_each_others_orders(delivery: Delivery, old: Ol
 
     # The poor user can pay for one order.
     assert delivery.statuses() == {"success": 5, "failed": 3}
-    assert Counter(delivery.charges()).most_common(1)[0][1] == 1
+    assert max(Counter(delivery.charges()).values()) == 1, "an order was charged twice"
     assert (balance, delivery.balance(UUID(poor))) == ({"balance": 96}, 0)
     assert [delivery.dead_letters(service) for service in SERVICES] == [[], []]
     assert violations_in(run_audit(delivery)) == set()
 
 
 def test_a_key_of_either_code_is_known_to_the_other(delivery: Delivery, old: OldCode) -> None:
-    """A client that sends its request again after the change gets the first answer."""
+    """A client that repeats its request to the other code gets the first answer."""
     user = str(uuid4())
     body = {"user_id": user, "amount": 1}
     first, second = {"Idempotency-Key": str(uuid4())}, {"Idempotency-Key": str(uuid4())}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from support.broker import Broker
     from support.postgres import PostgresServer
 
-# One test has an outage of a minute. On a loaded machine, a restart of the stack takes another.
+# One test has an outage of a minute. On a loaded machine, a restart of the stack takes another
+# minute.
 pytestmark = pytest.mark.timeout(400)
 
 OUTAGE_S = 60
@@ -77,7 +78,7 @@ def stopped_server(server: PostgresServer | Broker, end: Callable[[], None]) -> 
 def notice_waiter(system: System, program: str, event: str) -> Callable[[], None]:
     """Return a function that waits until a program logs `event` after this call.
 
-    Without this wait, an outage could end before the program noticed it.
+    Without this wait, an outage could end before the program has noticed it.
     """
     log = system.state.logs / f"{program}.log"
     before = log.read_text().count(event)
@@ -88,7 +89,9 @@ def notice_waiter(system: System, program: str, event: str) -> Callable[[], None
     return wait
 
 
-def test_everything_terminated_at_once_ends_in_order_and_loses_nothing(system: System) -> None:
+def test_sigterm_to_all_processes_ends_each_with_exit_code_0_and_loses_nothing(
+    system: System,
+) -> None:
     log = system.state.logs / "supervisord.log"
     with load(system):
         length_before = len(log.read_text())
@@ -126,8 +129,8 @@ def test_orders_are_accepted_quickly_while_the_broker_is_down_for_a_minute(syste
             waits_s = sorted(wait_s for account in clients.accounts for wait_s in account.waits_s)
         assert len(waits_s) > OUTAGE_S  # at least one order a second
         assert not any(account.maybe_ordered for account in clients.accounts)
-        # A busy machine may delay one order. An order that needed the broker would wait for the
-        # whole time-out of a producer.
+        # A busy machine may delay some orders. An order that needed the broker would wait for the
+        # whole time-out of a producer, MAX_BLOCK_MS.
         assert waits_s[len(waits_s) * 99 // 100] < 1
         assert waits_s[-1] < MAX_BLOCK_MS / 1000
         wait_settled(system, clients.accepted - accepted)

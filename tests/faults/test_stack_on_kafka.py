@@ -1,4 +1,4 @@
-"""The stack on Apache Kafka, the broker of production, which keeps its records over a restart."""
+"""The stack on Apache Kafka, which keeps its records when it restarts."""
 
 from __future__ import annotations
 

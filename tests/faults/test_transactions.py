@@ -1,4 +1,4 @@
-"""Other clients write to the topics in transactions: committed, aborted, and left open."""
+"""Other clients write to a topic in Kafka transactions: committed, aborted, and left open."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
 def transaction(
     delivery: Delivery, user: UUID, *, source: str = "/test", age_s: float = 0
 ) -> Iterator[KafkaProducer]:
-    """Send an order in a Kafka transaction, and leave the transaction open."""
+    """Send an order in a Kafka transaction. The caller decides how the transaction ends."""
     producer = KafkaProducer(bootstrap_servers=delivery.bootstrap, transactional_id="another")
     try:
         producer.init_transactions()
@@ -81,7 +81,7 @@ def test_an_order_that_its_producer_aborted_is_not_charged(
         wait_until(
             lambda: doctor.verdict("payments lag") == ("ok", "none"),
             timeout_s=20,
-            what="the lag to be zero, although transaction markers are left",
+            what="the lag to be zero, although transaction markers are unread",
         )
 
     assert delivery.balance(user) == 100 - PRICE
@@ -145,7 +145,8 @@ def test_a_hanging_transaction_is_reported_and_events_behind_it_arrive_after_its
     assert "from offset 0 on" in open_transaction[1]
     assert lag.verdict == "ok", lag
     assert report.clean, report
-    # The record of the transaction and the order behind it; only the latter is an event of orders.
+    # One offset is of the transaction's record, one of the order behind it. Only the order is an
+    # event of orders.
     assert report.check(EVENTS).notes["offsets behind an open transaction"] == 2
     assert report.check(EVENTS).notes["unread"] == 1
     assert delivery.balance(user) == 99

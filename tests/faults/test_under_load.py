@@ -30,13 +30,13 @@ LANES = [(program, service) for program in POINTS for service in SERVICES]
 
 @pytest.mark.timeout(300)
 def test_each_process_is_killed_at_each_failpoint(delivery: Delivery) -> None:
-    """A relay dies between sending and marking, and a consumer between its two commits."""
+    """For example, a relay dies after it has sent events, and before it marks them as sent."""
     stop = threading.Event()
     successors_run = threading.Barrier(len(LANES) + 1)
 
     def run(program: str, service: str) -> None:
         for point in POINTS[program]:
-            # The process dies at its third pass, so it has finished work and has more to do.
+            # The process dies in its third batch, so it has finished work and has more to do.
             with delivery.process(
                 program, "run", service, FAILPOINTS=f"{point}=kill@3", RELAY_BATCH="20"
             ) as victim:
@@ -69,11 +69,11 @@ def test_a_relay_killed_midway_through_a_batch(
     """The topic has the first request of a batch, but not the second."""
     delivery = proxied_delivery
     traffic = Traffic(delivery, clients=3)
-    # All orders are of one user, so they go to one partition and need more than one request.
+    # All orders are of one user, so their events go to one partition, in more than one request.
     traffic.place_many(traffic.users[-1], 600)
     batch = pending(delivery)
-    # A relay divides RELAY_BATCH equally among shards. Here, one share holds the whole batch. The
-    # clients start later, so that the first request holds events of the batch.
+    # A relay divides RELAY_BATCH equally among shards. With this value, one shard's share holds all
+    # these events. The clients start later, so that the first request has only such events.
     relay_batch = str(SHARDS_PER_BATCH * len(batch))
     with delivery.process("outbox-relay", "run", "orders", RELAY_BATCH=relay_batch) as victim:
 
@@ -104,7 +104,7 @@ def pending(delivery: Delivery) -> set[str]:
 
 @pytest.mark.timeout(400)
 def test_frozen_processes_continue_after_others_took_over(delivery: Delivery) -> None:
-    """They are frozen longer than a lease, a producer's time-outs and a consumer's session."""
+    """They are frozen for longer than a lease, a producer's time-outs and a consumer's session."""
     frozen_at = {RELAY: "relay.sent", CONSUMER: "consumer.applied"}
     others = ExitStack()
     with ExitStack() as running, Traffic(delivery) as traffic, others:
@@ -123,7 +123,7 @@ def test_frozen_processes_continue_after_others_took_over(delivery: Delivery) ->
             wait_until(
                 lambda: not held_transactions(delivery, service),  # noqa: B023
                 timeout_s=30,
-                what="the lease",
+                what="the end of the lease",
             )
 
         for process in frozen.values():
@@ -148,7 +148,7 @@ def is_stopped(process: Process) -> bool:
 
 
 def held_transactions(delivery: Delivery, service: str) -> list[object]:
-    """Return the transactions of relays that have been idle for more than 2 seconds."""
+    """Return the transactions of relays that have been idle for over 2 s: the relay is frozen."""
     return delivery.query(
         service,
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
@@ -160,12 +160,12 @@ def held_transactions(delivery: Delivery, service: str) -> list[object]:
 
 @pytest.mark.timeout(300)
 def test_consumers_that_join_and_leave_all_the_time(delivery: Delivery) -> None:
-    """They stop by SIGTERM and by SIGKILL, by turns."""
+    """They are stopped by SIGTERM and SIGKILL in turn."""
 
     def join_and_leave(service: str) -> None:
         for how in (signal.SIGTERM, signal.SIGKILL) * 2:
             with delivery.process(CONSUMER, "run", service) as member:
-                # The new member has its partitions and reads from them.
+                # After this line, the new member has partitions, and reads from them.
                 member.wait_logged("consumer.received", timeout_s=60)
                 member.signal(how)
                 assert member.wait() == (0 if how is signal.SIGTERM else -how)

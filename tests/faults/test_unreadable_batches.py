@@ -63,7 +63,7 @@ CORRUPT: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[KafkaBroker]:
-    """Start a node that only these tests use, because they stop and start it."""
+    """Start a node of Apache Kafka that only these tests use, because they stop and start it."""
     with KafkaBroker() as broker:
         yield broker
 
@@ -75,8 +75,8 @@ def delivery(payments_url: str, orders_url: str, node: KafkaBroker) -> Delivery:
     return Delivery(payments_url, orders_url, node.bootstrap)
 
 
-def put_orders(delivery: Delivery, user: UUID, partition: int, *counts: int) -> None:
-    """Write one batch of orders for each count to a partition."""
+def put_orders(delivery: Delivery, user: UUID, *counts: int, partition: int) -> None:
+    """Write batches of orders to a partition. `counts` are the numbers of orders in each batch."""
     for count in counts:
         delivery.produce(
             ORDERS,
@@ -84,10 +84,14 @@ def put_orders(delivery: Delivery, user: UUID, partition: int, *counts: int) -> 
         )
 
 
-def corrupt(node: KafkaBroker, number: int, change: Callable[[bytes], bytes]) -> bytes:
-    """Change batch `number` of partition 0 on the node's disk, and return the changed batch."""
+def corrupt(node: KafkaBroker, change: Callable[[bytes], bytes], *, index: int) -> bytes:
+    """Change a batch of partition 0 on the node's disk. `index` counts the batches from 0.
+
+    Returns:
+        The changed batch.
+    """
     node.stop()
-    changed = rewrite(node.folder, ORDERS, 0, number, change)
+    changed = rewrite(node.folder, ORDERS, 0, index, change)
     node.start()
     return changed
 
@@ -97,9 +101,9 @@ def test_a_corrupt_batch_is_kept_whole_and_everything_else_is_applied(
     node: KafkaBroker, delivery: Delivery, kind: str
 ) -> None:
     user = delivery.open_account(1000)
-    put_orders(delivery, user, 0, 2, 1, 2)
-    put_orders(delivery, user, 1, 3)
-    batch = corrupt(node, 1, CORRUPT[kind])
+    put_orders(delivery, user, 2, 1, 2, partition=0)
+    put_orders(delivery, user, 3, partition=1)
+    batch = corrupt(node, CORRUPT[kind], index=1)
 
     with delivery.process("inbox-consumer", "run", "payments") as consumer:
         wait_until(lambda: delivery.committed("payments") == 8, timeout_s=60, what="all to be read")
@@ -126,8 +130,8 @@ def test_a_consumer_killed_at_a_corrupt_batch_keeps_it_once(
     node: KafkaBroker, delivery: Delivery, failpoint: str
 ) -> None:
     user = delivery.open_account(1000)
-    put_orders(delivery, user, 0, 3, 1)
-    corrupt(node, 0, CORRUPT["checksum"])
+    put_orders(delivery, user, 3, 1, partition=0)
+    corrupt(node, CORRUPT["checksum"], index=0)
 
     with delivery.process(
         "inbox-consumer", "run", "payments", FAILPOINTS=f"{failpoint}=kill"
@@ -145,17 +149,17 @@ def test_a_consumer_killed_at_a_corrupt_batch_keeps_it_once(
 def test_a_damaged_connection_is_replaced_and_nothing_is_given_up(
     payments_url: str, orders_url: str
 ) -> None:
-    """The bytes on the broker are correct. Only the first connection damages them."""
+    """The bytes on the broker are correct. Only the present connection damages them."""
     port = free_port()
     with KafkaBroker(port) as node, Wire(kafka_client, port, node.port) as wire:
         delivery = Delivery(payments_url, orders_url, f"127.0.0.1:{port}")
         user = delivery.open_account(1000)
-        put_orders(delivery, user, 0, 1)
+        put_orders(delivery, user, 1, partition=0)
         with delivery.process("inbox-consumer", "run", "payments") as consumer:
-            wait_until(lambda: len(delivery.charges()) == 1, timeout_s=60, what="the first")
+            wait_until(lambda: len(delivery.charges()) == 1, timeout_s=60, what="the first order")
             wire.garble(b"order.created", b"order.garbled", "inbox-consumer-payments")
-            put_orders(delivery, user, 0, 2)
-            wait_until(lambda: len(delivery.charges()) == 3, timeout_s=60, what="the others")
+            put_orders(delivery, user, 2, partition=0)
+            wait_until(lambda: len(delivery.charges()) == 3, timeout_s=60, what="all orders")
             held = consumer.logged("consumer.partition_held")
 
     assert delivery.dead_letters("payments") == []
@@ -164,7 +168,7 @@ def test_a_damaged_connection_is_replaced_and_nothing_is_given_up(
 
 def put_compressed(delivery: Delivery, user: UUID, codec: str, partition: int) -> None:
     """Write an order to a partition, as another client that compresses its batches would."""
-    delivery.produce(ORDERS)  # makes the topic
+    delivery.produce(ORDERS)  # without records: only creates the topic
     producer = KafkaProducer(bootstrap_servers=delivery.bootstrap, compression_type=codec)
     record = order_created(user, PRICE)
     producer.send(
@@ -190,9 +194,9 @@ def test_a_missing_codec_stops_its_partition_until_it_is_installed(
 ) -> None:
     user = delivery.open_account(1000)
     put_compressed(delivery, user, "snappy", 0)
-    put_orders(delivery, user, 0, 1)
+    put_orders(delivery, user, 1, partition=0)
     for partition in range(1, PARTITIONS):
-        put_orders(delivery, user, partition, 1)
+        put_orders(delivery, user, 1, partition=partition)
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
 
     with monkeypatch.context() as without_snappy:
@@ -212,7 +216,7 @@ def test_a_missing_codec_stops_its_partition_until_it_is_installed(
                 timeout_s=20,
                 what="the health file to name the partition",
             )
-            put_orders(delivery, user, 1, 1)
+            put_orders(delivery, user, 1, partition=1)
             wait_until(
                 lambda: len(delivery.charges()) == PARTITIONS, timeout_s=20, what="one more charge"
             )
@@ -220,7 +224,7 @@ def test_a_missing_codec_stops_its_partition_until_it_is_installed(
             wait_until(
                 lambda: len(delivery.charges()) == PARTITIONS + 2,
                 timeout_s=30,
-                what="the held ones",
+                what="the orders of the held partition",
             )
             wait_until(lambda: '"ready"' in health(), timeout_s=20)
 
@@ -230,10 +234,10 @@ def test_a_missing_codec_stops_its_partition_until_it_is_installed(
 def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
     node: KafkaBroker, delivery: Delivery, tmp_path: Path
 ) -> None:
-    """Behind a batch with a wrong length, the broker finds no batch."""
+    """If a batch has a wrong length, the broker finds no batch behind it."""
     user = delivery.open_account(1000)
-    put_orders(delivery, user, 0, 1, 1, 1)
-    put_orders(delivery, user, 1, 1)
+    put_orders(delivery, user, 1, 1, 1, partition=0)
+    put_orders(delivery, user, 1, partition=1)
     # The file is changed while the node runs, because a node does not start on such a file.
     rewrite(node.folder, ORDERS, 0, 1, lambda batch: put(batch, LENGTH_AT, ">i", 5))
     health = partial(read_health, tmp_path, "inbox-consumer-payments")
@@ -243,7 +247,7 @@ def test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone(
     ) as consumer:
         wait_until(lambda: len(delivery.charges()) == 2, timeout_s=60, what="the other partition")
         wait_until(lambda: f"{ORDERS}-0 at 1" in health(), timeout_s=20, what="the health file")
-        put_orders(delivery, user, 1, 1)
+        put_orders(delivery, user, 1, partition=1)
         wait_until(lambda: len(delivery.charges()) == 3, timeout_s=20, what="one more charge")
         assert consumer.logged("consumer.broker_down") == []
 
@@ -254,11 +258,11 @@ def test_audit_and_doctor_continue_after_unreadable_batches(
     node: KafkaBroker, delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = delivery.open_account(1000)
-    put_orders(delivery, user, 0, 1, 1)
-    put_orders(delivery, user, 1, 1)
+    put_orders(delivery, user, 1, 1, partition=0)
+    put_orders(delivery, user, 1, partition=1)
     put_compressed(delivery, user, "snappy", 1)
-    put_orders(delivery, user, 1, 1)
-    corrupt(node, 0, CORRUPT["checksum"])
+    put_orders(delivery, user, 1, partition=1)
+    corrupt(node, CORRUPT["checksum"], index=0)
     monkeypatch.setattr(kafka.codec, "snappy", None)
     doctor = Doctor(tmp_path, {"payments": delivery.payments_url}, delivery.bootstrap)
 

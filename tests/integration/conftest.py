@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def plain_logs() -> None:
-    """Log tracebacks without variables, which is faster."""
+    """Log tracebacks without variables, because formatting the variables takes seconds."""
     log_plain_tracebacks()
 
 

@@ -1,4 +1,4 @@
-"""Invalid input gets a 4xx problem document from every call of the API, never a 500."""
+"""Every call of the APIs answers invalid input with a 4xx problem document, never with a 500."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ NOT_JSON = [
 ]
 NOT_AN_OBJECT = [b"null", b"true", b"1", b"1.5", b'"x"', b"[]", b'[{"amount": 1}]']
 
+# Values that are invalid in every field of CALLS.
 WRONG_ANYWHERE: list[Any] = [
     None,
     True,
@@ -173,7 +174,7 @@ def test_a_duplicate_name_is_found_between_many_values(call: tuple[FlaskClient, 
 
 
 def test_a_pointer_of_many_long_names_is_cut_short(call: tuple[FlaskClient, str]) -> None:
-    """The pointer then names an enclosing value, which keeps it valid and the answer short."""
+    """A pointer that would be too long names an enclosing value, so it is short but valid."""
     client, path = call
     name = "\U0001f600" * NAME_MAX
     body = f'{{"{name}":' * (MAX_DEPTH - 1) + '{"a": 1, "a": 2}' + "}" * (MAX_DEPTH - 1)
@@ -189,7 +190,7 @@ def test_a_pointer_of_many_long_names_is_cut_short(call: tuple[FlaskClient, str]
 def test_a_number_that_is_too_large_is_refused(
     call: tuple[FlaskClient, str], number: bytes
 ) -> None:
-    """This also applies to a field that the API does not use."""
+    """Even a field that the API does not use must not have such a number."""
     client, path = call
     for field in (b"amount", b"x"):
         body = b'{"' + field + b'": ' + number + b"}"
@@ -294,7 +295,7 @@ def test_a_compressed_body_is_refused(call: tuple[FlaskClient, str], coding: str
 
 
 def test_the_largest_order_is_accepted(clients: dict[str, FlaskClient]) -> None:
-    """Each character is escaped. Each character of the description is a surrogate pair."""
+    """All characters are escaped. Each character of the description needs a pair of escapes."""
 
     def escaped(value: str) -> str:
         units = value.encode("utf-16-be")
@@ -344,7 +345,7 @@ def test_a_wrong_value_is_refused_in_every_field(
 def test_an_unknown_field_may_hold_anything(
     clients: dict[str, FlaskClient], name: str, field: str
 ) -> None:
-    """The API validates only the fields that it knows, so the account alone decides the status."""
+    """The API validates only known fields, so the status depends on the account alone."""
     service, path, body = CALLS[name]
     for value in WRONG_ANYWHERE:
         response = post(clients[service], path, body | {f"{field}_": value})

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from sqlalchemy.orm import Session
 
-# The size of the app's connection pool. Further calls wait in a queue.
+# The size of the app's connection pool, so no thread waits for a connection.
 THREADS = 10
 
 
 def call_concurrently(calls: int, call: Callable[[], int]) -> Counter[int]:
-    """Make the calls concurrently and count the answers by status."""
+    """Make the calls in THREADS threads, and count the answers by status."""
     start = Barrier(THREADS)
 
     def wait_and_call(number: int) -> int:
@@ -35,7 +35,7 @@ def call_concurrently(calls: int, call: Callable[[], int]) -> Counter[int]:
         return Counter(pool.map(wait_and_call, range(calls)))
 
 
-def test_50_concurrent_requests_create_one_account(payments: FlaskClient) -> None:
+def test_50_requests_in_10_threads_create_one_account(payments: FlaskClient) -> None:
     app, body = payments.application, {"user_id": str(uuid4())}
 
     def create() -> int:
@@ -44,7 +44,9 @@ def test_50_concurrent_requests_create_one_account(payments: FlaskClient) -> Non
     assert call_concurrently(50, create) == {201: 1, 409: 49}
 
 
-def test_100_concurrent_deposits_add_up(payments: FlaskClient, payments_session: Session) -> None:
+def test_100_deposits_in_10_threads_add_up(
+    payments: FlaskClient, payments_session: Session
+) -> None:
     app, user_id = payments.application, str(uuid4())
     payments.post("/accounts", json={"user_id": user_id})
 
@@ -71,7 +73,7 @@ def test_a_balance_near_its_maximum_accepts_one_of_many_deposits(payments: Flask
     assert call_concurrently(20, deposit) == {200: 1, 409: 19}
 
 
-def test_100_concurrent_orders_are_queued_not_refused(orders: FlaskClient) -> None:
+def test_100_orders_in_10_threads_are_all_accepted(orders: FlaskClient) -> None:
     app, user_id = orders.application, str(uuid4())
 
     def place() -> int:

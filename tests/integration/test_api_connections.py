@@ -1,7 +1,4 @@
-"""Clients that hold many connections, requests or threads of the deployed server.
-
-The server still answers other clients at once.
-"""
+"""The deployed server answers in time while some clients hold many connections or requests."""
 
 from __future__ import annotations
 
@@ -35,10 +32,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 WORKERS = 2
-# Maximum time for an answer while other clients hold resources. An incomplete request may
-# wait longer than this.
+# Maximum time for an answer while other clients hold connections or requests. It is less than the
+# 10 s (READ_S) for which the server waits for the rest of an incomplete request.
 SOON_S = 8.0
-# Less than `graceful_timeout` (20 s), which a stop would take if it waited for its clients.
+# Less than `graceful_timeout` (20 s), which a stop would take if it waited for the clients.
 STOP_MAX_S = 15.0
 
 BODY = json.dumps({"user_id": str(uuid4()), "amount": 5}).encode()
@@ -47,7 +44,7 @@ WITH_LENGTH = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 IN_CHUNKS = (
     HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 )
-# Requests, each with the number of bytes after which the client pauses.
+# Requests, each with the number of bytes that the client sends before it pauses.
 PAUSED = [
     (WITH_LENGTH, 1),
     (WITH_LENGTH, len(HEAD)),
@@ -97,7 +94,7 @@ def status_on(client: socket.socket) -> int:
 
 
 def livez_s(port: int) -> float:
-    """Return how many seconds an answer takes."""
+    """Return how many seconds an answer of /livez takes."""
     began = time.monotonic()
     assert requests.get(f"http://127.0.0.1:{port}/livez", timeout=30).ok
     return time.monotonic() - began
@@ -123,26 +120,26 @@ def many_open_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.parametrize(("request_", "sent"), PAUSED)
+@pytest.mark.parametrize(("request_", "first_bytes"), PAUSED)
 def test_clients_that_pause_in_a_request_hold_no_thread(
-    port: int, request_: bytes, sent: int
+    port: int, request_: bytes, first_bytes: int
 ) -> None:
     """The server keeps what the clients sent, and answers each one after the rest has arrived."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(3 * WORKERS * THREADS)]
         for client in clients:
-            client.sendall(request_[:sent])
+            client.sendall(request_[:first_bytes])
 
         check_livez(port)
         assert place(port).status_code == 202
         for client in clients:
-            client.sendall(request_[sent:])
+            client.sendall(request_[first_bytes:])
 
         assert [status_on(client) for client in clients] == [202] * len(clients)
 
 
 def test_a_request_whose_body_comes_late_is_logged_once(port: int, log: Path) -> None:
-    """Its log has one line, with the request id of the answer."""
+    """The log has exactly one line with the request id of the answer."""
     address = f"/orders/{uuid4()}"
     head = WITH_LENGTH[: -len(BODY)]
     with connect(port) as client:
@@ -154,6 +151,7 @@ def test_a_request_whose_body_comes_late_is_logged_once(port: int, log: Path) ->
         response.read()
         assert response.status == 202
     request_id = response.headers["X-Request-ID"]
+    # When this later request is logged, a wrong second line of the first one would be written, too.
     requests.get(f"http://127.0.0.1:{port}{address}", timeout=30)
     wait_until(
         lambda: all(each in log.read_text() for each in (address, request_id)),
@@ -167,7 +165,7 @@ def test_a_request_whose_body_comes_late_is_logged_once(port: int, log: Path) ->
 
 
 def test_bodies_that_never_end_cost_little_memory(database_url: str, tmp_path: Path) -> None:
-    """The oldest requests are refused. The server still waits for the others."""
+    """The oldest requests are refused. The server still waits for the rest of the newest one."""
     log = tmp_path / "log"
     head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (MAX_BYTES - 100, b" " * (MAX_BYTES - 100))
@@ -233,11 +231,15 @@ def test_a_request_in_progress_keeps_its_connection(small_port: int) -> None:
 
 
 def test_a_worker_that_is_nearly_full_closes_connections_after_an_answer(small_port: int) -> None:
-    """The answer says ``Connection: close`` (RFC 9112, section 9.6), so clients do not reuse it."""
+    """The answer says ``Connection: close``, so clients do not reuse the connection.
+
+    See RFC 9112, section 9.6.
+    """
     url = f"http://127.0.0.1:{small_port}/livez"
     with ExitStack() as stack:
         before = requests.get(url, timeout=30).headers["Connection"]
 
+        # A worker keeps at most this number of connections open after an answer.
         for _ in range(SMALL_CONNECTIONS - THREADS):
             stack.enter_context(connect(small_port))
         check_livez(small_port)
@@ -249,9 +251,11 @@ def test_a_worker_that_is_nearly_full_closes_connections_after_an_answer(small_p
 def test_a_stop_does_not_wait_for_connections_without_a_request(
     database_url: str, tmp_path: Path
 ) -> None:
-    patient = "--keep-alive 60"
+    long_keep_alive = "--keep-alive 60"
     with ExitStack() as stack:
-        with serve("orders", database_url, tmp_path / "log", GUNICORN_CMD_ARGS=patient) as url:
+        with serve(
+            "orders", database_url, tmp_path / "log", GUNICORN_CMD_ARGS=long_keep_alive
+        ) as url:
             silent, kept = (stack.enter_context(connect(port_of(url))) for _ in range(2))
             kept.sendall(WITH_LENGTH)
             assert status_on(kept) == 202
@@ -263,14 +267,14 @@ def test_a_stop_does_not_wait_for_connections_without_a_request(
 
 
 def test_a_busy_worker_answers_its_liveness_probe(port: int, database_url: str) -> None:
-    """Many clients pipeline slow list requests. Other requests are answered meanwhile."""
+    """Many clients pipeline slow list requests. /livez is answered while an order waits."""
     fill(database_url)
-    ask = b"GET /orders?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    request = b"GET /orders?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
     over = threading.Event()
 
     def read_lists() -> None:
         with connect(port) as client:
-            client.sendall(ask * 50)
+            client.sendall(request * 50)
             while not over.is_set() and client.recv(1024 * 1024):
                 pass
 
@@ -294,6 +298,7 @@ def test_a_busy_worker_answers_its_liveness_probe(port: int, database_url: str) 
 
 
 def times_out(port: int) -> bool:
+    """Return whether an order is not answered within a second."""
     try:
         place(port, timeout_s=1)
     except requests.Timeout:
@@ -302,6 +307,7 @@ def times_out(port: int) -> bool:
 
 
 def fill(database_url: str) -> None:
+    """Insert 1,000 orders."""
     engine = create_engine(database_url, poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def test_a_service_conforms_to_its_openapi_description(
     service: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Send a few hundred requests. ``make fuzz`` sends more."""
+    """The test sends a few hundred requests. ``make fuzz`` sends more."""
     database_url = request.getfixturevalue(f"{service}_url")
     log = tmp_path / "api.log"
     with serve(service, database_url, log, LOG_FORMAT="json", LOG_LEVEL="INFO") as url:

@@ -109,12 +109,15 @@ def test_a_call_is_tried_out_in_the_docs(
 
         assert status.startswith("201")
         assert "Account created" in body
+        # The browser sent the example of the docs, whose user is USER.
         balance = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
         assert balance.json() == {"balance": 0}
         assert browser_errors(browser) == []
-        asked = requested_urls(browser)
-        assert f"{url}/openapi.json" in asked
-        assert {each for each in asked if not each.startswith((f"{url}/", *LOCAL_SCHEMES))} == set()
+        requested = requested_urls(browser)
+        assert f"{url}/openapi.json" in requested
+        assert {
+            each for each in requested if not each.startswith((f"{url}/", *LOCAL_SCHEMES))
+        } == set()
 
 
 def test_the_docs_of_orders_show_every_call(

@@ -1,6 +1,6 @@
 """Answers that depend on a request's headers alone do not wait for its body.
 
-The clients announce a body to the deployed server and do not send it.
+Most clients here announce a body to the deployed server and do not send it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def test_clients_that_do_not_send_the_body_hold_no_thread(port: int) -> None:
         for client in clients:
             assert answer_on(client).status == 413
         assert place(port).status_code == 202
-        # It would take 16 s if each lingering connection held a thread.
+        # If each connection held a thread for LINGER_S (2 s), it would take 8 times LINGER_S.
         assert time.monotonic() - began < 8 * LINGER_S / 2
 
 
@@ -140,7 +140,7 @@ def test_a_client_that_keeps_sending_fast_is_disconnected_soon(port: int) -> Non
 
 
 def test_a_client_that_waits_for_100_continue_gets_it(port: int) -> None:
-    """The server sends it once for each request."""
+    """The server sends `100 Continue` once for each request."""
     with connect(port) as client:
         length = b"Content-Length: %d\r\n" % len(BODY)
         for _ in range(2):
@@ -153,7 +153,7 @@ def test_a_client_that_waits_for_100_continue_gets_it(port: int) -> None:
             assert response.read()
 
 
-def test_a_client_that_does_not_wait_gets_no_100_continue(port: int) -> None:
+def test_a_client_that_sends_the_body_at_once_gets_no_100_continue(port: int) -> None:
     with connect(port) as client:
         length = b"Content-Length: %d\r\n" % len(BODY)
 
@@ -163,7 +163,7 @@ def test_a_client_that_does_not_wait_gets_no_100_continue(port: int) -> None:
 
 
 def test_a_small_unread_body_does_not_end_the_connection(port: int) -> None:
-    """This is true for a body that arrives together with the headers."""
+    """The body arrives together with the headers, so the server need not wait for it."""
     with connect(port) as client:
         length = b"Content-Length: %d\r\n" % len(BODY)
         for _ in range(2):
@@ -180,8 +180,10 @@ def place(port: int) -> requests.Response:
 
 
 @pytest.mark.parametrize(("size", "status"), [(1, 413), (100, 400)])
-def test_a_body_in_many_tiny_chunks_is_too_large(port: int, size: int, status: int) -> None:
-    """The cost of many tiny chunks exceeds the limit. Larger chunks pass, and then fail as JSON."""
+def test_the_framing_of_chunks_counts_towards_the_size_limit(
+    port: int, size: int, status: int
+) -> None:
+    """100 kB are too large in chunks of one byte. In larger chunks, they are only invalid JSON."""
     chunk = b"%x\r\n%b\r\n" % (size, b" " * size)
     body = chunk * (100_000 // size) + b"0\r\n\r\n"
 

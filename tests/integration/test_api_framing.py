@@ -1,7 +1,8 @@
 """The deployed server refuses requests that violate HTTP/1.1 (RFC 9112), rule by rule.
 
-An order follows each of them on the same connection. The server must not execute this order,
-because it cannot know where the next request starts.
+After a refused request, the server cannot know where the next request starts. So the tests send a
+valid order after it on the same connection, and the server must not execute this order. Only an
+incomplete request has nothing after it: the client ends the connection there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ HOST = b"Host: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
 HEAD = LINE + HOST + JSON
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
+SIZE = b"%x" % len(BODY)  # of the one chunk
+CHUNK = SIZE + b"\r\n" + BODY + b"\r\n"
 ORDER = HEAD + b"Content-Length: " + LENGTH + b"\r\n\r\n" + BODY
 
 
@@ -66,7 +68,7 @@ MESSAGE = {
     "bare CR in the first line": with_line(b"POST /orders HTTP/1.1\r"),
     "bare CR in a header": with_header(b"X-A: a\rX-B: b"),
     "white space before the first header": LINE + b" X-A: a\r\n" + ORDER.removeprefix(LINE),
-    "two empty lines before the first": b"\r\n\r\n" + ORDER,
+    "two empty lines before the first line": b"\r\n\r\n" + ORDER,
 }
 # Section 3: the request line.
 LINES = {
@@ -90,17 +92,19 @@ LINES = {
     "CONNECT with a path": with_line(b"CONNECT /orders HTTP/1.1"),
     "an asterisk": with_line(b"POST * HTTP/1.1"),
     "a version in small letters": with_line(b"POST /orders http/1.1"),
-    "a version of two digits": with_line(b"POST /orders HTTP/1.10"),
-    "a version without minor": with_line(b"POST /orders HTTP/1"),
+    "a minor version of two digits": with_line(b"POST /orders HTTP/1.10"),
+    "a version without a minor version": with_line(b"POST /orders HTTP/1"),
 }
 # Section 3.2: Host.
 HOSTS = {
     "no host": ORDER.replace(HOST, b""),
     "an empty host": ORDER.replace(HOST, b"Host:\r\n"),
     "a blank host": ORDER.replace(HOST, b"Host:  \r\n"),
-    "two hosts": ORDER.replace(HOST, HOST + b"Host: y\r\n"),
-    "a host twice": ORDER.replace(HOST, HOST + HOST),
-    "no host beside a URI": with_line(b"POST http://localhost/orders HTTP/1.1").replace(HOST, b""),
+    "two different hosts": ORDER.replace(HOST, HOST + b"Host: y\r\n"),
+    "the same host twice": ORDER.replace(HOST, HOST + HOST),
+    "a URI without the header Host": with_line(b"POST http://localhost/orders HTTP/1.1").replace(
+        HOST, b""
+    ),
 }
 # Section 5: headers.
 HEADERS = {
@@ -118,25 +122,32 @@ HEADERS = {
 }
 # Section 6: the length of the body.
 LENGTHS = {
-    "two lengths": with_length(b"Content-Length: 5\r\nContent-Length: " + LENGTH),
-    "a length twice": with_length(b"Content-Length: %s\r\nContent-Length: %s" % (LENGTH, LENGTH)),
-    "a list of lengths": with_length(b"Content-Length: %s, %s" % (LENGTH, LENGTH)),
-    "a list of other lengths": with_length(b"Content-Length: 5, " + LENGTH),
+    "two different lengths": with_length(b"Content-Length: 5\r\nContent-Length: " + LENGTH),
+    "the same length twice": with_length(
+        b"Content-Length: %s\r\nContent-Length: %s" % (LENGTH, LENGTH)
+    ),
+    "a list of equal lengths": with_length(b"Content-Length: %s, %s" % (LENGTH, LENGTH)),
+    "a list of different lengths": with_length(b"Content-Length: 5, " + LENGTH),
     "a length with a sign": with_length(b"Content-Length: +" + LENGTH),
     "a negative length": with_length(b"Content-Length: -1"),
-    "a hexadecimal length": with_length(b"Content-Length: 0x4e"),
-    "a length with an underscore": with_length(b"Content-Length: 7_8"),
-    "a length with a fraction": with_length(b"Content-Length: 78.0"),
+    "a hexadecimal length": with_length(b"Content-Length: 0x%x" % len(BODY)),
+    "a length with an underscore": with_length(b"Content-Length: 0_" + LENGTH),
+    "a length with a fraction": with_length(b"Content-Length: " + LENGTH + b".0"),
     "an empty length": with_length(b"Content-Length:"),
-    "a length in other digits": with_length(b"Content-Length: \xb2"),
+    "a superscript digit": with_length(b"Content-Length: \xb2"),
     "a length of 5,000 digits": with_length(b"Content-Length: " + b"9" * 5000),
-    "a length and chunks": with_coding(b"chunked", b"Content-Length: " + LENGTH + b"\r\n"),
-    "chunks and a length": CHUNKED.replace(b"Transfer", b"Content-Length: 5\r\nTransfer") + CHUNK,
+    "Transfer-Encoding before Content-Length": with_coding(
+        b"chunked", b"Content-Length: " + LENGTH + b"\r\n"
+    ),
+    "Content-Length before Transfer-Encoding": CHUNKED.replace(
+        b"Transfer", b"Content-Length: 5\r\nTransfer"
+    )
+    + CHUNK,
     "chunked twice": with_coding(b"chunked, chunked"),
     "chunked in two headers": with_coding(b"chunked", b"Transfer-Encoding: chunked\r\n"),
     "chunked before another coding": with_coding(b"chunked, gzip"),
     "gzip alone": with_coding(b"gzip"),
-    "identity": with_coding(b"identity"),
+    "identity alone": with_coding(b"identity"),
     "chunks with HTTP/1.0": with_coding(b"chunked").replace(b"HTTP/1.1", b"HTTP/1.0"),
 }
 # Section 7.1: chunks.
@@ -146,14 +157,14 @@ CHUNKS = {
     "a negative size": CHUNKED + b"-1\r\n",
     "a size with a sign": CHUNKED + b"+" + CHUNK,
     "a size with 0x": CHUNKED + b"0x" + CHUNK,
-    "a size with an underscore": CHUNKED + b"4_e\r\n" + BODY + b"\r\n",
+    "a size with an underscore": CHUNKED + b"0_" + CHUNK,
     "white space before a size": CHUNKED + b" " + CHUNK,
-    "white space after a size": CHUNKED + b"4e \r\n" + BODY + b"\r\n",
+    "white space after a size": CHUNKED + SIZE + b" \r\n" + BODY + b"\r\n",
     "bare LF after a size": CHUNKED + CHUNK.replace(b"\r\n", b"\n", 1) + b"0\r\n\r\n",
-    "bare CR in an extension": CHUNKED + b"4e;a\rb\r\n" + BODY + b"\r\n",
-    "a malformed extension": CHUNKED + b"4e;=\r\n" + BODY + b"\r\n",
-    "an extension of 10 kB": CHUNKED + b"4e;a=" + b"b" * 10_000,
-    "no line break after a chunk": CHUNKED + b"%x\r\n%s" % (len(BODY), BODY) + b"0\r\n\r\n",
+    "bare CR in an extension": CHUNKED + SIZE + b";a\rb\r\n" + BODY + b"\r\n",
+    "a malformed extension": CHUNKED + SIZE + b";=\r\n" + BODY + b"\r\n",
+    "an extension of 10 kB": CHUNKED + SIZE + b";a=" + b"b" * 10_000,
+    "no line break after a chunk": CHUNKED + SIZE + b"\r\n" + BODY + b"0\r\n\r\n",
     "a chunk longer than its size": CHUNKED + b"5\r\n" + BODY + b"\r\n0\r\n\r\n",
     "bare LF after a chunk": CHUNKED + CHUNK[:-2] + b"\n0\r\n\r\n",
     "a trailer that is not a header": CHUNKED + CHUNK + b"0\r\nX\r\n\r\n",
@@ -163,10 +174,10 @@ CHUNKS = {
 }
 BAD_REQUESTS = MESSAGE | LINES | HOSTS | HEADERS | LENGTHS | CHUNKS
 
-# Section 6.1 and RFC 9110, sections 2.5 and 10.1.1: well-formed requests that the server does
-# not support.
+# RFC 9112, section 6.1, and RFC 9110, sections 2.5 and 10.1.1: well-formed requests that the server
+# does not support, each with the expected status.
 UNSUPPORTED = {
-    "another coding": (with_coding(b"br, chunked"), 501),
+    "an unknown coding": (with_coding(b"br, chunked"), 501),
     "gzip within chunks": (with_coding(b"gzip, chunked"), 501),
     "identity within chunks": (with_coding(b"identity, chunked"), 501),
     "a coding with a parameter": (with_coding(b"chunked;a=b"), 501),
@@ -174,12 +185,13 @@ UNSUPPORTED = {
     "HTTP/0.9": (with_line(b"POST /orders HTTP/0.9"), 505),
     "HTTP/9.9": (with_line(b"POST /orders HTTP/9.9"), 505),
     "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    "another expectation": (with_header(b"Expect: much"), 417),
-    "65 kB of headers": (LINE + HOST + (b"X-A: " + b"a" * 8000 + b"\r\n") * 9, 431),
-    "two expectations": (with_header(b"Expect: 100-continue, much"), 417),
+    "an unknown expectation": (with_header(b"Expect: much"), 417),
+    "72 kB of headers": (LINE + HOST + (b"X-A: " + b"a" * 8000 + b"\r\n") * 9, 431),
+    "a known and an unknown expectation": (with_header(b"Expect: 100-continue, much"), 417),
 }
 
-# Section 8: incomplete messages. The part of the body that arrives is complete JSON.
+# Section 8: incomplete messages. If a part of the body arrives, this part is complete JSON, so only
+# the framing shows that more is missing.
 INCOMPLETE = {
     "in the first line": b"POST /ord",
     "in the headers": HEAD,
@@ -198,7 +210,7 @@ INCOMPLETE = {
 
 # Rare forms that are allowed.
 ALLOWED = {
-    "an empty line before the first": b"\r\n" + ORDER,
+    "an empty line before the first line": b"\r\n" + ORDER,
     "a URI": with_line(b"POST http://localhost/orders HTTP/1.1"),
     "a URI in capital letters": with_line(b"POST HTTP://LOCALHOST/orders HTTP/1.1"),
     "HTTP/1.0 without host": ORDER.replace(b"HTTP/1.1", b"HTTP/1.0").replace(HOST, b""),
@@ -212,7 +224,9 @@ ALLOWED = {
     "white space around a length": with_length(b"Content-Length: \t " + LENGTH + b" \t"),
     "a value that is not ASCII": with_header(b"X-A: \xe9"),
     "an empty value": with_header(b"X-A:"),
-    "an expectation with HTTP/1.0": with_header(b"Expect: 100-continue").replace(b"/1.1", b"/1.0"),
+    "an expectation with HTTP/1.0, which is ignored": with_header(b"Expect: 100-continue").replace(
+        b"/1.1", b"/1.0"
+    ),
 }
 
 
@@ -252,7 +266,7 @@ class Orders:
 
 
 class _Received:
-    """Received bytes, in the place of the socket that `HTTPResponse` expects."""
+    """Stand in for the socket that `HTTPResponse` reads, and return these bytes."""
 
     def __init__(self, received: bytes) -> None:
         self._file = io.BytesIO(received)
@@ -267,7 +281,7 @@ def exchange(port: int, sent: bytes, *, ends: bool = False) -> bytes:
     Args:
         port: The server's port.
         sent: The bytes to send.
-        ends: Whether the client then ends its side of the connection.
+        ends: Whether the client ends its side of the connection after these bytes.
     """
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
@@ -280,6 +294,7 @@ def exchange(port: int, sent: bytes, *, ends: bool = False) -> bytes:
 
 
 def only_response(received: bytes) -> HTTPResponse:
+    """Return the response in these bytes, after checking that no second one follows."""
     response = HTTPResponse(_Received(received))  # type: ignore[arg-type]  # HTTPResponse uses only makefile()
     response.begin()
     body = received.partition(b"\r\n\r\n")[2]
@@ -288,7 +303,7 @@ def only_response(received: bytes) -> HTTPResponse:
 
 
 def check_refused(received: bytes, status: int) -> dict[str, object]:
-    """Check that there is one answer, a problem document, which closes the connection."""
+    """Check that the only answer is a problem document with `Connection: close`."""
     response = only_response(received)
     assert response.status == status, received
     assert response.headers["Content-Type"] == MEDIA_TYPE
@@ -354,10 +369,13 @@ def test_a_connection_that_ends_without_a_request_is_not_answered(port: int) -> 
 
 
 def test_pipelined_requests_are_answered_in_order(port: int, orders: Orders) -> None:
-    """See RFC 9112, section 9.3.2. The last request asks to close the connection."""
-    last = with_header(b"Connection: keep-alive, Close")
+    """The third order asks to close the connection, so a fourth one is not executed.
 
-    received = exchange(port, ORDER + ORDER + last + ORDER)
+    See RFC 9112, section 9.3.2.
+    """
+    third = with_header(b"Connection: keep-alive, Close")
+
+    received = exchange(port, ORDER + ORDER + third + ORDER)
 
     assert received.count(b"HTTP/1.1 202 ") == 3
     assert received.count(b"\r\nConnection: close\r\n") == 1
@@ -385,7 +403,7 @@ def test_connection_close_is_honoured_in_every_form(
 
 def test_the_host_of_the_request_target_overrides_the_header(port: int) -> None:
     """See RFC 9112, section 3.2.2."""
-    for _ in range(2):
+    for _ in range(2):  # so that the first page, of one order, has a link to a second page
         exchange(port, ORDER, ends=True)
 
     received = exchange(

@@ -1,6 +1,7 @@
 """Bodies that are expensive to parse cost the deployed server little memory and time.
 
-Each body is about as large as the limit allows. There are more connections than threads.
+Most bodies are nearly as large as the limit allows. There are as many clients as threads, and one
+more client that requests /livez all the time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 WORKERS = 2
 CLIENTS = WORKERS * THREADS
 MEMORY_MAX_KB = 200 * 1024
-# About one second on an idle machine. Other tests may run at the same time.
+# The slowest answer takes about one second on an idle machine. But other tests may run as well.
 LIVEZ_MAX_S = 5.0
 
 JSON = {"Content-Type": "application/json"}
@@ -52,7 +53,7 @@ def names(value: bytes, *, distinct: int) -> bytes:
 
 
 def nested(value: bytes) -> bytes:
-    """Return a value inside 25 objects. Escaping in a JSON Pointer lengthens their long names."""
+    """Return a value inside 25 objects, whose names are three times as long in a JSON Pointer."""
     return (b'{"' + EMOJI * 100 + b'":') * 25 + value + b"}" * 25
 
 

@@ -26,7 +26,7 @@ LIST = "/orders?limit=1"
 
 
 class Answer(NamedTuple):
-    """The status, the address in the Link header, and the JSON document of a response."""
+    """The status, the address in the Link header without its query, and the JSON document."""
 
     status: int
     link: str | None
@@ -139,12 +139,13 @@ def test_a_link_does_not_take_a_host_from_the_path(port: int, target: str) -> No
 
 
 def host_warning_levels(log: Path) -> list[str]:
+    """Return the level of each log line that warns of accepting any host."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [line["level"] for line in lines if line["event"] == "web.any_host_allowed"]
 
 
 def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) -> None:
-    """The page runs in a browser on this machine. It uses DNS rebinding, or another origin."""
+    """The page runs in a browser on this machine. It uses DNS rebinding, or has another origin."""
     log = tmp_path / "api.log"
     deposit = f"POST /accounts/{USER}/deposit HTTP/1.1"
     json_type = b"Content-Type: application/json"
@@ -162,7 +163,8 @@ def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) ->
             json_type,
             body=body,
         )
-        # Another origin may send these without a preflight (the Fetch standard, section 2.2.2).
+        # A page of another origin may send these media types without a preflight (the Fetch
+        # standard, section 2.2.2).
         without_preflight = [
             send(
                 port,
@@ -182,7 +184,7 @@ def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) ->
                 b"",
             )
         ]
-        # The browser sends a preflight before other requests.
+        # Before it sends other requests of that page, the browser sends a preflight.
         preflight = requests.options(
             f"{url}/accounts/{USER}/deposit",
             headers={
@@ -193,6 +195,7 @@ def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) ->
             timeout=10,
         )
         balance = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10).json()
+        # Probes may name any host.
         probe = requests.get(f"{url}/readyz", headers={"Host": "10.1.2.3"}, timeout=10)
 
     assert rebound.status == 421
@@ -210,7 +213,7 @@ def test_a_hostile_web_page_cannot_deposit(payments_url: str, tmp_path: Path) ->
     ("variables", "warnings"),
     [({}, ["warning"]), ({"ALLOWED_HOSTS": "pay.example"}, []), ({"ALLOWED_HOSTS": "*"}, [])],
 )
-def test_an_api_on_the_network_warns_once_when_it_accepts_any_host(
+def test_an_api_on_the_network_warns_once_if_it_accepts_any_host_by_default(
     orders_url: str, tmp_path: Path, variables: dict[str, str], warnings: list[str]
 ) -> None:
     log = tmp_path / "api.log"

@@ -25,7 +25,7 @@ USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log. Each line must be JSON, also those of gunicorn itself."""
+    """Return the lines of a log. Each line must be JSON, even a line of gunicorn itself."""
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -39,16 +39,16 @@ def test_each_request_has_one_log_line(payments_url: str, tmp_path: Path) -> Non
         headers = {"X-Request-ID": "r-1"}
         body = {"user_id": USER}
         requests.post(f"{url}/accounts", json=body, headers=headers, timeout=10)
-        given = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
+        balance = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
         requests.get(f"{url}/nothing", timeout=10)
         requests.delete(f"{url}/accounts", timeout=10)
-    # Several threads write lines after they sent the answers, so the order varies.
+    # Threads write their lines after they sent the answers, so the order varies.
     logged = {(line["method"], line["path"]): line for line in requests_in(log)}
     assert len(logged) == 4
-    placed = logged["POST", "/accounts"]
-    assert 0 < placed.pop("ms") < 10_000
-    assert placed.pop("at").endswith("Z")
-    assert placed == {
+    created = logged["POST", "/accounts"]
+    assert 0 < created.pop("ms") < 10_000
+    assert created.pop("at").endswith("Z")
+    assert created == {
         "event": "web.request",
         "level": "info",
         "method": "POST",
@@ -56,8 +56,8 @@ def test_each_request_has_one_log_line(payments_url: str, tmp_path: Path) -> Non
         "status": 201,
         "request_id": "r-1",
     }
-    asked = logged["GET", "/accounts/balance"]  # without the query
-    assert asked["request_id"] == given.headers["X-Request-ID"]
+    balance_line = logged["GET", "/accounts/balance"]  # the path is logged without the query
+    assert balance_line["request_id"] == balance.headers["X-Request-ID"]
     assert logged["GET", "/nothing"]["status"] == 404
     assert logged["DELETE", "/accounts"]["status"] == 405
     events = {line["event"].split(":")[0] for line in lines(log)}
@@ -72,14 +72,14 @@ def test_probes_are_logged_at_debug_only(payments_url: str, tmp_path: Path) -> N
         with serve("payments", payments_url, log, LOG_LEVEL=level) as url:
             requests.get(f"{url}/readyz", timeout=10)
         seen[level] = {line["path"] for line in requests_in(log)}
-    assert seen == {"INFO": set(), "DEBUG": {"/livez", "/readyz"}}
+    assert seen == {"INFO": set(), "DEBUG": {"/livez", "/readyz"}}  # `serve` requests /livez
 
 
 def test_no_password_and_no_body_is_ever_logged(tmp_path: Path) -> None:
-    """The log level is DEBUG, and every request fails."""
+    """The log level is DEBUG, and the requests fail."""
     log = tmp_path / "api.log"
-    away = f"postgresql+psycopg2://settle:{SECRET}@127.0.0.1:{free_port()}/orders"
-    with serve("orders", away, log, LOG_LEVEL="DEBUG") as url:
+    unreachable = f"postgresql+psycopg2://settle:{SECRET}@127.0.0.1:{free_port()}/orders"
+    with serve("orders", unreachable, log, LOG_LEVEL="DEBUG") as url:
         requests.get(f"{url}/readyz", timeout=10)
         body = {"user_id": USER, "amount": 7, "description": "lunch with Eve"}
         assert requests.post(f"{url}/orders", json=body, timeout=10).status_code == 503
@@ -92,7 +92,7 @@ def test_no_password_and_no_body_is_ever_logged(tmp_path: Path) -> None:
     assert USER not in written
 
 
-def test_a_defect_is_logged_with_its_request_but_not_its_values(
+def test_a_defect_is_logged_with_the_request_id_but_without_values(
     payments_url: str, payments_session: Any, tmp_path: Path
 ) -> None:
     log = tmp_path / "api.log"
@@ -146,7 +146,7 @@ def test_a_client_cannot_flood_the_log_with_long_values(payments_url: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("environ", "sentence"),
+    ("environ", "variable"),
     [
         ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
@@ -156,8 +156,8 @@ def test_a_client_cannot_flood_the_log_with_long_values(payments_url: str, tmp_p
         ({"ORDERS_DATABASE_URL": f"settle:{SECRET}@h/x"}, "ORDERS_DATABASE_URL"),
     ],
 )
-def test_an_invalid_setting_ends_the_start_with_one_sentence(
-    environ: dict[str, str], sentence: str, tmp_path: Path
+def test_an_invalid_setting_ends_the_start_with_an_error_that_names_it(
+    environ: dict[str, str], variable: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "api.log"
     url = "postgresql+psycopg2://h/orders"
@@ -165,6 +165,6 @@ def test_an_invalid_setting_ends_the_start_with_one_sentence(
     wait_until(lambda: server.poll() is not None, timeout_s=30, what="gunicorn to give up")
     assert server.returncode != 0
     written = log.read_text()
-    assert sentence in written
+    assert variable in written
     assert "Traceback" not in written
     assert SECRET not in written

@@ -274,7 +274,7 @@ def test_a_list_is_filtered_by_time(orders: FlaskClient) -> None:
     assert ids(orders, created_from=fourth, created_before=second) == []
     in_moscow = datetime.fromisoformat(fourth).astimezone(timezone(timedelta(hours=3)))
     assert ids(orders, created_from=in_moscow.isoformat()) == [placed[4], placed[3]]
-    # This is 1 ns later than the fourth order, which is stored in microseconds.
+    # 1 ns later than the fourth order, whose time is stored in microseconds.
     assert ids(orders, created_from=fourth.replace("Z", "001z")) == [placed[4]]
     assert ids(orders, status="failed", created_from=second) == []
 
@@ -284,7 +284,7 @@ def test_a_list_is_filtered_by_time(orders: FlaskClient) -> None:
 def test_the_earliest_and_latest_times_are_valid_filters(
     orders: FlaskClient, first: str, last: str
 ) -> None:
-    """Some of them are outside the years 1 to 9999 in UTC, which Python cannot represent."""
+    """In UTC, some of these times are outside the years 1 to 9999, the range of Python."""
     placed = id_of(place(orders))
     assert ids(orders, created_from=first, created_before=last) == [placed]
     assert ids(orders, created_before=first) == []
@@ -325,7 +325,7 @@ def test_a_cursor_is_refused_with_other_filters(orders: FlaskClient) -> None:
 def test_a_list_of_a_rare_status_reads_only_its_orders(
     orders_session: Session, status: str, *, of_user: bool
 ) -> None:
-    """The only failed order and the only open order are the oldest of 50,000."""
+    """Of 50,000 orders, only the oldest is `created`, and only the second oldest is `failed`."""
     orders_session.execute(
         text(
             """

@@ -1,4 +1,4 @@
-"""The answers of an API in gunicorn while its database is down, locked, or just back."""
+"""The answers of an API while its database is down, frozen, locked, or refuses statements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-# Below the time-outs of usual clients. The longest wait in the API is a statement's, 5 s.
+# Below the time-outs of usual clients, and above the limits of the API (shared/web/app.py): 5 s for
+# a statement, and 8 s for a transaction on a frozen server.
 TIMEOUT_S = 15
 UNAVAILABLE = "web.database_unavailable"
 LOCK_NOT_AVAILABLE = "55P03"
@@ -47,7 +48,7 @@ def payments_api(payments_url: str, tmp_path: Path) -> Iterator[str]:
 
 
 def refused(response: requests.Response) -> bool:
-    """Return whether the answer is a 503. Check its problem document and Retry-After."""
+    """Return whether the answer is a 503. If so, check its problem document and Retry-After."""
     if response.status_code != 503:
         return False
     assert response.headers["Content-Type"] == MEDIA_TYPE
@@ -70,7 +71,7 @@ def test_a_request_behind_a_lock_whose_holder_is_frozen_ends(
 
     assert refused(response)
     assert "in time" in response.json()["detail"]
-    # The lock's time-out ended the wait, before those of the statement and the transaction.
+    # lock_timeout (2 s) ended the wait, before the time-outs of the statement and the transaction.
     log = (tmp_path / "payments-api.log").read_text().splitlines()
     refusals = [each for each in map(json.loads, log) if each["event"] == UNAVAILABLE]
     assert [each["sqlstate"] for each in refusals] == [LOCK_NOT_AVAILABLE]
@@ -81,7 +82,7 @@ def test_a_request_behind_a_lock_whose_holder_is_frozen_ends(
 
 
 def test_a_request_behind_a_locked_table_ends(payments_api: str, payments_url: str) -> None:
-    """A migration that hangs can hold such a lock. Readers wait for it as well."""
+    """A migration that hangs can hold such a lock. Even reads wait for it."""
     with create_engine(payments_url, poolclass=NullPool).connect() as holder:
         holder.execute(text("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE"))
         url = f"{payments_api}/accounts/balance?user_id={uuid4()}"
@@ -101,7 +102,7 @@ def test_a_database_restart_between_requests_fails_no_request(
             return requests.post(f"{api}/orders", json=body, timeout=TIMEOUT_S)
 
         for stop in (own_postgres.stop, own_postgres.kill):
-            assert {place().status_code for _ in range(40)} == {202}
+            assert {place().status_code for _ in range(40)} == {202}  # from both workers
             stop()
             own_postgres.start()
             assert {place().status_code for _ in range(40)} == {202}
@@ -143,7 +144,7 @@ def test_an_api_without_a_broker_is_ready_and_accepts_orders(
 def test_requests_end_while_the_database_is_frozen(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    """Requests end, although the server's time-outs do not run and it answers keep-alives."""
+    """The time-outs of a frozen server do not run, but its kernel answers TCP keep-alives."""
     url = own_postgres.create_database("payments")
     upgrade("payments", url)
     with (
@@ -160,7 +161,7 @@ def test_requests_end_while_the_database_is_frozen(
 
         assert {answer.status_code for answer in open_accounts(40)} == {201}  # fill the pools
         with frozen(own_postgres):
-            # There are more requests than threads. Queued requests must not wait one after another.
+            # There are more requests than threads. The queued ones must not wait one after another.
             answers = open_accounts(40)
             assert all(refused(answer) for answer in answers)
             assert {answer.json()["type"] for answer in answers} == {
@@ -249,7 +250,15 @@ def test_a_temporary_refusal_is_answered_with_retry_after_and_the_reason(
     assert logged == [sqlstate]
 
 
-@pytest.mark.parametrize("sqlstate", ["P0001", "22012", "42703", "23514"])
+@pytest.mark.parametrize(
+    "sqlstate",
+    [
+        "P0001",  # raise_exception
+        "22012",  # division_by_zero
+        "42703",  # undefined_column
+        "23514",  # check_violation
+    ],
+)
 def test_a_defect_is_not_reported_as_an_outage(
     payments_url: str, postgres: PostgresServer, sqlstate: str
 ) -> None:
@@ -263,7 +272,7 @@ def test_a_defect_is_not_reported_as_an_outage(
 def test_a_read_only_database_is_answered_with_retry_after(
     payments_url: str, postgres: PostgresServer
 ) -> None:
-    """An operator or a standby made the database read-only. Reads continue."""
+    """An operator made the database read-only, or it is a standby. Reads still work."""
     name = name_of(payments_url)
     postgres.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
 
@@ -302,6 +311,7 @@ def test_a_duplicate_key_from_a_sequence_is_answered_with_retry_after(
         client.post("/accounts", json={"user_id": user})
         for _ in range(2):
             client.post(f"/accounts/{user}/deposit", json={"amount": 1})
+        # The next id, 2, is taken. The id after it, 3, is free.
         postgres.execute("ALTER SEQUENCE transfers_id_seq RESTART WITH 2", database=name)
 
         answers = [client.post(f"/accounts/{user}/deposit", json={"amount": 1}) for _ in range(2)]
@@ -362,6 +372,6 @@ def test_a_service_is_not_ready_before_its_migrations_have_run(
 @pytest.mark.parametrize("service", ["payments", "orders"])
 def test_a_service_starts_without_its_database(service: str, tmp_path: Path) -> None:
     """Services and databases may start in any order. The API does not need a broker."""
-    away = f"postgresql+psycopg2://settle@127.0.0.1:{free_port()}/{service}"
-    with serve(service, away, tmp_path / "api.log") as api:
+    unreachable = f"postgresql+psycopg2://settle@127.0.0.1:{free_port()}/{service}"
+    with serve(service, unreachable, tmp_path / "api.log") as api:
         assert refused(requests.get(f"{api}/readyz", timeout=TIMEOUT_S))

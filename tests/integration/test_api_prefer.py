@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from werkzeug.test import TestResponse
 
-# A wait that nothing wakes takes WAIT_S. A wait that is woken must end well before that.
+# A wait that nothing wakes takes WAIT_S, the longest wait that the API allows. A wait that is woken
+# must end within SOON_S.
 WAIT_S = 30
 SOON_S = 15
 
@@ -57,9 +58,9 @@ def settle(orders_url: str, order_id: str, *, status: str = "success", notify: b
 
 @pytest.fixture
 def wait(orders: FlaskClient) -> Iterator[Callable[[str], Future[tuple[TestResponse, float]]]]:
-    """Return a function that waits for an order in a thread.
+    """Return a function that starts a request with `Prefer: wait` in a thread.
 
-    Its future returns the answer and the seconds that it took.
+    The function returns a future of the answer and of the seconds until the answer.
     """
 
     def ask(path: str) -> tuple[TestResponse, float]:
@@ -75,7 +76,7 @@ def wait(orders: FlaskClient) -> Iterator[Callable[[str], Future[tuple[TestRespo
 
 
 @pytest.mark.parametrize("prefer", [None, "return=minimal", "respond-async, x=y", "wait=5 5"])
-def test_the_answer_is_the_usual_one_without_a_known_preference(
+def test_only_return_representation_and_a_valid_wait_change_the_answer(
     orders: FlaskClient, prefer: str | None
 ) -> None:
     response = place(orders, prefer)
@@ -113,7 +114,7 @@ def test_a_final_or_unknown_order_is_answered_without_a_wait(
     order_id = id_of(place(orders))
     settle(orders_url, order_id)
     began = time.monotonic()
-    found = orders.get(f"/order/{order_id}", headers={"Prefer": "wait=3600"})
+    found = orders.get(f"/order/{order_id}", headers={"Prefer": "wait=3600"})  # lowered to WAIT_S
     assert (found.get_json()["status"], applied(found)) == ("success", f"wait={WAIT_S}")
     problem_of(orders.get(f"/order/{uuid4()}", headers={"Prefer": "wait=30"}), 404)
     problem_of(orders.get(f"/orders/{uuid4()}", headers={"Prefer": "wait=30"}), 404)
@@ -123,7 +124,7 @@ def test_a_final_or_unknown_order_is_answered_without_a_wait(
 def test_a_new_order_is_answered_when_it_is_settled(
     orders: FlaskClient, orders_url: str, orders_session: Session
 ) -> None:
-    """The wait begins after the commit, because others can settle the order only then."""
+    """The wait begins after the commit: before it, no other process can settle the order."""
 
     def settle_it() -> None:
         query = text("SELECT id FROM orders")
@@ -200,7 +201,7 @@ def test_an_order_is_accepted_even_if_it_cannot_be_read_afterwards(
 
 
 def find_nothing(*_: object) -> tuple[()]:
-    """Replace the poll, which then finds no final order."""
+    """Replace the query of the poll, so that it finds no final order."""
     return ()
 
 
@@ -210,11 +211,11 @@ def test_a_notification_ends_the_wait(
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Polls find nothing here. A notification wakes only the waiters of its order."""
+    """Polls find nothing here. The notification of an order wakes only the waits for this order."""
     other = place(orders).headers["Location"]
-    before = wait(other)
+    wait_for_other = wait(other)
     settle(orders_url, other.removeprefix("/order/"))
-    before.result()  # the listener is connected now
+    wait_for_other.result()  # the listener is connected now
     monkeypatch.setattr(prefer_wait, "find_final", find_nothing)
     waiters = orders.application.extensions["settle-waiters"]
     first, second = (place(orders).headers["Location"] for _ in range(2))
@@ -246,9 +247,9 @@ def test_an_order_settled_right_after_the_status_was_read_is_not_missed(
     """The order is settled, with a notification, just after the waiter read its status."""
     if listening:
         other = place(orders).headers["Location"]
-        before = wait(other)
+        wait_for_other = wait(other)
         settle(orders_url, other.removeprefix("/order/"))
-        before.result()
+        wait_for_other.result()  # the listener is connected now
         monkeypatch.setattr(prefer_wait, "find_final", find_nothing)
     path = place(orders).headers["Location"]
     read_status, was_read = use_cases.read_status, threading.Event()
@@ -297,7 +298,7 @@ def test_a_poll_ends_the_wait_without_a_notification(
     orders_url: str,
     wait: Callable[[str], Future[tuple[TestResponse, float]]],
 ) -> None:
-    """A consumer that dies between its commit and its notification causes this."""
+    """This happens if a consumer dies between its commit and its notification."""
     path = place(orders).headers["Location"]
     waiting = wait(path)
     waiters = orders.application.extensions["settle-waiters"]

@@ -48,7 +48,7 @@ def test_a_client_that_sends_10_mb_receives_the_answer(
 ) -> None:
     """The server reads the rest of the body, so the connection is not reset.
 
-    Unlike the library requests, `http.client` reads no answer after it failed to send.
+    `http.client` shows this: if it cannot send the whole body, it reads no answer.
     """
     client = HTTPConnection("127.0.0.1", port, timeout=30)
     with closing(client):
@@ -111,7 +111,7 @@ def test_malformed_http_gets_a_problem_document(port: int, sent: bytes) -> None:
         document = json.load(response)
     assert 400 <= response.status < 500
     documented = description("orders")["paths"]["/orders"]["get"]["responses"]
-    # These two are documented once for all calls.
+    # 404 and 417 are documented once for all calls.
     assert str(response.status) in {*documented, "404", "417"}
     assert response.headers["Content-Type"] == MEDIA_TYPE
     assert response.headers["X-Content-Type-Options"] == "nosniff"

@@ -34,13 +34,14 @@ pytestmark = pytest.mark.slow
 
 WORKERS = 2
 CLIENTS = 2 * WORKERS * THREADS
-# Maximum time until all clients have an answer. They do not close their connections. gunicorn
-# by itself would wait 2 s for each of them, one after another: 32 to 64 s.
+# Maximum time until all clients have an answer. They do not close their connections. An unchanged
+# gunicorn worker would wait 2 s for each of its clients, one after another: 32 s if each of the two
+# workers has half of the clients, and 64 s if one worker has all.
 TIMEOUT_S = 25
-# A page of 512 KiB, which is more than the socket buffers hold.
+# Their descriptions fill a page (PAGE_BYTES_MAX), which is more than the socket buffers hold.
 ROWS = 100
 
-# A server that waits 5 s in a thread for each of these would need 80 s.
+# 16 silent clients for each thread. If a thread waited 5 s for each of them, it would need 80 s.
 SILENT = 16 * WORKERS * THREADS
 
 HEAD = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -70,10 +71,10 @@ def port(database_url: str, log: Path) -> Iterator[int]:
 
 
 def test_clients_that_send_nothing_do_not_block_others(port: int) -> None:
-    """Load balancers do this to probe, and browsers to have a connection ready."""
+    """Load balancers connect without a request to probe, and browsers to be ready for a request."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(SILENT)]
-        # The first client was silent for a while. Its late request is answered.
+        # The first client has been silent for the longest time. Its late request is answered.
         clients[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert clients[0].recv(15) == b"HTTP/1.1 200 OK"
         assert place(port).status_code == 202
@@ -119,13 +120,13 @@ def test_a_connection_may_be_idle_between_two_requests(port: int) -> None:
     """Each request has its own time limit."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
         client.connect()
-        before = client.sock
+        first_socket = client.sock
         for _ in range(4):
             client.request("GET", "/livez")
             assert client.getresponse().read()
             with pytest.raises(TimeoutError):
-                wait_for_a_byte(before, PATIENCE_S / 2)
-        assert client.sock is before
+                wait_for_a_byte(first_socket, PATIENCE_S / 2)
+        assert client.sock is first_socket  # the server has not closed it
 
 
 def test_clients_that_do_not_read_their_answer_are_disconnected(

@@ -38,7 +38,7 @@ def start(**environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("health_dir", ["", "/nonexistent"])
 def test_an_api_starts_without_supervisord(tmp_path: Path, health_dir: str) -> None:
-    """An API ignores HEALTH_DIR, except as a program of supervisord."""
+    """An API that supervisord does not run ignores HEALTH_DIR."""
     with serve("orders", NO_DATABASE, tmp_path / "log", HEALTH_DIR=health_dir):
         log = (tmp_path / "log").read_text()
 

@@ -50,6 +50,7 @@ def test_a_statement_lists_each_transfer_with_the_balance_after_it(
     payments: FlaskClient, payments_session: Session
 ) -> None:
     user_id = open_account(payments, 1000)
+    # The balance does not cover the second order, so it has no transfer.
     (paid, _) = pay(payments_session, user_id, 700, 500)
     newest, first = json.loads(payments.get(f"/accounts/{str(user_id).upper()}/transfers").data)
     assert list(newest.items()) == [
@@ -92,7 +93,7 @@ def test_pages_hold_every_transfer_once_with_its_balance(
 ) -> None:
     user_id = open_account(payments, 100, 50)
     pay(payments_session, user_id, 30, 30)
-    open_account(payments, 7)
+    open_account(payments, 7)  # a transfer of another account, between those of this one
     payments.post(f"/accounts/{user_id}/deposit", json={"amount": 5})
     pay(payments_session, user_id, 95)
     found = statement(payments, user_id, limit)
@@ -147,13 +148,14 @@ def test_a_statement_adds_up_during_concurrent_transfers(
     for page in (*seen, read()):
         assert page.entries[-1].balance_before == 0
         assert min(entry.balance for entry in page.entries) >= 0
+    # The first deposit, 15 of each `deposit`, and 15 times two charges of each `spend`.
     assert len(read().entries) == 1 + 2 * 15 + 2 * 2 * 15
 
 
 def test_a_page_reads_few_rows_besides_its_own(
     payments: FlaskClient, payments_session: Session
 ) -> None:
-    """This is true for the first page and a middle page of an account with 20,000 transfers."""
+    """The test reads the first and a middle page of an account with 20,000 transfers."""
     user_id = open_account(payments)
     payments_session.execute(
         text(
@@ -171,6 +173,7 @@ def test_a_page_reads_few_rows_besides_its_own(
     payments_session.execute(text("UPDATE accounts SET balance = 20000 WHERE user_id IS NOT NULL"))
     payments_session.commit()
     payments_session.execute(text("ANALYZE"))
+    # `after` is the id of the previous page's last transfer, and the balance before it.
     for after in (None, (20_000, 0)):
 
         def read(after: tuple[int, int] | None = after) -> None:
@@ -183,8 +186,8 @@ def test_a_page_reads_few_rows_besides_its_own(
 def test_a_page_of_an_inactive_account_does_not_read_newer_transfers_of_others(
     payments: FlaskClient, payments_session: Session
 ) -> None:
-    """The statistics are old: they were made when nearly all transfers were of that account."""
-    former, current = open_account(payments), open_account(payments)
+    """The table's statistics are old: nearly all transfers were then of the inactive account."""
+    inactive, active = open_account(payments), open_account(payments)
     fill = text(
         """
         INSERT INTO transfers (from_account_id, to_account_id, amount, kind)
@@ -194,15 +197,15 @@ def test_a_page_of_an_inactive_account_does_not_read_newer_transfers_of_others(
         """
     )
     payments_session.execute(text("ALTER TABLE transfers SET (autovacuum_enabled = off)"))
-    payments_session.execute(fill, {"count": 50_000, "user_id": former})
-    payments_session.execute(fill, {"count": 1_000, "user_id": current})
+    payments_session.execute(fill, {"count": 50_000, "user_id": inactive})
+    payments_session.execute(fill, {"count": 1_000, "user_id": active})
     payments_session.execute(text("UPDATE accounts SET balance = 50000 WHERE user_id IS NOT NULL"))
     payments_session.execute(text("ANALYZE"))
-    payments_session.execute(fill, {"count": 10_000, "user_id": current})
+    payments_session.execute(fill, {"count": 10_000, "user_id": active})
     payments_session.commit()
 
     def read() -> None:
-        page = statements.read_page(payments_session, former, limit=100)
+        page = statements.read_page(payments_session, inactive, limit=100)
         assert (len(page.entries), page.more) == (100, True)
 
     assert most_rows(payments_session, read) <= 2 * 101

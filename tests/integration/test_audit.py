@@ -1,6 +1,7 @@
-"""The audit reports each kind of inconsistency with its id, and reports nothing else.
+"""The audit reports each kind of inconsistency with the id of what is wrong, and nothing else.
 
-One fixture places orders and runs audits meanwhile. Each test then damages a copy of the databases.
+One fixture places orders and runs audits at the same time. Most tests damage a copy of the
+databases, and run an audit of the copy.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def settled(
 
 
 def test_an_audit_during_traffic_is_clean(settled: Settled) -> None:
-    """A backlog is clean too, because its events explain the open orders."""
+    """An open order is no violation while its event waits in the outbox or in the topic."""
     assert all(report.clean for report in settled.meanwhile), [*map(str, settled.meanwhile)]
     unsent, unread, *_ = settled.meanwhile
     assert unsent.check(FINAL).notes["open: order.created pending"] > 0
@@ -76,13 +77,13 @@ def test_an_audit_during_traffic_is_clean(settled: Settled) -> None:
         assert report.clean, report
         orders = sum(delivery.statuses().values())
         assert report.check(FINAL).seen == orders
-        assert report.check(CHARGES).seen == 2 * orders
+        assert report.check(CHARGES).seen == 2 * orders  # the orders and their payments
         assert not report.check(FINAL).notes
 
 
-ANOTHER = uuid7()
-# Status of the order to damage, service, statements, and the expected findings: check, kind and
-# whose id.
+SECOND_EVENT = uuid7()
+# The status of the order to damage, the service and the statements that damage it, and the expected
+# findings: check, kind, and which id of the order's `Ids` the finding has.
 BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
     (
         "success",
@@ -185,7 +186,7 @@ BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
     (
         "success",
         "payments",
-        # Uses the order's id as the id of a received event.
+        # The order's id serves as the id of a received event.
         """
         INSERT INTO inbox (id, type, source, topic, partition, "offset", outcome)
         VALUES ('{order}', 'order.created', '/orders', 'orders.events', 0, 0, 'applied')
@@ -205,7 +206,7 @@ BROKEN: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
 
 
 def test_each_kind_of_damage_is_reported_with_its_id(settled: Settled) -> None:
-    """Each kind of damage uses another order. One audit finds all of them."""
+    """Each kind of damage is done to a different order. One audit finds all kinds."""
     expected = set()
     with settled.copy() as delivery:
         orders = {status: iter(ids_of(delivery, status)) for status in ("success", "failed")}
@@ -213,26 +214,27 @@ def test_each_kind_of_damage_is_reported_with_its_id(settled: Settled) -> None:
             ids = next(orders[status])
             break_it(delivery, service, statements.format_map(ids))
             expected |= {(check, kind, ids[what]) for check, kind, what in reported}
-        # For an order that was applied twice, add a second event and receive both.
+        # One more kind: an order with two events, which were both applied.
         ids = next(orders["success"])
         break_it(
             delivery,
             "orders",
             "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
-            f" SELECT '{ANOTHER}', aggregatetype, aggregateid, type, payload"
+            f" SELECT '{SECOND_EVENT}', aggregatetype, aggregateid, type, payload"
             f" FROM outbox WHERE id = '{ids.event}'",
         )
         break_it(
             delivery,
             "payments",
-            f"INSERT INTO inbox SELECT '{ANOTHER}', type, source, topic, partition, 0, requestid,"
-            f" outcome FROM inbox WHERE id = '{ids.event}'",
+            f"INSERT INTO inbox SELECT '{SECOND_EVENT}', type, source, topic, partition, 0,"
+            f" requestid, outcome FROM inbox WHERE id = '{ids.event}'",
         )
         expected |= {
             (EVENTS[ORDERS], "more than one event", ids["order"]),
             (EFFECTS[ORDERS], "applied more than once", ids["order"]),
         }
         report = run_audit(delivery)
+    # Some kinds make balances wrong as well. The next test is about balances.
     assert {each for each in violations_in(report) if each[0] != MONEY} == expected
     assert not report.clean
 
@@ -336,7 +338,7 @@ def test_an_open_order_is_explained_by_the_state_of_its_event(settled: Settled) 
         }
 
 
-def test_an_event_that_its_target_does_not_subscribe_to_is_not_missing(settled: Settled) -> None:
+def test_an_event_of_a_type_without_a_subscription_is_not_missing(settled: Settled) -> None:
     with settled.copy() as delivery:
         delivery.query(
             "orders",
@@ -363,13 +365,16 @@ def test_the_command_reports_as_table_or_json_and_by_exit_code(settled: Settled)
         assert done.returncode == 1, done
         assert f"no event: {ids.order}: The order has no order.created event." in done.stdout
         assert "orders.events: records" in done.stderr
-    done = delivery.run("settle", "audit")
+    done = delivery.run("settle", "audit")  # the copies of the databases are dropped now
     assert (done.returncode, done.stdout) == (3, "")
     assert "The database cannot be reached:" in done.stderr
 
 
 def test_wrong_records_of_a_topic_are_reported(settled: Settled) -> None:
-    """The audit reports an event out of order and an unknown event, and counts invalid records."""
+    """The audit reports an event out of order and an unknown event, and counts foreign records.
+
+    A foreign record is invalid, or has another source than the service that owns the topic.
+    """
     with settled.copy() as delivery:
         user_id = delivery.open_account(10)
         first, second, later = uuid7(), uuid7(), datetime.now(UTC) + timedelta(hours=1)
@@ -397,7 +402,7 @@ def test_wrong_records_of_a_topic_are_reported(settled: Settled) -> None:
             (ORDER, "too late", str(first)),
             (EVENTS[ORDERS], "unknown in the topic", (unknown_id or b"").decode()),
         }
-        # The other events are unread, because no consumer runs.
+        # Both orders are open, because no consumer runs.
         assert report.check(FINAL).notes == {"open: order.created unread": 2}
         assert report.check(EVENTS[ORDERS]).notes["foreign in the topic"] == 3
 

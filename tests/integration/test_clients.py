@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def test_a_client_that_finds_no_broker_leaves_no_thread(
     make: Callable[[Settings, str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients retry every few seconds. In a long outage, one leaked thread per try would add up."""
+    """Relays and consumers make a new client for each try, so leaked threads would add up."""
     variables = {
         "ORDERS_DATABASE_URL": NO_DATABASE,
         "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",

@@ -1,4 +1,4 @@
-"""The database enforces every rule as well: plain SQL cannot break it."""
+"""The databases refuse rows and changes that break the services' rules, even from plain SQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 OTHER = "1b5d7a8f-14e4-4fce-aa46-7fa0e64a3e2c"
 NIL = "00000000-0000-0000-0000-000000000000"
 ORDER = "01977f3c-0000-7000-8000-000000000001"
-# Account 1 is the world's, 2 is that of sales, and 3 is USER's.
+# Account 1 is that of the world, 2 that of sales, and 3 that of USER.
 ACCOUNT = f"INSERT INTO accounts (user_id, balance) VALUES ('{USER}', 10)"
 TRANSFER = "INSERT INTO transfers (from_account_id, to_account_id, amount, kind, order_id) VALUES "
 PAYMENT = "INSERT INTO payments (order_id, user_id, amount, status, reason) VALUES "
@@ -149,7 +149,7 @@ def test_a_final_status_never_changes(
         "created_at = created_at + interval '1 second'",
     ],
 )
-def test_the_identity_of_an_order_never_changes(orders_session: Session, change: str) -> None:
+def test_the_content_of_an_order_never_changes(orders_session: Session, change: str) -> None:
     orders_session.execute(INSERT_ORDER, NEW_ORDER)
     with pytest.raises(IntegrityError, match="never change"):
         orders_session.execute(text(f"UPDATE orders SET {change}"))

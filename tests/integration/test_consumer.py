@@ -1,4 +1,4 @@
-"""The consumer applies each event once. Events that it cannot apply become dead letters."""
+"""The consumer applies each event once. Records that it cannot apply become dead letters."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_every_kind_of_invalid_record_becomes_a_dead_letter(
     ]
     unknown = Record(b"not even JSON", headers("order.eaten"))
     odd = Record(good(after).value, [*headers(type_), (RawName("odd\udcff"), b"\xff")])
-    # All records have one key, so the later ones wait for the invalid ones.
+    # All records have one key, so they are in one partition, in this order.
     delivery.produce(topic, good(before), *[record for _, record in bad], unknown, odd)
 
     with delivery.consumer(service, consumer_batch=20):
         wait_until(lambda: delivery.received(service) == 2, timeout_s=30, what="the valid events")
-        parked = delivery.dead_letters(service)
+        letters = delivery.dead_letters(service)
     assert delivery.inbox(service) == {"applied": 2}
     assert delivery.skipped(service) == {"order.eaten": 1}
     if service == "payments":
@@ -67,20 +67,21 @@ def test_every_kind_of_invalid_record_becomes_a_dead_letter(
     else:
         assert delivery.statuses() == {"success": 2}
     assert [
-        (each.reason, each.value and bytes(each.value), bytes(each.key)) for each in parked
+        (each.reason, each.value and bytes(each.value), bytes(each.key)) for each in letters
     ] == [(reason, record.value, record.key) for reason, record in bad]
-    assert [each.offset for each in parked] == list(range(1, len(bad) + 1))
+    assert [each.offset for each in letters] == list(range(1, len(bad) + 1))
 
     shown = delivery.run("inbox-consumer", "dead-letters", "list", service)
     assert shown.returncode == 0
     assert all(reason in shown.stdout for reason, _ in bad)
-    asked = delivery.run("inbox-consumer", "dead-letters", "list", service, "--json")
-    lines = [json.loads(line) for line in asked.stdout.splitlines()]
+    listed = delivery.run("inbox-consumer", "dead-letters", "list", service, "--json")
+    lines = [json.loads(line) for line in listed.stdout.splitlines()]
     assert [line["reason"] for line in reversed(lines)] == [reason for reason, _ in bad]
     assert {"key", "value", "headers", "topic", "partition", "offset", "detail"} <= lines[0].keys()
     (tombstone,) = [line for line in lines if line["reason"] == "no_value"]
     assert tombstone["value"] is None
     (garbled,) = [line for line in lines if line["reason"] == "not_utf8"]
+    # {"order_id": "\xff"} in Base64. Below, /w== is the byte \xff.
     assert garbled["value"] == {"base64": "eyJvcmRlcl9pZCI6ICL/In0="}
     assert any(["ce_id", {"base64": "/w=="}] in line["headers"] for line in lines)
     assert any(["ce_\\xff", {"base64": "/w=="}] in line["headers"] for line in lines)
@@ -136,14 +137,21 @@ def test_large_dead_letters_are_listed_in_little_memory(
 
 
 def test_duplicates_are_applied_once(delivery: Delivery) -> None:
-    """The duplicates are in the same and in other partitions, and one has another event id."""
+    """The duplicates of an event are in the same and in other partitions.
+
+    A second event of the same order is no duplicate, but an anomaly.
+    """
     user = delivery.open_account(100)
     order = uuid7()
-    same = order_created(user, 7, order_id=order)
-    again = order_created(user, 7, order_id=order)  # another event id, so it is an anomaly
-    in_all_partitions = [Record(same.value, same.headers, same.key, partition=n) for n in range(6)]
-    delivery.produce(ORDERS, same, same, same, *in_all_partitions, again, order_created(user, 1))
+    event = order_created(user, 7, order_id=order)
+    second_event = order_created(user, 7, order_id=order)  # with another event id
+    in_all_partitions = [
+        Record(event.value, event.headers, event.key, partition=n) for n in range(PARTITIONS)
+    ]
+    other_order = order_created(user, 1)
+    delivery.produce(ORDERS, event, event, event, *in_all_partitions, second_event, other_order)
     with delivery.consumer("payments", consumer_batch=4):
+        # 3 + 6 records of the first event, and one of each other event.
         wait_until(lambda: delivery.committed("payments") == 11, timeout_s=20, what="all events")
     assert delivery.balance(user) == 92
     assert len(delivery.charges()) == 2
@@ -154,7 +162,7 @@ def test_duplicates_are_applied_once(delivery: Delivery) -> None:
 
 def test_results_that_contradict_an_order_do_not_change_it(delivery: Delivery) -> None:
     user = uuid7()
-    paid, failed, open_, other = delivery.place(user, 5, count=4)
+    paid, failed, mismatched, other = delivery.place(user, 5, count=4)
 
     def result(order: UUID, type_: str, amount: int = 5) -> Record:
         data = {"order_id": str(order), "user_id": str(user), "amount": amount}
@@ -169,7 +177,7 @@ def test_results_that_contradict_an_order_do_not_change_it(delivery: Delivery) -
         result(failed, "payment.succeeded"),
         result(paid, "payment.succeeded"),
         result(unknown, "payment.succeeded"),
-        result(open_, "payment.succeeded", amount=6),
+        result(mismatched, "payment.succeeded", amount=6),
         result(other, "payment.succeeded"),
     )
     with delivery.consumer("orders"):
@@ -178,7 +186,7 @@ def test_results_that_contradict_an_order_do_not_change_it(delivery: Delivery) -
     assert {row.id: row.status for row in rows} == {
         paid: "success",
         failed: "failed",
-        open_: "created",
+        mismatched: "created",
         other: "success",
     }
     assert delivery.inbox("orders") == {"applied": 3, "anomaly": 3, "parked": 2}
@@ -201,7 +209,11 @@ class NumberSchema(Schema):
 
 
 def failing_service(*, fails: Mapping[int, str]) -> Service:
-    """Return a service whose handler fails for these numbers, each in its own way."""
+    """Return a service whose handler fails for some numbers.
+
+    Args:
+        fails: By number, how the handler fails: `raises`, `finds nothing`, or a statement.
+    """
 
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
         for event in events:
@@ -252,17 +264,19 @@ def test_only_the_failing_events_of_a_batch_become_dead_letters(delivery: Delive
 
 def test_an_event_older_than_the_inbox_becomes_a_dead_letter(delivery: Delivery) -> None:
     user = delivery.open_account(100)
-    old, new, foreign = uuid7(), uuid7(), UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")
-    assert time_of(foreign) is None
+    old, new, without_time = uuid7(), uuid7(), UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")
+    assert time_of(without_time) is None  # the id is no UUIDv7, so it is never older than the inbox
     delivery.query(
         "payments", "INSERT INTO inbox_horizon VALUES (CAST(:before AS uuid))", before=str(new)
     )
     delivery.produce(
         ORDERS,
-        *[order_created(user, 5, id=str(each)) for each in (old, new, foreign)],
+        *[order_created(user, 5, id=str(each)) for each in (old, new, without_time)],
     )
     with delivery.consumer("payments"):
-        wait_until(lambda: delivery.received("payments") == 2, timeout_s=20, what="the new events")
+        wait_until(
+            lambda: delivery.received("payments") == 2, timeout_s=20, what="the other events"
+        )
         wait_until(lambda: delivery.dead_letters("payments"), what="the dead letter")
     (letter,) = delivery.dead_letters("payments")
     assert (letter.reason, letter.event_id) == ("older_than_inbox", old)
@@ -290,11 +304,12 @@ def test_consumers_that_join_and_leave_charge_each_order_once(delivery: Delivery
         )
     charged = delivery.charges()
     assert len(charged) == len(set(charged)) == 211
+    # Each user pays 10 + 10 + 1, and the first user also the first order.
     assert [delivery.balance(user) for user in users] == [978] + [979] * 9
     assert delivery.inbox("payments") == {"applied": 211}
 
 
-def test_a_backlog_larger_than_a_response_is_read(embedded_delivery: Delivery) -> None:
+def test_a_backlog_that_needs_several_large_responses_is_read(embedded_delivery: Delivery) -> None:
     """The embedded broker may send more bytes than a fetch requests."""
     count = 72
     embedded_delivery.produce(

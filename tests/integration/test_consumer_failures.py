@@ -41,7 +41,7 @@ def numbers(count: int, *, first: int = 0) -> list[Record]:
 
 @pytest.fixture
 def logged(capfd: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
-    """Return a function that returns the log lines of an event so far."""
+    """Return a function that returns the lines of a log event until now."""
     seen: list[str] = []
 
     def of(event: str) -> list[str]:
@@ -60,6 +60,7 @@ def health(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the consumer try a stopped subscription again after 0.2 s."""
     monkeypatch.setattr(engine_failures, "_PROBE_FIRST_S", 0.2)
 
 
@@ -76,6 +77,7 @@ def test_a_stopped_subscription_keeps_its_offsets_and_continues_after_the_fix(
     with delivery.consumer(service_of(handle), brake_failures=5, health_dir=str(tmp_path)):
         wait_until(lambda: health(tmp_path)["state"] == "stopped", timeout_s=30)
         assert "number is stopped: builtins.RuntimeError" in health(tmp_path)["detail"]
+        # The fifth failure stops the subscription, so the fifth event is no dead letter.
         assert delivery.committed("orders") == 4
         assert len(delivery.dead_letters("orders")) == 4
 
@@ -89,7 +91,7 @@ def test_a_stopped_subscription_keeps_its_offsets_and_continues_after_the_fix(
 def test_an_operator_resumes_a_stopped_subscription(
     delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The consumer then continues without waiting for its next probe."""
+    """After the command, the consumer continues without waiting 300 s for its next probe."""
     monkeypatch.setattr(engine_failures, "_PROBE_FIRST_S", 300.0)
     defect = {"there": True}
 
@@ -125,14 +127,11 @@ def test_a_retry_pauses_only_its_own_partition(delivery: Delivery, tmp_path: Pat
         if bank["is_closed"] and any(event.data["number"] == 1 for event in events):
             raise Retry("the bank is closed", after_s=0.1)
 
-    waiting = numbers(3)
-    elsewhere = [
-        Record(record.value, record.headers, partition=5) for record in numbers(3, first=10)
-    ]
-    delivery.produce(
-        ORDERS, *[Record(each.value, each.headers, partition=0) for each in waiting], *elsewhere
-    )
+    paused = [Record(each.value, each.headers, partition=0) for each in numbers(3)]
+    others = [Record(each.value, each.headers, partition=5) for each in numbers(3, first=10)]
+    delivery.produce(ORDERS, *paused, *others)
     with delivery.consumer(service_of(handle), retry_attempts=100, health_dir=str(tmp_path)):
+        # Number 0 and the other partition. Number 1 waits, and number 2 waits behind it.
         wait_until(lambda: delivery.received("orders") == 4, timeout_s=30)
         wait_until(lambda: "waits for attempt" in health(tmp_path)["detail"])
         assert health(tmp_path)["state"] == "waiting"
@@ -167,6 +166,7 @@ def test_events_that_a_handler_adds_wake_the_relay(delivery: Delivery) -> None:
             with session.begin_nested():
                 outbox.add(session, Event("orders", "a", "told", {"n": event.data["number"]}))
 
+    # The poll interval is longer than the waits below, so only a notification can wake the relay.
     with delivery.process("outbox-relay", "run", "orders", RELAY_POLL_S="60") as relay:
         delivery.add("a", 0)
         relay.wait_logged("relay.sent")  # the relay is listening now
@@ -179,7 +179,7 @@ def test_events_that_a_handler_adds_wake_the_relay(delivery: Delivery) -> None:
 def test_a_missing_table_is_logged_and_waited_for(
     delivery: Delivery, logged: Callable[[str], list[str]]
 ) -> None:
-    """The partitions wait, no event becomes a dead letter, and the consumer stays in its group."""
+    """The partitions wait until the table exists, and no event becomes a dead letter."""
 
     def handle(session: Session, _: Sequence[ReceivedEvent]) -> None:
         session.execute(text("TABLE not_migrated_yet"))
@@ -201,6 +201,7 @@ def test_temporary_tables_of_a_handler_do_not_block_later_events(
 ) -> None:
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
         if events[0].data["number"] == 0:
+            # This table hides the engine's table `inbox` from this database session.
             session.execute(text("CREATE TEMP TABLE inbox (id uuid)"))
 
     with delivery.consumer(service_of(handle)):

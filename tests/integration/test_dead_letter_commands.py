@@ -1,4 +1,4 @@
-"""`inbox-consumer dead-letters` repairs dead letters, with access to one service only."""
+"""`inbox-consumer dead-letters` repairs dead letters. It needs only the database of the service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from support.delivery import Delivery
 
-NOWHERE = "127.0.0.1:9"
+NOWHERE = "127.0.0.1:9"  # no broker listens here
+# With these settings, a command can reach only the database of orders.
 ALONE = {
     "KAFKA_BOOTSTRAP_SERVERS": "",
     "PAYMENTS_DATABASE_URL": "",
@@ -36,7 +37,7 @@ ALONE = {
 def command(delivery: Delivery) -> Callable[..., Result]:
     """Return a function that runs a dead-letters command for the orders service.
 
-    The command has no access to Kafka and the payments database.
+    The command has access neither to Kafka nor to the payments database.
     """
 
     def run(action: str, *arguments: str) -> Result:
@@ -48,7 +49,10 @@ def command(delivery: Delivery) -> Callable[..., Result]:
 
 @pytest.fixture
 def order_ids(delivery: Delivery) -> list[UUID]:
-    """Create orders whose payments came first and became dead letters. Return their ids."""
+    """Create three orders, after their payment events became dead letters. Return their ids.
+
+    The events became dead letters because their orders were unknown.
+    """
     user = uuid4()
     ids = [uuid4(), uuid4(), uuid4()]
     with handler_engine(delivery.orders_url) as engine:
@@ -89,7 +93,7 @@ def lines_of(done: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_one_command_repairs_a_dead_letter(
+def test_one_command_with_force_repairs_a_dead_letter(
     delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
     refused = command("retry", "1")
@@ -179,13 +183,13 @@ def test_an_invalid_command_does_nothing(
     assert delivery.statuses() == {"created": 3}
 
 
-def test_a_choice_of_no_dead_letters_is_reported(command: Callable[..., Result]) -> None:
+def test_filters_that_match_no_dead_letter_are_reported(command: Callable[..., Result]) -> None:
     done = command("discard", "--all", "--reason", "nosuch")
 
     assert (done.exit_code, done.stdout) == (0, "No dead letter matches. Nothing was done.\n")
 
 
-def test_a_consumer_carries_out_requests_while_kafka_is_away(
+def test_a_consumer_carries_out_repair_requests_while_kafka_is_down(
     delivery: Delivery, command: Callable[..., Result], order_ids: list[UUID]
 ) -> None:
     """The command only writes rows of dead_letter_requests. The consumer does the rest."""

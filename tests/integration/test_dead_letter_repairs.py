@@ -1,4 +1,7 @@
-"""Dead letters are retried, discarded and restored at most once, even if a process dies."""
+"""Each request to retry, discard or restore a dead letter is carried out at most once.
+
+This holds even if a process dies.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +55,11 @@ DAY_S = 86_400
 
 
 class KilledError(BaseException):
-    """Simulates SIGKILL: no code of the process runs after it."""
+    """Simulate SIGKILL: no error handler of the engine catches it."""
 
 
 class RepairHarness:
-    """A service, its database and its repairs. The handler fails until it is fixed.
+    """A service, its database and its repairs. The handler fails until `fix_handler` is called.
 
     Attributes:
         before_write: Called with each number before the handler stores it.
@@ -97,7 +100,10 @@ class RepairHarness:
         return self.repairs.carry_out(dead_letter_id, Repair(action, "ann", "a note", force))
 
     def ask(self, statement: str, **parameters: Any) -> list[Any]:
-        """Run a statement on a separate connection, and return its rows."""
+        """Run a statement on a separate connection, and return its rows.
+
+        A row of one column is returned as its value.
+        """
         other = create_engine(self.engine.url)
         with other.begin() as connection:
             result = connection.execute(text(statement), parameters)
@@ -172,7 +178,7 @@ def test_a_failed_retry_leaves_the_dead_letter_open_with_the_reason(harness: Rep
     assert letter["last_detail"] == repaired.detail
 
 
-def test_a_handler_that_ends_the_transaction_of_a_retry_fails(harness: RepairHarness) -> None:
+def test_a_retry_fails_if_its_handler_ends_the_transaction(harness: RepairHarness) -> None:
     harness.receive(number_record(1))
 
     def handle(session: Session, events: Sequence[ReceivedEvent]) -> None:
@@ -224,7 +230,7 @@ def test_an_event_parked_by_its_handler_is_retried_only_by_force(harness: Repair
     assert harness.effects() == [1]
 
 
-def test_an_anomaly_of_a_retry_is_recorded(harness: RepairHarness) -> None:
+def test_an_anomaly_that_a_retry_finds_is_recorded(harness: RepairHarness) -> None:
     harness.receive(number_record(1))
     harness.fix_handler()
     harness.verdict = Verdict(Outcome.ANOMALY, "already_final", "It is final.")
@@ -237,7 +243,7 @@ def test_an_anomaly_of_a_retry_is_recorded(harness: RepairHarness) -> None:
     assert harness.states() == [State.RETRIED]
 
 
-def test_a_retry_of_an_invalid_record_leaves_it_open(harness: RepairHarness) -> None:
+def test_a_retry_of_an_invalid_record_leaves_the_dead_letter_open(harness: RepairHarness) -> None:
     harness.receive(number_record("three", offset=3))
 
     invalid = harness.repair(Action.RETRY)
@@ -334,16 +340,16 @@ def test_a_consumer_carries_out_requests_in_their_order(harness: RepairHarness) 
 
 
 def test_consumers_carry_out_requests_one_after_another(harness: RepairHarness) -> None:
-    """Two consumers at a time could apply the events of a key in the wrong order."""
+    """Two consumers at the same time could apply the events of a key in the wrong order."""
     harness.receive(number_record(1), number_record(2))
     with second_engine(harness) as other:
         second_repairs = harness.new_repairs(other)
-        seen: list[list[int]] = []
+        unanswered: list[list[int]] = []
 
         def meanwhile(number: int) -> None:
             if number == 1:
                 second_repairs.carry_out_unclaimed()
-                seen.append(
+                unanswered.append(
                     harness.ask(
                         "SELECT id FROM dead_letter_requests WHERE answer IS NULL ORDER BY id"
                     )
@@ -354,7 +360,7 @@ def test_consumers_carry_out_requests_one_after_another(harness: RepairHarness) 
             add_requests(connection, [1, 2], Repair(Action.RETRY, "console", force=True))
         harness.repairs.carry_out_unclaimed()
 
-    assert seen == [[1, 2]]
+    assert unanswered == [[1, 2]]  # the second consumer has carried out nothing
     assert harness.effects() == [1, 2]
 
 
@@ -436,7 +442,7 @@ def test_concurrent_requests_for_one_dead_letter_apply_it_once(harness: RepairHa
 
 
 def test_an_event_that_arrives_during_its_retry_is_applied_once(harness: RepairHarness) -> None:
-    """A replay sends the event again. Its inbox row waits for the transaction of the retry."""
+    """A replay sends the event again. The insert of the inbox row waits for the retry."""
     record = number_record(1)
     harness.receive(record)
     again = record._replace(offset=9)
@@ -478,17 +484,20 @@ def test_a_process_that_dies_in_a_retry_leaves_the_dead_letter_open(
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
     harness.repairs.carry_out_unclaimed()
 
-    assert not_yet == [None]
+    assert not_yet == [None]  # unanswered until ABANDONED_AFTER_S has passed
     assert harness.ask("SELECT answer FROM dead_letter_requests") == ["failed"]
     assert harness.effects() == []
     assert harness.repair(Action.RETRY).answer is Answer.DONE
     assert harness.effects() == [1]
 
 
-def test_an_abandoned_request_is_not_carried_out(
+def test_a_request_that_was_answered_as_abandoned_is_not_carried_out(
     harness: RepairHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was frozen between its claim and its attempt causes this."""
+    """This happens if a process is frozen between its claim of the request and its attempt.
+
+    Meanwhile, another process answers the request as failed.
+    """
     harness.receive(number_record(1))
     harness.fix_handler()
     monkeypatch.setattr(repair_requests, "ABANDONED_AFTER_S", 0)
@@ -511,6 +520,7 @@ def test_closed_dead_letters_are_deleted_after_the_retention(harness: RepairHarn
     harness.receive(*[number_record(number) for number in (1, 2, 3)])
     harness.repair(Action.DISCARD, 1)
     harness.repair(Action.DISCARD, 2)
+    # The retention of one day counts from the time at which a dead letter was closed.
     harness.ask("UPDATE dead_letters SET parked_at = parked_at - interval '9 days'")
     harness.ask("UPDATE dead_letters SET closed_at = closed_at - interval '2 days' WHERE id = 1")
 

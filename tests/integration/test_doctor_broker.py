@@ -1,4 +1,4 @@
-"""Each check of a broker reports its problem."""
+"""Each of the doctor's checks of a broker reports the problem that it looks for."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SERVICES = ("payments", "orders")
+# Settings with which a relay creates a topic. A test that changes them sets them back.
 AS_CREATED = {"retention.ms": str(7 * 86_400_000), "message.timestamp.type": "LogAppendTime"}
 needs_kafka = pytest.mark.skipif(
     chosen_broker().kind != KAFKA,
@@ -50,7 +51,7 @@ def doctor(tmp_path: Path, delivery: Delivery) -> Doctor:
 
 @pytest.fixture
 def sender_timestamps(delivery: Delivery) -> None:
-    """Create the orders topic so that it keeps the timestamps of the senders."""
+    """Create an orders topic whose records keep the timestamps of their senders."""
     delivery.create_topic_with_senders_times(ORDERS)
 
 
@@ -65,10 +66,10 @@ def admin(delivery: Delivery) -> Iterator[KafkaAdminClient]:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_where_one_service_runs_only_its_servers_are_checked(
+def test_only_the_database_and_broker_of_a_lone_service_are_checked(
     tmp_path: Path, delivery: Delivery, *, quick: bool
 ) -> None:
-    """In a container, or on a machine of one service, there is no stack and no embedded server."""
+    """A container, or a machine of one service, has no stack and no embedded server to check."""
     state = StateFolder(tmp_path / "none")
     doctor = Doctor(state.home, {"orders": delivery.orders_url}, delivery.bootstrap)
     with environment({**doctor.environ, "PAYMENTS_DATABASE_URL": "", "BIND_ADDRESS": "192.0.2.1"}):
@@ -83,7 +84,7 @@ def test_where_one_service_runs_only_its_servers_are_checked(
     assert not subjects & {"folder", "disk", "supervisord", "port", "ports", "postgres", "payments"}
 
 
-def test_the_stack_is_checked_where_a_server_is_not_named(
+def test_the_stack_is_checked_if_a_database_of_a_service_is_not_named(
     tmp_path: Path, delivery: Delivery
 ) -> None:
     state = StateFolder(tmp_path)
@@ -130,7 +131,10 @@ def settled_orders(tmp_path: Path, delivery: Delivery) -> Iterator[Doctor]:
 
 
 def wait_until_healthy(doctor: Doctor) -> None:
-    """Wait until no check fails. Offset commits and new partitions may take a moment."""
+    """Wait until all checks are ok, except those in UNDURABLE.
+
+    Offset commits and new partitions may take a moment.
+    """
 
     def is_healthy() -> bool:
         checks = doctor.examine().values()
@@ -142,10 +146,10 @@ def wait_until_healthy(doctor: Doctor) -> None:
 
 
 def test_a_healthy_system_has_no_problems(tmp_path: Path, delivery: Delivery) -> None:
-    """A warning has the exit code 0, and with --strict the exit code 1."""
+    """If there are only warnings, the exit code is 0, and with --strict it is 1."""
     with settled_orders(tmp_path, delivery) as doctor:
         wait_until_healthy(doctor)
-        environ = doctor.environ | {"TOPIC_PARTITIONS": "5"}
+        environ = doctor.environ | {"TOPIC_PARTITIONS": "5"}  # causes a warning: the topics have 6
         done = delivery.run("settle", "doctor", **environ)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"warn  topic {ORDERS}" in done.stdout
@@ -174,10 +178,10 @@ def test_topics_that_differ_from_the_settings_are_reported(
     doctor: Doctor, admin: KafkaAdminClient
 ) -> None:
     name = f"topic {ORDERS}"
-    how, what = doctor.verdict(name, TOPIC_PARTITIONS="3")
-    assert (how, "6 partitions" in what) == ("warn", True)
-    how, what = doctor.verdict(name, TOPIC_REPLICATION="3")
-    assert (how, "1 copy" in what) == ("warn", True)
+    verdict, text = doctor.verdict(name, TOPIC_PARTITIONS="3")
+    assert (verdict, "6 partitions" in text) == ("warn", True)
+    verdict, text = doctor.verdict(name, TOPIC_REPLICATION="3")
+    assert (verdict, "1 copy" in text) == ("warn", True)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +193,13 @@ def test_topics_that_differ_from_the_settings_are_reported(
         (1, [1, 2], [1, 2], "ok"),
     ],
 )
-def test_a_topic_without_a_leader_with_a_late_replica_or_with_one_copy_is_reported(
+def test_a_missing_leader_a_late_replica_and_a_single_copy_are_reported(
     delivery: Delivery, leader: int, copies: list[int], in_sync: list[int], verdict: str
 ) -> None:
-    """The metadata is that of a cluster, because the broker of the tests has one node."""
+    """The metadata is made up, because the broker of the tests has one node.
+
+    The lists contain ids of nodes. The leader -1 means that there is no leader.
+    """
     partition = {
         "partition_index": 0,
         "leader_id": leader,
@@ -226,22 +233,23 @@ WRONG_SETTINGS = [
 
 @needs_kafka
 def test_wrong_topic_settings_are_reported(doctor: Doctor, admin: KafkaAdminClient) -> None:
-    for changed, check, verdict, found in WRONG_SETTINGS:
+    for changed, check, expected, found in WRONG_SETTINGS:
         resource = ConfigResource(ConfigResourceType.TOPIC, ORDERS, changed)
         admin.alter_configs([resource])
         name = f"{check} {ORDERS}"
 
-        def is_reported(name: str = name, wanted: tuple[str, str] = (verdict, found)) -> bool:
-            how, what = doctor.verdict(name)
-            assert (how, wanted[1] in what) == (wanted[0], True), what
+        # The defaults bind the values of this turn of the loop.
+        def is_reported(name: str = name, expected: str = expected, found: str = found) -> bool:
+            verdict, text = doctor.verdict(name)
+            assert (verdict, found in text) == (expected, True), text
             return True
 
         wait_until(is_reported, what=f"{changed} to be reported")
         admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, list(changed))])
         assert doctor.seen[f"{check} {PAYMENTS}"].verdict == "ok"
         for setting in AS_CREATED.keys() & changed.keys():
-            again = {setting: AS_CREATED[setting]}
-            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, again)])
+            original = {setting: AS_CREATED[setting]}
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, original)])
 
 
 @needs_kafka
@@ -249,12 +257,13 @@ def test_a_session_time_out_that_the_broker_refuses_is_reported(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker_checks, "SESSION_TIMEOUT_MS", 1_000)
-    how, what = doctor.verdict("session time-out")
-    assert (how, "accepts 6000 to" in what) == ("fail", True), what
+    verdict, text = doctor.verdict("session time-out")
+    assert (verdict, "accepts 6000 to" in text) == ("fail", True), text
 
 
 @needs_kafka
 def test_a_full_broker_disk_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Report a disk as full if less than 100 % of it is free.
     monkeypatch.setattr(broker_checks, "DISK_WARN_SHARE", 1.0)
     assert doctor.verdict("broker disk")[0] == "warn"
     monkeypatch.setattr(broker_checks, "DISK_FAIL_SHARE", 1.0)
@@ -270,12 +279,12 @@ def test_a_group_with_lag_is_reported(
 ) -> None:
     assert doctor.verdict("payments lag") == ("ok", "none")
     produce(delivery, [120, 0])
-    how, what = doctor.verdict("payments lag")
-    assert (how, what[:9]) == ("warn", "2 records"), what
+    verdict, text = doctor.verdict("payments lag")
+    assert (verdict, text[:9]) == ("warn", "2 records"), text
     assert doctor.seen["payments consumers"].verdict == "fail"  # no consumer ever joined the group
     produce(delivery, [3600], partition=1)
-    how, what = doctor.verdict("payments lag")
-    assert (how, what) == ("fail", "3 records, the first for 60 min")
+    verdict, text = doctor.verdict("payments lag")
+    assert (verdict, text) == ("fail", "3 records, the first for 60 min")
     produce(delivery, [0], partition=2)
     monkeypatch.setattr(groups, "LAG_WARN_RECORDS", 3)
     monkeypatch.setattr(groups, "LATE_FAIL_S", 10_000.0)
@@ -283,7 +292,7 @@ def test_a_group_with_lag_is_reported(
 
 
 @needs_kafka
-def test_a_group_without_consumers_or_with_missed_records_is_reported(
+def test_a_group_without_consumers_or_with_a_wrong_offset_is_reported(
     doctor: Doctor, admin: KafkaAdminClient, delivery: Delivery
 ) -> None:
     produce(delivery, [0] * 5)
@@ -305,12 +314,12 @@ def test_a_group_without_consumers_or_with_missed_records_is_reported(
     consumers = doctor.seen["payments consumers"]
     assert (consumers.verdict, "no consumer is in" in consumers.found) == ("fail", True)
     commit(9)
-    how, what = doctor.verdict("payments lag")
-    assert (how, "beyond the end" in what) == ("warn", True)
+    verdict, text = doctor.verdict("payments lag")
+    assert (verdict, "beyond the end" in text) == ("warn", True)
     commit(2)
     admin.delete_records({place: 4})
-    how, what = doctor.verdict("payments lag")
-    assert (how, what) == ("fail", "2 records were deleted before they were read")
+    verdict, text = doctor.verdict("payments lag")
+    assert (verdict, text) == ("fail", "2 records were deleted before they were read")
 
 
 @needs_kafka
@@ -318,23 +327,23 @@ def test_a_record_from_the_future_is_reported(
     doctor: Doctor, sender_timestamps: None, admin: KafkaAdminClient, delivery: Delivery
 ) -> None:
     assert doctor.verdict(f"clock {ORDERS}") == ("ok", "not checked: the topic is empty")
-    for ahead_s, verdict in ((20, "warn"), (600, "fail")):
+    for ahead_s, expected in ((20, "warn"), (600, "fail")):
         produce(delivery, [-ahead_s])
-        how, what = doctor.verdict(f"clock {ORDERS}")
-        assert (how, "from now" in what) == (verdict, True), what
+        verdict, text = doctor.verdict(f"clock {ORDERS}")
+        assert (verdict, "from now" in text) == (expected, True), text
 
 
 def test_a_broker_that_is_down_or_invalid_is_reported(doctor: Doctor) -> None:
     doctor.bootstrap = f"127.0.0.1:{free_port()}"
-    how, what = doctor.verdict("broker")
-    assert (how, "refused" in what) == ("fail", True)
+    verdict, text = doctor.verdict("broker")
+    assert (verdict, "refused" in text) == ("fail", True)
     assert "cluster" not in doctor.seen
     doctor.bootstrap = "127.0.0.1"
     assert doctor.verdict("broker")[0] == "fail"
 
 
 def test_a_missing_setting_is_reported(doctor: Doctor, delivery: Delivery) -> None:
-    """The exit code is 1."""
+    """A missing setting is only a warning. The exit code is 1 because the topics are missing."""
     environ = doctor.environ | {"ORDERS_DATABASE_URL": ""}
     done = delivery.run("settle", "doctor", "--json", **environ)
     assert (done.returncode, done.stderr) == (1, "")

@@ -1,4 +1,4 @@
-"""Each check of a database reports its problem."""
+"""Each of the doctor's checks of a database reports the problem that it looks for."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(orders_url: str) -> Callable[[str], None]:
 
 
 def test_a_new_database_has_no_problems(doctor: Doctor, orders_url: str) -> None:
-    """Two problems are expected: the broker is down, and the server does not wait for its disk."""
+    """The two findings are about the servers of the tests: no broker runs, and fsync is off."""
     engine = create_engine(orders_url, poolclass=NullPool)
     maintain(engine, outbox_partitions(DAY_S))
     maintain(engine, inbox_partitions(DAY_S))
@@ -71,9 +71,9 @@ def test_a_new_database_has_no_problems(doctor: Doctor, orders_url: str) -> None
     assert not any(name.startswith("payments") for name in checks)
 
 
-# Statements that damage a service's database, the check that reports it, its verdict, and a part
-# of its text. All statements of a service run before the doctor does.
-MISSING = {
+# By service: a statement that causes a problem, the check that reports the problem, the verdict,
+# and a part of the finding's text. All statements of a service run before the doctor does.
+PROBLEMS = {
     "orders": [
         ("DROP INDEX orders_by_user", "indexes", "fail", "orders_by_user"),
         ("DROP INDEX inbox_not_applied", "indexes", "fail", "inbox_not_applied"),
@@ -92,6 +92,7 @@ MISSING = {
             ),
             *("durability", "fail", "synchronous_commit=off"),
         ),
+        # A new database has no partitions of days yet, so nothing needs to be done.
         ("SELECT 1", "outbox parts", "warn", "missing: outbox_p"),
         ("SELECT 1", "inbox parts", "warn", "missing: inbox_p"),
         (
@@ -175,22 +176,24 @@ INVALID = {
 
 
 @pytest.mark.parametrize(
-    ("service", "damages"), [*MISSING.items(), *INVALID.items()], ids=["orders", "payments", "half"]
+    ("service", "problems"),
+    [*PROBLEMS.items(), *INVALID.items()],
+    ids=["orders", "payments", "invalid"],
 )
-def test_damage_is_reported(
+def test_problems_of_a_database_are_reported(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     service: str,
-    damages: list[tuple[str, str, str, str]],
+    problems: list[tuple[str, str, str, str]],
 ) -> None:
     url = request.getfixturevalue(f"{service}_url")
     opened = connect_autocommit(url, application_name="test")
     with opened.cursor() as cursor:
-        for statement, *_ in damages:
+        for statement, *_ in problems:
             cursor.execute(statement)
     opened.close()
     seen = Doctor(tmp_path, {service: url}).examine(service)
-    for _, name, verdict, found in damages:
+    for _, name, verdict, found in problems:
         check = seen[f"{service} {name}"]
         assert (check.verdict, found in check.found) == (verdict, True), check
         assert check.remedy
@@ -202,9 +205,9 @@ def test_missing_and_invalid_indexes_are_both_reported(
     run("DROP INDEX inbox_not_applied")
     run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'orders_by_user'::regclass")
 
-    how, found = doctor.verdict("orders indexes")
+    verdict, found = doctor.verdict("orders indexes")
 
-    assert how == "fail"
+    assert verdict == "fail"
     assert found == "missing: inbox_not_applied; invalid, so unused: orders_by_user"
     assert "REINDEX" in doctor.seen["orders indexes"].remedy
 
@@ -223,7 +226,7 @@ def older_url(postgres: PostgresServer) -> Iterator[str]:
 def test_a_database_of_an_older_revision_only_needs_its_migrations(
     tmp_path: Path, older_url: str
 ) -> None:
-    """The indexes are compared with those of the database's revision."""
+    """No index counts as missing: the doctor knows only the indexes of the newest revision."""
     engine = create_engine(older_url, poolclass=NullPool)
     maintain(engine, outbox_partitions(DAY_S))
     maintain(engine, inbox_partitions(DAY_S))
@@ -241,8 +244,10 @@ def test_a_database_of_an_older_revision_only_needs_its_migrations(
     assert problems == {"broker", "orders durability", "orders migrations"}
 
 
-def test_an_invalid_index_is_reported_before_the_migration(tmp_path: Path, older_url: str) -> None:
-    """An interrupted build before the upgrade leaves such an index (docs/how-to/upgrade.md)."""
+def test_an_invalid_index_of_an_unfinished_migration_is_reported(
+    tmp_path: Path, older_url: str
+) -> None:
+    """A migration that was interrupted while it built this index leaves it invalid."""
     opened = connect_autocommit(older_url, application_name="test")
     with opened.cursor() as cursor:
         cursor.execute("CREATE INDEX orders_by_user ON orders (user_id, status, created_at, id)")
@@ -251,9 +256,9 @@ def test_an_invalid_index_is_reported_before_the_migration(tmp_path: Path, older
         )
     opened.close()
 
-    how, found = Doctor(tmp_path, {"orders": older_url}).verdict("orders indexes")
+    verdict, found = Doctor(tmp_path, {"orders": older_url}).verdict("orders indexes")
 
-    assert (how, found) == ("fail", "invalid, so unused: orders_by_user")
+    assert (verdict, found) == ("fail", "invalid, so unused: orders_by_user")
 
 
 def test_an_empty_database_is_reported_by_the_migrations_check(
@@ -277,8 +282,8 @@ def test_a_long_transaction_is_reported(
     opened = connect_autocommit(orders_url, application_name="forgotten")
     try:
         opened.cursor().execute("BEGIN; SELECT 1")
-        how, what = doctor.verdict("orders transactions")
-        assert (how, "(forgotten, idle in transaction)" in what) == ("warn", True), what
+        verdict, text = doctor.verdict("orders transactions")
+        assert (verdict, "(forgotten, idle in transaction)" in text) == ("warn", True), text
         monkeypatch.setattr(transactions, "LONG_FAIL_S", 0.0)
         assert doctor.verdict("orders transactions")[0] == "fail"
     finally:
@@ -296,8 +301,8 @@ def test_dead_rows_are_reported(
     )
 
     def are_reported() -> bool:  # PostgreSQL updates its counts a moment later
-        how, what = doctor.verdict("orders autovacuum")
-        return how == "warn" and "outbox_pending: 500 dead rows, vacuumed never" in what
+        verdict, text = doctor.verdict("orders autovacuum")
+        return verdict == "warn" and "outbox_pending: 500 dead rows, vacuumed never" in text
 
     wait_until(are_reported, what="the dead rows to be reported")
 
@@ -310,13 +315,12 @@ def test_partitions_past_retention_and_rows_in_the_default_partition_are_reporte
         maintain(engine, table)
     assert doctor.verdict("orders outbox parts")[0] == "ok"
     maintain(engine, outbox_partitions(60 * DAY_S), datetime.now(UTC) - timedelta(days=30))
-    assert (
-        doctor.verdict("orders outbox parts")[0] == "ok"
-    )  # no partition is dropped without new rows
+    # The retention counts back from the newest row. Without a row, no partition is past it.
+    assert doctor.verdict("orders outbox parts")[0] == "ok"
     Delivery("", orders_url, NOWHERE).add("a", 1)
-    how, what = doctor.verdict("orders outbox parts")
-    assert how == "warn"
-    assert "past retention" in what
+    verdict, text = doctor.verdict("orders outbox parts")
+    assert verdict == "warn"
+    assert "past retention" in text
     run(
         'INSERT INTO inbox (id, type, source, topic, partition, "offset", outcome)'
         f" VALUES ('{uuid4()}', '', '', '', 0, 0, 'applied')"
@@ -336,12 +340,12 @@ def test_the_days_of_partitions_follow_the_clock_of_the_database(
         " pg_catalog', current_database()); END $$"
     )
 
-    how, what = doctor.verdict("orders outbox parts")
+    verdict, text = doctor.verdict("orders outbox parts")
 
-    assert (how, what[:17]) == ("warn", "missing: outbox_p"), what
+    assert (verdict, text[:17]) == ("warn", "missing: outbox_p"), text
 
 
-def test_partitions_of_other_names_are_reported(
+def test_a_renamed_partition_and_a_missing_default_partition_are_reported(
     doctor: Doctor, orders_url: str, run: Callable[[str], None]
 ) -> None:
     engine = create_engine(orders_url, poolclass=NullPool)
@@ -358,23 +362,23 @@ def test_partitions_of_other_names_are_reported(
     )
 
     run("DROP TABLE outbox_default")
-    how, what = doctor.verdict("orders outbox parts")
-    assert (how, "no default partition" in what) == ("fail", True)
+    verdict, text = doctor.verdict("orders outbox parts")
+    assert (verdict, "no default partition" in text) == ("fail", True)
 
 
 @pytest.mark.parametrize(
-    ("days", "verdict", "found"),
+    ("days", "expected", "found"),
     [(10, "fail", "in the future"), (-2, "warn", "may still come"), (-20, "ok", "since")],
 )
 def test_the_horizon_of_the_inbox_is_checked(
-    doctor: Doctor, run: Callable[[str], None], days: int, verdict: str, found: str
+    doctor: Doctor, run: Callable[[str], None], days: int, expected: str, found: str
 ) -> None:
     assert doctor.verdict("orders horizon")[0] == "ok"
     run(f"INSERT INTO inbox_horizon VALUES ('{lowest_id(datetime.now(UTC) + days * DAY)}')")
 
-    how, what = doctor.verdict("orders horizon")
+    verdict, text = doctor.verdict("orders horizon")
 
-    assert (how, found in what) == (verdict, True), what
+    assert (verdict, found in text) == (expected, True), text
 
 
 def test_a_sequence_that_is_behind_is_reported(doctor: Doctor, run: Callable[[str], None]) -> None:
@@ -382,9 +386,9 @@ def test_a_sequence_that_is_behind_is_reported(doctor: Doctor, run: Callable[[st
     assert doctor.verdict("orders sequences")[0] == "ok"
     run("ALTER TABLE outbox ALTER COLUMN seq RESTART WITH 1")
 
-    how, what = doctor.verdict("orders sequences")
+    verdict, text = doctor.verdict("orders sequences")
 
-    assert (how, what) == ("fail", "outbox_seq_seq gives 1 next, outbox.seq is at 2")
+    assert (verdict, text) == ("fail", "outbox_seq_seq gives 1 next, outbox.seq is at 2")
     run(doctor.seen["orders sequences"].remedy)
     assert doctor.verdict("orders sequences")[0] == "ok"
 
@@ -395,15 +399,15 @@ def test_waiting_events_and_orders_are_reported(
     delivery = Delivery("", orders_url, NOWHERE)
     order_ids = delivery.place(uuid7(), 10, count=2)
     run("ALTER TABLE orders DISABLE TRIGGER orders_final")
-    for age, verdict in (("0 s", "ok"), ("2 minutes", "warn"), ("1 hour", "fail")):
+    for age, expected in (("0 s", "ok"), ("2 minutes", "warn"), ("1 hour", "fail")):
         run(
             f"UPDATE outbox SET created_at = now() - interval '{age}';"
             f" UPDATE orders SET created_at = now() - interval '{age}'"
         )
-        how, what = doctor.verdict("orders unsent")
-        assert (how, what[:2]) == (verdict, "2,")
+        verdict, text = doctor.verdict("orders unsent")
+        assert (verdict, text[:2]) == (expected, "2,")
         open_orders = doctor.seen["orders open"]
-        assert open_orders.verdict == verdict
+        assert open_orders.verdict == expected
     assert all(str(order_id) in open_orders.found for order_id in order_ids)
 
 
@@ -416,7 +420,7 @@ def test_a_transaction_pooler_is_reported(
         assert doctor.verdict("orders pooler")[0] == "warn"
         assert doctor.seen["orders notify"].verdict == "warn"
         assert doctor.seen["orders indexes"].verdict == "ok"
-        # The warning is right: a notification through the pooler does not arrive.
+        # The doctor is right to warn: a notification through the pooler does not arrive.
         monkeypatch.setattr(pooling, "NOTIFY_TIMEOUT_S", 0.5)
         one, other = (connect_autocommit(url, application_name="test") for _ in range(2))
         found = pooling.check_notify("notify", one, other)
@@ -432,8 +436,9 @@ def test_clocks_that_differ_are_reported(
     monkeypatch.setattr(
         clocks, "time", SimpleNamespace(time=lambda: time.time() + 10, monotonic=time.monotonic)
     )
-    how, what = doctor.verdict("orders clock")  # this process's clock is ahead of both databases
-    assert (how, "behind" in what) == ("warn", True), what
+    # This process's clock is ahead of both databases.
+    verdict, text = doctor.verdict("orders clock")
+    assert (verdict, "behind" in text) == ("warn", True), text
     assert doctor.seen["clocks apart"].verdict == "ok"
     opened = connect_autocommit(orders_url, application_name="test")
     with opened.cursor() as cursor:  # simulates a server with another clock
@@ -445,8 +450,8 @@ def test_clocks_that_differ_are_reported(
             f"ALTER DATABASE {opened.info.dbname} SET search_path = skewed, public, pg_catalog"
         )
     opened.close()
-    how, what = doctor.verdict("clocks apart")
-    assert (how, "ahead of that of payments" in what) == ("fail", True), what
+    verdict, text = doctor.verdict("clocks apart")
+    assert (verdict, "ahead of that of payments" in text) == ("fail", True), text
     assert doctor.seen["orders clock"].verdict == "fail"
 
 
@@ -460,11 +465,11 @@ def test_the_version_of_the_server_is_checked(version: int, verdict: str) -> Non
 
 def test_a_large_database_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "WARN_SIZE_BYTES", 1)
-    how, what = doctor.verdict("orders size")
-    assert (how, "MB (" in what) == ("warn", True)
+    verdict, text = doctor.verdict("orders size")
+    assert (verdict, "MB (" in text) == ("warn", True)
 
 
-def test_checks_without_privilege_or_behind_a_lock_are_reported(
+def test_a_check_that_lacks_a_privilege_or_waits_for_a_lock_is_reported(
     doctor: Doctor, orders_url: str, run: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "LOCK_TIMEOUT_MS", 200)
@@ -472,12 +477,12 @@ def test_checks_without_privilege_or_behind_a_lock_are_reported(
     locking = connect_autocommit(orders_url, application_name="test")
     try:
         locking.cursor().execute("BEGIN; LOCK TABLE dead_letters")
-        how, what = doctor.verdict("orders dead letters")
-        assert (how, "not checked: canceling statement" in what) == ("warn", True), what
+        verdict, text = doctor.verdict("orders dead letters")
+        assert (verdict, "not checked: canceling statement" in text) == ("warn", True), text
         url = make_url(orders_url).set(username="doctor_stranger", password="stranger")
         doctor.urls = {"orders": url.render_as_string(hide_password=False)}
-        how, what = doctor.verdict("orders unsent")
-        assert (how, "not checked: permission denied" in what) == ("warn", True), what
+        verdict, text = doctor.verdict("orders unsent")
+        assert (verdict, "not checked: permission denied" in text) == ("warn", True), text
         assert "are hidden" in doctor.seen["orders transactions"].found
     finally:
         locking.close()
@@ -486,16 +491,16 @@ def test_checks_without_privilege_or_behind_a_lock_are_reported(
 
 def test_a_database_that_is_down_is_reported(doctor: Doctor) -> None:
     doctor.urls = {"orders": f"postgresql+psycopg2://orders@127.0.0.1:{free_port()}/orders"}
-    how, what = doctor.verdict("orders db")
-    assert (how, "refused" in what) == ("fail", True)
+    verdict, text = doctor.verdict("orders db")
+    assert (verdict, "refused" in text) == ("fail", True)
     assert "orders indexes" not in doctor.seen
     doctor.urls = {"orders": "mysql://orders@127.0.0.1/orders"}
-    how, what = doctor.verdict("orders db")
-    assert (how, "ORDERS_DATABASE_URL" in what) == ("fail", True)
+    verdict, text = doctor.verdict("orders db")
+    assert (verdict, "ORDERS_DATABASE_URL" in text) == ("fail", True)
 
 
 def test_a_server_that_never_answers_does_not_block_the_doctor(doctor: Doctor) -> None:
-    """A server accepts the connections to databases and broker, and never answers."""
+    """The server accepts connections to the databases and to the broker, and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         doctor.bootstrap = f"127.0.0.1:{port}"
@@ -522,9 +527,9 @@ def test_a_database_that_freezes_during_the_checks_is_reported(
             return []
 
         monkeypatch.setattr(transactions, "check_transactions", freeze)
-        how, what = doctor.verdict("orders answers")
+        verdict, text = doctor.verdict("orders answers")
         frozen.__exit__(None, None, None)
-    assert (how, "not for 3 s" in what) == ("fail", True)
+    assert (verdict, "not for 3 s" in text) == ("fail", True)
 
 
 def test_a_database_that_ends_the_connection_during_the_checks_is_reported(
@@ -538,6 +543,6 @@ def test_a_database_that_ends_the_connection_during_the_checks_is_reported(
         return []
 
     monkeypatch.setattr(transactions, "check_transactions", end)
-    how, what = doctor.verdict("orders answers")
-    assert (how, "no longer" in what) == ("fail", True)
+    verdict, text = doctor.verdict("orders answers")
+    assert (verdict, "no longer" in text) == ("fail", True)
     assert "orders constraints" not in doctor.seen

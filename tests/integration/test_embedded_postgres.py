@@ -34,6 +34,7 @@ from support.environ import environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CAT = ["/usr/bin/env", "cat"]
 TOUCH = ["/usr/bin/env", "touch"]
 
 
@@ -124,12 +125,12 @@ if os.geteuid() == 0:  # only root runs the server as another user
 
     @pytest.fixture
     def elsewhere(reachable: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Replace ``/var/lib/settle``, which takes folders that the server's user cannot reach."""
+        """Replace ``/var/lib/settle``, which is used if the server's user cannot reach a folder."""
         monkeypatch.setattr(postgres, "SYSTEM_FOLDER", reachable / "elsewhere")
         return postgres.SYSTEM_FOLDER
 
     def test_a_check_of_a_cluster_creates_no_folder(tmp_path: Path, elsewhere: Path) -> None:
-        """Earlier versions left an empty folder there whenever they checked a closed folder."""
+        """Earlier versions created a folder in ``/var/lib/settle`` to check a closed folder."""
         state = StateFolder(tmp_path / "not" / "made")
 
         cluster = open_cluster(state.postgres)
@@ -183,9 +184,7 @@ if os.geteuid() == 0:  # only root runs the server as another user
         beside, inside = str(cluster.folder / "password.new"), str(cluster.data / "mine")
 
         assert run_as_the_servers_user(*TOUCH, beside, cluster=cluster) != 0
-        assert run_as_the_servers_user(
-            "/usr/bin/env", "cat", f"{cluster.folder}/password", cluster=cluster
-        )
+        assert run_as_the_servers_user(*CAT, f"{cluster.folder}/password", cluster=cluster) != 0
         assert run_as_the_servers_user(*TOUCH, inside, cluster=cluster) == 0
         (cluster.data / "mine").unlink()
 

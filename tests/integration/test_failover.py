@@ -1,6 +1,6 @@
 """A database fails over while its old server is frozen. Every process connects to the new server.
 
-Nothing ends the connections to the old server: its machine acknowledges packets and never answers.
+Nothing ends the connections to the old server, which acknowledges packets and never answers.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ pytestmark = pytest.mark.slow
 
 SERVICES = ("orders", "payments")
 DEADLINE_S = 1.0
-# Application names of all connections except those of the APIs' pools.
+# Service and application name of each connection that must move, except those of the API's pool.
 PARTS = {
-    ("orders", "outbox-notifier"),
-    ("payments", "outbox-notifier"),
+    *((service, "outbox-notifier") for service in SERVICES),
     *((service, "outbox-listener") for service in SERVICES),
     *((service, f"outbox-relay {service}") for service in SERVICES),
     *((service, f"inbox-consumer {service}") for service in SERVICES),
@@ -82,9 +81,8 @@ def test_every_process_connects_to_the_new_server(
         for service in SERVICES:
             stack.enter_context(delivery.relay(service))
             stack.enter_context(delivery.consumer(service))
-        stack.callback(
-            wire.reset, ""
-        )  # threads that still wait for the old server could not end otherwise
+        # Without a reset, threads that wait for the old server would not end. "" means all clients.
+        stack.callback(wire.reset, "")
 
         def place() -> UUID | None:
             """Place an order. Return None while the API is not connected to the new server."""

@@ -1,4 +1,4 @@
-"""The engine enforces the contract of a handler. A handler that breaks it loses no event."""
+"""settle_outbox enforces the contract of a handler. A breach of the contract loses no event."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PARTITION = TopicPartition(TOPIC, 0)
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine configured as in a consumer, on a database with the table of effects."""
+    """Return SQLAlchemy's engine as in a consumer, on a database with the table of effects."""
     with handler_engine(database_url, lock_timeout="500") as engine:
         empty(engine)
         yield engine
@@ -120,8 +120,8 @@ ENDS: dict[str, Callable[[Session], object]] = {
     "session.close": lambda session: session.close(),
     "session.reset": lambda session: session.reset(),
     "session.invalidate": lambda session: session.invalidate(),
-    "its transaction.commit": lambda session: transaction_of(session).commit(),
-    "its transaction.rollback": lambda session: transaction_of(session).rollback(),
+    "transaction.commit": lambda session: transaction_of(session).commit(),
+    "transaction.rollback": lambda session: transaction_of(session).rollback(),
     "connection.commit": lambda session: session.connection().commit(),
     "connection.rollback": lambda session: session.connection().rollback(),
     "connection.close": lambda session: session.connection().close(),
@@ -312,7 +312,7 @@ def test_an_unusual_error_becomes_a_dead_letter(
     assert ask('SELECT "offset" FROM dead_letters') == [1]
 
 
-def test_a_retry_without_a_wait_waits_one_second(engine: Engine) -> None:
+def test_a_retry_whose_class_skips_init_waits_one_second(engine: Engine) -> None:
     def act(_: Session, __: int) -> None:
         raise OddRetry
 
@@ -394,7 +394,7 @@ def test_an_event_that_fails_in_a_deferred_trigger_fails_alone(
     assert ask('SELECT "offset" FROM dead_letters') == [1]
 
 
-def test_an_outage_of_another_database_is_retried_for_its_event_only(
+def test_an_outage_of_another_database_counts_as_an_attempt_at_the_event(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def act(_: Session, __: int) -> None:
@@ -674,7 +674,7 @@ COLLIDING = {
 
 
 @pytest.mark.parametrize("name", COLLIDING)
-def test_a_duplicate_key_chosen_by_the_handler_is_its_failure(
+def test_a_duplicate_key_chosen_by_the_handler_is_a_failure_of_the_handler(
     engine: Engine, ask: Callable[[str], list[Any]], name: str
 ) -> None:
     ask("DROP TABLE IF EXISTS things; CREATE TABLE things (id serial PRIMARY KEY, x integer)")
@@ -695,8 +695,8 @@ def test_an_event_older_than_a_partition_dropped_during_its_batch_is_not_applied
         ask(f"INSERT INTO inbox_horizon VALUES ('{uuid7()}') ON CONFLICT DO NOTHING")
 
     monkeypatch.setattr("settle_outbox.consume.batch_transaction.failpoint", drop)
-    apply_one = make_applier(number_service(handler(lambda _session, _number: None)), engine)
-    apply_one.apply([record])
+    applier = make_applier(number_service(handler(lambda _session, _number: None)), engine)
+    applier.apply([record])
 
     assert ask("SELECT reason FROM dead_letters") == ["older_than_inbox"]
     assert ask("SELECT count(*) FROM effects") == [0]
@@ -736,9 +736,8 @@ def test_a_defect_that_fails_every_event_stops_the_subscription(
     restarted = make_applier(service, engine, EARLY_BREAKER)
     with capture_logs() as lines:
         assert restarted.apply(records[4:])[PARTITION].offset == 4
-        assert (
-            restarted.apply(records[4:])[PARTITION].offset == 4
-        )  # no further attempt before the next probe is due
+        # The second call makes no attempt, because the next probe is not yet due.
+        assert restarted.apply(records[4:])[PARTITION].offset == 4
     assert [line["event"] for line in lines].count("consumer.probe_failed") == 1
     assert ask("SELECT count(*) FROM dead_letters") == [4]
 
@@ -881,7 +880,7 @@ def test_events_added_by_a_handler_carry_the_trace_of_the_current_event(
     assert ask("SELECT requestid FROM outbox ORDER BY seq") == [
         "request-0",
         "request-1",
-        None,
+        None,  # after the loop over two events with different traces
         "request-2",
         "request-2",
     ]
@@ -970,7 +969,7 @@ def test_an_event_recorded_as_skipped_by_an_earlier_version_stays_skipped(
 def test_the_counts_of_skipped_types_are_bounded_in_number_and_size(
     engine: Engine, ask: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An index row has at most 2,704 bytes, and a type may have 4,000."""
+    """A type may have 4,000 bytes. An index entry cannot, so 200 characters of a type are kept."""
     monkeypatch.setattr("settle_outbox.consume.inbox.SKIPPED_TYPES_MAX", 3)
     applier = make_applier(number_service(write_all), engine)
     long = "".join(chr(0x1F600 + n * 7919 % 60_000) for n in range(1000))
@@ -979,6 +978,7 @@ def test_the_counts_of_skipped_types_are_bounded_in_number_and_size(
     for number, type_ in enumerate(["a", "b", "c", "a"], start=2):
         applier.apply([number_record(number, type_=type_)])
 
+    # a, b and the long type. c would be a fourth type, so it is not counted.
     assert ask("SELECT char_length(type) || ' ' || records FROM inbox_skipped ORDER BY type") == [
         "1 2",
         "1 1",
@@ -1007,7 +1007,7 @@ def test_a_running_handler_does_not_lock_the_counts_of_skipped_types(
 # Handlers of one event.
 
 
-def test_a_handler_of_one_event_returns_a_verdict_for_each(
+def test_a_handler_of_one_event_is_called_for_each_event(
     engine: Engine, ask: Callable[[str], list[Any]]
 ) -> None:
     def handle(session: Session, event: ReceivedEvent) -> Verdict | None:

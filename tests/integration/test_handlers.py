@@ -27,7 +27,19 @@ TRACE = Trace(request_id="r-1")
 
 
 def event(event_type: str, **data: Any) -> ReceivedEvent:
-    return ReceivedEvent(uuid4(), event_type, "/test", None, TRACE, data, "test", 0, 0, None, ())
+    return ReceivedEvent(
+        id=uuid4(),
+        type=event_type,
+        source="/test",
+        time=None,
+        trace=TRACE,
+        data=data,
+        topic="test",
+        partition=0,
+        offset=0,
+        key=None,
+        headers=(),
+    )
 
 
 def created(user_id: UUID, amount: int, order_id: UUID | None = None) -> ReceivedEvent:
@@ -260,12 +272,12 @@ def test_an_order_settles_although_the_clock_went_back(
     orders_session: Session, order: dict[str, Any]
 ) -> None:
     """The database's clock may be behind the clock of the process that placed the order."""
-    later = uuid4()
+    order_id = uuid4()
     row = orders_session.execute(select(Order.__table__)).one()._asdict()
     future = text("now() + interval '1 hour'")
     orders_session.execute(
-        insert(Order).values(row | {"id": later, "created_at": future, "updated_at": future})
+        insert(Order).values(row | {"id": order_id, "created_at": future, "updated_at": future})
     )
-    assert settle_orders(orders_session, [succeeded({**order, "order_id": later})]) == {}
-    found = orders_session.scalars(select(Order).where(Order.id == later)).one()
+    assert settle_orders(orders_session, [succeeded({**order, "order_id": order_id})]) == {}
+    found = orders_session.scalars(select(Order).where(Order.id == order_id)).one()
     assert found.updated_at >= found.created_at

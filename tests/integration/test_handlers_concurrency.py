@@ -1,4 +1,4 @@
-"""Two consumers apply events of the same accounts or orders, which a rebalance can cause."""
+"""Several consumers apply events of the same accounts or orders, which a rebalance can cause."""
 
 from __future__ import annotations
 
@@ -44,7 +44,17 @@ def user_ids(engine: Engine) -> list[UUID]:
 def created(user_id: UUID, order_id: UUID) -> ReceivedEvent:
     data: dict[str, Any] = {"order_id": order_id, "user_id": user_id, "amount": 100}
     return ReceivedEvent(
-        uuid4(), "order.created", "/test", None, Trace(), data, "test", 0, 0, None, ()
+        id=uuid4(),
+        type="order.created",
+        source="/test",
+        time=None,
+        trace=Trace(),
+        data=data,
+        topic="test",
+        partition=0,
+        offset=0,
+        key=None,
+        headers=(),
     )
 
 
@@ -63,20 +73,23 @@ def charge_concurrently(
         return list(pool.map(charge, batches))
 
 
-def charges(engine: Engine) -> int:
+def count_charges(engine: Engine) -> int:
     with Session(engine) as session:
         kind = Transfer.kind == "charge"
         return session.scalar(select(func.count()).select_from(Transfer).where(kind)) or 0
 
 
 def test_a_balance_is_spent_once(engine: Engine, user_ids: list[UUID]) -> None:
-    """Each user has 1000 and 50 orders of 100. Half of the batches name the users in reverse."""
+    """Each user has 1000 and 50 orders of 100.
+
+    Half of the batches name the users in reverse. Locks in that sequence would cause deadlocks.
+    """
     batches = [
         [created(user_id, uuid4()) for _ in range(5) for user_id in users]
         for users in [user_ids, user_ids[::-1]] * 5
     ]
     charge_concurrently(engine, batches)
-    assert charges(engine) == 20
+    assert count_charges(engine) == 20
     with Session(engine) as session:
         assert [accounts.read_balance(session, user_id) for user_id in user_ids] == [0, 0]
 
@@ -87,4 +100,4 @@ def test_concurrent_consumers_charge_an_order_once(engine: Engine, user_ids: lis
         order_id = uuid4()
         verdicts = charge_concurrently(engine, [[created(user_ids[0], order_id)] for _ in range(4)])
         assert sorted(len(each) for each in verdicts) == [0, 1, 1, 1]
-    assert charges(engine) == 5
+    assert count_charges(engine) == 5

@@ -1,4 +1,7 @@
-"""The SQL in the how-to pages runs unchanged on a migrated database."""
+"""The SQL blocks of the how-to pages run on a migrated database of the service that they name.
+
+BEGIN and COMMIT are left out, because the test's session has the transaction.
+"""
 
 from __future__ import annotations
 
@@ -49,4 +52,4 @@ def test_descriptions_of_a_user_are_erased_and_the_trigger_is_enabled_again(
     ((state,),) = delivery.query(
         "orders", "SELECT tgenabled FROM pg_trigger WHERE tgname = 'orders_final'"
     )
-    assert state == "O"
+    assert state == "O"  # enabled

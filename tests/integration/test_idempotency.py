@@ -88,10 +88,8 @@ def test_a_replay_gets_the_same_answer_and_has_no_effect(
 
 def test_every_post_of_payments_accepts_a_key(payments: FlaskClient) -> None:
     opened = [send(payments, "/accounts", {"user_id": USER}) for _ in range(2)]
-    assert [each.status_code for each in opened] == [
-        201,
-        201,
-    ]  # without a key, the second would be 409
+    # Without a key, the second answer would be 409.
+    assert [each.status_code for each in opened] == [201, 201]
     assert same_answer(*opened)
     deposited = [send(payments, DEPOSIT, {"amount": 7}) for _ in range(3)]
     assert [each.status_code for each in deposited] == [200, 200, 200]
@@ -99,7 +97,7 @@ def test_every_post_of_payments_accepts_a_key(payments: FlaskClient) -> None:
     assert balance(payments) == 7
 
 
-def test_requests_without_a_key_are_separate_and_cost_no_statement(
+def test_requests_without_a_key_are_separate_and_run_no_statement_for_keys(
     orders: FlaskClient, orders_session: Session
 ) -> None:
     engine = orders.application.extensions["settle-sessions"].kw["bind"]
@@ -264,7 +262,10 @@ def lock_waits(url: str) -> bool:
 def start_request(
     orders: FlaskClient, orders_url: str
 ) -> Iterator[Callable[[], Callable[[], TestResponse]]]:
-    """Return a function that sends the order in a thread, and waits until it is blocked."""
+    """Return a function that sends the order in a thread, and waits until the request is blocked.
+
+    The result of that function is another function, which waits for the answer.
+    """
     with ThreadPoolExecutor(1) as pool:
 
         def start() -> Callable[[], TestResponse]:
@@ -293,12 +294,12 @@ def test_a_request_that_waited_for_a_commit_gets_the_stored_answer(
     orders_session: Session, start_request: Callable[[], Callable[[], TestResponse]]
 ) -> None:
     scope = hold(orders_session, ORDER)
-    answer = start_request()
+    wait_for_answer = start_request()
     key_store.store_answer(
         orders_session, scope, StoredAnswer(202, [("Location", "/order/1")], b"{}")
     )
     orders_session.commit()
-    replayed = answer()
+    replayed = wait_for_answer()
     assert is_replay(replayed)
     assert (replayed.status_code, replayed.headers["Location"]) == (202, "/order/1")
     assert count(orders_session, "orders") == 0
@@ -308,9 +309,9 @@ def test_a_request_that_waited_for_a_rollback_is_executed(
     orders_session: Session, start_request: Callable[[], Callable[[], TestResponse]]
 ) -> None:
     hold(orders_session, ORDER)
-    answer = start_request()
+    wait_for_answer = start_request()
     orders_session.rollback()
-    placed = answer()
+    placed = wait_for_answer()
     assert placed.status_code == 202
     assert not is_replay(placed)
     assert count(orders_session, "orders") == 1
@@ -373,7 +374,7 @@ def test_expired_keys_are_removed_in_bounded_batches(
     fill(orders_session, limit + 2, DAY_S)
     fill(orders_session, 5, DAY_S - 60)
     engine = create_engine(orders_url)
-    assert remove_expired_keys(engine)
+    assert remove_expired_keys(engine)  # there may be more
     assert count(orders_session, "idempotency_keys") == 7
     # A key that another transaction has locked is not removed.
     orders_session.execute(

@@ -76,7 +76,7 @@ class Project:
 
 
 def documented(number: int) -> str:
-    """Return a Python block of the document."""
+    """Return the Python block of the document with this number, which counts from 0."""
     return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[number]
 
 
@@ -110,7 +110,7 @@ def project(database: str, tmp_path: Path) -> Project:
     project.alembic("init", "history")
     (tmp_path / "models.py").write_text(MODELS)
     replace_in(tmp_path / "alembic.ini", ("driver://user:pass@localhost/dbname", project.url))
-    import_line, passed = (
+    import_line, filter_argument = (
         next(line.strip() for line in documented(0).splitlines() if word in line)
         for word in ("import", "include_object")
     )
@@ -120,7 +120,7 @@ def project(database: str, tmp_path: Path) -> Project:
             "target_metadata = None",
             f"{import_line}\nfrom models import Base\ntarget_metadata = Base.metadata",
         ),
-        ("target_metadata=target_metadata", f"{passed} target_metadata=target_metadata"),
+        ("target_metadata=target_metadata", f"{filter_argument} target_metadata=target_metadata"),
     )
     (project.versions / "first.py").write_text(FIRST_REVISION + documented(1))
     project.alembic("upgrade", "head")

@@ -1,4 +1,4 @@
-"""Each list of orders reads only its page and few other rows from an index.
+"""Each list of orders reads the rows of one page, and few others, from an index.
 
 The statistics are older than the newest orders, which have other users and statuses. So the planner
 takes rare values among the newest orders for common ones, and the reverse.
@@ -29,8 +29,9 @@ BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 FORMER, CURRENT, UNKNOWN = UUID(int=1), UUID(int=2), UUID(int=3)
 OLD, NEW = 100_000, 30_000
 
-# There is one order a second. Of the old orders, 19 of 20 are FORMER's, 49 of 50 failed, and one is
-# open. Of the new orders, 19 of 20 are CURRENT's, one third is open, and no order failed.
+# There is one order a second. Of the old orders, 19 of 20 are FORMER's, 1 of 1000 is CURRENT's,
+# 49 of 50 failed, and a single one is `created`. Of the new orders, 19 of 20 are CURRENT's, one
+# third is `created`, and no order failed.
 _FILL = text(
     """
     INSERT INTO orders

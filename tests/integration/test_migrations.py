@@ -1,4 +1,4 @@
-"""The migrations create the schema that the code expects, also concurrently and repeatedly."""
+"""The migrations create the schema that the code expects, even if they run twice or in parallel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SERVICES = ["payments", "orders"]
 EMPTY = "migrations_test"
 
-# The constraints as PostgreSQL prints them. The engine's tables have other tests.
+# The constraints as PostgreSQL prints them. The tables of settle_outbox have other tests.
 _CONSTRAINTS = text(
     """
     SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
@@ -133,7 +133,7 @@ def test_migrations_run_through_a_transaction_pooler(
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_concurrent_migration_waits_and_finds_nothing_to_do(engine: Engine, service: str) -> None:
-    """Several machines may start together. Here, the test itself holds the lock of the first."""
+    """Several machines may start together. The test holds the lock as the first migration would."""
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
             connection.execute(
@@ -169,9 +169,10 @@ def recorded_strong_locks() -> Iterator[set[str]]:
         event.remove(Engine, "commit", record)
 
 
-# PostgreSQL adds a column without a default, or with a constant default, without a rewrite of the
-# table. Only dead_letters is read once, for its checks. LOCK_TIMEOUT_MS limits the wait for the
-# lock. After that, the revision is tried again.
+# The tables to which a revision adds columns. This locks them, but only for a moment: PostgreSQL
+# does not rewrite a table for a column without a default, or with a constant one. Only dead_letters
+# is read once, for its checks. A revision that does not get the lock within LOCK_TIMEOUT_MS is
+# tried again.
 _REPAIR_TABLES = {"dead_letters", "inbox", "inbox_default", "outbox_refused"}
 ADDED_COLUMNS = {
     ("orders", "0009"): _REPAIR_TABLES,
@@ -183,7 +184,7 @@ ADDED_COLUMNS = {
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_revision_locks_an_existing_table_against_writers(engine: Engine, service: str) -> None:
-    """This check needs no writers. tests/faults/test_migrations_beside_writers.py has them."""
+    """Examine the locks. tests/faults/test_migrations_beside_writers.py runs real writers."""
     config = config_of(service, engine)
     for revision in revisions_of(service):
         existing = tables_of(engine)

@@ -1,4 +1,4 @@
-"""The notifier thread continues after its connection ends."""
+"""The notifier thread continues after its connection ends, and after an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`outbox-relay` sends refused and published events again, with access to one service only."""
+"""`outbox-relay` queues refused and published events again, with one service's database only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def events(orders_url: str, ask: Callable[..., list[Any]]) -> list[UUID]:
 
 @pytest.fixture
 def refused(events: list[UUID], ask: Callable[..., list[Any]]) -> list[UUID]:
-    """Mark those events as refused, and return their ids."""
+    """Mark the four events as refused, and return their ids."""
     ask("INSERT INTO outbox_refused (seq, id, reason) SELECT seq, id, 'too large' FROM outbox")
     return events
 
@@ -75,7 +75,7 @@ def pending(ask: Callable[..., list[Any]]) -> list[UUID]:
     return ask("SELECT id FROM outbox_pending ORDER BY seq")
 
 
-def test_a_replay_queues_the_events_of_its_filters(
+def test_a_replay_queues_the_events_that_match_its_filters(
     events: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     expected = {
@@ -121,7 +121,7 @@ def test_a_replay_needs_a_time_or_ids(command: Callable[..., Result]) -> None:
     assert "Give --since, or --id for single events." in done.stderr
 
 
-def test_a_refused_event_is_sent_again(
+def test_a_refused_event_is_queued_again(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     done = command("refused", "retry", "orders", str(refused[1]))
@@ -132,7 +132,7 @@ def test_a_refused_event_is_sent_again(
     assert refused[1] not in ask("SELECT id FROM outbox_refused")
 
 
-def test_all_refused_events_are_sent_after_their_number_is_confirmed(
+def test_all_refused_events_are_queued_after_their_number_is_confirmed(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     dry = command("refused", "retry", "orders", "--all", "--dry-run")
@@ -150,7 +150,7 @@ def test_all_refused_events_are_sent_after_their_number_is_confirmed(
     assert pending(ask) == refused
 
 
-def test_a_discarded_event_is_not_replayed_until_it_is_retried(
+def test_a_discarded_event_is_not_replayed_and_can_be_retried(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     discarded = command(
@@ -174,7 +174,7 @@ def test_a_discarded_event_is_not_replayed_until_it_is_retried(
     assert pending(ask) == [refused[0]]
 
 
-def test_a_deleted_event_is_not_sent(
+def test_a_deleted_event_is_not_queued(
     refused: list[UUID], command: Callable[..., Result], ask: Callable[..., list[Any]]
 ) -> None:
     ask("DELETE FROM outbox WHERE id = :id", id=refused[0])

@@ -1,4 +1,4 @@
-"""Paged lists of the API show each row once, at the same cost per page, by signed cursors."""
+"""Paged lists of the API: each row once, the same cost for every page, and signed cursors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = 100_000
 USER = UUID(int=1)
 SECRET = "0123456789abcdef0123456789abcdef"
 
-# Every 100th order is of one user, and every 10th failed. The orders of the tests are newer.
+# Every 100th order is of one user, and every 10th failed. The tests place newer orders.
 _FILL = text(
     """
     INSERT INTO orders
@@ -62,7 +62,7 @@ def client(url: str) -> Iterator[FlaskClient]:
         yield app.test_client()
 
 
-def next_of(client: FlaskClient, address: str) -> tuple[list[dict[str, Any]], str | None]:
+def get_page(client: FlaskClient, address: str) -> tuple[list[dict[str, Any]], str | None]:
     """Return a page, and the address of the next page."""
     response = client.get(address)
     assert response.status_code == 200, response.text
@@ -116,7 +116,7 @@ def buffers(plan: dict[str, Any]) -> int:
 def test_every_page_costs_the_same_and_every_row_comes_once(
     client: FlaskClient, query: str, rows: int, limit: int
 ) -> None:
-    """The last page costs as much as the first, although many rows lie before it."""
+    """The last page costs as much as the first, although many rows come before the last page."""
     engine = client.application.extensions["settle-sessions"].kw["bind"]
     first = f"/orders?{query}limit={limit}&created_before=2025-06-01T00:00:00Z"
     pages: list[str] = []
@@ -124,9 +124,9 @@ def test_every_page_costs_the_same_and_every_row_comes_once(
     following: str | None = first
     while following is not None:
         pages.append(following)
-        page, following = next_of(client, following)
+        page, following = get_page(client, following)
         seen += [order["Amount"] for order in page]
-        place(client, USER)  # a newer order, which moves no page
+        place(client, USER)  # a newer order, which does not move the pages
     assert len(seen) == rows
     assert seen == sorted(set(seen), reverse=True)
 
@@ -144,7 +144,7 @@ def test_every_page_costs_the_same_and_every_row_comes_once(
 
 
 def second_page(client: FlaskClient, query: str = "") -> str:
-    _, following = next_of(client, f"/orders?{query}limit=1")
+    _, following = get_page(client, f"/orders?{query}limit=1")
     assert following is not None
     return following
 
@@ -176,10 +176,11 @@ def test_a_cursor_is_valid_after_a_restart_and_bound_to_the_secret(
         assert another.test_client().get(address).status_code == 200
     with open_app("orders", url, CURSOR_SECRET=SECRET) as another:
         check_refused(another.test_client(), address)
-        given = second_page(another.test_client())
-    elsewhere_url = url.replace("@127.0.0.1", "@localhost")
-    with open_app("orders", elsewhere_url, CURSOR_SECRET=SECRET) as elsewhere:
-        assert elsewhere.test_client().get(given).status_code == 200
+        signed = second_page(another.test_client())
+    # The URL of the database does not matter.
+    same_database = url.replace("@127.0.0.1", "@localhost")
+    with open_app("orders", same_database, CURSOR_SECRET=SECRET) as another:
+        assert another.test_client().get(signed).status_code == 200
 
 
 def test_a_link_has_the_forwarded_host_of_a_trusted_proxy_only(
@@ -197,9 +198,9 @@ def test_a_link_has_the_forwarded_host_of_a_trusted_proxy_only(
 def test_a_time_in_the_filters_is_the_same_on_every_page(client: FlaskClient) -> None:
     """The link repeats the time as the client wrote it, with the plus sign escaped."""
     moment = datetime(2025, 1, 1, 5, tzinfo=UTC).isoformat().replace("+", "%2B")
-    page, following = next_of(client, f"/orders?limit=2&created_before={moment}")
+    page, following = get_page(client, f"/orders?limit=2&created_before={moment}")
     assert following is not None
-    following_page, _ = next_of(client, following)
+    following_page, _ = get_page(client, following)
     amounts = [order["Amount"] for order in [*page, *following_page]]
     assert amounts == [17999, 17998, 17997, 17996]
 

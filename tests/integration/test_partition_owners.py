@@ -40,7 +40,8 @@ def new_consumer(engine: Engine, *, batch_limit: int = 100) -> CarefulApplier:
 
 
 def apply(consumer: CarefulApplier, *numbers: int) -> None:
-    consumer.apply({PARTITION: [number_record(number) for number in numbers]}, lambda _: 1_000)
+    records = [number_record(number) for number in numbers]
+    consumer.apply({PARTITION: records}, end_of=lambda _: 1_000)
 
 
 def rows(engine: Engine) -> list[Any]:
@@ -48,7 +49,7 @@ def rows(engine: Engine) -> list[Any]:
         return list(connection.execute(text("SELECT * FROM inbox_owners")).all())
 
 
-def test_an_owner_that_was_frozen_leaves_the_row_of_the_next(engine: Engine) -> None:
+def test_a_frozen_owner_does_not_delete_the_row_of_the_next_owner(engine: Engine) -> None:
     frozen, other = new_consumer(engine), new_consumer(engine)
     apply(frozen, 1)
     apply(other, 2)
@@ -60,10 +61,10 @@ def test_an_owner_that_was_frozen_leaves_the_row_of_the_next(engine: Engine) -> 
     assert len(before) == 1
 
 
-def test_an_owner_that_was_frozen_in_careful_mode_leaves_the_record_in_hand(
+def test_a_frozen_owner_does_not_change_what_the_next_owner_has_in_hand(
     engine: Engine,
 ) -> None:
-    """The next owner has a record in hand when the frozen one continues with its own records."""
+    """In careful mode, the frozen owner applies a record while the next owner has one in hand."""
     apply(new_consumer(engine), 1)
     frozen = new_consumer(engine)
     apply(frozen, 2)
@@ -78,6 +79,7 @@ def test_an_owner_that_was_frozen_in_careful_mode_leaves_the_record_in_hand(
 
 
 def test_the_row_stays_until_careful_mode_has_ended(engine: Engine) -> None:
+    """Careful mode ends after `batch_limit` records."""
     apply(new_consumer(engine), 1)
     first, second = (new_consumer(engine, batch_limit=3) for _ in range(2))
 
@@ -91,7 +93,7 @@ def test_the_row_stays_until_careful_mode_has_ended(engine: Engine) -> None:
     assert rows(engine) == []
 
 
-def test_a_database_that_goes_away_does_not_keep_a_consumer_from_stopping(
+def test_a_consumer_stops_although_it_cannot_delete_its_row(
     engine: Engine,
 ) -> None:
     consumer = new_consumer(engine)

@@ -1,4 +1,4 @@
-"""Which events `outbox.add` accepts and refuses, and when it notifies listeners."""
+"""Which events `outbox.add` accepts and refuses, and which commits notify listeners."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def added(session: Session) -> int:
     return int(events)
 
 
-# The data of an event.
+# The data of an event. `...` means that the value is written as it is.
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_commit_with_open_savepoints_notifies_once(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["added-before", "added-after"])
-def test_a_savepoint_rolled_back_loses_no_notification(
+def test_the_rollback_of_a_savepoint_loses_no_notification(
     sessions: sessionmaker[Session], requests: list[dict[str, set[str]]], *, before: bool
 ) -> None:
     other = uuid4()
@@ -292,7 +292,7 @@ def test_a_savepoint_that_fails_loses_no_notification(
 
 
 @pytest.mark.parametrize("end", ["rollback", "close"])
-def test_a_rolled_back_event_is_not_notified_when_the_session_is_used_again(
+def test_a_rolled_back_event_causes_no_notification_when_the_session_is_used_again(
     sessions: sessionmaker[Session], requests: list[dict[str, set[str]]], end: str
 ) -> None:
     with sessions() as session:
@@ -310,7 +310,7 @@ def test_a_rolled_back_event_is_not_notified_when_the_session_is_used_again(
 
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
-def test_a_session_that_joins_a_transaction_notifies_after_its_end(
+def test_a_session_that_joins_a_transaction_notifies_after_the_transaction_ends(
     engine: Engine,
     sessions: sessionmaker[Session],
     requests: list[dict[str, set[str]]],

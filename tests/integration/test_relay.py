@@ -88,7 +88,7 @@ def test_only_committed_events_are_sent_even_if_they_commit_late(delivery: Deliv
         records = delivery.records(ORDERS)
     engine.dispose()
     assert first_appearances(records) == {"a": [{"n": "early"}, {"n": "late"}]}
-    # The late event has the lower number. A relay that only looks for higher ones would miss it.
+    # The late event has the lower number. A relay that looks only for higher numbers would miss it.
     assert int(header(records[0], "ce_sequence")) > int(header(records[1], "ce_sequence"))
 
 
@@ -120,7 +120,7 @@ def test_sigterm_ends_the_relay_after_its_batch_with_exit_code_0(delivery: Deliv
 
     assert code == 0
     assert relay.logged("relay.stopped")
-    # It finished that batch and started no other.
+    # The relay finished its third batch and started no other.
     assert delivery.pending("orders") == 150
     assert len(delivery.records(ORDERS)) == 150
 
@@ -174,7 +174,7 @@ def test_all_events_are_sent_again_to_a_broker_that_lost_its_data(
 def test_all_events_are_sent_again_to_an_embedded_broker_that_lost_its_data(
     embedded_delivery: Delivery, own_embedded_broker: Broker
 ) -> None:
-    """It is back within milliseconds, before a client notices the outage."""
+    """This broker is back within milliseconds, before a client notices the outage."""
     lose_and_restore(embedded_delivery, own_embedded_broker)
 
 
@@ -191,7 +191,8 @@ def lose_and_restore(delivery: Delivery, broker: Broker) -> None:
         relay.wait_logged("relay.topic_lost")
         delivery.wait_sent("orders")
         assert relay.logged("relay.topic_lost")[0]["queued_again"] == 50
-        # The relay created the topic, not the broker for a producer that was still connected.
+        # The relay created the topic again. The broker did not create it for a producer that was
+        # still connected.
         assert relay.logged("topic.created")[-1]["partitions"] == 6
         assert len(relay.logged("topic.created")) == 2
     found = first_appearances(delivery.records(ORDERS))
@@ -232,7 +233,7 @@ def test_a_relay_without_its_listener_polls(delivery: Delivery, postgres: Postgr
         relay.wait_logged("relay.listener_lost")
         delivery.add("a", 2)
         delivery.wait_sent("orders")
-        assert not relay.logged("relay.listener_back")  # only polling found the event
+        assert not relay.logged("relay.listener_back")  # so polling found the event
         relay.wait_logged("relay.listener_back")
         assert len(relay.logged("relay.listener_lost")) == 1
         assert not relay.logged("relay.database_down")
@@ -252,7 +253,7 @@ def test_a_notification_wakes_the_relay_long_before_its_poll(delivery: Delivery)
     engine.dispose()
 
 
-def test_an_event_that_the_broker_refuses_does_not_delay_the_others(delivery: Delivery) -> None:
+def test_an_event_too_large_for_a_record_does_not_delay_the_others(delivery: Delivery) -> None:
     delivery.add("a", 1)
     delivery.add("b", 1)
     with delivery.session("orders") as session:
@@ -271,19 +272,19 @@ def test_an_event_that_the_broker_refuses_does_not_delay_the_others(delivery: De
         delivery.wait_sent("orders")
         delivery.add("a", 3)
         delivery.wait_sent("orders")
-        # The refusal does not count as an outage of the broker.
+        # A refused event does not count as an outage of the broker.
         assert not relay.logged("relay.broker_down")
         assert len(relay.logged("relay.refused")) == 1
     assert first_appearances(delivery.records(ORDERS)) == {"a": [1, 2, 3], "b": [1, 2]}
     ((seq, reason),) = delivery.query("orders", "SELECT seq, reason FROM outbox_refused")
     assert (seq, "MessageSizeTooLargeError" in reason) == (3, True)
-    # A replay does not send it again either.
+    # A replay sends the other five events again, and not the refused one.
     assert delivery.run("outbox-relay", "replay", "orders", "--since", "1h").stdout.startswith("5 ")
 
 
 @pytest.mark.slow
 def test_large_events_are_sent_in_little_memory(delivery: Delivery) -> None:
-    """This includes an event that was inserted by SQL and is too large for every broker."""
+    """The relay refuses another event, which SQL inserted and which is too large for a record."""
     delivery.add("a", *["x" * 890_000] * 10)
     delivery.query(
         "orders",
@@ -311,8 +312,8 @@ def test_the_size_of_a_batch_includes_its_keys(delivery: Delivery) -> None:
 
     with delivery.session("orders") as session:
         connection = session.connection()
-        shards = lock_shards(connection, 1)
-        events = read_pending(connection, shards, 10_000, [])
+        shards = lock_shards(connection, limit=1)
+        events = read_pending(connection, shards, limit=10_000, noted_at=[])
 
     sizes = [len(event.aggregateid.encode()) + len(event.payload) for event in events]
     assert BATCH_MAX_BYTES - max(sizes) < sum(sizes) < BATCH_MAX_BYTES + max(sizes)
@@ -321,7 +322,7 @@ def test_the_size_of_a_batch_includes_its_keys(delivery: Delivery) -> None:
 def test_an_event_of_an_undeclared_aggregatetype_does_not_delay_the_others(
     delivery: Delivery,
 ) -> None:
-    """Its topic may have a name that Kafka does not accept."""
+    """The topic of such an event may have a name that Kafka does not accept."""
     delivery.add("a", 1)
     wrong = ["order", "no topic!", "x" * 250]
     with delivery.session("orders") as session:
@@ -342,7 +343,7 @@ def test_an_event_of_an_undeclared_aggregatetype_does_not_delay_the_others(
 
 
 def test_an_event_that_cannot_become_a_record_does_not_delay_the_others(delivery: Delivery) -> None:
-    """Its time is in the year 10,000 in UTC, which Python cannot represent."""
+    """The event's time is in the year 10,000 in UTC, which Python cannot represent."""
     delivery.add("a", 1)
     with delivery.session("orders") as session:
         session.execute(

@@ -1,8 +1,8 @@
 """A released revision never changes, neither its file nor its effect on a database.
 
-``schemas/`` has a file for each revision, with the digest of the revision's file and the changes
-of the schema. The test writes a missing file and fails. Review the file, and commit it with the
-revision.
+``schemas/`` has a text file for each revision: the digest of the revision's code, and its changes
+of the schema and of rows. The test writes a missing text file and fails. Review that file, and
+commit it with the revision.
 """
 
 from __future__ import annotations

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from support.postgres import PostgresServer
 
+# Inserts {} transfers.
 DEPOSIT = (
     "INSERT INTO transfers (from_account_id, to_account_id, amount, kind)"
     " SELECT 1, 2, 1, 'deposit' FROM generate_series(1, {})"
 )
+# Inserts the events numbered {1} to {2}. {0} is a digit of the time in their ids.
 EVENTS = (
     "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)"
     " SELECT ('019{0}0000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'a', 'k', 't', ''"
@@ -50,6 +52,7 @@ def run(engine: Engine, statements: str) -> None:
 
 
 def behind(engine: Engine) -> dict[str, tuple[int, int]]:
+    """Return next value and maximum for each column whose sequence is behind."""
     with engine.connect() as connection:
         return {
             f"{each.table}.{each.column}": (each.next_value, each.maximum)

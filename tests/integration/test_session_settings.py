@@ -1,4 +1,4 @@
-"""Environment, database and role cannot change the settings that the code relies on."""
+"""Environment, URL, database and role cannot change the settings that the code relies on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors of `settle up` for databases that it cannot migrate."""
+"""The errors of `settle up` for databases that it cannot migrate, and databases of new services."""
 
 from __future__ import annotations
 

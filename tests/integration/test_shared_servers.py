@@ -60,6 +60,7 @@ def groups_of(changed: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def committed(delivery: Delivery, group: str) -> int:
+    """Return the sum of the offsets that a group has committed."""
     admin = make_admin(delivery.settings("orders"), "test")
     try:
         offsets = admin.list_group_offsets(group)[group]

@@ -1,4 +1,4 @@
-"""The stop of all programs of supervisord, on a server or in a container, and of one API."""
+"""Stop all programs of supervisord, as on a server or in a container, and stop a single API."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_programs_of_a_service_stop_at_the_same_time(
 
 
 def test_an_api_that_stops_is_not_ready(database_url: str, tmp_path: Path) -> None:
-    """A load balancer sees this on its open connection, too. New connections are refused."""
+    """A load balancer sees this on a connection that is still open. New ones are refused."""
     port = free_port()
     server = gunicorn("orders", database_url, port, tmp_path / "log")
     seen: list[tuple[int, str]] = []

@@ -138,7 +138,7 @@ def fail_in_sql(session: Session, _: ReceivedEvent) -> None:
 
 
 def fail_to_flush(session: Session, _: ReceivedEvent) -> None:
-    session.add(Effect(number=ARRANGED))
+    session.add(Effect(number=ARRANGED))  # there is a row with this key
 
 
 def swallow(session: Session, _: ReceivedEvent) -> None:
@@ -197,7 +197,7 @@ def test_a_handler_that_ends_the_transaction_fails(
 def test_a_handler_that_ends_the_transaction_fails_in_a_savepoint_too(
     engine: Engine, name: str
 ) -> None:
-    """SQLAlchemy documents this as "joining a session into an external transaction"."""
+    """The session joins an open transaction, as SQLAlchemy documents it for test suites."""
     with engine.connect() as connection:
         connection.begin()
         session = Session(connection, join_transaction_mode="create_savepoint")

@@ -96,7 +96,7 @@ def test_a_consumer_waits_for_its_topic_and_then_reads_it(
         assert len(consumer.logged("consumer.topics_missing")) == 1
         for event in ("consumer.broker_down", "consumer.loop_down", "consumer.topic_lost"):
             assert not consumer.logged(event)
-    assert count_partitions(admin, [ORDERS]) == {ORDERS: 6}
+    assert count_partitions(admin, [ORDERS]) == {ORDERS: PARTITIONS}
 
 
 def test_a_consumer_reads_existing_topics_and_new_ones_later(
@@ -122,7 +122,7 @@ def test_a_consumer_reads_existing_topics_and_new_ones_later(
 
 @needs_kafka
 def test_a_join_outlasts_the_poll_that_began_it(delivery: Delivery) -> None:
-    """A group's first member learns of the partitions after its join, and has to join again."""
+    """The first member of a group learns of the partitions after it joined, so it joins again."""
     delivery.produce(ORDERS, order_created(uuid4(), 1))
     for poll_ms in range(5, 15):
         consumer = make_consumer(delivery.settings("payments"), f"group-{poll_ms}")
@@ -137,15 +137,15 @@ def test_a_join_outlasts_the_poll_that_began_it(delivery: Delivery) -> None:
 
 
 @needs_kafka
-def test_a_topic_takes_the_replication_of_the_broker_when_it_is_asked_to(
+def test_a_replication_of_minus_1_takes_the_default_of_the_broker(
     delivery: Delivery, admin: KafkaAdminClient
 ) -> None:
-    """The node's default is 1, which is all that one node can hold: 2 copies are refused."""
+    """The broker's default is 1. A replication of 2 is refused, because there is one node."""
     done = delivery.run("outbox-relay", "topics", "orders", TOPIC_REPLICATION="-1")
     refused = delivery.run("outbox-relay", "topics", "payments", TOPIC_REPLICATION="2")
 
     assert done.stdout == f"Topics of orders: {ORDERS}\n"
-    assert count_partitions(admin, [ORDERS, PAYMENTS]) == {ORDERS: 6}
+    assert count_partitions(admin, [ORDERS, PAYMENTS]) == {ORDERS: PARTITIONS}
     assert "replication" in refused.stderr.lower()
 
 
@@ -164,7 +164,7 @@ def test_a_topic_takes_the_replication_of_the_broker_when_it_is_asked_to(
 def test_a_consumer_warns_of_a_topic_that_keeps_events_longer_than_its_inbox(
     delivery: Delivery, admin: KafkaAdminClient, setting: dict[str, str], expected: str | None
 ) -> None:
-    """The inbox keeps 30 days, and a replay reaches back 7 days."""
+    """The inbox keeps 30 days, and a replay reaches back 7 days, so 23 days are too long."""
     ensure_topics(admin, [ORDERS], delivery.settings("orders"))
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, ORDERS, configs=setting)])
 

@@ -53,7 +53,12 @@ def names(trace: dict[str, Any]) -> list[str]:
 
 
 def settle_order(delivery: Delivery, *, dead_letter_first: bool = False) -> UUID:
-    """Place an order, settle it, and return its id. Its event can become a dead letter first."""
+    """Place an order, settle it, and return its id.
+
+    Args:
+        delivery: the databases and the broker.
+        dead_letter_first: record `order.created` as a dead letter before payments applies it.
+    """
     (order_id,) = delivery.place(delivery.open_account(100), 7)
     if dead_letter_first:
         with delivery.relay("orders"):
@@ -279,7 +284,7 @@ def test_a_record_that_is_no_valid_event_is_found_by_its_header(
     (order_id,) = delivery.place(uuid4(), 7)
     ((event_id,),) = delivery.query("orders", "SELECT id FROM outbox")
     delivery.query("orders", "DELETE FROM outbox_pending")
-    # PostgreSQL cannot read the other header as JSON.
+    # The dead letter stores the headers as JSON. PostgreSQL cannot read a NUL in JSON.
     sent_headers = [*headers("order.created", event_id), ("other", b"\0")]
     delivery.produce(ORDERS, Record(value, sent_headers))
     with delivery.consumer("payments"):

@@ -1,8 +1,8 @@
-"""Databases of revision ef5a43e keep every row in the upgrade, and work with the current code.
+"""Databases of commit ef5a43e keep every row in the upgrade, and work with the current code.
 
-``databases/`` holds their dumps (``pg_dump --inserts``). That revision's APIs, relays and consumers
-wrote the rows, except for the horizons and the refused events. Four of the orders are settled. One
-order is charged, with its result still pending. The event of one order is still pending.
+``databases/`` holds their dumps (``pg_dump --inserts``). The APIs, relays and consumers of that
+commit wrote the rows, except for the horizons and the refused events. There are six orders: four
+are settled, one is charged but its result is pending, and one has its own event pending.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ PublishedEvent = tuple[str, str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Message:
-    """The content of a record, or the reason why it has none."""
+    """The event in a record, or the fault of a record that is not a valid event."""
 
     place: Place
     id: str

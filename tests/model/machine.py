@@ -44,10 +44,10 @@ BAD_USERS: list[Any] = [
 ]
 BAD_AMOUNTS: list[Any] = [0, -1, 1.0, 1.5, "1", True, None, [], INT64_MAX + 1, -INT64_MAX, 10**30]
 BAD_DESCRIPTIONS: list[Any] = [7, None, "a\0b", "x" * 10_001, "\ud800"]
-ANOTHER = "8f14e45f-ceea-167f-a0e6-4a3e2c1b5d7a"  # version 1, which no drawn user has
+ANOTHER = "8f14e45f-ceea-167f-a0e6-4a3e2c1b5d7a"  # of no account: accounts have version 4
 
-# Service, path, the invalid part of the body, and the status of the answer.
-REFUSED: list[tuple[str, str, dict[str, Any], int]] = [
+# Invalid requests: the service, the path, a part of the body, and the status of the answer.
+INVALID_REQUESTS: list[tuple[str, str, dict[str, Any], int]] = [
     *[("payments", "/accounts", {"user_id": user}, 422) for user in BAD_USERS],
     *[("payments", "/accounts/{user}/deposit", {"amount": each}, 422) for each in BAD_AMOUNTS],
     ("payments", "/accounts/{user}/deposit", {"amount": 1, "user_id": ANOTHER}, 409),
@@ -74,6 +74,7 @@ numbers = st.integers(0, 30)
 batches = st.lists(numbers, min_size=1, max_size=8) | st.integers(2, 8).map(
     lambda count: list(range(-count, 0))
 )
+# Half of the deliveries are to one consumer.
 consumers = st.sampled_from(["to one", "to one", "to two at once", "to one that is killed"])
 
 
@@ -185,10 +186,12 @@ class Machine(RuleBasedStateMachine):
             assert order_id not in self._orders.placed
             self._orders.place(order_id, user, amount, description)
 
-    @rule(user=users, spelling=spellings, refused=st.sampled_from(REFUSED))
-    def ask(self, user: str, spelling: str, refused: tuple[str, str, dict[str, Any], int]) -> None:
-        """Check that an invalid request is refused, and that the answers agree with the model."""
-        service, path, body, status = refused
+    @rule(user=users, spelling=spellings, invalid=st.sampled_from(INVALID_REQUESTS))
+    def check_answers(
+        self, user: str, spelling: str, invalid: tuple[str, str, dict[str, Any], int]
+    ) -> None:
+        """Check that an invalid request is refused, and that the GETs agree with the model."""
+        service, path, body, status = invalid
         body = {"user_id": user} | body
         problem_of(self._post(service, path.format(user=user), **body), status)
         query = {"user_id": SPELLINGS[spelling](user)}
@@ -217,7 +220,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(service=services, count=st.integers(1, 4) | st.just(ALL), mark=st.booleans())
     def relay(self, service: str, count: int, *, mark: bool) -> None:
-        """Send events, and check that they are those of the model, in order, each with one id."""
+        """Send events. Check that they are those of the model, in order, and keep their ids."""
         records = self._system.relay(service, count, mark=mark)
         begin = self._sent[service]
         expected = self._models[service].published[begin : begin + count]
@@ -281,16 +284,16 @@ class Machine(RuleBasedStateMachine):
                     self._send(record.topic, record.key, value, forged, fault)
 
     def _forge_order(self, order: int | str, user: int | str, amount: int, times: int) -> None:
-        """Forge an order that orders does not have, or has with other data."""
+        """Forge the event of an order that may be unknown, or known with other data."""
         order_id = _one_of(self._orders.placed, order)
         user_id = _one_of(self._payments.balances, user)
         self._forged.add(order_id)
-        data = {"order_id": order_id, "user_id": user_id, "amount": amount, "more": {"of": "it"}}
+        data = {"order_id": order_id, "user_id": user_id, "amount": amount, "unknown": {"field": 1}}
         for _ in range(times):
             self._forge(ORDERS, user_id, "order.created", data)
 
     def _forge_result(self, order: int | str, succeeded: list[bool], *, agrees: bool) -> None:
-        """Forge results that payments did not publish: early, contradicting, or for no order."""
+        """Forge results that payments did not publish: too early, wrong, or of no known order."""
         order_id = _one_of(self._orders.placed, order)
         self._forged.add(order_id)
         known = self._orders.placed.get(order_id)
@@ -331,7 +334,7 @@ class Machine(RuleBasedStateMachine):
         self._check_finality(orders)
 
     def teardown(self) -> None:
-        """Check at the end that every order is final, and agrees with the money."""
+        """Check at the end the status and the charge of every order without forged events."""
         if sys.exc_info()[0] is not None:
             return  # the run failed or was given up, and another failure would hide the reason
         self.settle(8)
@@ -361,8 +364,8 @@ class Machine(RuleBasedStateMachine):
     # Helpers.
 
     def _post(self, service: str, path: str, **body: Any) -> TestResponse:
-        # JSON escapes can contain a lone surrogate.
         client = self._system.clients[service]
+        # `json.dumps` escapes a lone surrogate, which UTF-8 cannot encode.
         return client.post(path, data=json.dumps(body), content_type="application/json")
 
     def _records(self, service: str, numbers: Iterable[int]) -> list[ConsumerRecord]:

@@ -45,7 +45,7 @@ LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=10, brake_failure
 # The inboxes remember no event with an id below this one.
 BEGINS_AT = lowest_id(datetime.now(UTC) - timedelta(days=1))
 
-# The tables that are emptied for the next example, while triggers are disabled.
+# The tables that are emptied for the next example. Triggers are disabled meanwhile.
 _ENGINE_TABLES = (
     "outbox",
     "outbox_pending",
@@ -155,8 +155,10 @@ class System:
             service: Applier(load_service(service), sessionmaker(engine), LIMITS)
             for service, engine in self._engines.items()
         }
-        self._dying = {
-            service: Applier(load_service(service), _dying(sessionmaker(engine)), LIMITS)
+        self._dying_appliers = {
+            service: Applier(
+                load_service(service), _killed_before_commit(sessionmaker(engine)), LIMITS
+            )
             for service, engine in self._engines.items()
         }
 
@@ -178,7 +180,7 @@ class System:
                 )
 
     def relay(self, service: str, count: int, *, mark: bool) -> list[ConsumerRecord]:
-        """Send the oldest pending events, like a relay. Without `mark`, it died after sending."""
+        """Send the oldest pending events. Without `mark`, they stay pending: the relay died."""
         with (
             patch.multiple(
                 "settle_outbox.publish.sender",
@@ -210,7 +212,7 @@ class System:
     def apply_and_die(self, service: str, records: Sequence[ConsumerRecord]) -> None:
         """Give records to a consumer that is killed before its commit."""
         try:
-            self._dying[service].apply(records)
+            self._dying_appliers[service].apply(records)
         except KilledError:
             return
         raise AssertionError("the consumer did not reach its commit")
@@ -222,8 +224,8 @@ class System:
         return {name: value for name, value in found.items() if value}
 
 
-def _dying(sessions: sessionmaker[Session]) -> sessionmaker[Session]:
-    """Return sessions that are killed before their commit."""
+def _killed_before_commit(sessions: sessionmaker[Session]) -> sessionmaker[Session]:
+    """Make the process die before each commit of these sessions."""
 
     @event.listens_for(sessions, "before_commit")
     def die(_session: Session) -> None:

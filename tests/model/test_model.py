@@ -21,7 +21,7 @@ EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 SETTINGS = settings(
     max_examples=int(EXAMPLES or 60),
     stateful_step_count=30,
-    # The examples are the same each time, unless more are requested.
+    # Without MODEL_EXAMPLES, the examples are the same each time.
     derandomize=EXAMPLES is None,
     database=None,
     print_blob=True,
@@ -38,8 +38,7 @@ def test_the_services_do_what_the_model_says(payments_url: str, orders_url: str)
         ThreadPoolExecutor(2) as threads,
         open_system(payments_url, orders_url, threads) as system,
     ):
-        # The documentation accepts any callable that returns a machine, but the types accept only a
-        # class.
+        # Hypothesis documents any callable that returns a machine. Its types allow only a class.
         run_state_machine_as_test(
             lambda: Machine(system),  # type: ignore[arg-type]
             settings=SETTINGS,

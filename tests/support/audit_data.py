@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 LONG_AGO = datetime.now(UTC) - 20 * DAY
 
-# The clients wait when this many orders are open. On a slow machine, they would otherwise place
-# orders faster than consumers settle them.
+# The clients wait while this many orders are open. Without this limit, they would place orders
+# faster than consumers settle them on a slow machine.
 MAX_OPEN_ORDERS = 60
 
 _copies = count(1)
@@ -79,7 +79,7 @@ class Settled:
 
 
 def traffic(settled: Settled) -> None:
-    """Place orders of a rich and a poor user, and an old order, while audits run."""
+    """Place orders of a rich and a poor user, and one old order. Run audits meanwhile."""
     delivery = settled.delivery
     users = [delivery.open_account(10**9), delivery.open_account(100)]
     place_old_order(delivery, users[0])
@@ -136,7 +136,7 @@ def place_old_order(delivery: Delivery, user_id: UUID) -> None:
 
 
 def make_id_at(moment: datetime) -> UUID:
-    """Return a new id that sorts at this moment."""
+    """Return a new UUIDv7 whose time is this moment."""
     made, begin = uuid7(), lowest_id(moment)
     return type(begin)(int=begin.int | (made.int & ((1 << 80) - 1)))
 

@@ -25,8 +25,8 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The environment variable that selects the broker. If it is `kafka` and Kafka cannot run here,
-# tests fail.
+# The environment variable that selects the broker. If its value is `kafka` and Kafka cannot run
+# here, tests fail.
 BROKER_VARIABLE = "SETTLE_TEST_BROKER"
 KAFKA, EMBEDDED = "kafka", "embedded"
 STOP_TIMEOUT_S = 30
@@ -66,7 +66,8 @@ def make_broker(advertised_port: int | None = None) -> Broker:
 class Broker(ABC):
     """A broker on a free port of 127.0.0.1. It keeps the port when it starts again.
 
-    A `with` block starts the broker, and at its end stops it and deletes its data.
+    A `with` block starts the broker. At the end of the block, the broker is killed, and its data is
+    deleted.
     """
 
     def __init__(self, advertised_port: int | None = None) -> None:
@@ -197,7 +198,11 @@ class KafkaBroker(Broker):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_ready(self) -> bool:
-        """Return whether the node is ready. Behind a proxy, it only has to accept connections."""
+        """Return whether the node is ready.
+
+        Behind a proxy, the node counts as ready when it accepts connections. A client would use the
+        advertised port, and the proxy may not run yet.
+        """
         return self._accepts_connections() and (
             self._advertised_port != self.port or self._has_controller()
         )
@@ -228,12 +233,12 @@ class KafkaBroker(Broker):
 
 
 def delete_groups(admin: KafkaAdminClient) -> bool:
-    """Delete all consumer groups and their offsets. Return True once there are none left."""
+    """Try to delete all consumer groups and their offsets. Return True if there were none."""
     groups = [each["group_id"] for each in admin.list_groups()]
     for group, described in admin.describe_groups(groups).items() if groups else ():
         _remove_members(admin, group, described["members"])
     if groups:
-        # The broker keeps a group that still has members. The next call tries again.
+        # The broker does not delete a group that still has members. The next call tries again.
         admin.delete_groups(groups)
     return not groups
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from support.stack import Stack
 
-# A client gives up an attempt after this time. Then nobody knows whether it had an effect.
+# A client gives up an attempt after this time. The client does not know then whether the attempt
+# had an effect.
 TIMEOUT_S = 10
 PAUSE_S = 0.05
 PAUSE_AFTER_ERROR_S = 0.3
@@ -97,7 +98,7 @@ class Client(threading.Thread):
         return False
 
     def _deposit(self) -> bool:
-        # A deposit pays for about seven orders. There are ten orders for each, so some orders fail.
+        # A deposit pays for about seven orders. There are ten orders per deposit, so some fail.
         amount = self._rng.randint(700, 1500)
         path = f"/accounts/{self.account.user_id}/deposit"
         answer = self._try("payments", path, {"amount": amount})
@@ -108,7 +109,7 @@ class Client(threading.Thread):
         return False
 
     def _check_earlier_order(self) -> bool:
-        """Read one of the last orders, and check that a final status has not changed."""
+        """Read one of the last 20 orders, and check that a final status has not changed."""
         if not self.account.accepted:
             return True
         order_id = self._rng.choice(list(self.account.accepted)[-20:])
@@ -129,10 +130,10 @@ class Client(threading.Thread):
         return True
 
     def _try(self, service: str, path: str, body: dict[str, Any]) -> requests.Response | None:
-        """Post, and return the answer, or None if it is unknown whether the request had an effect.
+        """Post, and return the answer of a success. None means that the effect is unknown.
 
         About half of the requests, at random, have an idempotency key. Such a request is repeated
-        until it succeeds or the client stops. It has its effect at most once.
+        until it succeeds or the client stops. It has an effect at most once.
         """
         base = {"orders": self._stack.orders, "payments": self._stack.payments}[service]
         headers = {"Idempotency-Key": str(uuid4())} if self._rng.random() < 0.5 else {}

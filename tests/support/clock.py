@@ -9,17 +9,17 @@ from settle_outbox.runtime.process import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Maximum time by which a test may advance its clock. If it needs more, what it waits for does not
-# happen, and the test fails.
+# Maximum time by which a test may advance its clock. If a test needs more, it waits for something
+# that does not happen, and fails.
 MAX_ADVANCE_S = 3600.0
 
 
 class TimeIsUpError(BaseException):
-    """The test's time is over. It is a BaseException, so no loop of `settle_outbox` catches it."""
+    """The test waited too long. As a BaseException, it is caught by no loop of `settle_outbox`."""
 
 
 class Clock:
-    """A replacement for the module `time`, for modules that use only `monotonic` of it."""
+    """A replacement for the module `time`, for modules that use only its function `monotonic`."""
 
     def __init__(self) -> None:
         self._began = self._now = 1_000.0

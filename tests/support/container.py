@@ -1,7 +1,7 @@
 """A container without a container engine: a process in Linux namespaces, as Kubernetes starts it.
 
-It has a read-only root, an unprivileged user without capabilities, temporary folders from which
-nothing can be executed, its own process ids, and no supervisord.
+The container has a read-only root, an unprivileged user without capabilities, temporary folders
+from which nothing can be executed, its own process ids, and no supervisord.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 USER = ["setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "--no-new-privs"]
 USER += ["--bounding-set=-all", "--inh-caps=-all"]
 # Arguments: the checkout, which is the image's workdir; Python's folder; the folder of the secrets.
-# Root's home is closed to others, and /tmp is empty. The checkout and Python may be in one of
-# these, so they are mounted again where they were.
+# In the container, /root and /tmp are empty. The checkout and Python may be in one of them, so they
+# are mounted a second time at their old paths.
 SETUP = """
 set -eu
 mount --make-rprivate /
@@ -59,7 +59,7 @@ class Container:
         manifest: a Deployment, or another manifest with the template of a Pod.
         settings: the variables of its ConfigMap.
         secrets: the folder of its Secret.
-        log: the file for what it writes.
+        log: the file for the output of the container.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Container:
         self.pod: dict[str, Any] = manifest["spec"]["template"]["spec"]
         (self.spec,) = self.pod["containers"]
         self._environ = {
-            # The image's /opt/settle/bin.
+            # In the image, the first of these folders is /opt/settle/bin.
             "PATH": f"{sysconfig.get_path('scripts')}:/usr/bin:/bin",
             "PYTHONDONTWRITEBYTECODE": "1",
             **settings,
@@ -113,7 +113,7 @@ class Container:
         probe = self.spec["startupProbe"]
 
         def passes() -> bool:
-            assert self._process.poll() is None, "it has ended"
+            assert self._process.poll() is None, "the container has ended"
             done = self.run(*probe["exec"]["command"])
             assert done.returncode == 0, done
             return True

@@ -1,7 +1,7 @@
 """A program for tests: a consumer of orders that handles numbers, and dies at some of them.
 
-It calls `os._exit` at each number in the environment variable FATAL. It does so in the handler, or,
-if IN_SCHEMA is set, while it reads the record's data.
+It calls `os._exit` at a number that the environment variable FATAL lists. It does so in the
+handler, or, if IN_SCHEMA is set, while it reads the record's data.
 """
 
 from __future__ import annotations

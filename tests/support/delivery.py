@@ -62,7 +62,7 @@ class Record:
 def headers(type_: str, event_id: UUID | None = None, **changed: Any) -> list[tuple[str, Any]]:
     """Return the headers of a valid event.
 
-    `changed` gives headers other values. Names are without ``ce_``; None leaves a header out.
+    `changed` replaces values. Its names are without ``ce_``; the value None leaves a header out.
     """
     good = {
         "id": str(event_id or uuid7()),
@@ -124,7 +124,7 @@ class Delivery:
 
     def query(self, service: str, sql: str, **parameters: Any) -> list[Any]:
         with self.session(service) as session:
-            # The statement goes to the cursor as it is, so the row's type is unknown to SQLAlchemy.
+            # For SQL text, execute() returns a CursorResult, although it is annotated with Result.
             result = cast("CursorResult[Any]", session.execute(text(sql), parameters))
             return list(result.all()) if result.returns_rows else []
 
@@ -168,12 +168,12 @@ class Delivery:
         return dict(self.query("orders", "SELECT status, count(*) FROM orders GROUP BY status"))
 
     def charges(self) -> list[UUID]:
-        """Return the orders that were charged, one for each transfer."""
+        """Return the ids of the charged orders, one for each charge."""
         charged = self.query("payments", "SELECT order_id FROM transfers WHERE kind = 'charge'")
         return [row.order_id for row in charged]
 
     def inbox(self, service: str) -> dict[str, int]:
-        """Return the number of events by outcome."""
+        """Return the number of events in the inbox, by outcome."""
         return dict(self.query(service, "SELECT outcome, count(*) FROM inbox GROUP BY outcome"))
 
     def received(self, service: str) -> int:
@@ -230,7 +230,7 @@ class Delivery:
     # The topics.
 
     def create_topic_with_senders_times(self, topic: str) -> None:
-        """Create a topic whose records keep the timestamps of their producers."""
+        """Create a topic whose records keep the timestamps that producers give them."""
         admin = make_admin(self.settings("orders"), "test")
         configs = {"message.timestamp.type": "CreateTime"}
         described = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
@@ -240,7 +240,7 @@ class Delivery:
     def produce(self, topic: str, *records: Record) -> list[int]:
         """Write records to a topic, and return their offsets.
 
-        The records of a partition are one batch, unless they exceed 16 KiB.
+        The records of each partition are written as one batch, if they are not over 16 KiB.
         """
         settings = self.settings("orders")
         admin = make_admin(settings, "test")
@@ -277,7 +277,7 @@ class Delivery:
             reader.close()
 
     def committed(self, service: str) -> int:
-        """Return how many records the service's group has committed, over all partitions."""
+        """Return the sum of the offsets that the service's group has committed."""
         admin = make_admin(self.settings(service), "test")
         try:
             offsets = admin.list_group_offsets(service)
@@ -295,7 +295,7 @@ def patient_producer(bootstrap: str, *, linger_s: float = 0) -> KafkaProducer:
 
     Args:
         bootstrap: the address of the broker.
-        linger_s: for how long it collects the records of a batch that is not flushed.
+        linger_s: for how long it collects the records of a batch, if nobody flushes it.
     """
     return KafkaProducer(
         bootstrap_servers=bootstrap,
@@ -309,9 +309,9 @@ def patient_producer(bootstrap: str, *, linger_s: float = 0) -> KafkaProducer:
 
 
 def read_health(folder: Path, process: str) -> str:
-    """Return the content of a process's health file, or nothing before its first heartbeat.
+    """Return the content of a process's health file; "" before the first heartbeat.
 
-    There must be at most one process of this kind.
+    At most one process of this kind may have a file in the folder.
     """
     return "".join(file.read_text() for file in folder.glob(f"{process}.*.json"))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Commands that change the machine and not the folder. They are skipped, and the test reads them.
+# A command that changes the machine and not the folder. It is not run, but kept for the test.
 MACHINE_STEP = "useradd"
 
 
@@ -39,13 +39,13 @@ class Build:
     machine_steps: list[str] = field(default_factory=list)
 
     def run(self, dockerfile: Path) -> None:
-        """Run every instruction, or fail if one is unknown."""
+        """Run every instruction. Fail at an unknown one."""
         for line in _instructions(dockerfile.read_text(encoding="utf-8")):
             name, _, rest = line.partition(" ")
             getattr(self, f"_{name.lower()}")(rest.strip())
 
     def here(self, path: str) -> Path:
-        """Return the path below the folder for a path of the image."""
+        """Return where a path of the image is, below `root`."""
         return self.root / path.lstrip("/")
 
     def environment(self) -> dict[str, str]:
@@ -124,7 +124,7 @@ class Build:
         if MACHINE_STEP in rest:
             self.machine_steps.append(rest)
             return
-        # The image has one Python. Here, it is the Python of the tests.
+        # The Python of the tests stands for the Python of the image.
         self.shell(rest.replace("python -m venv", f"{shlex.quote(sys.executable)} -m venv"))
 
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 # A port where nothing ever listens: tcpmux.
 NOWHERE = "127.0.0.1:1"
-# The PostgreSQL of the tests does not wait for its disk (support/postgres.py). The doctor warns
-# about this unless it is told to accept it.
+# The names of the checks that warn about the PostgreSQL of the tests, because it does not wait for
+# its disk (support/postgres.py). Tests ignore these warnings.
 UNDURABLE = {f"{service} durability" for service in SERVICES}
 
 
 @dataclass
 class Doctor:
-    """Examine databases and a broker, without a running stack.
+    """Runs the doctor on databases and a broker, without a running stack.
 
     Args:
         folder: The folder of a stack that does not run.

@@ -36,7 +36,7 @@ _NOWHERE = Delivery(_NO_DATABASE, _NO_DATABASE, bootstrap="127.0.0.1:1")
 
 
 class KilledError(BaseException):
-    """The process is killed. It is a BaseException, so nothing catches it."""
+    """The process is killed. This is a BaseException, so the code under test does not catch it."""
 
 
 class World:
@@ -81,8 +81,8 @@ class World:
         monkeypatch.setattr(
             consumer, "make_handler_sessions", lambda *_: (self.database, self.database)
         )
-        # No test here makes a repair request; tests/integration/test_dead_letter_repairs.py has
-        # those.
+        # No test with this engine makes a repair request. The tests of repairs are in
+        # tests/integration/test_dead_letter_repairs.py.
         no_requests = SimpleNamespace(carry_out_unclaimed=lambda **_: None)
         monkeypatch.setattr(consumer, "Repairs", lambda *_, **__: no_requests)
         monkeypatch.setattr(

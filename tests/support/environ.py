@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Show additional environment variables to the Python code of this process.
 
-    The environment of the process itself does not change. Another thread may read it in C, as libpq
-    does when it connects, and a change at that moment has crashed such a process.
+    The environment of the process itself, which C code reads, does not change. libpq reads
+    that environment when it connects, and a change at that moment, by another thread, has crashed a
+    process.
     """
     with patch.object(os, "environ", {**os.environ, **variables}):
         yield

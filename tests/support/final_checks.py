@@ -24,7 +24,7 @@ def wait_final(system: System, *, timeout_s: float) -> list[str]:
     open_orders: list[str] = []
 
     def all_final() -> bool:
-        # Wait also for orders whose client got no answer, because they may still be charged.
+        # This includes orders whose client got no answer, because they may still be charged.
         open_orders[:] = [
             f"order {order_id} is still {status}"
             for (order_id, status) in system.delivery.query(
@@ -145,7 +145,7 @@ def _check_order_of_effect(system: System, account: Account) -> list[str]:
             user_id=account.user_id,
         )
     ]
-    # An order without an answer may be stored late, so its place among the others is unknown.
+    # If an order got no answer, it may have been stored later. So its position is unknown.
     place = {order_id: n for n, order_id in enumerate(account.accepted)}
     places = [place[order_id] for order_id in charged if order_id in place]
     if places == sorted(places):
@@ -156,7 +156,7 @@ def _check_order_of_effect(system: System, account: Account) -> list[str]:
 
 
 def audit(system: System) -> list[str]:
-    """Return what `settle audit` finds, which is empty if all is right."""
+    """Run `settle audit`, and return its report, or nothing if it found no fault."""
     done = system.stack.settle("audit", "--json")
     if done.returncode == 0:
         return []
@@ -167,6 +167,6 @@ def audit(system: System) -> list[str]:
 
 
 def _first(violations: list[str]) -> list[str]:
-    """Return the first violations, because there may be thousands of one kind."""
+    """Return the first violations, and the number of the others. There may be thousands."""
     more = len(violations) - SHOWN
     return violations[:SHOWN] + ([f"... and {more} more like these"] if more > 0 else [])

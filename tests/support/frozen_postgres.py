@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def frozen(server: PostgresServer) -> Iterator[None]:
-    """Freeze every process of a server. Its sockets stay open, and the kernel accepts data."""
+    """Freeze every process of a server. Its sockets stay open, and the kernel receives data."""
     assert server.pid is not None
-    send([server.pid], signal.SIGSTOP)  # first, so that it starts no other process
+    send([server.pid], signal.SIGSTOP)  # the postmaster first, so that it starts no other process
     send(family(server.pid), signal.SIGSTOP)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A TCP proxy for a broker that can make requests fail or drop answers."""
+"""A TCP proxy in front of a broker. It can make requests fail, and drop answers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from support.broker import Broker
 
-# How a produce request fails. The first two are answers with an error: after UNKNOWN_ERROR, an
-# idempotent producer ends; after OUT_OF_ORDER, it takes a new epoch and continues. CUT_BEFORE cuts
-# the connection before the broker has the request. CUT_AFTER cuts it after that, so that the answer
-# is lost.
+# How a produce request fails. With the first two, the proxy answers with an error. After
+# UNKNOWN_ERROR, an idempotent producer sends nothing more; after OUT_OF_ORDER, it takes a new epoch
+# and continues. CUT_BEFORE cuts the connection before the broker has the request. CUT_AFTER cuts it
+# when the broker has answered, so that the answer is lost.
 UNKNOWN_ERROR, OUT_OF_ORDER = "unknown error", "out of order"
 CUT_BEFORE, CUT_AFTER = "cut before", "cut after"
-# Only the answer is lost. The connection stays open.
+# The answer is lost, but the connection stays open. `lose_answer` does this to any request.
 NO_ANSWER = "no answer"
 _ERRORS = {UNKNOWN_ERROR: UnknownError, OUT_OF_ORDER: OutOfOrderSequenceNumberError}
 
@@ -32,9 +32,14 @@ class Proxy:
     """Forward the clients that connect to `port` to `broker_port`.
 
     Args:
-        broker_port: The broker's port on 127.0.0.1. The broker must advertise the proxy's port.
+        port: The port to listen on. The broker must advertise it.
+        broker_port: The broker's port on 127.0.0.1.
         fails: Called with the number of each produce request, from 1. It returns how the request
-            fails, or None.
+            fails, or None if it is forwarded.
+
+    Attributes:
+        produced: The number of produce requests.
+        failed: How many of them failed.
     """
 
     def __init__(self, port: int, broker_port: int, fails: Callable[[int], str | None]) -> None:
@@ -43,8 +48,8 @@ class Proxy:
         self._lock = threading.Lock()
         self.produced = 0
         self.failed = 0
-        # By api_key, how many requests are still answered before one answer is dropped.
-        self._answered: dict[int, int] = {}
+        # By api_key, how many answers are still passed on before one is dropped.
+        self._answers_before_loss: dict[int, int] = {}
         self._listening = socket.create_server(("127.0.0.1", port))
         self._open: list[socket.socket] = [self._listening]
 
@@ -80,19 +85,19 @@ class Proxy:
 
     def lose_answer(self, api_key: int, *, after: int) -> None:
         """Pass on `after` answers to requests of this API, and drop the next one."""
-        self._answered[api_key] = after
+        self._answers_before_loss[api_key] = after
 
     def has_lost(self, api_key: int) -> bool:
-        """Return whether `lose_answer` has dropped its answer."""
-        return api_key not in self._answered
+        """Return whether the answer that `lose_answer` names was dropped."""
+        return api_key not in self._answers_before_loss
 
-    def how(self, api_key: int) -> str | None:
-        """Return how the next request fails, or None."""
+    def failure_of_next(self, api_key: int) -> str | None:
+        """Return how the next request of this API fails, or None."""
         with self._lock:
-            if api_key in self._answered:
-                self._answered[api_key] -= 1
-                if self._answered[api_key] < 0:
-                    del self._answered[api_key]
+            if api_key in self._answers_before_loss:
+                self._answers_before_loss[api_key] -= 1
+                if self._answers_before_loss[api_key] < 0:
+                    del self._answers_before_loss[api_key]
                     return NO_ANSWER
         if api_key != ProduceRequest.API_KEY:
             return None
@@ -112,11 +117,11 @@ class Proxied:
 
     @contextmanager
     def failing(self, fails: Callable[[int], str | None]) -> Iterator[Proxy]:
-        """Make the broker reachable until the context ends.
+        """Run the proxy until the context ends. Only then is the broker reachable.
 
         Args:
             fails: Called with the number of each produce request, from 1. It returns how the
-                request fails, or None.
+                request fails, or None if it is forwarded.
         """
         with Proxy(self.port, self.broker.port, fails).serving() as proxy:
             yield proxy
@@ -135,7 +140,7 @@ class _Pair:
         with suppress(OSError):
             while frame := _frame(self._client):
                 api_key, version, correlation_id = struct.unpack_from(">hhi", frame)
-                how = self._proxy.how(api_key)
+                how = self._proxy.failure_of_next(api_key)
                 if how in _ERRORS:
                     answer = _refusal(frame, version, correlation_id, _ERRORS[how].errno)
                     with self._sending:
@@ -189,7 +194,7 @@ def _send(target: socket.socket, frame: bytes) -> None:
 
 
 def _refusal(frame: bytes, version: int, correlation_id: int, error_code: int) -> bytes:
-    """Return the answer of a broker that could not write any batch of the request."""
+    """Return an answer to a produce request, with this error for each partition."""
     request = ProduceRequest.decode(frame, version=version, header=True)
     response = ProduceResponse(
         version=version,

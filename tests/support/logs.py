@@ -20,7 +20,7 @@ def log_plain_tracebacks() -> None:
 def events(lines: Iterable[Mapping[str, Any]], area: str) -> list[str]:
     """Return the events of an area, such as ``relay``, among captured lines, in order.
 
-    The lines of the whole process are captured. An API of an earlier test may still write access
-    log lines.
+    The lines of the whole process are captured. They may include access log lines of an API from an
+    earlier test.
     """
     return [line["event"] for line in lines if line["event"].startswith(f"{area}.")]

@@ -1,7 +1,8 @@
-"""The engine's tables in memory, to test the logic of relay, consumer and applier.
+"""The tables of settle_outbox in memory, to test the logic of relay, consumer and applier.
 
-It recognizes each statement of the engine by a part of its text, and imitates it for one process at
-a time. The tests in `tests/integration` show what the statements do on PostgreSQL.
+The database recognizes each SQL statement of settle_outbox by a part of its text, and imitates it,
+for one process at a time. The tests in `tests/integration` show what the statements do on
+PostgreSQL.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Held:
-    """A row for a partition that a consumer holds."""
+    """A row of inbox_owners: a Kafka partition that a consumer holds."""
 
     owner: UUID
     in_hand: list[bytes] | None = None
@@ -56,7 +57,7 @@ class Tables:
 
 
 class MemoryDatabase:
-    """A stand-in for an engine and for a sessionmaker.
+    """A stand-in for an engine and for a sessionmaker of SQLAlchemy.
 
     Attributes:
         tables: The committed rows.
@@ -135,7 +136,7 @@ class Transaction:
         return self
 
     def execute(self, statement: Any, parameters: dict[str, Any] | None = None) -> _Result:
-        """Do what a statement of the engine does."""
+        """Imitate a statement of settle_outbox."""
         sql = str(statement)
         for part, act in _STATEMENTS.items():
             if part in sql:
@@ -173,7 +174,7 @@ def _row(**values: Any) -> Any:
 
 
 def _nothing(_tables: Tables) -> None:
-    """Accept a time-out or a lock, which has no effect because there is one process."""
+    """Accept a setting or a lock. It has no effect, because there is only one process."""
 
 
 # The relay
@@ -203,7 +204,7 @@ def _refuse(tables: Tables, *, seq: int, id: UUID, reason: str) -> None:  # noqa
 
 
 def _refuse_orphans(_tables: Tables, *, shards: list[int]) -> None:
-    """Do nothing, because no event is ever deleted here."""
+    """Do nothing: no row of the outbox is ever deleted here, so there are no orphans."""
 
 
 def _queue_again(
@@ -352,7 +353,7 @@ def _give_up(tables: Tables, *, topics: list[str], partitions: list[int], owner:
             del tables.owners[place]
 
 
-# What to do for a statement that contains this part. The first match counts.
+# The function that imitates a statement, by a part of the statement. The first match counts.
 _STATEMENTS: dict[str, Callable[..., Iterable[Any] | None]] = {
     "SET TRANSACTION": _nothing,
     "SET LOCAL": _nothing,

@@ -1,8 +1,8 @@
 """A Kafka cluster in memory, to test the engine's logic without a broker.
 
-Its clients behave like those of kafka-python, as far as the engine uses them. The producer also has
-the private parts that `settle_outbox.kafka.internals.producer` uses. The tests in
-`tests/integration` and `tests/faults` show the behaviour of a real broker.
+The clients here behave like those of kafka-python, as far as the engine uses them. The producer has
+even the private parts that `settle_outbox.kafka.internals.producer` uses. The tests in
+`tests/integration` and `tests/faults` show how a real broker behaves.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Failure(NamedTuple):
 
     Args:
         error: The error that the producer reports.
-        is_stored: Whether the broker stored the batch, so that only its answer was lost.
+        is_stored: Whether the broker stored the batch, and only its answer was lost.
     """
 
     error: KafkaError
@@ -63,11 +63,11 @@ class Topic:
 
 @dataclass
 class Group:
-    """A consumer group with at most one real member. Other members only take partitions.
+    """A consumer group with at most one real member. Other members hold partitions, and do nothing.
 
     Args:
-        committed: Its offsets.
-        generation: It increases with each rebalance.
+        committed: The committed offsets.
+        generation: A number that increases with each rebalance.
         taken: The partitions of the other members.
     """
 
@@ -82,18 +82,18 @@ class Group:
 
 
 class Cluster:
-    """The broker.
+    """The cluster, with one broker.
 
     Args:
-        clock: It advances while a consumer waits for records.
+        clock: Advances while a consumer waits for records.
         partitions: The number of partitions of each topic.
 
     Attributes:
         connections: The connections of the producers.
         consumers: All consumers that were created.
         is_down: Whether the broker is unreachable.
-        answer: Called for each batch with its number from 1 and its values. It returns a failure
-            or None.
+        answer: Called for each produced batch, with its number from 1 and its values. It returns
+            a failure, or None.
         unsendable: The values that cannot be made into a record.
         when_idle: Called when a consumer polls and finds nothing.
     """
@@ -195,9 +195,10 @@ class Connection:
 
 
 class _SendingThread:
-    """Sends batches within `flush`, without a thread.
+    """Sends batches when `flush` is called. It is not a thread.
 
-    Like kafka-python's thread, it sends the next batch after a failure, until it is stopped.
+    Like kafka-python's thread, it continues with the next batch after a failure, until it is
+    stopped.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -222,7 +223,7 @@ class _SendingThread:
         return False
 
     def send(self, waiting: dict[TopicPartition, list[_Unsent]]) -> None:
-        """Send all waiting batches, one partition after the other."""
+        """Send all waiting records: a batch of each partition in turn."""
         partitions = cycle(list(waiting))
         while any(waiting.values()):
             place = next(partitions)

@@ -1,4 +1,4 @@
-"""A service for tests whose events are numbers, and the engine's applier for it."""
+"""A service for tests, whose events are numbers, and an applier for it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ LIMITS = HandlerLimits(pause_s=10, total_s=120, retry_attempts=3, brake_failures
 
 
 class Base(DeclarativeBase):
-    """The base of the model below."""
+    """The base of the models."""
 
 
 class Effect(Base):
-    """The effect of a handler: a row with the number."""
+    """The effect of an event: a row with its number."""
 
     __tablename__ = "effects"
 
@@ -78,7 +78,7 @@ def number_record(
     key: bytes = b"key",
     **more: object,
 ) -> ConsumerRecord:
-    """Return a record of a number's event. Its offset is the number by default."""
+    """Return a record of an event with a number. By default, its offset is that number."""
     headers = {
         "ce_id": str(event_id or uuid7()),
         "ce_type": type_,
@@ -105,7 +105,7 @@ def number_record(
 
 @contextmanager
 def handler_engine(url: str, **session_settings: Any) -> Iterator[Engine]:
-    """Create an engine with one connection, as the consumer does."""
+    """Create an engine of SQLAlchemy with one connection, as the consumer does."""
     engine = make_engine(
         url,
         application_name="test-applier",
@@ -118,7 +118,7 @@ def handler_engine(url: str, **session_settings: Any) -> Iterator[Engine]:
 
 
 def empty(engine: Engine) -> None:
-    """Delete all rows of the engine's tables and of the effects."""
+    """Create the table of effects if needed, and delete what earlier tests left behind."""
     with engine.begin() as connection:
         connection.exec_driver_sql(_EMPTY)
 
@@ -131,6 +131,6 @@ def make_applier(service: Service, engine: Engine, limits: HandlerLimits = LIMIT
 
 
 def write_down(session: Session, number: int) -> None:
-    """Store the number, as the handler does."""
+    """Store the number, as a handler would."""
     session.add(Effect(number=number))
     session.flush()

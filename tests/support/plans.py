@@ -1,4 +1,4 @@
-"""Measure the plans of PostgreSQL, with EXPLAIN (ANALYZE, FORMAT JSON)."""
+"""Count the rows in the plans of PostgreSQL, with EXPLAIN (ANALYZE, FORMAT JSON)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def most_rows(session: Session, call: Callable[[], object]) -> float:
     """Return the largest number of rows that a step of a plan returned or filtered out.
 
-    All statements that `call` executes are examined.
+    The plans are those of all statements that `call` executes.
     """
     executed: list[tuple[str, Any]] = []
 

@@ -24,7 +24,7 @@ class RawName(str):
 
 
 def invalid_values(data: dict[str, Any]) -> dict[str, tuple[str, bytes | None]]:
-    """Return by name the expected reason and a value, which is `data` with one fault."""
+    """Return, by name, the reason that the dead letter must have, and `data` with one fault."""
 
     def changed_data(**changed: Any) -> bytes:
         return json.dumps(data | changed).encode()
@@ -64,7 +64,7 @@ def invalid_values(data: dict[str, Any]) -> dict[str, tuple[str, bytes | None]]:
 
 
 def invalid_headers(type_: str) -> dict[str, tuple[str, list[tuple[str, Any]]]]:
-    """Return by name the expected reason and headers, which are valid but for one fault."""
+    """Return, by name, the reason that the dead letter must have, and headers with one fault."""
     good = headers(type_)
     return {
         "none": ("missing_header", []),

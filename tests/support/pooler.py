@@ -1,7 +1,7 @@
 """A transaction pooler for PostgreSQL, like PgBouncer with ``pool_mode = transaction``.
 
-Between transactions a client has no server connection. The next transaction gets the connection
-that was returned last. So the client does not keep the state of a session, above all LISTEN.
+Between transactions, a client has no server connection. A transaction gets the connection that was
+returned last, perhaps by another client. So a client loses its session's state, such as LISTEN.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ class Pooler:
         with suppress(OSError, EOFError):
             self._log_in(client)
             while (message := _message(client))[:1] != _TERMINATE:
-                # A client may wait here for a free connection, but the tests have few clients.
+                # Each login has added a server connection, so there is always a free one.
                 server = self._free.pop()
                 server.sendall(message)
                 while (ready := _pass_on(server, client))[5:6] != _IDLE:
                     client.sendall(ready)
                     server.sendall(_message(client))
-                # The connection is free before the client knows that its transaction is over. So
-                # its next transaction gets the same connection.
+                # Return the connection before the client knows that its transaction is over. So the
+                # client's next transaction gets the same connection, if no other client takes it.
                 self._free.append(server)
                 client.sendall(ready)
 
     def _log_in(self, client: socket.socket) -> None:
-        """Let the client log in, which makes a server connection that all clients share later."""
+        """Let a client log in over a new server connection, which all clients share afterwards."""
         server = socket.create_connection(("127.0.0.1", self._server_port))
         self._open.append(server)
         while True:

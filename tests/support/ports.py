@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 LOWEST = 10_000
-# Linux uses this range for outgoing connections (ip(7), ip_local_port_range). A port of it that was
-# free a moment ago could be taken before a server listens on it.
+# Linux uses this range for outgoing connections (ip(7), ip_local_port_range). Such a connection
+# could take a free port of this range before a server listens on it.
 _OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _given: set[int] = set()
 
@@ -20,7 +20,7 @@ _given: set[int] = set()
 def free_port() -> int:
     """Return a port that is free, was not returned before, and is not for outgoing connections.
 
-    Parallel test processes (pytest-xdist) each have their own range of ports.
+    Parallel test processes (pytest-xdist) choose from different ports.
     """
     end = int(_OUTGOING.read_text().split()[0])
     step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

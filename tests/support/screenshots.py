@@ -1,6 +1,6 @@
 """Take the pictures of docs/images from a running system: ``make screenshots``.
 
-It needs Chromium, and the default ports free.
+It needs Chromium, and the default ports must be free.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def batch_of(
 def batch_with(content: bytes, codec: str, count: int = 1) -> bytes:
     """Return a batch whose header says `codec` and `count` records.
 
-    `content` follows the header as it is: already compressed, and perhaps invalid.
+    `content` follows the header unchanged. It must be compressed already, and may be invalid.
     """
     header = batch_of(*[b""] * count)[:RECORDS_AT]
     batch = put(header + content, LENGTH_AT, ">i", len(header) + len(content) - _NOT_IN_LENGTH)

@@ -1,4 +1,4 @@
-"""Settle orders without a broker. A test chooses whether this wakes the requests that wait."""
+"""Settle orders without a broker, with or without waking the requests that wait for them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def settler(orders_url: str, *, notifies: bool) -> Callable[[str, str], None]:
     Args:
         orders_url: The URL of the database of orders.
         notifies: Whether to wake, after the commit, the requests that wait for the order. The
-            consumer does so. False acts like a consumer that died before it notified.
+            consumer does so. False is like a consumer that dies between commit and notification.
     """
     sessions = sessionmaker(create_engine(orders_url, poolclass=NullPool))
     if notifies:

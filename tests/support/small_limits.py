@@ -29,6 +29,6 @@ class ImpatientWorker(SmallBufferWorker):
     """A worker that also has short time-outs."""
 
     def init_process(self) -> None:
-        """Shorten the time-outs in the worker's process only."""
+        """Shorten the time-outs, only in this worker process."""
         request_reader.READ_S = answer_sender.WRITE_S = PATIENCE_S
         super().init_process()

@@ -43,7 +43,7 @@ class Stack:
         """Choose a folder and ports.
 
         Args:
-            checkout: The checkout of the code to run, if it is another one.
+            checkout: The checkout of the code to run; None for this one.
             settings: Environment variables, for example to use other databases or another broker.
         """
         if checkout is None:
@@ -52,7 +52,7 @@ class Stack:
             self.home.chmod(0o755)
             place = {"SETTLE_HOME": str(self.home)}
         else:
-            # Python finds the code of the other checkout first. That checkout has its own folder.
+            # Python finds the code of that checkout first. The stack's data is in it, too.
             self.home = checkout / ".settle"
             place = {"PYTHONPATH": str(checkout)}
         self.ports = {name: free_port() for name in PORTS}
@@ -77,9 +77,9 @@ class Stack:
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `settle` in a new session, as a shell does, and do not wait for it."""
+        """Start `settle` as the first process of a new session, and do not wait for it."""
         return subprocess.Popen(
-            # A shell that runs tests in the background makes them ignore the interrupt key.
+            # A shell makes the tests ignore SIGINT if it runs them in the background. Undo that.
             [
                 *("env", "--default-signal=INT"),
                 *(f"{sysconfig.get_path('scripts')}/settle", *arguments),
@@ -106,7 +106,7 @@ class Stack:
         return {process["process"]: process for process in self.status()["processes"]}
 
     def running(self) -> list[int]:
-        """Return every process of the stack, supervised or not."""
+        """Return the ids of all processes of the stack, supervised or not."""
         return [process.pid for process in find_leftovers(StateFolder(self.home))]
 
     def supervise(self, action: str, process: str) -> None:
@@ -130,7 +130,7 @@ class Stack:
         return user_id
 
     def _post_until_taken(self, path: str, body: dict[str, Any], expected: int) -> None:
-        """Post, and repeat after a 503, which says that nothing was changed."""
+        """Post, and repeat after each 503."""
 
         def accepted() -> bool:
             answer = requests.post(f"{self.payments}{path}", json=body, timeout=REQUEST_TIMEOUT_S)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from settle.stack.supervisor import Process
     from support.broker import Broker
 
-# By part of the system, the names of its clients at a server. At one server, no name is the
-# beginning of another.
+# By part of the system, the beginnings of the names of its clients at PostgreSQL and at the broker.
+# A proxy disturbs the clients whose names begin with one of these.
 CLIENT_NAMES = {
     "api": ("orders-api", "payments-api", "outbox-notifier"),
     "relay": ("outbox-relay", "outbox-listener"),
@@ -40,8 +40,7 @@ SETTLE_TIMEOUT_S = 120
 class System:
     """`settle up` with a separate PostgreSQL and broker, which it reaches through proxies.
 
-    Accepted orders and sent events survive every restart. The topics of an embedded
-    broker do not.
+    Its data survives a restart of a server, except for the topics of an embedded broker.
     """
 
     def __init__(self) -> None:
@@ -108,7 +107,7 @@ class System:
         return {}
 
     def pid(self, program: str) -> int | None:
-        """Return the process of a program or of an API's worker, such as ``orders-api worker``."""
+        """Return the process id of a program, or of an API's worker (``orders-api worker``)."""
         name, _, worker = program.partition(" ")
         process = self.processes().get(name)
         pid = process.pid if process is not None else None
@@ -117,11 +116,11 @@ class System:
         return pid
 
     def start_another(self, program: str) -> subprocess.Popen[bytes]:
-        """Start another relay or consumer beside supervisord's, such as ``orders-relay``."""
+        """Start a second relay or consumer, such as ``orders-relay``, outside of supervisord."""
         service, _, part = program.partition("-")
         command = {"relay": "outbox-relay", "consumer": "inbox-consumer"}[part]
         environ = os.environ | self.state.read_env()
-        del environ["HEALTH_DIR"]  # the file belongs to the supervised process
+        del environ["HEALTH_DIR"]  # only the supervised process writes a health file
         with (self.state.logs / f"{program}-more.log").open("ab") as log:
             return subprocess.Popen(
                 [str(BIN / command), "run", service], env=environ, stdout=log, stderr=log
@@ -135,7 +134,7 @@ class System:
         )
 
     def wait_ready(self, *programs: str, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
-        """Wait until these programs, or all, report that they are ready."""
+        """Wait until these programs, or all programs, are ready."""
 
         def ready() -> bool:
             found = self.stack.processes()

@@ -1,8 +1,8 @@
 """A TCP proxy that can disturb connections, and knows the names of its clients.
 
-All parts of a system can use one proxy, and only one part can be disturbed. A client of PostgreSQL
-sends its application_name when it connects, and a client of Kafka its client_id. An HTTP client has
-no name.
+All parts of a system can use one proxy, although a test disturbs only one part. A client of
+PostgreSQL sends its application_name when it connects, and a client of Kafka its client_id. An HTTP
+client has no name.
 """
 
 from __future__ import annotations
@@ -132,12 +132,15 @@ class Wire:
         return self._disturb(_Disturbance(who, cut=True))
 
     def fail_over(self) -> None:
-        """Keep the present connections open without data. New connections go to the next server."""
+        """Forward nothing over the present connections, but keep them open. New ones are served.
+
+        Clients see this when an address moves to another server.
+        """
         for link in list(self._links):
             link.left_behind = True
 
     def garble(self, found: bytes, instead: bytes, *who: str) -> None:
-        """Replace bytes that the server sends over the present connections."""
+        """Replace bytes that the server sends to these clients over the present connections."""
         assert len(found) == len(instead)
         for link in list(self._links):
             if link.name.startswith(who):
@@ -145,7 +148,7 @@ class Wire:
 
     @contextmanager
     def losing_an_answer(self) -> Iterator[None]:
-        """Close a connection instead of forwarding the server's next answer."""
+        """Close the connection instead of forwarding the server's next answer."""
         self._loses_next = True
         yield
         assert not self._loses_next, "no server sent an answer"
@@ -164,7 +167,7 @@ class Wire:
         """Return the names of the connected clients."""
         return {link.name for link in list(self._links)}
 
-    # All methods below run in the thread of the event loop.
+    # The methods below run in the thread of the event loop.
 
     def _disturbances_of(self, name: str) -> list[_Disturbance]:
         return [

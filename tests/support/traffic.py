@@ -29,11 +29,12 @@ RICH, POOR = 1_000_000, 10 * PRICE
 class Traffic:
     """Clients that each place one order after the other for one user.
 
-    The first user can pay for ten orders only, which shows in which order they took effect.
+    The first user can pay for the first ten orders only. Which orders are paid shows in which
+    sequence they took effect.
 
     Args:
         delivery: The delivery of the orders.
-        clients: The number of clients. By default, every partition has orders of some user.
+        clients: The number of clients. With the default, most partitions get some user's orders.
         pause_s: The pause of each client after each order.
     """
 
@@ -127,11 +128,11 @@ class Traffic:
         )
 
     def check(self, *, in_order: bool = True) -> None:
-        """Check that each order took effect exactly once, and that the audit finds nothing.
+        """Check that each order took effect exactly once, and that the audit finds no violation.
 
         Args:
             in_order: Whether each client's orders must take effect in the order in which it placed
-                them. False if records were written to other partitions than their key's.
+                them. False if a test wrote records to other partitions than those of their keys.
         """
         report = audit(
             self._delivery.settings("payments"), self._delivery.settings("orders"), second_look_s=0

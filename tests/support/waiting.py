@@ -21,7 +21,7 @@ def wait_until(condition: Callable[[], T], *, timeout_s: float = 30.0, what: str
         what: The awaited condition, for the message.
 
     Raises:
-        AssertionError: The condition was not true in time. The message has its last result.
+        AssertionError: The condition was not true in time. The message has the last result.
     """
     deadline = time.monotonic() + timeout_s
     while True:

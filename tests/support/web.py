@@ -52,7 +52,7 @@ def open_app(service: str, database_url: str, **environ: str) -> Iterator[Flask]
     if "orders-watch" in app.extensions:
         app.extensions["orders-watch"].join()
     app.extensions["settle-sessions"].kw["bind"].dispose()
-    # Otherwise the log lines would come in the output of a later test.
+    # Write the log lines now, so that they do not appear in the output of a later test.
     access_log.writer()._write_all()  # noqa: SLF001
 
 
@@ -88,7 +88,7 @@ def gunicorn(
 
 @contextmanager
 def serve(service: str, database_url: str, log: Path, **environ: str) -> Iterator[str]:
-    """Run a service's API as it is deployed, and yield its URL when it answers.
+    """Run a service's API as it is deployed, and yield the API's URL when it answers.
 
     The arguments are those of `gunicorn`.
     """

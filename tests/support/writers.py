@@ -36,6 +36,7 @@ class Writers:
         keys: The number of keys. Each writer uses all of them.
         threads: The number of writers.
         each: The number of events of each writer.
+        padding: The number of extra characters in each event.
     """
 
     def __init__(self, url: str, *, keys: int, threads: int, each: int, padding: int = 0) -> None:
@@ -74,7 +75,7 @@ class Writers:
     def check(self, records: Iterable[ConsumerRecord]) -> None:
         """Check that no event is lost, and that the order of each key is kept.
 
-        An event that was committed before another was added must appear before it.
+        An event that was committed before another one was added must appear before the other one.
         """
         found = first_appearances(records)
         for key, added in self._added.items():

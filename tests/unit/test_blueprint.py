@@ -34,7 +34,7 @@ DECORATORS: dict[str, Decorator] = {
 
 
 def decorate(*names: str) -> None:
-    """Apply decorators to a view, the first one next to it."""
+    """Apply decorators to a view. The first one is the innermost."""
 
     def make_thing(body: dict[str, Any]) -> dict[str, Any]:
         """Make a thing."""

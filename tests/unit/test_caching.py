@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
-# An answer without a body does not close the file of the docs that it is about. The garbage
-# collector closes it.
+# A response that sends no body, such as a 304, leaves the requested file of the docs open. The
+# garbage collector closes the file, with a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SERVICES = ["payments", "orders"]
 SHOP = "https://shop.example"
 
-# The only routes whose answers may be stored, each with a value for its variable part.
+# The only routes whose answers may be stored, and a URL of each.
 STORED = {
     "/": "/",
     "/docs": "/docs",
@@ -99,7 +99,7 @@ def test_a_404_is_not_stored(client: FlaskClient, address: str) -> None:
 def test_a_stored_answer_is_revalidated_by_its_etag(
     client: FlaskClient, address: str, accept: str
 ) -> None:
-    """A 304 has the headers of the 200 that caches use (RFC 9110, section 15.4.5)."""
+    """A 304 repeats the caching headers of the 200 (RFC 9110, section 15.4.5)."""
     whole = client.get(address, headers={"Accept": accept}, buffered=True)
 
     again = client.get(address, headers={"Accept": accept, "If-None-Match": whole.headers["ETag"]})
@@ -122,7 +122,7 @@ def test_each_form_of_a_page_has_a_different_etag(client: FlaskClient, address: 
 @pytest.mark.parametrize("origins", [SHOP, f"{SHOP},https://other.example"], ids=["one", "two"])
 @pytest.mark.parametrize("sent", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
 def test_with_cors_every_answer_varies_by_origin(origins: str, sent: dict[str, str]) -> None:
-    """This includes answers to requests without an origin, which a cache could give to a script."""
+    """Without `Vary`, a cache could give the answer to a request without an origin to a script."""
     with open_app("orders", NO_DATABASE, CORS_ORIGINS=origins) as app:
         client = app.test_client()
 
@@ -133,7 +133,7 @@ def test_with_cors_every_answer_varies_by_origin(origins: str, sent: dict[str, s
 
 
 def test_an_error_of_gunicorn_is_not_stored() -> None:
-    """Caches may store a 414 without this header (RFC 9110, section 15.1)."""
+    """Without `Cache-Control`, caches may store a 414 (RFC 9110, section 15.1)."""
 
     class Client:
         sent = b""
@@ -165,7 +165,7 @@ def test_an_error_of_gunicorn_is_not_stored() -> None:
 def test_a_date_out_of_range_is_ignored(
     client: FlaskClient, address: str, date: str, name: str
 ) -> None:
-    """See RFC 9110, section 13.1.3."""
+    """See RFC 9110, sections 13.1.3 to 13.1.5."""
     answer = client.get(address, headers={name: date, "Range": "bytes=0-1"})
 
     assert answer.status_code in {200, 206}

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 BYTES = "the engine reads and writes bytes"
 NO_AUTO_COMMIT = "offsets are committed by hand"
-NO_GROUP = "it is in no group"
+NO_GROUP = "the reader is in no group"
 NO_TRANSACTIONS = "there is no transactional_id"
 PLAINTEXT = "security_protocol is PLAINTEXT"
 SYSTEM = "the operating system chooses well"
 UNREAD = "nobody reads kafka-python's metrics"
 
 EVERYWHERE = {
-    "kafka_client": "internals.client.connect gives it",
+    "kafka_client": "internals.client.connect sets it",
     "metric_reporters": UNREAD,
     "metrics_num_samples": UNREAD,
     "metrics_sample_window_ms": UNREAD,
@@ -59,10 +59,10 @@ EVERYWHERE = {
         PLAINTEXT,
     ),
 }
-MEASURED = {"metrics_enabled": UNREAD, "ssl_ciphers": PLAINTEXT}
+CONSUMER_AND_PRODUCER = {"metrics_enabled": UNREAD, "ssl_ciphers": PLAINTEXT}
 CONSUMERS = {
     **EVERYWHERE,
-    **MEASURED,
+    **CONSUMER_AND_PRODUCER,
     "auto_commit_interval_ms": NO_AUTO_COMMIT,
     "client_rack": "records are fetched from the leader",
     "consumer_timeout_ms": "ends an iteration; the engine polls",
@@ -75,7 +75,7 @@ REVIEWED: dict[str, dict[str, str]] = {
     "admin": EVERYWHERE,
     "producer": {
         **EVERYWHERE,
-        **MEASURED,
+        **CONSUMER_AND_PRODUCER,
         "key_serializer": BYTES,
         "transaction_timeout_ms": NO_TRANSACTIONS,
         "value_serializer": BYTES,
@@ -153,7 +153,7 @@ def test_a_fetch_has_room_for_the_largest_record(settings: Settings) -> None:
 
 
 def test_the_largest_record_of_a_relay_can_be_read(settings: Settings) -> None:
-    """The largest event has its payload, its key (4 bytes a character) and its headers."""
+    """An event has a payload, a key and 9 headers. A character takes at most 4 bytes."""
     largest = PAYLOAD_MAX_BYTES + 4 * KEY_MAX_LENGTH + 9 * 4 * HEADER_MAX_LENGTH
 
     options = options_of("producer", settings)

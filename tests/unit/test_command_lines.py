@@ -19,8 +19,8 @@ from settle.stack.logs import NAMES
 from support.commands import CLIS, COMMANDS, PAGE, find, page
 
 ROOT = Path(__file__).resolve().parents[2]
-# The arguments of a command in addition to its service. New commands with arguments are added here.
 NO_EVENT = "01980000-0000-7000-8000-000000000001"
+# The arguments of a command in addition to its service. New commands with arguments are added here.
 NEEDED = {
     "outbox-relay replay": ["--since", "1h"],
     "outbox-relay refused show": [NO_EVENT],
@@ -163,7 +163,7 @@ def test_make_status_shows_that_nothing_runs_and_succeeds(tmp_path: Path) -> Non
     assert (direct.returncode, direct.stdout) == (3, made.stdout)
 
 
-def test_make_up_installs_what_runs_and_make_test_the_rest() -> None:
+def test_make_up_installs_the_runtime_and_make_test_the_rest() -> None:
     # If make runs these tests, it sets variables that would change this inner make.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 

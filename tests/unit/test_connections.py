@@ -133,7 +133,7 @@ def test_room_is_made_at_once_even_if_a_given_up_connection_lingers(server: Serv
 
 
 def test_a_connection_that_is_removed_during_a_poll_is_not_resumed(server: Server) -> None:
-    """The poller still reports its event."""
+    """The poll has already reported the event of the connection."""
     first, second = server.add(), server.add()
     first.client.send(b"x")
     second.client.send(b"x")

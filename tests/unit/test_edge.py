@@ -57,7 +57,7 @@ def test_a_trusted_proxy_sets_the_addresses_of_client_and_service() -> None:
 
 
 def test_values_from_before_the_trusted_proxies_are_ignored() -> None:
-    """A client can send such headers too. Each proxy appends its value on the right."""
+    """A client can send such headers itself. Each proxy appends its value on the right."""
     headers = {name: f"spoofed, {value}" for name, value in FORWARDED.items()}
     seen = client(TRUSTED_PROXIES="1").post("/seen", headers=headers).json
     assert seen == {"url": "https://api.shop.example/seen", "address": "203.0.113.7"}
@@ -122,16 +122,14 @@ def status_of(
 
 @pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
 @pytest.mark.parametrize("host", LOOPBACK)
-def test_this_machines_own_names_are_always_allowed(host: str, variables: dict[str, str]) -> None:
+def test_names_of_this_machine_are_always_allowed(host: str, variables: dict[str, str]) -> None:
     assert status_of(client(**variables), host) == 200
 
 
 @pytest.mark.parametrize("variables", [{}, {"ALLOWED_HOSTS": "pay.example"}])
 @pytest.mark.parametrize("host", OTHERS + INVALID_NAMES)
-def test_a_page_whose_host_resolves_to_this_machine_is_refused(
-    host: str, variables: dict[str, str]
-) -> None:
-    """For a browser, such a page and the service have one origin. Only the Host header differs."""
+def test_an_unknown_host_is_refused(host: str, variables: dict[str, str]) -> None:
+    """In a browser, a page of any host reaches the service if the host resolves to this machine."""
     assert status_of(client(**variables), host) == 421
 
 
@@ -215,14 +213,14 @@ def test_probes_may_use_any_host(path: str) -> None:
 
 
 def test_a_request_without_a_host_is_allowed() -> None:
-    """HTTP/1.0 clients may leave it out, but browsers always send it."""
+    """HTTP/1.0 clients may leave out the Host header, but browsers always send it."""
     answer = client().post("/seen", environ_overrides={"HTTP_HOST": None})
 
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/seen", "/nothing", "/livez/", "//livez", "/livez/x"])
-def test_no_other_path_may_use_any_host(path: str) -> None:
+def test_every_other_path_refuses_an_unknown_host(path: str) -> None:
     api = client(CORS_ORIGINS=SHOP)
 
     for method in ("GET", "POST", "OPTIONS", "FOO"):
@@ -268,7 +266,7 @@ def test_a_configured_origin_is_allowed() -> None:
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-def test_a_configured_origin_can_read_errors_too() -> None:
+def test_a_configured_origin_can_read_errors() -> None:
     answer = client(CORS_ORIGINS=SHOP).get("/nothing", headers={"Origin": SHOP})
     assert answer.status_code == 404
     assert answer.headers["Access-Control-Allow-Origin"] == SHOP
@@ -318,7 +316,7 @@ def test_origins_are_compared_as_strings(configured: str, others: list[str]) -> 
 
 @pytest.mark.parametrize("headers", [{}, {"Origin": SHOP}, {"Origin": "https://evil.example"}])
 def test_an_answer_varies_by_origin(headers: dict[str, str]) -> None:
-    """Even if a request has no origin, or a single one is allowed (Fetch standard, 3.2.5)."""
+    """Every answer does, even if only one origin is allowed (Fetch standard, section 3.2.5)."""
     api = client(CORS_ORIGINS=SHOP)
 
     assert api.post("/seen", headers=headers).headers["Vary"] == "Origin"

@@ -40,7 +40,7 @@ def test_the_engine_cannot_be_imported_by_its_path_in_the_checkout() -> None:
         importlib.import_module("shared.outbox.src.settle_outbox")
 
 
-def test_the_engine_is_never_installed_from_an_index() -> None:
+def test_the_application_neither_requires_nor_contains_the_engine() -> None:
     text = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     config = ConfigParser()
     config.read_string(text)
@@ -50,8 +50,8 @@ def test_the_engine_is_never_installed_from_an_index() -> None:
     assert [path for path in (ENGINE, ENGINE / "src") if (path / "__init__.py").exists()] == []
 
 
-def test_the_application_and_the_engine_allow_the_same_versions() -> None:
-    """The application's lower bounds may be higher, because CI tests the engine with older ones."""
+def test_the_application_and_the_engine_have_the_same_upper_bounds_and_pins() -> None:
+    """Lower bounds of the engine may be lower, because CI tests it with older versions."""
     config = ConfigParser()
     config.read_string((ROOT / "setup.cfg").read_text(encoding="utf-8"))
     application_versions = {

@@ -1,4 +1,4 @@
-"""Answers to a fetch whose first batch is too large to be received."""
+"""Answers to a fetch that are larger than the limit of the consumer."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_a_test_that_is_named_exists(file: str, name: str) -> None:
 
 
 def test_no_test_is_named_in_another_form() -> None:
-    """Otherwise the check above would not see it."""
+    """The check above sees only this form."""
     assert len(re.findall(r"\btest_\w+\.py::", PAGE)) == len(
         re.findall(r"`test_\w+\.py::test_\w+`", PAGE)
     )

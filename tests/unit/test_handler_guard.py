@@ -17,7 +17,7 @@ class FakeTime:
         self.wall_s = 1000.0
         self.cpu_s = 0.0
 
-    def pass_by(self, seconds: float, *, cpu_s: float = 0.0) -> None:
+    def advance(self, seconds: float, *, cpu_s: float = 0.0) -> None:
         self.wall_s += seconds
         self.cpu_s += cpu_s
 
@@ -33,7 +33,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
 def ticking(clock: ActiveClock, fake: FakeTime, seconds: float) -> None:
     for _ in range(round(seconds / 0.2)):
-        fake.pass_by(0.2)
+        fake.advance(0.2)
         clock.now()
 
 
@@ -53,7 +53,7 @@ def test_a_frozen_process_does_not_use_up_its_time(fake_time: FakeTime) -> None:
     run = HandlerRun(clock.now)
 
     ticking(clock, fake_time, 1)
-    fake_time.pass_by(300)  # stopped and continued
+    fake_time.advance(300)  # stopped and continued
     run.measure()
 
     assert run.longest_pause_s < 2
@@ -66,7 +66,7 @@ def test_a_handler_that_blocks_other_threads_uses_up_its_time(
     clock = ActiveClock()
     run = HandlerRun(clock.now)
 
-    fake_time.pass_by(15, cpu_s=14)
+    fake_time.advance(15, cpu_s=14)
     run.measure()
 
     assert run.exceeded(pause_s=10, total_s=120)

@@ -40,7 +40,7 @@ health.remove()
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start another relay that has written its file. It ends when its stdin is closed."""
+    """Start another process that writes a relay's file. It ends when its stdin is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", BEAT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -95,11 +95,13 @@ def test_a_frozen_process_fails_the_check_while_another_one_runs(
     wait_until(is_one_stuck, what="the frozen process to fail the check")
 
 
-def test_a_changed_clock_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_system_time_has_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         health, "time", SimpleNamespace(time=lambda: time.time() + 4000, monotonic=time.monotonic)
     )
-    Health(str(tmp_path), RELAY).beat("ready")  # written before the clock goes back
+    Health(str(tmp_path), RELAY).beat("ready")  # written before the system time goes back
     monkeypatch.undo()
 
     assert "is ready" in check_health(str(tmp_path), RELAY, 30)
@@ -151,7 +153,7 @@ def test_the_file_of_an_earlier_process_is_not_taken_for_a_running_one(
         check_health(str(tmp_path), RELAY, 30)
 
 
-def test_processes_of_other_containers_are_judged_by_their_age(
+def test_processes_of_other_containers_are_judged_by_the_age_of_the_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, pid_namespace="pid:[1]", pid=1)

@@ -1,4 +1,4 @@
-"""A process imports only what it needs."""
+"""Processes without an API do not import Flask or gunicorn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
         "shared.web.idempotency.tables",
     ],
 )
-def test_relays_consumers_and_migrations_need_no_flask(module: str) -> None:
+def test_relays_consumers_and_migrations_import_no_flask_and_no_gunicorn(module: str) -> None:
     """Flask and gunicorn would need memory and start-up time in each process."""
     script = f"import sys, {module}; print({{'flask', 'gunicorn'}} & set(sys.modules))"
 

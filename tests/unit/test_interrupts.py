@@ -38,7 +38,7 @@ def work(press: Callable[[], object], done: list[str]) -> None:
         done.append("the rest")
 
 
-# From Python 3.13 on, an exception that is dropped is reported.
+# Python 3.13 and later report the exception that they drop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("press", "before_it"),

@@ -1,4 +1,4 @@
-"""Read valid and corrupt record batches from bytes."""
+"""The private parts of kafka-python: reading batches, limits, joins and the version check."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _patched() -> None:
 
 
 def read(*batches: bytes, at: int = 0) -> tuple[list[Any], UnreadableBatchError | None]:
-    """Read a fetch of these batches as the consumer does, and return its records and its error."""
+    """Read a fetch of these batches as the consumer does, and return the records and the error."""
     part = Fetcher.PartitionRecords(at, PARTITION, MemoryRecords(b"".join(batches)))
     part.high_watermark = HIGH_WATERMARK
     records = []
@@ -106,7 +106,7 @@ UNREADABLE = {
     "offset outside the batch": with_checksum(put(SOUND, RECORDS_AT + 3, ">B", 0x20)),
     "last offset before the first": with_checksum(put(SOUND, LAST_OFFSET_DELTA_AT, ">i", -2)),
     **{
-        f"no {codec}": with_checksum(put(SOUND, ATTRIBUTES_AT, ">h", number))
+        f"not in {codec}, as marked": with_checksum(put(SOUND, ATTRIBUTES_AT, ">h", number))
         for codec, number in CODECS.items()
         if number
     },
@@ -129,12 +129,12 @@ def test_a_corrupt_batch_is_reported_whole_after_the_records_before_it(kind: str
 @pytest.mark.parametrize(
     ("delta", "last"),
     [(1, 3), (500, 502), (10_000, 2), (-7, 2)],
-    ids=["as it is", "in the topic", "beyond its end", "before its beginning"],
+    ids=["unchanged", "within the topic", "beyond the topic", "before the batch"],
 )
 def test_at_the_end_of_a_fetch_the_header_gives_the_batchs_last_offset_if_plausible(
     delta: int, last: int
 ) -> None:
-    """Otherwise only one offset is skipped, so that no record behind the batch is lost."""
+    """If it is not plausible, only one offset is skipped, so that no later record is lost."""
     corrupt = flip(put(SOUND, LAST_OFFSET_DELTA_AT, ">i", delta), len(SOUND) - 1)
 
     _, error = read(corrupt, at=2)
@@ -144,7 +144,7 @@ def test_at_the_end_of_a_fetch_the_header_gives_the_batchs_last_offset_if_plausi
 
 
 def test_a_batch_with_an_earlier_base_offset_is_unreadable() -> None:
-    """A base offset has no checksum. If it were used, the batch would be read again and again."""
+    """The checksum does not cover the base offset. With an earlier one, reading would not end."""
     records, error = read(batch_of(b"a", b"b", offset=4), batch_of(b"c", offset=0), at=4)
 
     assert offsets(records) == [4, 5]
@@ -187,13 +187,13 @@ def test_a_record_that_is_too_large_is_measured_and_its_neighbours_are_read(code
     records, error = read(batch)
 
     assert error is None
-    before, refused, after = records
+    before, too_large, after = records
     assert (before.value, after.value) == (b"before", b"after")
-    assert (refused.offset, refused.timestamp, refused.key) == (1, 1_000, None)
-    assert isinstance(refused.value, TooLarge)
+    assert (too_large.offset, too_large.timestamp, too_large.key) == (1, 1_000, None)
+    assert isinstance(too_large.value, TooLarge)
     content = record_bytes(b"key", large, offset_delta=1)
-    assert refused.value.size == len(content) > RECORD_MAX_BYTES
-    assert refused.value.sha256 == hashlib.sha256(content).hexdigest()
+    assert too_large.value.size == len(content) > RECORD_MAX_BYTES
+    assert too_large.value.sha256 == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("headers", [HEADERS_MAX, HEADERS_MAX + 1])
@@ -238,13 +238,13 @@ def test_a_batch_that_expands_beyond_the_limit_is_measured(
 def test_a_batch_of_too_many_records_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_stream, "BATCH_RECORDS_MAX", 10)
 
-    most, error = read(batch_of(*[b""] * 10))
-    more, refused = read(batch_of(*[b""] * 11))
+    largest, no_error = read(batch_of(*[b""] * 10))
+    too_large, error = read(batch_of(*[b""] * 11))
 
-    assert (len(most), error) == (10, None)
-    assert more == []
-    assert refused is not None
-    assert refused.is_too_large
+    assert (len(largest), no_error) == (10, None)
+    assert too_large == []
+    assert error is not None
+    assert error.is_too_large
 
 
 def test_a_corrupt_batch_that_is_too_large_to_keep_is_measured() -> None:
@@ -259,8 +259,9 @@ def test_a_corrupt_batch_that_is_too_large_to_keep_is_measured() -> None:
     assert isinstance(error.value, TooLarge)
 
 
-def test_the_records_before_one_that_is_corrupt_inside_are_read() -> None:
+def test_the_records_before_a_corrupt_record_of_a_batch_are_read() -> None:
     last = batch_of(b"aaaa", b"bbbb", b"cccc", offset=2)
+    # The length of the value is 6 instead of 4: as zigzag varints, 12 and 8.
     batch = with_checksum(last.replace(b"\x08bbbb", b"\x0cbbbb"))
 
     records, error = read(batch, batch_of(b"z", offset=5))
@@ -272,6 +273,7 @@ def test_the_records_before_one_that_is_corrupt_inside_are_read() -> None:
 
 def test_records_whose_offsets_go_back_are_corrupt() -> None:
     batch = batch_of(b"aaaa", b"bbbb", offset=2)
+    # The offset relative to the batch is 0 instead of 1.
     repeated = with_checksum(batch.replace(b"\x02\x06key\x08bbbb", b"\x00\x06key\x08bbbb"))
 
     records, error = read(repeated)
@@ -280,7 +282,9 @@ def test_records_whose_offsets_go_back_are_corrupt() -> None:
     assert error is not None
 
 
-def test_a_poll_gives_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_poll_ends_at_the_record_that_reaches_its_byte_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(consumer, "POLL_MAX_BYTES", 3_000)
     batches = [batch_of(*[b"x" * 1_000] * 5, offset=offset) for offset in (0, 5)]
     parts = [part_of(batches[0]), part_of(batches[1], at=5)]
@@ -294,11 +298,13 @@ def test_a_poll_gives_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) ->
         added = append(fetcher, drained, part, 500, update_offsets=True)
 
     assert offsets(drained[PARTITION]) == [0, 1, 2]
-    assert added == 500, "the poll must end here"
+    assert added == 500, "the limit of records, which ends the poll"
     assert offsets(parts[0].take(2)) == [3, 4]
 
 
-def test_many_headers_count_for_the_bytes_of_a_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_header_counts_100_bytes_in_the_limit_of_a_poll(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Fetcher.PartitionRecords, "bytes_left", 100_000)
     part = part_of(batch_of(*[b""] * 20, headers=[("", None)] * 500))
 
@@ -350,7 +356,7 @@ def test_invalid_compressed_content_is_unreadable(kind: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
-def test_content_in_several_parts_is_read(codec: str) -> None:
+def test_compressed_content_in_several_parts_is_read(codec: str) -> None:
     """In gzip (RFC 1952, 2.2), zstd (RFC 8878) and LZ4, several parts may follow one another."""
     compress = {"gzip": gzip.compress, "lz4": kafka.codec.lz4.compress, "zstd": ZSTD.compress}[
         codec
@@ -407,7 +413,7 @@ def test_each_private_part_has_a_test_that_guards_it(part: PrivateParts) -> None
 
 
 def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """kafka-python forgets the join, because the reason to join vanished during the join."""
+    """The reason to join can vanish during the join. kafka-python then forgets the failed join."""
 
     async def lose_connection(_: ConsumerCoordinator) -> None:
         raise KafkaConnectionError
@@ -424,7 +430,7 @@ def test_a_join_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [0, 40_000_000])
 def test_a_connection_receives_a_limited_number_of_bytes(size: int) -> None:
-    """The broker sends faster than the client parses, or has closed the connection."""
+    """The broker has closed the connection, or sends faster than the client parses."""
     client.connect(Mock())
     transport = KafkaTCPTransport(Mock(), Mock())
     left = size
@@ -443,7 +449,7 @@ def test_a_connection_receives_a_limited_number_of_bytes(size: int) -> None:
 
 @pytest.mark.parametrize("attribute", ["_cluster", "_metadata"])
 def test_no_client_asks_a_broker_to_create_topics(attribute: str) -> None:
-    """A consumer and a producer have different names for their cluster."""
+    """A consumer and a producer keep the cluster in attributes with different names."""
     cluster = ClusterMetadata()
     cluster.add_topic("orders.events")
     asked_before = cluster.metadata_request()

@@ -29,7 +29,7 @@ def _frequent_switches() -> Iterator[None]:
 @pytest.mark.usefixtures("_frequent_switches")
 @pytest.mark.parametrize("filters", [frozenset[str](), frozenset({"user_id"})])
 def test_a_query_can_be_used_by_several_threads_at_once(filters: frozenset[str]) -> None:
-    """Its first use must not leave it half prepared, or each later page would fail."""
+    """The first use by several threads must not leave it half prepared: every page would fail."""
     seen = set()
     for _ in range(15):
         _page_query.cache_clear()
@@ -44,4 +44,4 @@ def test_a_query_can_be_used_by_several_threads_at_once(filters: frozenset[str])
             seen |= set(threads.map(use, range(THREADS)))
 
     (sql,) = seen
-    assert "FROM orders, " not in sql
+    assert "FROM orders, " not in sql  # as in a half-prepared query

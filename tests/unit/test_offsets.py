@@ -20,17 +20,17 @@ def record(offset: int, leader_epoch: int) -> Any:
 
 
 def test_a_commit_carries_the_id_of_the_topic_that_was_read() -> None:
-    batch = {FIRST: [record(6, 3), record(7, 4)]}
+    batch = {FIRST: [record(offset=6, leader_epoch=3), record(offset=7, leader_epoch=4)]}
 
     offsets = offsets_of(batch, {"orders.events": OLD})
 
-    assert offsets == {FIRST: OffsetAndMetadata(8, str(OLD), 4)}
+    assert offsets == {FIRST: OffsetAndMetadata(offset=8, metadata=str(OLD), leader_epoch=4)}
 
 
 def test_a_topic_without_an_id_leaves_the_metadata_empty() -> None:
-    offsets = offsets_of({FIRST: [record(6, 3)]}, {"orders.events": None})
+    offsets = offsets_of({FIRST: [record(offset=6, leader_epoch=3)]}, {"orders.events": None})
 
-    assert offsets == {FIRST: OffsetAndMetadata(7, "", 3)}
+    assert offsets == {FIRST: OffsetAndMetadata(offset=7, metadata="", leader_epoch=3)}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from shared.web.problems.documents import InvalidInputError
 if TYPE_CHECKING:
     from shared.settings import WebSettings
 
-SECRET = "of chance, and long enough for it"
+SECRET = "0123456789abcdef0123456789abcdef"
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -127,7 +127,7 @@ def test_a_link_is_absolute_and_escapes_its_query() -> None:
 
 
 def test_an_invalid_host_is_left_out_of_a_link() -> None:
-    """The client sends the Host header, for example a container's name. A relative link works."""
+    """The Host header may be a container's name, such as orders_api. A relative link works."""
     assert link("/orders", 7, base="http://orders_api:8081").startswith("/orders?limit=2&cursor=")
 
 

@@ -18,7 +18,21 @@ from settle_outbox.kafka.record_stream import TooLarge, TooLargeError
 from settle_outbox.log import VALUE_MAX
 
 BAD, GOOD = TopicPartition("orders.events", 0), TopicPartition("orders.events", 1)
-RECORD = ConsumerRecord(*GOOD, 0, 3, 0, 0, b"key", b"good", [], None, 3, 4, -1)
+RECORD = ConsumerRecord(
+    topic=GOOD.topic,
+    partition=GOOD.partition,
+    leader_epoch=0,
+    offset=3,
+    timestamp=0,
+    timestamp_type=0,
+    key=b"key",
+    value=b"good",
+    headers=[],
+    checksum=None,
+    serialized_key_size=3,
+    serialized_value_size=4,
+    serialized_header_size=-1,
+)
 
 
 class FakeConsumer:
@@ -97,7 +111,7 @@ def test_a_corrupt_batch_is_fetched_over_three_new_connections_and_then_given_up
     reader, consumer = PartitionReader(), FakeConsumer(corrupt())
     for _ in range(3):
         assert poll(reader, consumer) == {}
-        assert poll(reader, consumer) == {GOOD: [RECORD]}  # meanwhile
+        assert poll(reader, consumer) == {GOOD: [RECORD]}  # the other partition continues
         clock[0] += 1
 
     given = poll(reader, consumer)
@@ -131,7 +145,7 @@ def test_a_batch_that_can_be_read_after_all_is_not_given_up(
 @pytest.mark.parametrize(
     "error", [missing_codec(), UnreadablePartitionError(BAD, 7, UnknownError("a bug"))]
 )
-def test_a_curable_problem_pauses_the_partition_without_limit(
+def test_a_problem_other_than_corruption_pauses_the_partition_without_limit(
     error: UnreadablePartitionError, closed: list[TopicPartition], clock: list[float]
 ) -> None:
     reader, consumer = PartitionReader(), FakeConsumer(error)
@@ -197,11 +211,11 @@ def test_a_too_large_record_is_reported_with_its_size_and_digest() -> None:
     with patch.object(consumer, "poll", return_value={GOOD: [RECORD, measured]}):
         batch = PartitionReader().poll(consumer, timeout_ms=0)
 
-    kept, refused = batch[GOOD]
+    kept, too_large = batch[GOOD]
     assert kept is RECORD
-    assert isinstance(refused, Unreadable)
-    assert (refused.reason, refused.offset, refused.value) == ("too_large", 3, None)
-    assert f"2000000 bytes with the SHA-256 {'ab' * 32}" in refused.detail
+    assert isinstance(too_large, Unreadable)
+    assert (too_large.reason, too_large.offset, too_large.value) == ("too_large", 3, None)
+    assert f"2000000 bytes with the SHA-256 {'ab' * 32}" in too_large.detail
 
 
 @pytest.mark.parametrize("cause", [TooLargeError("it " * 100), CorruptRecordError("it " * 100)])
@@ -212,10 +226,10 @@ def test_a_log_line_contains_the_whole_digest(cause: Exception) -> None:
     record = RECORD._replace(offset=2**63 - 1, value=measure)
 
     with patch.object(consumer, "poll", return_value={GOOD: [record]}):
-        (too_large,) = PartitionReader().poll(consumer, timeout_ms=0)[GOOD]
-    refused = [UnreadableBatch.of(error), too_large]
+        (replaced_record,) = PartitionReader().poll(consumer, timeout_ms=0)[GOOD]
+    replaced = [UnreadableBatch.of(error), replaced_record]
 
-    assert all(f"SHA-256 {'ab' * 32}" in each.detail[:VALUE_MAX] for each in refused)
+    assert all(f"SHA-256 {'ab' * 32}" in each.detail[:VALUE_MAX] for each in replaced)
 
 
 def test_a_batch_that_is_too_large_is_not_fetched_again(closed: list[TopicPartition]) -> None:
@@ -225,9 +239,9 @@ def test_a_batch_that_is_too_large_is_not_fetched_again(closed: list[TopicPartit
 
     batch = PartitionReader().poll(consumer, timeout_ms=0)
 
-    (refused,) = batch[BAD]
-    assert isinstance(refused, UnreadableBatch)
-    assert (refused.reason, refused.offset, refused.value) == ("too_large", 9, None)
-    assert f"3000 bytes with the SHA-256 {'ab' * 32}" in refused.detail
+    (replaced,) = batch[BAD]
+    assert isinstance(replaced, UnreadableBatch)
+    assert (replaced.reason, replaced.offset, replaced.value) == ("too_large", 9, None)
+    assert f"3000 bytes with the SHA-256 {'ab' * 32}" in replaced.detail
     assert consumer.sought == [(BAD, 10)]
     assert closed == []

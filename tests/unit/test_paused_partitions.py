@@ -48,6 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def wait(offset: int = 7, subscription: tuple[str, str] | None = None) -> Pause:
+    """Return a pause of 5 seconds."""
     return Pause(offset, 5.0, "it waits", subscription)
 
 
@@ -73,7 +74,7 @@ def test_a_partition_is_read_again_from_its_offset_when_its_time_has_come(clock:
 def test_a_rebalance_does_not_shorten_the_wait(clock: Any) -> None:
     consumer, paused = FakeConsumer(), PausedPartitions()
     paused.pause(consumer, {HELD: wait()})
-    consumer.paused.clear()  # a rebalance returns it without the pause
+    consumer.paused.clear()  # a rebalance returns the partition without the pause
     records = batch(HELD, 7, 8) | batch(OTHER, 3)
 
     paused.pause_again(consumer, records)

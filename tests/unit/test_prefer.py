@@ -1,4 +1,4 @@
-"""The Prefer header (RFC 7240): known preferences are used, and nothing is an error."""
+"""The Prefer header (RFC 7240): known preferences are used, and all others are ignored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WHOLE = Preferences(returned="representation")
         ("return=representation, wait=10", Preferences("representation", 10)),
         (" ,, wait=10 ,, return=minimal ,", Preferences("minimal", 10)),
         ('respond-async, foo="return=minimal", wait=5', Preferences(wait_s=5)),
-        # The first of several counts. Two that exclude each other are both ignored.
+        # The first of several waits counts. Values of return that exclude each other are ignored.
         ("wait=5, wait=10", Preferences(wait_s=5)),
         ("wait=x, wait=10", NOTHING),
         ("return=minimal, return=representation", NOTHING),
@@ -72,7 +72,7 @@ def test_known_preferences_are_read(text: str, preferences: Preferences) -> None
 @pytest.mark.parametrize("text", ["a;" + " " * 8000 + "@", "a=" + '"' * 8000, ",\t" * 4000 + "@",
                                   "a" + ";b" * 4000 + "@", 'a="' + "\\" * 8000])  # fmt: skip
 def test_no_header_takes_long_to_read(text: str) -> None:
-    """The header is as large as the server accepts. With backtracking it would take minutes."""
+    """The header is about as large as the server accepts. Backtracking would take minutes."""
     began = time.process_time()
     assert prefer_header.parse_preferences(text) == NOTHING
     assert time.process_time() - began < 1

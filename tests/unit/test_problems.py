@@ -31,7 +31,7 @@ class OddError(SettleError):
 
 
 class OdderError(OddError):
-    """A subclass of the error, without a status in the table."""
+    """A subclass of the error, which `domain` does not list."""
 
 
 ODD = ProblemType("odd-order", 409, "The order is odd", "It is odd.", "Place an even one.")
@@ -79,12 +79,14 @@ def client(app: Flask) -> FlaskClient:
 
 
 def test_an_error_of_a_use_case_has_its_status_and_sentence(client: FlaskClient) -> None:
-    """A class that is not listed has the status of its base class."""
+    """A class that `domain` does not list has the status of its base class."""
     assert problem_of(client.post("/raise/domain"), 409)["detail"] == "The order is odd."
 
 
 @pytest.mark.parametrize("name", ["connection", "pool"])
-def test_a_database_error_asks_the_client_to_retry(client: FlaskClient, name: str) -> None:
+def test_the_answer_without_a_database_asks_the_client_to_retry(
+    client: FlaskClient, name: str
+) -> None:
     response = client.post(f"/raise/{name}")
     problem_of(response, 503)
     assert response.headers["Retry-After"] == "1"
@@ -92,7 +94,7 @@ def test_a_database_error_asks_the_client_to_retry(client: FlaskClient, name: st
 
 
 @pytest.mark.parametrize("name", ["defect", "data"])
-def test_the_answer_to_a_defect_contains_only_the_request_id(
+def test_the_answer_to_a_defect_has_the_request_id_and_no_details(
     client: FlaskClient, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = client.post(f"/raise/{name}", headers={"X-Request-ID": "r-1"})
@@ -177,7 +179,7 @@ def test_the_index_leads_a_person_to_the_docs(client: FlaskClient) -> None:
     assert links[1:] == ["docs", "openapi.json", "problems", "readyz"]
 
 
-def test_an_occurrence_is_named_by_its_path_and_id(client: FlaskClient) -> None:
+def test_the_instance_of_a_problem_is_its_path_and_request_id(client: FlaskClient) -> None:
     response = client.post("/raise/domain", headers={"X-Request-ID": "r-1"})
     document = problem_of(response, 409)
     assert document["type"] == "/problems/odd-order"
@@ -187,7 +189,7 @@ def test_an_occurrence_is_named_by_its_path_and_id(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/%2F%2Fevil.example", "//evil.example", "/%3Cb%3E%23?x#y"])
-def test_an_occurrence_refers_to_its_service(client: FlaskClient, path: str) -> None:
+def test_the_instance_of_a_problem_stays_at_the_service(client: FlaskClient, path: str) -> None:
     """For any path, the reference stays at the service, and its only fragment is the id."""
     instance = problem_of(client.get(path), 404)["instance"]
     assert urlsplit(instance).netloc == ""

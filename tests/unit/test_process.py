@@ -43,7 +43,7 @@ def test_a_stop_ends_every_wait() -> None:
     timer.start()
     started = time.monotonic()
     assert stop.wait(30) == []
-    assert stop.wait(30) == []  # later waits end at once too
+    assert stop.wait(30) == []  # later waits end at once
     assert time.monotonic() - started < 5
     assert stop.requested
     timer.join()
@@ -69,7 +69,7 @@ def test_a_stop_waits_for_descriptors_above_1023() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_changed_reason_of_an_outage_is_logged_once() -> None:
+def test_each_new_reason_of_an_outage_is_logged_once() -> None:
     backoff = Backoff(consumer.EVENTS.database)
     refused, unknown_host = "connection to port 5432 refused", "unknown host"
     other_port = refused.replace("5432", "5433")

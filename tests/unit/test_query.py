@@ -17,8 +17,8 @@ USER = "8f14e45f-ceea-467f-a0e6-4a3e2c1b5d7a"
 ORDER = "01978007-3b5e-7c40-8f5a-3a2b1c0d9e8f"
 TWICE = "The query has this parameter more than once."
 
-# Every URL, by the parameters that it accepts.
-TAKEN = {
+# The parameters of each URL that accepts some.
+PARAMETERS = {
     ("orders", "/orders"): [
         "user_id",
         "status",
@@ -30,7 +30,7 @@ TAKEN = {
     ("payments", "/accounts/balance"): ["user_id"],
     ("payments", f"/accounts/{USER}/transfers"): ["limit", "cursor"],
 }
-WITHOUT = [
+WITHOUT_PARAMETERS = [
     ("orders", "/order/" + ORDER),
     ("orders", "/orders/" + ORDER),
     *(
@@ -70,11 +70,11 @@ def refused(client: FlaskClient, address: str, method: str = "GET") -> list[tupl
     return [(error["parameter"], error["detail"]) for error in document["errors"]]
 
 
-@pytest.mark.parametrize(("service", "path"), TAKEN)
+@pytest.mark.parametrize(("service", "path"), PARAMETERS)
 def test_an_unknown_parameter_is_named_with_those_that_are_known(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
-    known = TAKEN[service, path]
+    known = PARAMETERS[service, path]
 
     for name in ("userid", "User_ID", "LIMIT", " limit", "limit[]", "unknown"):
         ((named, detail),) = refused(clients[service], f"{path}?{name}=A")
@@ -83,12 +83,12 @@ def test_an_unknown_parameter_is_named_with_those_that_are_known(
         assert detail == f"This call has no such parameter. Its parameters are: {', '.join(known)}."
 
 
-@pytest.mark.parametrize(("service", "path"), TAKEN)
+@pytest.mark.parametrize(("service", "path"), PARAMETERS)
 def test_a_parameter_given_twice_is_named(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
     """This includes equal values, and two spellings of one name."""
-    for name in TAKEN[service, path]:
+    for name in PARAMETERS[service, path]:
         for query in (
             f"{name}=A&{name}=B",
             f"{name}=1&{name}=1",
@@ -98,7 +98,7 @@ def test_a_parameter_given_twice_is_named(
             assert refused(clients[service], f"{path}?{query}") == [(name, TWICE)]
 
 
-@pytest.mark.parametrize(("service", "path"), WITHOUT)
+@pytest.mark.parametrize(("service", "path"), WITHOUT_PARAMETERS)
 def test_a_path_without_parameters_refuses_every_parameter(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_post_takes_no_parameters(
         ("x" * 3000, ["x" * 100]),
     ],
 )
-def test_a_name_in_any_encoding_is_named(
+def test_the_answer_names_an_invalid_parameter_in_any_encoding(
     clients: dict[str, FlaskClient], query: str, names: list[str]
 ) -> None:
     named = refused(clients["orders"], f"/orders?{query}")
@@ -145,19 +145,19 @@ def test_a_name_in_any_encoding_is_named(
 def test_only_an_ampersand_separates_parameters(
     clients: dict[str, FlaskClient], separator: str
 ) -> None:
-    """A proxy with other separators could give a user the rows of another (WHATWG URL, 5.1)."""
+    """A proxy that splits elsewhere could give a user the rows of another (WHATWG URL, 5.1)."""
     ((named, _),) = refused(clients["orders"], f"/orders?limit=1{separator}limit=2")
 
     assert named == "limit"
 
 
-@pytest.mark.parametrize(("service", "path"), TAKEN)
+@pytest.mark.parametrize(("service", "path"), PARAMETERS)
 def test_an_empty_value_is_refused(
     clients: dict[str, FlaskClient], service: str, path: str
 ) -> None:
-    user = "" if "user_id" not in TAKEN[service, path] else f"&user_id={USER}"
+    user = "" if "user_id" not in PARAMETERS[service, path] else f"&user_id={USER}"
 
-    for name in TAKEN[service, path]:
+    for name in PARAMETERS[service, path]:
         others = "" if name == "user_id" else user
         for query in (f"{name}={others}", f"{name}{others}"):
             assert [name for name, _ in refused(clients[service], f"{path}?{query}")] == [name]
@@ -180,7 +180,7 @@ def test_a_query_does_not_change_the_answer_of_an_unknown_path(
 
 
 def test_a_preflight_may_have_a_query(clients: dict[str, FlaskClient]) -> None:
-    """Without an answer, the page could not read what is wrong with the query."""
+    """Without an answer to the preflight, the page could not read what is wrong with the query."""
     assert clients["orders"].options("/orders?userid=A").status_code == 200
 
 

@@ -53,7 +53,7 @@ class Client:
         self.unreader.unread(taken.partition(b"\r\n\r\n")[2])
 
     def expect_body(self, length: int | None, invite: Any = None) -> LengthReader | ChunkedReader:
-        """Continue with a body of this length or in chunks, and return its reader."""
+        """Continue with a body of this length, or in chunks for None, and return its reader."""
         self.read_head()
         reader = (
             ChunkedReader(None, self.unreader)
@@ -74,7 +74,7 @@ def client() -> Iterator[Client]:
         yield client
 
 
-def test_the_time_in_the_queue_does_not_count_for_the_client(client: Client) -> None:
+def test_the_time_in_the_queue_does_not_count_against_the_client(client: Client) -> None:
     client.send(HEAD)
     deadline = client.unreader.deadline
 
@@ -111,23 +111,23 @@ def test_a_head_is_read_when_it_is_too_large(
 def test_a_chunked_body_within_the_limit_is_read_with_a_request_behind_it(
     client: Client, monkeypatch: pytest.MonkeyPatch, spare: int
 ) -> None:
-    body = b"14\r\n" + b"x" * 20 + b"\r\n0\r\n\r\n"
+    body = b"14\r\n" + b"x" * 0x14 + b"\r\n0\r\n\r\n"
     monkeypatch.setattr(request_reader, "BODY_MAX_BYTES", len(body) + spare)
     client.send(HEAD)
-    reader = client.expect_body(None)
+    reader = client.expect_body(length=None)
 
     client.sock.sendall(body + HEAD)
 
-    assert reader.read(100) == b"x" * 20
+    assert reader.read(100) == b"x" * 0x14
 
 
 def test_a_chunked_body_over_the_limit_is_refused(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = b"14\r\n" + b"x" * 20 + b"\r\n0\r\n\r\n"
+    body = b"14\r\n" + b"x" * 0x14 + b"\r\n0\r\n\r\n"
     monkeypatch.setattr(request_reader, "BODY_MAX_BYTES", len(body) - 1)
     client.send(HEAD)
-    reader = client.expect_body(None)
+    reader = client.expect_body(length=None)
 
     client.sock.sendall(body + HEAD)
 
@@ -153,7 +153,7 @@ def test_a_body_in_chunks_is_read_once_when_it_is_complete(client: Client, trail
     """Bytes within a chunk that look like the end are not the end."""
     chunks = b"c;x=y\r\n0\r\n\r\n\r\n0\r\n\r\n\r\n3\r\nabc\r\n0\r\n" + trailer + b"\r\n"
     client.send(HEAD)
-    client.expect_body(None)
+    client.expect_body(length=None)
 
     is_ready = client.send_each(chunks)
 
@@ -165,7 +165,7 @@ def test_a_body_in_chunks_is_read_once_when_it_is_complete(client: Client, trail
 )
 def test_invalid_chunks_are_read_at_once(client: Client, chunks: bytes) -> None:
     client.send(HEAD)
-    client.expect_body(None)
+    client.expect_body(length=None)
 
     client.sock.sendall(chunks)
     is_ready = any(client.unreader.receive() for _ in range(2))
@@ -199,7 +199,7 @@ def test_a_pipelined_request_is_kept_for_later(client: Client) -> None:
     assert client.unreader.size == len(HEAD)
 
 
-def test_the_end_of_a_connection_is_an_error_only_within_a_request(client: Client) -> None:
+def test_a_connection_that_ends_between_two_requests_raises_an_error(client: Client) -> None:
     client.sock.shutdown(socket.SHUT_WR)
 
     with pytest.raises(ConnectionResetError):

@@ -22,7 +22,7 @@ def test_the_same_commands_and_diagrams() -> None:
 
 
 def tables(text: str) -> list[list[str]]:
-    """Return the rows of each table, sorted by the first cell, which is code in both languages."""
+    """Return the first cells of the rows of each table. They are equal in both languages."""
     found: list[list[str]] = []
     inside = False
     for line in FENCED.sub("", text).splitlines():

@@ -170,7 +170,7 @@ def test_an_event_without_optional_headers_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["ce_id", "ce_type", "ce_source", "ce_specversion"])
-def test_a_header_without_a_value_is_refused(name: str) -> None:
+def test_a_header_without_a_value_is_invalid(name: str) -> None:
     headers = [(key, None if key == name else value) for key, value in Received.headers]
     parsed = parse(Received(headers=headers), SUBSCRIPTIONS)
     assert parsed.invalid is not None
@@ -191,7 +191,7 @@ def test_invalid_informative_headers_are_accepted() -> None:
     assert (parsed.event.time, parsed.event.trace.request_id) == (None, None)
 
 
-def test_no_headers_at_all_are_refused() -> None:
+def test_a_record_without_headers_is_invalid() -> None:
     parsed = parse(Received(headers=None), SUBSCRIPTIONS)
     assert parsed.invalid is not None
     assert parsed.invalid.reason == "missing_header"
@@ -249,7 +249,7 @@ def test_an_error_of_a_schema_does_not_keep_the_parsed_data() -> None:
     assert kept < 1_000_000
 
 
-def test_a_long_reason_is_cut() -> None:
+def test_a_long_detail_is_cut() -> None:
     headers = [*Received.headers, ("content-type", b"\xc2\x80" * 1_000)]
 
     parsed = parse(Received(headers=headers), SUBSCRIPTIONS)

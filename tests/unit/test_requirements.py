@@ -46,7 +46,9 @@ def needed() -> set[str]:
 def test_both_files_pin_the_same_versions() -> None:
     constraints, release = pins("constraints.txt"), pins("requirements.txt")
 
-    different = {name: it for name, it in release.items() if constraints.get(name) != it}
+    different = {
+        name: version for name, version in release.items() if constraints.get(name) != version
+    }
 
     assert not different, RENEW
 

@@ -31,7 +31,7 @@ def test_a_prefix_is_added_to_each_topic_and_changes_nothing_else() -> None:
     assert staging.aggregatetypes == SERVICE.aggregatetypes
 
 
-def test_a_prefix_is_added_once() -> None:
+def test_a_second_prefix_replaces_the_first() -> None:
     staging = SERVICE.with_topic_prefix("staging.")
 
     assert staging.with_topic_prefix("staging.") == staging
@@ -40,5 +40,5 @@ def test_a_prefix_is_added_once() -> None:
 
 
 def test_a_prefix_that_makes_a_name_too_long_is_refused() -> None:
-    with pytest.raises(InvalidTopicNameError, match="249"):
+    with pytest.raises(InvalidTopicNameError, match="249"):  # Kafka's limit
         SERVICE.with_topic_prefix("x" * 240)

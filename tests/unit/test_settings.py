@@ -1,4 +1,4 @@
-"""Settings are read once. An error names the variable in a sentence."""
+"""The settings and their defaults. An error names the variable in a sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOOD = {
 
 
 REPLICATION = "a whole number from 1 to 100, or -1 for the broker's default.replication.factor"
-# Invalid values of settings that only APIs read, and of those that only the engine reads.
+# Invalid values of settings that only APIs read, and of settings that only the engine reads.
 WRONG_WEB = {
     "TRUSTED_PROXIES": "-1",
     "CORS_ORIGINS": "*",
@@ -45,7 +45,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_the_default_retention_times_fit_together() -> None:
+def test_the_defaults_are_read_and_the_retention_times_fit_together() -> None:
     settings = read_settings("orders")
     assert settings.kafka_bootstrap_servers == ("a:9092", "b:9092")
     assert settings.outbox_shards is None
@@ -103,8 +103,8 @@ def test_the_default_retention_times_fit_together() -> None:
         ("API_THREADS", "many"),
         ("LOG_LEVEL", "LOUD"),
         ("LOG_FORMAT", "xml"),
-        ("INBOX_RETENTION_S", str(14 * DAY_S)),  # as old as the latest duplicate
-        ("REPLAY_WINDOW_S", str(8 * DAY_S)),  # more than the retention of events
+        ("INBOX_RETENTION_S", str(14 * DAY_S)),  # a duplicate can be as old as that
+        ("REPLAY_WINDOW_S", str(8 * DAY_S)),  # more than the retention of the outbox
     ],
 )
 def test_a_wrong_setting_is_named(environ: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -129,7 +129,7 @@ def test_a_wrong_setting_of_delivery_stops_no_api() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
-def test_every_spelling_of_postgresql_is_the_driver_that_runs_here(scheme: str) -> None:
+def test_every_scheme_of_postgresql_selects_psycopg2(scheme: str) -> None:
     with environment({"ORDERS_DATABASE_URL": f"{scheme}://u:p%40ss@db/orders?sslmode=require"}):
         url = read_settings("orders").database_url
 
@@ -273,7 +273,7 @@ def test_all_lists_are_read_the_same_way(environ: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_malformed_url_does_not_show_its_password(environ: pytest.MonkeyPatch, rest: str) -> None:
-    """The traceback must not show it either. Errors of SQLAlchemy and libpq quote the URL."""
+    """This includes the traceback, because errors of SQLAlchemy and libpq quote the URL."""
     environ.setenv("ORDERS_DATABASE_URL", f"postgresql+psycopg2://user:{rest}")
 
     with pytest.raises(SettingsError, match="ORDERS_DATABASE_URL is not a database") as raised:

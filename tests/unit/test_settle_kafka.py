@@ -1,4 +1,4 @@
-"""Maven fetches Apache Kafka once, and an altered file is never used."""
+"""Maven fetches Apache Kafka once. If Maven fails, no file is kept."""
 
 from __future__ import annotations
 

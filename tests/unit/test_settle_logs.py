@@ -45,10 +45,9 @@ def test_following_shows_whole_lines_and_continues_in_a_rotated_file(tmp_path: P
     logs = logs_of(tmp_path, broker=["before"])
     seen: list[Line] = []
     lines = follow(logs)
-    # It runs in a thread that ends with the last line. Otherwise it would follow the file forever.
     wanted = ["one", "two, in halves", "three", "four"]
 
-    def read() -> None:
+    def read() -> None:  # ends with the last wanted line, because `follow` never ends
         for line in lines:
             seen.append(line)
             if line.text == wanted[-1]:

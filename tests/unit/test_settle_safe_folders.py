@@ -1,4 +1,4 @@
-"""Folders must be safe from other users, and links of other users are not followed."""
+"""Folders must be safe from other users, and files are not opened through links."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_folder_that_others_may_not_write_to_is_safe(tmp_path: Path, last: int
 
 @pytest.mark.parametrize("end", ["x/..", ".", "x/../."])
 def test_the_target_of_a_path_is_checked(tmp_path: Path, end: str) -> None:
-    """A sticky folder is accepted only as a parent folder."""
+    """A sticky folder is refused as the target, even if the path to it ends with a `..`."""
     home = tmp_path / "home"
     (home / "x").mkdir(parents=True)
     home.chmod(0o1777)
@@ -73,7 +73,7 @@ def test_the_target_of_a_path_is_checked(tmp_path: Path, end: str) -> None:
 
 @pytest.mark.parametrize("last", [0o777, 0o1777, 0o757])
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, last: int) -> None:
-    """In a sticky folder too, others could create a file before `settle` does."""
+    """This includes a sticky folder: others could create a file in it before `settle` does."""
     home = tmp_path / "home"
     home.mkdir()
     home.chmod(last)
@@ -88,15 +88,15 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, last: int)
 
 
 def test_a_parent_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
-    way = tmp_path / "way"
-    home = way / "home"
+    parent = tmp_path / "parent"
+    home = parent / "home"
     home.mkdir(parents=True)
-    way.chmod(0o777)
+    parent.chmod(0o777)
 
-    with pytest.raises(UnsafeFolderError, match=f"other users may write to {way}\\."):
+    with pytest.raises(UnsafeFolderError, match=f"other users may write to {parent}\\."):
         check(home)
 
-    way.chmod(0o1777)  # like /tmp
+    parent.chmod(0o1777)  # like /tmp
     check(home)
 
 
@@ -159,7 +159,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert mode(folder / "link") == 0o600
 
 
-def test_other_users_cannot_read_a_new_or_old_lock_file(tmp_path: Path) -> None:
+def test_other_users_cannot_read_an_existing_lock_file_or_list_the_folders(tmp_path: Path) -> None:
     state = StateFolder(tmp_path / "home")
     state.create()
     state.lock.touch()
@@ -187,7 +187,7 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 if os.geteuid() == 0:  # only root can give a file to another user, and act as one
 
-    def test_a_folder_of_another_users_is_refused(tmp_path: Path) -> None:
+    def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
         os.chown(tmp_path, NOBODY, NOBODY)
 
         for folder in (tmp_path, tmp_path / "home"):

@@ -1,4 +1,4 @@
-"""The settings of a running stack: other settings are refused by name."""
+"""The settings of a running stack. Other settings are refused, and the error names them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ NOT_COMPARED = {"SETTLE_HOME", "HEALTH_DIR"}
 COMPARED = {*PORTS, BIND_ADDRESS, *DATABASE_URLS.values(), BOOTSTRAP, BROKER_KIND, *SETTINGS}
 
 
-def started(folder: Path, given: Mapping[str, str]) -> Stack:
-    """Return a stack as another process finds it, started with these settings."""
+def write_and_read_stack(folder: Path, given: Mapping[str, str]) -> Stack:
+    """Write the file that `settle up` writes with these settings, and read the stack from it."""
     state = StateFolder(folder)
     with environment(given):
         state.write_env(planned_stack(state).environment)
@@ -58,7 +58,7 @@ def started(folder: Path, given: Mapping[str, str]) -> Stack:
 
 
 def test_the_same_settings_are_accepted(tmp_path: Path) -> None:
-    running = started(tmp_path, GIVEN)
+    running = write_and_read_stack(tmp_path, GIVEN)
 
     for given in (GIVEN, GIVEN | {"ORDERS_PORT": "8081", BIND_ADDRESS: "127.0.0.1"}):
         with environment(given):
@@ -72,43 +72,46 @@ def other_value(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(COMPARED - {BROKER_KIND}))
-def test_another_setting_is_refused_by_its_name_and_no_value_is_shown(
+def test_the_error_for_a_changed_setting_names_it_and_shows_no_value(
     tmp_path: Path, name: str
 ) -> None:
-    running = started(tmp_path, GIVEN)
+    running = write_and_read_stack(tmp_path, GIVEN)
 
-    with environment(GIVEN | {name: other_value(name)}), pytest.raises(AlreadyRunningError) as no:
+    with (
+        environment(GIVEN | {name: other_value(name)}),
+        pytest.raises(AlreadyRunningError) as raised,
+    ):
         refuse_other_settings(running)
 
-    assert str(no.value).startswith(f"Settle is running with other settings: {name}. ")
-    assert "run settle down, then settle up" in str(no.value)
-    assert SECRET not in str(no.value)
-    assert other_value(name) not in str(no.value)
+    assert str(raised.value).startswith(f"Settle is running with other settings: {name}. ")
+    assert "run settle down, then settle up" in str(raised.value)
+    assert SECRET not in str(raised.value)
+    assert other_value(name) not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", sorted(GIVEN))
 def test_a_setting_that_is_no_longer_given_is_refused(tmp_path: Path, name: str) -> None:
-    running = started(tmp_path, GIVEN)
+    running = write_and_read_stack(tmp_path, GIVEN)
 
-    with environment(GIVEN | {name: ""}), pytest.raises(AlreadyRunningError) as no:
+    with environment(GIVEN | {name: ""}), pytest.raises(AlreadyRunningError) as raised:
         refuse_other_settings(running)
 
-    assert f": {name}" in str(no.value)
+    assert f": {name}" in str(raised.value)
 
 
-def test_all_that_differ_are_named(tmp_path: Path) -> None:
-    running = started(tmp_path, GIVEN)
+def test_the_error_names_all_settings_that_differ(tmp_path: Path) -> None:
+    running = write_and_read_stack(tmp_path, GIVEN)
     given = {"CORS_ORIGINS": "https://shop.example", "PAYMENTS_PORT": "9080", "ALLOWED_HOSTS": ""}
 
-    with environment(GIVEN | given), pytest.raises(AlreadyRunningError) as no:
+    with environment(GIVEN | given), pytest.raises(AlreadyRunningError) as raised:
         refuse_other_settings(running)
 
-    assert ": PAYMENTS_PORT, ALLOWED_HOSTS, CORS_ORIGINS. " in str(no.value)
+    assert ": PAYMENTS_PORT, ALLOWED_HOSTS, CORS_ORIGINS. " in str(raised.value)
 
 
-def test_another_broker_is_refused_and_the_same_one_by_name_is_not(tmp_path: Path) -> None:
+def test_the_default_broker_may_be_named_and_another_one_is_refused(tmp_path: Path) -> None:
     given = GIVEN | {BOOTSTRAP: ""}
-    running = started(tmp_path, given)
+    running = write_and_read_stack(tmp_path, given)
 
     with environment(given | {BROKER_KIND: "embedded"}):
         refuse_other_settings(running)
@@ -129,7 +132,7 @@ def test_every_setting_of_the_readme_is_compared() -> None:
 
 
 def test_a_command_reads_the_settings_that_the_stack_runs_with(tmp_path: Path) -> None:
-    running = started(tmp_path, GIVEN)
+    running = write_and_read_stack(tmp_path, GIVEN)
 
     with environment({"CORS_ORIGINS": "https://shop.example", "ALLOWED_HOSTS": "other.example"}):
         take_environment(running)
@@ -141,7 +144,7 @@ def test_a_command_reads_the_settings_that_the_stack_runs_with(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7", "foo", "a" * 64, "127.0.0.1:80"])
-def test_an_address_that_is_not_this_machines_is_refused_by_its_variable(
+def test_the_error_for_an_address_that_cannot_be_bound_names_the_variable(
     tmp_path: Path, address: str
 ) -> None:
     with (
@@ -167,6 +170,6 @@ def test_an_api_is_reached_where_it_listens(tmp_path: Path, address: str, host: 
     with environment({BIND_ADDRESS: address}):
         assert read_bind_address() == (address.strip("[]") or "127.0.0.1")
 
-    running = started(tmp_path, GIVEN | {BIND_ADDRESS: address})
+    running = write_and_read_stack(tmp_path, GIVEN | {BIND_ADDRESS: address})
 
     assert running.base_url("orders") == f"http://{host}:8081"

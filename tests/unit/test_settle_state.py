@@ -99,11 +99,11 @@ def test_the_error_names_a_path_of_the_wrong_kind(state: StateFolder, name: str)
     else:
         path.mkdir()
 
-    with pytest.raises(StateError) as no, state.locked(ignore):
+    with pytest.raises(StateError) as raised, state.locked(ignore):
         pass
 
-    assert str(no.value).startswith(f"{state.home} cannot be used (")
-    assert f"move {path} away, or set SETTLE_HOME to another folder" in str(no.value)
+    assert str(raised.value).startswith(f"{state.home} cannot be used (")
+    assert f"move {path} away, or set SETTLE_HOME to another folder" in str(raised.value)
 
 
 def test_the_error_names_a_file_in_place_of_a_parent_folder(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_reset_removes_a_partly_written_environment_file(state: StateFolder) -
 
 class _Handler(SimpleXMLRPCRequestHandler):
     rpc_paths = ()  # any path
-    disable_nagle_algorithm = False  # the option is TCP's only
+    disable_nagle_algorithm = False  # only TCP has this option
 
 
 class _Ending(ThreadingMixIn, UnixStreamServer, SimpleXMLRPCDispatcher):

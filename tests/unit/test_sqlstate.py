@@ -12,7 +12,7 @@ from settle_outbox.storage.sqlstate import is_transient, is_unreachable
 
 
 def error_of(sqlstate: str) -> psycopg2.Error:
-    """Return an error as the server sends it. Only the driver can set its code."""
+    """Return an error as the server sends it. Its code cannot be set in another way."""
     error = psycopg2.errors.lookup(sqlstate)("said the server")
     error.__setstate__({"pgcode": sqlstate})  # type: ignore[no-untyped-call]
     return error
@@ -27,13 +27,13 @@ NO_CONNECTION = psycopg2.OperationalError("connection refused")
         (NO_CONNECTION, True, True),
         (OperationalError("SELECT 1", {}, NO_CONNECTION), True, True),
         (PoolTimeoutError("all in use"), True, True),
-        (error_of("57P01"), True, True),
-        (error_of("53300"), True, True),
-        (error_of("40P01"), True, False),
-        (error_of("25006"), True, False),
-        (ProgrammingError("SELECT 1", {}, error_of("42P01")), True, False),
-        (error_of("23505"), False, False),
-        (error_of("22012"), False, False),
+        (error_of("57P01"), True, True),  # admin_shutdown
+        (error_of("53300"), True, True),  # too_many_connections
+        (error_of("40P01"), True, False),  # deadlock_detected
+        (error_of("25006"), True, False),  # read_only_sql_transaction
+        (ProgrammingError("SELECT 1", {}, error_of("42P01")), True, False),  # undefined_table
+        (error_of("23505"), False, False),  # unique_violation
+        (error_of("22012"), False, False),  # division_by_zero
         (ValueError("no database"), False, False),
     ],
 )

@@ -1,4 +1,4 @@
-"""The unit of a server never gives up, restarts nothing by mistake, and has few rights."""
+"""The systemd unit restarts Settle without limit, refuses a reload, and has few rights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 UNIT = Path(__file__).resolve().parents[2] / "deploy" / "systemd" / "settle.service"
 
-# `systemd-analyze security --offline=true deploy/systemd/settle.service` weighs these.
+# `systemd-analyze security --offline=true deploy/systemd/settle.service` rates these settings.
 ON = {
     *("NoNewPrivileges", "PrivateTmp", "PrivateDevices", "PrivateUsers", "ProtectHome"),
     *("ProtectClock", "ProtectControlGroups", "ProtectHostname", "ProtectKernelLogs"),
@@ -32,18 +32,18 @@ def unit() -> dict[tuple[str, str], list[str]]:
     return dict(values)
 
 
-def test_it_is_restarted_without_limit(unit: dict[tuple[str, str], list[str]]) -> None:
+def test_settle_is_restarted_without_limit(unit: dict[tuple[str, str], list[str]]) -> None:
     assert unit["Service", "Restart"] == ["always"]
     # In another section, systemd ignores this setting.
     assert unit["Unit", "StartLimitIntervalSec"] == ["0"]
 
 
 def test_a_reload_does_not_restart_everything(unit: dict[tuple[str, str], list[str]]) -> None:
-    """SIGHUP makes supervisord stop all programs. Without ExecReload, systemd refuses a reload."""
+    """SIGHUP makes supervisord restart everything. Without ExecReload, systemd refuses a reload."""
     assert ("Service", "ExecReload") not in unit
 
 
-def test_it_has_few_rights(unit: dict[tuple[str, str], list[str]]) -> None:
+def test_settle_has_few_rights(unit: dict[tuple[str, str], list[str]]) -> None:
     off = {name for name in ON if unit.get(("Service", name)) != ["yes"]}
 
     assert off == set()

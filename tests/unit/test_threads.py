@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
@@ -67,11 +68,11 @@ def test_the_access_log_continues_after_an_error(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(access_log, "write_together", write)
     writer = access_log.AccessLogWriter()
-    writer.write(20, {})
+    writer.write(logging.INFO, {})
     wait_until(lambda: not waiting, what="the error")
 
     def writes() -> bool:
-        writer.write(20, {})
+        writer.write(logging.INFO, {})
         return bool(written)
 
     wait_until(writes, what="the next line")

@@ -19,6 +19,6 @@ def test_a_uuid_lies_between_its_millisecond_and_the_next() -> None:
         assert abs(moment - datetime.now(UTC)) < timedelta(seconds=5)
 
 
-def test_other_uuids_have_no_time() -> None:
+def test_a_uuid_of_another_version_or_of_the_far_future_has_no_time() -> None:
     assert time_of(UUID("3f2b8c1e-7d7a-4c39-9d0e-6a0f5f4f9b11")) is None
     assert time_of(UUID("ffffffff-ffff-7fff-bfff-ffffffffffff")) is None  # after the year 9999

@@ -1,4 +1,4 @@
-"""A waiting request does not miss the change, and the number of waiting requests is limited."""
+"""A waiting request does not miss a change, and the number of waiting requests is limited."""
 
 from __future__ import annotations
 

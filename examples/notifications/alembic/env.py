@@ -1,4 +1,4 @@
-"""Run the migrations of the service and of the engine's tables, in one history."""
+"""Run the migrations, in one history for the service's tables and those of settle_outbox."""
 
 import os
 

@@ -1,1 +1,1 @@
-"""Tells users what became of their orders."""
+"""A service that tells users what became of their orders."""

@@ -17,7 +17,7 @@ def create_app() -> Flask:
     app = Flask(__name__)
     url = os.environ["NOTIFICATIONS_DATABASE_URL"]
     sessions = sessionmaker(create_engine(url))
-    outbox.notify_after_commit(sessions, url)  # otherwise the relay waits for its next poll
+    outbox.notify_after_commit(sessions, url)  # without it, events wait for the relay's next poll
 
     @app.post("/notifications")
     def post() -> tuple[dict[str, str], int]:

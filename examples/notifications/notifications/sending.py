@@ -1,4 +1,4 @@
-"""The one thing that the service does. It never commits: its callers do."""
+"""Store and publish notifications. The callers commit."""
 
 from uuid import UUID
 

@@ -56,7 +56,7 @@ def find_binary() -> Path:
 def main() -> None:
     """Become the broker on ``$KAFKA_PORT``. supervisord runs this."""
     arguments = command(int(os.environ["KAFKA_PORT"]))
-    os.chdir("/")  # it would read a .env file in the current folder
+    os.chdir("/")  # the broker would read a .env file in the current folder
     # exec: supervisord supervises the broker itself
     os.execve(arguments[0], arguments, clean_environment())
 

@@ -14,8 +14,8 @@ NAMES = frozenset(
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment for a server: only these variables of this process.
+    """Return the environment for a server: only the variables `NAMES` of this process.
 
-    Another user may read a server's environment: as root, PostgreSQL runs as another user.
+    If root runs the stack, PostgreSQL runs as another user, who can read its environment.
     """
     return {name: value for name, value in os.environ.items() if name in NAMES}

@@ -108,7 +108,7 @@ def fetch() -> Path:
         raise KafkaUnavailableError(why)
     jars = _cache()
     jars.parent.mkdir(parents=True, exist_ok=True)
-    refuse_unsafe(jars.parent, variable="XDG_CACHE_HOME")  # it contains code
+    refuse_unsafe(jars.parent, variable="XDG_CACHE_HOME")  # the folder contains code
     if jars.is_dir():
         return jars
     with tempfile.TemporaryDirectory(dir=jars.parent) as name:
@@ -171,7 +171,7 @@ class Node:
         folder: the folder of the data and the configuration.
         port: the port for clients, on 127.0.0.1.
         controller_port: the port of the node's controller.
-        advertised_port: the port that clients are told; `port` unless a proxy is in between.
+        advertised_port: the port that the node tells clients, such as a proxy's; None means `port`.
     """
 
     folder: Path
@@ -238,7 +238,7 @@ class Node:
             "transaction.state.log.replication.factor": "1",
             "transaction.state.log.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
-            # After a kill, the node waits until its former session ends.
+            # Short, because after a kill the node waits until its former session ends.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
             "log.cleaner.dedupe.buffer.size": "10485760",

@@ -1,4 +1,4 @@
-"""The user that PostgreSQL runs as: it refuses to run as root."""
+"""The user that PostgreSQL runs as. PostgreSQL refuses to run as root."""
 
 from __future__ import annotations
 

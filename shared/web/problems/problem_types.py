@@ -107,7 +107,8 @@ REQUEST_TOO_SLOW = ProblemType(
     "request-too-slow",
     HTTPStatus.REQUEST_TIMEOUT,
     "The request did not arrive in time",
-    "The request was not complete within the time in the detail. Nothing was changed.",
+    "The request was not complete in time, or the server needed its connection for other requests."
+    " Nothing was changed.",
     "Send it again. The connection was too slow, or the client paused in the middle of the"
     " request.",
 )
@@ -115,7 +116,7 @@ BODY_TOO_LARGE = ProblemType(
     "body-too-large",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "The body is too large",
-    "The body is larger than 128 KiB. It was not read, and nothing was changed.",
+    "The body is larger than 128 KiB. Nothing was changed.",
     "Send a smaller body. No call needs more, even if each character of a description is escaped.",
 )
 URI_TOO_LONG = ProblemType(
@@ -162,7 +163,7 @@ INTERNAL_ERROR = ProblemType(
     "internal-error",
     HTTPStatus.INTERNAL_SERVER_ERROR,
     "The service failed",
-    "This is a defect of the service, not of the request. The transaction was rolled back.",
+    "This is a defect of the service, not of the request. Uncommitted changes were rolled back.",
     "Give the request_id to the operator. The log of the service has the error under this id.",
 )
 NOT_IMPLEMENTED = ProblemType(
@@ -204,15 +205,16 @@ NOT_READY = ProblemType(
     "not-ready",
     HTTPStatus.SERVICE_UNAVAILABLE,
     "The service is not ready",
-    "The service cannot query its database, or the database is not at the revision that the code"
-    " needs.",
-    "The detail says which. Start the database, or run the migrations (docs/how-to/upgrade.md).",
+    "The service cannot query its database, the database is not at the revision that the code"
+    " needs, or the process is stopping.",
+    "The detail says which. Start the database, or run the migrations (docs/how-to/upgrade.md). A"
+    " process that is stopping needs nothing.",
 )
 
 # All of the above.
 COMMON = tuple(each for each in tuple(globals().values()) if isinstance(each, ProblemType))
 
-# For errors of Flask and gunicorn, which have a status only.
+# For errors that have a status only, such as those of Flask and gunicorn.
 _BY_STATUS = {
     each.status: each
     for each in (

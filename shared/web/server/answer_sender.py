@@ -1,9 +1,8 @@
 """Sends answers without blocking a thread on a slow client.
 
-gunicorn sends an answer in the thread that made it. Its time-out applies to each write and not to
-the whole answer, so a slow client can hold a thread forever. Here the thread sends only what
-fits into the connection's send buffer. The worker's main thread sends the rest when there is room
-again, for at most `WRITE_S`.
+gunicorn sends an answer in the thread that made it, without a time-out, so a slow client can hold a
+thread forever. Here the thread sends only what fits into the connection's send buffer. The worker's
+main thread sends the rest when there is room again, for at most `WRITE_S`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from shared.web.server.connections import WaitingConnections
 
-# Maximum time for a client to receive a whole answer, in seconds.
+# Maximum time for a client to receive the rest of an answer, in seconds.
 WRITE_S = 60.0
 # Maximum memory of a worker for answers that clients have not received yet, in addition to the
 # kernel's send buffers. Above it, the connection of the oldest answer is closed. Without such
@@ -49,7 +48,7 @@ class AnswerSocket:
         self.unsent += memoryview(data)[sent:]
 
     def sendfile(self, file: BufferedReader, offset: int = 0, count: int | None = None) -> None:
-        """Send a file, or a part of it. It is read whole: the files of `/docs` are small."""
+        """Send a file, or a part of it. It is read at once: the files of `/docs` are below 2 MB."""
         file.seek(offset)
         self.sendall(file.read(-1 if count is None else count))
 
@@ -87,7 +86,7 @@ class UnsentAnswers:
         """Keep an answer until its rest is sent, then call `then`."""
         deadline = time.monotonic() + WRITE_S
         if not self._waiting.add(conn, EVENT_WRITE, self._send, self._given_up, deadline=deadline):
-            return  # it is closed already
+            return  # the connection is closed already
         self._unsent[conn] = answer, then
         self._bytes += len(answer.unsent)
         while self._bytes > UNSENT_MAX_BYTES:

@@ -39,7 +39,7 @@ class WaitingConnections:
     def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
         self._poller = poller
         self._close = close
-        self._waits: dict[TConn, _Wait] = {}  # the one that has waited longest is first
+        self._waits: dict[TConn, _Wait] = {}  # the connection that has waited longest is first
         self._next_check = 0.0
 
     def __contains__(self, conn: TConn) -> bool:
@@ -57,7 +57,7 @@ class WaitingConnections:
     ) -> bool:
         """Register a connection, to wait for an event on it.
 
-        If gunicorn has already closed the socket, the connection is closed instead.
+        If gunicorn has already closed the socket, the connection is not registered, but closed.
 
         Args:
             conn: the connection.
@@ -66,7 +66,8 @@ class WaitingConnections:
             give_up: is called after the deadline, or earlier to free memory or to make room for
                 another connection. The connection is removed before this call.
             deadline: value of `time.monotonic()`, in seconds.
-            is_idle: whether there is no request on the connection.
+            is_idle: whether the first byte of a request is awaited. A worker that stops closes such
+                connections soon (`shorten_idle`).
 
         Returns:
             Whether the connection was registered.
@@ -87,7 +88,7 @@ class WaitingConnections:
         del self._waits[conn]
 
     def give_up(self, conn: TConn) -> None:
-        """Stop waiting for a connection, and call its `give_up`. Ignore one that does not wait."""
+        """Stop waiting for a connection, and call its `give_up`. Do nothing if it does not wait."""
         wait = self._waits.get(conn)
         if wait is not None:
             self.remove(conn)
@@ -107,18 +108,18 @@ class WaitingConnections:
         conn = next(iter(self._waits), None)
         # If its request is incomplete, its `give_up` answers with an error, and adds the connection
         # again, so that the client has time to read the answer. Here there is no time: the second
-        # turn of the loop gives up that wait too, which closes the connection.
+        # turn of the loop gives up that second wait, which closes the connection.
         while conn in self._waits:
             self.give_up(conn)
 
     def shorten_idle(self, deadline: float) -> None:
-        """Lower the deadline of each idle connection, which has no request, to `deadline`."""
+        """Lower the deadline of each idle connection to `deadline`."""
         for wait in self._waits.values():
             if wait.is_idle:
                 wait.deadline = min(wait.deadline, deadline)
 
     def _resume(self, conn: TConn, wait: _Wait, _: object) -> None:
-        # The poller reports several connections at once. The callback of an earlier one may have
-        # removed this one, or added it again with another wait.
+        # The poller reports several connections at once. The callback of another one may have
+        # removed this connection, or added it again with another wait.
         if self._waits.get(conn) is wait:
             wait.resume(conn)

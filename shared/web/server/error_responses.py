@@ -1,4 +1,4 @@
-"""Answers the requests that the server refuses before they reach the app."""
+"""Answers requests that the server refuses, or fails to handle, outside the app."""
 
 from __future__ import annotations
 

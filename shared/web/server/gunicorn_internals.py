@@ -1,8 +1,8 @@
 """The undocumented parts of gunicorn that this package uses, and the check that they exist.
 
-The other modules reach underscore names only through the functions here. They also override
-methods of gunicorn's threaded worker and use its connections, which the documentation does not
-describe either. gunicorn is pinned to `VERSION` for that reason.
+The other modules call underscore names only through the functions here. They override methods of
+gunicorn's threaded worker, and use its connections. The documentation describes none of these
+parts, so gunicorn is pinned to `VERSION`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ VERSION = "27.0.1"
 IDLE_WHEN_STOPPING_S: float = gthread.STOP_KEEPALIVE_LINGER
 """How long a worker that stops keeps its idle connections, in seconds."""
 
-# By class or module: its methods and attributes. The tests of the server (test_api_connections,
-# test_api_early_answers, test_api_framing, test_api_server, test_waiting_server) fail if they work
-# differently.
+# By class or module: its methods and attributes. If they work differently, the tests of the server
+# fail (test_api_connections, test_api_early_answers, test_api_framing, test_api_server,
+# test_waiting_server).
 PRIVATE_PARTS: dict[type | ModuleType, tuple[str, ...]] = {
     ThreadWorker: (
         *("_cap_keepalive", "accept", "enqueue_req", "finish_request", "handle", "handle_error"),
@@ -49,7 +49,7 @@ PRIVATE_PARTS: dict[type | ModuleType, tuple[str, ...]] = {
 
 
 class GunicornVersionError(RuntimeError):
-    """The installed gunicorn is not the one that this package was written for.
+    """The installed gunicorn is not the version that this package was written for.
 
     gunicorn prints the text of a RuntimeError and ends.
     """
@@ -59,7 +59,7 @@ def check() -> None:
     """Check that gunicorn is the pinned version and has the parts that are used.
 
     Raises:
-        GunicornVersionError: it is another version, or lacks a part.
+        GunicornVersionError: gunicorn is another version, or lacks a part.
     """
     if __version__ != VERSION:
         raise GunicornVersionError(
@@ -76,7 +76,7 @@ def check() -> None:
 
 
 def replace_error_pages(write: Callable[[socket, int, str, str], None]) -> None:
-    """Replace the function with which gunicorn answers a request that it refuses."""
+    """Replace the function by which gunicorn answers a request that it cannot handle."""
     util.write_error = write
 
 

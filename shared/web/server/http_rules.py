@@ -24,7 +24,7 @@ def apply_rules(request: Request) -> None:
     """Check a request whose head was read, and convert it to the form that an app expects.
 
     Raises:
-        RequestError: it breaks a rule.
+        RequestError: the request breaks a rule.
     """
     # A host is never empty in an http URI (RFC 9110, section 4.2.1).
     if request.version >= _HTTP_1_1 and not any(_values(request, "HOST")):
@@ -56,7 +56,7 @@ def _apply_target(request: Request) -> None:
     authority = absolute["authority"]
     if not authority.partition(":")[0] or "@" in authority:
         raise RequestError("The address must have a host and no user name (RFC 9110, section 4.2).")
-    # The target names the host; the header is ignored.
+    # The target names the host, so it replaces the header.
     others = [(name, value) for name, value in request.headers if name != "HOST"]
     request.headers = [*others, ("HOST", authority)]
     request.path = request.path or "/"
@@ -74,7 +74,7 @@ def must_close(request: Request) -> bool:
 def is_body_left(request: Request) -> bool:
     """Return whether the rest of a request's body must be waited for, if the connection goes on.
 
-    Bytes that are in gunicorn's buffer do not count: it skips them without waiting for the client.
+    Bytes in gunicorn's buffer do not count: gunicorn skips them without waiting for the client.
     """
     reader = request.body.reader
     if isinstance(reader, LengthReader):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shared.web.server.connections import WaitingConnections
 
 # Maximum memory of a worker for incomplete requests. Above it, the oldest request is refused.
-# Without such requests, a worker takes about 70 MB. A test allows it 200 MB.
+# Without such requests, a worker takes about 70 MB. With them, it must stay below 200 MB.
 INCOMPLETE_MAX_BYTES = 16 * 1024 * 1024
 _NO_ROOM = "The server has too many incomplete requests. Send the request again."
 
@@ -95,7 +95,7 @@ class IncompleteRequests:
         self._sizes[conn] = size
         while self._bytes > INCOMPLETE_MAX_BYTES:
             oldest = next((each for each in self._sizes if each in self._waiting), None)
-            if oldest is None:  # all of them wait for a thread
+            if oldest is None:  # each of them has a thread, or waits for one
                 return
             self._waiting.give_up(oldest)  # its bytes are no longer counted
 

@@ -28,5 +28,5 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # it has no type informati
         except SettingsError as error:
             raise RuntimeError(str(error)) from error
         configure_logging(level=level, form=form)
-        # gunicorn prevents it. Its access log stays off, because the app logs the requests.
+        # gunicorn turns this off. Its access log stays off, because the app logs the requests.
         self.error_log.propagate = True

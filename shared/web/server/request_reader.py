@@ -2,9 +2,9 @@
 
 gunicorn reads a request in the thread that answers it. A few clients that stop in the middle of a
 request would hold all threads. Here the worker's main thread receives the requests of all clients,
-for at most `READ_S` each. A thread starts when the head of a request is complete. If it needs more
-of the body than has arrived, it abandons the request (`RequestPending`) before anything is done.
-The same bytes are read again from the start when the body is complete.
+for at most `READ_S` each. A thread takes a request when its head is complete. If the thread needs
+more of the body than has arrived, it abandons the request (`RequestPending`) before anything is
+done. When the body is complete, a thread reads the request again from its start.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ HEAD_MAX_BYTES = 64 * 1024
 BODY_MAX_BYTES = 160 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# Maximum bytes of one `recv`. A body of known length is read in larger pieces. Otherwise the limit
-# is small, because bytes of the next request stay in memory until this one is answered.
+# Maximum bytes of one `recv`. It is small, because bytes of the next request stay in memory until
+# this one is answered. Only the rest of a body of known length is read in larger pieces.
 _RECEIVE_BYTES = 8 * 1024
 _BODY_RECEIVE_BYTES = 64 * 1024
 # The end of a head; or a line break that gunicorn refuses (RFC 9112, section 2.2).
 _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]+")
-# Maximum of the line before a chunk, and of the trailers. It is slightly above gunicorn's, so that
-# gunicorn reports the error.
+# Maximum of the line before a chunk, and of the trailers. It is not below the limits that gunicorn
+# checks (8,190 and 8,192), so that gunicorn reports the error.
 _CHUNK_LINE_MAX_BYTES = 8 * 1024
 
 
@@ -53,7 +53,7 @@ class RequestPending(BaseException):
 
 
 class RequestError(ParseException):  # type: ignore[misc]  # it has no type information
-    """A request that is answered before it reaches the app, or while its body is read."""
+    """An error for which the server refuses a request, or the app while it reads the body."""
 
     def __init__(self, detail: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(detail)
@@ -135,7 +135,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
 
         Raises:
             BlockingIOError: nothing has arrived.
-            OSError: the connection is broken, or ended between two requests.
+            OSError: the connection is broken, or ended before the first byte of a request.
         """
         missing = 0 if self._is_head or self._end is None else self._end - len(self._received)
         wanted = max(_RECEIVE_BYTES, min(missing, _BODY_RECEIVE_BYTES))
@@ -144,7 +144,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
         if not received:
             if not self._received:
                 raise ConnectionResetError
-            return True  # the thread sees the end as well
+            return True  # the thread finds the end again
         if self.deadline is None:
             self.deadline = time.monotonic() + READ_S
         self._received += received
@@ -195,7 +195,7 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # it has no type informat
             if not self._is_head and self._invite is not None:
                 self._is_invited = True
                 self._invite(CONTINUE)
-            self.buf = io.BytesIO()  # gunicorn reads it again from the start
+            self.buf = io.BytesIO()  # gunicorn reads the request again from the start
             raise RequestPending from None
         if not received and self._received:
             raise RequestError("The connection ended before the request did.")

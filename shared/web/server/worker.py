@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, changed so that no client holds a thread."""
+"""gunicorn's threaded worker, changed so that no slow client holds a thread."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _PENDING = object()
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
-    """gunicorn's threaded worker, in which no client holds a thread.
+    """gunicorn's threaded worker, in which no slow client holds a thread.
 
-    The main thread waits for the clients, for a bounded time. gunicorn has no setting for that. Its
-    own answers, which are HTML pages, become problem documents.
+    The main thread waits for the clients, for a bounded time. gunicorn has no setting for that.
+    gunicorn's own answers, which are HTML pages, become problem documents.
     """
 
     @classmethod
@@ -77,7 +77,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = Unreader(conn.sock)
-            conn.data_ready = True  # gunicorn must not wait for it
+            conn.data_ready = True  # gunicorn must not wait for data
             self._expect_request(conn)
             return
         is_liveness = conn.parser.unreader.starts_with(_LIVENESS)
@@ -100,12 +100,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         try:
             keeps_alive: object = super().handle(conn)
         except RequestPending:
-            conn.parser.mesg = None  # it is parsed again
+            conn.parser.mesg = None  # the request is parsed again
             return _PENDING
         if keeps_alive:
             unreader.expect_request()
         else:
-            conn.parser = None  # it may hold a large unread body
+            conn.parser = None  # the parser may hold a large unread body
         return keeps_alive
 
     def handle_request(self, req: Request, conn: TConn) -> object:
@@ -130,9 +130,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             conn.sock = connection
 
     def handle_error(self, req: Request, client: socket, addr: object, exc: Exception) -> None:
-        """Answer a request that cannot be read."""
+        """Answer a request that cannot be read, or that failed outside the app's error handlers."""
         if isinstance(exc, InvalidHTTPVersion) and isinstance(exc.version, tuple):
-            # The version is well-formed. gunicorn would answer 400 (RFC 9110, section 15.6.6).
+            # The version is well-formed, so the answer is 505 (RFC 9110, section 15.6.6), not
+            # gunicorn's 400.
             exc = RequestError(str(exc), HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         if isinstance(exc, RequestError):
             with suppress(OSError):  # the client may be gone
@@ -155,7 +156,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         if not result:
             self._linger(conn)
         elif result is not _PENDING and conn.parser.unreader.is_ready():
-            # A pipelined request. It does not get the liveness thread: many would block it.
+            # A pipelined request. It does not get the liveness thread: many of them would block it.
             self._submit(conn, self.tpool)
         else:
             self._expect_request(conn)
@@ -165,7 +166,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
         with suppress(OSError):  # the client may be gone
             write_problem(conn.sock, error.status, error.status.phrase, str(error))
         self._incoming.forget(conn)
-        conn.parser = None  # it holds the received bytes
+        conn.parser = None  # the parser holds the received bytes
         self._linger(conn)
 
     def _linger(self, conn: TConn) -> None:
@@ -196,7 +197,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
             self._close(conn)
 
     def murder_pending(self) -> None:
-        """Close the connections whose time is over, and one more if the worker is full."""
+        """Give up the connections whose time is over, and close one more if the worker is full."""
         self._waiting.give_up_expired()
         if self.nr_conns >= self.worker_connections:
             self._waiting.give_up_longest()
@@ -234,5 +235,5 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # it has no type information
 
     def _end_waits(self) -> None:
         app = getattr(self, "wsgi", None)
-        if app is not None:  # None while the app is loaded
+        if app is not None:  # None while the app is being loaded
             end_waits(app)

@@ -1,7 +1,7 @@
 """The header Prefer (RFC 7240): what a client would like, if possible.
 
 Preferences are hints. A preference that is unknown or invalid is ignored, and so is a malformed
-header. No request fails because of it. Preference-Applied lists the preferences that were honoured.
+header: no request fails because of them. Preference-Applied lists the honoured preferences.
 """
 
 from __future__ import annotations

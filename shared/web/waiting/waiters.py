@@ -25,7 +25,7 @@ class Waiters:
     Waiters register before they read the state, so a `wake` after the change cannot be missed.
 
     Args:
-        limit: maximum number of waiters. Each holds a thread, which serves no other request.
+        limit: maximum number of waiters. Each holds a thread during its wait.
     """
 
     def __init__(self, limit: int) -> None:
@@ -127,5 +127,5 @@ def end_waits(app: Flask) -> None:
 
 
 def is_stopping() -> bool:
-    """Return whether the process of the current app stops."""
+    """Return whether the process of the current app is stopping."""
     return _STOPPING in current_app.extensions

@@ -1,6 +1,7 @@
-"""After a consumer's process died, the next one finds the record that killed it.
+"""Careful mode finds the record that kills the process of a consumer.
 
-A process dies here at the commit that follows a fatal number. Nothing of that batch is committed.
+A process dies here when it validates a fatal number, or at the commit after it. Nothing of that
+batch is committed.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
     from support.engine import World
 
 FIRST, SECOND = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
+# The statements on inbox_owners.
+CLAIM_AND_RELEASE = ["UPDATE", "INSERT", "DELETE"]
 
 
-class Mortal:
-    """A service whose process dies at some numbers, and a record of what it did.
+class DeadlyService:
+    """A service whose process dies at some numbers.
 
     Attributes:
-        fatal: the numbers at which it dies.
+        fatal: the numbers at which the process dies.
         batches: the numbers of each call of the handler.
         stops_at: a number at which the handler asks for a retry, and the process is stopped.
-        fails_once_at: a number at which the database fails, once.
+        fails_once_at: a number at which the database fails once.
     """
 
     def __init__(self, world: World, *fatal: int, in_schema: bool = False) -> None:
@@ -55,7 +58,7 @@ class Mortal:
             )
 
     def run(self, **settings: Any) -> bool:
-        """Run a process until it is stopped, or dies; return whether it died."""
+        """Run a process until it is stopped or dies, and return whether it died."""
         self._is_dead = False
         service = number_service(self._handle)
         if self._in_schema:
@@ -108,12 +111,12 @@ def statements_on_owners(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     execute: Callable[..., Any] = Transaction.execute
 
-    def note(self: Transaction, statement: Any, parameters: Any = None) -> Any:
+    def record_statement(self: Transaction, statement: Any, parameters: Any = None) -> Any:
         if "inbox_owners" in str(statement):
             seen.append(str(statement).split()[0])
         return execute(self, statement, parameters)
 
-    monkeypatch.setattr(Transaction, "execute", note)
+    monkeypatch.setattr(Transaction, "execute", record_statement)
     return seen
 
 
@@ -121,13 +124,13 @@ def statements_on_owners(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_record_that_kills_the_process_becomes_a_dead_letter(
     world: World, *, in_schema: bool
 ) -> None:
-    """It kills the process five times: in a batch, in a group, and three times alone."""
-    mortal = Mortal(world, 2, in_schema=in_schema)
-    mortal.publish(1, 2, 3)
+    """The record kills the process five times: in a batch, in a group, and three times alone."""
+    deadly = DeadlyService(world, 2, in_schema=in_schema)
+    deadly.publish(1, 2, 3)
 
-    lives = [mortal.run() for _ in range(6)]
+    died = [deadly.run() for _ in range(6)]
 
-    assert lives == [True] * 5 + [False]
+    assert died == [True] * 5 + [False]
     assert dead_letters(world) == [(0, 1, "process_died")]
     assert world.database.tables.effects == [1, 3]
     assert sorted(world.database.tables.inbox.values()) == ["applied", "applied", "parked"]
@@ -136,13 +139,14 @@ def test_a_record_that_kills_the_process_becomes_a_dead_letter(
 
 
 def test_records_that_kill_the_process_in_two_partitions_are_both_found(world: World) -> None:
-    mortal = Mortal(world, 2, 12)
-    mortal.publish(1, 2, 3)
-    mortal.publish(11, 12, 13, place=SECOND)
+    """The first batch has both. Then each kills the process in a group, and three times alone."""
+    deadly = DeadlyService(world, 2, 12)
+    deadly.publish(1, 2, 3)
+    deadly.publish(11, 12, 13, place=SECOND)
 
-    lives = [mortal.run() for _ in range(10)]
+    died = [deadly.run() for _ in range(10)]
 
-    assert lives == [True] * 9 + [False]
+    assert died == [True] * 9 + [False]
     assert sorted(dead_letters(world)) == [(0, 1, "process_died"), (1, 1, "process_died")]
     assert sorted(world.database.tables.effects) == [1, 3, 11, 13]
     assert held(world) == []
@@ -151,31 +155,31 @@ def test_records_that_kill_the_process_in_two_partitions_are_both_found(world: W
 def test_careful_mode_ends_after_all_records_that_can_have_killed_the_process(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Suspects are applied alone, and others in groups."""
+    """The first process dies with the batch 1, 2, 3, and the second one with the group 1, 2."""
     monkeypatch.setattr(careful_mode, "GROUP_LIMIT", 2)
-    mortal = Mortal(world, 1)
-    mortal.publish(*range(1, 9))
-    assert mortal.run(consumer_batch=3)
-    assert mortal.run(consumer_batch=3)
-    mortal.fatal.clear()
-    mortal.batches.clear()
+    deadly = DeadlyService(world, 1)
+    deadly.publish(*range(1, 9))
+    assert deadly.run(consumer_batch=3)
+    assert deadly.run(consumer_batch=3)
+    deadly.fatal.clear()
+    deadly.batches.clear()
 
-    mortal.run(consumer_batch=3)
+    deadly.run(consumer_batch=3)
 
-    assert mortal.batches == [[1], [2], [3], [4, 5, 6], [7, 8]]
+    assert deadly.batches == [[1], [2], [3], [4, 5, 6], [7, 8]]
     assert held(world) == []
 
 
-def test_kills_at_other_places_count_against_no_record(world: World) -> None:
-    """An operator kills the process: in a batch, and then each time at another record."""
-    mortal = Mortal(world)
-    mortal.publish(1, 2, 3, 4, 5)
+def test_deaths_with_different_records_in_hand_make_no_dead_letter(world: World) -> None:
+    """For example, an operator kills the process several times, each time at another record."""
+    deadly = DeadlyService(world)
+    deadly.publish(1, 2, 3, 4, 5)
 
     for fatal in (3, 1, 2, 3, 4, 1, 2, 3, 4, 5):
-        mortal.fatal = {fatal}
-        mortal.run()
-    mortal.fatal = set()
-    mortal.run()
+        deadly.fatal = {fatal}
+        deadly.run()
+    deadly.fatal = set()
+    deadly.run()
 
     assert dead_letters(world) == []
     assert world.database.tables.effects == [1, 2, 3, 4, 5]
@@ -183,28 +187,28 @@ def test_kills_at_other_places_count_against_no_record(world: World) -> None:
 
 def test_a_clean_stop_between_the_deaths_keeps_the_count(world: World) -> None:
     """A deploy and a rebalance are clean stops."""
-    mortal = Mortal(world, 2)
-    mortal.publish(1, 2)
+    deadly = DeadlyService(world, 2)
+    deadly.publish(1, 2)
     for _ in range(4):
-        assert mortal.run()
-    mortal.fatal.clear()
-    mortal.stops_at = 2
+        assert deadly.run()
+    deadly.fatal.clear()
+    deadly.stops_at = 2
 
-    lives = [mortal.run()]
-    mortal.fatal, mortal.stops_at = {2}, None
-    lives += [mortal.run(), mortal.run()]
+    died = [deadly.run()]
+    deadly.fatal, deadly.stops_at = {2}, None
+    died += [deadly.run(), deadly.run()]
 
-    assert lives == [False, True, False]
+    assert died == [False, True, False]
     assert dead_letters(world) == [(0, 1, "process_died")]
 
 
 def test_a_record_that_waits_for_the_database_is_not_in_hand(world: World) -> None:
-    """So a process that ends meanwhile does not count against the record."""
-    mortal = Mortal(world, 1)
-    mortal.publish(1)
-    assert mortal.run()
-    mortal.fatal.clear()
-    mortal.fails_once_at = 1
+    """If the process ends during the wait, that does not count against the record."""
+    deadly = DeadlyService(world, 1)
+    deadly.publish(1)
+    assert deadly.run()
+    deadly.fatal.clear()
+    deadly.fails_once_at = 1
     waiting: list[object] = []
 
     def is_over() -> bool:
@@ -213,48 +217,53 @@ def test_a_record_that_waits_for_the_database_is_not_in_hand(world: World) -> No
 
     world.is_over = is_over
 
-    mortal.run()
+    deadly.run()
 
-    assert mortal.batches == [[1], [1], [1]]
+    assert deadly.batches == [[1], [1], [1]]
     assert len(waiting) > 1
     assert all(in_hand is None for in_hand in waiting)
 
 
 def test_a_handler_that_always_kills_the_process_stops_its_subscription(world: World) -> None:
-    mortal = Mortal(world, *range(1, 6))
-    mortal.publish(*range(1, 6))
+    """The first record becomes a dead letter, and the second one reaches `brake_failures`."""
+    deadly = DeadlyService(world, *range(1, 6))
+    deadly.publish(*range(1, 6))
     for _ in range(9):
-        assert mortal.run(brake_failures=2)
+        assert deadly.run(brake_failures=2)
     until = world.clock.monotonic() + 60
     world.is_over = lambda: world.clock.monotonic() > until
-    calls = len(mortal.batches)
+    calls = len(deadly.batches)
 
-    died = mortal.run(brake_failures=2)
+    is_dead = deadly.run(brake_failures=2)
 
-    assert not died
+    assert not is_dead
     assert dead_letters(world) == [(0, 0, "process_died")]
     assert world.database.tables.brakes[TOPIC, NUMBER][2], "the subscription is stopped"
-    assert len(mortal.batches) == calls, "the event is not tried in vain"
+    assert len(deadly.batches) == calls, "the handler is not called again"
     assert world.cluster.group("orders").committed[FIRST].offset == 1
 
 
-def test_normal_batches_cost_no_statement(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    mortal = Mortal(world)
-    mortal.publish(*range(9))
+def test_normal_batches_add_no_statement_on_owners(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = DeadlyService(world)
+    deadly.publish(*range(9))
     statements = statements_on_owners(monkeypatch)
 
-    mortal.run(consumer_batch=1)
+    deadly.run(consumer_batch=1)
 
-    assert len(mortal.batches) == 9
-    assert statements == ["UPDATE", "INSERT", "DELETE"]
+    assert len(deadly.batches) == 9
+    assert statements == CLAIM_AND_RELEASE
 
 
-def test_a_rebalance_releases_and_claims(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    mortal = Mortal(world)
-    mortal.publish(1)
+def test_a_rebalance_releases_and_claims_partitions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = DeadlyService(world)
+    deadly.publish(1)
     statements = statements_on_owners(monkeypatch)
     steps: list[Callable[[], None]] = [
-        lambda: mortal.publish(2),
+        lambda: deadly.publish(2),
         world.cluster.group("orders").rebalance,
     ]
 
@@ -266,8 +275,8 @@ def test_a_rebalance_releases_and_claims(world: World, monkeypatch: pytest.Monke
 
     world.is_over = is_over
 
-    mortal.run()
+    deadly.run()
 
-    assert mortal.batches == [[1], [2]]
-    assert statements == ["UPDATE", "INSERT", "DELETE"] * 2
+    assert deadly.batches == [[1], [2]]
+    assert statements == CLAIM_AND_RELEASE * 2
     assert held(world) == []

@@ -73,7 +73,7 @@ def test_the_offsets_of_applied_events_are_committed(world: World) -> None:
 def test_a_consumer_killed_twice_at_one_place_applies_each_event_once(
     world: World, kill_at: Callable[[str], None], place: str
 ) -> None:
-    """Records are read again if the consumer dies between the commits of database and offsets."""
+    """After a death between the commits of database and offsets, records are read again."""
     publish(world, 1, 2, 3)
     for _ in range(2):
         kill_at(place)
@@ -83,6 +83,7 @@ def test_a_consumer_killed_twice_at_one_place_applies_each_event_once(
 
     world.consumer(number_service(write_numbers)).run()
 
+    # The numbers 10 to 12 were published twice, as different events.
     assert sorted(effects(world)) == [1, 2, 3, 10, 10, 11, 11, 12, 12]
     assert committed(world) == {FIRST: 3, SECOND: 6}
 
@@ -113,7 +114,7 @@ def test_events_of_a_partition_that_moves_while_they_are_applied_are_applied_onc
     assert len(world.cluster.consumers) == 1, "the consumer stays in the group"
 
 
-def test_one_partition_waits_and_the_others_continue(world: World) -> None:
+def test_while_one_partition_waits_another_one_continues(world: World) -> None:
     attempts: list[float] = []
 
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
@@ -197,7 +198,7 @@ def test_a_failed_batch_is_halved_until_the_bad_event_is_alone(world: World) -> 
     ]
 
 
-def test_a_defect_that_fails_every_event_stops_the_subscription_and_loses_nothing(
+def test_a_handler_that_fails_for_every_event_stops_its_subscription_and_loses_none(
     world: World,
 ) -> None:
     mended_at = world.clock.monotonic() + 30
@@ -205,7 +206,9 @@ def test_a_defect_that_fails_every_event_stops_the_subscription_and_loses_nothin
 
     def handle(session: Any, events: Sequence[ReceivedEvent]) -> None:
         if world.clock.monotonic() < mended_at:
-            if world.database.tables.brakes.get((TOPIC, "number"), ("", 0, False))[2]:
+            never_failed = ("", 0, False)
+            _, _, is_stopped = world.database.tables.brakes.get((TOPIC, "number"), never_failed)
+            if is_stopped:
                 probes.append(world.clock.monotonic())
             raise ValueError("always")
         write_numbers(session, events)

@@ -1,4 +1,4 @@
-"""What the loop of relay and consumer does when a step fails."""
+"""What the loop of a relay or consumer does when a step fails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Process:
         )
 
     def run(self, *steps: Exception | None) -> None:
-        """Run one step for each argument. It raises the error, or succeeds for None."""
+        """Run one step for each argument. A step raises its argument, or succeeds for None."""
         left = list(steps)
 
         def step() -> None:

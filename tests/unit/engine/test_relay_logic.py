@@ -31,19 +31,20 @@ def first_appearances(world: World) -> dict[str, list[bytes]]:
     return found
 
 
-def fail_once(number: int, failure: Failure) -> Callable[[int, list[bytes]], Failure | None]:
-    return lambda batch, _: failure if batch == number else None
+def fail_once(batch: int, failure: Failure) -> Callable[[int, list[bytes]], Failure | None]:
+    """Make one batch of the producer fail. The first batch has the number 1."""
+    return lambda number, _: failure if number == batch else None
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("is_stored", [False, True], ids=["lost", "answer lost"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("is_stored", [False, True], ids=["batch lost", "answer lost"])
 def test_each_key_keeps_its_order_after_a_batch_failed(
-    world: World, number: int, *, is_stored: bool
+    world: World, batch: int, *, is_stored: bool
 ) -> None:
     """The producer would continue with the partition's next batch, but the fence stops it."""
     world.database.add("a", *EVENTS)
     world.database.add("b", *EVENTS)
-    world.cluster.answer = fail_once(number, Failure(KafkaTimeoutError(), is_stored))
+    world.cluster.answer = fail_once(batch, Failure(KafkaTimeoutError(), is_stored))
 
     world.relay().run()
 
@@ -97,13 +98,13 @@ def test_a_relay_that_is_killed_leaves_its_events_to_the_next(
     assert world.database.tables.pending == set()
 
 
-def test_a_transaction_that_fails_is_repeated_by_another_producer(world: World) -> None:
+def test_a_transaction_that_fails_is_repeated_with_another_producer(world: World) -> None:
     failures = [unreachable()]
-    producers: list[object] = []
+    connections_before: list[object] = []
 
     def fail_after_sending() -> None:
         if failures and ORDERS in world.cluster.topics and world.cluster.records(ORDERS):
-            producers.extend(world.cluster.connections)
+            connections_before.extend(world.cluster.connections)
             raise failures.pop()
 
     world.database.add("a", *EVENTS)
@@ -114,11 +115,11 @@ def test_a_transaction_that_fails_is_repeated_by_another_producer(world: World) 
     sent = [record.value for record in world.cluster.records(ORDERS)]
     assert sent == [*EVENTS, *EVENTS]
     assert world.database.tables.pending == set()
-    assert len(producers) == 1
-    assert len(world.cluster.connections) == 2
+    assert len(connections_before) == 1
+    assert len(world.cluster.connections) == 2, "each producer opens one"
 
 
-def test_the_event_that_the_broker_refuses_is_found_and_the_others_are_sent(world: World) -> None:
+def test_the_event_that_the_broker_rejects_is_found_and_the_others_are_sent(world: World) -> None:
     world.database.add("a", *EVENTS)
     world.cluster.answer = lambda _, values: (
         Failure(MessageSizeTooLargeError()) if b"3" in values else None
@@ -132,7 +133,7 @@ def test_the_event_that_the_broker_refuses_is_found_and_the_others_are_sent(worl
     assert world.database.tables.pending == set()
 
 
-def test_an_event_that_makes_no_record_does_not_hold_up_the_others(world: World) -> None:
+def test_an_event_that_cannot_be_encoded_does_not_hold_up_the_others(world: World) -> None:
     world.database.add("a", b"1", b"none", b"2")
     world.cluster.unsendable = {b"none"}
 
@@ -153,7 +154,7 @@ def test_an_undeclared_aggregatetype_does_not_hold_up_the_others(world: World) -
 
 
 def test_a_producer_whose_connection_ended_sends_nothing_more(world: World) -> None:
-    """The next connection may be to a broker that lost its data and knows another producer."""
+    """The next connection may lead to an emptied broker, which can drop events as duplicates."""
 
     def is_over() -> bool:
         if len(world.database.tables.outbox) == 2:
@@ -171,7 +172,7 @@ def test_a_producer_whose_connection_ended_sends_nothing_more(world: World) -> N
     assert len(world.cluster.connections) == 1, "no other producer was made"
 
 
-def test_the_events_of_a_topic_that_is_lost_are_sent_again(world: World) -> None:
+def test_the_events_of_a_topic_that_was_replaced_are_sent_again(world: World) -> None:
     def is_over() -> bool:
         if len(world.database.tables.outbox) == 7:
             return not world.database.tables.pending

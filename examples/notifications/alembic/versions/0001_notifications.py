@@ -1,4 +1,4 @@
-"""Notifications, and the engine's tables."""
+"""Create the table `notifications`, and the tables of settle_outbox."""
 
 import sqlalchemy as sa
 from alembic import op

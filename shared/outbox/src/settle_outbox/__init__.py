@@ -1,7 +1,7 @@
-"""The delivery engine: outbox, relay, inbox and dead letters, for any service.
+"""Transactional outbox, relay, inbox and dead letters, for any service.
 
 A service adds events in its transactions with `add`, describes itself with a `Service`, and creates
-the engine's tables in its migrations with `settle_outbox.storage.migrations`.
+the tables of settle_outbox in its migrations with `settle_outbox.storage.migrations`.
 """
 
 if __name__ != "settle_outbox":

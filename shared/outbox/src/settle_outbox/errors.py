@@ -1,4 +1,4 @@
-"""The base class of this project's errors, and one way to describe an error in a line."""
+"""The base class of this project's errors, and functions that describe an error in a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events, as a service adds them and as another one receives them."""
+"""Events, as a publishing service adds them and as a consuming service receives them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Event:
             * datetime with a time zone: to UTC, as ``2025-06-17T20:55:35.806222Z``. A datetime
               without a time zone is an error, because it does not define a moment.
             * date: to ``2025-06-17``.
-            * Decimal: to a string with its exact digits. Readers that parse JSON numbers as floats
-              would round a number.
+            * Decimal: to a string with its exact digits. A JSON number would be rounded by readers
+              that parse numbers as floats.
             * Enum: to its value.
         id: the CloudEvents id, a UUIDv7. Consumers recognize duplicates by it.
-        trace: of the request that caused the event; by default the current one.
+        trace: of the HTTP request that caused the event; by default the current trace.
     """
 
     aggregatetype: str
@@ -58,8 +58,8 @@ class ReceivedEvent:
         id: the CloudEvents id, by which duplicates are recognized.
         type: the CloudEvents type.
         source: the CloudEvents source: ``/`` and the name of the publishing service.
-        time: when the event was added to the outbox, or None if its header has no valid time.
-        trace: of the request that caused the event.
+        time: when the event was added to the outbox, or None if no header has a valid time.
+        trace: of the HTTP request that caused the event.
         data: the result of the subscription's schema.
         topic: the topic.
         partition: the partition.

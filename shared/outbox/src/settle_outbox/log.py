@@ -25,7 +25,8 @@ VALUE_MAX = 200
 LINES_MAX = 200
 # Keys whose values may have many lines, such as tracebacks.
 _TEXTS = frozenset({"event", "exception", "stack"})
-_SHORT = frozenset({int, float, bool, type(None)})
+# Types whose values are never cut.
+_SHORT_TYPES = frozenset({int, float, bool, type(None)})
 
 
 class _Output(io.TextIOBase):
@@ -63,8 +64,8 @@ def configure_logging(*, level: str, form: str) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     rendering = _console() if console else _json()
-    # Write to stderr directly, because each request writes a line. `logging` would take twice the
-    # time (benchmarks/README.md).
+    # Write to stderr directly, because each HTTP request writes a line. `logging` would take twice
+    # the time (benchmarks/README.md).
     structlog.configure(
         processors=[*describing, *rendering],
         logger_factory=structlog.WriteLoggerFactory(_output),
@@ -122,18 +123,18 @@ def _escape(
 def _cut_long_values(
     _: object, __: str, event_dict: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Cut long values."""
+    """Cut the values that are longer than `VALUE_MAX` or `LINES_MAX`."""
     for key, value in event_dict.items():
         value_type = type(value)
-        if value_type in _SHORT or (value_type is str and len(value) <= VALUE_MAX):
+        if value_type in _SHORT_TYPES or (value_type is str and len(value) <= VALUE_MAX):
             continue
         event_dict[key] = _cut_lines(str(value)) if key in _TEXTS else _cut_value(value)
     return event_dict
 
 
 def _cut_value(value: object) -> object:
-    """Cut a value to `VALUE_MAX` characters. Of a list, cut each item."""
-    if type(value) in _SHORT:
+    """Cut a value to `VALUE_MAX` characters. In a list, cut each item."""
+    if type(value) in _SHORT_TYPES:
         return value
     if isinstance(value, list | tuple):
         return [_cut_value(item) for item in value]

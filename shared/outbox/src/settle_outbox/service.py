@@ -1,4 +1,4 @@
-"""How a service describes itself to the delivery engine: its name, events and handlers."""
+"""How a service describes itself to settle_outbox: its name, events and handlers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Outcome(StrEnum):
     """The outcome of an event, as the column ``inbox.outcome`` has it."""
 
     APPLIED = "applied"
-    SKIPPED = "skipped"  # its type has no subscription; it has an inbox row in old databases only
-    ANOMALY = "anomaly"  # contradicts a final state, and was not applied
-    PARKED = "parked"  # cannot be applied, and is a dead letter
+    SKIPPED = "skipped"  # its type has no subscription; only old databases have such inbox rows
+    ANOMALY = "anomaly"  # changed nothing: its effect is there, or contradicts a final state
+    PARKED = "parked"  # could not be applied, and is a dead letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,9 @@ class Verdict:
 class Retry(Exception):  # noqa: N818 - an instruction, not an error
     """A handler raises it to get the event again later, because a dependency is unavailable.
 
-    The transaction is rolled back, the partition waits, and the handler gets the event again. The
-    wait doubles with each attempt. After RETRY_ATTEMPTS attempts the event becomes a dead letter.
+    The transaction is rolled back, the Kafka partition waits, and the handler gets the event again.
+    The wait doubles with each attempt, up to `RETRY_WAIT_MAX_S`. After RETRY_ATTEMPTS attempts the
+    event becomes a dead letter.
 
     Args:
         reason: a sentence for the log and the dead letter.
@@ -74,35 +75,36 @@ class Retry(Exception):  # noqa: N818 - an instruction, not an error
 
 
 class Handler(Protocol):
-    """Apply a batch of events of one subscription, in their order, inside the engine's transaction.
+    """Apply a batch of events of one subscription, in their order, in the consumer's transaction.
 
-    **Its transaction.** The engine commits the events' inbox rows together with everything that
-    the handler did in the session. The handler must not end the transaction:
-    `session.commit()`, `rollback()` and `close()`, those of its connection, and a textual
-    COMMIT or ROLLBACK raise `TransactionEndedError` at once, and nothing of the batch is
-    committed. `session.begin_nested()` and its rollback are allowed. The handler may add events
-    with `outbox.add`; they are sent after the commit.
+    **The transaction.** The consumer commits the events' inbox rows together with everything that
+    the handler did in the session. The handler must not end the transaction. `commit()`,
+    `rollback()` and `close()` of the session or its connection, and a textual COMMIT or ROLLBACK,
+    raise `TransactionEndedError`. In an `except` block, `rollback()` and `close()` raise nothing,
+    but the handler fails when it returns. In both cases, nothing of this call is committed.
+    `session.begin_nested()` and its rollback are allowed. The handler may add events with
+    `outbox.add`; they are sent after the commit.
 
-    **What it returns.** None, or a verdict for each event that it did not apply, by event id.
+    **The result.** None, or a verdict for each event that the handler did not apply, by event id.
     An event without a verdict was applied.
 
-    **What it raises.** `Retry` when a dependency other than the database is unavailable. Any
-    other exception is a failure of the handler: the batch is rolled back and retried in halves
-    until one event fails alone, which becomes a dead letter. So a handler may run several times
-    for one event, and effects outside of the database must be safe to repeat. Transient errors of
-    the database (`settle_outbox.storage.sqlstate.is_transient`) are retried without limit and
-    never make a dead letter.
+    **Exceptions.** `Retry` when a dependency other than the database is unavailable. A transient
+    error of the database (`settle_outbox.storage.sqlstate.is_transient`): the batch is retried
+    without limit, and no event becomes a dead letter. Any other exception is a failure of the
+    handler: the batch is rolled back and retried in halves until one event fails alone. That
+    event becomes a dead letter. So a handler may run several times for one event, and effects
+    outside of the database must be safe to repeat.
 
     **When every event fails.** After BRAKE_FAILURES failures in a row with one error, the
     subscription stops instead of making more dead letters. See
     `settle_outbox.consume.circuit_breaker`.
 
-    **Its time.** A handler may take 10 s between two statements and 120 s in all; see
-    `settle_outbox.consume.failures.HandlerLimits`. If one event alone exceeds a limit three
-    times, it becomes a dead letter. It also becomes one if the process dies three times in a row
-    with this event alone; see `settle_outbox.consume.careful_mode`.
+    **Time.** A call may take 10 s between two statements and 120 s in all; see
+    `settle_outbox.consume.failures.HandlerLimits`. An event becomes a dead letter if it exceeds a
+    limit three times when it is handled alone, or if the process dies three times in a row while
+    it handles this event alone; see `settle_outbox.consume.careful_mode`.
 
-    **Its trace.** While the handler iterates over the events, the current trace is the trace of
+    **The trace.** While the handler iterates over the events, the current trace is the trace of
     the event at hand, and a new `Event` inherits it. A handler that first collects and then
     adds events passes ``trace=event.trace`` itself.
     """
@@ -119,8 +121,8 @@ def one_by_one(handle: Callable[[Session, ReceivedEvent], Verdict | None]) -> Ha
     Args:
         handle: applies an event. It returns None, or a verdict if it did not apply the event. The
             contract is that of `Handler`. The function gets the events of a batch one after the
-            other, in one transaction. If it fails for one of them, all are rolled back, and it
-            gets the others again.
+            other, in one transaction. If it fails for one event, all are rolled back, and the
+            function gets the other events again.
     """
 
     def handle_batch(session: Session, events: Sequence[ReceivedEvent]) -> Mapping[UUID, Verdict]:
@@ -140,27 +142,28 @@ class LoadingSchema(Protocol):
 Schema = Callable[[Mapping[str, Any]], Any] | LoadingSchema
 """Validates the data of an event, which is a JSON object as a dict.
 
-Its result is `ReceivedEvent.data`. It must depend on nothing but its argument. Examples::
+The result becomes `ReceivedEvent.data`. It must depend on the argument alone. Examples::
 
     schema=OrderPaid.model_validate                    # pydantic
     schema=partial(msgspec.convert, type=OrderPaid)    # msgspec
     schema=OrderPaidSchema()                           # marshmallow
     schema=dict                                        # no validation
 
-It should ignore unknown fields, as these examples do, so that publishers can add fields.
+A schema should ignore unknown fields, as these examples do, so that publishers can add fields.
 
 If it raises an exception, the event becomes a dead letter `invalid_data`, and the handler does not
-get it. The libraries above raise a ValueError or their own exception class. Other exceptions
-of Python, such as AttributeError, may come from a defect in the schema's code. So they also count
-as failures of the handler: after BRAKE_FAILURES in a row the subscription stops.
+get it. The libraries above raise a ValueError or their own exception class. Other built-in
+exceptions, such as AttributeError, may come from a defect in the schema's code. So they count as
+failures of the handler as well: after BRAKE_FAILURES in a row the subscription stops.
 """
 
 
 CleanupJob = Callable[[Engine], bool]
 """Deletes expired rows from a service's database, in separate transactions.
 
-Each call deletes a limited number of rows and returns whether more are left. It reads its own
-settings. If it raises an error, the relay logs it, continues to send events, and tries again later.
+Each call deletes a limited number of rows and returns whether more are left. The job reads its
+settings itself. After a SQLAlchemyError, the relay waits, as in an outage of the database. After
+any other error, the relay logs it, continues to send events, and tries again later.
 """
 
 
@@ -175,7 +178,7 @@ class Subscription:
             always ignored, whatever the schema says.
         handle: applies a batch of these events; see `Handler` for the contract. For a function that
             applies one event, write ``handle=one_by_one(function)``. Subscriptions may share a
-            handler, which still gets each type in separate batches.
+            handler. Each batch has events of one subscription.
     """
 
     topic: str
@@ -200,11 +203,11 @@ class Service:
     """The description of a service.
 
     Args:
-        name: its name on the command line. It is also the ``ce_source`` of its events and, unless
-            a setting names another one, its consumer group.
+        name: the name on the command line, which its entry point must have. The ``ce_source`` of
+            its events is ``/`` and this name. It is also the default name of its consumer group.
         aggregatetypes: the aggregatetypes of the events that it publishes.
         subscriptions: the events that it consumes.
-        cleanup_jobs: delete expired rows; the relay runs them about once a second.
+        cleanup_jobs: functions that delete expired rows; the relay calls them about once a second.
         topic_prefix: leave it out. `load_service` sets it from the setting TOPIC_PREFIX.
     """
 
@@ -273,7 +276,7 @@ class UnknownServiceError(SettleError):
 
 
 def topic_of(aggregatetype: str) -> str:
-    """Return the topic of an aggregatetype, without the prefix. Debezium can use the same name."""
+    """Return the topic of an aggregatetype, without the prefix. Debezium can use this name."""
     return f"{aggregatetype}.events"
 
 
@@ -290,7 +293,7 @@ def load_service(name: str, topic_prefix: str = "") -> Service:
         topic_prefix: the setting TOPIC_PREFIX, which is put before all topics of the service.
 
     Raises:
-        UnknownServiceError: there is no such service. The message names those that exist.
+        UnknownServiceError: there is no such service. The message names the existing services.
     """
     matches = entry_points(group=ENTRY_POINT_GROUP, name=name)
     if not matches:

@@ -1,4 +1,4 @@
-"""Settings of relays and consumers, which are read from the environment at the start."""
+"""Settings of relays and consumers. They are read from the environment at the start."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ T = TypeVar("T")
 
 DAY_S = 24 * 60 * 60
 DRIVER = "postgresql+psycopg2"
-# Other schemes of a PostgreSQL URL: that of libpq, and an older one that some providers still use.
-_PLAIN = {"postgresql", "postgres"}
-# Other names would need quotes in `search_path`.
-_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-# Valid names of topics and groups in Kafka (org.apache.kafka.common.internals.Topic).
+# The schemes that libpq accepts. They name no driver.
+_PLAIN_SCHEMES = {"postgresql", "postgres"}
+# Names of schemas that need no quotes in `search_path`.
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+# Valid names of topics in Kafka (org.apache.kafka.common.internals.Topic). The same characters are
+# allowed here in the name of a consumer group.
 KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 EARLIEST = "earliest"
 LATEST = "latest"
-# A replication factor: a new topic gets the default.replication.factor of the broker (KIP-464).
+# As TOPIC_REPLICATION: a new topic gets the broker's default.replication.factor (KIP-464).
 BROKER_DEFAULT = -1
 # Maximum characters of an invalid value that a message quotes.
 _QUOTED_MAX = 100
@@ -44,8 +45,8 @@ class SettingsError(SettleError):
 class Settings:
     """The settings of a relay or consumer of one service. Names end with their units.
 
-    `outbox_shards` is the number of shards that the operator expects, or None. A relay does not
-    start if the database has another number.
+    `outbox_shards` is the number of shards that the operator expects, or None. A relay ends with an
+    error if the database has another number.
 
     `topic_prefix` comes before the names of all topics, published and consumed ones. With it, two
     systems can share a Kafka cluster.
@@ -83,7 +84,7 @@ def read_settings(
 
     Args:
         service: the name of the service. ``<SERVICE>_DATABASE_URL`` has the URL of its database.
-        database_url: used in place of that variable.
+        database_url: a URL that is used in place of that variable.
         needs_kafka: whether a missing KAFKA_BOOTSTRAP_SERVERS is an error.
 
     Raises:
@@ -136,7 +137,7 @@ def read_settings(
 def service_variable(service: str, name: str) -> str:
     """Return the name of a variable of one service: ``USER_NOTIFICATIONS_DATABASE_URL``.
 
-    A hyphen in the service's name becomes an underscore, because shells do not export hyphens.
+    A hyphen in the service's name becomes an underscore, because shell variables have no hyphens.
     """
     return f"{service.upper().replace('-', '_')}_{name}"
 
@@ -176,7 +177,7 @@ def read_whole(name: str, default: int, *, minimum: int, maximum: int = 3650 * D
     """Read a whole number within limits.
 
     Raises:
-        SettingsError: it is not a number, or exceeds a limit.
+        SettingsError: it is not a whole number, or is outside the limits.
     """
     within = validate.Range(min=minimum, max=maximum)
     return _read(Env().int, name, default, within, f"a whole number from {minimum} to {maximum}")
@@ -195,7 +196,7 @@ def _read(
     validator: validate.Validator,
     expected: str,
 ) -> T:
-    """Read a setting that is not secret: an error quotes it. An empty one counts as unset."""
+    """Read a setting that is not secret, because errors quote its value. Empty counts as unset."""
     if not os.environ.get(name):
         return default
     try:
@@ -226,7 +227,8 @@ def _topic_prefix() -> str:
 def read_database_url(service: str, given: str | None = None) -> str:
     """Read the URL of a service's database, without requiring other settings.
 
-    It starts with ``postgresql+psycopg2://``, and sets the service's schema if there is one.
+    The result starts with ``postgresql+psycopg2://``. If ``<SERVICE>_DATABASE_SCHEMA`` is set, this
+    schema is the search path of its connections.
 
     Args:
         service: the service's name.
@@ -242,7 +244,7 @@ def read_database_url(service: str, given: str | None = None) -> str:
             f"{name} is not set: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE; relays and"
             " consumers also accept the option --database-url"
         )
-    # The errors of SQLAlchemy and libpq quote parts of the URL, which may be its password.
+    # Hide the errors of SQLAlchemy and libpq. They quote parts of the URL, perhaps the password.
     malformed = SettingsError(
         f"{name} is not a database URL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
         " with special characters of the password percent-encoded (@ is %40)"
@@ -251,7 +253,7 @@ def read_database_url(service: str, given: str | None = None) -> str:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise malformed from None
-    if url.drivername in _PLAIN:
+    if url.drivername in _PLAIN_SCHEMES:
         # SQLAlchemy 2.1 would use psycopg 3 for a plain postgresql://.
         url = url.set(drivername=DRIVER)
     if url.drivername != DRIVER:
@@ -268,12 +270,12 @@ def read_database_url(service: str, given: str | None = None) -> str:
 
 
 def _in_schema(service: str, url: URL) -> URL:
-    """Add the service's schema to the URL. Its connections use and create tables there."""
+    """Add the service's schema to the URL. Connections use and create tables in this schema."""
     name = service_variable(service, "DATABASE_SCHEMA")
     schema = os.environ.get(name, "")
     if not schema:
         return url
-    if not _SCHEMA.fullmatch(schema):
+    if not _SCHEMA_NAME.fullmatch(schema):
         raise SettingsError(
             f"{name} is {schema!r}: use 1 to 63 of the characters a-z, 0-9 and '_', no digit first"
         )
@@ -284,13 +286,14 @@ def _in_schema(service: str, url: URL) -> URL:
 
 
 def _check_windows(settings: Settings) -> None:
-    """Check that the inbox remembers an event as long as it can be delivered.
+    """Check that inbox and outbox keep events long enough.
 
-    A replay can send an event that is as old as the replay window. The topic then keeps it for its
-    retention.
+    The inbox must remember an event as long as it can be delivered. A replay can send an event that
+    is as old as the replay window, and the topic then keeps it for the topic's retention. The
+    outbox must keep the events that a replay sends.
 
     Raises:
-        SettingsError: the inbox remembers events for less time.
+        SettingsError: the inbox or the outbox keeps events for less time.
     """
     latest_s = settings.topic_retention_s + settings.replay_window_s
     if settings.inbox_retention_s <= latest_s:

@@ -1,4 +1,4 @@
-"""The sentence about a name that does not exist."""
+"""A sentence for a name that does not exist."""
 
 from __future__ import annotations
 

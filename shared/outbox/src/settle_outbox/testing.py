@@ -1,4 +1,4 @@
-"""Tools for the tests of a service: run a handler as the engine does, without a broker.
+"""Tools for the tests of a service: run a handler as the consumer does, without a broker.
 
 A test with pytest::
 
@@ -20,7 +20,7 @@ A test with pytest::
         assert session.scalars(select(Notification.order_id)).all() == ["order-1"]
 
 The database is a PostgreSQL with the service's migrations. `GUARDABLE` are options of psycopg2.
-With them, the engine raises an error if a handler ends the transaction.
+With them, a handler that tries to end the transaction fails, as in the consumer.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = ["GUARDABLE", "HandlerResult", "apply"]
 
 @dataclass(frozen=True, slots=True)
 class HandlerResult:
-    """The outcome of an event, as the engine would record it.
+    """The outcome of an event, as the consumer would record it.
 
     Args:
         outcome: APPLIED, ANOMALY, SKIPPED if the service does not subscribe to the type, or PARKED
@@ -66,7 +66,7 @@ class HandlerResult:
         reason: of the handler's verdict or of the dead letter, such as ``invalid_data`` or
             ``handler_failed``.
         detail: of the verdict or dead letter, a sentence.
-        error: the error of the handler or schema. ``==`` ignores it.
+        error: the error of the handler or schema. ``==`` does not compare it.
     """
 
     outcome: Outcome
@@ -94,14 +94,14 @@ def apply(
 
     Args:
         service: the service that subscribes to the event.
-        session: of an engine with the options `GUARDABLE`.
-        event: the event, as the other service adds it.
+        session: of a SQLAlchemy engine with the options `GUARDABLE`.
+        event: the event, as the publishing service adds it.
         topic: of the event; by default ``<aggregatetype>.events``.
 
     Raises:
-        Retry: the handler raised it. The engine would try again later.
+        Retry: the handler raised it. The consumer would try again later.
         SQLAlchemyError: a transient error of the database. The consumer would try again.
-        TransientDatabaseError: likewise, if the handler caught that error.
+        TransientDatabaseError: likewise, if the handler caught it or if psycopg2 raised it.
         InvalidEventError: the event's data cannot be converted to JSON.
         NotGuardableError: the session's engine does not have the options `GUARDABLE`.
     """
@@ -168,8 +168,8 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
     transaction = session.get_transaction()
     try:
         verdicts = call_handler(session, subscription, [event], run)
-        # If the test runs everything in an outer savepoint, psycopg2 does not see that the handler
-        # ended the transaction.
+        # If the test runs everything in an outer savepoint, the session ends only savepoints. Then
+        # psycopg2 does not see that the handler ended the transaction.
         if session.get_transaction() is not transaction:
             run.refuse_end("commit(), rollback() or close() of its session")
     except Exception as error:

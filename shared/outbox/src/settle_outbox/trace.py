@@ -1,4 +1,4 @@
-"""The id and the trace context of a request, which follow it through all processes."""
+"""The id and the trace context of an HTTP request. Its events carry them through all processes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def lowest_id(moment: datetime) -> UUID:
 
 
 def moment_of(event_id: UUID) -> datetime:
-    """Return the moment of an id, whether or not it is a UUIDv7. It reverses `lowest_id`.
+    """Return the moment in the first 48 bits of any UUID. This function reverses `lowest_id`.
 
     Raises:
         OverflowError: the moment is after the year 9999.

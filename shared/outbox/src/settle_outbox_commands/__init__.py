@@ -1,6 +1,7 @@
 """Start a command. An interrupt while its modules are loaded is reported in a sentence.
 
-This is a package beside `settle_outbox`, because importing that one takes most of the time.
+This package is outside `settle_outbox`, because importing `settle_outbox` takes most of the start's
+time, in which an interrupt can come.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def load(module: str) -> Callable[[], None]:
     # A shell may have set the signal to be ignored.
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_default:
-        # Nothing runs yet that must be stopped. Python may drop an exception that is raised while
-        # a module is loaded.
+        # `_end` ends the process at once, because nothing runs yet that must be stopped. A
+        # KeyboardInterrupt does not fit: Python may drop it while a module is loaded.
         signal.signal(signal.SIGINT, _end)
     main = importlib.import_module(module).main
     if is_default:

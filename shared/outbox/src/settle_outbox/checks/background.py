@@ -45,7 +45,7 @@ class _Running:
         self._queue.put(None)
 
     def findings(self) -> Iterator[Finding]:
-        """Yield each finding when it is there, until the last one or until a long silence."""
+        """Yield each finding as soon as it exists, until the last one or until a long silence."""
         while True:
             left_s = self._last_at + SILENCE_S - time.monotonic()
             try:

@@ -1,4 +1,4 @@
-"""The Kafka brokers: are they reachable, healthy, with free disk, and do they fit our clients."""
+"""Check the Kafka brokers: connection, controller, free disk, and the limit for consumers."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def check_reached(bootstrap: str) -> Iterator[Finding]:
     Args:
         bootstrap: comma-separated addresses.
     """
-    refused = []
+    failures = []
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         except (OSError, ValueError) as error:
-            refused.append(f"{address}: {error}")
+            failures.append(f"{address}: {error}")
         else:
             yield ok(BROKER, f"reached at {address}")
             return
     remedy = "start the broker and read its log, or correct KAFKA_BOOTSTRAP_SERVERS"
-    yield fail(BROKER, "; ".join(refused), remedy)
+    yield fail(BROKER, "; ".join(failures), remedy)
 
 
 def check_cluster(admin: KafkaAdminClient) -> Iterator[Finding]:
@@ -87,7 +87,7 @@ def check_disk(admin: KafkaAdminClient) -> Iterator[Finding]:
 
 
 def check_consumer_settings(admin: KafkaAdminClient) -> Iterator[Finding]:
-    """Check that the brokers accept our consumers' session time-out. If not, none can join."""
+    """Check that brokers accept the consumers' session time-out. Otherwise no consumer can join."""
     name = "session time-out"
     for broker in admin.describe_cluster()["brokers"]:
         settings = read_settings_of(admin, ConfigResourceType.BROKER, str(broker["broker_id"]))

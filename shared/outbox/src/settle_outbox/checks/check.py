@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _LATER = "try again when the system is less busy"
 _GRANT = "grant the right to the role that runs the checks"
 _MIGRATE = "run the migrations, then try again"
-# Errors that mean "could not check" (no permission, timeout, table not migrated yet), not "is
-# broken", and what to do about each.
+# Errors because of which a check could not be made (no permission, a timeout, a table that is not
+# migrated yet), and what to do about each. They do not mean that the checked thing is broken.
 _NOT_CHECKED: dict[type[Exception], str] = {
     psycopg2.errors.InsufficientPrivilege: _GRANT,
     psycopg2.errors.LockNotAvailable: _LATER,
@@ -61,7 +61,7 @@ class Finding:
 
 
 NamedCheck = tuple[str, "Callable[[], Iterable[Finding]]"]
-"""A name and a check. If the check itself raises an error, the finding has this name."""
+"""A name and a check. If the check raises an error, the finding about this has the name."""
 
 
 def ok(name: str, found: str) -> Finding:
@@ -80,7 +80,7 @@ def fail(name: str, found: str, remedy: str) -> Finding:
 
 
 def fail_with(name: str, error: Exception) -> Finding:
-    """Return a finding about an expected error. Its second sentence is the remedy."""
+    """Return a finding about an expected error. The error's second sentence is the remedy."""
     found, _, remedy = error_sentence(error).partition(". ")
     return fail(name, found.rstrip("."), remedy.rstrip(".") or "correct what the message names")
 

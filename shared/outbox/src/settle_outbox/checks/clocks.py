@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 SKEW_WARN_S = 1.0
 SKEW_FAIL_S = 30.0
-# The fastest of these round trips is the most exact.
+# Number of round trips. The fastest is the most exact.
 TRIES = 5
 REMEDY = "synchronise the clocks of all machines by NTP (chrony, systemd-timesyncd)"
 
 
 def check_clocks(urls: Mapping[str, str]) -> Iterator[Finding]:
-    """Compare this machine's clock with each database's, and the databases' with each other."""
+    """Compare this machine's clock with each database's, and those of the first two databases."""
     offsets_s = {}
     for service, url in urls.items():
         with Database(service, url) as database:
@@ -29,7 +29,7 @@ def check_clocks(urls: Mapping[str, str]) -> Iterator[Finding]:
         yield _judge(f"{service} clock", offsets_s[service], "this machine's")
     if len(offsets_s) > 1:
         one, other = sorted(offsets_s)[:2]
-        # Both are measured by this machine's clock, so its own error cancels out.
+        # Both offsets are measured by this machine's clock, so the error of this clock cancels out.
         apart_s = offsets_s[one] - offsets_s[other]
         yield _judge("clocks apart", apart_s, f"that of {other}", f"that of {one} ")
 

@@ -1,4 +1,4 @@
-"""A service's database: is it reachable, durable, of a supported version, and how large."""
+"""Check a service's database: connection, version, durability and size."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Database:
         self.service = service
         self.url = url
         self._connection = connect_autocommit(url, application_name=APPLICATION_NAME)
-        # Read-only and the time limits apply to each transaction, not to the session: behind a
-        # pooler, other clients use the session too.
+        # Read-only and the time limits are set for each transaction, not for the session: behind a
+        # pooler, other clients use the same session.
         self._connection.autocommit = False
         self._connection.readonly = True
 
@@ -111,7 +111,8 @@ _DURABILITY = """
 def check_durability(database: Database) -> Iterator[Finding]:
     """Check that a commit survives a crash of the server.
 
-    An order is confirmed, and an offset committed, as soon as the transaction is committed.
+    As soon as a transaction is committed, an API confirms a request, and a consumer commits its
+    Kafka offsets. If the server lost the transaction then, nobody would repeat it.
     """
     name = f"{database.service} durability"
     weak = dict(database.ask(_DURABILITY))

@@ -1,4 +1,4 @@
-"""Events that are late or stuck: unsent, refused, stopped, dead letters, not applied."""
+"""Check for events that are late, refused or not applied, and for stopped subscriptions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 LATE_WARN_S = 60.0
 LATE_FAIL_S = 600.0
-# Rows are counted up to this number: more would not change what to do.
+# Rows are counted up to this number. A higher count would not change what to do.
 COUNT_LIMIT = 10_000
 IDS_SHOWN = 5
 
-# The oldest event of each shard, read through the shard's index, however many events it has.
+# The oldest event of all shards. The index of (shard, seq) finds the oldest of each shard, however
+# many events the shard has.
 _UNSENT = """
     SELECT (SELECT count(*) FROM (SELECT FROM outbox_pending LIMIT %(limit)s) AS counted),
            extract(epoch FROM clock_timestamp() - oldest.created_at)::float, oldest.id::text
@@ -74,7 +75,7 @@ def check_unsent(database: Database) -> Iterator[Finding]:
 
 
 def check_refused(database: Database) -> Iterator[Finding]:
-    """Check for events that the broker refused for good. Their consumers never see them."""
+    """Check for refused events. They are never sent, so no consumer gets them."""
     name = f"{database.service} refused"
     found = database.ask(_REFUSED, {"shown": IDS_SHOWN})
     if not found:
@@ -90,7 +91,7 @@ def check_refused(database: Database) -> Iterator[Finding]:
 
 
 def check_stopped(database: Database) -> Iterator[Finding]:
-    """Check for subscriptions that stopped because their handler failed for every event."""
+    """Check for subscriptions that stopped because their handler failed many times in a row."""
     name = f"{database.service} stopped"
     found = database.ask(_STOPPED)
     if not found:
@@ -105,7 +106,7 @@ def check_stopped(database: Database) -> Iterator[Finding]:
 
 
 def check_dead_letters(database: Database) -> Iterator[Finding]:
-    """Check for records that could not be applied."""
+    """Check for open dead letters."""
     name = f"{database.service} dead letters"
     found = database.ask(_DEAD_LETTERS)
     if not found:
@@ -122,7 +123,7 @@ def check_dead_letters(database: Database) -> Iterator[Finding]:
 
 
 def check_parked(database: Database) -> Iterator[Finding]:
-    """Check for events that the inbox knows, but that became dead letters."""
+    """Check for parked events, except those whose dead letter is discarded."""
     yield _check_outcome(
         database,
         "parked",
@@ -131,7 +132,7 @@ def check_parked(database: Database) -> Iterator[Finding]:
 
 
 def check_anomalies(database: Database) -> Iterator[Finding]:
-    """Check for events that contradict a final state."""
+    """Check for anomalies: valid events that changed nothing."""
     yield _check_outcome(
         database, "anomaly", "read each with SELECT * FROM inbox WHERE outcome = 'anomaly'"
     )

@@ -1,4 +1,4 @@
-"""The consumer group of a service: does it have members, and how far do they lag behind."""
+"""Check the consumer group of a service: its members and its lag."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ class _Front:
         start: the offset of the partition's oldest record.
         committed: the offset that the group has committed, or None.
         end: the offset of the partition's end.
-        first_ms: the timestamp of the first record there; None until one was read.
-        unreadable: why the first record cannot be read.
+        first_ms: the timestamp of the record at which the group continues; None until it is known.
+        unreadable: why this record cannot be read; empty if it can.
         is_known: whether the other fields are final.
     """
 
@@ -173,7 +173,7 @@ class _Front:
 def _read_fronts(settings: Settings, fronts: Mapping[TopicPartition, _Front]) -> Collection[_Front]:
     """Read the first record and the end of each partition.
 
-    The records are fetched, because the embedded broker gives wrong answers to other requests.
+    Both come from a fetch, because the embedded broker gives wrong answers to other requests.
     """
     reader = make_reader(settings)
     try:

@@ -1,4 +1,4 @@
-"""Whether a connection pooler is in between, and whether notifications arrive."""
+"""Check whether there is a connection pooler before the database, and that NOTIFY arrives."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_connections(database: Database) -> Iterator[Finding]:
         yield _judge_pool(f"{database.service} pooler", mode)
         notify = f"{database.service} notify"
         if mode == "transaction":
-            # Not tried: the LISTEN would stay on a session that another client gets next.
+            # NOTIFY is not tried: LISTEN would stay in a session that another client gets next.
             found = "does not arrive through this pooler; relays poll instead"
             yield warn(notify, found, DIRECTLY)
         else:
@@ -47,8 +47,8 @@ def check_connections(database: Database) -> Iterator[Finding]:
 def _pool_mode(one: connection, other: connection) -> str | None:
     """Return the mode of the pooler in between; None without a pooler.
 
-    A transaction pooler gives an idle client's server connection to another client. A session
-    pooler reports another process id at the start than the server does.
+    A transaction pooler gives an idle client's server connection to another client. With a session
+    pooler, the process id that the client got when it connected is not the server's.
     """
     first = _server_pid(one)
     with other.cursor() as cursor:

@@ -1,6 +1,6 @@
 """Check that a database still has every index, constraint and trigger that the code relies on.
 
-What is missing is only known for a database at the code's revision. For another revision, run the
+Missing objects are only found in a database at the code's revision. For another revision, run the
 migrations first.
 """
 
@@ -103,7 +103,7 @@ def _judge(name: str, *faults: tuple[str, list[str], str], well: str) -> Finding
     Args:
         name: the check's name.
         faults: what is wrong, the names of the objects, and the remedy.
-        well: what to report without a fault.
+        well: what to report if there is no fault.
     """
     found = [fault for fault in faults if fault[1]]
     if not found:
@@ -182,7 +182,7 @@ def _missing_references(table: Table, found: set[tuple[str, tuple[str, ...]]]) -
 
 
 def check_sequences(database: Database) -> Iterator[Finding]:
-    """Check that no sequence returns values that its column already has."""
+    """Check that the next value of each sequence is above the maximum of its column."""
     name = f"{database.service} sequences"
     behind = find_behind(database.ask)
     if not behind:

@@ -1,4 +1,4 @@
-"""All checks of a service built on the engine: its database, its topics and group, the clocks."""
+"""All checks of a service: its database, its topics and consumer group, and the clocks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from settle_outbox.checks.check import Finding, NamedCheck
     from settle_outbox.settings import Settings
 
-ENGINE_SCHEMA = ExpectedSchema((tables.metadata,))
+SETTLE_OUTBOX_SCHEMA = ExpectedSchema((tables.metadata,))
 
 
 def check_service(name: str) -> Iterator[Finding]:
@@ -96,7 +96,7 @@ def check_database(
 
 def database_checks(
     opened: Database,
-    expected_of: Callable[[], ExpectedSchema] = lambda: ENGINE_SCHEMA,
+    expected_of: Callable[[], ExpectedSchema] = lambda: SETTLE_OUTBOX_SCHEMA,
     hot_tables: Sequence[str] = upkeep.HOT_TABLES,
 ) -> Iterator[NamedCheck]:
     """Return the checks of a service's database.

@@ -1,4 +1,4 @@
-"""The topics: do they exist as configured, keep events long enough, and accept them."""
+"""Check the topics: existence, partitions, retention, and whether they accept events."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def partitions_of(topic: dict[str, Any]) -> list[TopicPartition]:
 def check_topic(
     topic: str, found: dict[str, Any] | None, settings: Settings, *, brokers: int
 ) -> Iterator[Finding]:
-    """Check that a topic exists, is led and replicated, and has the configured partitions.
+    """Check that a topic exists, has leaders and in-sync copies, and is as configured.
 
     Args:
         topic: its name.
         found: its description; None if it does not exist.
         settings: of a service that uses it.
-        brokers: their number.
+        brokers: the number of brokers.
     """
     name = f"topic {topic}"
     if found is None:
@@ -97,7 +97,7 @@ def check_topic(
 
 
 def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> Iterator[Finding]:
-    """Check that the topic keeps events long enough, and no longer than the inbox knows them."""
+    """Check that the topic keeps events long enough, but not longer than the inbox knows them."""
     name = f"retention {topic}"
     found = read_settings_of(admin, ConfigResourceType.TOPIC, topic)
     if "retention.ms" not in found:
@@ -150,7 +150,7 @@ def check_retention(admin: KafkaAdminClient, topic: str, settings: Settings) -> 
 def check_sending(
     admin: KafkaAdminClient, topic: dict[str, Any], settings: Settings
 ) -> Iterator[Finding]:
-    """Check that the topic accepts what the relay sends: 1 MiB, acknowledged by all copies."""
+    """Check that the topic accepts records of 1 MiB, and loses no acknowledged record."""
     name = f"sending {topic['name']}"
     found = read_settings_of(admin, ConfigResourceType.TOPIC, topic["name"])
     if not {"min.insync.replicas", "max.message.bytes"} <= found.keys():
@@ -198,7 +198,7 @@ def check_sending(
 
 
 def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Finding]:
-    """Check for open transactions: consumers read nothing behind their first record."""
+    """Check for open Kafka transactions: consumers read nothing behind the start of one."""
     name = f"transactions {topic['name']}"
     try:
         states = admin.describe_producers(partitions_of(topic))
@@ -230,7 +230,7 @@ def check_transactions(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterat
 
 
 def check_newest(admin: KafkaAdminClient, topic: dict[str, Any]) -> Iterator[Finding]:
-    """Check that the newest record is not from the future: a relay's clock would be wrong."""
+    """Check that the newest record is not from the future. Otherwise a clock is wrong."""
     name = f"clock {topic['name']}"
     try:
         newest = dict.fromkeys(partitions_of(topic), OffsetSpec.MAX_TIMESTAMP)

@@ -1,4 +1,4 @@
-"""Long transactions: they hold back vacuum, and the events that they added."""
+"""Check for long transactions: they hold back vacuum, and the events that they added."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maintenance of the tables: autovacuum, the daily partitions, and the inbox's horizon."""
+"""Check the upkeep of the tables: autovacuum, the daily partitions, and the inbox's horizon."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from settle_outbox.checks.check import Finding
     from settle_outbox.checks.database import Database
 
-# The engine's tables that change most.
+# The tables of settle_outbox that change most.
 HOT_TABLES = ("outbox_pending", "outbox_shards")
-# Autovacuum does not keep up if there are this many times the dead rows that start it.
+# Autovacuum does not keep up if a table has more than this many times the dead rows that start
+# autovacuum, and more than `DEAD_MIN`.
 DEAD_WARN_TIMES = 10
 DEAD_MIN = 10_000
-# Relays and consumers drop expired partitions about every ten minutes.
+# Relays and consumers drop expired partitions about every ten minutes. A delay of days is a fault.
 EXPIRED_WARN_DAYS = 2
 STRAY_LIMIT = 10_000
 
@@ -119,7 +120,7 @@ def _check_table(database: Database, table: str, retention_s: int, keeper: str) 
             foreign,
             f"rename it back, or detach it: the {keeper} ignores it, even when it has expired",
         )
-    # Rows whose ids are not UUIDv7 stay in the default partition, and are counted, too.
+    # The count includes rows that stay in the default partition, because their ids are no UUIDv7.
     ((stray,),) = database.ask(
         f"SELECT count(*) FROM (SELECT FROM {partitions.default} LIMIT {STRAY_LIMIT}) AS stray"  # noqa: S608
     )

@@ -1,1 +1,1 @@
-"""The commands of the engine: outbox-relay, inbox-consumer and outbox-doctor."""
+"""The commands of settle_outbox: outbox-relay, inbox-consumer and outbox-doctor."""

@@ -51,8 +51,8 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     context: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
     if os.environ.get("NO_COLOR"):  # click itself checks only whether there is a terminal
         context["color"] = False
-    # click keeps the lines of a paragraph after a backspace. In a raw docstring, this is a
-    # backslash and a b.
+    # click keeps the lines of a paragraph after a backspace character. A raw docstring has a
+    # backslash and a b in its place.
     text = (options.get("help") or "").replace("\\b\n", "\b\n")
     return {"epilog": EXIT_CODES, "context_settings": context, **options, "help": text}
 
@@ -85,7 +85,7 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             fail("Interrupted.", code=EXIT_INTERRUPTED)
         except BrokenPipeError:
-            raise  # the reader of the output has ended; click then ends without a message
+            raise  # click ends without a message, because the reader of the output has ended
         except EXPECTED as error:
             fail(error_sentence(error))
 

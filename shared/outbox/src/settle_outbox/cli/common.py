@@ -78,7 +78,7 @@ def stop_on_signals() -> Stop:
 
 
 def print_health(process: str, service_name: str, max_age_s: float) -> None:
-    """Print the state of a service's processes, which they write to HEALTH_DIR.
+    """Print the state of a service's processes from the files that they write to HEALTH_DIR.
 
     Raises:
         StuckError: no process is alive, or one of them is stuck.

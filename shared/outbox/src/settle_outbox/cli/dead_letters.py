@@ -54,8 +54,9 @@ if TYPE_CHECKING:
 
     from settle_outbox.service import Service
 
-# Requests that one transaction writes.
+# Maximum number of repair requests that one transaction writes.
 _REQUESTS_AT_ONCE = 10_000
+# The state that a dead letter must have before an action.
 _STATE_BEFORE = {
     Action.RETRY: State.OPEN,
     Action.DISCARD: State.OPEN,
@@ -67,7 +68,7 @@ _ID = click.IntRange(1, 2**63 - 1)  # a bigint of PostgreSQL
 
 
 def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `DeadLetterFilter`; it gets one of these as `chosen`."""
+    """Give a command the options of a `DeadLetterFilter`, which is passed to it as `chosen`."""
 
     @click.option("--reason", help="With this reason, such as handler_failed.")
     @click.option("--type", "type_", metavar="TYPE", help="Of this event type.")
@@ -196,7 +197,7 @@ def show_dead_letter(
 
 
 def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ids, or --all with filters. It gets either as `chosen`."""
+    """Give a command ids, or --all with filters. Both are passed to it as `chosen`."""
 
     @click.argument("ids", nargs=-1, type=_ID, metavar="[ID]...")
     @click.option(
@@ -221,7 +222,7 @@ def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _repair_options(action: Action) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a `Repair`; it gets one as `repair`."""
+    """Give a command the options of a `Repair`, which is passed to it as `repair`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option("--force", is_flag=True, hidden=action is not Action.RETRY, help=_FORCE)
@@ -240,7 +241,7 @@ _FORCE = "Retry even if its reason forbids it, or an older dead letter of its ke
 
 
 def _repair_command(action: Action, help_text: str) -> None:
-    """Add the command that does something with dead letters."""
+    """Add the command that carries out an action on dead letters."""
 
     @dead_letters.command(str(action), help=help_text)
     @service_argument

@@ -1,4 +1,4 @@
-"""outbox-doctor: checks a service that is built on this engine."""
+"""The command outbox-doctor, which checks a service that uses settle_outbox."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def print_findings(findings: Iterable[Finding], *, strict: bool, as_json: bool) 
 
     Args:
         findings: of the checks.
-        strict: also end with 1 for a warning.
+        strict: end with 1 for a warning as well.
         as_json: print one JSON list at the end, instead of each finding at once.
     """
     seen = []

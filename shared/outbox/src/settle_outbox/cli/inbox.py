@@ -1,4 +1,4 @@
-"""inbox-consumer: reads events from Kafka, and applies each once with a service's handlers."""
+"""The command inbox-consumer, which applies events from Kafka with a service's handlers."""
 
 from __future__ import annotations
 

@@ -89,14 +89,14 @@ def show_refused(service: str, event_id: UUID, database_url: str | None, *, as_j
 
 
 class _Selection(NamedTuple):
-    """Which refused events a command is about.
+    """Which refused events a command changes, and how it reports that.
 
     Args:
         service: the service that published the events.
         database_url: its database; None reads the variable.
-        ids: these events, unless `choose_all` is set.
-        choose_all: all that are not discarded.
-        confirm: how many the operator expects; None asks.
+        ids: only these events; empty if `choose_all` is set.
+        choose_all: all refused events that are not discarded.
+        confirm: how many events the operator expects; None asks on a terminal.
         dry_run: whether to change nothing.
         as_json: whether to print JSON.
     """
@@ -111,7 +111,7 @@ class _Selection(NamedTuple):
 
 
 def _selection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the arguments and options of `_Selection`; it gets one as `selection`."""
+    """Give a command the options of a `_Selection`, which is passed to it as `selection`."""
 
     @service_argument
     @click.argument("ids", nargs=-1, type=UUID, metavar="[EVENT_ID]...")

@@ -26,7 +26,7 @@ def _user_name() -> str:
         return f"uid {os.getuid()}"
 
 
-# As the tables allow; see `storage.migrations`.
+# The limit of dead_letter_requests.requested_by; see `storage.migrations`.
 REQUESTED_BY_MAX = 200
 
 
@@ -58,7 +58,7 @@ def confirm_count(action: str, count: int, confirmed: int | None) -> None:
     Args:
         action: what is done, such as ``retry``.
         count: the number of rows.
-        confirmed: the operator's number; None asks for it on a terminal.
+        confirmed: the number that the operator gave; None asks for it on a terminal.
 
     Raises:
         click.UsageError: the operator's number is not `count`.

@@ -2,8 +2,8 @@
 
 All records that a poll returns are tried in one transaction (`batch_transaction`). If the handler
 fails, the batch is split into halves until one event fails alone. `failures` decides about that
-event: it becomes a dead letter, waits for another attempt, or stops its subscription. Everything
-else is applied.
+event: it becomes a dead letter, waits for another attempt, or stops its subscription. In the last
+two cases, the partition waits at this event. All other records are applied.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Applier:
 
     Args:
         service: the service whose handlers are called.
-        sessions: makes sessions of its database. Their engine must have the options
-            `handler.guard.GUARDABLE`.
+        sessions: makes sessions of the service's database. Their SQLAlchemy engine must have the
+            options `handler.guard.GUARDABLE`.
         limits: of the handlers.
-        beat: writes a heartbeat. It is called between transactions, and by another thread while a
-            handler runs within its limits.
+        beat: writes a heartbeat. It is called before each transaction, and by another thread while
+            a handler runs within its limits.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Applier:
 
         Returns:
             The partitions that must wait, each with the offset of its first record that was not
-            applied. All records before that offset are in the inbox or the dead letters.
+            applied. All records before that offset were applied, skipped, or became dead letters.
 
         Raises:
             SQLAlchemyError: the database failed. Some records may already be applied. It is safe
@@ -130,7 +130,7 @@ class Applier:
                 batches.extendleft(reversed(self._split_at_stopped(items, stopped, pauses)))
             except (SQLAlchemyError, TransientDatabaseError):
                 raise
-            except Exception as error:  # noqa: BLE001 - kept with the event, or stops the subscription
+            except Exception as error:  # noqa: BLE001 - `decide` records it
                 if len(items) > 1:
                     # Parse again, because the handler may have changed the events' data.
                     again = [parse(item.record, self._subscriptions) for item in items]
@@ -158,12 +158,12 @@ class Applier:
         stop: SubscriptionStoppedError,
         pauses: dict[TopicPartition, Pause],
     ) -> list[Batch]:
-        """Split a batch at an event of a stopped subscription, to probe it or to let it wait."""
+        """Split a batch to probe one event of a stopped subscription, or let its partition wait."""
         subscription = stop.subscription
         candidates = [
             number for number, item in enumerate(items) if item.subscription is subscription
         ]
-        # Prefer another partition than last time, because its events may not fail.
+        # Prefer an event of another partition than last time, because that event may succeed.
         last = self._failures.last_probed(subscription)
         position = next(
             (number for number in candidates if items[number].record.partition != last),
@@ -184,5 +184,5 @@ def _is_paused(item: Parsed, pauses: Mapping[TopicPartition, Pause]) -> bool:
 
 
 def _add_pause(pauses: dict[TopicPartition, Pause], item: Parsed, pause: Pause) -> None:
-    """Pause the partition of an item, unless it is already paused at an earlier one."""
+    """Pause the partition of an item, unless it is already paused at an earlier record."""
     pauses.setdefault(TopicPartition(item.record.topic, item.record.partition), pause)

@@ -1,10 +1,10 @@
 """Apply a batch of records in one transaction: inbox rows, the handlers' effects, and their events.
 
-1. Write dead letters for invalid records. Record all events in the inbox; those that it already has
-   are duplicates and are left out.
-2. Call the handlers with the new events: one call for each run of events of one subscription. Write
+1. Write dead letters for invalid records. Record the events in the inbox. Leave out those that the
+   inbox already has, because they are duplicates.
+2. Call the handlers with the new events: one call for consecutive events of one subscription. Write
    dead letters for the events that a handler parks.
-3. Count events of other types.
+3. Count the events of types without a subscription. They have no inbox rows.
 4. Commit.
 """
 
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# The class of errors that functions of the database raise, such as a trigger's RAISE EXCEPTION.
+# The SQLSTATE class of errors that PL/pgSQL functions raise, such as a trigger's RAISE EXCEPTION.
 _RAISED_BY_FUNCTION = "P0"
 
 
 class HandlerFailedError(Exception):
-    """A handler failed for the batch. `cause` is its error."""
+    """A handler failed, or the database rejected an event's data. `cause` is the error."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class Batch:
         is_probe: whether events of stopped subscriptions may be handled.
         runs: the runs of handlers, each with its subscription.
         new: the events that were not in the inbox, of types with a subscription.
-        skipped: the events of other types.
-        released: the circuit breakers that this batch closes.
-        log_lines: calls that write log lines, for after the commit.
+        skipped: the events of types without a subscription.
+        released: the subscriptions that succeeded after failures, each with its circuit breaker.
+        log_lines: functions that write log lines; called after the commit.
     """
 
     items: Sequence[Parsed]
@@ -115,7 +115,7 @@ class BatchTransaction:
         """Apply a batch.
 
         Raises:
-            HandlerFailedError: the handler failed, or the database rejected its data.
+            HandlerFailedError: a handler failed, or the database rejected an event's data.
             SubscriptionStoppedError: the batch has an event of a stopped subscription.
             SQLAlchemyError: the database failed. It is safe to apply the batch again.
             TransientDatabaseError: likewise.
@@ -234,7 +234,8 @@ class BatchTransaction:
 
         Args:
             session: of the transaction.
-            of_handler: whether every other error that is not transient counts as the handler's.
+            of_handler: whether all errors of PostgreSQL count, except transient ones. If not, only
+                errors of data, of constraints and of PL/pgSQL functions count.
         """
         try:
             yield
@@ -251,7 +252,7 @@ class BatchTransaction:
 
 
 def _raise_failure(items: Sequence[Parsed]) -> None:
-    """Raise the error of an item instead of calling the handler. It counts as the handler's."""
+    """Raise the first error of an item, if there is one, as if the handler had raised it."""
     for item in items:
         if item.failure is not None:
             raise item.failure

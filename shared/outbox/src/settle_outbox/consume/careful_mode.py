@@ -5,18 +5,19 @@ segmentation fault, or by so much memory that the kernel kills it. The next owne
 gets the same records and dies, too. How this ends:
 
 1. The database has a row for each partition that a consumer holds (``inbox_owners``). The consumer
-   writes it before it applies the first records of the partition. It deletes the row when it gives
-   the partition up: at a rebalance, or when it stops.
-2. So a row that is already there comes from a process that died. The new owner applies the records
-   of this partition in small groups. Before each group, it writes into the row which records are
-   in hand.
-3. If the process dies again, these records are suspects, and the next owner applies each of them
-   alone. After `DEATHS_LIMIT` deaths in a row with the same single record in hand, it makes the
-   record a dead letter without reading its data.
-4. Careful mode ends after as many records as the dead process can have had in one batch.
+   writes the row before it applies the first records of the partition. It deletes the row when it
+   gives the partition up (at a rebalance, or when it stops), but not in careful mode.
+2. So if a row is already there, an owner died. The new owner is in careful mode: it applies the
+   records of this partition in small groups. Before each group, it writes into the row which
+   records are in hand.
+3. If this process dies, the records in hand are suspects, and the next owner applies each of them
+   alone. After `DEATHS_LIMIT` deaths in a row with the same single record in hand, the next owner
+   makes the record a dead letter without reading its data.
+4. Careful mode ends after as many offsets as the dead process can have had in one batch.
 
-A kill in the normal mode counts against no record. The normal mode needs one transaction for each
-assignment. A process that was frozen looks dead, so the next owner is careful without need.
+A death outside careful mode counts against no record. Outside careful mode, the only cost is a few
+short transactions at each assignment. A process that was frozen looks dead, so the next owner is
+careful without need.
 """
 
 from __future__ import annotations
@@ -49,15 +50,16 @@ log = structlog.get_logger(__name__)
 
 # Deaths in a row with a single record in hand, after which it becomes a dead letter.
 DEATHS_LIMIT = 3
-# Number of records in a group. A batch of 500 is 25 groups, and a group is at most 20 single
-# records, so careful mode takes little time with and without a record that kills the process.
+# Maximum number of records in a group. Careful mode takes little time: a batch of 500 is 25 groups,
+# and after a death in a group, at most 20 records are applied alone.
 GROUP_LIMIT = 20
 
 _PARTITIONS = """
     unnest(CAST(:topics AS text[]), CAST(:partitions AS integer[])) AS wanted (topic, partition)
 """
 
-# The last owner died with `in_hand`. If these are not the known suspects, the count starts at 1.
+# If there are records `in_hand`, the last owner died with them, and they become the suspects. If
+# they were not yet the suspects, the count of deaths starts at 1.
 _TAKE_OVER = text(
     f"""
     UPDATE inbox_owners AS held SET
@@ -106,7 +108,7 @@ class _Careful:
 
     Args:
         until: the offset at which careful mode ends.
-        suspects: the fingerprints of the records with which an owner died, if they are known.
+        suspects: the fingerprints of the records with which an owner died, or empty if unknown.
         deaths: number of deaths in a row with these records.
     """
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SubscriptionKey = tuple[str, str]  # topic and type
 
-# This runs for each batch, so it must be cheap. The tables are nearly always empty.
+# This runs for each batch, so it must be cheap. It only checks whether the tables of failures have
+# rows, because they are nearly always empty.
 _READ = text(
     """
     SELECT (SELECT before FROM inbox_horizon ORDER BY before DESC LIMIT 1) AS horizon,
@@ -90,8 +91,8 @@ class InboxState(NamedTuple):
 
     Args:
         horizon: the oldest id that the inbox remembers, or None if nothing was ever dropped. A
-            wrong clock may have moved it into the future. It is valid even then, because rows up to
-            it were dropped.
+            wrong clock may have moved the horizon into the future. It is valid even then, because
+            all rows with lower ids were dropped.
         has_attempts: whether the inbox has failed attempts at any event.
         breakers: the circuit breakers of subscriptions whose last events failed.
     """
@@ -104,8 +105,8 @@ class InboxState(NamedTuple):
 def read_state(session: Session) -> InboxState:
     """Read the state of the inbox.
 
-    Call it after the batch's ids were inserted. Then the horizon is up to date even if a partition
-    was dropped just before.
+    Call it after the batch's ids were inserted. The INSERT waits while a partition of these ids is
+    dropped, so the horizon that is read here includes that drop.
     """
     row = session.execute(_READ).one()
     rows = session.execute(_BREAKERS) if row.has_brakes else ()
@@ -129,7 +130,7 @@ def count_failure(
         limit: number of failures in a row that stops the subscription.
 
     Returns:
-        Whether the subscription is stopped. Then the event must not be parked.
+        Whether the subscription is stopped. If it is, the event must not be parked.
     """
     topic, event_type = key
     stopped: bool = session.execute(
@@ -160,7 +161,7 @@ def resume(connection: Connection, event_type: str | None) -> list[SubscriptionK
 
     Args:
         connection: in a transaction.
-        event_type: of the subscription to release, or None for all stopped ones.
+        event_type: of the subscriptions to release, or None for all stopped ones.
 
     Returns:
         The subscriptions that were stopped.

@@ -82,7 +82,7 @@ class ConsumedTopics:
         consumer: KafkaConsumer,
         assigned: Collection[TopicPartition],
     ) -> None:
-        """Seek partitions to their start if their offset belongs to a topic that was deleted.
+        """Seek partitions to their start if their committed offset belongs to a deleted topic.
 
         Raises:
             KafkaError: the broker cannot be reached.
@@ -100,15 +100,15 @@ class ConsumedTopics:
             )
 
     def start_new_group_at_end(self, admin: KafkaAdminClient, engine: Engine) -> None:
-        """Commit the end of each topic for a group that has never read anything.
+        """Commit the end of each partition for a group that has never read anything.
 
         Kafka's ``auto.offset.reset`` is not used. It would also skip records in new partitions, and
         all unread records after an offset has expired. A service whose inbox has events is not new,
-        even if Kafka has no offsets of its group. A topic that was missing before has only events
-        that are newer than the group.
+        even if Kafka has no offsets of its group. A topic that was missing before is left out: all
+        its events are newer than the group, so they are read.
 
         Raises:
-            KafkaError: the broker cannot be reached, or another consumer did the same first.
+            KafkaError: the broker cannot be reached, or another consumer joined the group first.
         """
         group = self._settings.consumer_group
         with engine.connect() as connection:

@@ -6,7 +6,7 @@ How it works: `Loop` calls `_poll_and_apply` again and again. One such step does
 2. Resume partitions whose wait is over (`paused_partitions`).
 3. Poll records (`partition_reader`).
 4. Apply them (`applier`): inbox rows, effects of handlers and dead letters, in one transaction.
-   After the last owner of a partition died, in small groups (`careful_mode`).
+   If the last owner of a partition died, apply its records in small groups (`careful_mode`).
 5. Commit the offsets. If the process dies before this, Kafka delivers the records again, and the
    inbox recognizes them.
 
@@ -65,18 +65,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Maximum time of a poll, and so the maximum delay until a SIGTERM is noticed.
+# Maximum time of a poll. After a SIGTERM, the consumer first finishes its poll and its batch.
 POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 3_000
 # Interval at which a consumer looks for a topic that does not exist yet.
 TOPIC_WAIT_S = 1.0
 # Maximum time of a join on the embedded broker. A join takes half of SESSION_TIMEOUT_MS there, or
-# up to 9 s after a member died. It is safe to end a join too early: the topic is only read again.
+# up to 9 s after a member died. To end a join, the group is deleted with its offsets. Even if this
+# happens too early, it is safe: records are only read again.
 EMBEDDED_JOIN_TIMEOUT_S = 6.0
 # Maximum time of a join on other brokers. The batch of another member can delay a join, normally by
-# less than 10 s. A new connection does not disturb that member. Without this limit, a lost response
-# would block the consumer until MAX_POLL_INTERVAL_MS.
+# less than 10 s. A second join with a new client does not disturb that member. Without this limit,
+# a lost response would block the consumer until MAX_POLL_INTERVAL_MS.
 JOIN_TIMEOUT_S = 20.0
 # Maximum delay until an operator's `resume` is noticed.
 RESUME_CHECK_INTERVAL_S = 1.0
@@ -86,7 +87,8 @@ REPAIR_CHECK_INTERVAL_S = 1.0
 if EMBEDDED_JOIN_TIMEOUT_S * 1000 <= SESSION_TIMEOUT_MS / 2:
     raise AssertionError("the embedded broker lets a joining member wait for half of its session")
 
-# Maximum time between two polls: a batch, then a repair and its answer.
+# Maximum time between two polls: a batch whose last transaction begins at APPLY_MAX_S, then a
+# repair and its answer.
 _POLL_AGAIN_S = APPLY_MAX_S + REPAIR_SLICE_S + 2 * TRANSACTION_S + LOCK_WAIT_MS / 1000
 if MAX_POLL_INTERVAL_MS <= _POLL_AGAIN_S * 1000:
     raise AssertionError("a consumer must poll again before it loses its partitions")
@@ -313,7 +315,7 @@ class Consumer:
 
     def _leave_group(self) -> None:
         if self._consumer is not None:
-            # Before another consumer can get the partitions.
+            # Do this before `close`, after which another consumer can get the partitions.
             self._careful_applier.release()
             try:
                 self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
@@ -325,7 +327,7 @@ class Consumer:
             self._admin = None
 
     def _has_joined(self, consumer: KafkaConsumer) -> bool:
-        """Return whether the consumer has joined its group. Join again if that takes too long."""
+        """Return whether the consumer has joined its group. Retry a join that takes too long."""
         if consumer.group_metadata().state is MemberState.STABLE:
             self._joining_since = None
             return True
@@ -354,16 +356,16 @@ class Consumer:
     def _join_again(self) -> None:
         """Leave the group, so that the next step joins it with a new client.
 
-        After a restart, the embedded broker waits forever for the members from before, and for a
-        member that died while it joined. So the group is deleted there if it has no other member.
-        This also deletes its offsets: records are read again, and the inbox recognizes them.
+        The embedded broker waits forever for members from before its restart, and for a member that
+        died during a join. So the group is deleted there if it has no other member. This also
+        deletes the group's offsets: records are read again, and the inbox recognizes them.
         """
         self._leave_group()
         if self._is_embedded:
             self._delete_group()
 
     def _delete_group(self) -> bool:
-        """Delete the group. Return False if the broker refuses, because it has members."""
+        """Delete the group. Return False if the broker refuses, because the group has members."""
         try:
             results = self._connect_admin().delete_groups([self._group])
         except BrokerResponseError:

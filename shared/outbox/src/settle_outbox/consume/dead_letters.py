@@ -37,7 +37,7 @@ class DeadLetterFilter:
     """Chooses dead letters; each condition that is not None must hold.
 
     Args:
-        ids: these alone.
+        ids: only these.
         state: in this state.
         reason: with this reason, such as ``handler_failed``.
         type: of events of this type.
@@ -116,7 +116,7 @@ _IDS = text(
     f"SELECT letter.id FROM dead_letters AS letter WHERE {_CHOSEN} ORDER BY letter.id"  # noqa: S608
 )
 
-# In pieces: a retention that was shortened may leave many.
+# Limited, because there may be many after the retention was shortened.
 _DELETE_CLOSED = text(
     """
     DELETE FROM dead_letters WHERE id IN (
@@ -169,9 +169,9 @@ def write_dead_letter(
 def read_newest(
     connection: Connection, chosen: DeadLetterFilter, *, limit: int
 ) -> Iterator[RowMapping]:
-    """Return the newest dead letters, newest first, each with its last repair.
+    """Return the newest dead letters, newest first, each with its last answered repair request.
 
-    Each is read when the caller takes it, because one may have a megabyte.
+    Each is read only when the caller takes it, because it may have a megabyte.
     """
     one_by_one = _NEWEST.execution_options(yield_per=1)
     parameters = _parameters(chosen) | {"limit": limit}
@@ -189,11 +189,11 @@ def read_ids(connection: Connection, chosen: DeadLetterFilter) -> list[int]:
 
 
 def delete_closed(session: Session, retention_s: int) -> bool:
-    """Delete dead letters that have been retried or discarded for longer than a time.
+    """Delete closed dead letters after the retention. Keep those with an unanswered request.
 
     Args:
         session: in a transaction.
-        retention_s: how long they are kept after they were closed, in seconds.
+        retention_s: how long dead letters are kept after they were closed, in seconds.
 
     Returns:
         Whether there may be more.
@@ -230,7 +230,7 @@ def record_of(row: RowMapping) -> ConsumerRecord:
 
 
 def fingerprint(record: ConsumerRecord) -> bytes:
-    """Return the SHA-256 of a record and its place. The length of each part comes before it."""
+    """Return the SHA-256 of a record and its place. Each part is hashed after its length."""
     digest = hashlib.sha256()
     parts: list[bytes | None] = [
         f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}".encode(),

@@ -67,8 +67,8 @@ class HandlerLimits:
         retry_attempts: number of attempts with `Retry`, after which an event becomes a dead letter.
         brake_failures: number of failures in a row with one error, after which the circuit breaker
             stops the subscription.
-        timeout_attempts: number of attempts that exceed the times, after which an event becomes a
-            dead letter.
+        timeout_attempts: number of attempts that exceed `pause_s` or `total_s`, after which an
+            event becomes a dead letter.
     """
 
     pause_s: float
@@ -185,7 +185,7 @@ class FailureHandling:
         return None
 
     def _next_attempt(self, session: Session, item: Parsed, error: BaseException) -> Pause | None:
-        """Count a failed attempt. Return the pause before the next one; None if there is none."""
+        """Count a failed attempt. Return the pause before the next, or None if it was the last."""
         if isinstance(error, Retry):
             limit, first_s = self._limits.retry_attempts, _wait_of(error)
         elif isinstance(error, HandlerTimeoutError):
@@ -216,8 +216,8 @@ class FailureHandling:
         probe.at = time.monotonic() + probe.wait_s
         probe.wait_s = min(_PROBE_MAX_S, probe.wait_s * 2)
         probe.partition = item.record.partition
-        event = "consumer.subscription_stopped" if is_new else "consumer.probe_failed"
-        log.error(event, **log_context(item), exc_info=error)
+        log_event = "consumer.subscription_stopped" if is_new else "consumer.probe_failed"
+        log.error(log_event, **log_context(item), exc_info=error)
         return self.pause_until_probe(item, subscription, _kind_of(error))
 
 
@@ -265,7 +265,7 @@ def raise_if_key_collision(session: Session, error: BaseException) -> None:
     """Raise KeyCollisionError if a unique violation comes from a sequence behind its column.
 
     Args:
-        session: the session whose transaction failed. It is rolled back.
+        session: the session whose transaction failed. This function rolls it back.
         error: the error of the transaction.
 
     Raises:
@@ -293,7 +293,7 @@ def raise_if_key_collision(session: Session, error: BaseException) -> None:
 def _park(session: Session, item: Parsed, error: BaseException) -> str:
     """Write the dead letter, and record the event in the inbox so that it is not tried again.
 
-    If the schema failed, the event is not recorded. Then it can be sent again with correct data.
+    If the schema failed, the event is not recorded, so that it can be sent again with correct data.
 
     Returns:
         The reason of the dead letter.

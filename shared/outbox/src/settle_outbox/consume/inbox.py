@@ -199,7 +199,7 @@ def is_older_than_inbox(event_id: UUID, horizon: UUID) -> bool:
     """Return whether an event may have been applied and forgotten.
 
     Args:
-        event_id: the event. Only a UUIDv7 has an age.
+        event_id: the event. If it is not a UUIDv7, it has no time, and the result is False.
         horizon: the oldest id that the inbox remembers.
     """
     return event_id < horizon and time_of(event_id) is not None

@@ -61,7 +61,7 @@ class UnreadableBatch(Unreadable):
     """A record in the place of a batch that cannot be read.
 
     Its value is the batch as the broker sent it, or None if that is too large. Its offset is the
-    last one of the batch, so a commit of it skips the batch.
+    last one of the batch, so a commit after this record skips the batch.
     """
 
     @classmethod
@@ -114,7 +114,7 @@ class PartitionReader:
     def __init__(self, *, skips_missing_codec: bool = False) -> None:
         self._skips_missing_codec = skips_missing_codec
         self._failures: dict[TopicPartition, _ReadFailure] = {}
-        # For each partition with unread records: its position, and since when it is there.
+        # For each partition with unread records: the next offset, and since when it is the same.
         self._positions: dict[TopicPartition, tuple[int, float]] = {}
 
     def poll(
@@ -171,7 +171,7 @@ class PartitionReader:
                 self._positions[partition] = (position, since if last == position else now)
 
     def _resume_due(self, consumer: KafkaConsumer, timeout_ms: int) -> int:
-        """Resume partitions that are due. Return the maximum time of the poll."""
+        """Resume partitions that are due. Return `timeout_ms`, or less if one is due earlier."""
         now = time.monotonic()
         assigned = consumer.assignment()
         for partition, failure in list(self._failures.items()):

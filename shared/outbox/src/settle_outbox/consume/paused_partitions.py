@@ -19,7 +19,7 @@ class Pause(NamedTuple):
 
     Args:
         offset: of the first record that is not applied.
-        wait_s: in seconds.
+        wait_s: how long, in seconds.
         detail: the reason, for the health file.
         subscription: the stopped subscription, if that is the reason.
     """
@@ -34,7 +34,8 @@ class PausedPartitions:
     """The partitions of a Kafka consumer that wait."""
 
     def __init__(self) -> None:
-        self._pauses: dict[TopicPartition, tuple[float, Pause]] = {}  # with the time of its end
+        # Each pause with the time of its end, by the monotonic clock.
+        self._pauses: dict[TopicPartition, tuple[float, Pause]] = {}
 
     def pause(self, consumer: KafkaConsumer, pauses: Mapping[TopicPartition, Pause]) -> None:
         """Seek each partition to its first record that is not applied, and pause it."""
@@ -48,7 +49,7 @@ class PausedPartitions:
     ) -> None:
         """Remove partitions that must still wait from a batch, and pause them again.
 
-        After a rebalance, Kafka returns such a partition unpaused, at the committed offset.
+        After a rebalance, kafka-python reads such a partition again, from the committed offset.
         """
         now = time.monotonic()
         for partition in self._pauses.keys() & batch.keys():
@@ -58,7 +59,7 @@ class PausedPartitions:
                 consumer.pause(partition)
 
     def resume_due(self, consumer: KafkaConsumer) -> None:
-        """Resume partitions whose wait is over. Remove those that other consumers have now."""
+        """Resume partitions whose wait is over. Forget those that other consumers have now."""
         now, assigned = time.monotonic(), consumer.assignment()
         for partition, (until, _) in list(self._pauses.items()):
             if partition not in assigned:
@@ -77,10 +78,10 @@ class PausedPartitions:
         return {pause.subscription for _, pause in self._pauses.values() if pause.subscription}
 
     def details(self, *, stopped: bool) -> list[str]:
-        """Return the reasons of the waits, without waits of 0 s, which end with the next poll.
+        """Return the reasons of the waits, without waits of 0 s, which end before the next poll.
 
         Args:
-            stopped: whether to return those for stopped subscriptions, or all others.
+            stopped: True for the waits for stopped subscriptions, False for all other waits.
         """
         return sorted(
             {

@@ -53,7 +53,7 @@ class Parsed:
 
     Args:
         record: from the consumer.
-        event: the event. Its data is validated, or empty if the type has no subscription.
+        event: the event. Its data is validated, or empty without a subscription or after a failure.
         subscription: of the event's type, or None.
         invalid: why the record is not a valid event.
         failure: the error to raise in place of the handler's call. The schema's code may have a
@@ -130,7 +130,7 @@ def _headers(record: ConsumerRecord) -> dict[str, str]:
         if value is None and name not in _REQUIRED:
             continue
         if name == "traceparent" and name in headers:
-            continue  # a tracing agent added a second one
+            continue  # keep the first one; a tracing agent may have added another
         if name in headers:
             _raise_invalid("doubled_header", f"The record has the header {name} twice.")
         headers[name] = _header_text(name, value)
@@ -199,7 +199,7 @@ def _data(record: ConsumerRecord, headers: Mapping[str, str]) -> Any:
 def _read_data(
     record: ConsumerRecord, headers: Mapping[str, str], subscription: Subscription | None
 ) -> tuple[Any, Exception | None]:
-    """Return the validated data, and the error of the schema that may come from a defect."""
+    """Return the validated data and None, or empty data and an error that may be a defect's."""
     if subscription is None:
         return {}, None
     data = _data(record, headers)

@@ -1,8 +1,8 @@
 """Requests to repair dead letters: rows that an operator or a console writes, and their answers.
 
 A request is claimed in one transaction and carried out in another (`repairs`). So each request is
-tried once. If its process dies, perhaps because of the record, the request is answered as failed.
-The operator may ask again.
+tried once. If the process that tries it dies, perhaps because of the record, the request is
+answered as failed. The operator may ask again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
     from sqlalchemy.orm import Session
 
-# A process locks a request within seconds after it has claimed it, and until it has an answer.
-# So a request that was claimed longer ago, and is not locked, belongs to a process that died or is
-# frozen. Other requests wait this long for it.
+# A process locks a request within seconds after the claim, and keeps the lock until the answer. So
+# a request that was claimed longer ago than this, and is not locked, belongs to a process that died
+# or was frozen. Until that is known, other requests wait.
 ABANDONED_AFTER_S = 15.0
 
 
@@ -38,7 +38,7 @@ class Answer(StrEnum):
     """What came of a request."""
 
     DONE = "done"
-    FAILED = "failed"  # tried, and the dead letter is still open
+    FAILED = "failed"  # tried, but the dead letter has not changed
     REFUSED = "refused"  # not tried
 
 
@@ -78,11 +78,11 @@ _ADD = text(
     """
 )
 
-# The key is arbitrary. The lock lasts until the transaction that claims a request ends.
+# The lock's number is arbitrary. It is held until the end of the transaction that claims a request.
 _CLAIM_LOCK = text("SELECT pg_advisory_xact_lock(7310022)")
 
-# The oldest request, if no process is at work on another: requests are carried out in their order.
-# Two processes at once could apply the events of a key in the wrong order.
+# Claims the oldest request, unless a process works on another one. Two processes at once could
+# apply the events of a key in the wrong order.
 _CLAIM_NEXT = text(
     """
     UPDATE dead_letter_requests SET started_at = clock_timestamp()
@@ -161,10 +161,10 @@ def read_requests(connection: Connection, dead_letter_id: int) -> list[RowMappin
 
 
 def claim_next(session: Session) -> Request | None:
-    """Claim the oldest request that is open.
+    """Claim the oldest request that nobody has claimed.
 
     Returns:
-        None if no request waits, or if another process works on one.
+        The request, or None if there is none or a process works on another one.
     """
     session.execute(_CLAIM_LOCK)
     row = session.execute(_CLAIM_NEXT).one_or_none()
@@ -195,7 +195,7 @@ def write_answer(
 
 
 def answer_abandoned(session: Session) -> list[tuple[int, int]]:
-    """Answer the requests whose process died as failed.
+    """Answer abandoned requests as failed: the process that claimed them died or was frozen.
 
     Returns:
         The ids of each request and its dead letter.

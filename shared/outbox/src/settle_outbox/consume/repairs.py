@@ -78,8 +78,8 @@ _GIVE_UP_EARLY = text("SET LOCAL statement_timeout = '1s'")
 
 _KEY_OF_LETTER = text("SELECT topic, key, event_id FROM dead_letters WHERE id = :id")
 
-# There is no index of keys: it would cost each event more than this warning is worth. The inbox is
-# partitioned by day, so with the condition on the id only the event's and later days are read.
+# There is no index of keys: it would cost each event more than this warning is worth. The inbox has
+# a partition for each day, so the condition on the id excludes the days before the event.
 _LATER_APPLIED = text(
     """
     SELECT count(*) FROM inbox
@@ -178,7 +178,7 @@ class Repairs:
         self._deletes_at = time.monotonic() + (0.0 if more else DELETE_S)
 
     def _carry_out(self, request: Request) -> Repaired:
-        """Carry out a claimed request; its answer is committed with its effects."""
+        """Carry out a claimed request. The answer "done" is committed with the effects."""
         failpoint("repair.claimed")
         try:
             with self._clock.beating(TRANSACTION_S):
@@ -259,7 +259,7 @@ class Repairs:
         event, subscription = parsed.event, parsed.subscription
         if event is None or subscription is None:
             raise _FailedError("The service does not subscribe to events of this type and topic.")
-        if parsed.failure is not None:  # of the schema's own code
+        if parsed.failure is not None:  # the schema's code may have a defect
             raise parsed.failure
         was_parked = session.execute(_DELETE_PARKED_ROW, {"id": event.id}).one_or_none() is not None
         if not was_parked and not force:
@@ -298,8 +298,9 @@ def _handle(session: Session, event: ReceivedEvent, subscription: Subscription) 
 def _refuse_unless_safe(session: Session, letter: RowMapping) -> None:
     """Refuse a retry that may do harm.
 
-    It is safe if the record was invalid or the handler failed. All other reasons are decisions: of
-    the inbox (the event is too old), or of the handler (its verdict).
+    A retry is safe if the record was invalid or the handler failed, and no older dead letter of the
+    key is open. All other reasons are decisions: of the inbox (the event is too old), or of the
+    handler (its verdict).
     """
     reason = letter["reason"]
     was_failure = reason == INVALID_DATA or reason in FAILURE_REASONS

@@ -20,8 +20,8 @@ from settle_outbox.kafka.record_stream import RECORD_MAX_BYTES
 if TYPE_CHECKING:
     from settle_outbox.settings import Settings
 
-# A relay holds its shards while it sends. `publish.sender` adds these times up, and `publish.relay`
-# compares the sum with the time after which the database ends the relay's transaction.
+# A relay holds its shards while it sends. MAX_BLOCK_MS and DELIVERY_TIMEOUT_MS limit that time, and
+# `publish.relay` checks that the database does not end the relay's transaction before.
 MAX_BLOCK_MS = 2_000
 REQUEST_TIMEOUT_MS = 3_000
 DELIVERY_TIMEOUT_MS = 5_000
@@ -36,7 +36,7 @@ MAX_REQUEST_BYTES = RECORD_MAX_BYTES
 # Maximum of one partition in one fetch. The broker sends the first batch whole, even if larger.
 _PARTITION_FETCH_BYTES = RECORD_MAX_BYTES
 
-# A larger response ends the connection.
+# Maximum size of a response. A larger one ends the connection.
 RECEIVE_MAX_BYTES = 100_000_000
 # The same for consumers. Only the response to a fetch may be larger (`fetch_response`). The
 # embedded broker may send one batch more than requested.
@@ -81,7 +81,7 @@ def make_admin(settings: Settings, client_id: str) -> KafkaAdminClient:
 
 
 def make_producer(settings: Settings, client_id: str) -> KafkaProducer:
-    """Connect a producer. All replicas acknowledge its records, and the broker drops duplicates.
+    """Connect a producer. All in-sync replicas acknowledge its records. Brokers drop duplicates.
 
     Raises:
         KafkaError: no broker can be reached.

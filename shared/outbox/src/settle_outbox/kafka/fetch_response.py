@@ -1,4 +1,4 @@
-"""Receive the response to a fetch that is too large for memory.
+"""Receive a fetch response that is too large for memory.
 
 A broker always sends the first batch completely, however large it is (KIP-74). Some brokers also
 send more than requested. So a large response is parsed while it arrives. A batch that is too large
@@ -26,12 +26,12 @@ from settle_outbox.kafka.varint import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    # It yields the number of bytes that it needs next, and receives them by `send`.
+    # Each generator yields the number of bytes that it needs next, and receives them by `send`.
     _Reading = Generator[int, bytes, None]
     _Counting = Generator[int, bytes, int]
     _Keeping = Generator[int, bytes, bytes]
 
-# The request, and its only version that is supported here.
+# The fetch request's key in Kafka's protocol, and the only version of it that is supported here.
 FETCH_API_KEY = 1
 FETCH_VERSION = 12
 
@@ -52,7 +52,7 @@ _REST_MAX_BYTES = 1024 * 1024
 
 
 def replaced_batch(batch: bytes | memoryview) -> tuple[bytes, TooLarge] | None:
-    """Return the header and the measure of a replaced batch, or None for a batch of a broker."""
+    """Return the header and the measure (size, digest) of a replaced batch, or None for others."""
     if len(batch) != _REPLACED.size + _HEADER_BYTES:
         return None
     mark, _, size, digest = _REPLACED.unpack_from(batch)
@@ -93,7 +93,7 @@ class LargeFetchResponse:
         """Receive the next bytes.
 
         Raises:
-            InvalidReceiveError: they are not a response to a fetch.
+            InvalidReceiveError: the received bytes are not a response to a fetch.
         """
         self._received += len(data)
         self._waiting += data
@@ -191,7 +191,7 @@ class LargeFetchResponse:
         """Copy bytes to the shortened response.
 
         Raises:
-            InvalidReceiveError: it would exceed its limit.
+            InvalidReceiveError: the shortened response would exceed its limit.
         """
         if len(self._response) + count > self._batches_max_bytes + _REST_MAX_BYTES:
             raise InvalidReceiveError(f"{self._size} bytes are not a response to a fetch")

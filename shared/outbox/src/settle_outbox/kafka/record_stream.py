@@ -1,7 +1,7 @@
 """Decompress a batch as a stream, so that it is never completely in memory.
 
 A few kilobytes may decompress to any size. So a batch is decompressed in pieces, and one record is
-in memory at a time. Only the size and the SHA-256 are kept of a record that is too large.
+in memory at a time. Of a record that is too large, only the size and the SHA-256 are kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from settle_outbox.kafka.varint import VarintError, read_varint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Maximum size of a record, and of a batch that is stored in a dead letter. It is the broker's
-# default of message.max.bytes.
+# Maximum size of a record, and of a batch that is stored in a dead letter. By default, a broker
+# accepts about as much (message.max.bytes).
 RECORD_MAX_BYTES = 1024 * 1024
 # Maximum headers of a record. A header of two bytes takes about 100 bytes of memory.
 HEADERS_MAX = 1_000
@@ -33,7 +33,8 @@ _EVENT_MIN_BYTES = 256
 BATCH_RECORDS_MAX = EXPANDED_MAX_BYTES // _EVENT_MIN_BYTES
 # The window that a Zstandard decoder should support, and has in memory (RFC 8878, 3.1.1.1.2).
 _ZSTD_WINDOW_MAX_BYTES = 8 * 1024 * 1024
-# A Snappy block is decompressed at once. Java's clients use blocks of 32 KiB, others one per batch.
+# Maximum size of a decompressed Snappy block, which is in memory as a whole. Java's clients use
+# blocks of 32 KiB. Other clients use one block for the whole batch.
 _SNAPPY_BLOCK_MAX_BYTES = 8 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 

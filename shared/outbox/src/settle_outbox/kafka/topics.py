@@ -69,7 +69,7 @@ def count_partitions(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str
 def find_cluster(admin: KafkaAdminClient) -> str | None:
     """Return the id of the broker's cluster, or None for the embedded broker.
 
-    The embedded broker loses all data when it ends, so its id does not identify a cluster.
+    All embedded brokers have the same id, so the id does not identify a cluster.
     """
     cluster_id: str | None = admin.describe_cluster()["cluster_id"]
     return None if cluster_id == _EMBEDDED_CLUSTER else cluster_id
@@ -134,8 +134,8 @@ def _create(admin: KafkaAdminClient, topic: str, settings: Settings) -> None:
                     "replication_factor": settings.topic_replication,
                     "configs": {
                         "retention.ms": str(settings.topic_retention_s * 1000),
-                        # Use the broker's clock. With the clock of a relay that is days behind, the
-                        # broker would delete unread events. It rejects events from the future.
+                        # Use the broker's clock. If a relay's clock were days behind, the broker
+                        # would delete unread events. With a clock ahead, it would reject events.
                         "message.timestamp.type": "LogAppendTime",
                     },
                 }
@@ -155,7 +155,7 @@ def _id_of(description: dict[str, Any]) -> UUID | None:
 
 
 def close_quietly(client: Any) -> None:
-    """Close a Kafka client that may be broken. An error of this is only logged."""
+    """Close a Kafka client that may be broken. An error of the close is only logged."""
     try:
         client.close()
     except (KafkaError, OSError, RuntimeError) as error:

@@ -23,7 +23,7 @@ RECONNECT_INTERVAL_S = 5.0
 
 
 class Listener:
-    """Listens for notifications on a separate connection. If that is lost, its user still polls.
+    """Listens for notifications on a separate connection. While that is lost, its user still polls.
 
     Args:
         database_url: of the database that sends the notifications.
@@ -55,9 +55,9 @@ class Listener:
         self._retry_at = 0.0
 
     def ensure(self) -> bool:
-        """Start to listen, if it does not yet. Call it before reading the database.
+        """Start to listen, if that is not done yet. Call it before reading the database.
 
-        Otherwise a change between the reading and the start could be missed.
+        If it were called after the reading, a change between the two could be missed.
 
         Returns:
             Whether it started to listen.

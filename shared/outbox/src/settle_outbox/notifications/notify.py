@@ -2,7 +2,7 @@
 
 A business transaction must not contain NOTIFY, which takes a global lock at the commit
 (benchmarks/README.md). So a thread of the process sends it after the commit, on a separate
-connection, once for all commits since the last one. If the process dies between the commit and
+connection, once for all commits since the last NOTIFY. If the process dies between the commit and
 the NOTIFY, nothing is lost, because listeners also poll.
 """
 
@@ -61,13 +61,13 @@ def wake_relay_after_commit(session: Session) -> None:
 def announce(session: Session, channel: str, ids: Iterable[UUID]) -> None:
     """Notify a channel after the session's transaction has committed.
 
-    The rollback of a savepoint does not withdraw it, because an unnecessary notification is
+    The rollback of a savepoint does not withdraw the notification, because an unnecessary one is
     harmless. A notification can be lost, so listeners must also poll.
 
     Args:
         session: of the transaction.
         channel: an identifier that needs no quotes.
-        ids: the ids of the payload, which separates them by commas.
+        ids: the ids to send, in one or more payloads, separated by commas.
     """
     _merge(session.info.setdefault(_MARK, {}), {channel: set(map(str, ids))})
 
@@ -150,7 +150,7 @@ def notify_after_commit(sessions: sessionmaker[Session], database_url: str) -> N
 
     The commit of a savepoint sends nothing. If a session joins the transaction of an existing
     `Connection`, its commit does not end that transaction. Then the notification is sent when the
-    connection returns to its pool, which is after the commit.
+    connection returns to its pool, which is after the end of the transaction.
 
     Call it once in each process, after fork.
 

@@ -1,4 +1,4 @@
-"""Wakes threads that wait for a change, when a notification announces it."""
+"""Wake threads that wait for a change, when a notification announces the change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from settle_outbox.runtime.threads import repeat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-# Time between two polls. A waiter whose notification was lost is woken this much late at most.
+# Time between two polls. If a notification was lost, its waiters wake at most this much later.
 POLL_S = 1.0
 # How long the connection is kept when nobody waits, for the next waiter.
 LINGER_S = 10.0
@@ -36,7 +36,7 @@ class Waiters(Protocol):
     """The threads that wait. They register before they read the state.
 
     Attributes:
-        has_waiters: set while there are waiters, and after all were ended.
+        has_waiters: set while there are waiters, and after all waits were ended.
         ended: whether all waits were ended for good, because the process ends.
     """
 
@@ -78,7 +78,7 @@ class NotificationWatcher(threading.Thread):
         self._waiters = waiters
         self._poll = poll
         self._database = Backoff(_DATABASE_EVENTS)
-        # Nothing requests this stop: a wait takes no longer than the time between two polls.
+        # Nothing requests this stop. It is not needed, because each wait ends after `POLL_S`.
         self._listener = Listener(
             database_url,
             Stop(),

@@ -1,4 +1,4 @@
-"""Detect that a topic or the whole cluster was replaced, and send its events again."""
+"""Detect that a topic or the whole cluster was replaced, and send the lost events again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _RECORD_CLUSTER = text(
     """
 )
 
-# Locking all shards, or a piece of a replay, takes longer than a batch may take.
+# Longer than the relay's timeouts, which are for a batch, not for all shards or for a replay.
 _RAISE_TIMEOUTS = text("SET LOCAL lock_timeout = 20000; SET LOCAL statement_timeout = 60000")
 
 
@@ -84,7 +84,7 @@ class RecordedTopics:
     Args:
         noted_at: when each topic was recorded. If this list changes, existing producers are out of
             date.
-        queued: the number of events that are pending again, by lost topic.
+        queued: the number of events that are pending again, by replaced topic.
     """
 
     noted_at: list[datetime]
@@ -99,12 +99,13 @@ def record_topics(
 ) -> RecordedTopics:
     """Record the cluster and the topics' ids. Make the events of a replaced topic pending again.
 
-    One transaction does both and locks all shards. So no later event of a key overtakes the events
-    that are sent again. If two relays do this, the second one finds the ids recorded.
+    If the cluster or an id is new, the caller's transaction locks all shards until its end. So no
+    later event of a key overtakes the events that are sent again. If two relays detect the same
+    change, the second one finds it already recorded.
 
     Args:
         connection: in a transaction.
-        destination: as the broker describes it now.
+        destination: as the broker now describes the cluster and its topics.
         window: age of the oldest event to send again.
         on_piece: called before each statement of a replay.
 
@@ -136,7 +137,7 @@ def record_topics(
 def lock_topics(connection: Connection) -> dict[str, RecordedTopic]:
     """Return the recorded topics by name, and lock them until the caller's transaction ends.
 
-    Until then no relay can connect, because each one records its topics first.
+    Until then no relay can connect, because each relay first needs this lock in `record_topics`.
     """
     return {
         row.topic: RecordedTopic(row.topic_id, row.noted_at)
@@ -152,9 +153,9 @@ def record_change(connection: Connection, topics: Iterable[str]) -> None:
 def _is_recorded(
     connection: Connection, destination: Destination, topics: Mapping[str, RecordedTopic]
 ) -> bool:
-    noted_ids = {name: topic.topic_id for name, topic in topics.items()}
+    recorded_ids = {name: topic.topic_id for name, topic in topics.items()}
     clusters = connection.execute(_CLUSTERS).all()
-    return destination.topic_ids.items() <= noted_ids.items() and (
+    return destination.topic_ids.items() <= recorded_ids.items() and (
         destination.cluster_id is None
         or bool(clusters and clusters[0].cluster_id == destination.cluster_id)
     )

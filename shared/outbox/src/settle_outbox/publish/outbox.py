@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from settle_outbox.event import Event
 
-# By default, a broker accepts records of up to 1 MiB (message.max.bytes). The difference leaves
-# space for the headers and the batch around the record.
+# By default, a broker accepts batches of up to 1 MiB (message.max.bytes), even of one record. The
+# difference leaves space for the key, the headers and the fields of the batch.
 PAYLOAD_MAX_BYTES = 900_000
 KEY_MAX_LENGTH = 10_000
 
@@ -67,7 +67,7 @@ _ADD_ALL = text(
         """
     )
 )
-# For a single event, PostgreSQL takes twice as long to plan `unnest` (benchmarks/README.md).
+# For a single event, VALUES costs PostgreSQL less than `unnest` (benchmarks/README.md).
 _ADD_ONE = text(
     _ADD.format(
         rows="""
@@ -85,9 +85,9 @@ def add(session: Session, event: Event) -> None:
 
     Raises:
         InvalidEventError: the event can never be sent. Its data cannot be converted to JSON (see
-            `Event`), or one of its texts has a character that cannot be stored. Nothing was added,
-            and the transaction can continue.
-        EventTooLargeError: the payload is over `PAYLOAD_MAX_BYTES`.
+            `Event`), its id is not a UUID, or one of its texts is not valid. Nothing was added, and
+            the transaction can continue.
+        EventTooLargeError: its data is over `PAYLOAD_MAX_BYTES`, or its key over `KEY_MAX_LENGTH`.
         UndeclaredAggregateTypeError: the session's service does not declare the aggregatetype.
     """
     session.execute(_ADD_ONE, _row(session, event))
@@ -119,22 +119,22 @@ def _row(session: Session, event: Event) -> dict[str, str | bytes | None]:
 def _check(session: Session, event: Event) -> None:
     """Raise an error for an event that no relay could send."""
     if not isinstance(event.id, UUID):
-        raise InvalidEventError(f"{_refused(event)} its id is not a UUID.")
+        raise InvalidEventError(f"{_not_added(event)} its id is not a UUID.")
     for field in ("aggregatetype", "aggregateid", "type"):
         text: object = getattr(event, field)
         if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
             raise InvalidEventError(
-                f"{_refused(event)} its {field} is {text!r}. It must be a str without NUL"
+                f"{_not_added(event)} its {field} is {text!r}. It must be a str without NUL"
                 " characters and lone surrogates."
             )
     if not HEADER_TEXT.fullmatch(event.type):
         raise InvalidEventError(
-            f"{_refused(event)} its type must have 1 to {HEADER_MAX_LENGTH} characters and no"
+            f"{_not_added(event)} its type must have 1 to {HEADER_MAX_LENGTH} characters and no"
             " control characters."
         )
     if len(event.aggregateid) > KEY_MAX_LENGTH:
         raise EventTooLargeError(
-            f"{_refused(event)} its aggregateid has more than {KEY_MAX_LENGTH} characters."
+            f"{_not_added(event)} its aggregateid has more than {KEY_MAX_LENGTH} characters."
         )
     declared: frozenset[str] | None = session.info.get(AGGREGATETYPES)
     if declared is not None and event.aggregatetype not in declared:
@@ -156,10 +156,10 @@ def encode_data(event: Event) -> bytes:
         payload = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     except RecursionError as error:
         raise InvalidEventError(
-            f"{_refused(event)} its data is nested too deeply, or contains itself."
+            f"{_not_added(event)} its data is nested too deeply, or contains itself."
         ) from error
     except ValueError as error:
-        raise InvalidEventError(f"{_refused(event)} {error}.") from error
+        raise InvalidEventError(f"{_not_added(event)} {error}.") from error
     if len(payload) > PAYLOAD_MAX_BYTES:
         raise EventTooLargeError(
             f"{_name(event)} has a payload of {len(payload)} bytes. The maximum is"
@@ -169,11 +169,11 @@ def encode_data(event: Event) -> bytes:
 
 
 def header_or_none(text: str | None) -> str | None:
-    """Return the text of an optional header, or None if it is no valid header text."""
+    """Return the text of an optional header, or None if the text is not valid in a header."""
     return text if text is not None and HEADER_TEXT.fullmatch(text) else None
 
 
-def _refused(event: Event) -> str:
+def _not_added(event: Event) -> str:
     return f"{_name(event)} cannot be added:"
 
 
@@ -246,5 +246,5 @@ def _json_date(value: date, place: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can encode a text, which then has no lone surrogates."""
+    """Return whether UTF-8 can encode a text: it can if there are no lone surrogates."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

@@ -38,8 +38,8 @@ READ_TIMEOUT_S = 15.0
 READ_POLL_S = 0.5
 CREATE_TIMEOUT_MS = 10_000
 
-# A relay unlocks its shards after each batch, within 10 s. If this command is frozen, PostgreSQL
-# ends its transaction.
+# A relay unlocks its shards after each batch, normally within 10 s. So a lock_timeout of 20 s is
+# enough. If this command is frozen, PostgreSQL ends its transaction, and relays can send.
 _BEGIN = text(
     """
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -73,7 +73,8 @@ def add_partitions(engine: Engine, admin: KafkaAdminClient, service: Service, co
         topics = _topics_below(admin, service, count)
         if topics:
             _wait_until_read(connection, admin, topics, service.topic_prefix)
-        # Do this even if no topic needs partitions: an earlier command may have been killed here.
+        # Do this even if no topic needs partitions: an earlier command may have been killed after
+        # it added them and before its commit.
         record_change(connection, service.published_topics)
         try:
             if topics:
@@ -108,7 +109,7 @@ def _wait_until_read(
                 "delete it: kafka-consumer-groups.sh --delete --group GROUP."
             )
         time.sleep(READ_POLL_S)
-        connection.execute(text("SELECT 1"))  # fails if the locks are lost; ends the idle time
+        connection.execute(text("SELECT 1"))  # fails if the locks were lost; restarts the idle time
 
 
 def _unread_or_error(
@@ -119,7 +120,7 @@ def _unread_or_error(
     except KafkaError as error:
         if not error.retriable:
             raise
-        # A coordinator or a leader was just elected.
+        # The error is temporary. For example, a coordinator or a leader is being elected.
         return [f"The groups' offsets cannot be read: {error}"]
 
 

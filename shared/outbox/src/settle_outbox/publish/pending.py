@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-# Maximum size of a batch in memory, in bytes of payloads, keys and headers.
+# A batch ends with the event that reaches this size, in bytes of payloads, keys and headers.
 BATCH_MAX_BYTES = 4 * 1024 * 1024
-# Maximum bytes that are read of a payload. `outbox.add` accepts no payload of this size, but SQL
-# may have added one. The producer then raises an error, because it accepts no such record.
+# A longer payload is cut to this length. `outbox.add` accepts none of this length, but a row may
+# have been inserted with SQL. The cut payload is too large for the producer, so it is never sent.
 _PAYLOAD_READ_BYTES = MAX_REQUEST_BYTES + 1
 
-# A character has up to 4 bytes. Three headers have a text of the publisher.
+# A character has up to 4 bytes. Three headers have a text that the publisher chooses: ce_type,
+# ce_requestid and traceparent.
 if PAYLOAD_MAX_BYTES + 4 * (KEY_MAX_LENGTH + 3 * HEADER_MAX_LENGTH) >= MAX_REQUEST_BYTES:
     raise AssertionError("an event that `outbox.add` accepts must fit into a record")
 
@@ -55,9 +56,9 @@ _LOCK_SHARDS = text(
     """
 )
 
-# Reads the oldest events of each shard by the index, however many are pending. It returns no events
-# if a topic was recorded after the relay made its producer. That producer may be connected to
-# another cluster, or may know the topic from before it was replaced, or fewer partitions.
+# Reads only the oldest events of each shard, by the index. So the time does not depend on how many
+# are pending. Returns no events if a topic was recorded after the relay made its producer. Such a
+# producer may be connected to an old cluster, or know a replaced topic or only some partitions.
 _READ = text(
     """
     SELECT id, seq, shard, aggregatetype, aggregateid, type,
@@ -101,8 +102,8 @@ _LOCK_ALL_SHARDS = text("SELECT shard FROM outbox_shards ORDER BY shard FOR UPDA
 def lock_shards(connection: Connection, limit: int) -> list[int]:
     """Lock random shards that have pending events and that no other relay has locked.
 
-    Read the events in a later statement. Under READ COMMITTED its snapshot contains what the last
-    relay of the shard has marked. The snapshot of this statement may be older.
+    Read the events in a later statement. Under READ COMMITTED, the later statement sees which
+    events the last relay of the shard has marked as sent. This statement may not see that yet.
     """
     return list(connection.execute(_LOCK_SHARDS, {"limit": limit}).scalars())
 
@@ -116,8 +117,8 @@ def read_pending(
         connection: in the transaction that holds the shards.
         shards: the locked shards.
         limit: maximum number of events.
-        noted_at: the result of `settle_outbox.publish.lost_topics.record_topics` before the
-            producer was made. If a topic was recorded since, no events are read.
+        noted_at: the `noted_at` that `settle_outbox.publish.lost_topics.record_topics` returned
+            before the producer was made. If a topic was recorded since, no events are read.
     """
     rows = connection.execute(
         _READ,
@@ -137,7 +138,7 @@ def read_pending(
 
 
 def mark_sent(connection: Connection, events: Sequence[PendingEvent]) -> None:
-    """Remove events from the pending ones, because the broker has acknowledged them."""
+    """Remove events from the pending ones: the broker acknowledged them, or they are refused."""
     if events:
         connection.execute(
             _MARK_SENT,
@@ -154,5 +155,5 @@ def lock_all_shards(connection: Connection) -> None:
 
 
 def lock_shard_of(connection: Connection, key: str) -> None:
-    """Lock the shard of a key, so that no relay sends its events until the transaction ends."""
+    """Lock the shard of a key. No relay sends the key's events until the transaction ends."""
     connection.execute(_LOCK_SHARD_OF, {"key": key})

@@ -1,8 +1,8 @@
 """Mark events that can never be sent as refused, so that they do not block the others.
 
-Such an event is rejected by the broker, cannot be encoded as a record, or has an aggregatetype that
-the service does not declare. A refused event is in ``outbox_refused`` with the reason, and is no
-longer pending.
+Such an event is rejected by the broker or the producer, cannot be encoded as a record, has an
+aggregatetype that the service does not declare, or no longer has a row in the outbox. A refused
+event is in ``outbox_refused`` with the reason, and is no longer pending.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ _DISCARD_REFUSED = text(
 class RejectedEventSearch:
     """Finds the event because of which the broker rejects a batch.
 
-    A broker may reject a whole batch because of one record. So the events of a rejected batch are
-    sent one by one. An event that is rejected alone is marked as refused.
+    A broker may reject many records because of one of them. So after a rejected batch, the relay
+    sends single events: as many as the batch had. An event that is rejected alone is marked as
+    refused.
     """
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class RejectedEventSearch:
         Args:
             connection: in the transaction that holds the shards.
             events: of the batch, without unsendable ones.
-            error: the first failure of the batch, if any.
+            error: `Sent.error` of the batch.
         """
         self._batches_left = max(0, self._batches_left - 1)
         if not isinstance(error, REJECTIONS):
@@ -144,8 +145,8 @@ def mark_undeclared_refused(
 ) -> list[PendingEvent]:
     """Mark events as refused if the service does not declare their aggregatetype.
 
-    Their topics do not exist. Sending such an event would fail like an outage of the broker, and
-    block all events.
+    The relay creates no topics for them. To send such an event would fail like an outage of the
+    broker, and block all events.
 
     Returns:
         The other events.
@@ -167,12 +168,12 @@ def mark_undeclared_refused(
 def mark_orphans_refused(connection: Connection, shards: Collection[int]) -> None:
     """Mark pending events as refused if their rows in the outbox are gone, at most 1,000.
 
-    Somebody deleted these rows or detached their partition. The rows in ``outbox_pending`` would
-    block their shard.
+    Somebody deleted the rows in the outbox, or detached the table's partition with them. The rows
+    that remain in ``outbox_pending`` would block their shard.
 
     Args:
         connection: in the transaction that holds the shards.
-        shards: the locked shards whose events could not be read.
+        shards: the locked shards of which no event was read.
     """
     if not shards:
         return
@@ -190,13 +191,13 @@ def read_refused(
 ) -> Iterator[RowMapping]:
     """Return refused events, oldest first, with what the outbox still has of them.
 
-    Each is read when the caller takes it, because one may have a megabyte.
+    Each event is read only when the caller takes it, because it may have a megabyte.
 
     Args:
         connection: to the service's database.
         limit: how many at most; None for all.
-        ids: only these events.
-        discarded: whether to return discarded ones as well.
+        ids: only these events; None for all.
+        discarded: whether to include discarded ones.
     """
     wanted = None if ids is None else list(ids)
     parameters = {"limit": limit, "ids": wanted, "discarded": discarded}
@@ -205,12 +206,12 @@ def read_refused(
 
 
 def retry_refused(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
-    """Make refused events pending again, discarded ones as well.
+    """Make refused events pending again, even discarded ones.
 
-    Later events of their keys may be sent already.
+    Later events of the same keys may have been sent already.
 
     Returns:
-        Those that are pending now. The others are not refused, or gone from the outbox.
+        The ids of the events that became pending. The others are not refused, or lost their rows.
     """
     return set(connection.execute(_RETRY_REFUSED, {"ids": list(ids)}).scalars())
 
@@ -218,10 +219,11 @@ def retry_refused(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
 def discard_refused(
     connection: Connection, ids: Sequence[UUID], *, discarded_by: str, note: str | None
 ) -> set[UUID]:
-    """Decide that refused events are never sent. A replay leaves them out.
+    """Record that an operator decided not to send refused events. They can still be retried.
 
     Returns:
-        Those that are discarded now. The others are not refused, or discarded already.
+        The ids of the events that this call discarded. The others are not refused, or were
+        discarded before.
     """
     parameters = {"ids": list(ids), "discarded_by": discarded_by, "note": note}
     return set(connection.execute(_DISCARD_REFUSED, parameters).scalars())

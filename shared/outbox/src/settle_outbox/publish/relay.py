@@ -164,7 +164,7 @@ class Relay:
     def _connect(self) -> Sender:
         """Connect to the broker and check the topics, if there is no usable sender."""
         if self._sender is not None and self._sender.stopped:
-            # A broker ends idle connections, and all of them when it restarts.
+            # A broker ends idle connections, and all connections when it restarts.
             self._disconnect_broker()
         if self._sender is None:
             self._recorded_at = self._check_topics()
@@ -196,7 +196,8 @@ class Relay:
             The number of events that were read.
 
         Raises:
-            KafkaError: some events were not acknowledged. The acknowledged ones are marked.
+            KafkaError: some events were not acknowledged, for another reason than a rejection. The
+                acknowledged ones are marked.
         """
         with self._engine.begin() as connection:
             connection.execute(_BEGIN)
@@ -232,7 +233,7 @@ class Relay:
         if time.monotonic() - self._topics_checked_at < TOPIC_CHECK_INTERVAL_S:
             return
         if self._check_topics() != self._recorded_at:
-            # Only a new producer knows the new partitions. This one must send nothing more.
+            # A new producer knows the current topics and partitions. The old one must send nothing.
             self._disconnect_broker()
 
     def _check_topics(self) -> list[datetime]:

@@ -54,7 +54,7 @@ class ReplayFilter:
     Args:
         since: age of the oldest event, by the database's clock.
         until: age of the newest event.
-        ids: these events alone.
+        ids: only these events.
         key: with this aggregateid.
         type: of this type.
     """
@@ -76,19 +76,20 @@ def queue_again(
 ) -> int:
     """Make published events pending again, except those in ``outbox_refused``.
 
-    The transaction locks all shards, or the key's shard, until its end. Otherwise a relay could
-    send later events of a key before earlier ones. Each statement reads a limited number of events.
-    So a long replay never leaves the transaction idle, and can write heartbeats.
+    The transaction locks all shards until its end, or with `ReplayFilter.key` only the key's shard.
+    Without the lock, a relay could send later events of a key before earlier ones. Each statement
+    reads a limited number of events. So no statement takes long, and `on_piece` can write a
+    heartbeat before each.
 
     Args:
         connection: in a transaction.
         aggregatetypes: whose events are sent again.
         chosen: which events.
         on_piece: called before each statement.
-        dry_run: count only.
+        dry_run: only count the events, without locks.
 
     Returns:
-        Number of events that were not pending before.
+        Number of events that became pending, or would become pending without `dry_run`.
     """
     if not dry_run and chosen.key is not None:
         lock_shard_of(connection, chosen.key)
@@ -97,7 +98,8 @@ def queue_again(
     count = 0
     for after, last in _ranges(connection, chosen):
         found, position = REPLAY_PIECE, after
-        while found == REPLAY_PIECE:  # events that are added meanwhile are pending already
+        # A smaller piece is the last one. Events that were added since are already pending.
+        while found == REPLAY_PIECE:
             on_piece()
             piece = connection.execute(
                 _PIECE,
@@ -117,7 +119,7 @@ def queue_again(
 
 
 def _ranges(connection: Connection, chosen: ReplayFilter) -> list[tuple[UUID, UUID]]:
-    """Return the ranges of ids to look through: after which id, up to which."""
+    """Return the ranges of ids to read. Each is the id before the first one, and the last one."""
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     after, last = UUID(int=0), UUID(int=2**128 - 1)
     if chosen.since is not None:

@@ -1,13 +1,14 @@
-"""Send a batch so that no event appears in the topic before an earlier event of its key.
+"""Send events so that no event appears in the topic before an earlier event of its key.
 
-After a failed batch, kafka-python would continue with later batches of the partition. The fence
-prevents this: the first failure stops the producer, in the sending thread, before it takes the next
-batch. For each key, only the events before the first unacknowledged one count as sent. A new
-producer sends the rest again. So events may be sent twice, but never out of order.
+kafka-python divides the events into produce batches, each for one partition. If a produce batch
+fails, kafka-python would continue with later ones of the partition. The fence prevents this: the
+first failure stops the producer, in its sending thread, before the thread takes more produce
+batches. For each key, only the events before the first unacknowledged one count as sent. The others
+stay pending, and a new producer sends them. So events may be sent twice, but never out of order.
 
-A producer is also stopped when its connection ends. The next connection may lead to a broker that
-lost its data and assigns the same producer ids again. Such a broker would treat new events as
-duplicates of another producer, drop them, and still acknowledge them.
+The end of a connection also stops the producer. The next connection may lead to a broker that lost
+its data and assigns the same producer ids again. Such a broker would take new events for duplicates
+from another producer with the same id, drop them, and still acknowledge them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# With these errors, the broker or the producer rejects a record. A new attempt would fail as well.
+# With these errors, the broker or the producer rejects a record. The same record would fail again.
 REJECTIONS = (InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
 # kafka-python raises these for a record that it cannot encode, before it sends anything.
 _UNSENDABLE = (TypeError, ValueError, OverflowError)
@@ -55,13 +56,14 @@ SEND_TIMEOUT_MS = MAX_BLOCK_MS + DELIVERY_TIMEOUT_MS + _THREAD_END_TIMEOUT_MS
 
 @dataclass(slots=True)
 class Sent:
-    """The result of sending a batch.
+    """The result of `Sender.send`.
 
     Args:
-        acknowledged: the events that the broker has, together with all earlier events of their
-            keys.
-        error: the first failure, or None if all events were acknowledged.
-        unsendable: events that cannot be encoded as a record, and the error of each.
+        acknowledged: the events that count as sent: the broker acknowledged the event, and all
+            earlier events of its key in the batch, apart from unsendable ones.
+        error: the failure that shows the cause best (`_clearer_error`), or None if nothing failed.
+        unsendable: events that cannot be encoded as a record, and the error of each. They are not
+            an `error`.
     """
 
     acknowledged: list[PendingEvent] = field(default_factory=list)
@@ -70,7 +72,7 @@ class Sent:
 
 
 class Sender:
-    """A producer with the fence. It is stopped for good by a failure or the end of a connection.
+    """A producer with the fence. A failure or the end of a connection stops it for good.
 
     Args:
         settings: the address of the broker.
@@ -86,7 +88,7 @@ class Sender:
 
     @property
     def stopped(self) -> bool:
-        """Whether the sender was stopped, by a failed batch or the end of a connection."""
+        """Whether the sender was stopped: by a failure, the end of a connection, or `close`."""
         return self._stopped
 
     def send(self, events: Sequence[PendingEvent]) -> Sent:
@@ -123,8 +125,9 @@ class Sender:
     def close(self) -> None:
         """Stop at once. Records that are not yet acknowledged fail."""
         self._stop()
-        # KafkaProducer.close() alone would flush first. If that timed out, it would raise an error
-        # and let its thread send on. After this wait, the thread has nothing to send.
+        # KafkaProducer.close() flushes first. If the flush times out, close() raises an error and
+        # does not stop the sending thread. So the thread is stopped before. If it ends in time, no
+        # record is left to flush.
         if not wait_for_sending_to_end(self._producer, _THREAD_END_TIMEOUT_MS / 1000):
             log.warning("relay.producer_thread_lingers")
         try:
@@ -132,9 +135,9 @@ class Sender:
         except KafkaError as error:
             log.debug("relay.producer_close_failed", error=str(error))
 
-    def _stop(self, *_failure: object) -> None:
-        # The sending thread calls this when a batch fails or a connection ends, before it takes the
-        # next batch.
+    def _stop(self, *_: object) -> None:
+        # When a produce batch fails or a connection ends, the sending thread calls this before it
+        # takes more produce batches. The relay's thread calls this through `close`.
         self._stopped = True
         stop_sending(self._producer)
 
@@ -163,7 +166,7 @@ def event_headers(event: PendingEvent, source: bytes) -> list[tuple[str, bytes]]
 def _collect_acknowledged(
     sent: Sent, events: Sequence[PendingEvent], futures: Sequence[FutureRecordMetadata]
 ) -> None:
-    """For each key, collect the events before the first one that was not acknowledged."""
+    """For each key, collect the events before the first unacknowledged one. Set the error."""
     blocked_keys: set[tuple[str, str]] = set()
     for position, event in enumerate(events):
         key = (event.aggregatetype, event.aggregateid)
@@ -180,7 +183,11 @@ def _collect_acknowledged(
 
 
 def _clearer_error(known: KafkaError | None, other: KafkaError) -> KafkaError:
-    """Return the error that shows the cause. The fence causes other errors of the same batch."""
+    """Return the error that shows the cause better.
+
+    A rejection shows it best. IllegalStateError does not show it: after a failure, the fence stops
+    the producer, and the other events fail with this error.
+    """
     if known is None or isinstance(other, REJECTIONS):
         return other
     return other if isinstance(known, IllegalStateError) else known

@@ -1,1 +1,1 @@
-"""What every process needs: its main loop, stop, health file and threads."""
+"""What processes share: the main loop, the stop, the health file, a clock and daemon threads."""

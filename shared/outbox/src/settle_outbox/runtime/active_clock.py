@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _TICK_S = 0.2
-# A tick that is late by more than this may mean that the process was frozen. A busy machine delays
-# it less.
+# A tick that is late by more than this may mean that the process was frozen. On a busy machine, the
+# delay of a tick is shorter.
 _FROZEN_S = 1.0
 
 
 class ActiveClock(threading.Thread):
     """A monotonic clock that stands still while the process is frozen (SIGSTOP, a paused VM).
 
-    Its thread ticks a few times a second. If a tick is late and the process has used no processor
-    time, the process was frozen.
+    Its thread ticks a few times a second. If a tick is late, and the process has used the processor
+    for less than half of the delay, the process counts as frozen for the whole delay.
 
     Args:
         beat: writes a heartbeat; see `beating`.
@@ -47,7 +47,7 @@ class ActiveClock(threading.Thread):
 
     @contextmanager
     def beating(self, limit_s: float) -> Iterator[None]:
-        """Write heartbeats while the block runs, but not for longer than a time."""
+        """Write heartbeats while the block runs, for at most `limit_s` seconds."""
         self._beat_until = self.now() + limit_s
         try:
             yield

@@ -19,8 +19,8 @@ import structlog
 from settle_outbox.errors import SettleError
 
 HEARTBEAT_INTERVAL_S = 1.0
-# After this time without a heartbeat, a process in another container counts as ended. Before that
-# it counts as stuck.
+# After this time without a heartbeat, a process in another container counts as ended. Until then it
+# counts as alive, and is reported as stuck if its heartbeat is too old.
 UNSEEN_ENDED_S = 3600.0
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,8 @@ class Health:
 
     Args:
         directory: the folder of the file, or None to write no file.
-        process: the kind of process, such as ``outbox-relay-orders``. Several of a kind may run.
+        process: the kind of process, such as ``outbox-relay-orders``. Several processes of one kind
+            may run.
     """
 
     def __init__(self, directory: str | None, process: str) -> None:
@@ -88,7 +89,7 @@ class Health:
             if directory
             else None
         )
-        # While a handler runs, another thread writes heartbeats.
+        # Needed because another thread writes heartbeats while a handler runs.
         self._lock = threading.RLock()
         self._last: tuple[str, str] | None = None
         self._next_at = 0.0
@@ -148,7 +149,7 @@ class Health:
 
 
 def read_heartbeats(directory: str | Path, process: str) -> dict[Path, Heartbeat | None]:
-    """Return the heartbeats of all processes of a kind by file, or None for an unreadable file."""
+    """Return the heartbeats of all processes of a kind by file. An unreadable file has None."""
     return {path: _read(path) for path in sorted(Path(directory).glob(f"{process}.*.json"))}
 
 
@@ -157,7 +158,7 @@ def check_health(directory: str | None, process: str, max_age_s: float) -> str:
 
     A killed process leaves its file. This file counts only if no process of the kind is alive,
     because a supervisor replaces a killed process. Processes of other containers that share the
-    directory count only if this container has none.
+    directory count only if no process of the kind is alive in this container.
 
     Args:
         directory: the setting HEALTH_DIR.
@@ -233,7 +234,7 @@ def _finite(value: object) -> float:
 
 
 def _remove_ended(directory: str, process: str) -> None:
-    """Remove the files of processes that were killed."""
+    """Remove unreadable files, and the files of processes that were killed."""
     for path, beat in read_heartbeats(directory, process).items():
         if beat is None or beat.has_ended:
             _unlink(path)

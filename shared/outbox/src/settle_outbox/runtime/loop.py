@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# What a process waits for, as its health file says it.
+# What a process waits for, as its health file names it.
 BROKER = "broker"
 DATABASE = "database"
 _UNEXPECTED = "an unexpected error; see the log"
@@ -41,9 +41,8 @@ class LoopEvents(NamedTuple):
 class Loop:
     """Repeats the steps of a relay or consumer until a stop is requested.
 
-    After a failed step it waits, longer each time. It does so while the database or the broker is
-    unavailable. It does so after an unexpected error as well, because a defect must not end
-    delivery.
+    After a failed step it waits, longer each time. It does so if the database or the broker is
+    unavailable, and after any unexpected error, because a defect must not end delivery.
 
     Args:
         events: its log events.
@@ -51,7 +50,7 @@ class Loop:
         stop: ends the loop after the current step.
         health: writes the heartbeats.
         engine: of the service's database.
-        maintenance: of the service's partitions; it runs between steps.
+        maintenance: of the outbox's or inbox's table partitions; it runs between steps.
         checks: run before each maintenance. Each raises a `FatalError` if the database is in a
             state that only an operator can correct.
 
@@ -108,8 +107,8 @@ class Loop:
 
         Args:
             state: of the process; see `Health.beat`.
-            detail: the reason for a state other than ready. In the state ready, the problem of the
-                last maintenance is shown instead.
+            detail: the reason for a state other than ready. In the state ready, the heartbeat shows
+                the problem of the last maintenance instead.
         """
         self._broker.succeeded()
         self._unexpected.succeeded()
@@ -134,7 +133,7 @@ class Loop:
             backoff, waiting_for = self._broker, BROKER
         elif isinstance(error, SQLAlchemyError):
             # Discard pooled connections. After a failover they belong to the old server, and after
-            # a change of settings they keep the old ones.
+            # a change of PostgreSQL's settings they keep the old settings.
             self._engine.dispose()
             backoff, waiting_for = self.database, DATABASE
         else:

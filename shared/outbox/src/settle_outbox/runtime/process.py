@@ -95,10 +95,10 @@ class OutageEvents(NamedTuple):
 
     Args:
         down: the first failure.
-        still_down: a failure for another reason.
-        up: the first success after that.
-        refused: used in place of `down` if a database responds, but refuses the request.
-        still_refused: used in place of `still_down`, likewise.
+        still_down: a later failure for another reason.
+        up: the first success after the failures.
+        refused: used in place of `down` if a database responds, but refuses the login or statement.
+        still_refused: used in place of `still_down` in the same case.
     """
 
     down: str
@@ -127,8 +127,8 @@ class Backoff:
         """Record a failure.
 
         Returns:
-            The wait before the next attempt, in seconds. It doubles each time up to a limit. It is
-            random, so that many processes do not try again at the same time.
+            The wait before the next attempt, in seconds. It doubles each time up to a limit, and
+            has a random part, so that many processes do not try again at the same time.
         """
         is_refusal = bool(self._events.refused) and _is_refusal(error)
         if self._since is None:
@@ -169,6 +169,6 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """Return a text that errors with the same cause share: it has no ports and ids."""
+    """Return a text that errors with the same cause share. Numbers, such as ports, become #."""
     text = re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", first_line(error))
     return f"{type(error).__name__} {sqlstate_of(error)} {text}"

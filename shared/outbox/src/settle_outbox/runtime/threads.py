@@ -1,13 +1,14 @@
 """The loop of a daemon thread.
 
-The engine has these daemon threads, beside those of kafka-python:
+settle_outbox has these daemon threads, beside those of kafka-python:
 
-- ``database-deadlines`` (`storage.deadlines`) in each process: cuts transactions that take too
-  long.
+- ``database-deadlines`` (`storage.deadlines`) for each SQLAlchemy engine that has a deadline: cuts
+  transactions that take too long.
 - ``outbox-notifier`` (`notifications.notify`) in APIs and consumers: sends NOTIFY after commits.
-- `notifications.watcher` in APIs whose requests wait for a change: wakes them.
+- `notifications.watcher` in APIs whose HTTP requests wait for a change: wakes these requests.
 - ``active-clock`` (`runtime.active_clock`) in consumers: measures the time of handlers, and writes
   heartbeats while a handler runs.
+- one for each check that runs in the background (`checks.background`).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The engine's tables in a service's database: definition, migrations, partitions, sequences."""
+"""The tables of settle_outbox in a service's database, and the connections to this database."""

@@ -1,4 +1,4 @@
-"""Queries that run on the connections of SQLAlchemy and of `settle doctor`."""
+"""Queries that run on SQLAlchemy's connections and on `checks.database.Database`."""
 
 from __future__ import annotations
 

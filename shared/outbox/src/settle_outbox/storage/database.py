@@ -1,9 +1,9 @@
-"""Engines and connections with explicit options.
+"""SQLAlchemy engines and psycopg2 connections with explicit options.
 
 libpq and PostgreSQL take missing options from environment variables (``PGCLIENTENCODING``,
 ``PGOPTIONS``), a service file, ``ALTER DATABASE`` and ``ALTER ROLE``. So every connection sets the
-options that the code depends on. It never uses ``SET``: behind a transaction pooler, other clients
-would inherit the value.
+options that the code depends on. No code uses ``SET`` for a whole session: behind a transaction
+pooler, other clients would inherit the value.
 
 * The encoding is a start-up parameter. PgBouncer tracks it for each client.
 * The isolation level is part of each ``BEGIN``.
@@ -47,8 +47,8 @@ CONNECT_ARGS: dict[str, Any] = {
 }
 
 ISOLATION_LEVEL = "READ COMMITTED"
-# They come last in `options`, because the last value of a setting counts. This isolation level is
-# for statements outside a transaction block.
+# These come last in `options`, because the last value of a setting counts. The isolation level here
+# is for statements outside a transaction block.
 _REQUIRED_OPTIONS = (
     "-c standard_conforming_strings=on",
     r"-c default_transaction_isolation=read\ committed",
@@ -78,9 +78,9 @@ def make_engine(
         pool_size: maximum number of connections.
         session_settings: PostgreSQL settings of every session, such as ``statement_timeout``.
         deadline_s: maximum time in which a transaction may hold its connection, in seconds.
-        autocommit: each statement is a transaction, on all connections. If it were set for a single
-            connection, SQLAlchemy would reset it later. If that connection were dead, the reset
-            would raise a psycopg2 error instead of one of SQLAlchemy.
+        autocommit: each statement is a transaction, on all connections. SQLAlchemy would reset an
+            autocommit of a single connection later. If that connection were dead, the reset would
+            raise a psycopg2 error instead of one of SQLAlchemy.
         driver_options: of ``psycopg2.connect``.
     """
     engine = create_engine(
@@ -90,7 +90,7 @@ def make_engine(
         max_overflow=0,
         pool_timeout=3,
         pool_recycle=1800,
-        # The log contains the text of errors. It must not contain what users wrote.
+        # The log contains the text of errors, which must not quote what users wrote.
         hide_parameters=True,
         connect_args=connect_args(
             url, application_name=application_name, session_settings=session_settings
@@ -129,7 +129,7 @@ def make_sessions(
     Args:
         engine: of the database.
         aggregatetypes: the aggregatetypes that the service declares. `settle_outbox.add` raises an
-            error for events of others. None allows all, for tools that publish nothing.
+            error for an event of another one. None allows all, for tools that publish nothing.
     """
     info = None if aggregatetypes is None else {AGGREGATETYPES: frozenset(aggregatetypes)}
     return sessionmaker(engine, expire_on_commit=False, info=info)
@@ -138,8 +138,8 @@ def make_sessions(
 def _discard_read_only_session(context: ExceptionContext) -> None:
     """Discard a connection after a read-only error.
 
-    A session keeps the value of `default_transaction_read_only` that it started with. A new one can
-    write as soon as the database is writable again.
+    A session keeps the value of `default_transaction_read_only` that it started with. A new session
+    can write as soon as the database is writable again.
     """
     if sqlstate_of(context.original_exception) == READ_ONLY_TRANSACTION:
         context.is_disconnect = True

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # Time between two checks of the deadlines, and so the maximum delay of a cut.
 _CHECK_EVERY_S = 0.5
-# A server that refuses a connection does so at once. An attempt that fails after this time met a
-# server that does not respond.
+# A server that refuses a connection does so at once. If an attempt to connect fails after a longer
+# time than this, the server does not respond.
 _SILENCE_S = 1.0
 # How long other threads wait for the thread that tries to connect. A server that responds again
 # accepts a connection in less time.
@@ -49,7 +49,7 @@ def limit_transaction_time(engine: Engine, seconds: float) -> None:
 
     The transaction then fails as if the server had closed the connection. While the server does not
     respond, one thread at a time tries to connect, and the others fail after about a second.
-    Otherwise each request would wait for its own attempt.
+    Otherwise each HTTP request would wait for its own attempt.
 
     Call it after fork, because it starts a thread.
 
@@ -70,8 +70,7 @@ def limit_transaction_time(engine: Engine, seconds: float) -> None:
 def without_deadline(connection: Connection) -> None:
     """Remove the deadline of the current transaction. The next transaction has one again.
 
-    Use it for work that grows with the tables. If that were cut and started again, it would never
-    end.
+    Use it for work that grows with the tables. If such work were cut each time, it would never end.
     """
     connection.info[_WITHOUT_DEADLINE] = True
 
@@ -87,9 +86,9 @@ class DeadlineWatcher(threading.Thread):
         super().__init__(name="database-deadlines", daemon=True)
         self._seconds = seconds
         self._taken_at: dict[ConnectionPoolEntry, float] = {}
-        # Held while a connection is cut, taken, returned or closed. So a cut cannot hit the next
-        # transaction of the connection, nor a new socket with the number of a closed one. It is
-        # reentrant, because the garbage collector may return a connection at any point.
+        # Held while a connection is cut, opened, taken, returned or closed. So a cut cannot hit the
+        # next transaction of the connection, nor a new socket with the number of a closed one. The
+        # lock is reentrant, because the garbage collector may return a connection at any point.
         self._lock = threading.RLock()
 
     def opened(self, opened: connection, entry: ConnectionPoolEntry) -> None:
@@ -131,7 +130,7 @@ class DeadlineWatcher(threading.Thread):
                 self.cut(entry, taken_at)
 
     def cut(self, entry: ConnectionPoolEntry, taken_at: float) -> None:
-        """Shut the socket of a connection, unless it was returned since it was taken."""
+        """Shut down the socket of a connection, if the transaction of `taken_at` still holds it."""
         with self._lock:
             if self._taken_at.get(entry) != taken_at or _WITHOUT_DEADLINE in entry.info:
                 return

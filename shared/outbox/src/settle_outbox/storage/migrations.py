@@ -1,4 +1,4 @@
-"""The engine's tables, as migration operations for the history of a service.
+"""Migration operations that create the tables of settle_outbox.
 
 A migration of the service calls them::
 
@@ -11,7 +11,7 @@ A migration of the service calls them::
         migrations.create_v4()
         migrations.create_v5()
 
-A released operation never changes. A new operation changes the tables.
+A released operation never changes. Later changes of the tables come in new operations.
 
 The service's ``env.py`` passes `include_object` to ``context.configure``, so that ``alembic
 revision --autogenerate`` leaves these tables alone.
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SHARDS = 16
 
-# RETURN bodies are bound when created (PostgreSQL 14): no search_path can change their meaning,
-# and a restored dump computes the same shards.
+# PostgreSQL 14 and later resolve the names in a RETURN body when they create the function. So no
+# search_path can change its meaning, and a restored dump computes the same shards.
 _SHARDS_V1 = """
 CREATE FUNCTION outbox_shard_count() RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -154,11 +154,11 @@ def include_object(
     reflected: bool,  # noqa: FBT001 - alembic's signature
     compare_to: SchemaItem | None,
 ) -> bool:
-    """Return False for the engine's tables and partitions, so that autogenerate ignores them.
+    """Return False for the tables of settle_outbox, so that autogenerate ignores them.
 
-    It ignores only tables that exist in the database and not in ``target_metadata``. So a service
-    can compare the engine's tables by adding `settle_outbox.storage.tables.metadata`, and can have
-    a table with such a name in another schema.
+    The result is True for tables in ``target_metadata``. So a service can compare the tables of
+    settle_outbox by adding `settle_outbox.storage.tables.metadata`, and can define a table with
+    such a name in another schema.
 
     Args:
         _object: the table, column, index or constraint.
@@ -175,10 +175,10 @@ def include_object(
 
 
 def create_v1(*, shards: int = DEFAULT_SHARDS) -> None:
-    """Create the engine's tables.
+    """Create the first tables of settle_outbox.
 
     Args:
-        shards: number of shards. It limits how many relays can work at the same time.
+        shards: number of shards, which is the maximum number of relays that send at the same time.
     """
     op.execute(_SHARDS_V1.format(shards=int(shards)))
     op.execute(_OUTBOX_V1)
@@ -311,7 +311,7 @@ COMMENT ON COLUMN inbox.key IS
 
 
 def create_v4() -> None:
-    """Add what repairs need: states of dead letters and refused events, requests, keys."""
+    """Add what repairs need: states of dead letters and refused events, repair requests, keys."""
     op.execute(_REPAIRS_V4)
 
 
@@ -348,7 +348,7 @@ COMMENT ON COLUMN inbox_owners.deaths IS
 
 
 def create_v5() -> None:
-    """Create the table of the partitions that consumers hold."""
+    """Create the table of the Kafka partitions that consumers hold."""
     op.execute(_OWNERS_V5)
 
 

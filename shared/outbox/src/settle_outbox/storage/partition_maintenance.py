@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAINTENANCE_S = 600.0
-# While a table lock is waited for, it blocks all later queries of the table. So give up early, and
+# A process that waits for a table lock blocks all later queries of the table. So give up early, and
 # try again at the next maintenance.
 LOCK_TIMEOUT_MS = 500
-# Rows are moved out of the default partition in pieces, with a heartbeat between two of them.
+# Number of rows that one statement moves out of the default partition. Each statement comes after a
+# heartbeat.
 MOVE_ROWS = 10_000
 SKEW_WARN_S = 60.0
 # Key of the advisory lock that lets one process at a time change the partitions of a database.
@@ -105,8 +106,8 @@ def maintain(
     """Make the partitions of the coming days, and drop those whose retention is over.
 
     Any number of processes may call this at once, and each may be killed at any point. A partition
-    that others have locked is left for the next call. A partition that cannot be made or dropped is
-    logged, and the others follow.
+    that others have locked is left for the next call. If a partition cannot be made or dropped, the
+    error is logged, and the work continues with the next partition.
 
     Args:
         engine: of the service's database.
@@ -172,8 +173,9 @@ class _PartitionChange:
             with self._engine.begin() as connection:
                 without_deadline(connection)
                 connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-                # Wait for another process, which may work on another partition. To skip this one
-                # would leave it missing until the next maintenance.
+                # Another process that holds this lock may work on another partition. So wait for it
+                # up to LOCK_TIMEOUT_MS. If this partition were skipped at once, it would be missing
+                # until the next maintenance.
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY}
                 )
@@ -199,9 +201,10 @@ class _PartitionChange:
     def make(self, connection: Connection, day: datetime) -> bool:
         """Create a separate table, fill it from the default partition, and attach it.
 
-        CREATE TABLE ... PARTITION OF would also block readers of the parent table. It fails while
-        the default partition has rows of that day. Writers must wait here: the default partition
-        would reject a row that was routed to it before the attachment and inserted after it.
+        CREATE TABLE ... PARTITION OF would block all readers of the parent table, and would fail
+        while the default partition has rows of that day. Writers must wait here: the default
+        partition would reject a row that was routed to it before the attachment and inserted after
+        the attachment.
         """
         existing = read_partitions(query_runner(connection), self._table)
         if day in existing.days:
@@ -306,7 +309,7 @@ def _schema(connection: Connection, table: str) -> str:
 
 
 def _plain_columns(connection: Connection, table: str) -> str:
-    """Return the columns that can be inserted, as a list in SQL: all but the generated ones."""
+    """Return a list of columns in SQL: all that are not generated, so that INSERT accepts them."""
     names = connection.execute(
         text(
             "SELECT quote_ident(attname) FROM pg_attribute"

@@ -1,10 +1,11 @@
-"""The partitions of the outbox and the inbox: one for each UTC day.
+"""The table partitions of the outbox and the inbox: one for each UTC day.
 
 Both tables are partitioned by their primary key, a UUIDv7, which contains its time. Each table also
 has a default partition. It takes rows whose partition is missing and rows whose id is not a UUIDv7,
 so an INSERT never fails because of a missing partition.
 
-This module names and reads partitions. `partition_maintenance` makes and drops them.
+This module defines the names of partitions, and reads them. `partition_maintenance` makes and drops
+partitions.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Partitions:
     Args:
         default: the quoted name of the default partition, or None if it is missing.
         days: the days that have a partition, each as its first moment in UTC.
-        foreign: partitions that an operator renamed or attached: the reason, by quoted name.
-            Maintenance never changes them.
+        foreign: the reason why a partition is not a day's, by quoted name. For example, an operator
+            renamed or attached it. Maintenance never changes these partitions.
     """
 
     default: str | None = None
@@ -81,7 +82,7 @@ def outbox_partitions(retention_s: int) -> Partitioned:
 
 
 def inbox_partitions(retention_s: int) -> Partitioned:
-    """Describe the inbox. Dropping a partition moves the horizon, because its ids are lost."""
+    """Describe the inbox. When a partition is dropped, the horizon moves, because ids are lost."""
     return Partitioned(
         table="inbox",
         retention=timedelta(seconds=retention_s),
@@ -98,7 +99,7 @@ def read_partitions(run_query: RunQuery, table: str) -> Partitions:
     """Return the partitions of a table.
 
     The partition of a day has the name and the bounds of that day, and is in the table's schema.
-    All others count as foreign.
+    All others count as foreign, except the default partition.
     """
     partitions = Partitions()
     for qualified, name, in_schema, bounds, is_detached in run_query(_PARTITIONS, {"table": table}):
@@ -159,14 +160,15 @@ def is_partition_name(table: str, name: str) -> bool:
 def wanted_days(run_query: RunQuery, partitioned: Partitioned, now: datetime) -> list[datetime]:
     """Return the days that need a partition.
 
-    These are today, the days ahead, and earlier days that have rows in the default partition.
+    These are today, the `DAYS_AHEAD` days after it, and each earlier day within the retention that
+    has rows in the default partition.
     """
     today = _midnight(now)
     days = {today + DAY * number for number in range(DAYS_AHEAD + 1)}
     default = read_partitions(run_query, partitioned.table).default
     low, high = lowest_id(today - partitioned.retention), lowest_id(today)
     while default is not None:
-        # Find the first row of the next day by the index, however many rows each day has.
+        # Find the first row of the next day by the index. So the rows of a day are not read.
         oldest = run_query(
             f"SELECT t.id::text FROM {default} t"  # noqa: S608
             " WHERE t.id >= %(low)s::uuid AND t.id < %(high)s::uuid ORDER BY t.id LIMIT 1",

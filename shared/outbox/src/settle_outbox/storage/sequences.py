@@ -1,4 +1,4 @@
-"""Find sequences that are behind their columns: the next value is one that a row already has.
+"""Find sequences that are behind: the next value is not above the maximum of the column.
 
 This happens after ``ALTER SEQUENCE ... RESTART``, and after rows were copied with their values but
 without a `setval`. INSERT then fails, or gives new rows lower numbers than earlier rows have.
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# outbox.seq has no index. So its maximum is estimated from this many of the newest rows of each
-# partition.
+# outbox.seq has no index. So its maximum is estimated from outbox_pending, and from this number of
+# the newest rows of each table partition.
 SAMPLE_ROWS = 100
 CHECK_TIMEOUT_MS = 5_000
 
@@ -60,8 +60,8 @@ _GENERATED = """
       AND t.relnamespace = coalesce(%(schema)s, current_schema())::regnamespace
     ORDER BY 2, 3
 """
-# The columns of a constraint. For a partition, return the parent table, which has the identity
-# column.
+# The columns of a constraint, and their table. For a table partition, this is the parent table,
+# because the sequence belongs to it.
 _KEY_COLUMNS = """
     SELECT coalesce(pg_partition_root(t.oid), t.oid)::oid, a.attname::text
     FROM pg_class t
@@ -125,8 +125,8 @@ def find_behind(run_query: RunQuery, schema: str | None = None) -> list[Sequence
     """Return the sequences of a schema that are behind their columns.
 
     It is fast on large tables, because it reads each maximum from an index. The maximum of
-    ``outbox.seq`` comes from `outbox_pending` and a sample of the outbox. Columns without an index,
-    or that the role may not read, are skipped.
+    ``outbox.seq`` comes from `outbox_pending` and a sample of the outbox. Other columns without an
+    index, and columns that the role may not read, are skipped.
 
     Args:
         run_query: on the service's database.
@@ -181,8 +181,8 @@ def check_sequences(engine: Engine) -> None:
 def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool:
     """Return whether a unique violation came from a sequence that is behind its column.
 
-    A value that the application chose can collide as well. The violation comes from the sequence
-    only if the sequence has passed this value, and is behind or returned this value last.
+    The application may have chosen the value instead. So the sequence must have passed the value,
+    and must be behind its column or have returned this value last.
 
     Args:
         connection: the connection that had the violation, in a new transaction.
@@ -211,7 +211,8 @@ def generated_key_behind(connection: Connection, violation: Diagnostics) -> bool
             continue
         if next_value <= maximum:
             return True
-        # The sequence has caught up, or the application chose the value of the newest row.
+        # Either the sequence has caught up, or the application chose the value of the newest row.
+        # In the first case, this session took the value from the sequence.
         if value == last_value and _gave_last(run_query, generated):
             return True
     return False
@@ -253,8 +254,8 @@ def _generated(run_query: RunQuery, schema: str | None) -> list[_GeneratedColumn
 def _values(run_query: RunQuery, generated: _GeneratedColumn) -> tuple[int | None, int, int]:
     """Return the maximum of the column, the last value of the sequence, and its next value.
 
-    One statement reads them. The sequence is read after the snapshot of the table, so a concurrent
-    INSERT cannot make it appear behind.
+    One statement reads them. It reads the sequence after it has taken the snapshot of the table, so
+    a concurrent INSERT cannot make the sequence appear behind.
     """
     maximum = (
         _outbox_maximum(run_query, generated)

@@ -1,7 +1,7 @@
 """Classify database errors by SQLSTATE (PostgreSQL documentation, appendix A).
 
-The exception classes of psycopg2 are too coarse. It raises OperationalError for a lost connection,
-a deadlock and a full disk, and InternalError for a read-only transaction.
+The exception classes of psycopg2 are too coarse. A lost connection, a deadlock and a full disk are
+all an OperationalError, and a read-only transaction is an InternalError.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ UNDEFINED_TABLE = "42P01"
 READ_ONLY_TRANSACTION = "25006"
 
 _LOGIN_CLASS = "28"  # invalid authorization specification
-# PostgreSQL's messages of that class (src/backend/libpq/auth.c, utils/init/miscinit.c), and
+# The messages of that class: PostgreSQL's (src/backend/libpq/auth.c, utils/init/miscinit.c) and
 # libpq's.
 _LOGIN_REFUSED = re.compile(
     r"authentication failed for user|role \".*\" does not exist|is not permitted to log in"
     r"|no pg_hba\.conf entry|pg_hba\.conf rejects connection|no password supplied"
 )
-# Errors that end without a change of the statement: the server restarts or fails over, its disk has
-# space again, or an operator finishes a deployment.
+# Errors after which the unchanged statement can succeed: when the server has restarted or failed
+# over, its disk has space again, or an operator has finished a deployment.
 _TRANSIENT_CLASSES = frozenset(
     {
         "08",  # connection exception
@@ -51,7 +51,7 @@ _TRANSIENT_CODES = frozenset(
         IDLE_IN_TRANSACTION_TIMEOUT,
     }
 )
-# Errors after which the connection is useless: none was made, or the server ended it.
+# Errors after which there is no usable connection: it was refused, or the server ended it.
 _UNREACHABLE_CLASSES = frozenset({"08", _LOGIN_CLASS, "3D"})
 _UNREACHABLE_CODES = frozenset(
     {"53300", "57P01", "57P02", "57P03", "57P05", IDLE_IN_TRANSACTION_TIMEOUT}
@@ -68,8 +68,8 @@ def sqlstate_of(error: BaseException) -> str | None:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same statement can succeed later.
 
-    An error without SQLSTATE comes from the driver or the pool. It is transient when the
-    connection failed or none was free.
+    An error without SQLSTATE comes from the driver or the pool. It is transient if the connection
+    failed, or if the pool had no free connection.
     """
     code = sqlstate_of(error)
     if code is not None:

@@ -1,4 +1,4 @@
-"""SQLAlchemy definitions of the engine's tables, which `migrations` creates.
+"""SQLAlchemy definitions of settle_outbox's tables, which `migrations` creates.
 
 Each service has all of these tables in its own database. `migrations` has a comment for each table.
 """
@@ -33,8 +33,8 @@ def _timestamp(name: str) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
-# Debezium's outbox columns (id, aggregatetype, aggregateid, type, payload), and a column for each
-# header that differs between events. Rows are inserted once and never updated.
+# Debezium's outbox columns (id, aggregatetype, aggregateid, type, payload), columns for the relay
+# (seq, shard), and columns for headers (requestid, traceparent, created_at). Rows never change.
 outbox = Table(
     "outbox",
     metadata,

@@ -112,7 +112,7 @@ class _TracedEvents(Sequence["ReceivedEvent"]):
 def _traced(events: Sequence[ReceivedEvent]) -> Iterator[Sequence[ReceivedEvent]]:
     """Return the same events. Iterating over them sets the current trace.
 
-    Outside an iteration, the current trace is the one that all events share, if they do.
+    Outside an iteration, the current trace is the trace of all events, or empty if they differ.
 
     Args:
         events: at least one.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-# The engine's timeouts start before the run: the server counts from its last response, and the
-# deadline from the checkout. So the run measures a little less time than they do.
+# The timeouts start before the run: PostgreSQL counts from its last response, and the deadline from
+# the checkout of the connection. So the run measures a little less time than the timeouts.
 _TOLERANCE = 0.95
 
 _MAY_END = re.compile(r"\b(?:commit|end|rollback|abort|prepare)\b", re.IGNORECASE)
@@ -44,11 +44,11 @@ _ERRORS_KEPT = 100
 
 
 class TransactionEndedError(SettleError):
-    """A handler tried to end the transaction, which belongs to the engine."""
+    """A handler tried to end the transaction. Only the handler's caller may do that."""
 
 
 class NotGuardableError(SettleError):
-    """The engine of a transaction was made without GUARDABLE."""
+    """The SQLAlchemy engine of a transaction was made without GUARDABLE."""
 
 
 class SwallowedError(SettleError):
@@ -222,7 +222,7 @@ class _GuardedConnection(connection):
             self.run.refuse_end(how)
 
 
-# Options of psycopg2.connect for an engine whose transactions can be guarded.
+# Options of psycopg2.connect for a SQLAlchemy engine whose transactions can be guarded.
 GUARDABLE = {"connection_factory": _GuardedConnection, "cursor_factory": _GuardedCursor}
 
 
@@ -231,13 +231,14 @@ def guarded(transaction: Connection, run: HandlerRun) -> Iterator[None]:
     """Guard a transaction while the block runs a handler.
 
     Args:
-        transaction: a connection in a transaction. Its engine must have the options `GUARDABLE`.
+        transaction: a connection in a transaction. Its SQLAlchemy engine must have the options
+            `GUARDABLE`.
         run: measures the handler.
 
     Raises:
         TransactionEndedError: the handler tried to end the transaction. It may have caught this
             error.
-        NotGuardableError: the engine does not have these options.
+        NotGuardableError: the SQLAlchemy engine does not have these options.
         SwallowedError: the handler caught a database error outside a savepoint. At the commit,
             PostgreSQL would roll back without an error.
     """

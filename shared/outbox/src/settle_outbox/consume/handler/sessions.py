@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from settle_outbox.service import Service
     from settle_outbox.settings import Settings
 
-# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, the next
-# consumer of its partitions waits for its inbox rows, and other transactions for its other rows.
+# PostgreSQL ends the transaction of a frozen consumer after this time. Until then, its locks block
+# the next consumer of the same partitions, and all transactions that need the same rows.
 IDLE_MS = 10_000
 # Maximum wait for a row lock. After that the batch is tried again.
 LOCK_WAIT_MS = 30_000

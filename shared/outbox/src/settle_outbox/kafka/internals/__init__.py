@@ -4,11 +4,11 @@ The version is pinned exactly. Before the first client is made, `check` raises a
 version is installed or a private part is missing. It lists the private parts, each with a test that
 fails if the part works differently.
 
-The engine changes kafka-python 3.0.12 as follows:
+The engine changes kafka-python 3.0.12 as follows ("unchanged": what happens without the change):
 
-- A batch that cannot be read raises `UnreadableBatchError`, which has its bytes and its place.
+- A batch that cannot be read raises `UnreadableBatchError`, which has the batch's bytes and place.
   Unchanged, poll() raises a bare error once and then loops forever.
-- A partition that the broker cannot serve raises `UnreadablePartitionError`, which names it.
+- A partition that the broker cannot serve raises `UnreadablePartitionError` with its name.
 - A batch is decompressed one record at a time (`record_stream`). A record that is too large has a
   `TooLarge` as its value. Unchanged, one small batch can take all memory.
 - A response to a fetch may exceed the limit of responses, because its first batch is too large. It

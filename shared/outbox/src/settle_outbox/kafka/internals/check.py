@@ -59,9 +59,9 @@ _DAMAGED_LOG = (
     "::test_a_log_that_the_broker_itself_cannot_read_stops_its_partition_alone"
 )
 _JOIN_AWAITED = "test_topics.py::test_a_join_outlasts_the_poll_that_began_it"
-_POLL_BYTES = "test_kafka_internals.py::test_a_poll_gives_no_more_than_its_bytes"
+_POLL_BYTES = "test_kafka_internals.py::test_a_poll_ends_at_the_record_that_reaches_its_byte_limit"
 _CORRUPT_RECORD = (
-    "test_kafka_internals.py::test_the_records_before_one_that_is_corrupt_inside_are_read"
+    "test_kafka_internals.py::test_the_records_before_a_corrupt_record_of_a_batch_are_read"
 )
 _LARGE_RESPONSE = "test_fetch_response.py::test_another_large_answer_ends_the_connection"
 _LARGE_BATCH = "test_fetch_response.py::test_a_too_large_batch_is_measured_while_it_arrives"

@@ -66,6 +66,6 @@ def _receive(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
         data = transport._sock.recv(RECEIVE_BYTES)
     except (BlockingIOError, InterruptedError):
         return b"", None
-    except (OSError, AttributeError) as error:  # the latter if another thread has closed it
+    except (OSError, AttributeError) as error:  # no socket: another thread closed it
         return b"", KafkaConnectionError(error)
     return data, None if data else KafkaConnectionError("socket disconnected")

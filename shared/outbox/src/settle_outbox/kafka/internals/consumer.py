@@ -147,7 +147,7 @@ def _parse_partition_with_place(fetcher: Fetcher, completed: Any) -> Any:
 async def _join_once(coordinator: ConsumerCoordinator) -> Any:
     """Join the group, or return the assignment of a join that was completed between two polls.
 
-    The reason to join can vanish during the join. So only its success withdraws the request.
+    The reason to join can vanish during the join. So a new join is requested, until one succeeds.
     """
     joined_at, assignment = coordinator.__dict__.pop("last_join", (-math.inf, None))
     # A poll that uses the assignment makes the coordinator stable. Until then there are no

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def when_connection_ends(producer: KafkaProducer, call: Callable[..., object]) -> None:
     """Call a function in the sending thread when a connection to a broker ends.
 
-    The producer then opens another connection by itself. The function is called before anything is
-    sent over that one.
+    The producer opens a new connection by itself. The function is called before anything is sent
+    over the new connection.
     """
     manager = producer._sender._client._manager
     connect_to = manager.get_connection
