@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from flask import jsonify
+from flask import Response, jsonify
 
 from services.payments import accounts, api_docs, problems, schemas, statements
 from shared.web.blueprint import Blueprint
@@ -14,8 +14,6 @@ from shared.web.sessions import transaction
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-    from flask import Response
 
 blueprint = Blueprint("accounts", __name__, description="Accounts, deposits and balances")
 

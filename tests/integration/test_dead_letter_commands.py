@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -135,6 +136,17 @@ def test_all_dead_letters_are_repaired_after_their_number_is_confirmed(
     ]
     assert delivery.statuses() == {"success": 3}
     assert command("list").stdout == "No open dead letters in orders match.\n"
+
+
+def test_a_list_shows_the_last_request_even_if_it_was_no_retry(
+    command: Callable[..., Result], order_ids: list[UUID]
+) -> None:
+    command("discard", "1", "--by", "ann")
+    command("restore", "1", "--by", "bob")
+
+    listed = command("list").stdout
+
+    assert re.search(r"retries: 0; last request \S+ \S+ by bob: done: It is open again\.", listed)
 
 
 def test_lists_are_filtered_and_grouped(

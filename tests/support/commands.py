@@ -26,7 +26,8 @@ PAGE = ROOT / "docs" / "reference" / "cli.md"
 
 _HEAD = """# Commands
 
-What each command prints for `--help`. `make commands` renews this page, and a test compares them.
+What each command prints for `--help`. `make commands` renews this page, and a test
+compares it with the commands.
 
 The commands are in `.venv/bin`. `settle` runs both services on one machine; `outbox-relay` and
 `inbox-consumer` belong to the engine, and run any service that is built on it.
@@ -40,6 +41,7 @@ In bash (`zsh_source` and `fish_source` are for the other shells):
 eval "$(_SETTLE_COMPLETE=bash_source settle)"
 eval "$(_OUTBOX_RELAY_COMPLETE=bash_source outbox-relay)"
 eval "$(_INBOX_CONSUMER_COMPLETE=bash_source inbox-consumer)"
+eval "$(_OUTBOX_DOCTOR_COMPLETE=bash_source outbox-doctor)"
 ```
 """
 

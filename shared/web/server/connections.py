@@ -29,12 +29,7 @@ class _Wait:
 
 
 class WaitingConnections:
-    """The waiting connections of a worker. Only the main thread uses it.
-
-    Args:
-        poller: the main thread's selector.
-        close: closes a connection.
-    """
+    """The waiting connections of a worker. Only the main thread uses it, with `poller`."""
 
     def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
         self._poller = poller

@@ -357,7 +357,7 @@ def _summary(row: RowMapping) -> str:
     ]
     if row["last_answer"] is not None:
         lines.append(
-            f"    retries: {row['attempts']}, the last at {row['last_at']:%Y-%m-%d %H:%M:%S}"
+            f"    retries: {row['attempts']}; last request {row['last_at']:%Y-%m-%d %H:%M:%S}"
             f" by {row['last_by']}: {row['last_answer']}: {row['last_detail']}"
         )
     return "\n".join(map(printable, lines))
