@@ -80,7 +80,7 @@ def list_orders(query: dict[str, Any]) -> tuple[object, dict[str, str]]:
     Follow the links to read the next pages. Orders that are placed after the first page was read do
     not change the next pages.
     """
-    # A cursor has the time and the id of the page's last order.
+    # A cursor has the time and the id of the oldest order of the previous page.
     paging = read_paging(query, datetime.fromisoformat, UUID)
     with transaction() as session:
         page = listing.read_page(

@@ -39,8 +39,8 @@ class UserMismatchError(SettleError):
 _OPEN_ACCOUNT = (
     insert(Account).on_conflict_do_nothing(index_elements=[Account.user_id]).returning(Account.id)
 )
-# The next two statements are built on `__table__`, not on the mapped classes. With the classes, the
-# ORM would look in the session for loaded objects to refresh.
+# A deposit is one statement: the UPDATE is a CTE of the INSERT. They change the Tables, not the
+# mapped classes: the session then executes them without the ORM's steps for an INSERT.
 _CREDITED = (
     update(Account.__table__)  # type: ignore[arg-type]  # it is a Table
     .where(

@@ -82,7 +82,8 @@ def list_transfers(query: dict[str, Any], user_id: UUID) -> tuple[object, dict[s
     Follow the links to read the next pages. Transfers that are made after the first page was read
     do not change the next pages.
     """
-    # A cursor has two integers: the id of the page's last transfer, and the balance before it.
+    # A cursor has two integers: the id of the oldest transfer of the previous page, and the balance
+    # before that transfer was made.
     paging = read_paging(query, int, int)
     with transaction() as session:
         page = statements.read_page(session, user_id, limit=paging.limit, after=paging.after)

@@ -2,7 +2,7 @@
 
 Events may be repeated; the order of their first appearances counts. The fence of
 `settle_outbox.publish.sender` ensures this order: after the first failed batch, or the end of a
-connection, the producer takes no further batch.
+connection, the producer takes no further batch. The relay sends the rest by a new producer.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
     from support.kafka_proxy import Proxied
 
-# By the number of a produce request, from 1: how it fails. All other requests succeed. A request
-# that fails is answered with an error, or the connection is cut before or after the broker has it.
+# By the name of a case: the numbers of the produce requests that fail, from 1, and how. Such a
+# request is answered with an error, or the connection is cut before or after the broker has it.
 FAILURES = {
     "one error": {3: UNKNOWN_ERROR},
     "some errors": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), UNKNOWN_ERROR),
     "one out-of-order error": {3: OUT_OF_ORDER},
     "some out-of-order errors": dict.fromkeys((2, 5, 9, 16, 25), OUT_OF_ORDER),
     "cut before the request": dict.fromkeys((3, 12), CUT_BEFORE),
-    "cut before the answer": dict.fromkeys((3, 12), CUT_AFTER),
+    "cut after the request": dict.fromkeys((3, 12), CUT_AFTER),
     "mixed": {3: CUT_AFTER, 8: UNKNOWN_ERROR, 14: CUT_BEFORE, 20: OUT_OF_ORDER},
 }
 
@@ -46,26 +46,26 @@ def test_failed_requests_leave_neither_gap_nor_disorder(
 
 
 @pytest.mark.parametrize("failures", ["one error", "some errors"])
-def test_the_fence_holds_when_the_producer_continues_after_a_failure(
+def test_the_fence_stops_a_producer_that_would_continue_after_a_failure(
     proxied_delivery: Delivery, proxied: Proxied, failures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an unknown error, an idempotent producer sends nothing more, even without the fence.
 
     The producer of this test is not idempotent, so only the fence stops it.
     """
-    monkeypatch.setattr(sender, "make_producer", make_producer_that_continues)
+    monkeypatch.setattr(sender, "make_producer", make_producer_that_would_continue)
     relay_through_failures(proxied_delivery, proxied, FAILURES[failures])
 
 
-def make_producer_that_continues(settings: Settings, client_id: str) -> KafkaProducer:
+def make_producer_that_would_continue(settings: Settings, client_id: str) -> KafkaProducer:
     return KafkaProducer(
         bootstrap_servers=list(settings.kafka_bootstrap_servers),
         client_id=client_id,
         acks="all",
         enable_idempotence=False,
-        # The fence cannot take back a request that is in flight when an earlier one fails. From an
-        # idempotent producer, the broker would reject that request because of its sequence number.
-        # This producer has no sequence numbers, so only one request may be in flight.
+        # The fence cannot take back a batch that is in flight when an earlier one fails. An
+        # idempotent producer has at most one batch of a partition in flight. Without idempotence,
+        # kafka-python ensures this only if one request may be in flight.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,

@@ -1,4 +1,4 @@
-"""A clock that advances only when the code under test waits."""
+"""A clock that advances when the code under test waits, or when the test advances it."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ class StopWithClock(Stop):
     def wait(self, seconds: float, *_files: Any) -> list[Any]:
         self.on_wait(seconds)
         self._clock.advance(seconds)
-        return []  # no file can be read
+        return []  # no file ever becomes readable

@@ -36,7 +36,7 @@ EVENTS = [
 
 
 def names(text: str) -> list[str]:
-    """Return the names in code in the first cells of the tables."""
+    """Return the names in backticks in the first cells of the tables."""
     cells = re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE)
     return [name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)]
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from gunicorn.workers.gthread import TConn
 
-# Seconds between two checks of the deadlines. Each check goes through all connections, up to 1,000.
+# Minimum seconds between two checks of the deadlines. Each check goes through all connections, up
+# to 1,000.
 _CHECK_S = 0.25
 
 
@@ -29,7 +30,7 @@ class _Wait:
 
 
 class WaitingConnections:
-    """The waiting connections of a worker. Only the main thread uses it, with `poller`."""
+    """The waiting connections of a worker. Only the main thread may use this and `poller`."""
 
     def __init__(self, poller: BaseSelector, close: Callable[[TConn], None]) -> None:
         self._poller = poller
@@ -52,7 +53,8 @@ class WaitingConnections:
     ) -> bool:
         """Register a connection, to wait for an event on it.
 
-        If gunicorn has already closed the socket, the connection is not registered, but closed.
+        If gunicorn has already closed the socket, `close` is called instead, so that the worker no
+        longer counts the connection.
 
         Args:
             conn: the connection.

@@ -1,4 +1,4 @@
-"""Answers requests that the server refuses, or fails to handle, outside the app."""
+"""Answers requests that the server refuses, or that failed outside the app's error handlers."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""SQLAlchemy engines and psycopg2 connections with explicit options.
+"""SQLAlchemy engines and psycopg2 connections with explicit settings.
 
-libpq and PostgreSQL take missing options from environment variables (``PGCLIENTENCODING``,
-``PGOPTIONS``), a service file, ``ALTER DATABASE`` and ``ALTER ROLE``. So every connection sets the
-options that the code depends on. No code uses ``SET`` for a whole session: behind a transaction
+libpq and PostgreSQL take missing settings from environment variables (``PGCLIENTENCODING``,
+``PGOPTIONS``), a service file, ``ALTER DATABASE`` and ``ALTER ROLE``. So every connection sets what
+the code depends on. No code uses ``SET`` for a whole session: behind a transaction
 pooler, other clients would inherit the value.
 
 * The encoding is a start-up parameter. PgBouncer tracks it for each client.
 * The isolation level is part of each ``BEGIN``.
-* ``options`` set the rest when the connection starts. For a pooler that ignores them, set the same
-  values with ``ALTER ROLE`` (docs/reference/limits.md).
+* The start-up parameter ``options`` has the rest. For a pooler that ignores it, set the same values
+  with ``ALTER ROLE`` (docs/reference/limits.md).
 
 Operators decide on ``default_transaction_read_only``, so it is not set.
 """
@@ -78,9 +78,9 @@ def make_engine(
         pool_size: maximum number of connections.
         session_settings: PostgreSQL settings of every session, such as ``statement_timeout``.
         deadline_s: maximum time in which a transaction may hold its connection, in seconds.
-        autocommit: each statement is a transaction, on all connections. SQLAlchemy would reset an
-            autocommit of a single connection later. If that connection were dead, the reset would
-            raise a psycopg2 error instead of one of SQLAlchemy.
+        autocommit: each statement is a transaction, on all connections. (An option of a single
+            `Connection` would be reset when it returns to the pool. If it is dead then, the reset
+            raises a psycopg2 error instead of one of SQLAlchemy.)
         driver_options: of ``psycopg2.connect``.
     """
     engine = create_engine(
@@ -98,7 +98,7 @@ def make_engine(
         | dict(driver_options or {}),
     )
     event.listen(engine, "checkout", _check_connection)
-    event.listen(engine, "handle_error", _discard_read_only_session)
+    event.listen(engine, "handle_error", _discard_read_only_connection)
     if deadline_s is not None:
         limit_transaction_time(engine, deadline_s)
     return engine
@@ -129,17 +129,17 @@ def make_sessions(
     Args:
         engine: of the database.
         aggregatetypes: the aggregatetypes that the service declares. `settle_outbox.add` raises an
-            error for an event of another one. None allows all, for tools that publish nothing.
+            error for an event of another one. None allows all; services do not use it.
     """
     info = None if aggregatetypes is None else {AGGREGATETYPES: frozenset(aggregatetypes)}
     return sessionmaker(engine, expire_on_commit=False, info=info)
 
 
-def _discard_read_only_session(context: ExceptionContext) -> None:
+def _discard_read_only_connection(context: ExceptionContext) -> None:
     """Discard a connection after a read-only error.
 
-    A session keeps the value of `default_transaction_read_only` that it started with. A new session
-    can write as soon as the database is writable again.
+    A session of PostgreSQL may keep the value of `default_transaction_read_only` that it started
+    with. A new one can write as soon as the database is writable again.
     """
     if sqlstate_of(context.original_exception) == READ_ONLY_TRANSACTION:
         context.is_disconnect = True

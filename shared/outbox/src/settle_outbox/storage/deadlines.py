@@ -5,9 +5,9 @@ freezes it, the kernel still acknowledges TCP packets. Keep-alives and ``tcp_use
 problem, and libpq waits forever. So a thread shuts down the socket of a transaction that is past
 its deadline. libpq then reports that the server closed the connection.
 
-psycopg2's wait callback costs about the same (benchmarks/README.md) but does not fit. It applies to
-the whole process, ignores ``connect_timeout``, does not support COPY, and limits each statement
-instead of the whole transaction.
+The alternative, psycopg2's wait callback, costs as much (benchmarks/README.md) but does not fit. It
+applies to the whole process, ignores ``connect_timeout``, does not support COPY, and limits each
+statement instead of the whole transaction.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 def limit_transaction_time(engine: Engine, seconds: float) -> None:
-    """Cut the connection of each transaction of an engine that takes too long.
+    """Cut a connection of an SQLAlchemy engine when a transaction has held it for too long.
 
     The transaction then fails as if the server had closed the connection. While the server does not
     respond, one thread at a time tries to connect, and the others fail after about a second.
@@ -92,19 +92,19 @@ class DeadlineWatcher(threading.Thread):
         self._lock = threading.RLock()
 
     def opened(self, opened: connection, entry: ConnectionPoolEntry) -> None:
-        """Start the time of a new connection, on which SQLAlchemy first runs its own queries."""
+        """Start the deadline of a new connection: SQLAlchemy sends queries before its checkout."""
         with self._lock:
             entry.info[_SOCKET] = socket.socket(fileno=os.dup(opened.fileno()))
             self._taken_at[entry] = time.monotonic()
 
     def taken(self, _: connection, entry: ConnectionPoolEntry, __: object) -> None:
-        """Start the time of a transaction."""
+        """Start the deadline of a transaction."""
         with self._lock:
             entry.info.pop(_WITHOUT_DEADLINE, None)
             self._taken_at[entry] = time.monotonic()
 
     def returned(self, _: connection | None, entry: ConnectionPoolEntry) -> None:
-        """Stop the time of a transaction."""
+        """End the deadline of a transaction."""
         with self._lock:
             self._taken_at.pop(entry, None)
 

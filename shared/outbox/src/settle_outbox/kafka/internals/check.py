@@ -43,7 +43,7 @@ class PrivateParts(NamedTuple):
 _NO_THREAD_LEFT = "test_clients.py::test_a_client_that_finds_no_broker_leaves_no_thread"
 _RECEIVED = "test_kafka_internals.py::test_a_connection_receives_a_limited_number_of_bytes"
 _NO_TOPIC_CREATED = "test_kafka_internals.py::test_no_client_asks_a_broker_to_create_topics"
-_FENCE = "test_fence.py::test_the_fence_holds_when_the_producer_continues_after_a_failure"
+_FENCE = "test_fence.py::test_the_fence_stops_a_producer_that_would_continue_after_a_failure"
 _CONNECTION_END = "test_emptied_broker.py::test_a_sender_stops_when_its_connection_is_lost"
 _PAUSED_PARTITION = "test_kafka_internals.py::test_records_of_a_paused_partition_are_not_kept"
 _DAMAGED_CONNECTION = (
