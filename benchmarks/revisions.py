@@ -40,7 +40,7 @@ USERS = 50
 _POLL_S = 0.02
 _TIMEOUT_S = 300
 
-# The statement of `settle_outbox.add_all`, without the columns of the trace.
+# Like the statement of `settle_outbox.add_all`, but without the trace, and in any order.
 _FILL = """
 WITH added AS (
     INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)

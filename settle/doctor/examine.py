@@ -69,8 +69,8 @@ class _Target:
 def configured_services(state: StateFolder) -> list[str]:
     """Return this system's services, and other installed ones whose database URL is set.
 
-    If the environment names a broker, and there is no stack here, only services with a database URL
-    are returned: a container may run one service.
+    If the environment names a broker and at least one database, and there is no stack here, only
+    services with a database URL are returned: a container may run one service.
     """
     named = [
         name for name in service_names() if os.environ.get(service_variable(name, "DATABASE_URL"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Decorator = Callable[[View], View]
 
 # Decorators of a view, from the view outwards. `idempotent` stores the Response that `response`
-# makes, and compares the body that `arguments` loads. In another order, the decorators would
+# returns, and compares the body that `arguments` loads. In another order, the decorators would
 # silently do the wrong thing.
 _ORDER = ("problem", "response", "idempotent", "after_commit", "arguments", "route")
 _OUTERMOST = "_outermost_decorator"
@@ -74,7 +74,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         return decorate
 
     def response(self, status_code: int, schema: object, **described: Any) -> Decorator:
-        """Answer with the view's result, serialized by a schema.
+        """Answer with the view's result: a Response as it is, anything else by the schema.
 
         flask-smorest describes the answer by ``description``, ``example`` or ``examples``, and
         ``headers``.

@@ -1,8 +1,8 @@
 """The deployed server refuses requests that violate HTTP/1.1 (RFC 9112), rule by rule.
 
 After a refused request, the server cannot know where the next request starts. So the tests send a
-valid order after it on the same connection, and the server must not execute this order. Only an
-incomplete request has nothing after it: the client ends the connection there.
+valid order after it on the same connection, and the server must not execute this order. After an
+incomplete request, the client ends the connection instead.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ HEAD = LINE + HOST + JSON
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 SIZE = b"%x" % len(BODY)  # of the one chunk
 CHUNK = SIZE + b"\r\n" + BODY + b"\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 ORDER = HEAD + b"Content-Length: " + LENGTH + b"\r\n\r\n" + BODY
 
 
@@ -55,9 +56,7 @@ def with_line(line: bytes) -> bytes:
 
 def with_coding(coding: bytes, further: bytes = b"") -> bytes:
     """Return an order in chunks, with this Transfer-Encoding."""
-    return (
-        HEAD + b"Transfer-Encoding: " + coding + b"\r\n" + further + b"\r\n" + CHUNK + b"0\r\n\r\n"
-    )
+    return HEAD + b"Transfer-Encoding: " + coding + b"\r\n" + further + b"\r\n" + CHUNK + LAST_CHUNK
 
 
 # Section 2.2: line ends and white space between the parts of a message.
@@ -142,7 +141,8 @@ LENGTHS = {
     "Content-Length before Transfer-Encoding": CHUNKED.replace(
         b"Transfer", b"Content-Length: 5\r\nTransfer"
     )
-    + CHUNK,
+    + CHUNK
+    + LAST_CHUNK,
     "chunked twice": with_coding(b"chunked, chunked"),
     "chunked in two headers": with_coding(b"chunked", b"Transfer-Encoding: chunked\r\n"),
     "chunked before another coding": with_coding(b"chunked, gzip"),
@@ -155,16 +155,16 @@ CHUNKS = {
     "a size that is not a number": CHUNKED + b"zz\r\n",
     "an empty size": CHUNKED + b"\r\n",
     "a negative size": CHUNKED + b"-1\r\n",
-    "a size with a sign": CHUNKED + b"+" + CHUNK,
-    "a size with 0x": CHUNKED + b"0x" + CHUNK,
-    "a size with an underscore": CHUNKED + b"0_" + CHUNK,
-    "white space before a size": CHUNKED + b" " + CHUNK,
-    "white space after a size": CHUNKED + SIZE + b" \r\n" + BODY + b"\r\n",
-    "bare LF after a size": CHUNKED + CHUNK.replace(b"\r\n", b"\n", 1) + b"0\r\n\r\n",
-    "bare CR in an extension": CHUNKED + SIZE + b";a\rb\r\n" + BODY + b"\r\n",
-    "a malformed extension": CHUNKED + SIZE + b";=\r\n" + BODY + b"\r\n",
+    "a size with a sign": CHUNKED + b"+" + CHUNK + LAST_CHUNK,
+    "a size with 0x": CHUNKED + b"0x" + CHUNK + LAST_CHUNK,
+    "a size with an underscore": CHUNKED + b"0_" + CHUNK + LAST_CHUNK,
+    "white space before a size": CHUNKED + b" " + CHUNK + LAST_CHUNK,
+    "white space after a size": CHUNKED + SIZE + b" \r\n" + BODY + b"\r\n" + LAST_CHUNK,
+    "bare LF after a size": CHUNKED + CHUNK.replace(b"\r\n", b"\n", 1) + LAST_CHUNK,
+    "bare CR in an extension": CHUNKED + SIZE + b";a\rb\r\n" + BODY + b"\r\n" + LAST_CHUNK,
+    "a malformed extension": CHUNKED + SIZE + b";=\r\n" + BODY + b"\r\n" + LAST_CHUNK,
     "an extension of 10 kB": CHUNKED + SIZE + b";a=" + b"b" * 10_000,
-    "no line break after a chunk": CHUNKED + SIZE + b"\r\n" + BODY + b"0\r\n\r\n",
+    "no line break after a chunk": CHUNKED + SIZE + b"\r\n" + BODY + LAST_CHUNK,
     "a chunk longer than its size": CHUNKED + b"5\r\n" + BODY + b"\r\n0\r\n\r\n",
     "bare LF after a chunk": CHUNKED + CHUNK[:-2] + b"\n0\r\n\r\n",
     "a trailer that is not a header": CHUNKED + CHUNK + b"0\r\nX\r\n\r\n",
@@ -215,7 +215,7 @@ ALLOWED = {
     "a URI in capital letters": with_line(b"POST HTTP://LOCALHOST/orders HTTP/1.1"),
     "HTTP/1.0 without host": ORDER.replace(b"HTTP/1.1", b"HTTP/1.0").replace(HOST, b""),
     "HTTP/1.2": ORDER.replace(b"HTTP/1.1", b"HTTP/1.2"),
-    "chunks": CHUNKED + CHUNK + b"0\r\n\r\n",
+    "chunks": CHUNKED + CHUNK + LAST_CHUNK,
     "chunks in capital letters": with_coding(b"CHUNKED"),
     "a size with zeros": CHUNKED + b"000" + CHUNK + b"000\r\n\r\n",
     "an extension": CHUNKED + CHUNK.replace(b"\r\n", b' ; a="b c"\r\n', 1) + b"0;x\r\n\r\n",

@@ -42,7 +42,7 @@ def test_each_request_has_one_log_line(payments_url: str, tmp_path: Path) -> Non
         balance = requests.get(f"{url}/accounts/balance?user_id={USER}", timeout=10)
         requests.get(f"{url}/nothing", timeout=10)
         requests.delete(f"{url}/accounts", timeout=10)
-    # Threads write their lines after they sent the answers, so the order varies.
+    # Each worker process writes its lines up to 0.1 s later, so the order varies.
     logged = {(line["method"], line["path"]): line for line in requests_in(log)}
     assert len(logged) == 4
     created = logged["POST", "/accounts"]

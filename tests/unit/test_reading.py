@@ -199,7 +199,7 @@ def test_a_pipelined_request_is_kept_for_later(client: Client) -> None:
     assert client.unreader.size == len(HEAD)
 
 
-def test_a_connection_that_ends_between_two_requests_raises_an_error(client: Client) -> None:
+def test_a_connection_that_ends_before_a_request_raises_an_error(client: Client) -> None:
     client.sock.shutdown(socket.SHUT_WR)
 
     with pytest.raises(ConnectionResetError):

@@ -34,7 +34,7 @@ class Outcome(StrEnum):
 
     APPLIED = "applied"
     SKIPPED = "skipped"  # its type has no subscription; only old databases have such inbox rows
-    ANOMALY = "anomaly"  # changed nothing: its effect is there, or contradicts a final state
+    ANOMALY = "anomaly"  # changed nothing: its effect exists, or would contradict a final state
     PARKED = "parked"  # could not be applied, and is a dead letter
 
 

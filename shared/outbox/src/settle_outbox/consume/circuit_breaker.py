@@ -92,7 +92,7 @@ class InboxState(NamedTuple):
     Args:
         horizon: the oldest id that the inbox remembers, or None if nothing was ever dropped. A
             wrong clock may have moved the horizon into the future. It is valid even then, because
-            all rows with lower ids were dropped.
+            rows with lower ids may have been dropped.
         has_attempts: whether the inbox has failed attempts at any event.
         breakers: the circuit breakers of subscriptions whose last events failed.
     """

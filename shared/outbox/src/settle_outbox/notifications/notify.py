@@ -110,7 +110,7 @@ class Notifier(threading.Thread):
 
     def _send_next(self) -> None:
         self._has_requests.wait()
-        self._has_requests.clear()
+        self._has_requests.clear()  # before they are taken: `request` merges before it looks
         with self._lock:
             requests, self._requests = self._requests, {}
         try:
