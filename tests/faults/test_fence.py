@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from settle_outbox.settings import Settings
     from support.kafka_proxy import Proxied
 
-# By the name of a case: the numbers of the produce requests that fail, from 1, and how. Such a
-# request is answered with an error, or the connection is cut before or after the broker has it.
+# Each case has the numbers of the produce requests that fail, and how they fail. The first request
+# has the number 1. The proxy answers such a request with an error, or cuts the connection before or
+# after the broker has the request.
 FAILURES = {
     "one error": {3: UNKNOWN_ERROR},
     "some errors": dict.fromkeys((2, 5, 9, 10, 16, 25, 26, 27), UNKNOWN_ERROR),
@@ -49,7 +50,7 @@ def test_failed_requests_leave_neither_gap_nor_disorder(
 def test_the_fence_stops_a_producer_that_would_continue_after_a_failure(
     proxied_delivery: Delivery, proxied: Proxied, failures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an unknown error, an idempotent producer sends nothing more, even without the fence.
+    """After `UNKNOWN_ERROR`, an idempotent producer sends nothing more, even without the fence.
 
     The producer of this test is not idempotent, so only the fence stops it.
     """
@@ -63,9 +64,9 @@ def make_producer_that_would_continue(settings: Settings, client_id: str) -> Kaf
         client_id=client_id,
         acks="all",
         enable_idempotence=False,
-        # The fence cannot take back a batch that is in flight when an earlier one fails. An
-        # idempotent producer has at most one batch of a partition in flight. Without idempotence,
-        # kafka-python ensures this only if one request may be in flight.
+        # The fence cannot take back a batch that is in flight when an earlier one of its partition
+        # fails. An idempotent producer of kafka-python has one batch of a partition in flight at a
+        # time. Without idempotence, it does so only if one request may be in flight.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,

@@ -63,8 +63,8 @@ class WaitingConnections:
             give_up: is called after the deadline, or earlier to free memory or to make room for
                 another connection. The connection is removed before this call.
             deadline: value of `time.monotonic()`, in seconds.
-            is_idle: whether the first byte of a request is awaited. A worker that stops closes such
-                connections soon (`shorten_idle`).
+            is_idle: whether the first byte of a request is awaited. When a worker stops, it closes
+                such connections soon (`shorten_idle`).
 
         Returns:
             Whether the connection was registered.
