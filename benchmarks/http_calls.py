@@ -1,4 +1,4 @@
-"""How fast the calls are, compared with minimal handlers: `make bench-http`.
+"""How fast the calls are, compared with minimal handlers and lists: `make bench-http`.
 
 A minimal handler reads or writes the same rows, events included, but does not validate, log or take
 idempotency keys. One kind uses psycopg2, the other the ORM. All servers have the same gunicorn
@@ -230,7 +230,7 @@ def main() -> None:
                 for result in part():
                     _show(result)
                     results.append(result)
-    # After an error, this line is not reached: the message of the error names the log.
+    # Only after success: after an error, the log is needed.
     shutil.rmtree(log.parent)
     if given.check and any(result.ratio < result.target for result in results):
         sys.exit(1)

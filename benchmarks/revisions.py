@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("base", help="the other revision: a tag, a branch or a commit")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--events", type=int, default=20_000, help="of each round")
-    parser.add_argument("--target", type=float, default=0.95, help="of each ratio")
+    parser.add_argument("--target", type=float, default=0.95, help="of each median ratio")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     given = parser.parse_args()
     base = checked_out(given.base, ROOT / "build" / "bench" / given.base)

@@ -33,6 +33,9 @@ def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def statuses(log: Path) -> Counter[int]:
-    """Count the statuses of a service's answers in its JSON log, which has no probes at INFO."""
+    """Count the statuses of a service's answers in its JSON log.
+
+    With LOG_LEVEL=INFO, the log has no requests to /livez and /readyz.
+    """
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return Counter(line["status"] for line in lines if line.get("event") == "web.request")

@@ -69,9 +69,9 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     settings = delivery.settings("orders")
     make_topics(settings)
     old = Sender(settings, load_service("orders"))
-    # This event goes to another partition than the later events. So in the partition of the later
-    # events, the next batch of the old producer and the first of the new one have the same number.
-    assert len(old.send(events("elsewhere", 1)).acknowledged) == 1
+    # This key is in another partition than "key". So in the partition of "key", neither sender has
+    # sent anything before, and the first batch of each has the sequence number 0.
+    assert len(old.send(events("other", 1)).acknowledged) == 1
     own_broker.kill()
     own_broker.delete_data()
     own_broker.start()
@@ -79,9 +79,9 @@ def test_an_event_that_an_emptied_broker_did_not_store_is_not_acknowledged(
     new = Sender(settings, load_service("orders"))
     first = events("key", 3)
     assert new.send(first).acknowledged == first
-    # The old sender must send nothing. Its batch would have the producer id and the number of the
-    # new sender's first batch, and the broker would drop it as a duplicate.
-    second = events("key", 2)
+    # The old sender must send nothing. Its batch would have the producer id and the sequence
+    # numbers of the new sender's first batch, and the broker would drop it as a duplicate.
+    second = events("key", 3)
     acknowledged = old.send(second).acknowledged
     new.close()
     old.close()

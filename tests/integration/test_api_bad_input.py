@@ -268,7 +268,7 @@ def test_a_body_without_a_json_content_type_is_refused(
         ('{"description": "\xe9"}'.encode("latin-1"), "it is not UTF-8 (at byte 18)."),
     ],
 )
-def test_the_error_names_the_encoding_of_the_body(
+def test_a_body_that_is_not_utf_8_is_refused_with_the_reason(
     call: tuple[FlaskClient, str], body: bytes, detail: str
 ) -> None:
     """See RFC 8259, section 8.1. A server may ignore or refuse a byte order mark."""
@@ -342,10 +342,10 @@ def test_a_wrong_value_is_refused_in_every_field(
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
-def test_an_unknown_field_may_hold_anything(
+def test_the_value_of_an_unknown_field_is_not_validated(
     clients: dict[str, FlaskClient], name: str, field: str
 ) -> None:
-    """The API validates only known fields, so the status depends on the account alone."""
+    """None of the values gives 422. Whether the account exists decides between the others."""
     service, path, body = CALLS[name]
     for value in WRONG_ANYWHERE:
         response = post(clients[service], path, body | {f"{field}_": value})

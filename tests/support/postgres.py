@@ -114,7 +114,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        self._cluster.running_pid()
+        self._cluster.running_pid()  # removes the lock file of a killed server
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._cluster.command(self.port, **FAST),

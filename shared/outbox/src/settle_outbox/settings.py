@@ -299,7 +299,8 @@ def _check_windows(settings: Settings) -> None:
     if settings.inbox_retention_s <= latest_s:
         raise SettingsError(
             f"INBOX_RETENTION_S ({settings.inbox_retention_s}) must be greater than "
-            f"TOPIC_RETENTION_S + REPLAY_WINDOW_S ({latest_s}), or a late duplicate is applied"
+            f"TOPIC_RETENTION_S + REPLAY_WINDOW_S ({latest_s}), or late duplicates become"
+            " dead letters"
         )
     if settings.replay_window_s > settings.outbox_retention_s:
         raise SettingsError(
