@@ -65,8 +65,8 @@ def make_producer_that_would_continue(settings: Settings, client_id: str) -> Kaf
         acks="all",
         enable_idempotence=False,
         # The fence cannot take back a batch that is in flight when an earlier one of its partition
-        # fails. An idempotent producer of kafka-python has one batch of a partition in flight at a
-        # time. Without idempotence, it does so only if one request may be in flight.
+        # fails. So a partition may have one batch in flight at most. With idempotence, kafka-python
+        # ensures this. Without it, this option must be 1.
         max_in_flight_requests_per_connection=1,
         linger_ms=5,
         batch_size=128 * 1024,

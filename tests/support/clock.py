@@ -9,8 +9,8 @@ from settle_outbox.runtime.process import Stop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Maximum time by which a test may advance its clock. If a test needs more, it waits for something
-# that does not happen, and fails.
+# Maximum time that may pass on a test's clock, in waits and by `advance` together. More passes only
+# if the test waits for something that does not happen. Then the test fails.
 MAX_ADVANCE_S = 3600.0
 
 
