@@ -182,6 +182,19 @@ def test_partitions_past_retention_are_dropped_unless_they_have_pending_events(
     assert days(engine, "outbox")[0] == "20310312"
 
 
+def test_a_horizon_stays_when_the_partition_that_ends_at_it_is_dropped(engine: Engine) -> None:
+    maintain(engine, INBOX, NOON)
+    midnight = NOON.replace(hour=0)
+    end_of_day = lowest_id(midnight + DAY)
+    query(engine, f"INSERT INTO inbox_horizon VALUES ('{end_of_day}')")
+    receive(engine, id_at(midnight + 8 * DAY))
+
+    maintain(engine, INBOX, midnight + 8 * DAY)
+
+    assert days(engine, "inbox")[0] == "20310311"
+    assert query(engine, "SELECT before FROM inbox_horizon") == [end_of_day]
+
+
 def test_a_partition_in_use_is_dropped_by_a_later_maintenance(engine: Engine) -> None:
     maintain(engine, OUTBOX, NOON)
     put_sent(engine, id_at(NOON + 9 * DAY))

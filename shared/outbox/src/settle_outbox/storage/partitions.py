@@ -87,7 +87,7 @@ def inbox_partitions(retention_s: int) -> Partitioned:
         table="inbox",
         retention=timedelta(seconds=retention_s),
         after_drop="""
-            WITH moved AS (DELETE FROM inbox_horizon WHERE before <= :high)
+            WITH moved AS (DELETE FROM inbox_horizon WHERE before < :high)
             INSERT INTO inbox_horizon (before)
             SELECT :high WHERE NOT EXISTS (SELECT FROM inbox_horizon WHERE before > :high)
             ON CONFLICT (before) DO NOTHING
