@@ -15,15 +15,17 @@ from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.offsets import find_stale
 from settle_outbox.kafka.topics import close_quietly, ensure_topics, find_topics
 from support.broker import KAFKA, EmbeddedBroker, KafkaBroker, chosen_broker
-from support.delivery import ORDERS, PARTITIONS, Delivery, Record, order_created
+from support.delivery import ORDERS, PARTITIONS, Delivery, Record, order_created, read_health
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from uuid import UUID
 
     from support.broker import Broker
 
+CONSUMER = "inbox-consumer-payments"
 BROKERS = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
 needs_kafka = pytest.mark.skipif(
     chosen_broker().kind != KAFKA,
@@ -75,7 +77,7 @@ def wait_received(delivery: Delivery, count: int) -> None:
 
 
 def test_running_members_read_the_new_topic_from_its_start(
-    each_broker: Broker, payments_url: str, orders_url: str
+    each_broker: Broker, payments_url: str, orders_url: str, tmp_path: Path
 ) -> None:
     """The members are frozen while the topic is replaced.
 
@@ -83,11 +85,22 @@ def test_running_members_read_the_new_topic_from_its_start(
     """
     delivery = Delivery(payments_url, orders_url, each_broker.bootstrap)
     delivery.produce(ORDERS, *spread_orders(120))
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
     with (
-        delivery.process("inbox-consumer", "run", "payments") as one,
-        delivery.process("inbox-consumer", "run", "payments") as other,
+        delivery.process("inbox-consumer", "run", "payments", HEALTH_DIR=str(folders[0])) as one,
+        delivery.process("inbox-consumer", "run", "payments", HEALTH_DIR=str(folders[1])) as other,
     ):
         members = (one, other)
+        # A consumer that joins after the topic is replaced does not know the old one.
+        wait_until(
+            lambda: all(
+                '"ready"' in read_health(each, "inbox-consumer-payments") for each in folders
+            ),
+            timeout_s=60,
+            what="both consumers to join",
+        )
         wait_received(delivery, 120)
         for member in members:
             member.signal(signal.SIGSTOP)
