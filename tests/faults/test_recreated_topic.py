@@ -95,9 +95,7 @@ def test_running_members_read_the_new_topic_from_its_start(
         members = (one, other)
         # A consumer that joins after the topic is replaced does not know the old one.
         wait_until(
-            lambda: all(
-                '"ready"' in read_health(each, "inbox-consumer-payments") for each in folders
-            ),
+            lambda: all('"ready"' in read_health(folder, CONSUMER) for folder in folders),
             timeout_s=60,
             what="both consumers to join",
         )
