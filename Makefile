@@ -97,7 +97,7 @@ lint: $(INSTALLED) ## Style, types and layers
 
 .PHONY: check
 check: lint ## What to run before a commit: lint, and the tests that are quick; under six minutes
-	@$(PYTEST) -m "not slow" --ignore=tests/acceptance $(ARGS)
+	@$(PYTEST) -m "not slow" $(or $(ARGS),tests/unit tests/integration tests/model)
 
 .PHONY: faults
 faults: $(INSTALLED) ## Kill and freeze processes and send invalid records, under load; minutes
