@@ -17,6 +17,7 @@ from services.payments.handlers import charge_orders
 from services.payments.models import Account, Payment, Transfer
 from settle_outbox import Outcome, ReceivedEvent
 from settle_outbox.trace import Trace
+from support.delivery import received_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,19 +28,7 @@ TRACE = Trace(request_id="r-1")
 
 
 def event(event_type: str, **data: Any) -> ReceivedEvent:
-    return ReceivedEvent(
-        id=uuid4(),
-        type=event_type,
-        source="/test",
-        time=None,
-        trace=TRACE,
-        data=data,
-        topic="test",
-        partition=0,
-        offset=0,
-        key=None,
-        headers=(),
-    )
+    return received_event(event_type, data, TRACE)
 
 
 def created(user_id: UUID, amount: int, order_id: UUID | None = None) -> ReceivedEvent:

@@ -14,15 +14,15 @@ from sqlalchemy.orm import Session
 from services.payments import accounts
 from services.payments.handlers import charge_orders
 from services.payments.models import Transfer
-from settle_outbox import ReceivedEvent
 from settle_outbox.trace import Trace
+from support.delivery import received_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Engine
 
-    from settle_outbox import Verdict
+    from settle_outbox import ReceivedEvent, Verdict
 
 
 @pytest.fixture
@@ -43,19 +43,7 @@ def user_ids(engine: Engine) -> list[UUID]:
 
 def created(user_id: UUID, order_id: UUID) -> ReceivedEvent:
     data: dict[str, Any] = {"order_id": order_id, "user_id": user_id, "amount": 100}
-    return ReceivedEvent(
-        id=uuid4(),
-        type="order.created",
-        source="/test",
-        time=None,
-        trace=Trace(),
-        data=data,
-        topic="test",
-        partition=0,
-        offset=0,
-        key=None,
-        headers=(),
-    )
+    return received_event("order.created", data, Trace())
 
 
 def charge_concurrently(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
@@ -22,7 +23,7 @@ from uuid_utils.compat import uuid7
 import settle_outbox as outbox
 from services.orders import orders
 from services.payments import accounts
-from settle_outbox import Event
+from settle_outbox import Event, ReceivedEvent
 from settle_outbox.consume.consumer import Consumer
 from settle_outbox.kafka.clients import make_admin
 from settle_outbox.kafka.topics import ensure_topics
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
     from kafka.consumer.fetcher import ConsumerRecord
     from sqlalchemy import CursorResult
+
+    from settle_outbox.trace import Trace
 
 BIN = Path(sys.executable).parent
 PARTITIONS = 6
@@ -85,6 +88,23 @@ def order_created(
     data = {"order_id": str(order_id or uuid7()), "user_id": str(user_id), "amount": amount}
     return Record(
         json.dumps(data).encode(), headers("order.created", **changed), str(user_id).encode()
+    )
+
+
+def received_event(event_type: str, data: dict[str, Any], trace: Trace) -> ReceivedEvent:
+    """Return an event as a handler gets it, with data that its schema has already validated."""
+    return ReceivedEvent(
+        id=uuid4(),
+        type=event_type,
+        source="/test",
+        time=None,
+        trace=trace,
+        data=data,
+        topic="test",
+        partition=0,
+        offset=0,
+        key=None,
+        headers=(),
     )
 
 
